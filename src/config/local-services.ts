@@ -1,0 +1,37 @@
+/**
+ * From the `services` section to the model: capture ports are given out here, in file order.
+ */
+import type { LocalService, WorkloadSelector } from '../model/service.ts'
+import type { Config } from './schema.ts'
+
+/** The host's services. Services with an identity get the capture ports from `capture.basePort` up. */
+export function localServices(config: Config): readonly LocalService[] {
+  let nextPort = config.capture.basePort
+  return config.services.map((service): LocalService => {
+    const selector = service.identity === undefined ? undefined : toSelector(service.identity)
+    const capturePort = selector === undefined ? undefined : nextPort
+    if (capturePort !== undefined) nextPort += 1
+    return {
+      name: service.name,
+      id: service.id ?? service.name,
+      target: service.port === undefined ? undefined : { ip: service.address, port: service.port },
+      selector,
+      capturePort,
+      upstreams: service.upstreams.map((upstream) => ({
+        destination: upstream.destination,
+        bind:
+          upstream.bindPort === undefined
+            ? undefined
+            : { ip: upstream.bindAddress, port: upstream.bindPort },
+      })),
+    }
+  })
+}
+
+function toSelector(
+  identity: NonNullable<Config['services'][number]['identity']>,
+): WorkloadSelector {
+  if ('cgroup' in identity) return { kind: 'cgroup', path: identity.cgroup }
+  if ('user' in identity) return { kind: 'user', user: String(identity.user) }
+  return { kind: 'sourceAddress', ip: identity.sourceAddress }
+}

@@ -1,0 +1,254 @@
+/**
+ * The configuration file: every key, its type, default and meaning. The JSON schema, the error messages
+ * and docs/configuration.md are made from this one place.
+ *
+ * Strict: an unknown key is an error. Durations are text with a unit (`5s`, `200ms`, `1h30m`) and become
+ * milliseconds; sizes (`64KiB`) become bytes. The parsed value is the daemon's {@link Config}.
+ */
+import { z } from 'zod'
+import { canonicalIp, isPort } from '../model/address.ts'
+import { isServiceName } from '../model/spiffe-id.ts'
+
+const UNIT_MS: Record<string, number> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 }
+
+/** Milliseconds of a duration such as `1h30m` or `200ms`; undefined when `text` is none. */
+export function parseDuration(text: string): number | undefined {
+  if (!/^(\d+(ms|s|m|h|d))+$/.test(text)) return undefined
+  let total = 0
+  for (const [, amount, unit] of text.matchAll(/(\d+)(ms|s|m|h|d)/g))
+    total += Number(amount) * (UNIT_MS[unit ?? ''] ?? 0)
+  return total
+}
+
+function duration(defaultText: string, meaning: string) {
+  return z
+    .string()
+    .default(defaultText)
+    .transform((text, context) => {
+      const ms = parseDuration(text)
+      if (ms !== undefined && ms <= 365 * 86_400_000) return ms
+      context.addIssue(`Must be a duration such as 500ms, 10s or 1h, at most 365d, got "${text}"`)
+      return z.NEVER
+    })
+    .describe(meaning)
+}
+
+const port = z.int().refine(isPort, 'Must be a TCP port, 1 to 65535')
+const serviceName = z
+  .string()
+  .refine(
+    isServiceName,
+    'Must be a service name: a-z, 0-9, "-", "." and "_", at most 128 characters',
+  )
+const ip = z.string().transform((text, context) => {
+  const canonical = canonicalIp(text)
+  if (canonical !== undefined) return canonical
+  context.addIssue(`Must be an IPv4 or IPv6 address, got "${text}"`)
+  return z.NEVER
+})
+
+const identity = z
+  .union([
+    z.strictObject({
+      cgroup: z
+        .string()
+        .regex(
+          /^[^/\s"'][^\s"']*$/,
+          'Must be a path below the cgroup v2 root, without leading slash',
+        )
+        .describe('cgroup v2 path of the workload, such as system.slice/web.service'),
+    }),
+    z.strictObject({
+      user: z
+        .union([
+          z.string().regex(/^[a-z_][a-z0-9_-]{0,31}$/, 'Must be a user name'),
+          z.int().min(0),
+        ])
+        .describe('Unix user, by name or number'),
+    }),
+    z.strictObject({ sourceAddress: ip.describe('Address of a container on a local bridge') }),
+  ])
+  .describe('How the kernel recognises the connections that this service opens')
+
+const upstream = z.strictObject({
+  destination: serviceName.describe('Service that is called'),
+  bindPort: port
+    .optional()
+    .describe('Local port that leads there; leave out to reach it through capture only'),
+  bindAddress: ip
+    .default('127.0.0.1')
+    .describe('Address of that port; loopback unless you know why'),
+})
+
+const service = z.strictObject({
+  name: serviceName.describe('Name in the catalog, in intentions and in the certificate'),
+  id: z
+    .string()
+    .regex(/^[A-Za-z0-9._:-]{1,128}$/, 'Must be 1 to 128 of A-Z a-z 0-9 . _ : -')
+    .optional()
+    .describe('Unique on this host; the name unless several instances of a service run here'),
+  port: port.optional().describe('Port where the application listens; leave out for a pure caller'),
+  address: ip.default('127.0.0.1').describe('Address where the application listens'),
+  identity: identity.optional(),
+  upstreams: z.array(upstream).max(200).default([]).describe('Services that this one calls'),
+})
+
+const consul = z.strictObject({
+  address: z
+    .string()
+    .regex(
+      /^(https?:\/\/[^\s/]+|unix:\/\/\/\S+)$/,
+      'Must be http://host:port, https://host:port or unix:///path',
+    )
+    .default('http://127.0.0.1:8500')
+    .describe('The local Consul agent'),
+  token: z.string().optional().describe('ACL token; prefer tokenFile'),
+  tokenFile: z.string().optional().describe('File that holds the ACL token'),
+  caFile: z.string().optional().describe('Roots for an https address, PEM'),
+  register: z.boolean().default(true).describe('Register the local services as connect-proxies'),
+  requestTimeout: duration('10s', 'Deadline of a call that does not block'),
+})
+
+/** The whole file. */
+export const configSchema = z.strictObject({
+  node: z
+    .strictObject({
+      name: z
+        .string()
+        .regex(/^[A-Za-z0-9._-]{1,128}$/, 'Must be 1 to 128 of A-Z a-z 0-9 . _ -')
+        .optional()
+        .describe("Name of this host; the machine's host name unless given"),
+      address: ip
+        .optional()
+        .describe('Address at which other hosts reach this one; asked of Consul unless given'),
+    })
+    .prefault({}),
+  datacenter: z
+    .string()
+    .regex(/^[a-z0-9_-]{1,64}$/, 'Must be a Consul datacenter name: a-z 0-9 _ -')
+    .default('dc1'),
+  catalog: z
+    .discriminatedUnion('kind', [
+      z.strictObject({
+        kind: z.literal('file'),
+        path: z.string().describe('YAML file of services, instances and intentions'),
+      }),
+      z.strictObject({
+        kind: z.literal('consul'),
+        ...consul.shape,
+        watch: z
+          .enum(['upstreams', 'all'])
+          .default('upstreams')
+          .describe('Follow the services that are named as upstreams, or all mesh services'),
+      }),
+    ])
+    .describe('Where services, instances and intentions come from'),
+  certificates: z
+    .discriminatedUnion('kind', [
+      z.strictObject({
+        kind: z.literal('builtin'),
+        directory: z.string().describe('Directory written by `hostmesh ca issue`'),
+      }),
+      z.strictObject({ kind: z.literal('consul') }),
+    ])
+    .describe('Where certificates come from; `consul` uses the agent that the catalog uses'),
+  services: z.array(service).max(1000).default([]).describe('The services of this host'),
+  capture: z
+    .strictObject({
+      mode: z
+        .enum(['off', 'on'])
+        .default('off')
+        .describe('`on` diverts connections to mesh services by iptables rules'),
+      basePort: port
+        .default(15_100)
+        .describe('First of the capture ports; each service with an identity takes the next one'),
+      virtualRange: z
+        .string()
+        .default('240.0.0.0/4')
+        .describe('IPv4 range of virtual addresses; all of it is captured'),
+      virtualRange6: z
+        .string()
+        .default('fdc6:6d65:7368::/64')
+        .describe('IPv6 range of virtual addresses; all of it is captured'),
+      daemonUser: z
+        .union([z.string(), z.int().min(0)])
+        .optional()
+        .describe('User the daemon runs as, exempt from capture; its own user unless given'),
+      onStop: z
+        .enum(['open', 'closed'])
+        .default('open')
+        .describe(
+          '`open` removes the rules on stop, `closed` keeps them so that nothing leaves in plaintext',
+        ),
+    })
+    .prefault({}),
+  tunnel: z
+    .strictObject({
+      port: port.default(15_443).describe('Port where other hosts reach this one'),
+      address: ip.default('::').describe('Address of that port'),
+      inboundMinVersion: z
+        .enum(['1.2', '1.3'])
+        .default('1.2')
+        .describe('Least TLS version taken from Connect sidecars; hostmesh hosts always use 1.3'),
+    })
+    .prefault({}),
+  workers: z.int().min(1).max(64).default(1).describe('Data-plane threads'),
+  admin: z
+    .strictObject({
+      socket: z
+        .string()
+        .default('/run/hostmesh/admin.sock')
+        .describe('Unix socket of the admin API'),
+      group: z.string().optional().describe('Group that may use the socket beside root'),
+    })
+    .prefault({}),
+  metrics: z
+    .strictObject({
+      address: ip.default('127.0.0.1'),
+      port: port
+        .optional()
+        .describe('Port of /metrics over HTTP; only on the admin socket unless given'),
+    })
+    .prefault({}),
+  timeouts: z
+    .strictObject({
+      connect: duration('5s', 'To reach an instance, all tries together bounded by twice this'),
+      handshake: duration('5s', 'TLS handshake and first stream message of a peer'),
+      idle: duration('1h', 'A connection on which nothing moves in either direction is closed'),
+      halfClosed: duration('5m', 'A half-closed connection on which nothing moves is closed'),
+      tunnelIdle: duration('5m', 'A tunnel without streams is closed'),
+      keepalive: duration('10s', 'Ping a tunnel this often; two unanswered end it'),
+      drain: duration('30s', 'How long open connections may go on after a stop was asked for'),
+    })
+    .prefault({}),
+  limits: z
+    .strictObject({
+      connections: z
+        .int()
+        .min(1)
+        .max(1_000_000)
+        .default(20_000)
+        .describe('Open connections a worker'),
+      connectionsPerService: z
+        .int()
+        .min(1)
+        .max(1_000_000)
+        .default(10_000)
+        .describe('Of one caller'),
+      streamsPerTunnel: z.int().min(1).max(100_000).default(10_000),
+      pendingHandshakes: z.int().min(1).max(100_000).default(512),
+    })
+    .prefault({}),
+  log: z
+    .strictObject({
+      level: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
+      format: z.enum(['json', 'text']).default('json'),
+    })
+    .prefault({}),
+})
+
+/** A parsed configuration: all defaults filled in, durations in milliseconds, addresses canonical. */
+export type Config = z.output<typeof configSchema>
+
+/** What a user may write. */
+export type ConfigInput = z.input<typeof configSchema>

@@ -1,0 +1,66 @@
+/**
+ * What the daemon asks of a catalog: which instances a service has, and who may reach a service.
+ *
+ * Two rooms satisfy it: `consul/` (a local agent) and `file/` (one YAML file). Both keep their last good
+ * answer when their source fails and say how old it is; neither ever turns an error into an empty
+ * answer.
+ */
+import type { Endpoint } from '../../model/endpoint.ts'
+import type { DefaultPolicy, Intention } from '../../model/intention.ts'
+import type { LocalService } from '../../model/service.ts'
+
+/** What a catalog says of one service. `local` of its endpoints is left false: compile() decides it. */
+export interface CatalogService {
+  readonly name: string
+  readonly protocol: string
+  readonly connectTimeoutMs: number
+  /** The catalog's own virtual addresses for it, canonical; often none. */
+  readonly virtualIps: readonly string[]
+  readonly endpoints: readonly Endpoint[]
+}
+
+/** The rules whose destination is one service, wildcards included. */
+export interface CatalogPolicy {
+  readonly destination: string
+  readonly intentions: readonly Intention[]
+  readonly defaultPolicy: DefaultPolicy
+}
+
+/** How well a catalog is in touch with its source. */
+export interface CatalogHealth {
+  /** Monotonic milliseconds of the last good answer of any kind; undefined before the first. */
+  readonly lastGoodAtMs: number | undefined
+  /** What is wrong now; empty when nothing is. One sentence each. */
+  readonly problems: readonly string[]
+}
+
+/** A running watch; closing it stops its calls. */
+export interface Watch {
+  close(): void
+}
+
+/** Where services, instances and intentions come from. */
+export interface Catalog extends AsyncDisposable {
+  /** A few words for status: `consul http://127.0.0.1:8500`, `file /etc/hostmesh/catalog.yaml`. */
+  readonly description: string
+  /**
+   * Follows the instances of one service. `onChange` is called with every answer that differs from the
+   * last, never with an error; a service that the catalog does not know has no endpoints.
+   */
+  watchService(name: string, onChange: (service: CatalogService) => void): Watch
+  /** Follows the names of all mesh services. */
+  watchServiceNames(onChange: (names: readonly string[]) => void): Watch
+  /** Follows the rules for these destinations. */
+  watchPolicies(
+    destinations: readonly string[],
+    onChange: (policies: readonly CatalogPolicy[]) => void,
+  ): Watch
+  /**
+   * Makes this host's services known, each reachable at `tunnelPort`, and keeps them known until
+   * {@link Catalog.deregister}. Services without a target are not registered.
+   */
+  register(services: readonly LocalService[], tunnelPort: number): Promise<void>
+  /** Takes back what register() made known. Bounded in time; failures are logged, not thrown. */
+  deregister(): Promise<void>
+  health(): CatalogHealth
+}

@@ -1,0 +1,22 @@
+/**
+ * What the daemon asks of a certificate source. `consul-ca.ts` (the agent's Connect CA) and
+ * `builtin-ca.ts` (files written by `hostmesh ca issue`) satisfy it.
+ */
+import type { Leaf, TrustBundle } from '../../model/certificate.ts'
+
+/** A running watch; closing it stops its calls. */
+export interface CertificateWatch {
+  close(): void
+}
+
+/** Where leaf certificates and roots come from. Keeps the last good ones when its origin fails. */
+export interface CertificateSource extends AsyncDisposable {
+  /** A few words for status. */
+  readonly description: string
+  /** Follows one service's leaf: called at first issue and at every renewal, with validated PEM only. */
+  watchLeaf(service: string, onLeaf: (leaf: Leaf) => void): CertificateWatch
+  /** Follows the roots. */
+  watchRoots(onRoots: (bundle: TrustBundle) => void): CertificateWatch
+  /** What is wrong now, one sentence each; empty when nothing is. */
+  problems(): readonly string[]
+}

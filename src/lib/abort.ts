@@ -1,0 +1,24 @@
+/**
+ * Waiting that can be called off: every loop of the control plane sleeps through here.
+ */
+
+/**
+ * Resolves after `ms` milliseconds, or at once when `signal` aborts (it never rejects: the caller's
+ * loop looks at the signal). The timer does not keep the process alive.
+ */
+export function sleep(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) {
+      resolve()
+      return
+    }
+    const finish = (): void => {
+      clearTimeout(timer)
+      signal.removeEventListener('abort', finish)
+      resolve()
+    }
+    const timer = setTimeout(finish, ms)
+    timer.unref()
+    signal.addEventListener('abort', finish)
+  })
+}

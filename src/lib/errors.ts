@@ -1,0 +1,34 @@
+/**
+ * The one error class of hostmesh.
+ *
+ * Every failure that a person or a counter sees carries a stable code (`HM_<SUBJECT>_<FAILURE>`), a
+ * sentence that says what could not be done to what, and, where there is something to do about it, a
+ * hint. Callers switch on `code`, never on the message.
+ */
+export class MeshError extends Error {
+  override readonly name = 'MeshError'
+  /** Stable identifier, `HM_<SUBJECT>_<FAILURE>`; part of the public interface. */
+  readonly code: string
+  /** What the reader can do next, one sentence; undefined when there is nothing to do. */
+  readonly hint: string | undefined
+
+  constructor(code: string, message: string, options: { cause?: unknown; hint?: string } = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause })
+    this.code = code
+    this.hint = options.hint
+  }
+}
+
+/** The text of anything thrown: messages of the whole cause chain, outermost first. */
+export function describeError(thrown: unknown): string {
+  if (!(thrown instanceof Error)) return String(thrown)
+  const cause = thrown.cause === undefined ? '' : `: ${describeError(thrown.cause)}`
+  return `${thrown.message}${cause}`
+}
+
+/** The machine-readable code of anything thrown (`HM_…`, or Node's `ECONNREFUSED`…), else `HM_INTERNAL`. */
+export function errorCode(thrown: unknown): string {
+  if (thrown instanceof Error && 'code' in thrown && typeof thrown.code === 'string')
+    return thrown.code
+  return 'HM_INTERNAL'
+}

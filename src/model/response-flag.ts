@@ -1,0 +1,25 @@
+/**
+ * How a connection ended: one table for error codes, counters, access log and the admin API.
+ *
+ * The flags are Envoy's where Envoy has one, so that dashboards and habits carry over.
+ */
+
+/** Every ending, by the short code that appears in metrics and logs. */
+export const responseFlags = {
+  '-': 'The connection ended in order',
+  DENY: 'Denied by an intention, or by the default policy',
+  NC: 'No such service is known at the address',
+  UH: 'The service has no healthy instance',
+  UF: 'The connection to the instance, or to its host, failed',
+  UC: 'The instance, or the tunnel to its host, broke the connection',
+  UO: 'A limit of this host was reached',
+  DC: 'The caller broke the connection',
+  UT: 'A deadline passed',
+  SELF: 'The destination is a port of hostmesh itself',
+  TLS: 'The peer did not prove the identity it must have',
+  DR: 'This host is draining',
+  PE: 'The peer broke the tunnel protocol',
+} as const
+
+/** Short code for why a connection ended. */
+export type ResponseFlag = keyof typeof responseFlags

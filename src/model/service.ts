@@ -1,0 +1,36 @@
+/**
+ * What runs on this host: the services it offers and the local processes that speak for them.
+ */
+import type { SocketAddress } from './address.ts'
+
+/**
+ * How the kernel recognises a workload's sockets. Nothing that the client sends can change it.
+ * `cgroup` is a path below the cgroup v2 root (`system.slice/web.service`), `user` a name or numeric
+ * uid, `sourceAddress` the address of a container on a local bridge.
+ */
+export type WorkloadSelector =
+  | { readonly kind: 'cgroup'; readonly path: string }
+  | { readonly kind: 'user'; readonly user: string }
+  | { readonly kind: 'sourceAddress'; readonly ip: string }
+
+/** A port on loopback that leads to one destination service, as a sidecar's upstream does. */
+export interface ExplicitUpstream {
+  readonly destination: string
+  /** Where the application dials; undefined when the destination is only reached through capture. */
+  readonly bind: SocketAddress | undefined
+}
+
+/** One service instance of this host, from the configuration. */
+export interface LocalService {
+  /** The logical name: what intentions and certificates speak of. */
+  readonly name: string
+  /** Unique on the host; the catalog's service ID. Equals `name` unless several instances share a host. */
+  readonly id: string
+  /** Where the application listens; undefined for a workload that only calls. */
+  readonly target: SocketAddress | undefined
+  /** How its own outgoing connections are recognised; undefined when it is never captured. */
+  readonly selector: WorkloadSelector | undefined
+  /** The port its captured connections are diverted to; given with `selector`. */
+  readonly capturePort: number | undefined
+  readonly upstreams: readonly ExplicitUpstream[]
+}
