@@ -3,49 +3,43 @@
  * and docs/configuration.md are made from this one place.
  *
  * Strict: an unknown key is an error. Durations are text with a unit (`5s`, `200ms`, `1h30m`) and become
- * milliseconds; sizes (`64KiB`) become bytes. The parsed value is the daemon's {@link Config}.
+ * milliseconds. The parsed value is the daemon's {@link Config}. Rules that involve several keys are in
+ * validate.ts.
  */
 import { z } from 'zod'
-import { canonicalIp, isPort } from '../model/address.ts'
+import { DURATION_PATTERN, formatDuration, parseDuration } from '../lib/duration.ts'
+import { canonicalIp } from '../model/address.ts'
 import { isServiceName } from '../model/spiffe-id.ts'
 
-const UNIT_MS: Record<string, number> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 }
-
-/** Milliseconds of a duration such as `1h30m` or `200ms`; undefined when `text` is none. */
-export function parseDuration(text: string): number | undefined {
-  if (!/^(\d+(ms|s|m|h|d))+$/.test(text)) return undefined
-  let total = 0
-  for (const [, amount, unit] of text.matchAll(/(\d+)(ms|s|m|h|d)/g))
-    total += Number(amount) * (UNIT_MS[unit ?? ''] ?? 0)
-  return total
-}
-
-function duration(defaultText: string, meaning: string) {
+/** A duration in the file, milliseconds in the value; encodes back to text for `config show`. */
+function duration(defaultText: string, meaning: string, minMs = 1) {
   return z
-    .string()
-    .default(defaultText)
-    .transform((text, context) => {
-      const ms = parseDuration(text)
-      if (ms !== undefined && ms <= 365 * 86_400_000) return ms
-      context.addIssue(`Must be a duration such as 500ms, 10s or 1h, at most 365d, got "${text}"`)
-      return z.NEVER
+    .codec(z.string(), z.number(), {
+      decode: (text, context) => {
+        const ms = parseDuration(text)
+        if (ms !== undefined && ms >= minMs) return ms
+        const message = `Must be a duration such as 500ms, 10s or 1h30m, ${formatDuration(minMs)} to 365d`
+        context.issues.push({ code: 'custom', message, input: text })
+        return z.NEVER
+      },
+      encode: formatDuration,
     })
-    .describe(meaning)
+    .prefault(defaultText)
+    .meta({ description: meaning, pattern: DURATION_PATTERN })
 }
 
-const port = z.int().refine(isPort, 'Must be a TCP port, 1 to 65535')
+const port = z.int().min(1).max(65_535)
 const serviceName = z
   .string()
   .refine(
     isServiceName,
     'Must be a service name: a-z, 0-9, "-", "." and "_", at most 128 characters',
   )
-const ip = z.string().transform((text, context) => {
-  const canonical = canonicalIp(text)
-  if (canonical !== undefined) return canonical
-  context.addIssue(`Must be an IPv4 or IPv6 address, got "${text}"`)
-  return z.NEVER
-})
+const ip = z
+  .string()
+  .refine((text) => canonicalIp(text) !== undefined, 'Must be an IPv4 or IPv6 address')
+  .overwrite((text) => canonicalIp(text) ?? text)
+const path = z.string().min(1)
 
 const identity = z
   .union([
@@ -68,7 +62,7 @@ const identity = z
     }),
     z.strictObject({ sourceAddress: ip.describe('Address of a container on a local bridge') }),
   ])
-  .describe('How the kernel recognises the connections that this service opens')
+  .describe('How the kernel recognizes the connections that this service opens')
 
 const upstream = z.strictObject({
   destination: serviceName.describe('Service that is called'),
@@ -93,18 +87,19 @@ const service = z.strictObject({
   upstreams: z.array(upstream).max(200).default([]).describe('Services that this one calls'),
 })
 
+/** Where a Consul agent answers. */
+export const consulAddress = z
+  .string()
+  .regex(
+    /^(https?:\/\/[^\s/]+|unix:\/\/\/\S+)$/,
+    'Must be http://host:port, https://host:port or unix:///path',
+  )
+
 const consul = z.strictObject({
-  address: z
-    .string()
-    .regex(
-      /^(https?:\/\/[^\s/]+|unix:\/\/\/\S+)$/,
-      'Must be http://host:port, https://host:port or unix:///path',
-    )
-    .default('http://127.0.0.1:8500')
-    .describe('The local Consul agent'),
+  address: consulAddress.default('http://127.0.0.1:8500').describe('The local Consul agent'),
   token: z.string().optional().describe('ACL token; prefer tokenFile'),
-  tokenFile: z.string().optional().describe('File that holds the ACL token'),
-  caFile: z.string().optional().describe('Roots for an https address, PEM'),
+  tokenFile: path.optional().describe('File that holds the ACL token'),
+  caFile: path.optional().describe('Roots for an https address, PEM'),
   register: z.boolean().default(true).describe('Register the local services as connect-proxies'),
   requestTimeout: duration('10s', 'Deadline of a call that does not block'),
 })
@@ -126,12 +121,13 @@ export const configSchema = z.strictObject({
   datacenter: z
     .string()
     .regex(/^[a-z0-9_-]{1,64}$/, 'Must be a Consul datacenter name: a-z 0-9 _ -')
-    .default('dc1'),
+    .default('dc1')
+    .describe('Consul datacenter of this host; part of every identity'),
   catalog: z
     .discriminatedUnion('kind', [
       z.strictObject({
         kind: z.literal('file'),
-        path: z.string().describe('YAML file of services, instances and intentions'),
+        path: path.describe('YAML file of services, instances and intentions'),
       }),
       z.strictObject({
         kind: z.literal('consul'),
@@ -147,7 +143,7 @@ export const configSchema = z.strictObject({
     .discriminatedUnion('kind', [
       z.strictObject({
         kind: z.literal('builtin'),
-        directory: z.string().describe('Directory written by `hostmesh ca issue`'),
+        directory: path.describe('Directory written by `hostmesh ca issue`'),
       }),
       z.strictObject({ kind: z.literal('consul') }),
     ])
@@ -185,7 +181,7 @@ export const configSchema = z.strictObject({
   tunnel: z
     .strictObject({
       port: port.default(15_443).describe('Port where other hosts reach this one'),
-      address: ip.default('::').describe('Address of that port'),
+      address: ip.default('::').describe('Address of the tunnel port'),
       inboundMinVersion: z
         .enum(['1.2', '1.3'])
         .default('1.2')
@@ -195,16 +191,15 @@ export const configSchema = z.strictObject({
   workers: z.int().min(1).max(64).default(1).describe('Data-plane threads'),
   admin: z
     .strictObject({
-      socket: z
-        .string()
-        .default('/run/hostmesh/admin.sock')
-        .describe('Unix socket of the admin API'),
+      socket: path.default('/run/hostmesh/admin.sock').describe('Unix socket of the admin API'),
       group: z.string().optional().describe('Group that may use the socket beside root'),
     })
     .prefault({}),
   metrics: z
     .strictObject({
-      address: ip.default('127.0.0.1'),
+      address: ip
+        .default('127.0.0.1')
+        .describe('Address of the metrics port; anyone who reaches it may read'),
       port: port
         .optional()
         .describe('Port of /metrics over HTTP; only on the admin socket unless given'),
@@ -218,7 +213,7 @@ export const configSchema = z.strictObject({
       halfClosed: duration('5m', 'A half-closed connection on which nothing moves is closed'),
       tunnelIdle: duration('5m', 'A tunnel without streams is closed'),
       keepalive: duration('10s', 'Ping a tunnel this often; two unanswered end it'),
-      drain: duration('30s', 'How long open connections may go on after a stop was asked for'),
+      drain: duration('30s', 'How long open connections may go on after a stop was asked for', 0),
     })
     .prefault({}),
   limits: z
@@ -234,15 +229,31 @@ export const configSchema = z.strictObject({
         .min(1)
         .max(1_000_000)
         .default(10_000)
-        .describe('Of one caller'),
-      streamsPerTunnel: z.int().min(1).max(100_000).default(10_000),
-      pendingHandshakes: z.int().min(1).max(100_000).default(512),
+        .describe('Open connections of one calling service, a worker'),
+      streamsPerTunnel: z
+        .int()
+        .min(1)
+        .max(100_000)
+        .default(10_000)
+        .describe('Open streams in one tunnel'),
+      pendingHandshakes: z
+        .int()
+        .min(1)
+        .max(100_000)
+        .default(512)
+        .describe('TLS handshakes of peers under way, a worker'),
     })
     .prefault({}),
   log: z
     .strictObject({
-      level: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
-      format: z.enum(['json', 'text']).default('json'),
+      level: z
+        .enum(['debug', 'info', 'warn', 'error'])
+        .default('info')
+        .describe('Least severity that is logged'),
+      format: z
+        .enum(['json', 'text'])
+        .default('json')
+        .describe('`json` for machines, `text` for people; on standard error'),
     })
     .prefault({}),
 })

@@ -1,0 +1,82 @@
+/**
+ * What /proc says of the hops: CPU time and resident memory of a process and its descendants, and the
+ * bytes that reached a network namespace. The parsers are pure; the readers are synchronous, so that the
+ * figures of both hops are taken within microseconds of each other.
+ */
+import { execFileSync } from 'node:child_process'
+import { readdirSync, readFileSync } from 'node:fs'
+import { MeshError } from '../../src/lib/errors.ts'
+
+/** User and system time of `/proc/<pid>/stat`, in clock ticks, all threads of the process together. */
+export function parseCpuTicks(stat: string): number {
+  // The second field is the command in parentheses and may hold spaces and parentheses itself.
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+  const ticks = Number(fields[11]) + Number(fields[12])
+  if (Number.isNaN(ticks))
+    throw new MeshError('HM_BENCH_PROC', `Cannot read CPU time from "${stat}"`)
+  return ticks
+}
+
+/** Resident set of `/proc/<pid>/status`, in kB (1024 bytes). */
+export function parseRssKb(status: string): number {
+  const match = /^VmRSS:\s+(\d+) kB$/m.exec(status)
+  if (match === null)
+    throw new MeshError('HM_BENCH_PROC', 'Cannot find VmRSS: the process has ended')
+  return Number(match[1])
+}
+
+/** Bytes received by all interfaces but loopback, from `/proc/<pid>/net/dev`. */
+export function parseReceivedBytes(netDev: string): number {
+  let total = 0
+  for (const [, name, received] of netDev.matchAll(/^\s*([^\s:]+):\s*(\d+)/gm))
+    if (name !== 'lo') total += Number(received)
+  return total
+}
+
+let ticksPerSecond: number | undefined
+
+/** CPU microseconds used so far by these processes and their living descendants. */
+export function cpuMicroseconds(pids: readonly number[]): number {
+  ticksPerSecond ??= Number(execFileSync('getconf', ['CLK_TCK'], { encoding: 'utf8' }))
+  let ticks = 0
+  for (const pid of withDescendants(pids)) ticks += parseCpuTicks(read(pid, 'stat'))
+  return (ticks / ticksPerSecond) * 1e6
+}
+
+/** Resident kB of one process and its living descendants. */
+export function rssKb(pid: number): number {
+  let total = 0
+  for (const each of withDescendants([pid])) total += parseRssKb(read(each, 'status'))
+  return total
+}
+
+/** Bytes received so far from outside by the network namespace that `pid` lives in. */
+export function receivedBytes(pid: number): number {
+  return parseReceivedBytes(read(pid, 'net/dev'))
+}
+
+function withDescendants(pids: readonly number[]): readonly number[] {
+  const found = [...pids]
+  for (let i = 0; i < found.length; i += 1) {
+    const pid = found[i]
+    if (pid === undefined) continue
+    for (const thread of readdirSync(`/proc/${pid}/task`))
+      for (const child of read(pid, `task/${thread}/children`).split(' '))
+        if (child !== '') found.push(Number(child))
+  }
+  return found
+}
+
+function read(pid: number, file: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/${file}`, 'utf8')
+  } catch (error) {
+    throw new MeshError(
+      'HM_BENCH_PROC',
+      `Cannot read /proc/${pid}/${file}: the process has ended`,
+      {
+        cause: error,
+      },
+    )
+  }
+}

@@ -1,0 +1,35 @@
+/**
+ * What is measured: the scenarios by name, with the figures each one yields.
+ */
+import type { MetricName } from './metrics.ts'
+
+/** What reports say of a scenario. */
+export interface ScenarioTitle {
+  readonly title: string
+  readonly metrics: readonly MetricName[]
+}
+
+const REQUEST_METRICS = ['requestsPerSecond', 'p50', 'p99', 'cpuPerRequest'] as const
+
+/** All scenarios, in the order in which they run. */
+export const SCENARIOS = {
+  'requests-1': { title: 'small requests, 1 connection', metrics: REQUEST_METRICS },
+  'requests-64': { title: 'small requests, 64 connections', metrics: REQUEST_METRICS },
+  'requests-256': { title: 'small requests, 256 connections', metrics: REQUEST_METRICS },
+  connections: {
+    title: 'a new connection for every request, 64 at a time',
+    metrics: ['connectionsPerSecond', 'p50', 'p99', 'cpuPerRequest'],
+  },
+  bulk: { title: 'bulk, one connection', metrics: ['throughput', 'cpuPerGigabyte'] },
+  mixed: {
+    title: 'two bulk downloads beside 16 connections of small requests',
+    metrics: ['requestsPerSecond', 'p50', 'p99', 'bulkThroughput'],
+  },
+  memory: { title: 'memory, 5,000 idle connections', metrics: ['rssIdle', 'rssPerConnection'] },
+} as const satisfies Record<string, ScenarioTitle>
+
+/** Name of a scenario. */
+export type ScenarioName = keyof typeof SCENARIOS
+
+/** All scenario names in order. */
+export const SCENARIO_NAMES: readonly ScenarioName[] = Object.keys(SCENARIOS) as ScenarioName[]

@@ -1,0 +1,227 @@
+/**
+ * How each scenario is sampled: put the load on, wait until it is steady, read the counters, wait, read
+ * them again. Rates and CPU are taken between the two readings, so that the handshakes with which a load
+ * begins do not count against whoever does them slowly.
+ */
+import { MeshError } from '../src/lib/errors.ts'
+import { parseBulkReport, startBulk } from './load/bulk.ts'
+import { openIdleConnections } from './load/idle.ts'
+import { startWrk, stopWrk } from './load/wrk.ts'
+import { cpuMicroseconds, receivedBytes, rssKb } from './measure/proc.ts'
+import type { Reading } from './metrics.ts'
+import type { ScenarioName } from './scenario-names.ts'
+import type { RunningProcess } from './site/process.ts'
+import { waitFor } from './site/process.ts'
+import type { Stage } from './site/stage.ts'
+
+/** How a scenario is measured. */
+export interface Scenario {
+  /** Length of the measured part of a sample in a full run, in seconds. */
+  readonly seconds: number
+  /** What a sample takes beyond that, roughly; for the ETA. */
+  readonly overheadSeconds: number
+  /** Rounds it takes at most: some figures hardly vary. */
+  readonly maxRounds: number
+  /** Whether a short unmeasured round comes first. */
+  readonly warmUp: boolean
+  sample(stage: Stage, seconds: number): Promise<Reading>
+}
+
+const ALWAYS = Number.POSITIVE_INFINITY
+
+/** How long a load may take to get all its connections through. */
+const STEADY_DEADLINE_MS = 15_000
+
+/** Connections that are held idle. */
+const IDLE_CONNECTIONS = 5_000
+
+/** All scenarios. */
+export const SCENARIO_SAMPLERS: Readonly<Record<ScenarioName, Scenario>> = {
+  'requests-1': requests(1, 1.5),
+  'requests-64': requests(64, 2.5),
+  'requests-256': requests(256, 2.5),
+  connections: {
+    seconds: 2,
+    overheadSeconds: 0.4,
+    maxRounds: ALWAYS,
+    warmUp: true,
+    sample: (stage, seconds) => sampleConnections(stage, seconds),
+  },
+  bulk: {
+    seconds: 2,
+    overheadSeconds: 0.2,
+    maxRounds: ALWAYS,
+    warmUp: true,
+    sample: (stage, seconds) => sampleBulk(stage, Math.max(1, Math.round(seconds))),
+  },
+  mixed: {
+    seconds: 3.5,
+    overheadSeconds: 0.6,
+    maxRounds: ALWAYS,
+    warmUp: true,
+    sample: (stage, seconds) => sampleMixed(stage, seconds),
+  },
+  memory: {
+    seconds: 4,
+    overheadSeconds: 4,
+    maxRounds: 2,
+    warmUp: false,
+    sample: (stage, seconds) => sampleMemory(stage, seconds / 2),
+  },
+}
+
+function requests(connections: number, seconds: number): Scenario {
+  return {
+    seconds,
+    overheadSeconds: 0.4,
+    maxRounds: ALWAYS,
+    warmUp: true,
+    sample: (stage, length) => sampleRequests(stage, connections, length),
+  }
+}
+
+async function sampleRequests(
+  stage: Stage,
+  connections: number,
+  seconds: number,
+): Promise<Reading> {
+  const wrk = startWrk(stage, connections)
+  try {
+    await stage.backend.reached(connections, steady(stage))
+    const { ratePerSecond, cpuPerRequest } = await observe(stage, seconds)
+    const { p50Us, p99Us } = await stopWrk(wrk)
+    return withCpu({ requestsPerSecond: ratePerSecond, p50: p50Us, p99: p99Us }, cpuPerRequest)
+  } finally {
+    await wrk.stop()
+  }
+}
+
+async function sampleConnections(stage: Stage, seconds: number): Promise<Reading> {
+  const before = await stage.backend.status()
+  const wrk = startWrk(stage, 64, ['Connection: close'])
+  try {
+    await waitFor('new connections reach the backend', steady(stage), async () =>
+      (await stage.backend.status()).requests > before.requests + 64 ? true : undefined,
+    )
+    const { ratePerSecond, cpuPerRequest } = await observe(stage, seconds)
+    const { p50Us, p99Us } = await stopWrk(wrk)
+    return withCpu({ connectionsPerSecond: ratePerSecond, p50: p50Us, p99: p99Us }, cpuPerRequest)
+  } finally {
+    await wrk.stop()
+  }
+}
+
+async function sampleBulk(stage: Stage, downloads: number): Promise<Reading> {
+  const cpuBefore = cpuMicroseconds(stage.hopPids)
+  const curl = startBulk(stage, downloads)
+  try {
+    await waitFor(
+      'the bulk downloads end',
+      { deadlineMs: 60_000, signal: stage.signal },
+      () => curl.end,
+    )
+    const cpuSeconds = (cpuMicroseconds(stage.hopPids) - cpuBefore) / 1e6
+    const { bytes, seconds } = parseBulkReport(curl.output(), downloads)
+    const reading = { throughput: bytes / seconds / 1e9 }
+    return stage.hopPids.length === 0
+      ? reading
+      : { ...reading, cpuPerGigabyte: cpuSeconds / (bytes / 1e9) }
+  } finally {
+    await curl.stop()
+  }
+}
+
+async function sampleMixed(stage: Stage, seconds: number): Promise<Reading> {
+  const bulks = [startBulk(stage, 1_000), startBulk(stage, 1_000)]
+  let wrk: RunningProcess | undefined
+  try {
+    await stage.backend.reached(bulks.length, steady(stage))
+    wrk = startWrk(stage, 16)
+    await stage.backend.reached(bulks.length + 16, steady(stage))
+    const pid = wrk.pid
+    const bytesBefore = receivedBytes(pid)
+    const { ratePerSecond, elapsedSeconds } = await observe(stage, seconds)
+    const bytes = receivedBytes(pid) - bytesBefore
+    const { p50Us, p99Us } = await stopWrk(wrk)
+    for (const bulk of bulks)
+      if (bulk.end !== undefined)
+        throw new MeshError(
+          'HM_BENCH_LOAD',
+          `A bulk download ended early: ${bulk.end}\n${bulk.outputTail()}`,
+        )
+    return {
+      requestsPerSecond: ratePerSecond,
+      p50: p50Us,
+      p99: p99Us,
+      bulkThroughput: bytes / elapsedSeconds / 1e9,
+    }
+  } finally {
+    await wrk?.stop()
+    await Promise.all(bulks.map((bulk) => bulk.stop()))
+  }
+}
+
+async function sampleMemory(stage: Stage, settleSeconds: number): Promise<Reading> {
+  if (stage.hopPids.length === 0) return {}
+  await stage.restartHops()
+  await stage.pause(settleSeconds)
+  const before = stage.hopPids.map((pid) => rssKb(pid))
+  const load = await openIdleConnections(stage, IDLE_CONNECTIONS)
+  try {
+    await stage.backend.reached(IDLE_CONNECTIONS, steady(stage))
+    await stage.pause(settleSeconds)
+    const after = stage.hopPids.map((pid) => rssKb(pid))
+    // The larger of the two hops: a host that is mostly called and one that mostly calls must both do.
+    const growth = after.map((kb, hop) => kb - (before[hop] ?? 0))
+    return {
+      rssIdle: (Math.max(...before) * 1024) / 1e6,
+      rssPerConnection: Math.max(...growth) / IDLE_CONNECTIONS,
+    }
+  } finally {
+    await load.stop()
+  }
+}
+
+interface Observation {
+  readonly ratePerSecond: number
+  readonly elapsedSeconds: number
+  /** CPU of both hops in microseconds a request; undefined when there are none. */
+  readonly cpuPerRequest: number | undefined
+}
+
+/** Watches the backend's request counter and the hops' CPU for `seconds`. */
+async function observe(stage: Stage, seconds: number): Promise<Observation> {
+  const before = await readCounters(stage)
+  await stage.pause(seconds)
+  const after = await readCounters(stage)
+  const elapsedSeconds = (after.atMs - before.atMs) / 1000
+  const answered = after.requests - before.requests
+  return {
+    ratePerSecond: answered / elapsedSeconds,
+    elapsedSeconds,
+    cpuPerRequest: stage.hopPids.length === 0 ? undefined : (after.cpuUs - before.cpuUs) / answered,
+  }
+}
+
+interface Counters {
+  readonly atMs: number
+  readonly requests: number
+  readonly cpuUs: number
+}
+
+async function readCounters(stage: Stage): Promise<Counters> {
+  const { requests: answered } = await stage.backend.status()
+  return {
+    atMs: performance.now(),
+    requests: answered,
+    cpuUs: cpuMicroseconds(stage.hopPids),
+  }
+}
+
+function withCpu(reading: Reading, cpuPerRequest: number | undefined): Reading {
+  return cpuPerRequest === undefined ? reading : { ...reading, cpuPerRequest }
+}
+
+function steady(stage: Stage): { readonly deadlineMs: number; readonly signal: AbortSignal } {
+  return { deadlineMs: STEADY_DEADLINE_MS, signal: stage.signal }
+}

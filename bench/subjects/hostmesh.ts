@@ -1,0 +1,166 @@
+/**
+ * hostmesh itself, the real daemon with file catalog and builtin CA on both hosts, three times: through
+ * iptables capture, by explicit upstream port, and the latter with two workers.
+ */
+import { mkdir } from 'node:fs/promises'
+import { join, resolve } from 'node:path'
+import { BACKEND_PORT } from '../site/backend.ts'
+import { writeConfig } from '../site/certificates.ts'
+import { ADDRESS_A, ADDRESS_B } from '../site/namespaces.ts'
+import { run } from '../site/process.ts'
+import { findTool } from '../site/tools.ts'
+import type { SubjectName } from '../subject-names.ts'
+import {
+  ENTRY_PORT,
+  type Entry,
+  EXPLICIT_ENTRY,
+  type Site,
+  type Subject,
+  startHop,
+  TUNNEL_PORT,
+} from './subject.ts'
+
+const ROOT = resolve(import.meta.dirname, '../..')
+const EXECUTABLE = join(ROOT, 'scripts/hostmesh')
+
+/** Virtual address of the service; any port of it leads there. */
+const VIRTUAL_ADDRESS = '240.0.0.10'
+
+/** The user whose connections are captured. No such account has to exist. */
+const LOAD_UID = 60_077
+
+const CAPTURED_ENTRY: Entry = { host: VIRTUAL_ADDRESS, port: BACKEND_PORT, uid: LOAD_UID }
+
+/** Through rules in namespace A: the load connects to the virtual address as a user of its own. */
+export const hostmeshCapture: Subject = hostmesh('hostmesh-capture', {
+  entry: CAPTURED_ENTRY,
+  capture: true,
+  workers: 1,
+})
+
+/** By a port on loopback of host A, without rules. */
+export const hostmeshUpstream: Subject = hostmesh('hostmesh-upstream', {
+  entry: EXPLICIT_ENTRY,
+  capture: false,
+  workers: 1,
+})
+
+/** The same with two data-plane threads a hop. */
+export const hostmeshTwoWorkers: Subject = hostmesh('hostmesh-upstream-2w', {
+  entry: EXPLICIT_ENTRY,
+  capture: false,
+  workers: 2,
+})
+
+interface Variant {
+  readonly entry: Entry
+  readonly capture: boolean
+  readonly workers: number
+}
+
+function hostmesh(name: SubjectName, variant: Variant): Subject {
+  return {
+    name,
+    entry: variant.entry,
+    backendAddress: '127.0.0.1',
+    absent: () =>
+      variant.capture && findTool('iptables-restore') === undefined
+        ? 'iptables is not installed'
+        : undefined,
+    version: async () => `hostmesh ${(await run([EXECUTABLE, '--version'])).trim()}`,
+    async start(site, hops) {
+      const leaves = await issueLeaves(site)
+      const catalog = await writeConfig(join(site.directory, 'catalog.yaml'), CATALOG)
+      for (const side of ['a', 'b'] as const) {
+        const config = await writeConfig(
+          join(site.directory, `hop-${side}.yaml`),
+          JSON.stringify(daemonConfig(site, side, variant, { catalog, leaves: leaves[side] })),
+        )
+        startHop(site, hops, side, [...profiling(site), ...[EXECUTABLE, 'run', '--config', config]])
+      }
+    },
+  }
+}
+
+/** JSON is YAML, so the catalog and the configuration are written as JSON. */
+const CATALOG = JSON.stringify({
+  services: [
+    {
+      Name: 'web',
+      Protocol: 'tcp',
+      VirtualAddresses: [VIRTUAL_ADDRESS],
+      Instances: [
+        {
+          Node: 'b',
+          ID: 'web',
+          Address: ADDRESS_B,
+          Port: TUNNEL_PORT,
+          ServiceAddress: ADDRESS_B,
+          ServicePort: BACKEND_PORT,
+          Status: 'passing',
+        },
+      ],
+    },
+  ],
+  intentions: [{ SourceName: 'client', DestinationName: 'web', Action: 'allow' }],
+  defaultPolicy: 'deny',
+})
+
+interface Files {
+  readonly catalog: string
+  readonly leaves: string
+}
+
+function daemonConfig(site: Site, side: 'a' | 'b', variant: Variant, files: Files): object {
+  const caller = {
+    name: 'client',
+    upstreams: [{ destination: 'web', ...(variant.capture ? {} : { bindPort: ENTRY_PORT }) }],
+    ...(variant.capture ? { identity: { user: LOAD_UID } } : {}),
+  }
+  return {
+    node: { name: side, address: side === 'a' ? ADDRESS_A : ADDRESS_B },
+    catalog: { kind: 'file', path: files.catalog },
+    certificates: { kind: 'builtin', directory: files.leaves },
+    services: side === 'a' ? [caller] : [{ name: 'web', port: BACKEND_PORT }],
+    capture: { mode: variant.capture && side === 'a' ? 'on' : 'off' },
+    tunnel: { port: TUNNEL_PORT },
+    workers: variant.workers,
+    admin: { socket: join(site.directory, `admin-${side}.sock`) },
+    timeouts: { drain: '1s' },
+    log: { level: 'warn', format: 'text' },
+  }
+}
+
+async function issueLeaves(site: Site): Promise<{ readonly a: string; readonly b: string }> {
+  const authority = join(site.directory, 'ca')
+  const leaves = { a: join(site.directory, 'leaf-a'), b: join(site.directory, 'leaf-b') }
+  // Hops are started anew in the same directory when memory is measured; the first authority stays.
+  const isNew = (await mkdir(leaves.a, { recursive: true })) !== undefined
+  if (!isNew) return leaves
+  await mkdir(leaves.b)
+  await run([EXECUTABLE, 'ca', 'init', '--directory', authority, '--trust-domain', 'bench.consul'])
+  for (const [service, out] of [
+    ['client', leaves.a],
+    ['web', leaves.b],
+  ] as const)
+    await run([
+      EXECUTABLE,
+      'ca',
+      'issue',
+      '--directory',
+      authority,
+      '--datacenter',
+      'dc1',
+      '--service',
+      service,
+      '--out',
+      out,
+    ])
+  return leaves
+}
+
+/** Node writes the profile of every thread when the daemon stops. */
+function profiling(site: Site): readonly string[] {
+  if (site.profileDirectory === undefined) return []
+  return ['/usr/bin/env', `NODE_OPTIONS=--cpu-prof --cpu-prof-dir=${site.profileDirectory}`]
+}

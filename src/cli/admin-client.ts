@@ -1,0 +1,145 @@
+/**
+ * Asks the daemon's admin API over its unix socket. One request per call, bounded in time and size.
+ */
+import { type ClientRequest, type IncomingMessage, request } from 'node:http'
+import { errorCode, MeshError } from '../lib/errors.ts'
+
+/** Where the daemon listens unless told otherwise. */
+export const DEFAULT_ADDRESS = 'unix:///run/hostmesh/admin.sock'
+
+const DEADLINE_MS = 15_000
+
+/** The daemon's own bound on unfetched answers; nothing sound is longer. */
+const MAX_ANSWER_BYTES = 64 * 1_024 * 1_024
+
+/** The path of `unix:///path`, or undefined when `address` is none. */
+export function socketPathOf(address: string): string | undefined {
+  const match = /^unix:\/\/(\/.+)$/.exec(address)
+  return match?.[1]
+}
+
+/**
+ * Fetches one JSON document. `isDocument` looks just closely enough to tell that it is the right one.
+ * @throws MeshError HM_USAGE_ADDRESS for a malformed address, HM_ADMIN_UNREACHABLE when no daemon
+ *   answers, HM_ADMIN_DENIED when the socket is not ours to use, HM_ADMIN_REFUSED when the daemon
+ *   answers with an error, HM_ADMIN_ANSWER_UNREADABLE when the answer is no such document.
+ */
+export async function fetchDocument<T>(
+  address: string,
+  path: string,
+  isDocument: (value: unknown) => value is T,
+): Promise<T> {
+  const socketPath = socketPathOf(address)
+  if (socketPath === undefined) {
+    throw new MeshError('HM_USAGE_ADDRESS', `Cannot use the address ${JSON.stringify(address)}`, {
+      hint: `It must be unix:///path, such as ${DEFAULT_ADDRESS}`,
+    })
+  }
+  const { status, body } = await get(socketPath, path)
+  const document = parse(body)
+  if (status !== 200) throw refused(socketPath, path, status, document)
+  if (!isDocument(document)) {
+    throw new MeshError(
+      'HM_ADMIN_ANSWER_UNREADABLE',
+      `Cannot read the answer of the daemon at ${socketPath} to ${path}`,
+      {
+        hint: 'The daemon may be of another version: compare hostmesh version and hostmesh status',
+      },
+    )
+  }
+  return document
+}
+
+interface Answer {
+  readonly status: number
+  readonly body: string
+}
+
+function get(socketPath: string, path: string): Promise<Answer> {
+  return new Promise((resolve, reject) => {
+    const outgoing: ClientRequest = request({
+      socketPath,
+      path,
+      agent: false,
+      headers: { host: 'localhost', accept: 'application/json' },
+      signal: AbortSignal.timeout(DEADLINE_MS),
+    })
+    const fail = (error: unknown): void => {
+      outgoing.destroy()
+      reject(connectionFailed(socketPath, error))
+    }
+    outgoing.once('error', fail)
+    outgoing.once('response', (response) => {
+      readAll(response).then((body) => {
+        resolve({ status: response.statusCode ?? 0, body })
+      }, fail)
+    })
+    outgoing.end()
+  })
+}
+
+async function readAll(response: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = []
+  let length = 0
+  for await (const chunk of response) {
+    if (!Buffer.isBuffer(chunk)) continue
+    length += chunk.length
+    if (length > MAX_ANSWER_BYTES)
+      throw new Error(`The answer is longer than ${MAX_ANSWER_BYTES} bytes`)
+    chunks.push(chunk)
+  }
+  return Buffer.concat(chunks).toString('utf8')
+}
+
+function connectionFailed(socketPath: string, cause: unknown): MeshError {
+  const code = errorCode(cause)
+  if (code === 'EACCES' || code === 'EPERM') {
+    return new MeshError(
+      'HM_ADMIN_DENIED',
+      `Cannot use the admin socket ${socketPath}: permission denied`,
+      {
+        hint: "Run this as root, or as a member of the socket's group (ls -l shows it)",
+      },
+    )
+  }
+  const hint = 'See systemctl status hostmesh; for another socket use --addr or HOSTMESH_ADDR'
+  if (code === 'ENOENT' || code === 'ECONNREFUSED') {
+    return new MeshError(
+      'HM_ADMIN_UNREACHABLE',
+      `Cannot reach the daemon at ${socketPath}: nothing listens there`,
+      { hint },
+    )
+  }
+  return new MeshError(
+    'HM_ADMIN_UNREACHABLE',
+    `Cannot get an answer from the daemon at ${socketPath}`,
+    {
+      cause,
+      hint,
+    },
+  )
+}
+
+function refused(socketPath: string, path: string, status: number, document: unknown): MeshError {
+  const reason = errorMessage(document) ?? `HTTP status ${status}`
+  return new MeshError(
+    'HM_ADMIN_REFUSED',
+    `Cannot get ${path} from the daemon at ${socketPath}: ${reason}`,
+  )
+}
+
+/** The sentence of an {@link import('../model/admin.ts').AdminError}, whatever else came. */
+function errorMessage(document: unknown): string | undefined {
+  if (typeof document !== 'object' || document === null || !('error' in document)) return undefined
+  const { error } = document
+  if (typeof error !== 'object' || error === null || !('message' in error)) return undefined
+  return typeof error.message === 'string' ? error.message : undefined
+}
+
+function parse(body: string): unknown {
+  try {
+    return JSON.parse(body)
+  } catch {
+    return undefined
+  }
+}

@@ -1,0 +1,46 @@
+/**
+ * How the command fails: one sentence on standard error, a hint below it, an exit code scripts can rely on.
+ */
+import { describeError, errorCode, MeshError } from '../lib/errors.ts'
+
+/** The exit codes of every command; part of the public interface (docs/cli.md). */
+export const exitCodes = {
+  ok: 0,
+  /** The command failed, or what it looked at is not well. */
+  failed: 1,
+  /** The command line or the configuration is wrong. */
+  usage: 2,
+  /** No daemon answers (LSB: not running). */
+  unreachable: 3,
+  notFound: 4,
+  denied: 5,
+} as const
+
+/** One of {@link exitCodes}. */
+export type ExitCode = (typeof exitCodes)[keyof typeof exitCodes]
+
+const CODE_BY_ERROR: Readonly<Record<string, ExitCode>> = {
+  HM_ADMIN_UNREACHABLE: exitCodes.unreachable,
+  HM_SERVICE_NOT_FOUND: exitCodes.notFound,
+  EACCES: exitCodes.denied,
+  EPERM: exitCodes.denied,
+}
+
+/** The exit code for anything thrown. */
+export function exitCodeOf(thrown: unknown): ExitCode {
+  const code = errorCode(thrown)
+  if (Object.hasOwn(CODE_BY_ERROR, code)) return CODE_BY_ERROR[code] ?? exitCodes.failed
+  if (code.startsWith('HM_CONFIG_') || code.startsWith('HM_USAGE_')) return exitCodes.usage
+  return code.endsWith('_DENIED') ? exitCodes.denied : exitCodes.failed
+}
+
+/** What goes to standard error for anything thrown, newline included. */
+export function describeFailure(thrown: unknown): string {
+  if (thrown instanceof MeshError) {
+    const hint = thrown.hint === undefined ? '' : `  hint: ${thrown.hint}\n`
+    return `hostmesh: ${describeError(thrown)}\n${hint}`
+  }
+  // Not one of ours, so nobody has thought about it: the stack is what a report needs.
+  const stack = thrown instanceof Error && thrown.stack !== undefined ? thrown.stack : ''
+  return `hostmesh: ${describeError(thrown)}\n${stack === '' ? '' : `${stack}\n`}`
+}

@@ -1,0 +1,99 @@
+/**
+ * The command tree, its global options, and the way from arguments to an exit code.
+ *
+ * Groups that pull in much code (certificates, configuration, capture) are loaded only when they are
+ * asked for, so that `hostmesh status` starts fast.
+ */
+import { Command, CommanderError } from 'commander'
+import { hostmeshVersion } from '../lib/version.ts'
+import { addressOption } from './admin-command.ts'
+import { certsCommand } from './certs.ts'
+import { connectionsCommand } from './connections.ts'
+import { describeFailure, type ExitCode, exitCodeOf, exitCodes } from './failure.ts'
+import { peersCommand } from './peers.ts'
+import { runCommand } from './run.ts'
+import { servicesCommand } from './services.ts'
+import { statusCommand } from './status.ts'
+import { versionCommand } from './version.ts'
+
+const EXIT_CODE_HELP = `
+Exit codes: 0 ok; 1 failed, or not well; 2 wrong usage or configuration; 3 no daemon answers;
+4 not found; 5 permission denied.`
+
+/**
+ * The whole command tree. `words` are the arguments that will be parsed: when the first of them names a
+ * command that is cheap to load, the expensive groups are left out. Leave `words` out to get them all.
+ */
+export async function buildProgram(words: readonly string[] = []): Promise<Command> {
+  const program = new Command('hostmesh')
+    .description('Service mesh for hosts: Consul service mesh without sidecars')
+    .version(hostmeshVersion, '-V, --version', 'print the version')
+    .addOption(addressOption())
+    .addHelpText('after', EXIT_CODE_HELP)
+    .helpCommand('help [command]', 'show help for a command')
+    .configureHelp({ showGlobalOptions: true })
+    .configureOutput({ outputError: (text, write) => write(usageError(text)) })
+    .showHelpAfterError('  hint: add --help to see what can be given')
+    .exitOverride()
+
+  const cheap = [
+    statusCommand(),
+    servicesCommand(),
+    peersCommand(),
+    connectionsCommand(),
+    certsCommand(),
+    versionCommand(),
+    runCommand(),
+  ]
+  program.commandsGroup('The daemon of this host:')
+  for (const command of cheap) mount(program, command)
+  if (!cheap.some((command) => command.name() === words[0])) {
+    program.commandsGroup('Without a daemon:')
+    for (const command of await loadGroups()) mount(program, command)
+  }
+  return program
+}
+
+async function loadGroups(): Promise<readonly Command[]> {
+  const [config, ca, capture] = await Promise.all([
+    import('./config.ts'),
+    import('./ca.ts'),
+    import('./capture.ts'),
+  ])
+  return [config.configCommand(), ca.caCommand(), capture.captureCommand()]
+}
+
+/** Adds a command made elsewhere; commander hands the program's settings down only to its own. */
+function mount(parent: Command, command: Command): void {
+  parent.addCommand(command)
+  inheritSettings(parent, command)
+}
+
+function inheritSettings(parent: Command, command: Command): void {
+  command.copyInheritedSettings(parent)
+  for (const child of command.commands) inheritSettings(command, child)
+}
+
+/**
+ * Parses, runs, and reports failures on standard error. Never throws, never ends the process: a command
+ * may have set process.exitCode itself, so 0 from here must not overwrite it.
+ */
+export async function runProgram(words: readonly string[]): Promise<ExitCode> {
+  try {
+    const program = await buildProgram(words)
+    await program.parseAsync(words, { from: 'user' })
+    return exitCodes.ok
+  } catch (error) {
+    // commander has already said it, help and version included.
+    if (error instanceof CommanderError)
+      return error.exitCode === 0 ? exitCodes.ok : exitCodes.usage
+    process.stderr.write(describeFailure(error))
+    return exitCodeOf(error)
+  }
+}
+
+/** `error: unknown option '--x'` as one of our sentences. */
+function usageError(text: string): string {
+  const sentence = text.replace(/^error: /, '')
+  return `hostmesh: ${sentence.charAt(0).toUpperCase()}${sentence.slice(1)}`
+}

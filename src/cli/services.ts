@@ -1,0 +1,105 @@
+/**
+ * `hostmesh services`: the services that this host knows, what runs here, and the instances of one of them.
+ */
+import type { Command } from 'commander'
+import { MeshError } from '../lib/errors.ts'
+import type {
+  EndpointEntry,
+  LocalServiceEntry,
+  ServiceEntry,
+  ServicesDocument,
+} from '../model/admin.ts'
+import { type AdminOptions, adminCommand, fetchList, printJson } from './admin-command.ts'
+import { type Cell, renderTable, type Tone } from './render/table.ts'
+
+/** The `services` command. */
+export function servicesCommand(): Command {
+  return adminCommand('services', 'List the services that this host knows, or the instances of one')
+    .argument('[name]', 'show the instances of this service')
+    .action(async (name: string | undefined, _options: unknown, command: Command) => {
+      const { addr, output } = command.optsWithGlobals<AdminOptions>()
+      const all = await fetchList<ServicesDocument>(addr, '/v1/services', 'services')
+      const document = name === undefined ? all : only(all, name)
+      if (output === 'json') printJson(document)
+      else console.log(name === undefined ? renderServices(document) : renderService(document))
+    })
+}
+
+function only(document: ServicesDocument, name: string): ServicesDocument {
+  const services = document.services.filter((service) => service.name === name)
+  const local = document.local.filter((service) => service.name === name)
+  if (services.length + local.length === 0) {
+    throw new MeshError(
+      'HM_SERVICE_NOT_FOUND',
+      `Cannot show service ${name}: this host does not know it`,
+      {
+        hint: 'A host knows the services it runs and those it names as upstreams',
+      },
+    )
+  }
+  return { services, local }
+}
+
+/** All services in two tables: those of the mesh, and those of this host. */
+export function renderServices(document: ServicesDocument): string {
+  const mesh = renderTable(
+    ['SERVICE', 'PROTOCOL', 'HEALTHY', 'VIRTUAL ADDRESS'],
+    document.services.map((service) => [
+      service.name,
+      service.protocol,
+      healthyShare(service),
+      service.virtualIps.join(', ') || '-',
+    ]),
+  )
+  const parts = [document.services.length === 0 ? 'This host knows no services of the mesh' : mesh]
+  if (document.local.length > 0) parts.push(renderLocal(document.local))
+  return parts.join('\n\n')
+}
+
+/** One service: its instances, and what this host runs of it. */
+export function renderService(document: ServicesDocument): string {
+  const parts = document.services.map((service) =>
+    service.endpoints.length === 0
+      ? `Service ${service.name} has no instances`
+      : renderTable(
+          ['INSTANCE', 'NODE', 'ADDRESS', 'HEALTH', 'LOCAL'],
+          service.endpoints.map((endpoint) => [
+            endpoint.id,
+            endpoint.node,
+            endpoint.address,
+            { text: endpoint.health, tone: healthTone(endpoint.health) },
+            endpoint.local ? 'yes' : '-',
+          ]),
+        ),
+  )
+  if (document.local.length > 0) parts.push(renderLocal(document.local))
+  return parts.join('\n\n')
+}
+
+function renderLocal(local: readonly LocalServiceEntry[]): string {
+  return renderTable(
+    ['ON THIS HOST', 'LISTENS AT', 'IDENTITY', 'CAPTURE PORT', 'UPSTREAMS'],
+    local.map((service) => [
+      service.id === service.name ? service.name : `${service.name} (${service.id})`,
+      service.target ?? '-',
+      service.identity ?? '-',
+      service.capturePort === null ? '-' : String(service.capturePort),
+      service.upstreams
+        .map(({ destination, bind }) => (bind === null ? destination : `${destination}=${bind}`))
+        .join(', ') || '-',
+    ]),
+  )
+}
+
+function healthyShare(service: ServiceEntry): Cell {
+  const total = service.endpoints.length
+  const healthy = service.endpoints.filter((endpoint) => endpoint.health !== 'critical').length
+  const text = `${healthy}/${total}`
+  if (healthy === 0) return { text, tone: 'bad' }
+  return healthy < total ? { text, tone: 'warning' } : { text, tone: 'good' }
+}
+
+function healthTone(health: EndpointEntry['health']): Tone {
+  if (health === 'passing') return 'good'
+  return health === 'warning' ? 'warning' : 'bad'
+}

@@ -1,0 +1,126 @@
+/**
+ * `hostmesh status`: is this host well, and if not, why. Exit code 0 only when nothing is wrong.
+ */
+import { setTimeout as delay } from 'node:timers/promises'
+import { type Command, InvalidArgumentError } from 'commander'
+import { parseDuration } from '../lib/duration.ts'
+import { MeshError } from '../lib/errors.ts'
+import { type StatusDocument, statusProblems, type WorkerStatus } from '../model/admin.ts'
+import { fetchDocument } from './admin-client.ts'
+import { type AdminOptions, adminCommand, hasKey, printJson } from './admin-command.ts'
+import { exitCodes } from './failure.ts'
+import { formatAge, formatSince } from './render/format.ts'
+import { type Cell, paint, renderTable, type Tone } from './render/table.ts'
+
+/** How often `--wait` looks. */
+const POLL_MS = 250
+
+/** How often `--wait` says what it waits for. */
+const REPORT_MS = 5_000
+
+interface StatusOptions extends AdminOptions {
+  readonly wait?: number
+}
+
+/** The `status` command. */
+export function statusCommand(): Command {
+  return adminCommand('status', 'Show whether this host is well, and what is wrong if not')
+    .option('--wait <duration>', 'wait until the host is well, at most this long (60s)', toDuration)
+    .action(async (_options: unknown, command: Command) => {
+      const options = command.optsWithGlobals<StatusOptions>()
+      const status = await awaitStatus(options.addr, options.wait ?? 0)
+      if (options.output === 'json') printJson(status)
+      else console.log(renderStatus(status, Date.now()))
+      if (statusProblems(status).length > 0) process.exitCode = exitCodes.failed
+    })
+}
+
+/** The status once nothing is wrong, or the last one when the time is over. */
+async function awaitStatus(address: string, waitMs: number): Promise<StatusDocument> {
+  const endMs = performance.now() + waitMs
+  let reportAtMs = performance.now() + REPORT_MS
+  for (;;) {
+    const leftMs = endMs - performance.now()
+    const outcome = await tryStatus(address)
+    const problems = outcome instanceof MeshError ? [outcome.message] : statusProblems(outcome)
+    if (problems.length === 0 || leftMs <= 0) {
+      if (outcome instanceof MeshError) throw outcome
+      return outcome
+    }
+    if (performance.now() >= reportAtMs) {
+      console.error(`hostmesh: still waiting, ${formatAge(leftMs)} left: ${problems.join('; ')}`)
+      reportAtMs += REPORT_MS
+    }
+    await delay(Math.min(POLL_MS, Math.max(0, leftMs)))
+  }
+}
+
+/** A daemon that does not answer is something to wait for; every other failure is thrown. */
+async function tryStatus(address: string): Promise<StatusDocument | MeshError> {
+  try {
+    return await fetchDocument(address, '/v1/status', isStatusDocument)
+  } catch (error) {
+    if (error instanceof MeshError && error.code === 'HM_ADMIN_UNREACHABLE') return error
+    throw error
+  }
+}
+
+function isStatusDocument(value: unknown): value is StatusDocument {
+  return (
+    hasKey(value, 'workers', Array.isArray) &&
+    hasKey(value, 'problems', Array.isArray) &&
+    ['catalog', 'certificates', 'capture'].every((part) =>
+      hasKey(value, part, (field) => hasKey(field, 'problems', Array.isArray)),
+    )
+  )
+}
+
+/** The status for people. */
+export function renderStatus(status: StatusDocument, nowMs: number): string {
+  const problems = statusProblems(status)
+  const uptime = formatSince(status.startedAt, nowMs)
+  const state: Cell =
+    problems.length === 0 ? { text: 'well', tone: 'good' } : { text: 'not well', tone: 'bad' }
+  const { catalog, certificates, capture } = status
+  const age =
+    catalog.ageMs === null ? 'no answer yet' : `last answer ${formatAge(catalog.ageMs)} ago`
+  const facts = renderTable(
+    ['HOST', status.node],
+    [
+      ['State', state],
+      ['Daemon', `hostmesh ${status.version}, process ${status.pid}, up ${uptime}`],
+      ['Datacenter', status.datacenter],
+      ['Catalog', `${catalog.description}, ${age}`],
+      ['Certificates', certificates.description],
+      ['Capture', captureText(capture.mode, capture.inSync)],
+      ['Snapshot', status.snapshotVersion === 0 ? 'none yet' : `version ${status.snapshotVersion}`],
+    ],
+  )
+  const workers = renderTable(
+    ['WORKER', 'STATE', 'CONNECTIONS', 'RESTARTS'],
+    status.workers.map((worker) => [
+      String(worker.id),
+      { text: worker.state, tone: workerTone(worker.state) },
+      String(worker.connections),
+      String(worker.restarts),
+    ]),
+  )
+  const wrong = problems.map((text) => `  ${paint({ text, tone: 'bad' })}`)
+  return [facts, '', workers, ...(wrong.length === 0 ? [] : ['', 'Problems:', ...wrong])].join('\n')
+}
+
+function captureText(mode: 'off' | 'on', inSync: boolean | null): string {
+  if (mode === 'off') return 'off'
+  return inSync === true ? 'on, rules in place' : 'on, rules not in place'
+}
+
+function workerTone(state: WorkerStatus['state']): Tone {
+  if (state === 'running') return 'good'
+  return state === 'stopped' ? 'bad' : 'warning'
+}
+
+function toDuration(text: string): number {
+  const ms = parseDuration(text)
+  if (ms === undefined) throw new InvalidArgumentError('It must be a duration such as 30s or 2m.')
+  return ms
+}

@@ -1,0 +1,310 @@
+/**
+ * Rules of the configuration that involve more than one key. Pure: what needs the machine (users,
+ * interfaces, open ports) is checked at start, by the part that uses it.
+ */
+import { canonicalIp, formatAddress, isIpv6, isLoopback } from '../model/address.ts'
+import { type Cidr, cidrContains, cidrSize, cidrsOverlap, parseCidr } from '../model/cidr.ts'
+import { localServices } from './local-services.ts'
+import type { Config } from './schema.ts'
+
+/** A broken rule, at the key where it is best mended. */
+export interface ConfigProblem {
+  readonly path: readonly (string | number)[]
+  readonly message: string
+}
+
+/** Longest path that fits a Unix socket address on Linux, without the closing zero byte. */
+const MAX_SOCKET_PATH_BYTES = 107
+
+/** Every broken rule of a configuration that satisfies its schema; empty when it is sound. */
+export function validateConfig(config: Config): readonly ConfigProblem[] {
+  return [
+    ...sourceProblems(config),
+    ...serviceProblems(config),
+    ...identityProblems(config),
+    ...portProblems(config),
+    ...captureProblems(config),
+    ...rangeProblems(config),
+    ...adminProblems(config),
+  ]
+}
+
+function sourceProblems(config: Config): ConfigProblem[] {
+  const problems: ConfigProblem[] = []
+  if (config.catalog.kind === 'file' && config.certificates.kind === 'consul')
+    problems.push({
+      path: ['certificates', 'kind'],
+      message:
+        'Certificates from Consul come from the agent of the catalog, and the catalog is a file; use builtin, or catalog kind consul',
+    })
+  if (
+    config.catalog.kind === 'consul' &&
+    config.catalog.token !== undefined &&
+    config.catalog.tokenFile !== undefined
+  )
+    problems.push({
+      path: ['catalog', 'token'],
+      message: 'Give either token or tokenFile, not both',
+    })
+  return problems
+}
+
+function serviceProblems(config: Config): ConfigProblem[] {
+  const problems: ConfigProblem[] = []
+  const indexById = new Map<string, number>()
+  const indexByTarget = new Map<string, number>()
+  for (const [index, service] of config.services.entries()) {
+    const id = service.id ?? service.name
+    const firstWithId = indexById.get(id)
+    if (firstWithId === undefined) indexById.set(id, index)
+    else
+      problems.push({
+        path: ['services', index, service.id === undefined ? 'name' : 'id'],
+        message: `Service ID "${id}" is already that of services[${firstWithId}]; give each instance an id of its own`,
+      })
+    if (service.port === undefined) {
+      if (service.identity === undefined && service.upstreams.length === 0)
+        problems.push({
+          path: ['services', index],
+          message: `Service ${service.name} has neither port, identity nor upstreams: it can do nothing`,
+        })
+      continue
+    }
+    const target = `${service.name} ${formatAddress({ ip: service.address, port: service.port })}`
+    const firstWithTarget = indexByTarget.get(target)
+    if (firstWithTarget === undefined) indexByTarget.set(target, index)
+    else
+      problems.push({
+        path: ['services', index, 'port'],
+        message: `The same instance is already services[${firstWithTarget}]`,
+      })
+  }
+  return problems
+}
+
+function identityProblems(config: Config): ConfigProblem[] {
+  const problems: ConfigProblem[] = []
+  const seen: { readonly kind: string; readonly value: string; readonly index: number }[] = []
+  for (const { selector, index } of selectors(config)) {
+    const rival = seen.find((other) => isSameWorkload(other, selector))
+    if (rival === undefined) seen.push({ ...selector, index })
+    else
+      problems.push({
+        path: ['services', index, 'identity', selector.kind],
+        message:
+          rival.value === selector.value
+            ? `services[${rival.index}] has the same identity; the kernel could not tell the two apart`
+            : `One of ${selector.value} and ${rival.value} (services[${rival.index}]) contains the other; the kernel could not tell the two apart`,
+      })
+  }
+  return problems
+}
+
+function selectors(config: Config): {
+  readonly index: number
+  readonly selector: { readonly kind: string; readonly value: string }
+}[] {
+  return config.services.flatMap(({ identity }, index) => {
+    if (identity === undefined) return []
+    if ('cgroup' in identity)
+      return [{ index, selector: { kind: 'cgroup', value: identity.cgroup } }]
+    if ('user' in identity)
+      return [{ index, selector: { kind: 'user', value: String(identity.user) } }]
+    return [{ index, selector: { kind: 'sourceAddress', value: identity.sourceAddress } }]
+  })
+}
+
+function isSameWorkload(
+  left: { readonly kind: string; readonly value: string },
+  right: { readonly kind: string; readonly value: string },
+): boolean {
+  if (left.kind !== right.kind) return false
+  if (left.value === right.value) return true
+  // The cgroup match of iptables takes descendants too.
+  return (
+    left.kind === 'cgroup' &&
+    (left.value.startsWith(`${right.value}/`) || right.value.startsWith(`${left.value}/`))
+  )
+}
+
+interface PortUse {
+  readonly ip: string
+  readonly port: number
+  readonly what: string
+  readonly path: readonly (string | number)[]
+  /** Whether an application, not hostmesh, listens there: two applications are none of our business. */
+  readonly isApplication: boolean
+}
+
+function portProblems(config: Config): ConfigProblem[] {
+  const problems: ConfigProblem[] = []
+  const uses = portUses(config)
+  for (const use of uses)
+    if (use.port > 65_535)
+      problems.push({
+        path: ['capture', 'basePort'],
+        message: `Leaves no port for ${use.what}: it would be ${use.port}`,
+      })
+  const usesByPort = Map.groupBy(uses, (use) => use.port)
+  for (const sharing of usesByPort.values())
+    for (const [index, use] of sharing.entries()) {
+      const rival = sharing.slice(0, index).find((other) => isClash(other, use))
+      if (rival !== undefined)
+        problems.push({
+          path: use.path,
+          message: `Port ${use.port} of ${use.what} clashes with ${rival.what} (${rival.path.join('.')})`,
+        })
+    }
+  return problems
+}
+
+/** Every socket that hostmesh will listen on, in order of the file, then those of the applications. */
+function portUses(config: Config): PortUse[] {
+  const own = (what: string, ip: string, port: number, path: (string | number)[]): PortUse => ({
+    what,
+    ip,
+    port,
+    path,
+    isApplication: false,
+  })
+  const uses: PortUse[] = [
+    own('the tunnel', config.tunnel.address, config.tunnel.port, ['tunnel', 'port']),
+  ]
+  if (config.metrics.port !== undefined)
+    uses.push(own('the metrics', config.metrics.address, config.metrics.port, ['metrics', 'port']))
+  // Diverted connections arrive at whatever address the kernel picks: the port must be free on all.
+  for (const service of localServices(config))
+    if (service.capturePort !== undefined)
+      uses.push(
+        own(`the capture of ${service.id}`, '::', service.capturePort, ['capture', 'basePort']),
+      )
+  for (const [index, service] of config.services.entries()) {
+    for (const [position, upstream] of service.upstreams.entries())
+      if (upstream.bindPort !== undefined)
+        uses.push(
+          own(
+            `upstream ${upstream.destination} of ${service.id ?? service.name}`,
+            upstream.bindAddress,
+            upstream.bindPort,
+            ['services', index, 'upstreams', position, 'bindPort'],
+          ),
+        )
+    if (service.port !== undefined)
+      uses.push({
+        what: `the application of ${service.id ?? service.name}`,
+        ip: service.address,
+        port: service.port,
+        path: ['services', index, 'port'],
+        isApplication: true,
+      })
+  }
+  return uses
+}
+
+function isClash(left: PortUse, right: PortUse): boolean {
+  if (left.isApplication && right.isApplication) return false
+  return covers(left.ip, right.ip) || covers(right.ip, left.ip)
+}
+
+/** Whether a socket bound to `bound` also takes connections to `ip`. `::` takes both families. */
+function covers(bound: string, ip: string): boolean {
+  return bound === ip || bound === '::' || (bound === '0.0.0.0' && !isIpv6(ip))
+}
+
+function captureProblems(config: Config): ConfigProblem[] {
+  if (config.capture.mode === 'off') return []
+  const problems: ConfigProblem[] = []
+  const found = selectors(config)
+  if (found.length === 0)
+    problems.push({
+      path: ['capture', 'mode'],
+      message:
+        'Capture is on but no service has an identity, so nothing would be captured; give a service an identity or turn capture off',
+    })
+  const exempt = config.capture.daemonUser
+  for (const { index, selector } of found)
+    if (exempt !== undefined && selector.kind === 'user' && selector.value === String(exempt))
+      problems.push({
+        path: ['services', index, 'identity', 'user'],
+        message: `User ${exempt} is capture.daemonUser and exempt from capture; run the service as another user`,
+      })
+  return problems
+}
+
+/** Blocks that hold addresses of real machines, or of none: capturing them would break the host. */
+const RESERVED = [
+  '0.0.0.0/8',
+  '127.0.0.0/8',
+  '169.254.0.0/16',
+  '224.0.0.0/4',
+  '::/8',
+  'fe80::/10',
+  'ff00::/8',
+]
+  .map(parseCidr)
+  .filter((cidr) => cidr !== undefined)
+
+function rangeProblems(config: Config): ConfigProblem[] {
+  return [
+    ...oneRange(config, 'virtualRange', { bits: 32, minPrefix: 4, example: '240.0.0.0/4' }),
+    ...oneRange(config, 'virtualRange6', {
+      bits: 128,
+      minPrefix: 32,
+      example: 'fdc6:6d65:7368::/64',
+    }),
+  ]
+}
+
+function oneRange(
+  config: Config,
+  key: 'virtualRange' | 'virtualRange6',
+  family: { readonly bits: number; readonly minPrefix: number; readonly example: string },
+): ConfigProblem[] {
+  const text = config.capture[key]
+  const cidr = parseCidr(text)
+  const problem = (message: string): ConfigProblem[] => [{ path: ['capture', key], message }]
+  if (cidr === undefined || isIpv6(cidr.network) !== (family.bits === 128))
+    return problem(
+      `Must be an ${family.bits === 32 ? 'IPv4' : 'IPv6'} range such as ${family.example}, got "${text}"`,
+    )
+  if (canonicalIp(text.slice(0, text.indexOf('/'))) !== cidr.network)
+    return problem(
+      `${text} has bits beyond its prefix; did you mean ${cidr.network}/${cidr.prefix}?`,
+    )
+  if (cidr.prefix < family.minPrefix)
+    return problem(
+      `${text} is too wide: all of it is captured; use a prefix of /${family.minPrefix} or longer`,
+    )
+  if (cidrSize(cidr) < 16n)
+    return problem(
+      `${text} is too small for virtual addresses; use a prefix of /${family.bits - 4} or shorter`,
+    )
+  return rangeMembers(config, cidr).map((member) => ({
+    path: ['capture', key],
+    message: `${text} contains ${member}, and all of it is captured; choose a range that nothing uses`,
+  }))
+}
+
+/** Real addresses that lie in a range that is to hold virtual ones only. */
+function rangeMembers(config: Config, cidr: Cidr): string[] {
+  const members = RESERVED.filter((block) => cidrsOverlap(block, cidr)).map(
+    (block) => `addresses of ${block.network}/${block.prefix}`,
+  )
+  const addresses = new Map<string, string>()
+  if (config.node.address !== undefined) addresses.set(config.node.address, 'node.address')
+  for (const service of config.services)
+    if (!isLoopback(service.address)) addresses.set(service.address, `service ${service.name}`)
+  for (const [ip, what] of addresses) if (cidrContains(cidr, ip)) members.push(`${ip} (${what})`)
+  return members
+}
+
+function adminProblems(config: Config): ConfigProblem[] {
+  const bytes = new TextEncoder().encode(config.admin.socket).length
+  if (bytes <= MAX_SOCKET_PATH_BYTES) return []
+  return [
+    {
+      path: ['admin', 'socket'],
+      message: `The path has ${bytes} bytes; a Unix socket takes at most ${MAX_SOCKET_PATH_BYTES}`,
+    },
+  ]
+}

@@ -1,0 +1,79 @@
+/**
+ * Runs the kernel's own tools (iptables, ipset, ip, id) with a deadline. The only place of capture that
+ * starts a process, and the function to replace when rules belong into another network namespace.
+ */
+import { execFile } from 'node:child_process'
+import { MeshError } from '../../lib/errors.ts'
+
+/** How a tool ended. A status other than 0 is not an exception: the caller knows what it means. */
+export interface CommandResult {
+  readonly status: number
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/** Runs one tool, feeding it `input`. Throws HM_CAPTURE_TOOL_MISSING and HM_CAPTURE_TIMEOUT only. */
+export type RunCommand = (
+  tool: string,
+  args: readonly string[],
+  input?: string,
+) => Promise<CommandResult>
+
+/** Where tools are looked for, whatever PATH the caller has: a service's PATH may lack sbin. */
+export const SYSTEM_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+
+/** Tools wait up to 5 s for the lock of iptables; what takes longer than this hangs. */
+const DEADLINE_MS = 15_000
+
+/** A host with tens of thousands of foreign rules still fits. */
+const MAX_OUTPUT_BYTES = 128 * 1024 * 1024
+
+/** Debian packages by tool; other distributions use the same names. */
+const PACKAGES: Record<string, string> = {
+  ipset: 'ipset',
+  ip: 'iproute2',
+  id: 'coreutils',
+}
+
+/** A runner that finds tools in `searchPath` (colon-separated folders). */
+export function createCommandRunner(searchPath: string = SYSTEM_PATH): RunCommand {
+  return (tool, args, input = '') =>
+    new Promise((resolve, reject) => {
+      const child = execFile(
+        tool,
+        [...args],
+        {
+          env: { PATH: searchPath, LC_ALL: 'C' },
+          timeout: DEADLINE_MS,
+          killSignal: 'SIGKILL',
+          maxBuffer: MAX_OUTPUT_BYTES,
+        },
+        (error, stdout, stderr) => {
+          if (error === null) resolve({ status: 0, stdout, stderr })
+          else if (typeof error.code === 'number') resolve({ status: error.code, stdout, stderr })
+          else reject(commandError(tool, error))
+        },
+      )
+      // A tool that dies before it read its input makes this end fail; its status tells the story.
+      child.stdin?.on('error', () => undefined)
+      child.stdin?.end(input)
+    })
+}
+
+function commandError(
+  tool: string,
+  error: Error & { code?: number | string | null; killed?: boolean },
+): MeshError {
+  if (error.code === 'ENOENT' || error.code === 'EACCES')
+    return new MeshError('HM_CAPTURE_TOOL_MISSING', `Cannot run ${tool}: it is not installed`, {
+      cause: error,
+      hint: `Install the package ${PACKAGES[tool] ?? 'iptables'}, or set capture.mode: off and use upstream ports`,
+    })
+  if (error.killed === true)
+    return new MeshError(
+      'HM_CAPTURE_TIMEOUT',
+      `${tool} did not finish within ${DEADLINE_MS / 1000} s and was stopped`,
+      { cause: error, hint: 'See whether another program holds the lock of iptables' },
+    )
+  return new MeshError('HM_CAPTURE_TOOL_FAILED', `Cannot run ${tool}`, { cause: error })
+}

@@ -1,0 +1,95 @@
+/**
+ * Text for `ipset restore`: the sets that hold the addresses of mesh instances. Pure.
+ *
+ * A set is a table in the kernel; a rule looks `destination ip,port` up in it. Small changes are added
+ * and deleted in place, large ones are built beside it and swapped in, so that no connection meets a
+ * half-filled set.
+ */
+import { MeshError } from '../../lib/errors.ts'
+import {
+  canonicalIp,
+  isIpv6,
+  isLoopback,
+  isPort,
+  isUndialable,
+  type SocketAddress,
+} from '../../model/address.ts'
+import { type Family, instanceSets } from './rules.ts'
+
+/** Most addresses of one family; a catalog beyond it is a mistake, and the kernel's memory is finite. */
+export const MAX_INSTANCE_ADDRESSES = 262_144
+
+/** Addresses of one family as set members, `10.0.0.7,tcp:5432`. */
+export type SetMembers = ReadonlySet<string>
+
+/** Name under which the next content of a set is built. */
+export function nextSetName(family: Family): string {
+  return `${instanceSets[family]}_next`
+}
+
+/**
+ * The members of both sets. Loopback, multicast and unspecified addresses are left out: they mean another
+ * machine on every host, and the rules let loopback pass anyway.
+ * @throws MeshError HM_CAPTURE_INSTANCES_INVALID when an address is none, or there are too many.
+ */
+export function setMembers(addresses: Iterable<SocketAddress>): Record<Family, SetMembers> {
+  const members = { v4: new Set<string>(), v6: new Set<string>() }
+  for (const address of addresses) {
+    const ip = canonicalIp(address.ip)
+    if (ip === undefined || !isPort(address.port))
+      throw new MeshError(
+        'HM_CAPTURE_INSTANCES_INVALID',
+        `Cannot capture the instance address ${JSON.stringify(`${address.ip}:${address.port}`)}: not an IP address and port`,
+      )
+    if (isLoopback(ip) || isUndialable(ip)) continue
+    members[isIpv6(ip) ? 'v6' : 'v4'].add(`${ip},tcp:${address.port}`)
+  }
+  const most = Math.max(members.v4.size, members.v6.size)
+  if (most > MAX_INSTANCE_ADDRESSES)
+    throw new MeshError(
+      'HM_CAPTURE_INSTANCES_INVALID',
+      `Cannot capture ${most} instance addresses: the limit is ${MAX_INSTANCE_ADDRESSES}`,
+      { hint: 'Follow only the services that this host calls (catalog.watch: upstreams)' },
+    )
+  return members
+}
+
+/** Makes the set if it is not there; leaves its members alone. */
+export function renderCreate(family: Family): string {
+  return createLine(instanceSets[family], family)
+}
+
+/** Makes the set hold exactly `members`, in one swap. */
+export function renderReplace(family: Family, members: SetMembers): string {
+  const next = nextSetName(family)
+  const lines = [
+    renderCreate(family),
+    createLine(next, family),
+    `flush ${next}\n`,
+    ...[...members].map((member) => `add ${next} ${member}\n`),
+    `swap ${next} ${instanceSets[family]}\n`,
+    `destroy ${next}\n`,
+  ]
+  return lines.join('')
+}
+
+/**
+ * Turns `before` into `after` in place: empty when nothing changed, undefined when so much did that a
+ * replacement is less work. Additions come first.
+ */
+export function renderUpdate(
+  family: Family,
+  before: SetMembers,
+  after: SetMembers,
+): string | undefined {
+  const set = instanceSets[family]
+  const lines: string[] = []
+  for (const member of after) if (!before.has(member)) lines.push(`add ${set} ${member}\n`)
+  for (const member of before) if (!after.has(member)) lines.push(`del ${set} ${member}\n`)
+  return lines.length > after.size ? undefined : lines.join('')
+}
+
+function createLine(name: string, family: Family): string {
+  const inet = family === 'v4' ? 'inet' : 'inet6'
+  return `create ${name} hash:ip,port family ${inet} maxelem ${MAX_INSTANCE_ADDRESSES}\n`
+}

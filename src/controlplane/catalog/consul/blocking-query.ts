@@ -1,0 +1,273 @@
+/**
+ * Long polls of one agent: one loop a path, all sharing the transport's watch pool.
+ *
+ * A watcher hears of an answer only when its content changed, and never of an error: the last good
+ * answer stands until there is a better one. An answer that the watcher refuses (it throws) counts as a
+ * failure and is offered again. The rules of index and pace are in `query-state.ts`.
+ */
+import { createHash } from 'node:crypto'
+import { sleep } from '../../../lib/abort.ts'
+import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
+import { describeError, errorCode, MeshError } from '../../../lib/errors.ts'
+import type { Log } from '../../../lib/log.ts'
+import {
+  type FailureKind,
+  firstQuery,
+  nextQuery,
+  type QueryOutcome,
+  waitSeconds,
+} from './query-state.ts'
+import { type ConsulAnswer, type ConsulTransport, requireOk, WATCH_SOCKETS } from './transport.ts'
+
+/** A running watch. */
+export interface FollowWatch {
+  /** Ends it; the call in flight is given up and `onAnswer` is not called again. */
+  close(): void
+  health(): FollowHealth
+}
+
+/** How one watch is doing. */
+export interface FollowHealth {
+  readonly path: string
+  /** Monotonic milliseconds of the last good answer; undefined before the first. */
+  readonly lastGoodAtMs: number | undefined
+  /** What is wrong now, one sentence; undefined when nothing is. */
+  readonly problem: string | undefined
+  /** Whether no answer came at all, rather than a bad one. */
+  readonly unreachable: boolean
+}
+
+/** How one watch differs from the usual. */
+export interface FollowOptions {
+  /** `cold` for what changes rarely: first to go without a connection of its own when there are many. */
+  readonly priority?: 'hot' | 'cold'
+}
+
+/** Watches on one agent. */
+export interface Follower {
+  /**
+   * Follows `path` (`/v1/…`, with its query if it has one). `onAnswer` gets the parsed body of every answer
+   * whose content differs from the last, and undefined for "not found". It may throw to refuse an answer.
+   */
+  follow(path: string, onAnswer: (body: unknown) => void, options?: FollowOptions): FollowWatch
+  /** Of all open watches. */
+  health(): readonly FollowHealth[]
+  /** Ends all watches. */
+  close(): void
+}
+
+/** What a follower is built from. */
+export interface FollowerOptions {
+  readonly log: Log
+  readonly clock?: Clock
+  readonly random?: Random
+  /** Requests that may wait at the agent at once; fewer than the pool has connections. */
+  readonly maxBlocking?: number
+}
+
+/** Connections kept free for watches that have to poll. */
+const POLLING_SOCKETS = 8
+
+/** Cold watches leave this many of the places to hot ones. */
+const RESERVED_FOR_HOT = 20
+
+/** A stale answer older than this is not better than what we have. */
+const MAX_LAST_CONTACT_MS = 10_000
+
+/** Spreads the watches that wake up together when the agent is back. */
+const RECOVERY_SPREAD_MS = 500
+
+/** A follower over `transport`. The transport stays the caller's. */
+export function createFollower(transport: ConsulTransport, options: FollowerOptions): Follower {
+  const { log, clock = systemClock, random = systemRandom } = options
+  const watches = new Set<FollowWatch>()
+  const asleepUnreachable = new Set<() => void>()
+  let freePlaces = options.maxBlocking ?? WATCH_SOCKETS - POLLING_SOCKETS
+  let reachable = true
+
+  const noteReachable = (): void => {
+    if (!reachable) log.info('Consul answers again', { address: transport.address })
+    reachable = true
+    // The agent is back for one watch, so it is back for all: none sits out its back-off.
+    for (const wake of asleepUnreachable) wake()
+    asleepUnreachable.clear()
+  }
+  const noteUnreachable = (problem: string): void => {
+    if (reachable) log.warn('Consul does not answer; the last good state stays', { problem })
+    reachable = false
+  }
+
+  async function nap(
+    ms: number,
+    kind: FailureKind | undefined,
+    signal: AbortSignal,
+  ): Promise<void> {
+    if (ms <= 0) return
+    if (kind !== 'unreachable') {
+      await sleep(ms, signal)
+      return
+    }
+    const woken = new AbortController()
+    const wake = (): void => woken.abort()
+    asleepUnreachable.add(wake)
+    await sleep(ms, AbortSignal.any([signal, woken.signal]))
+    asleepUnreachable.delete(wake)
+    if (woken.signal.aborted) await sleep(random() * RECOVERY_SPREAD_MS, signal)
+  }
+
+  function takePlace(priority: 'hot' | 'cold'): boolean {
+    if (freePlaces <= (priority === 'cold' ? RESERVED_FOR_HOT : 0)) return false
+    freePlaces -= 1
+    return true
+  }
+
+  function follow(
+    path: string,
+    onAnswer: (body: unknown) => void,
+    followOptions: FollowOptions = {},
+  ): FollowWatch {
+    const closing = new AbortController()
+    const { signal } = closing
+    let health: FollowHealth = {
+      path,
+      lastGoodAtMs: undefined,
+      problem: undefined,
+      unreachable: false,
+    }
+    let seen: string | undefined
+
+    /** One request; whatever is wrong with it is thrown. */
+    async function ask(index: bigint, mayBlock: boolean): Promise<QueryOutcome> {
+      const waitS = waitSeconds(random)
+      const startedAtMs = clock.monotonicMs()
+      const answer = await transport.call(
+        'GET',
+        withQuery(path, index, mayBlock ? waitS : undefined),
+        {
+          pool: 'watch',
+          // Consul adds up to a sixteenth to the wait.
+          timeoutMs: mayBlock ? (waitS * 1_000 * 17) / 16 + 10_000 : transport.requestTimeoutMs,
+          signal,
+        },
+      )
+      requireUsable(answer, path, seen !== undefined)
+      const mark = fingerprint(answer.body)
+      const changed = mark !== seen
+      if (changed && !signal.aborted) onAnswer(answer.body)
+      seen = mark
+      const tookMs = clock.monotonicMs() - startedAtMs
+      return { kind: 'answer', index: answer.index, changed, mayBlock, tookMs }
+    }
+
+    async function attempt(index: bigint): Promise<QueryOutcome> {
+      const hasPlace = takePlace(followOptions.priority ?? 'hot')
+      try {
+        const outcome = await ask(hasPlace ? index : 0n, hasPlace)
+        if (health.problem !== undefined) log.info('Watch recovered', { path })
+        health = { path, lastGoodAtMs: clock.monotonicMs(), problem: undefined, unreachable: false }
+        noteReachable()
+        return outcome
+      } catch (error) {
+        const kind = failureKind(error)
+        if (signal.aborted) return { kind }
+        const problem = describeError(error)
+        const unreachable = kind === 'unreachable'
+        if (unreachable) noteUnreachable(problem)
+        else if (problem !== health.problem)
+          log[errorCode(error) === 'HM_CONSUL_ANSWER_DOUBTED' ? 'info' : 'warn'](
+            'Watch failed; its last good answer stays',
+            { path, problem },
+          )
+        health = { ...health, problem, unreachable }
+        return { kind }
+      } finally {
+        if (hasPlace) freePlaces += 1
+      }
+    }
+
+    async function run(): Promise<void> {
+      let state = firstQuery(clock.monotonicMs(), random)
+      while (!signal.aborted) {
+        const outcome = await attempt(state.index)
+        const next = nextQuery(state, outcome, clock.monotonicMs(), random)
+        state = next.state
+        await nap(next.delayMs, outcome.kind === 'answer' ? undefined : outcome.kind, signal)
+      }
+    }
+
+    const watch: FollowWatch = {
+      health: () => health,
+      close() {
+        watches.delete(watch)
+        closing.abort()
+      },
+    }
+    watches.add(watch)
+    // The first request leaves in the next turn, so that onAnswer never runs inside follow().
+    setImmediate(() => void run())
+    return watch
+  }
+
+  return {
+    follow,
+    health: () => [...watches].map((watch) => watch.health()),
+    close() {
+      for (const watch of watches) watch.close()
+    },
+  }
+}
+
+/**
+ * A digest of an answer's content. Order of keys and of list elements does not count (Consul gives tags
+ * in random order), nor do Consul's own version numbers and the output texts of checks.
+ */
+export function fingerprint(body: unknown): string {
+  return createHash('sha256').update(canonical(body)).digest('base64')
+}
+
+const UNCOUNTED_KEYS = new Set(['CreateIndex', 'ModifyIndex', 'Output'])
+
+function canonical(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(canonical).toSorted().join(',')}]`
+  if (typeof value !== 'object' || value === null) return JSON.stringify(value) ?? 'undefined'
+  const members = Object.entries(value)
+    .filter(([key]) => !UNCOUNTED_KEYS.has(key))
+    .map(([key, member]) => `${JSON.stringify(key)}:${canonical(member)}`)
+  return `{${members.toSorted().join(',')}}`
+}
+
+/** `?index&wait&stale` for one request. The agent's own certificate endpoints know no staleness. */
+function withQuery(path: string, index: bigint, waitS: number | undefined): string {
+  const wait = waitS === undefined || index === 0n ? '' : `&wait=${waitS}s`
+  const stale = path.startsWith('/v1/agent/') ? '' : '&stale'
+  return `${path}${path.includes('?') ? '&' : '?'}index=${index}${wait}${stale}`
+}
+
+function requireUsable(answer: ConsulAnswer, path: string, hasOlder: boolean): void {
+  const what = `GET ${path.split('?', 1)[0]}`
+  // "Not found" with an index is an answer like any other: Consul blocks until the thing exists.
+  if (answer.status === 404 && answer.index !== undefined && answer.index !== '0') return
+  requireOk(answer, what)
+  if (answer.body === undefined)
+    throw new MeshError('HM_CONSUL_ANSWER_MALFORMED', `Answer of Consul to ${what} is empty`)
+  const lastContactMs = answer.lastContactMs ?? 0
+  if (lastContactMs > MAX_LAST_CONTACT_MS && hasOlder)
+    throw new MeshError(
+      'HM_CONSUL_ANSWER_OLD',
+      `The Consul server that answered ${what} last heard from its leader ${Math.round(lastContactMs / 1_000)} s ago`,
+    )
+}
+
+function failureKind(error: unknown): FailureKind {
+  switch (errorCode(error)) {
+    case 'HM_CONSUL_FORBIDDEN':
+      return 'forbidden'
+    case 'HM_CONSUL_RATE_LIMITED':
+      return 'limited'
+    case 'HM_CONSUL_UNREACHABLE':
+    case 'HM_CONSUL_TIMEOUT':
+      return 'unreachable'
+    default:
+      return 'refused'
+  }
+}

@@ -1,0 +1,502 @@
+/**
+ * From Consul's JSON to the model. Pure and suspicious: whoever may register a service may have written
+ * any of it.
+ *
+ * Two kinds of bad input. An answer of the wrong shape is refused whole (HM_CONSUL_ANSWER_MALFORMED), and
+ * the last good one stays. One bad instance in a good answer is left out and named in `problems`: it
+ * costs that instance, not the service. Intentions are different: leaving out a rule could open what it
+ * closes, so a rule that cannot be read refuses the answer, and one that cannot be obeyed denies.
+ */
+import { MeshError } from '../../../lib/errors.ts'
+import { canonicalIp, isLoopback, isPort, isUndialable } from '../../../model/address.ts'
+import type { Endpoint, Health } from '../../../model/endpoint.ts'
+import { type DefaultPolicy, type Intention, precedenceOf } from '../../../model/intention.ts'
+import { isServiceName } from '../../../model/spiffe-id.ts'
+
+/** Most instances of one service; an answer with more is refused. */
+export const MAX_INSTANCES = 5_000
+
+/** Most rules for one destination; an answer with more is refused. */
+const MAX_INTENTIONS = 5_000
+
+/** Problems named one by one; the rest is counted. */
+const MAX_PROBLEMS = 10
+
+/** What the decoder must know to judge an instance. Undefined: not known, not judged. */
+export interface Place {
+  /** This host's name in Consul: only its own instances may be on loopback. */
+  readonly node?: string | undefined
+  /** An answer from another datacenter is refused. */
+  readonly datacenter?: string | undefined
+}
+
+/** Instances of one service. */
+export interface DecodedHealth {
+  readonly endpoints: readonly Endpoint[]
+  /** Consul's virtual addresses for the service, sorted. */
+  readonly virtualIps: readonly string[]
+  /** Why instances were left out, one sentence each. */
+  readonly problems: readonly string[]
+}
+
+/**
+ * Reads `/v1/health/connect/<service>`.
+ * @throws MeshError HM_CONSUL_ANSWER_MALFORMED, HM_CONSUL_ANSWER_TOO_LARGE, HM_CONSUL_DATACENTER_WRONG
+ */
+export function decodeHealth(service: string, body: unknown, place: Place = {}): DecodedHealth {
+  if (!Array.isArray(body)) throw malformed(`instances of ${service}`, 'a list', body)
+  if (body.length > MAX_INSTANCES)
+    throw new MeshError(
+      'HM_CONSUL_ANSWER_TOO_LARGE',
+      `Consul names ${body.length} instances of ${service}; the limit is ${MAX_INSTANCES}`,
+    )
+  const problems: string[] = []
+  const newestByKey = new Map<string, Instance>()
+  const virtualIps = new Set<string>()
+  for (const [position, entry] of body.entries()) {
+    const instance = decodeInstance(service, entry, place)
+    if (typeof instance === 'string') {
+      problems.push(`Instance ${nameOf(entry, position)} of ${service} is left out: ${instance}`)
+      continue
+    }
+    const { key } = instance.endpoint
+    const other = newestByKey.get(key)
+    if (other !== undefined)
+      problems.push(`Two proxies stand for instance ${key} of ${service}: the newer one is used`)
+    if (other === undefined || other.modifyIndex <= instance.modifyIndex)
+      newestByKey.set(key, instance)
+    if (instance.virtualIp !== undefined) virtualIps.add(instance.virtualIp)
+  }
+  return {
+    endpoints: [...newestByKey.values()]
+      .map((instance) => instance.endpoint)
+      .toSorted((a, b) => (a.key < b.key ? -1 : 1)),
+    virtualIps: [...virtualIps].toSorted(),
+    problems: shortened(problems),
+  }
+}
+
+/** What a discovery chain says of the service itself. */
+export interface DecodedChain {
+  readonly protocol: string
+  readonly connectTimeoutMs: number
+}
+
+/** Consul's own defaults, for a service without config entries. */
+export const defaultChain: DecodedChain = { protocol: 'tcp', connectTimeoutMs: 5_000 }
+
+/**
+ * Reads protocol and connect timeout from `/v1/discovery-chain/<service>`. Anything missing or odd falls
+ * back to {@link defaultChain}.
+ * @throws MeshError HM_CONSUL_ANSWER_MALFORMED when the answer has no chain at all.
+ */
+export function decodeChain(service: string, body: unknown): DecodedChain {
+  const chain = member(body, 'Chain')
+  if (!isRecord(chain)) throw malformed(`chain of ${service}`, 'an object "Chain"', body)
+  const protocol = member(chain, 'Protocol')
+  const timeouts = Object.values(asRecord(member(chain, 'Nodes')))
+    .map((node) => member(node, 'Resolver'))
+    .filter((resolver) => serviceOfTarget(chain, member(resolver, 'Target')) === service)
+    .map((resolver) => parseGoDuration(member(resolver, 'ConnectTimeout')))
+    .filter((ms) => ms !== undefined)
+  const longest = Math.max(0, ...timeouts)
+  return {
+    protocol:
+      typeof protocol === 'string' && /^[a-z0-9._-]{1,32}$/.test(protocol)
+        ? protocol
+        : defaultChain.protocol,
+    connectTimeoutMs: longest === 0 ? defaultChain.connectTimeoutMs : Math.min(longest, 300_000),
+  }
+}
+
+/** Milliseconds of a Go duration (`1m30s`, `1.5s`, or nanoseconds as a number); undefined for anything else. */
+export function parseGoDuration(value: unknown): number | undefined {
+  if (typeof value === 'number')
+    return Number.isFinite(value) && value >= 0 ? value / 1_000_000 : undefined
+  if (typeof value !== 'string' || !/^(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+$/.test(value))
+    return undefined
+  let total = 0
+  for (const [, amount, unit = ''] of value.matchAll(/(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)/g))
+    total += Number(amount) * (MS_BY_GO_UNIT[unit] ?? 0)
+  return total
+}
+
+const MS_BY_GO_UNIT: Record<string, number> = {
+  ns: 1e-6,
+  us: 1e-3,
+  µs: 1e-3,
+  ms: 1,
+  s: 1_000,
+  m: 60_000,
+  h: 3_600_000,
+}
+
+/** Rules by destination, and what was odd about them. */
+export interface DecodedIntentions {
+  /** Has every destination that was asked for; highest precedence first. */
+  readonly byDestination: ReadonlyMap<string, readonly Intention[]>
+  readonly problems: readonly string[]
+}
+
+/**
+ * Reads `/v1/connect/intentions/match?by=destination&name=…` for `destinations`. A rule that decides by L7
+ * permissions, by JWT or by an unknown action has no action: it denies.
+ * @throws MeshError HM_CONSUL_ANSWER_MALFORMED, HM_CONSUL_ANSWER_TOO_LARGE
+ */
+export function decodeIntentions(
+  destinations: readonly string[],
+  body: unknown,
+): DecodedIntentions {
+  if (!isRecord(body)) throw malformed('intentions', 'an object', body)
+  const problems: string[] = []
+  const byDestination = new Map<string, readonly Intention[]>()
+  for (const destination of destinations) {
+    if (!Object.hasOwn(body, destination))
+      throw new MeshError(
+        'HM_CONSUL_ANSWER_MALFORMED',
+        `Answer of Consul does not speak of the intentions for ${destination}`,
+      )
+    const rules = body[destination] ?? []
+    if (!Array.isArray(rules)) throw malformed(`intentions for ${destination}`, 'a list', rules)
+    if (rules.length > MAX_INTENTIONS)
+      throw new MeshError(
+        'HM_CONSUL_ANSWER_TOO_LARGE',
+        `Consul names ${rules.length} intentions for ${destination}; the limit is ${MAX_INTENTIONS}`,
+      )
+    byDestination.set(
+      destination,
+      rules
+        .map((rule) => decodeIntention(destination, rule, problems))
+        .filter((rule) => rule !== undefined)
+        .toSorted(byPrecedence),
+    )
+  }
+  return { byDestination, problems: shortened(problems) }
+}
+
+/**
+ * The names in `/v1/catalog/services` that can be mesh services, sorted.
+ * @throws MeshError HM_CONSUL_ANSWER_MALFORMED
+ */
+export function decodeServiceNames(body: unknown): readonly string[] {
+  if (!isRecord(body)) throw malformed('service names', 'an object', body)
+  return Object.keys(body).filter(isServiceName).toSorted()
+}
+
+/** What an agent says of itself. */
+export interface AgentSelf {
+  readonly nodeName: string
+  readonly datacenter: string
+  /** The address under which the rest of the fleet knows this node, canonical; undefined when it is none. */
+  readonly nodeAddress: string | undefined
+  readonly version: string
+  /** What holds where no intention matches, as this agent is configured; undefined when it does not say. */
+  readonly defaultPolicy: DefaultPolicy | undefined
+}
+
+/**
+ * Reads `/v1/agent/self`.
+ * @throws MeshError HM_CONSUL_ANSWER_MALFORMED
+ */
+export function decodeAgentSelf(body: unknown): AgentSelf {
+  const config = member(body, 'Config')
+  const debug = member(body, 'DebugConfig')
+  const nodeName = member(config, 'NodeName')
+  const datacenter = member(config, 'Datacenter')
+  if (typeof nodeName !== 'string' || typeof datacenter !== 'string' || nodeName === '')
+    throw malformed('agent', 'Config.NodeName and Config.Datacenter', body)
+  const address = member(member(body, 'Member'), 'Addr') ?? member(debug, 'AdvertiseAddrLAN')
+  const version = member(config, 'Version')
+  return {
+    nodeName,
+    datacenter,
+    nodeAddress: typeof address === 'string' ? canonicalIp(address) : undefined,
+    version: typeof version === 'string' ? version : 'unknown',
+    defaultPolicy:
+      member(debug, 'ACLsEnabled') === false
+        ? 'allow'
+        : parseDefaultPolicy(member(debug, 'ACLDefaultPolicy')),
+  }
+}
+
+/** `allow` or `deny`, as the `X-Consul-Default-Acl-Policy` header has it too; undefined for anything else. */
+export function parseDefaultPolicy(value: unknown): DefaultPolicy | undefined {
+  return value === 'allow' || value === 'deny' ? value : undefined
+}
+
+/** One service as its own agent has it. */
+export interface AgentService {
+  readonly id: string
+  readonly name: string
+  /** Empty for a plain service. */
+  readonly kind: string
+  readonly port: number
+  readonly meta: Readonly<Record<string, unknown>>
+  readonly proxy: {
+    readonly destinationName: unknown
+    readonly destinationId: unknown
+    readonly localAddress: unknown
+    readonly localPort: unknown
+  }
+}
+
+/**
+ * Reads `/v1/agent/services`, by ID. Entries without a name are left out: they are not ours.
+ * @throws MeshError HM_CONSUL_ANSWER_MALFORMED
+ */
+export function decodeAgentServices(body: unknown): ReadonlyMap<string, AgentService> {
+  if (!isRecord(body)) throw malformed('services of the agent', 'an object', body)
+  const services = new Map<string, AgentService>()
+  for (const [id, entry] of Object.entries(body)) {
+    const name = member(entry, 'Service')
+    if (!isName(name)) continue
+    const kind = member(entry, 'Kind')
+    const port = member(entry, 'Port')
+    const proxy = member(entry, 'Proxy')
+    services.set(id, {
+      id,
+      name,
+      kind: typeof kind === 'string' ? kind : '',
+      port: typeof port === 'number' ? port : 0,
+      meta: asRecord(member(entry, 'Meta')),
+      proxy: {
+        destinationName: member(proxy, 'DestinationServiceName'),
+        destinationId: member(proxy, 'DestinationServiceID'),
+        localAddress: member(proxy, 'LocalServiceAddress'),
+        localPort: member(proxy, 'LocalServicePort'),
+      },
+    })
+  }
+  return services
+}
+
+interface Instance {
+  readonly endpoint: Endpoint
+  readonly virtualIp: string | undefined
+  readonly modifyIndex: number
+}
+
+/** The instance, or the reason why it cannot be used. */
+function decodeInstance(service: string, entry: unknown, place: Place): Instance | string {
+  const node = member(entry, 'Node')
+  const registration = member(entry, 'Service')
+  if (!isRecord(node) || !isRecord(registration)) return 'its entry has no Node or no Service'
+  if (place.datacenter !== undefined && member(node, 'Datacenter') !== place.datacenter)
+    throw new MeshError(
+      'HM_CONSUL_DATACENTER_WRONG',
+      `Consul answers for datacenter "${shown(member(node, 'Datacenter'))}", not "${place.datacenter}"`,
+      {
+        hint: 'Set `datacenter` to the datacenter of the agent, or point `catalog.address` at another',
+      },
+    )
+  const nodeName = member(node, 'Node')
+  if (!isName(nodeName) || nodeName.includes('/')) return 'its node has no usable name'
+  const who = decodeDestination(service, registration)
+  if (typeof who === 'string') return who
+  const ip = decodeAddress(registration, node)
+  if (typeof ip === 'string') return ip
+  if (isLoopback(ip.ip) && place.node !== undefined && nodeName !== place.node)
+    return `it is on another host, at the loopback address ${ip.ip}`
+  const port = member(registration, 'Port')
+  if (!isPort(port)) return `its port is ${shown(port)}`
+  const health = worstHealth(member(entry, 'Checks'))
+  if (health === undefined) return 'its Checks are not a list'
+  const tunnel = { ip: ip.ip, port }
+  const applicationPort = who.isNative ? port : who.localPort
+  const modifyIndex = member(registration, 'ModifyIndex')
+  return {
+    endpoint: {
+      key: `${nodeName}/${who.id}`,
+      id: who.id,
+      node: nodeName,
+      tunnel,
+      application: isPort(applicationPort) ? { ip: ip.ip, port: applicationPort } : undefined,
+      health,
+      weight: decodeWeight(member(registration, 'Weights'), health),
+      local: false,
+    },
+    virtualIp: decodeVirtualIp(registration),
+    modifyIndex: typeof modifyIndex === 'number' ? modifyIndex : 0,
+  }
+}
+
+/** Which instance of the service the registration stands for. */
+function decodeDestination(
+  service: string,
+  registration: Record<string, unknown>,
+): { id: string; isNative: boolean; localPort: unknown } | string {
+  const ownId = member(registration, 'ID')
+  if (!isName(ownId))
+    return 'its ID is missing, longer than 255 characters or has control characters'
+  const kind = member(registration, 'Kind') ?? ''
+  if (kind === '') {
+    if (member(member(registration, 'Connect'), 'Native') !== true)
+      return 'it is neither a proxy nor connect-native'
+    if (member(registration, 'Service') !== service) return 'it is an instance of another service'
+    return { id: ownId, isNative: true, localPort: undefined }
+  }
+  if (kind !== 'connect-proxy') return `kind ${shown(kind)} is not supported`
+  const proxy = member(registration, 'Proxy')
+  if (member(proxy, 'DestinationServiceName') !== service) return 'it is a proxy of another service'
+  const destinationId = member(proxy, 'DestinationServiceID')
+  const id = destinationId === undefined || destinationId === '' ? ownId : destinationId
+  if (!isName(id)) return 'the ID of its destination is not usable'
+  return { id, isNative: false, localPort: member(proxy, 'LocalServicePort') }
+}
+
+function decodeAddress(
+  registration: Record<string, unknown>,
+  node: Record<string, unknown>,
+): { ip: string } | string {
+  const own = member(registration, 'Address')
+  const text = own === undefined || own === null || own === '' ? member(node, 'Address') : own
+  if (typeof text !== 'string' || text === '') return 'it has no address'
+  const ip = canonicalIp(text)
+  if (ip === undefined)
+    return `its address ${shown(text)} is not an IP address (host names are not resolved)`
+  if (isUndialable(ip)) return `its address ${ip} is no host's`
+  return { ip }
+}
+
+/** Worst of all checks, of node and service; undefined when they are not a list. */
+function worstHealth(checks: unknown): Health | undefined {
+  if (checks === undefined || checks === null) return 'passing'
+  if (!Array.isArray(checks)) return undefined
+  let worst: Health = 'passing'
+  for (const check of checks) {
+    const status = member(check, 'Status')
+    if (status === 'passing') continue
+    // A status that we do not know says that something is not in order.
+    if (status !== 'warning') return 'critical'
+    worst = 'warning'
+  }
+  return worst
+}
+
+function decodeWeight(weights: unknown, health: Health): number {
+  const weight = member(weights, health === 'warning' ? 'Warning' : 'Passing')
+  if (typeof weight !== 'number' || !Number.isFinite(weight)) return 1
+  return Math.min(65_535, Math.max(1, Math.round(weight)))
+}
+
+/** Consul gives virtual addresses out of 240.0.0.0/4 only; any other would divert what is not ours. */
+function decodeVirtualIp(registration: Record<string, unknown>): string | undefined {
+  const tagged = member(member(registration, 'TaggedAddresses'), 'consul-virtual')
+  const text = member(tagged, 'Address')
+  const ip = typeof text === 'string' ? canonicalIp(text) : undefined
+  if (ip === undefined || ip.includes(':') || isUndialable(ip)) return undefined
+  return Number(ip.slice(0, ip.indexOf('.'))) >= 240 ? ip : undefined
+}
+
+function decodeIntention(
+  destination: string,
+  rule: unknown,
+  problems: string[],
+): Intention | undefined {
+  const source = member(rule, 'SourceName')
+  const target = member(rule, 'DestinationName')
+  if (typeof source !== 'string' || source === '' || typeof target !== 'string')
+    throw malformed(`intention for ${destination}`, 'SourceName and DestinationName', rule)
+  if (target !== destination && target !== '*')
+    throw malformed(`intention for ${destination}`, `destination ${destination}`, target)
+  if (isElsewhere(rule)) return undefined
+  const precedence = member(rule, 'Precedence')
+  const action = decodeAction(rule)
+  if (action === undefined)
+    problems.push(
+      `Intention ${shown(source)} -> ${shown(target)} denies: its action or permissions are not supported`,
+    )
+  return {
+    source,
+    destination: target,
+    action,
+    precedence:
+      typeof precedence === 'number' && Number.isInteger(precedence) && precedence > 0
+        ? precedence
+        : precedenceOf(source, target),
+  }
+}
+
+/** Whether the rule is about callers of another cluster or namespace: none of ours can be meant. */
+function isElsewhere(rule: unknown): boolean {
+  const isOther = (key: string, ours: readonly unknown[]): boolean =>
+    !ours.includes(member(rule, key) ?? '')
+  return (
+    isOther('SourcePeer', ['']) ||
+    isOther('SourceNS', ['', 'default', '*']) ||
+    isOther('DestinationNS', ['', 'default', '*']) ||
+    isOther('SourcePartition', ['', 'default', '*'])
+  )
+}
+
+function decodeAction(rule: unknown): 'allow' | 'deny' | undefined {
+  const has = (key: string): boolean => {
+    const value = member(rule, key)
+    return value !== undefined && value !== null && value !== '' && !isEmptyList(value)
+  }
+  if (has('Permissions') || has('JWT') || has('SourceSamenessGroup')) return undefined
+  return parseDefaultPolicy(member(rule, 'Action'))
+}
+
+function isEmptyList(value: unknown): boolean {
+  return Array.isArray(value) && value.length === 0
+}
+
+/** Highest precedence first; among equals, those that do not allow. */
+function byPrecedence(a: Intention, b: Intention): number {
+  if (a.precedence !== b.precedence) return b.precedence - a.precedence
+  return Number(a.action === 'allow') - Number(b.action === 'allow')
+}
+
+function serviceOfTarget(chain: unknown, target: unknown): unknown {
+  if (typeof target !== 'string') return undefined
+  return member(member(member(chain, 'Targets'), target), 'Service')
+}
+
+/** An own property of a JSON object; undefined for anything else (`__proto__` is only a name here). */
+function member(value: unknown, key: string): unknown {
+  return isRecord(value) && Object.hasOwn(value, key) ? value[key] : undefined
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+function asRecord(value: unknown): Record<string, unknown> {
+  return isRecord(value) ? value : {}
+}
+
+function isName(value: unknown): value is string {
+  return (
+    typeof value === 'string' && value.length >= 1 && value.length <= 255 && !/\p{Cc}/u.test(value)
+  )
+}
+
+function nameOf(entry: unknown, position: number): string {
+  const node = member(member(entry, 'Node'), 'Node')
+  const id = member(member(entry, 'Service'), 'ID')
+  return isName(node) && isName(id) ? `${node}/${id}` : `number ${position}`
+}
+
+/** A value for a message: short, and never a whole answer. */
+function shown(value: unknown): string {
+  if (Array.isArray(value)) return 'a list'
+  if (isRecord(value)) return 'an object'
+  const text = JSON.stringify(typeof value === 'string' ? value.slice(0, 80) : value) ?? 'nothing'
+  return text.replace(/[^\x20-\x7e]+/g, ' ')
+}
+
+function malformed(what: string, expected: string, got: unknown): MeshError {
+  return new MeshError(
+    'HM_CONSUL_ANSWER_MALFORMED',
+    `Answer of Consul about ${what} should have ${expected}, not ${shown(got)}`,
+  )
+}
+
+function shortened(problems: readonly string[]): readonly string[] {
+  if (problems.length <= MAX_PROBLEMS) return problems
+  return [
+    ...problems.slice(0, MAX_PROBLEMS),
+    `${problems.length - MAX_PROBLEMS} more of the same kind`,
+  ]
+}

@@ -1,0 +1,65 @@
+/**
+ * Limits on JSON text before it is parsed: how long, and how deeply nested.
+ *
+ * Counting happens as the bytes arrive, so a hostile answer is cut off before it is held in memory
+ * whole. Malformed JSON is not this file's matter; the parser refuses it.
+ */
+import { MeshError } from '../../../lib/errors.ts'
+
+/** Most bytes of one answer, after decompression. */
+export const MAX_BODY_BYTES = 16 * 1024 * 1024
+
+/** Deepest nesting of objects and arrays; Consul's own answers stay below 12. */
+export const MAX_DEPTH = 32
+
+const QUOTE = 0x22
+const BACKSLASH = 0x5c
+const OPEN_OBJECT = 0x7b
+const CLOSE_OBJECT = 0x7d
+const OPEN_ARRAY = 0x5b
+const CLOSE_ARRAY = 0x5d
+
+/** Watches the bytes of one JSON text go by. */
+export interface JsonLimiter {
+  /**
+   * Takes the next bytes.
+   * @throws MeshError HM_CONSUL_ANSWER_TOO_LARGE or HM_CONSUL_ANSWER_TOO_DEEP.
+   */
+  push(chunk: Uint8Array): void
+}
+
+/** A limiter for one text. */
+export function createJsonLimiter(
+  maxBytes: number = MAX_BODY_BYTES,
+  maxDepth: number = MAX_DEPTH,
+): JsonLimiter {
+  let bytes = 0
+  let depth = 0
+  let inString = false
+  let escaped = false
+  return {
+    push(chunk) {
+      bytes += chunk.length
+      if (bytes > maxBytes)
+        throw new MeshError(
+          'HM_CONSUL_ANSWER_TOO_LARGE',
+          `Answer of Consul is longer than ${maxBytes} bytes`,
+        )
+      for (const byte of chunk) {
+        if (inString) {
+          if (escaped) escaped = false
+          else if (byte === BACKSLASH) escaped = true
+          else if (byte === QUOTE) inString = false
+        } else if (byte === QUOTE) inString = true
+        else if (byte === OPEN_OBJECT || byte === OPEN_ARRAY) {
+          depth += 1
+          if (depth > maxDepth)
+            throw new MeshError(
+              'HM_CONSUL_ANSWER_TOO_DEEP',
+              `Answer of Consul is nested deeper than ${maxDepth} levels`,
+            )
+        } else if (byte === CLOSE_OBJECT || byte === CLOSE_ARRAY) depth -= 1
+      }
+    },
+  }
+}

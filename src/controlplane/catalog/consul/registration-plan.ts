@@ -1,0 +1,203 @@
+/**
+ * What to register and what to take back, given what the agent has. Pure.
+ *
+ * Ours is recognised by marks in `Meta` together with the tunnel port, so that a daemon finds what it left
+ * behind before a crash, and never touches what an operator, or another daemon, registered.
+ */
+import { formatAddress } from '../../../model/address.ts'
+import type { LocalService } from '../../../model/service.ts'
+import type { AgentService } from './decode.ts'
+
+/** A plain service to register. */
+export interface PlainRegistration {
+  readonly name: string
+  readonly id: string
+  readonly port: number
+  readonly meta: Readonly<Record<string, string>>
+  /** Where the agent checks that the application listens. */
+  readonly checkAddress: string
+}
+
+/** The body of a proxy's registration, in Consul's spelling; only fields that Consul 1.8 knows. */
+export interface ConsulProxyRegistration {
+  readonly Kind: 'connect-proxy'
+  readonly Name: string
+  readonly ID: string
+  readonly Port: number
+  readonly Meta: Readonly<Record<string, string>>
+  readonly Proxy: {
+    readonly DestinationServiceName: string
+    readonly DestinationServiceID: string
+    readonly LocalServiceAddress: string
+    readonly LocalServicePort: number
+  }
+  readonly Checks: readonly Readonly<Record<string, string>>[]
+}
+
+/** The difference between what is wanted and what the agent has. */
+export interface RegistrationPlan {
+  readonly plain: readonly PlainRegistration[]
+  readonly proxies: readonly ConsulProxyRegistration[]
+  /** IDs to deregister, in order. */
+  readonly remove: readonly string[]
+  /** What an operator should look at, one sentence each. */
+  readonly problems: readonly string[]
+}
+
+/** Says that a proxy is ours; its value is the version of the tunnel protocol. */
+const PROXY_MARK = 'hostmesh-proto'
+
+/** Says that a plain service is ours; its value is the tunnel port. */
+const PLAIN_MARK = 'hostmesh-registered'
+
+/** Without a beat for this long the proxy is critical. */
+const TTL = '30s'
+
+/** A proxy whose daemon has been gone this long is no longer worth listing. */
+const FORGET_AFTER = '72h'
+
+/** The ID of a service's proxy. */
+export function proxyIdOf(serviceId: string): string {
+  return `${serviceId}-hostmesh`
+}
+
+/** The ID of a proxy's TTL check. */
+export function ttlCheckIdOf(serviceId: string): string {
+  return `hostmesh-ttl:${serviceId}`
+}
+
+/** Compares `desired` with what the agent has. With nothing desired it takes back all that is ours. */
+export function planRegistration(
+  desired: readonly LocalService[],
+  tunnelPort: number,
+  present: ReadonlyMap<string, AgentService>,
+): RegistrationPlan {
+  const plain: PlainRegistration[] = []
+  const proxies: ConsulProxyRegistration[] = []
+  const problems: string[] = []
+  const wanted = new Set<string>()
+  for (const service of desired) {
+    if (service.target === undefined) continue
+    const { name, id, target } = service
+    const there = present.get(id)
+    if (there !== undefined && there.name !== name) {
+      problems.push(
+        `Service ${name} is not registered: the agent knows its ID "${id}" as service ${there.name}`,
+      )
+      continue
+    }
+    wanted.add(id)
+    wanted.add(proxyIdOf(id))
+    const registration: PlainRegistration = {
+      name,
+      id,
+      port: target.port,
+      meta: { [PLAIN_MARK]: String(tunnelPort), 'hostmesh-target': formatAddress(target) },
+      checkAddress: formatAddress(target),
+    }
+    if (there === undefined || (isOurPlain(there) && !isSamePlain(there, registration))) {
+      plain.push(registration)
+      problems.push(...otherIds(registration, present))
+    }
+    const proxy = proxyRegistration(service, target, tunnelPort)
+    const proxyThere = present.get(proxy.ID)
+    if (proxyThere !== undefined && !(PROXY_MARK in proxyThere.meta))
+      problems.push(
+        `Service ${name} has no proxy: the agent has another service with ID "${proxy.ID}"`,
+      )
+    else if (proxyThere === undefined || !isSameProxy(proxyThere, proxy)) proxies.push(proxy)
+  }
+  const ours = [...present.values()].filter((service) => !wanted.has(service.id))
+  return {
+    plain,
+    proxies,
+    remove: [
+      ...ours.filter((service) => isOurProxy(service, tunnelPort)),
+      ...ours.filter((service) => service.meta[PLAIN_MARK] === String(tunnelPort)),
+    ].map((service) => service.id),
+    problems,
+  }
+}
+
+function proxyRegistration(
+  service: LocalService,
+  target: { ip: string; port: number },
+  tunnelPort: number,
+): ConsulProxyRegistration {
+  return {
+    Kind: 'connect-proxy',
+    Name: `${service.name}-hostmesh`,
+    ID: proxyIdOf(service.id),
+    Port: tunnelPort,
+    Meta: { [PROXY_MARK]: '1' },
+    Proxy: {
+      DestinationServiceName: service.name,
+      DestinationServiceID: service.id,
+      LocalServiceAddress: target.ip,
+      LocalServicePort: target.port,
+    },
+    Checks: [
+      {
+        CheckID: `hostmesh-alias:${service.id}`,
+        Name: `Health of ${service.id}`,
+        AliasService: service.id,
+      },
+      {
+        CheckID: ttlCheckIdOf(service.id),
+        Name: 'hostmesh is running',
+        TTL,
+        Status: 'passing',
+        DeregisterCriticalServiceAfter: FORGET_AFTER,
+      },
+    ],
+  }
+}
+
+function isOurPlain(service: AgentService): boolean {
+  return service.kind === '' && PLAIN_MARK in service.meta
+}
+
+function isOurProxy(service: AgentService, tunnelPort: number): boolean {
+  return (
+    service.kind === 'connect-proxy' && PROXY_MARK in service.meta && service.port === tunnelPort
+  )
+}
+
+function isSamePlain(there: AgentService, wanted: PlainRegistration): boolean {
+  return there.port === wanted.port && isSameMeta(there.meta, wanted.meta)
+}
+
+function isSameProxy(there: AgentService, wanted: ConsulProxyRegistration): boolean {
+  return (
+    there.name === wanted.Name &&
+    there.kind === wanted.Kind &&
+    there.port === wanted.Port &&
+    isSameMeta(there.meta, wanted.Meta) &&
+    there.proxy.destinationName === wanted.Proxy.DestinationServiceName &&
+    there.proxy.destinationId === wanted.Proxy.DestinationServiceID &&
+    there.proxy.localAddress === wanted.Proxy.LocalServiceAddress &&
+    there.proxy.localPort === wanted.Proxy.LocalServicePort
+  )
+}
+
+function isSameMeta(
+  there: Readonly<Record<string, unknown>>,
+  wanted: Readonly<Record<string, string>>,
+): boolean {
+  return Object.entries(wanted).every(([key, value]) => there[key] === value)
+}
+
+/** The operator's own registration under another ID: then two plain services stand for one process. */
+function otherIds(
+  wanted: PlainRegistration,
+  present: ReadonlyMap<string, AgentService>,
+): readonly string[] {
+  return [...present.values()]
+    .filter((service) => service.kind === '' && service.id !== wanted.id && !isOurPlain(service))
+    .filter((service) => service.name === wanted.name && service.port === wanted.port)
+    .map(
+      (service) =>
+        `Service ${wanted.name} is registered twice: the agent already has it under ID "${service.id}" ` +
+        `(set \`id: ${service.id}\` in its entry of \`services\`)`,
+    )
+}

@@ -1,0 +1,247 @@
+/**
+ * Makes this host's services known through its agent, and keeps them known.
+ *
+ * Each service with a target stands in Consul as two: the plain service (what discovery and operators see)
+ * and a `connect-proxy` named `<service>-hostmesh` on the tunnel port, which is how any Connect caller
+ * finds it. The proxy is critical when the plain service is (alias check), or when this daemon stops
+ * beating (TTL check). A plain service that the operator registered is left alone; one that is missing is
+ * registered too, with a TCP check of the application, and taken back together with the proxy.
+ */
+import Consul from 'consul'
+import { sleep } from '../../../lib/abort.ts'
+import { backoffMs } from '../../../lib/backoff.ts'
+import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
+import { describeError } from '../../../lib/errors.ts'
+import type { Log } from '../../../lib/log.ts'
+import type { LocalService } from '../../../model/service.ts'
+import { type AgentService, decodeAgentServices } from './decode.ts'
+import {
+  type ConsulProxyRegistration,
+  type PlainRegistration,
+  planRegistration,
+  proxyIdOf,
+  ttlCheckIdOf,
+} from './registration-plan.ts'
+import { type ConsulTransport, requireOk } from './transport.ts'
+
+/** Keeps registrations in place. */
+export interface Registrar {
+  /**
+   * Registers these in place of any given before. Resolves after the first try; when that fails it is one
+   * of {@link Registrar.problems}, and tried again until it works.
+   */
+  register(services: readonly LocalService[], tunnelPort: number): Promise<void>
+  /** Takes back all of ours. Never throws; takes {@link DEREGISTER_MS} at most. */
+  deregister(): Promise<void>
+  problems(): readonly string[]
+  /** Monotonic milliseconds of the agent's last good answer. */
+  lastGoodAtMs(): number | undefined
+  /** Stops keeping; what is registered stays, and turns critical when its TTL check runs out. */
+  close(): void
+}
+
+/** What the registrar is built from. */
+export interface RegistrarOptions {
+  readonly transport: ConsulTransport
+  readonly log: Log
+  readonly clock?: Clock
+  readonly random?: Random
+  /** Milliseconds between two looks at the agent. */
+  readonly keepMs?: number
+}
+
+/** The agent is looked at, and the TTL checks are beaten, this often. */
+const KEEP_MS = 10_000
+
+/** After a failure: soon, since a restarted agent takes our checks for critical until the next beat. */
+const RETRY = { minMs: 300, maxMs: 3_000 }
+
+/** Deadline of deregister(), milliseconds. */
+export const DEREGISTER_MS = 5_000
+
+/** A registrar. It looks at the agent at once and from then on, also with nothing to register. */
+export function createRegistrar(options: RegistrarOptions): Registrar {
+  const { transport, log, clock = systemClock, random = systemRandom } = options
+  const keepMs = options.keepMs ?? KEEP_MS
+  const closing = new AbortController()
+  const consul = new Consul({ ...packageAddress(transport.address), agent: transport.plainAgent })
+  let desired: readonly LocalService[] = []
+  let tunnelPort = 0
+  let turn: Promise<void> = Promise.resolve()
+  let napping = new AbortController()
+  let isWoken = false
+  let failures = 0
+  let lastGoodAtMs: number | undefined
+  let unreachable: string | undefined
+  let problems: readonly string[] = []
+
+  /** One after the other: a look at the agent never overlaps a deregistration. */
+  function inTurn(act: () => Promise<void>): Promise<void> {
+    turn = turn.then(act)
+    return turn
+  }
+
+  /** Token and deadline of one call through the package, whose types know neither. */
+  function callOptions(): { timeout: number; token?: string } {
+    const token = transport.token()
+    const timeout = transport.requestTimeoutMs
+    return token === undefined ? { timeout } : { timeout, token }
+  }
+
+  async function registerPlain(service: PlainRegistration): Promise<void> {
+    await consul.agent.service.register({
+      name: service.name,
+      id: service.id,
+      port: service.port,
+      meta: service.meta,
+      checks: [
+        {
+          name: `${service.name} listens`,
+          checkid: `hostmesh-app:${service.id}`,
+          tcp: service.checkAddress,
+          interval: '5s',
+          timeout: '2s',
+          // Else a restart of the daemon would cost the service its health until the first check.
+          status: 'passing',
+        },
+      ],
+      ...callOptions(),
+    })
+    log.info('Registered service', { service: service.name, id: service.id, port: service.port })
+  }
+
+  async function registerProxy(proxy: ConsulProxyRegistration): Promise<void> {
+    // Not by the package: its register() drops `Kind`, and so makes a plain service of a proxy.
+    const answer = await transport.call('PUT', '/v1/agent/service/register', {
+      body: proxy,
+      signal: closing.signal,
+    })
+    requireOk(
+      answer,
+      `registering ${proxy.ID} (service:write on ${proxy.Proxy.DestinationServiceName})`,
+    )
+    log.info('Registered proxy', { id: proxy.ID, port: proxy.Port })
+  }
+
+  async function remove(id: string): Promise<void> {
+    await consul.agent.service.deregister({ id, ...callOptions() })
+    log.info('Deregistered', { id })
+  }
+
+  /** Beats the TTL check; a check that is gone comes back with its proxy. */
+  async function beat(service: LocalService): Promise<void> {
+    const id = ttlCheckIdOf(service.id)
+    try {
+      await consul.agent.check.pass({ id, ...callOptions() })
+    } catch (error) {
+      const { proxies } = planRegistration([service], tunnelPort, new Map())
+      await Promise.all(proxies.map(registerProxy))
+      log.debug('Check was missing', { id, reason: describeError(error) })
+    }
+  }
+
+  async function readAgent(signal: AbortSignal): Promise<ReadonlyMap<string, AgentService>> {
+    const answer = await transport.call('GET', '/v1/agent/services', { signal })
+    const services = decodeAgentServices(requireOk(answer, 'reading /v1/agent/services').body)
+    lastGoodAtMs = clock.monotonicMs()
+    return services
+  }
+
+  /** One look: register what is missing, take back what is left over, beat the rest. */
+  async function keep(): Promise<void> {
+    if (closing.signal.aborted) return
+    try {
+      const present = await readAgent(closing.signal)
+      unreachable = undefined
+      const plan = planRegistration(desired, tunnelPort, present)
+      const fresh = new Set(plan.proxies.map((proxy) => proxy.ID))
+      const beating = desired.filter(
+        ({ id, target }) =>
+          target !== undefined && !fresh.has(proxyIdOf(id)) && present.has(proxyIdOf(id)),
+      )
+      // Plain services first: an alias check of a service that is not there yet is critical.
+      const errors = [
+        ...(await failuresOf(plan.plain.map(registerPlain))),
+        ...(await failuresOf(plan.proxies.map(registerProxy))),
+        ...(await failuresOf(plan.remove.map(remove))),
+        ...(await failuresOf(beating.map(beat))),
+      ]
+      report([...plan.problems, ...errors])
+      failures = errors.length === 0 ? 0 : failures + 1
+    } catch (error) {
+      if (closing.signal.aborted) return
+      unreachable = describeError(error)
+      failures += 1
+    }
+  }
+
+  function report(now: readonly string[]): void {
+    for (const problem of now)
+      if (!problems.includes(problem)) log.warn('Registration is not as it should be', { problem })
+    problems = now
+  }
+
+  async function run(): Promise<void> {
+    while (!closing.signal.aborted) {
+      isWoken = false
+      await inTurn(keep)
+      if (isWoken) continue
+      napping = new AbortController()
+      await sleep(
+        failures === 0 ? keepMs : backoffMs(failures, RETRY, random),
+        AbortSignal.any([closing.signal, napping.signal]),
+      )
+    }
+  }
+
+  async function removeAll(): Promise<void> {
+    if (tunnelPort === 0 || closing.signal.aborted) return
+    const deadline = AbortSignal.timeout(DEREGISTER_MS)
+    try {
+      const present = await readAgent(deadline)
+      const errors = await failuresOf(planRegistration([], tunnelPort, present).remove.map(remove))
+      for (const problem of errors) log.warn('Could not deregister', { problem })
+    } catch (error) {
+      log.warn('Could not deregister; the checks of the proxies will fail by themselves', {
+        problem: describeError(error),
+      })
+    }
+    problems = []
+  }
+
+  setImmediate(() => void run())
+  return {
+    async register(services, port) {
+      desired = services
+      tunnelPort = port
+      await inTurn(keep)
+      isWoken = true
+      napping.abort()
+    },
+    async deregister() {
+      desired = []
+      // The deadline covers a look at the agent that is still under way, too.
+      await Promise.race([inTurn(removeAll), sleep(DEREGISTER_MS, closing.signal)])
+    },
+    problems: () => (unreachable === undefined ? problems : [unreachable, ...problems]),
+    lastGoodAtMs: () => lastGoodAtMs,
+    close: () => closing.abort(),
+  }
+}
+
+/** Waits for all; the texts of those that failed. */
+async function failuresOf(work: readonly Promise<void>[]): Promise<readonly string[]> {
+  const results = await Promise.allSettled(work)
+  return results
+    .filter((result) => result.status === 'rejected')
+    .map((result) => describeError(result.reason))
+}
+
+/** What the package needs to form a URL; which socket it uses is decided by the HTTP agent it is given. */
+function packageAddress(address: string): { host?: string; port?: number; secure: boolean } {
+  const url = URL.parse(address)
+  if (url === null || url.protocol === 'unix:') return { secure: false }
+  const secure = url.protocol === 'https:'
+  const port = url.port === '' ? (secure ? 443 : 80) : Number(url.port)
+  return { host: url.hostname, port, secure }
+}

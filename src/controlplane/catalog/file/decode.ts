@@ -1,0 +1,168 @@
+/**
+ * From the text of a catalog file to what the catalog answers. Pure.
+ *
+ * A file is taken whole or not at all: one wrong intention could open or close the wrong door.
+ */
+import {
+  type DocumentProblem,
+  formatProblems,
+  parseYamlDocument,
+  type YamlDocument,
+} from '../../../lib/yaml-document.ts'
+import type { Endpoint } from '../../../model/endpoint.ts'
+import { type DefaultPolicy, type Intention, precedenceOf } from '../../../model/intention.ts'
+import type { CatalogPolicy, CatalogService } from '../catalog.ts'
+import { type CatalogFile, catalogFileSchema } from './schema.ts'
+
+/** Everything a catalog file says. */
+export interface CatalogContent {
+  readonly serviceByName: ReadonlyMap<string, CatalogService>
+  /** Sorted by precedence, highest first, then by names. */
+  readonly intentions: readonly Intention[]
+  readonly defaultPolicy: DefaultPolicy
+}
+
+/** What {@link decodeCatalog} found: the content, or one line for each problem. */
+export type DecodedCatalog =
+  | { readonly content: CatalogContent }
+  | { readonly problems: readonly string[] }
+
+/** The catalog that knows nothing and allows nothing. */
+export const emptyCatalog: CatalogContent = {
+  serviceByName: new Map(),
+  intentions: [],
+  defaultPolicy: 'deny',
+}
+
+/** Reads a catalog. Never throws; `fileName` is for the messages only. */
+export function decodeCatalog(text: string, fileName: string): DecodedCatalog {
+  const parsed = parseYamlDocument(text, catalogFileSchema)
+  if ('problems' in parsed) return { problems: formatProblems(fileName, parsed.problems) }
+  const { document } = parsed
+  const problems = [...serviceProblems(document), ...intentionProblems(document)]
+  if (problems.length > 0) return { problems: formatProblems(fileName, problems) }
+  const { services, intentions, defaultPolicy } = document.value
+  return {
+    content: {
+      serviceByName: new Map(services.map((service) => [service.Name, toService(service)])),
+      intentions: intentions.map(toIntention).toSorted(byPrecedence),
+      defaultPolicy,
+    },
+  }
+}
+
+/** The rules of one destination, wildcards included, in the order in which they decide. */
+export function policyOf(content: CatalogContent, destination: string): CatalogPolicy {
+  return {
+    destination,
+    intentions: content.intentions.filter(
+      (rule) => rule.destination === destination || rule.destination === '*',
+    ),
+    defaultPolicy: content.defaultPolicy,
+  }
+}
+
+type FileService = CatalogFile['services'][number]
+type FileInstance = FileService['Instances'][number]
+type FileIntention = CatalogFile['intentions'][number]
+
+function toService(service: FileService): CatalogService {
+  return {
+    name: service.Name,
+    protocol: service.Protocol,
+    connectTimeoutMs: service.ConnectTimeout,
+    virtualIps: service.VirtualAddresses,
+    endpoints: service.Instances.map((instance) => toEndpoint(instance, service.Name)),
+  }
+}
+
+function toEndpoint(instance: FileInstance, serviceName: string): Endpoint {
+  const id = instance.ID ?? serviceName
+  return {
+    key: `${instance.Node}/${id}`,
+    id,
+    node: instance.Node,
+    tunnel: { ip: instance.Address, port: instance.Port },
+    application:
+      instance.ServicePort === undefined
+        ? undefined
+        : { ip: instance.ServiceAddress ?? instance.Address, port: instance.ServicePort },
+    health: instance.Status,
+    weight: instance.Weight,
+    local: false,
+  }
+}
+
+function toIntention(rule: FileIntention): Intention {
+  return {
+    source: rule.SourceName,
+    destination: rule.DestinationName,
+    // Permissions decide by HTTP request; without an action the rule denies opaque TCP.
+    action: rule.Permissions === undefined ? rule.Action : undefined,
+    precedence: precedenceOf(rule.SourceName, rule.DestinationName),
+  }
+}
+
+function byPrecedence(left: Intention, right: Intention): number {
+  return (
+    right.precedence - left.precedence ||
+    compareText(left.destination, right.destination) ||
+    compareText(left.source, right.source)
+  )
+}
+
+function compareText(left: string, right: string): number {
+  if (left === right) return 0
+  return left < right ? -1 : 1
+}
+
+/** Names, instance IDs and virtual addresses must each mean one thing. */
+function serviceProblems(document: YamlDocument<CatalogFile>): DocumentProblem[] {
+  const problems: DocumentProblem[] = []
+  const names = new Map<string, string>()
+  const instances = new Map<string, string>()
+  const virtualAddresses = new Map<string, string>()
+  const claim = (
+    taken: Map<string, string>,
+    key: string,
+    what: string,
+    path: readonly (string | number)[],
+  ): void => {
+    const first = taken.get(key)
+    if (first === undefined) taken.set(key, `services[${path[1]}]`)
+    else problems.push(document.problemAt(path, `${what} is given twice, first in ${first}`))
+  }
+  for (const [index, service] of document.value.services.entries()) {
+    claim(names, service.Name, `Service ${service.Name}`, ['services', index, 'Name'])
+    for (const [position, ip] of service.VirtualAddresses.entries())
+      claim(virtualAddresses, ip, `Virtual address ${ip}`, [
+        'services',
+        index,
+        'VirtualAddresses',
+        position,
+      ])
+    for (const [position, instance] of service.Instances.entries()) {
+      const key = `${instance.Node}/${instance.ID ?? service.Name}`
+      claim(instances, key, `Instance ${key}`, ['services', index, 'Instances', position])
+    }
+  }
+  return problems
+}
+
+function intentionProblems(document: YamlDocument<CatalogFile>): DocumentProblem[] {
+  const problems: DocumentProblem[] = []
+  const indexByPair = new Map<string, number>()
+  for (const [index, rule] of document.value.intentions.entries()) {
+    const path = ['intentions', index]
+    if ((rule.Action === undefined) === (rule.Permissions === undefined))
+      problems.push(document.problemAt(path, 'Must have either Action or Permissions'))
+    const pair = `${rule.SourceName} -> ${rule.DestinationName}`
+    const first = indexByPair.get(pair)
+    if (first === undefined) indexByPair.set(pair, index)
+    else
+      problems.push(
+        document.problemAt(path, `Intention ${pair} is given twice, first in intentions[${first}]`),
+      )
+  }
+  return problems
+}

@@ -1,0 +1,272 @@
+/**
+ * The embedded catalog: one YAML file, read again whenever it changes; needs no other program.
+ *
+ * A file that cannot be read or is not sound changes nothing: the last good content stays, and
+ * health() names what is wrong. Only at the very first read it is an error. Writers should replace the
+ * file by renaming; one written in place is read once it has been still for {@link SETTLE_MS}.
+ */
+import { type FSWatcher, watch } from 'node:fs'
+import { stat } from 'node:fs/promises'
+import { basename, dirname } from 'node:path'
+import { type Clock, systemClock } from '../../../lib/clock.ts'
+import { describeError, MeshError } from '../../../lib/errors.ts'
+import type { Log } from '../../../lib/log.ts'
+import { fileSignature, readTextFile } from '../../../lib/read-text-file.ts'
+import { isStructurallyEqual } from '../../../lib/structural-equal.ts'
+import type { LocalService } from '../../../model/service.ts'
+import type { Catalog, CatalogHealth, CatalogPolicy, CatalogService, Watch } from '../catalog.ts'
+import { type CatalogContent, decodeCatalog, emptyCatalog, policyOf } from './decode.ts'
+
+/** Where the file is and which of its nodes this host is. */
+export interface FileCatalogOptions {
+  readonly path: string
+  /** This host's node name, to warn when the file does not list a service that runs here. */
+  readonly node: string
+  readonly clock?: Clock
+}
+
+/** A file beyond this takes more than a second to parse: such a mesh wants a real catalog. */
+const MAX_CATALOG_BYTES = 1024 * 1024
+
+/** The file is looked at this often; folder events, where they work, are faster. */
+const POLL_MS = 750
+
+/** A changed file is read when nothing has moved for so long: its writer may still be writing. */
+const SETTLE_MS = 100
+
+/** A file that is written without a pause is read all the same, this long after the first change. */
+const MAX_SETTLE_MS = 500
+
+/** Two writes within the file system's time grain leave the same times: read young files again. */
+const YOUNG_MS = 2_000
+
+/**
+ * Opens a catalog file and follows it until disposed.
+ * @throws MeshError HM_CATALOG_INVALID when the file cannot be read or is not sound now.
+ */
+export function createFileCatalog(options: FileCatalogOptions, log: Log): Catalog {
+  return new FileCatalog(options, log)
+}
+
+/** One open watch: what it last reported, and how to report again if that changed. */
+type Report = (content: CatalogContent) => void
+
+class FileCatalog implements Catalog {
+  readonly description: string
+  readonly #options: FileCatalogOptions
+  readonly #clock: Clock
+  readonly #log: Log
+  readonly #reports = new Set<Report>()
+  readonly #poll: NodeJS.Timeout
+  #settle: NodeJS.Timeout | undefined
+  #unsettledSinceMs: number | undefined
+  #folderWatcher: FSWatcher | undefined
+  #content = emptyCatalog
+  #signature = ''
+  #text: string | undefined
+  #isYoung = false
+  #lookRunning = false
+  #problems: readonly string[] = []
+  #registered: { readonly services: readonly LocalService[]; readonly tunnelPort: number } = {
+    services: [],
+    tunnelPort: 0,
+  }
+  #lastGoodAtMs: number | undefined
+  #isClosed = false
+
+  constructor(options: FileCatalogOptions, log: Log) {
+    this.description = `file ${options.path}`
+    this.#options = options
+    this.#clock = options.clock ?? systemClock
+    this.#log = log
+    this.#read()
+    if (this.#problems.length > 0)
+      throw new MeshError(
+        'HM_CATALOG_INVALID',
+        `Catalog ${options.path} cannot be used:\n  ${this.#problems.join('\n  ')}`,
+        { hint: 'See docs/file-catalog.md for the keys' },
+      )
+    this.#folderWatcher = this.#watchFolder()
+    this.#poll = setInterval(() => void this.#look(), POLL_MS)
+    this.#poll.unref()
+  }
+
+  watchService(name: string, onChange: (service: CatalogService) => void): Watch {
+    const unknown: CatalogService = {
+      name,
+      protocol: 'tcp',
+      connectTimeoutMs: 5_000,
+      virtualIps: [],
+      endpoints: [],
+    }
+    return this.#follow((content) => content.serviceByName.get(name) ?? unknown, onChange)
+  }
+
+  watchServiceNames(onChange: (names: readonly string[]) => void): Watch {
+    return this.#follow((content) => [...content.serviceByName.keys()].toSorted(), onChange)
+  }
+
+  watchPolicies(
+    destinations: readonly string[],
+    onChange: (policies: readonly CatalogPolicy[]) => void,
+  ): Watch {
+    return this.#follow(
+      (content) => destinations.map((destination) => policyOf(content, destination)),
+      onChange,
+    )
+  }
+
+  /** Registers nothing: the file is the whole truth. Says in the log and in health() what it lacks. */
+  async register(services: readonly LocalService[], tunnelPort: number): Promise<void> {
+    this.#registered = { services, tunnelPort }
+    for (const problem of this.#unlisted()) this.#log.warn(problem)
+  }
+
+  async deregister(): Promise<void> {
+    this.#registered = { services: [], tunnelPort: 0 }
+  }
+
+  health(): CatalogHealth {
+    return {
+      lastGoodAtMs: this.#lastGoodAtMs,
+      problems: [...this.#problems, ...this.#unlisted()],
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#isClosed = true
+    clearInterval(this.#poll)
+    clearTimeout(this.#settle)
+    this.#folderWatcher?.close()
+    this.#reports.clear()
+  }
+
+  /** Reports `select` of the content now (but not before the caller has its watch) and on change. */
+  #follow<T>(select: (content: CatalogContent) => T, onChange: (answer: T) => void): Watch {
+    let last: { readonly answer: T } | undefined
+    const report: Report = (content) => {
+      const answer = select(content)
+      if (last !== undefined && isStructurallyEqual(last.answer, answer)) return
+      last = { answer }
+      onChange(answer)
+    }
+    this.#reports.add(report)
+    setImmediate(() => {
+      if (this.#reports.has(report) && last === undefined) report(this.#content)
+    })
+    return { close: () => this.#reports.delete(report) }
+  }
+
+  #watchFolder(): FSWatcher | undefined {
+    const { path } = this.#options
+    try {
+      const watcher = watch(dirname(path), { persistent: false }, (_, name) => {
+        if (name === null || name === basename(path)) this.#settleThenRead()
+      })
+      watcher.on('error', () => watcher.close())
+      return watcher
+    } catch (thrown) {
+      // Out of inotify watches, or a file system without them: the poll sees the change too.
+      this.#log.debug('Cannot watch the catalog folder, polling only', {
+        reason: describeError(thrown),
+      })
+      return undefined
+    }
+  }
+
+  async #look(): Promise<void> {
+    // A hung file system answers late or never; one question at a time is enough.
+    if (this.#lookRunning) return
+    this.#lookRunning = true
+    try {
+      const signature = fileSignature(await stat(this.#options.path))
+      if (signature !== this.#signature || this.#isYoung) this.#settleThenRead()
+      else if (this.#problems.length === 0) this.#lastGoodAtMs = this.#clock.monotonicMs()
+    } catch {
+      this.#settleThenRead()
+    } finally {
+      this.#lookRunning = false
+    }
+  }
+
+  #settleThenRead(): void {
+    if (this.#isClosed) return
+    const now = this.#clock.monotonicMs()
+    this.#unsettledSinceMs ??= now
+    if (now - this.#unsettledSinceMs > MAX_SETTLE_MS) return
+    clearTimeout(this.#settle)
+    this.#settle = setTimeout(() => this.#read(), SETTLE_MS)
+    this.#settle.unref()
+  }
+
+  /** Reads the file; replaces the content if it is sound, and else only notes what is wrong. */
+  #read(): void {
+    const { path } = this.#options
+    let problems: readonly string[]
+    this.#unsettledSinceMs = undefined
+    try {
+      const file = readTextFile(path, MAX_CATALOG_BYTES)
+      this.#signature = file.signature
+      this.#isYoung = this.#clock.wallMs() - file.mtimeMs < YOUNG_MS
+      if (file.text === this.#text) {
+        if (this.#problems.length === 0) this.#lastGoodAtMs = this.#clock.monotonicMs()
+        return
+      }
+      this.#text = file.text
+      const decoded = decodeCatalog(file.text, path)
+      if ('content' in decoded) {
+        this.#take(decoded.content)
+        return
+      }
+      ;({ problems } = decoded)
+    } catch (thrown) {
+      this.#signature = ''
+      this.#text = undefined
+      problems = [describeError(thrown)]
+    }
+    if (isStructurallyEqual(problems, this.#problems)) return
+    this.#problems = problems
+    if (this.#lastGoodAtMs !== undefined)
+      this.#log.error('Catalog file cannot be used; the last good one stays', { problems })
+  }
+
+  #take(content: CatalogContent): void {
+    const isFirst = this.#lastGoodAtMs === undefined
+    const hadProblems = this.#problems.length > 0
+    this.#lastGoodAtMs = this.#clock.monotonicMs()
+    this.#problems = []
+    const isSame =
+      isStructurallyEqual([...this.#content.serviceByName], [...content.serviceByName]) &&
+      isStructurallyEqual(this.#content.intentions, content.intentions) &&
+      this.#content.defaultPolicy === content.defaultPolicy
+    if (isSame && !isFirst && !hadProblems) return
+    this.#content = content
+    this.#log.info('Catalog file read', {
+      path: this.#options.path,
+      services: content.serviceByName.size,
+      intentions: content.intentions.length,
+    })
+    for (const report of this.#reports) report(content)
+  }
+
+  /** One sentence for each service of this host that the file gives nobody a way to. */
+  #unlisted(): string[] {
+    const { services, tunnelPort } = this.#registered
+    const { node, path } = this.#options
+    return services.flatMap((service) => {
+      if (service.target === undefined) return []
+      const endpoint = this.#content.serviceByName
+        .get(service.name)
+        ?.endpoints.find((candidate) => candidate.key === `${node}/${service.id}`)
+      if (endpoint === undefined)
+        return [
+          `Service ${service.name} of this host is not in ${path}: it lists no instance with Node ${node} and ID ${service.id}`,
+        ]
+      if (endpoint.tunnel.port !== tunnelPort)
+        return [
+          `Service ${service.name} of this host has Port ${endpoint.tunnel.port} in ${path}, but the tunnel port is ${tunnelPort}`,
+        ]
+      return []
+    })
+  }
+}

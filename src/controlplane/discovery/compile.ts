@@ -1,0 +1,290 @@
+/**
+ * Turns everything this node knows of the mesh into the view the data plane acts on.
+ *
+ * Pure and total: the same input yields an equal snapshot, and bad input never throws. What is wrong
+ * with a service costs that service, not the mesh: it is named in `problems`, and the last good version
+ * of it stays if there is one. Parts that did not change keep their object identity, and a compile that
+ * changes nothing returns the very snapshot it was given: diffSnapshots() relies on both.
+ */
+
+import { isStructurallyEqual } from '../../lib/structural-equal.ts'
+import { formatAddress, isPort, isUndialable, type SocketAddress } from '../../model/address.ts'
+import type { Endpoint } from '../../model/endpoint.ts'
+import type { Intention } from '../../model/intention.ts'
+import type { LocalService } from '../../model/service.ts'
+import {
+  emptySnapshot,
+  type MeshService,
+  type ServicePolicy,
+  type Snapshot,
+} from '../../model/snapshot.ts'
+import { isServiceName } from '../../model/spiffe-id.ts'
+import type { CatalogPolicy, CatalogService } from '../catalog/catalog.ts'
+
+/** Everything that a snapshot is made of. */
+export interface CompileInput {
+  readonly datacenter: string
+  /** This host's node name in the catalog. */
+  readonly nodeName: string
+  readonly localServices: readonly LocalService[]
+  /** By name; a service without an answer yet is absent. */
+  readonly catalogServices: ReadonlyMap<string, CatalogService>
+  /** By destination; one without an answer yet is absent. */
+  readonly policies: ReadonlyMap<string, CatalogPolicy>
+  /** Our own virtual addresses for a service, for when the catalog gives none. */
+  readonly virtualIps: (service: string) => readonly string[]
+}
+
+/** What is wrong with one service. */
+export interface ServiceProblem {
+  readonly service: string
+  /** One sentence. */
+  readonly message: string
+}
+
+/** A compiled snapshot, and what could not be compiled as the catalog says it. */
+export interface Compiled {
+  readonly snapshot: Snapshot
+  readonly problems: readonly ServiceProblem[]
+  /** How each service was compiled, so that the next compile skips those whose input is the same. */
+  readonly parts: ReadonlyMap<string, CompiledService>
+}
+
+/** One service with the very input it was compiled from. */
+export interface CompiledService {
+  readonly source: CatalogService
+  readonly virtualIps: readonly string[]
+  /** The host's node, datacenter and own instances of the service, as one comparable text. */
+  readonly host: string
+  /** Undefined when the service is broken and never was good. */
+  readonly service: MeshService | undefined
+  readonly problems: readonly ServiceProblem[]
+}
+
+/** Before the first compile. */
+export const nothingCompiled: Compiled = { snapshot: emptySnapshot, problems: [], parts: new Map() }
+
+/** Beyond this a service keeps its last good instances: no real service has so many, a broken catalog may. */
+const MAX_ENDPOINTS = 5_000
+
+const DEFAULT_CONNECT_TIMEOUT_MS = 5_000
+
+/** The next snapshot. `previous` is the outcome of the last compile, or {@link nothingCompiled}. */
+export function compile(input: CompileInput, previous: Compiled): Compiled {
+  const addresses = shareVirtualIps(input, previous.snapshot)
+  const localIdsByName = Map.groupBy(
+    input.localServices.filter((service) => service.target !== undefined),
+    (service) => service.name,
+  )
+  const parts = new Map<string, CompiledService>()
+  const services = new Map<string, MeshService>()
+  for (const [name, source] of input.catalogServices) {
+    const localIds = (localIdsByName.get(name) ?? []).map((service) => service.id)
+    const part = compileService(
+      { input, name, source, localIds, virtualIps: addresses.byService.get(name) ?? [] },
+      previous.parts.get(name),
+    )
+    parts.set(name, part)
+    if (part.service !== undefined) services.set(name, part.service)
+  }
+  const policies = compilePolicies(input, previous.snapshot)
+  return {
+    snapshot: nextSnapshot(input.datacenter, services, policies, previous.snapshot),
+    problems: [...addresses.problems, ...[...parts.values()].flatMap((part) => part.problems)],
+    parts,
+  }
+}
+
+interface ServiceInput {
+  readonly input: CompileInput
+  readonly name: string
+  readonly source: CatalogService
+  readonly localIds: readonly string[]
+  readonly virtualIps: readonly string[]
+}
+
+function compileService(
+  given: ServiceInput,
+  previous: CompiledService | undefined,
+): CompiledService {
+  const { input, name, source, virtualIps } = given
+  const host = [input.nodeName, input.datacenter, ...given.localIds].join('/')
+  if (
+    previous !== undefined &&
+    previous.source === source &&
+    previous.host === host &&
+    isStructurallyEqual(previous.virtualIps, virtualIps)
+  )
+    return previous
+  const problems: ServiceProblem[] = []
+  const compiled = toMeshService(given, (message) => problems.push({ service: name, message }))
+  const before = previous?.service
+  // A service that broke keeps its instances, but never an address that is another's by now.
+  const service = compiled ?? (before === undefined ? undefined : { ...before, virtualIps })
+  const isSame = before !== undefined && isStructurallyEqual(before, service)
+  return { source, virtualIps, host, service: isSame ? before : service, problems }
+}
+
+function toMeshService(
+  { input, name, source, localIds, virtualIps }: ServiceInput,
+  report: (message: string) => void,
+): MeshService | undefined {
+  if (!isServiceName(name) || source.name !== name) {
+    report(`Service ${JSON.stringify(name)} is left out: no certificate can carry that name`)
+    return undefined
+  }
+  if (source.endpoints.length > MAX_ENDPOINTS) {
+    report(
+      `Service ${name} has ${source.endpoints.length} instances; at most ${MAX_ENDPOINTS} are taken, so the last good ones stay`,
+    )
+    return undefined
+  }
+  let connectTimeoutMs = source.connectTimeoutMs
+  if (!(connectTimeoutMs > 0 && Number.isFinite(connectTimeoutMs))) {
+    report(
+      `Service ${name} has no usable connect timeout; ${DEFAULT_CONNECT_TIMEOUT_MS} ms is used`,
+    )
+    connectTimeoutMs = DEFAULT_CONNECT_TIMEOUT_MS
+  }
+  return {
+    name,
+    datacenter: input.datacenter,
+    virtualIps,
+    protocol: source.protocol,
+    connectTimeoutMs,
+    endpoints: toEndpoints(source, { nodeName: input.nodeName, localIds }, report),
+  }
+}
+
+function toEndpoints(
+  source: CatalogService,
+  host: { readonly nodeName: string; readonly localIds: readonly string[] },
+  report: (message: string) => void,
+): readonly Endpoint[] {
+  const endpointByKey = new Map<string, Endpoint>()
+  for (const endpoint of source.endpoints) {
+    const { key, tunnel, application, weight } = endpoint
+    if (!isDialable(tunnel)) {
+      report(`Instance ${key} is left out: no host answers at ${formatAddress(tunnel)}`)
+      continue
+    }
+    if (endpointByKey.has(key)) {
+      report(`Instance ${key} is listed twice; the first one is used`)
+      continue
+    }
+    endpointByKey.set(key, {
+      ...endpoint,
+      application: application !== undefined && isDialable(application) ? application : undefined,
+      weight: weight >= 1 && Number.isFinite(weight) ? weight : 1,
+      // Another mesh listener on this host (a sidecar) is not ours to deliver for: it is dialed.
+      local: endpoint.node === host.nodeName && host.localIds.includes(endpoint.id),
+    })
+  }
+  // Catalogs list instances in any order; in one order, the same instances are the same service.
+  return [...endpointByKey.values()].toSorted((a, b) => compareText(a.key, b.key))
+}
+
+function isDialable(address: SocketAddress): boolean {
+  return isPort(address.port) && !isUndialable(address.ip)
+}
+
+interface SharedAddresses {
+  readonly byService: ReadonlyMap<string, readonly string[]>
+  readonly problems: readonly ServiceProblem[]
+}
+
+/**
+ * Gives each virtual address to one service. The catalog's own win over ours; of two services that
+ * claim the same one, the service that has it keeps it, so that a newcomer cannot attract its callers.
+ */
+function shareVirtualIps(input: CompileInput, previous: Snapshot): SharedAddresses {
+  const claims = new Map<string, readonly string[]>()
+  for (const [name, source] of input.catalogServices)
+    claims.set(name, source.virtualIps.length > 0 ? source.virtualIps : input.virtualIps(name))
+  const ownerByIp = new Map<string, string>()
+  const settle = (name: string, ips: readonly string[]): void => {
+    for (const ip of ips) if (!ownerByIp.has(ip)) ownerByIp.set(ip, name)
+  }
+  for (const [name, service] of previous.services) {
+    const claimed = claims.get(name) ?? []
+    settle(
+      name,
+      service.virtualIps.filter((ip) => claimed.includes(ip)),
+    )
+  }
+  const names = [...claims.keys()].toSorted(compareText)
+  for (const name of names) settle(name, claims.get(name) ?? [])
+
+  const byService = new Map<string, readonly string[]>()
+  const problems: ServiceProblem[] = []
+  for (const name of names) {
+    const claimed = claims.get(name) ?? []
+    const own = [...new Set(claimed)].filter((ip) => ownerByIp.get(ip) === name)
+    byService.set(name, own.toSorted(compareText))
+    for (const ip of claimed)
+      if (ownerByIp.get(ip) !== name)
+        problems.push({
+          service: name,
+          message: `Virtual address ${ip} of service ${name} belongs to service ${ownerByIp.get(ip)}; ${name} does not get it`,
+        })
+  }
+  return { byService, problems }
+}
+
+function compilePolicies(
+  input: CompileInput,
+  previous: Snapshot,
+): ReadonlyMap<string, ServicePolicy> {
+  const policies = new Map<string, ServicePolicy>()
+  for (const { name, target } of input.localServices) {
+    const source = input.policies.get(name)
+    if (target === undefined || source === undefined || policies.has(name)) continue
+    const policy: ServicePolicy = {
+      destination: name,
+      intentions: source.intentions
+        .filter((rule) => rule.destination === name || rule.destination === '*')
+        .toSorted(byPrecedence),
+      defaultPolicy: source.defaultPolicy,
+    }
+    const before = previous.policies.get(name)
+    policies.set(
+      name,
+      before !== undefined && isStructurallyEqual(before, policy) ? before : policy,
+    )
+  }
+  return policies
+}
+
+/** Highest first. Of equal ones at most one matches a source, unless two are the same rule: deny first. */
+function byPrecedence(left: Intention, right: Intention): number {
+  return (
+    right.precedence - left.precedence ||
+    compareText(left.source, right.source) ||
+    Number(left.action === 'allow') - Number(right.action === 'allow')
+  )
+}
+
+function nextSnapshot(
+  datacenter: string,
+  services: ReadonlyMap<string, MeshService>,
+  policies: ReadonlyMap<string, ServicePolicy>,
+  previous: Snapshot,
+): Snapshot {
+  const isSame =
+    previous.datacenter === datacenter &&
+    hasSameParts(previous.services, services) &&
+    hasSameParts(previous.policies, policies)
+  if (isSame) return previous
+  return { version: previous.version + 1, datacenter, services, policies }
+}
+
+function hasSameParts<T>(left: ReadonlyMap<string, T>, right: ReadonlyMap<string, T>): boolean {
+  if (left.size !== right.size) return false
+  for (const [key, value] of left) if (right.get(key) !== value) return false
+  return true
+}
+
+function compareText(left: string, right: string): number {
+  if (left === right) return 0
+  return left < right ? -1 : 1
+}

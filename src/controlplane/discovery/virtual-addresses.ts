@@ -1,0 +1,80 @@
+/**
+ * Addresses that exist only for capture: one for each service in each configured range.
+ *
+ * Pure. An address is the first 8 bytes of SHA-256 of the service name, modulo the usable size of the
+ * range; if another service has it, the next free one after it. Assignments that are passed in again
+ * stay as they are, so that an address, once looked up by an application, keeps its meaning.
+ */
+import { hash } from 'node:crypto'
+import { type Cidr, cidrAddress, cidrContains, cidrSize } from '../../model/cidr.ts'
+
+/** Virtual addresses by service name, one for each range that had room. */
+export type VirtualAddresses = ReadonlyMap<string, readonly string[]>
+
+/** What {@link assignVirtualAddresses} works from. */
+export interface AssignmentInput {
+  /** Blocks to assign from; usually one of each family. They must not overlap. */
+  readonly ranges: readonly Cidr[]
+  readonly names: Iterable<string>
+  /** Earlier assignments, of this run or of the last one; kept where they still fit. */
+  readonly existing: VirtualAddresses
+  /** Addresses that the catalog gave to services: never assigned. */
+  readonly taken: ReadonlySet<string>
+}
+
+/** Probes before a range counts as full for a name; with less than half of a range in use, far more than enough. */
+const MAX_PROBES = 65_536
+
+/** Addresses for exactly these names. A name that found no room in a range has none of it. */
+export function assignVirtualAddresses(input: AssignmentInput): VirtualAddresses {
+  // Sorted: who gets the hash's own address must not depend on the order in which services appeared.
+  const names = [...new Set(input.names)].toSorted()
+  const usedIps = new Set(input.taken)
+  const assigned = new Map<string, Map<Cidr, string>>()
+  for (const name of names) {
+    const own = new Map<Cidr, string>()
+    for (const range of input.ranges) {
+      const ip = input.existing
+        .get(name)
+        ?.find((known) => !usedIps.has(known) && isUsable(range, known))
+      if (ip === undefined) continue
+      own.set(range, ip)
+      usedIps.add(ip)
+    }
+    assigned.set(name, own)
+  }
+  for (const [name, own] of assigned)
+    for (const range of input.ranges) {
+      const ip = own.get(range) ?? firstFree(range, name, usedIps)
+      if (ip === undefined) continue
+      own.set(range, ip)
+      usedIps.add(ip)
+    }
+  return new Map(
+    [...assigned].map(([name, own]) => [
+      name,
+      input.ranges.flatMap((range) => own.get(range) ?? []),
+    ]),
+  )
+}
+
+/** Whether the range assigns this address: its lowest and highest ones have meanings of their own. */
+function isUsable(range: Cidr, ip: string): boolean {
+  return (
+    cidrContains(range, ip) &&
+    ip !== cidrAddress(range, 0n) &&
+    ip !== cidrAddress(range, cidrSize(range) - 1n)
+  )
+}
+
+function firstFree(range: Cidr, name: string, usedIps: ReadonlySet<string>): string | undefined {
+  const usable = cidrSize(range) - 2n
+  if (usable <= 0n) return undefined
+  const start = BigInt(`0x${hash('sha256', name, 'hex').slice(0, 16)}`)
+  const probes = usable < MAX_PROBES ? Number(usable) : MAX_PROBES
+  for (let probe = 0; probe < probes; probe += 1) {
+    const ip = cidrAddress(range, 1n + ((start + BigInt(probe)) % usable))
+    if (!usedIps.has(ip)) return ip
+  }
+  return undefined
+}

@@ -1,0 +1,219 @@
+/**
+ * The current certificates of this host, as every certificate source keeps them: validated whole, then
+ * swapped; on any failure the old ones stay and the failure is named.
+ *
+ * Leaf and roots come independently and in any order. So the last offer for each service is kept and
+ * judged again when the roots change (a leaf may be issued by a root that is not known yet) and, while it
+ * is refused, every few seconds (a clock may be put right).
+ */
+import type { Clock } from '../../lib/clock.ts'
+import { describeError } from '../../lib/errors.ts'
+import type { Log } from '../../lib/log.ts'
+import { isStructurallyEqual } from '../../lib/structural-equal.ts'
+import type { Leaf, TrustBundle } from '../../model/certificate.ts'
+import type { CertificateWatch } from './certificate-source.ts'
+import { type LeafCandidate, readLeaf } from './x509.ts'
+
+/** What a board is built from. */
+export interface CertificateBoardOptions {
+  readonly log: Log
+  readonly clock: Clock
+  /** Where this host is: a leaf for another datacenter is refused. Any will do unless given. */
+  readonly datacenter?: string | undefined
+  /** A leaf with less than this share of its life left is a problem: somebody failed to renew it. */
+  readonly renewalOverdueShare: number
+}
+
+/** How often refused leaves are judged again. */
+const RECHECK_MS = 5_000
+
+interface Subscription {
+  readonly notify: () => void
+}
+
+interface ServiceEntry {
+  offer: LeafCandidate | undefined
+  isRefused: boolean
+  leaf: Leaf | undefined
+  readonly subscriptions: Set<Subscription>
+}
+
+/** Holds what a source found; the source offers, the daemon watches. */
+export class CertificateBoard implements Disposable {
+  private readonly options: CertificateBoardOptions
+  private readonly entryByService = new Map<string, ServiceEntry>()
+  private readonly rootSubscriptions = new Set<Subscription>()
+  private readonly problemBySubject = new Map<string, string>()
+  private readonly timer: NodeJS.Timeout
+  private bundle: TrustBundle | undefined
+
+  constructor(options: CertificateBoardOptions) {
+    this.options = options
+    this.timer = setInterval(() => this.recheck(), RECHECK_MS)
+    this.timer.unref()
+  }
+
+  /** Reads roots by `read`; takes them, or, when it throws, names the failure and keeps the old ones. */
+  offerRoots(read: () => TrustBundle): void {
+    let bundle: TrustBundle
+    try {
+      bundle = read()
+    } catch (thrown) {
+      this.setProblem('roots', thrown)
+      return
+    }
+    this.clearProblem('roots')
+    if (isStructurallyEqual(bundle, this.bundle)) return
+    if (this.bundle !== undefined && this.bundle.trustDomain !== bundle.trustDomain)
+      this.options.log.warn('The trust domain has changed', {
+        from: this.bundle.trustDomain,
+        to: bundle.trustDomain,
+      })
+    this.bundle = bundle
+    this.options.log.info('Roots taken', {
+      trustDomain: bundle.trustDomain,
+      roots: bundle.rootsPem.length,
+    })
+    for (const subscription of this.rootSubscriptions) subscription.notify()
+    for (const service of this.entryByService.keys()) this.judge(service)
+  }
+
+  /** Reads a leaf by `read`; takes it as soon as it is valid, keeps the old one until then. */
+  offerLeaf(service: string, read: () => LeafCandidate): void {
+    const entry = this.entryOf(service)
+    try {
+      entry.offer = read()
+    } catch (thrown) {
+      this.setProblem(service, thrown)
+      return
+    }
+    this.judge(service)
+  }
+
+  /** Calls back with the current leaf, in a later turn, and with each new one. */
+  watchLeaf(service: string, onLeaf: (leaf: Leaf) => void): CertificateWatch {
+    const entry = this.entryOf(service)
+    return subscribe(entry.subscriptions, () => entry.leaf, onLeaf)
+  }
+
+  /** Calls back with the current roots, in a later turn, and with each new set. */
+  watchRoots(onRoots: (bundle: TrustBundle) => void): CertificateWatch {
+    return subscribe(this.rootSubscriptions, () => this.bundle, onRoots)
+  }
+
+  /** Forgets a service that nobody follows any more. */
+  forget(service: string): void {
+    this.entryByService.delete(service)
+    this.problemBySubject.delete(service)
+  }
+
+  /** One sentence for each thing that is wrong now. */
+  problems(): readonly string[] {
+    const nowMs = this.options.clock.wallMs()
+    const ending = [...this.entryByService].flatMap(([service, { leaf }]) => {
+      const problem = leaf === undefined ? undefined : this.endingProblem(service, leaf, nowMs)
+      return problem === undefined ? [] : [problem]
+    })
+    return [...this.problemBySubject.values(), ...ending]
+  }
+
+  [Symbol.dispose](): void {
+    clearInterval(this.timer)
+    for (const entry of this.entryByService.values()) entry.subscriptions.clear()
+    this.rootSubscriptions.clear()
+  }
+
+  private endingProblem(service: string, leaf: Leaf, nowMs: number): string | undefined {
+    const leftMs = leaf.notAfterMs - nowMs
+    const end = new Date(leaf.notAfterMs).toISOString()
+    if (leftMs <= 0) return `The certificate of ${service} expired at ${end}: peers refuse it`
+    if (leftMs > (leaf.notAfterMs - leaf.notBeforeMs) * this.options.renewalOverdueShare)
+      return undefined
+    return `The certificate of ${service} ends at ${end} and has not been renewed`
+  }
+
+  private recheck(): void {
+    for (const [service, entry] of this.entryByService) if (entry.isRefused) this.judge(service)
+  }
+
+  private judge(service: string): void {
+    const entry = this.entryOf(service)
+    const { offer } = entry
+    if (offer === undefined) return
+    if (this.bundle === undefined) {
+      entry.isRefused = true
+      return
+    }
+    let leaf: Leaf
+    try {
+      leaf = readLeaf(
+        { datacenter: this.options.datacenter, ...offer },
+        this.bundle,
+        this.options.clock.wallMs(),
+      )
+    } catch (thrown) {
+      entry.isRefused = true
+      this.setProblem(service, thrown)
+      return
+    }
+    entry.isRefused = false
+    this.clearProblem(service)
+    if (isStructurallyEqual(leaf, entry.leaf)) return
+    entry.leaf = leaf
+    this.options.log.info('Certificate taken', {
+      service,
+      spiffeId: leaf.spiffeId,
+      serialNumber: leaf.serialNumber,
+      notAfter: new Date(leaf.notAfterMs).toISOString(),
+    })
+    for (const subscription of entry.subscriptions) subscription.notify()
+  }
+
+  private entryOf(service: string): ServiceEntry {
+    let entry = this.entryByService.get(service)
+    if (entry === undefined) {
+      entry = { offer: undefined, isRefused: false, leaf: undefined, subscriptions: new Set() }
+      this.entryByService.set(service, entry)
+    }
+    return entry
+  }
+
+  private setProblem(subject: string, thrown: unknown): void {
+    const problem = describeError(thrown)
+    // The clock's time is part of some messages; only what is new otherwise is worth a line.
+    if (!this.problemBySubject.has(subject))
+      this.options.log.warn('Certificate refused; the last good one stays', { subject, problem })
+    this.problemBySubject.set(subject, problem)
+  }
+
+  private clearProblem(subject: string): void {
+    if (this.problemBySubject.delete(subject))
+      this.options.log.info('Certificate problem is over', { subject })
+  }
+}
+
+function subscribe<Value>(
+  subscriptions: Set<Subscription>,
+  current: () => Value | undefined,
+  onValue: (value: Value) => void,
+): CertificateWatch {
+  let told: Value | undefined
+  const subscription: Subscription = {
+    notify() {
+      const value = current()
+      if (value === undefined || value === told) return
+      told = value
+      onValue(value)
+    },
+  }
+  subscriptions.add(subscription)
+  // Never inside the call that subscribes: the caller does not have its watch yet.
+  queueMicrotask(() => {
+    if (subscriptions.has(subscription)) subscription.notify()
+  })
+  return {
+    close() {
+      subscriptions.delete(subscription)
+    },
+  }
+}

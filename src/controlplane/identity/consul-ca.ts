@@ -1,0 +1,124 @@
+/**
+ * Certificates from the Connect CA of the local Consul agent, which makes the keys, has them signed and
+ * renews them; we only follow.
+ *
+ * Leaf and roots are separate answers that may arrive in either order, in a rotation too: the board holds
+ * a leaf until its root is known. An answer that makes no sense is named in `problems()` and changes
+ * nothing.
+ */
+import { z } from 'zod'
+import { type Clock, systemClock } from '../../lib/clock.ts'
+import { MeshError } from '../../lib/errors.ts'
+import type { Log } from '../../lib/log.ts'
+import { CertificateBoard } from './certificate-board.ts'
+import type { CertificateSource, CertificateWatch } from './certificate-source.ts'
+import { readRoots } from './x509.ts'
+
+/** What this source needs of Consul: blocking queries, without the connection and its token. */
+export interface ConsulFollower {
+  /**
+   * Calls `onAnswer` with each changed body of `path`, parsed; with undefined for "not found"; never with an
+   * error, and never inside follow().
+   */
+  follow(path: string, onAnswer: (body: unknown) => void): CertificateWatch
+}
+
+/** What the source is built from. */
+export interface ConsulSourceOptions {
+  readonly follower: ConsulFollower
+  readonly log: Log
+  /** Leaves for another datacenter are refused; any will do unless given. */
+  readonly datacenter?: string | undefined
+  readonly clock?: Clock
+}
+
+const ROOTS_PATH = '/v1/agent/connect/ca/roots'
+const LEAF_PATH = '/v1/agent/connect/ca/leaf/'
+
+/** The agent renews at 60 to 90 % of a leaf's life. */
+const RENEWAL_OVERDUE_SHARE = 0.05
+
+const MAX_ROOTS = 32
+
+const rootsAnswer = z.object({
+  TrustDomain: z.string(),
+  Roots: z
+    .array(z.object({ RootCert: z.string() }))
+    .min(1)
+    .max(MAX_ROOTS),
+})
+
+const leafAnswer = z.object({ CertPEM: z.string(), PrivateKeyPEM: z.string() })
+
+/** Follows the agent's roots from now on, and the leaf of each service while somebody watches it. */
+export function createConsulSource(options: ConsulSourceOptions): CertificateSource {
+  const { follower, log, datacenter, clock = systemClock } = options
+  const board = new CertificateBoard({
+    log,
+    clock,
+    datacenter,
+    renewalOverdueShare: RENEWAL_OVERDUE_SHARE,
+  })
+  const followed = new Map<string, { readonly query: CertificateWatch; watches: number }>()
+
+  const rootsQuery = follower.follow(ROOTS_PATH, (body) =>
+    board.offerRoots(() => {
+      const answer = parse(rootsAnswer, body, 'its roots')
+      // Consul's own roots and cross-signed intermediates differ in use: only RootCert is trusted.
+      return readRoots(answer.Roots.map((root) => root.RootCert).join('\n'), answer.TrustDomain)
+    }),
+  )
+
+  function followLeaf(service: string): CertificateWatch {
+    return follower.follow(`${LEAF_PATH}${encodeURIComponent(service)}`, (body) =>
+      board.offerLeaf(service, () => {
+        const answer = parse(leafAnswer, body, `the certificate of ${service}`)
+        return { service, certificatePem: answer.CertPEM, privateKeyPem: answer.PrivateKeyPEM }
+      }),
+    )
+  }
+
+  return {
+    description: 'Consul Connect CA',
+    watchLeaf(service, onLeaf) {
+      const entry = followed.get(service) ?? { query: followLeaf(service), watches: 0 }
+      followed.set(service, entry)
+      entry.watches += 1
+      const watch = board.watchLeaf(service, onLeaf)
+      let isOpen = true
+      return {
+        close() {
+          if (!isOpen) return
+          isOpen = false
+          watch.close()
+          entry.watches -= 1
+          if (entry.watches > 0) return
+          entry.query.close()
+          followed.delete(service)
+          board.forget(service)
+        },
+      }
+    },
+    watchRoots: (onRoots) => board.watchRoots(onRoots),
+    problems: () => board.problems(),
+    async [Symbol.asyncDispose]() {
+      rootsQuery.close()
+      for (const { query } of followed.values()) query.close()
+      followed.clear()
+      board[Symbol.dispose]()
+    },
+  }
+}
+
+/** zod's issues name keys and types, never values: an answer with a key in it must not reach a log. */
+function parse<Output>(schema: z.ZodType<Output>, body: unknown, what: string): Output {
+  const result = schema.safeParse(body)
+  if (result.success) return result.data
+  const reason =
+    body === undefined
+      ? 'Consul does not know it'
+      : result.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`).join('; ')
+  throw new MeshError('HM_CERT_ANSWER_MALFORMED', `Cannot read ${what} from Consul: ${reason}`, {
+    hint: 'Check that connect is enabled on the Consul servers',
+  })
+}

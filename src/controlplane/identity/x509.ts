@@ -1,0 +1,272 @@
+/**
+ * Reads certificates: what a service may prove itself with, and which roots vouch for it.
+ *
+ * Everything a peer would refuse is refused here first, with a sentence that says why, so that a bad
+ * certificate never replaces a good one. Parsing and signatures are OpenSSL's (node:crypto); the identity
+ * comes from the DER bytes. Path length and name constraints are left to the handshake. No message
+ * contains key material.
+ */
+import { createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto'
+import { MeshError } from '../../lib/errors.ts'
+import { singleUriSan } from '../../lib/uri-san.ts'
+import type { Leaf, TrustBundle } from '../../model/certificate.ts'
+import { parseSpiffeId } from '../../model/spiffe-id.ts'
+
+/** A certificate as it came from somewhere, not yet believed. */
+export interface LeafCandidate {
+  readonly service: string
+  /** Leaf first, then intermediates. */
+  readonly certificatePem: string
+  /** PKCS#8 or SEC1, not encrypted. */
+  readonly privateKeyPem: string
+  /** Where the service lives; any datacenter will do unless given. */
+  readonly datacenter?: string | undefined
+}
+
+/** Most certificates in one PEM text. */
+const MAX_CERTIFICATES = 32
+
+/** Longest PEM text of certificates. */
+export const MAX_PEM_BYTES = 262_144
+
+const CLIENT_AUTH = '1.3.6.1.5.5.7.3.2'
+const SERVER_AUTH = '1.3.6.1.5.5.7.3.1'
+
+const CERTIFICATE = /-----BEGIN CERTIFICATE-----[\sA-Za-z0-9+/=]+-----END CERTIFICATE-----/g
+
+/**
+ * A candidate as a leaf that peers of its mesh will take at `nowMs` (wall clock).
+ * @throws MeshError HM_CERT_UNREADABLE, HM_CERT_KEY_UNREADABLE, HM_CERT_KEY_MISMATCH, HM_CERT_IDENTITY,
+ * HM_CERT_PURPOSE, HM_CERT_NOT_YET_VALID, HM_CERT_EXPIRED, HM_CERT_UNTRUSTED
+ */
+export function readLeaf(candidate: LeafCandidate, bundle: TrustBundle, nowMs: number): Leaf {
+  const what = `the certificate of ${candidate.service}`
+  const [certificate, ...intermediates] = parseCertificates(candidate.certificatePem, what)
+  if (certificate === undefined) throw unreadable(what, 'it holds no CERTIFICATE block')
+  const spiffeId = requireIdentity(certificate, candidate, bundle.trustDomain)
+  requirePurpose(certificate, what)
+  if (!certificate.checkPrivateKey(parsePrivateKey(candidate.privateKeyPem, candidate.service)))
+    throw new MeshError(
+      'HM_CERT_KEY_MISMATCH',
+      `Cannot use ${what}: the private key beside it belongs to another certificate`,
+      { hint: 'Issue the certificate again; certificate and key are made together' },
+    )
+  requireTime(certificate, what, nowMs)
+  requireChain(certificate, intermediates, { what, bundle, nowMs })
+  return {
+    service: candidate.service,
+    certificatePem: candidate.certificatePem,
+    privateKeyPem: candidate.privateKeyPem,
+    spiffeId,
+    serialNumber: certificate.serialNumber,
+    notBeforeMs: certificate.validFromDate.getTime(),
+    notAfterMs: certificate.validToDate.getTime(),
+  }
+}
+
+/**
+ * The roots in `pem` as a trust bundle, duplicates dropped. Validity times are left to the chains that use
+ * them: an old root may outlive its use in a list.
+ * @throws MeshError HM_CERT_UNREADABLE, HM_CERT_ROOT_INVALID, HM_CERT_TRUST_DOMAIN
+ */
+export function readRoots(pem: string, trustDomain: string): TrustBundle {
+  if (!isTrustDomain(trustDomain))
+    throw new MeshError(
+      'HM_CERT_TRUST_DOMAIN',
+      `Cannot use ${JSON.stringify(trustDomain.slice(0, 256))} as trust domain: it must be a lower-case DNS name of at most ${MAX_TRUST_DOMAIN} characters`,
+    )
+  const roots = parseCertificates(pem, 'the roots')
+  if (roots.length === 0) throw unreadable('the roots', 'there is no CERTIFICATE block')
+  for (const root of roots) requireRoot(root, trustDomain)
+  return { trustDomain, rootsPem: [...new Set(roots.map((root) => root.toString()))] }
+}
+
+const MAX_TRUST_DOMAIN = 128
+
+/** Whether a text can be a trust domain: it must fit a SPIFFE ID and a TLS server name as it is. */
+export function isTrustDomain(text: string): boolean {
+  return (
+    text.length <= MAX_TRUST_DOMAIN &&
+    /^[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*$/.test(text)
+  )
+}
+
+/**
+ * All certificates in a PEM text, in order.
+ * @throws MeshError HM_CERT_UNREADABLE when one is damaged, or there are too many
+ */
+export function parseCertificates(pem: string, what: string): X509Certificate[] {
+  if (pem.length > MAX_PEM_BYTES)
+    throw unreadable(what, `it is longer than ${MAX_PEM_BYTES} characters`)
+  const blocks = pem.match(CERTIFICATE) ?? []
+  if (blocks.length !== pem.split('-----BEGIN CERTIFICATE-----').length - 1)
+    throw unreadable(what, 'a CERTIFICATE block is not complete')
+  if (blocks.length > MAX_CERTIFICATES)
+    throw unreadable(
+      what,
+      `it holds ${blocks.length} certificates; the limit is ${MAX_CERTIFICATES}`,
+    )
+  return blocks.map((block, index) => {
+    try {
+      return new X509Certificate(block)
+    } catch (thrown) {
+      throw unreadable(what, `CERTIFICATE block ${index + 1} is damaged`, thrown)
+    }
+  })
+}
+
+/**
+ * A private key that is not encrypted. `owner` is for the message.
+ * @throws MeshError HM_CERT_KEY_UNREADABLE
+ */
+export function parsePrivateKey(pem: string, owner: string): KeyObject {
+  try {
+    return createPrivateKey(pem)
+  } catch {
+    // The cause is left out: nothing about a key goes into a message.
+    throw new MeshError(
+      'HM_CERT_KEY_UNREADABLE',
+      `Cannot read the private key of ${owner}: it is not an unencrypted key in PEM form`,
+      {
+        hint: 'Give a PKCS#8 ("BEGIN PRIVATE KEY") or SEC1 ("BEGIN EC PRIVATE KEY") key without passphrase',
+      },
+    )
+  }
+}
+
+function requireIdentity(
+  certificate: X509Certificate,
+  candidate: LeafCandidate,
+  trustDomain: string,
+): string {
+  const { service, datacenter } = candidate
+  const uri = singleUriSan(certificate.raw)
+  const identity = uri === undefined ? undefined : parseSpiffeId(uri)
+  if (
+    uri !== undefined &&
+    identity?.service === service &&
+    identity.trustDomain === trustDomain &&
+    (datacenter === undefined || identity.datacenter === datacenter)
+  )
+    return uri
+  const expected = `spiffe://${trustDomain}/ns/default/dc/${datacenter ?? '<datacenter>'}/svc/${service}`
+  const found = uri === undefined ? 'not exactly one URI' : JSON.stringify(uri.slice(0, 256))
+  throw new MeshError(
+    'HM_CERT_IDENTITY',
+    `Cannot use the certificate of ${service}: it must name ${expected} and names ${found}`,
+    { hint: 'Issue a certificate for this service, datacenter and trust domain' },
+  )
+}
+
+function requirePurpose(certificate: X509Certificate, what: string): void {
+  // Node names the extended key usage `keyUsage`; undefined means that any use is allowed.
+  const uses: readonly string[] | undefined = certificate.keyUsage
+  const lacks =
+    uses !== undefined && !(uses.includes(CLIENT_AUTH) && uses.includes(SERVER_AUTH))
+      ? 'its extended key usage lacks clientAuth or serverAuth'
+      : undefined
+  const problem = certificate.ca ? 'it is a CA certificate' : lacks
+  if (problem !== undefined)
+    throw new MeshError('HM_CERT_PURPOSE', `Cannot use ${what}: ${problem}`, {
+      hint: 'Issue a certificate for a service, as client and as server',
+    })
+}
+
+function requireTime(certificate: X509Certificate, what: string, nowMs: number): void {
+  const problem = outsideValidity(certificate, what, nowMs)
+  if (problem !== undefined) throw problem
+}
+
+/** Why the certificate does not count at `nowMs`; undefined when it does. Both times are in the message. */
+function outsideValidity(
+  certificate: X509Certificate,
+  what: string,
+  nowMs: number,
+): MeshError | undefined {
+  const from = certificate.validFromDate.getTime()
+  const to = certificate.validToDate.getTime()
+  if (nowMs < from)
+    return new MeshError(
+      'HM_CERT_NOT_YET_VALID',
+      `Cannot use ${what}: it is valid from ${iso(from)}, and the clock of this host says ${iso(nowMs)}`,
+      { hint: 'Correct the clock of this host, or of the host that issued the certificate' },
+    )
+  if (nowMs >= to)
+    return new MeshError(
+      'HM_CERT_EXPIRED',
+      `Cannot use ${what}: it expired at ${iso(to)}, and the clock of this host says ${iso(nowMs)}`,
+      { hint: 'Issue it again, or correct the clock of this host' },
+    )
+  return undefined
+}
+
+interface ChainCheck {
+  readonly what: string
+  readonly bundle: TrustBundle
+  readonly nowMs: number
+}
+
+function requireChain(
+  leaf: X509Certificate,
+  intermediates: readonly X509Certificate[],
+  check: ChainCheck,
+): void {
+  const { what, bundle, nowMs } = check
+  const roots = bundle.rootsPem.map((pem) => new X509Certificate(pem))
+  const waiting = new Set(intermediates)
+  const reached = [leaf]
+  let expired: MeshError | undefined
+  // Breadth first, each intermediate at most once: a loop among them ends the search, not the daemon.
+  for (const certificate of reached) {
+    for (const issuer of [...roots, ...waiting]) {
+      if (!hasIssued(issuer, certificate)) continue
+      waiting.delete(issuer)
+      const problem = outsideValidity(issuer, `${what} with its issuer ${nameOf(issuer)}`, nowMs)
+      if (problem === undefined && roots.includes(issuer)) return
+      if (problem === undefined) reached.push(issuer)
+      expired ??= problem
+    }
+  }
+  if (expired !== undefined) throw expired
+  throw new MeshError(
+    'HM_CERT_UNTRUSTED',
+    `Cannot use ${what}: none of the ${roots.length} roots of ${bundle.trustDomain} stands behind it (issued by ${oneLine(leaf.issuer)})`,
+    { hint: 'Add the root of its CA to the roots, or issue it from a CA that is among them' },
+  )
+}
+
+function hasIssued(issuer: X509Certificate, certificate: X509Certificate): boolean {
+  return issuer.ca && certificate.checkIssued(issuer) && certificate.verify(issuer.publicKey)
+}
+
+function requireRoot(root: X509Certificate, trustDomain: string): void {
+  if (!root.ca)
+    throw new MeshError(
+      'HM_CERT_ROOT_INVALID',
+      `Cannot trust ${nameOf(root)} as a root: it is not a CA certificate`,
+    )
+  // Roots of other makers may name nothing; one that names a trust domain must name this one.
+  const uri = singleUriSan(root.raw)
+  if (uri?.startsWith('spiffe://') && uri !== `spiffe://${trustDomain}`)
+    throw new MeshError(
+      'HM_CERT_TRUST_DOMAIN',
+      `Cannot trust ${nameOf(root)} as a root of ${trustDomain}: it names ${JSON.stringify(uri.slice(0, 256))}`,
+    )
+}
+
+function nameOf(certificate: X509Certificate): string {
+  return oneLine(certificate.subject)
+}
+
+/** A distinguished name, which Node writes one part a line; Node leaves an empty one undefined. */
+function oneLine(name: string | undefined): string {
+  return JSON.stringify((name ?? '').replaceAll('\n', ', ').slice(0, 256))
+}
+
+function iso(ms: number): string {
+  return `${new Date(ms).toISOString().slice(0, 19)}Z`
+}
+
+function unreadable(what: string, reason: string, cause?: unknown): MeshError {
+  return new MeshError('HM_CERT_UNREADABLE', `Cannot read ${what}: ${reason}`, { cause })
+}

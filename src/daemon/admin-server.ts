@@ -1,0 +1,426 @@
+/**
+ * The admin API: read-only HTTP on a unix socket, and `/metrics` alone on a TCP port if asked for.
+ *
+ * Who may ask is decided by the socket's file mode (0660, root and one group), so nothing here changes
+ * anything, whoever asks. Answers are bounded in number, size in memory and time: the server shares its
+ * thread with the control plane. Paths are compared as bytes: nothing is decoded or normalized.
+ */
+import { execFile } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdirSync } from 'node:fs'
+import { chown, lstat, unlink } from 'node:fs/promises'
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import { type AddressInfo, connect } from 'node:net'
+import { dirname } from 'node:path'
+import { promisify } from 'node:util'
+import { describeError, errorCode, MeshError } from '../lib/errors.ts'
+import type { Log } from '../lib/log.ts'
+import { isLoopback, type SocketAddress } from '../model/address.ts'
+import type {
+  AdminError,
+  CertsDocument,
+  ConnectionsDocument,
+  PeersDocument,
+  ServicesDocument,
+  StatusDocument,
+} from '../model/admin.ts'
+
+/** What the API shows. Each call makes a fresh document; one that throws becomes an answer 500. */
+export interface AdminView {
+  status(): Promise<StatusDocument>
+  services(): Promise<ServicesDocument>
+  peers(): Promise<PeersDocument>
+  connections(): Promise<ConnectionsDocument>
+  certs(): Promise<CertsDocument>
+  /** Prometheus text, format 0.0.4. */
+  metrics(): Promise<string>
+}
+
+/** What the server needs. */
+export interface AdminServerOptions {
+  readonly socketPath: string
+  /** Name or number of the group that may use the socket; the process' own unless given. */
+  readonly group?: string | undefined
+  /** Where to serve `/metrics`, and nothing else, over TCP; port 0 takes any free one. */
+  readonly metrics?: SocketAddress | undefined
+  readonly view: AdminView
+  readonly log: Log
+  /** How long the view may take and how long a reader may take to fetch an answer; for tests. */
+  readonly deadlinesMs?: { readonly view: number; readonly reader: number } | undefined
+}
+
+/** A running admin API. */
+export interface AdminServer extends AsyncDisposable {
+  /** Where `/metrics` is over TCP; undefined when it is not. */
+  readonly metricsAddress: SocketAddress | undefined
+  /** Stops listening, ends open connections, removes the socket file. */
+  close(): Promise<void>
+}
+
+/** Connections of each listener; the kernel's backlog holds a few more, the rest is refused. */
+const MAX_CONNECTIONS = 64
+
+/** A request line and its headers; curl sends 100 bytes. */
+const MAX_HEADER_BYTES = 8_192
+
+/** Answers that are made but not yet fetched, all readers together; beyond it the API answers 503. */
+const MAX_UNFETCHED_BYTES = 64 * 1_024 * 1_024
+
+const DEADLINES_MS = { view: 10_000, reader: 30_000 } as const
+
+/** How long a probe of a socket file may take; a live daemon accepts at once. */
+const PROBE_MS = 2_000
+
+const JSON_TYPE = 'application/json; charset=utf-8'
+const METRICS_TYPE = 'text/plain; version=0.0.4; charset=utf-8'
+
+/**
+ * Starts the admin API.
+ * @throws MeshError HM_ADMIN_SOCKET_IN_USE when another daemon answers at that path,
+ *   HM_ADMIN_SOCKET_PATH_TAKEN when something that is not a socket is there, HM_ADMIN_SOCKET_FAILED when it
+ *   cannot be made, HM_ADMIN_GROUP_UNKNOWN, HM_ADMIN_GROUP_DENIED, HM_METRICS_LISTEN_FAILED.
+ */
+export async function startAdminServer(options: AdminServerOptions): Promise<AdminServer> {
+  const { socketPath, log } = options
+  const gid = options.group === undefined ? undefined : await groupId(options.group)
+  await using cleanup = new AsyncDisposableStack()
+
+  const answers = new Answers(options)
+  const server = createAdminHttpServer(adminRoutes(options.view), answers)
+  await listenOnSocket(server, socketPath)
+  cleanup.defer(() => closeServer(server))
+  if (gid !== undefined) await giveToGroup(socketPath, gid, options.group ?? '')
+
+  let metricsAddress: SocketAddress | undefined
+  if (options.metrics !== undefined) {
+    if (!isLoopback(options.metrics.ip)) {
+      log.warn('Metrics are served beyond loopback, in plaintext and to anyone', {
+        address: options.metrics.ip,
+      })
+    }
+    const metricsServer = createAdminHttpServer(metricsRoutes(options.view), answers)
+    metricsAddress = await listenOnTcp(metricsServer, options.metrics)
+    cleanup.defer(() => closeServer(metricsServer))
+  }
+
+  const owned = cleanup.move()
+  const close = (): Promise<void> => owned.disposeAsync()
+  return { metricsAddress, close, [Symbol.asyncDispose]: close }
+}
+
+interface Route {
+  readonly contentType: string
+  render(): Promise<string>
+}
+
+type Routes = ReadonlyMap<string, Route>
+
+function metricsRoutes(view: AdminView): Routes {
+  return new Map([['/metrics', { contentType: METRICS_TYPE, render: () => view.metrics() }]])
+}
+
+function adminRoutes(view: AdminView): Routes {
+  const json = (makeDocument: () => Promise<object>): Route => ({
+    contentType: JSON_TYPE,
+    render: async () => `${JSON.stringify(await makeDocument())}\n`,
+  })
+  return new Map([
+    ...metricsRoutes(view),
+    ['/v1/status', json(() => view.status())],
+    ['/v1/services', json(() => view.services())],
+    ['/v1/peers', json(() => view.peers())],
+    ['/v1/connections', json(() => view.connections())],
+    ['/v1/certs', json(() => view.certs())],
+  ])
+}
+
+function createAdminHttpServer(routes: Routes, answers: Answers): Server {
+  const server = createServer(
+    {
+      maxHeaderSize: MAX_HEADER_BYTES,
+      headersTimeout: 5_000,
+      requestTimeout: 10_000,
+      keepAliveTimeout: 5_000,
+      connectionsCheckingInterval: 1_000,
+      // curl and Prometheus send Host; a bare HTTP/1.1 line by hand need not.
+      requireHostHeader: false,
+    },
+    (request, response) => {
+      answers.answer(routes, request, response).catch((error: unknown) => {
+        answers.log.error('Admin answer failed', { error: describeError(error) })
+        response.destroy()
+      })
+    },
+  )
+  server.maxConnections = MAX_CONNECTIONS
+  return server
+}
+
+/** One body, shared by everybody who asked while it was being made. */
+interface Body {
+  readonly bytes: Buffer
+  readers: number
+}
+
+/** Makes and sends answers within the bounds of this file's header. */
+class Answers {
+  readonly log: Log
+  private readonly deadlinesMs: { readonly view: number; readonly reader: number }
+  private readonly making = new Map<Route, Promise<Body>>()
+  private unfetchedBytes = 0
+
+  constructor(options: AdminServerOptions) {
+    this.log = options.log
+    this.deadlinesMs = options.deadlinesMs ?? DEADLINES_MS
+  }
+
+  async answer(routes: Routes, request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const path = (request.url ?? '').split('?', 1)[0] ?? ''
+    const route = routes.get(path)
+    const hasBody =
+      request.headers['transfer-encoding'] !== undefined ||
+      Number(request.headers['content-length'] ?? 0) !== 0
+    if (hasBody) response.shouldKeepAlive = false
+    if (route === undefined)
+      return refuse(response, 404, 'HM_ADMIN_PATH_NOT_FOUND', 'No such path in the admin API')
+    if (request.method !== 'GET') {
+      response.setHeader('allow', 'GET')
+      return refuse(
+        response,
+        405,
+        'HM_ADMIN_METHOD_REFUSED',
+        'The admin API only reads: use the method GET',
+      )
+    }
+    if (hasBody)
+      return refuse(response, 400, 'HM_ADMIN_BODY_REFUSED', 'A GET request must not have a body')
+    if (this.unfetchedBytes >= MAX_UNFETCHED_BYTES) {
+      response.setHeader('retry-after', '5')
+      return refuse(
+        response,
+        503,
+        'HM_ADMIN_BUSY',
+        'Cannot answer now: too many answers wait for slow readers',
+      )
+    }
+    let body: Body
+    try {
+      body = await this.make(route)
+    } catch (error) {
+      this.log.warn('Admin document failed', { path, error: describeError(error) })
+      // Only our own sentences go out: those of the runtime may quote what they choked on.
+      const message =
+        error instanceof MeshError
+          ? error.message
+          : 'Cannot make this document; the reason is in the log'
+      const status = errorCode(error) === 'HM_ADMIN_VIEW_TIMEOUT' ? 504 : 500
+      return refuse(
+        response,
+        status,
+        error instanceof MeshError ? error.code : 'HM_INTERNAL',
+        message,
+      )
+    }
+    await this.send(response, route, body)
+  }
+
+  /** The body of a route; made once for all who ask while it is being made. */
+  private make(route: Route): Promise<Body> {
+    let making = this.making.get(route)
+    if (making === undefined) {
+      making = this.render(route).finally(() => this.making.delete(route))
+      this.making.set(route, making)
+    }
+    return making
+  }
+
+  private async render(route: Route): Promise<Body> {
+    const text = await withDeadline(route.render(), this.deadlinesMs.view)
+    return { bytes: Buffer.from(text), readers: 0 }
+  }
+
+  private async send(response: ServerResponse, route: Route, body: Body): Promise<void> {
+    if (response.destroyed) return
+    if (body.readers === 0) this.unfetchedBytes += body.bytes.length
+    body.readers += 1
+    const timer = setTimeout(() => response.destroy(), this.deadlinesMs.reader)
+    timer.unref()
+    response.once('close', () => {
+      clearTimeout(timer)
+      body.readers -= 1
+      if (body.readers === 0) this.unfetchedBytes -= body.bytes.length
+    })
+    response.writeHead(200, {
+      'content-type': route.contentType,
+      'content-length': body.bytes.length,
+      'cache-control': 'no-store',
+    })
+    response.end(body.bytes)
+  }
+}
+
+function refuse(response: ServerResponse, status: number, code: string, message: string): void {
+  const document: AdminError = { error: { code, message } }
+  const body = `${JSON.stringify(document)}\n`
+  response.writeHead(status, {
+    'content-type': JSON_TYPE,
+    'content-length': Buffer.byteLength(body),
+    'cache-control': 'no-store',
+  })
+  response.end(body)
+}
+
+function withDeadline<T>(promise: Promise<T>, ms: number): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => {
+      reject(
+        new MeshError(
+          'HM_ADMIN_VIEW_TIMEOUT',
+          `Cannot answer: the daemon did not collect the document in ${ms} ms`,
+        ),
+      )
+    }, ms)
+    timer.unref()
+    promise.then(resolve, reject).finally(() => clearTimeout(timer))
+  })
+}
+
+async function listenOnSocket(server: Server, socketPath: string): Promise<void> {
+  await clearStaleSocket(socketPath)
+  const listening = once(server, 'listening')
+  const umask = process.umask()
+  try {
+    // The group must get through the directory to the socket; one that is there keeps its mode.
+    process.umask(0o022)
+    mkdirSync(dirname(socketPath), { recursive: true, mode: 0o755 })
+    // The socket must never exist with a wider mode: bind happens inside listen(), under this umask.
+    process.umask(0o117)
+    server.listen(socketPath)
+  } catch (error) {
+    throw socketFailed(socketPath, error)
+  } finally {
+    process.umask(umask)
+  }
+  try {
+    await listening
+  } catch (error) {
+    if (errorCode(error) === 'EADDRINUSE') throw socketInUse(socketPath)
+    throw socketFailed(socketPath, error)
+  }
+}
+
+/** Removes the socket file of a daemon that is gone; leaves anything else alone. */
+async function clearStaleSocket(socketPath: string): Promise<void> {
+  try {
+    const entry = await lstat(socketPath)
+    if (!entry.isSocket()) {
+      throw new MeshError(
+        'HM_ADMIN_SOCKET_PATH_TAKEN',
+        `Cannot make the admin socket ${socketPath}: something that is not a socket is there`,
+        { hint: 'Move it away, or set admin.socket to another path' },
+      )
+    }
+    if (await isAnswering(socketPath)) throw socketInUse(socketPath)
+    await unlink(socketPath)
+  } catch (error) {
+    if (error instanceof MeshError) throw error
+    if (errorCode(error) === 'ENOENT') return
+    throw socketFailed(socketPath, error)
+  }
+}
+
+/** Whether somebody listens at that socket. In doubt the answer is yes: a live socket is never removed. */
+function isAnswering(socketPath: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(socketPath)
+    const finish = (answer: boolean): void => {
+      socket.destroy()
+      resolve(answer)
+    }
+    socket.setTimeout(PROBE_MS, () => finish(true))
+    socket.once('connect', () => finish(true))
+    socket.once('error', (error) => {
+      const code = errorCode(error)
+      finish(code !== 'ECONNREFUSED' && code !== 'ENOENT')
+    })
+  })
+}
+
+async function giveToGroup(socketPath: string, gid: number, group: string): Promise<void> {
+  try {
+    // -1 leaves the owner as it is.
+    await chown(socketPath, -1, gid)
+  } catch (error) {
+    throw new MeshError(
+      'HM_ADMIN_GROUP_DENIED',
+      `Cannot give the admin socket ${socketPath} to group ${group}`,
+      {
+        cause: error,
+        hint: `Make the daemon's user a member of ${group}, or leave out admin.group`,
+      },
+    )
+  }
+}
+
+/** The number of a group, from wherever this machine keeps its groups. */
+async function groupId(group: string): Promise<number> {
+  if (/^\d{1,9}$/.test(group)) return Number(group)
+  try {
+    // Node has no getgrnam; getent asks the same sources, LDAP included.
+    const { stdout } = await promisify(execFile)('getent', ['group', '--', group], {
+      timeout: 5_000,
+      maxBuffer: 1_048_576,
+    })
+    const gid = Number(stdout.split(':')[2])
+    if (Number.isInteger(gid) && stdout.startsWith(`${group}:`)) return gid
+    throw new Error(`getent answered ${JSON.stringify(stdout.slice(0, 100))}`)
+  } catch (error) {
+    throw new MeshError(
+      'HM_ADMIN_GROUP_UNKNOWN',
+      `Cannot give the admin socket to group ${group}: no such group`,
+      { cause: error, hint: `Make it with groupadd --system ${group}, or leave out admin.group` },
+    )
+  }
+}
+
+async function listenOnTcp(server: Server, address: SocketAddress): Promise<SocketAddress> {
+  const listening = once(server, 'listening')
+  server.listen({ host: address.ip, port: address.port })
+  try {
+    await listening
+  } catch (error) {
+    throw new MeshError(
+      'HM_METRICS_LISTEN_FAILED',
+      `Cannot serve metrics at ${address.ip} port ${address.port}`,
+      { cause: error, hint: 'Set metrics.port to a free port, or leave it out' },
+    )
+  }
+  return { ip: address.ip, port: tcpPort(server.address()) }
+}
+
+function tcpPort(bound: AddressInfo | string | null): number {
+  return typeof bound === 'object' && bound !== null ? bound.port : 0
+}
+
+/** Node removes the socket file itself when its server closes. */
+async function closeServer(server: Server): Promise<void> {
+  const closed = once(server, 'close')
+  server.close()
+  server.closeAllConnections()
+  await closed
+}
+
+function socketInUse(socketPath: string): MeshError {
+  return new MeshError(
+    'HM_ADMIN_SOCKET_IN_USE',
+    `Cannot make the admin socket ${socketPath}: another daemon answers there`,
+    { hint: 'Stop it first (systemctl stop hostmesh), or set admin.socket to another path' },
+  )
+}
+
+function socketFailed(socketPath: string, cause: unknown): MeshError {
+  return new MeshError('HM_ADMIN_SOCKET_FAILED', `Cannot make the admin socket ${socketPath}`, {
+    cause,
+    hint: 'Its directory must be one that the daemon may write to; systemd makes /run/hostmesh',
+  })
+}

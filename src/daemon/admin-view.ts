@@ -1,0 +1,212 @@
+/**
+ * The documents of the admin API, made from the daemon's parts at the moment they are asked for.
+ */
+import { X509Certificate } from 'node:crypto'
+import type { Catalog } from '../controlplane/catalog/catalog.ts'
+import type { Discovery } from '../controlplane/discovery/publisher.ts'
+import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
+import { formatAddress } from '../model/address.ts'
+import type {
+  ConnectionEntry,
+  LocalServiceEntry,
+  ServiceEntry,
+  StatusDocument,
+  TunnelEntry,
+} from '../model/admin.ts'
+import type { Leaf, TrustBundle } from '../model/certificate.ts'
+import type { LocalService, WorkloadSelector } from '../model/service.ts'
+import type { MeshService } from '../model/snapshot.ts'
+import type { Exposition } from '../telemetry/exposition.ts'
+import type { WorkerTotals } from '../telemetry/totals.ts'
+import type { AdminView } from './admin-server.ts'
+import type { WorkerPool } from './worker-pool.ts'
+
+/** The daemon as the view sees it: read-only, and parts may not be there yet. */
+export interface DaemonState {
+  readonly version: string
+  readonly node: string
+  readonly datacenter: string
+  readonly startedAtMs: number
+  readonly captureMode: 'off' | 'on'
+  readonly services: readonly LocalService[]
+  readonly totals: WorkerTotals
+  readonly pool: WorkerPool
+  leaves(): readonly Leaf[]
+  bundle(): TrustBundle | undefined
+  catalog(): Catalog | undefined
+  certificates(): CertificateSource | undefined
+  discovery(): Discovery | undefined
+  capture(): { readonly inSync: boolean | undefined; readonly problems: readonly string[] }
+  awaited(): readonly string[]
+  isDraining(): boolean
+  eventLoopLagMs(): number
+}
+
+/** Connections in one document; the rest is counted. */
+const MAX_CONNECTIONS = 10_000
+
+const connectionStates = {
+  opening: 'connecting',
+  open: 'open',
+  'half-closed': 'halfClosed',
+} as const
+
+/** The admin API's view of a daemon. */
+export function createAdminView(state: DaemonState, exposition: Exposition): AdminView {
+  return {
+    status: async () =>
+      statusOf(
+        state,
+        (await state.pool.connections()).map(({ id }) => id),
+      ),
+    services: async () => ({
+      services: [...(state.discovery()?.current().services.values() ?? [])].map(serviceEntry),
+      local: state.services.map(localEntry),
+    }),
+    peers: async () => ({ tunnels: (await state.pool.peers()).map(tunnelEntry) }),
+    connections: async () => {
+      const all = await state.pool.connections()
+      return {
+        connections: all.slice(0, MAX_CONNECTIONS).map(connectionEntry),
+        omitted: Math.max(0, all.length - MAX_CONNECTIONS),
+      }
+    },
+    certs: async () => ({
+      trustDomain: state.bundle()?.trustDomain ?? null,
+      roots: (state.bundle()?.rootsPem ?? []).map((pem) => {
+        const certificate = new X509Certificate(pem)
+        return {
+          fingerprint: certificate.fingerprint256,
+          notAfter: certificate.validToDate.toISOString(),
+        }
+      }),
+      leaves: state.leaves().map((leaf) => ({
+        service: leaf.service,
+        spiffeId: leaf.spiffeId,
+        serialNumber: leaf.serialNumber,
+        notBefore: timeText(leaf.notBeforeMs),
+        notAfter: timeText(leaf.notAfterMs),
+      })),
+    }),
+    metrics: () => exposition.metrics(),
+  }
+}
+
+function statusOf(state: DaemonState, connectionIds: readonly string[]): StatusDocument {
+  const awaited = state.awaited()
+  const catalog = state.catalog()
+  const health = catalog?.health()
+  const capture = state.capture()
+  return {
+    version: state.version,
+    node: state.node,
+    datacenter: state.datacenter,
+    pid: process.pid,
+    startedAt: timeText(state.startedAtMs),
+    ready: awaited.length === 0 && !state.isDraining(),
+    awaited,
+    draining: state.isDraining(),
+    workers: state.pool.statuses(
+      (worker) => connectionIds.filter((id) => id.startsWith(`${worker}-`)).length,
+    ),
+    catalog: {
+      description: catalog?.description ?? '',
+      ageMs:
+        health?.lastGoodAtMs === undefined
+          ? null
+          : Math.max(0, Math.round(performance.now() - health.lastGoodAtMs)),
+      problems: health?.problems ?? [],
+    },
+    certificates: {
+      description: state.certificates()?.description ?? '',
+      problems: state.certificates()?.problems() ?? [],
+    },
+    capture: {
+      mode: state.captureMode,
+      inSync: state.captureMode === 'off' ? null : (capture.inSync ?? false),
+      problems: capture.problems,
+    },
+    snapshotVersion: state.discovery()?.current().version ?? 0,
+    problems: state.discovery()?.problems() ?? [],
+  }
+}
+
+function serviceEntry(service: MeshService): ServiceEntry {
+  return {
+    name: service.name,
+    protocol: service.protocol,
+    virtualIps: service.virtualIps,
+    endpoints: service.endpoints.map(({ id, node, tunnel, health, local }) => ({
+      id,
+      node,
+      address: formatAddress(tunnel),
+      health,
+      local,
+    })),
+  }
+}
+
+function localEntry(service: LocalService): LocalServiceEntry {
+  return {
+    name: service.name,
+    id: service.id,
+    target: service.target === undefined ? null : formatAddress(service.target),
+    identity: service.selector === undefined ? null : selectorText(service.selector),
+    capturePort: service.capturePort ?? null,
+    upstreams: service.upstreams.map(({ destination, bind }) => ({
+      destination,
+      bind: bind === undefined ? null : formatAddress(bind),
+    })),
+  }
+}
+
+function selectorText(selector: WorkloadSelector): string {
+  switch (selector.kind) {
+    case 'cgroup':
+      return `cgroup ${selector.path}`
+    case 'user':
+      return `user ${selector.user}`
+    case 'sourceAddress':
+      return `source ${selector.ip}`
+    default:
+      return selector satisfies never
+  }
+}
+
+function tunnelEntry(peer: Awaited<ReturnType<WorkerPool['peers']>>[number]): TunnelEntry {
+  return {
+    source: peer.source,
+    destination: peer.destination,
+    peerAddress: peer.address ?? '',
+    peerSpiffeId: peer.spiffeId,
+    direction: peer.direction,
+    state: peer.state,
+    streams: peer.streams,
+    rttMs: peer.roundTripMs ?? null,
+    sentBytes: peer.sentBytes,
+    receivedBytes: peer.receivedBytes,
+    openedAt: timeText(Date.now() - peer.ageMs),
+  }
+}
+
+function connectionEntry(
+  connection: Awaited<ReturnType<WorkerPool['connections']>>[number],
+): ConnectionEntry {
+  return {
+    id: connection.id,
+    direction: connection.direction,
+    source: connection.source,
+    destination: connection.destination ?? '',
+    downstreamAddress: connection.downstream ?? connection.peer ?? '',
+    originalDestination: connection.wanted ?? null,
+    endpoint: connection.endpoint ?? null,
+    openedAt: timeText(connection.openedAtMs),
+    sentBytes: connection.sentBytes,
+    receivedBytes: connection.receivedBytes,
+    state: connectionStates[connection.state],
+  }
+}
+
+function timeText(wallMs: number): string {
+  return new Date(wallMs).toISOString()
+}

@@ -1,0 +1,372 @@
+/**
+ * The host daemon: builds every part, joins them, and takes them down again. The only place that knows who
+ * provides what.
+ *
+ * Order of starting: configuration, admin API (its socket also keeps a second daemon out), catalog and
+ * certificates, workers on their ports, discovery, and only when all of that stands: capture, registration,
+ * "ready". Stopping goes the other way round: nobody is sent here any more before nobody is served any more.
+ *
+ * ```
+ *   starting --all parts up--> ready --SIGTERM, SIGINT--> draining --connections gone or deadline--> stopped
+ * ```
+ */
+import { hostname } from 'node:os'
+import { loadConfig } from '../config/load.ts'
+import { localServices } from '../config/local-services.ts'
+import type { Config } from '../config/schema.ts'
+import { type Capture, createCapture } from '../controlplane/capture/capture.ts'
+import type { Catalog } from '../controlplane/catalog/catalog.ts'
+import {
+  type ConsulCatalog,
+  createConsulCatalog,
+} from '../controlplane/catalog/consul/consul-catalog.ts'
+import { createFileCatalog } from '../controlplane/catalog/file/file-catalog.ts'
+import { type Discovery, startDiscovery } from '../controlplane/discovery/publisher.ts'
+import { createBuiltinSource } from '../controlplane/identity/builtin-ca.ts'
+import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
+import { createConsulSource } from '../controlplane/identity/consul-ca.ts'
+import { describeError, MeshError } from '../lib/errors.ts'
+import { createLog, type Log } from '../lib/log.ts'
+import { hostmeshVersion } from '../lib/version.ts'
+import type { SocketAddress } from '../model/address.ts'
+import type { Leaf, TrustBundle } from '../model/certificate.ts'
+import type { LocalService } from '../model/service.ts'
+import type { Snapshot } from '../model/snapshot.ts'
+import { watchEventLoopLag } from '../telemetry/event-loop-lag.ts'
+import { createExposition } from '../telemetry/exposition.ts'
+import { WorkerTotals } from '../telemetry/totals.ts'
+import { startAdminServer } from './admin-server.ts'
+import { createAdminView, type DaemonState } from './admin-view.ts'
+import { capturePlan } from './capture-operations.ts'
+import { Readiness } from './readiness.ts'
+import { connectSystemd, takeSystemdEnvironment } from './systemd.ts'
+import { WorkerPool } from './worker-pool.ts'
+
+/** The rules in the kernel are compared with the plan this often; new cgroups are noticed faster. Milliseconds. */
+const CAPTURE_UPKEEP = { verifyEveryMs: 10_000, cgroupEveryMs: 1_000 }
+
+/** How long taking back the registration may hold up a stop, milliseconds. */
+const STOP_STEP_TIMEOUT_MS = 6_000
+
+/**
+ * Runs the daemon until a signal ends it. Resolves after an orderly stop.
+ * @throws MeshError when it cannot start; nothing is left behind then.
+ */
+export async function runDaemon(configPath: string): Promise<void> {
+  const environment = takeSystemdEnvironment()
+  const config = loadConfig(configPath)
+  const log = createLog(config.log)
+  await using parts = new AsyncDisposableStack()
+  using systemd = connectSystemd({ log, environment })
+  const daemon = new Daemon(config, log, parts)
+  const stopAsked = stopSignal(log)
+  process.on('SIGHUP', () => recheckConfig(configPath, log))
+  await daemon.start()
+  systemd.ready()
+  systemd.status(`serving ${daemon.serviceNames().join(', ') || 'no services'}`)
+  const signal = await stopAsked
+  log.info('Stopping', { signal, drainMs: config.timeouts.drain })
+  systemd.stopping()
+  await daemon.stop()
+  log.info('Stopped')
+}
+
+class Daemon {
+  private readonly config: Config
+  private readonly log: Log
+  private readonly parts: AsyncDisposableStack
+  private readonly services: readonly LocalService[]
+  private readonly nodeName: string
+  private readonly totals = new WorkerTotals()
+  private readonly readiness = new Readiness()
+  private readonly leaves = new Map<string, Leaf>()
+  private readonly pool: WorkerPool
+  private readonly state: DaemonState
+  private bundle: TrustBundle | undefined
+  private catalog: Catalog | undefined
+  private certificates: CertificateSource | undefined
+  private discovery: Discovery | undefined
+  private capture: Capture | undefined
+  private captureInSync: boolean | undefined
+  private draining = false
+  private eventLoopLagMs = 0
+
+  constructor(config: Config, log: Log, parts: AsyncDisposableStack) {
+    this.config = config
+    this.log = log
+    this.parts = parts
+    this.services = localServices(config)
+    this.nodeName = config.node.name ?? hostname()
+    this.pool = new WorkerPool({
+      count: config.workers,
+      settings: workerSettings(config, this.services),
+      totals: this.totals,
+      log,
+    })
+    this.state = {
+      version: hostmeshVersion,
+      node: this.nodeName,
+      datacenter: config.datacenter,
+      startedAtMs: Date.now(),
+      captureMode: config.capture.mode,
+      services: this.services,
+      totals: this.totals,
+      pool: this.pool,
+      leaves: () => [...this.leaves.values()],
+      bundle: () => this.bundle,
+      catalog: () => this.catalog,
+      certificates: () => this.certificates,
+      discovery: () => this.discovery,
+      capture: () => ({ inSync: this.captureInSync, problems: this.capture?.problems() ?? [] }),
+      awaited: () => [...this.readiness.awaited(), ...(this.discovery?.awaited() ?? [])],
+      isDraining: () => this.draining,
+      eventLoopLagMs: () => this.eventLoopLagMs,
+    }
+  }
+
+  /** Names of the services of this host. */
+  serviceNames(): string[] {
+    return [...new Set(this.services.map(({ name }) => name))]
+  }
+
+  async start(): Promise<void> {
+    const { config, log, parts } = this
+    parts.use(watchEventLoopLag((longestMs) => (this.eventLoopLagMs = longestMs)))
+    await this.startAdmin()
+    const catalog = parts.use(openCatalog(config, this.nodeName, log))
+    this.catalog = catalog
+    const certificates = parts.use(openCertificates(config, catalog, log))
+    this.certificates = certificates
+    this.followCertificates(certificates)
+    await this.pool.start()
+    parts.defer(() => this.pool.drain(0))
+    const firstSnapshot = this.readiness.block('the first snapshot')
+    this.discovery = parts.use(
+      startDiscovery(
+        {
+          catalog,
+          datacenter: config.datacenter,
+          nodeName: this.nodeName,
+          localServices: this.services,
+          mode: config.catalog.kind === 'consul' ? config.catalog.watch : 'all',
+          virtualRanges: [config.capture.virtualRange, config.capture.virtualRange6],
+          log,
+        },
+        (delta, snapshot) => {
+          this.pool.publish(delta, snapshot)
+          this.followInstances(snapshot)
+          firstSnapshot.release()
+        },
+      ),
+    )
+    await this.startCapture()
+    await catalog.register(this.services, config.tunnel.port)
+    log.info('Ready', {
+      node: this.nodeName,
+      services: this.serviceNames(),
+      version: hostmeshVersion,
+    })
+  }
+
+  async stop(): Promise<void> {
+    this.draining = true
+    await within(STOP_STEP_TIMEOUT_MS, this.catalog?.deregister())
+    if (this.config.capture.onStop === 'open') await this.clearCapture()
+    await this.pool.drain(this.config.timeouts.drain)
+  }
+
+  private async startAdmin(): Promise<void> {
+    const { admin, metrics } = this.config
+    const view = createAdminView(
+      this.state,
+      createExposition({
+        version: hostmeshVersion,
+        totals: this.totals,
+        host: () => ({
+          ready: this.state.awaited().length === 0 && !this.draining,
+          snapshotVersion: this.discovery?.current().version ?? 0,
+          catalogLastSuccessMs: wallClockOf(this.catalog?.health().lastGoodAtMs),
+          captureInSync: this.captureInSync,
+          certificates: [...this.leaves.values()],
+          workersRunning: this.pool.statuses(() => 0).filter(({ state }) => state === 'running')
+            .length,
+          workerRestarts: this.pool
+            .statuses(() => 0)
+            .reduce((sum, { restarts }) => sum + restarts, 0),
+          eventLoopLagMs: this.eventLoopLagMs,
+        }),
+      }),
+    )
+    this.parts.use(
+      await startAdminServer({
+        socketPath: admin.socket,
+        group: admin.group,
+        metrics:
+          metrics.port === undefined ? undefined : { ip: metrics.address, port: metrics.port },
+        view,
+        log: this.log,
+      }),
+    )
+  }
+
+  private followCertificates(source: CertificateSource): void {
+    const roots = this.readiness.block('roots')
+    const rootsWatch = source.watchRoots((bundle) => {
+      this.bundle = bundle
+      this.pool.setRoots(bundle)
+      roots.release()
+    })
+    this.parts.defer(() => rootsWatch.close())
+    for (const name of this.serviceNames()) {
+      const arrival = this.readiness.block(`the certificate of ${name}`)
+      const watch = source.watchLeaf(name, (leaf) => {
+        this.leaves.set(name, leaf)
+        this.pool.setLeaf(leaf)
+        arrival.release()
+      })
+      this.parts.defer(() => watch.close())
+    }
+  }
+
+  private async startCapture(): Promise<void> {
+    if (this.config.capture.mode === 'off') return
+    const capture = createCapture({ log: this.log, maintain: CAPTURE_UPKEEP })
+    this.capture = capture
+    this.parts.use(capture)
+    await capture.apply(await capturePlan(this.config, this.services))
+    if (this.config.capture.onStop === 'open') this.parts.defer(() => this.clearCapture())
+    const snapshot = this.discovery?.current()
+    if (snapshot !== undefined) this.followInstances(snapshot)
+    this.captureInSync = true
+    const timer = setInterval(() => void this.lookAtCapture(capture), CAPTURE_UPKEEP.verifyEveryMs)
+    this.parts.defer(() => clearInterval(timer))
+  }
+
+  private async lookAtCapture(capture: Capture): Promise<void> {
+    try {
+      this.captureInSync = (await capture.show()).inSync
+    } catch (error) {
+      this.captureInSync = false
+      this.log.warn('Cannot look at the capture rules', { error: describeError(error) })
+    }
+  }
+
+  /** Captured instance addresses: those of other services' instances, as callers may have them from DNS. */
+  private followInstances(snapshot: Snapshot): void {
+    const { capture } = this
+    if (capture === undefined) return
+    const addresses: SocketAddress[] = []
+    for (const service of snapshot.services.values())
+      for (const { application, local } of service.endpoints)
+        if (application !== undefined && !local) addresses.push(application)
+    capture
+      .updateInstances(addresses)
+      .catch((error: unknown) =>
+        this.log.error('Cannot update the captured addresses', { error: describeError(error) }),
+      )
+  }
+
+  private async clearCapture(): Promise<void> {
+    const { capture } = this
+    if (capture === undefined) return
+    this.capture = undefined
+    this.captureInSync = undefined
+    try {
+      await capture.clear()
+    } catch (error) {
+      this.log.error('Cannot remove the capture rules; run: hostmesh capture clear', {
+        error: describeError(error),
+      })
+    }
+  }
+}
+
+function openCatalog(config: Config, node: string, log: Log): Catalog | ConsulCatalog {
+  if (config.catalog.kind === 'file')
+    return createFileCatalog({ path: config.catalog.path, node }, log.child('catalog'))
+  return createConsulCatalog({ ...config.catalog, node }, log.child('consul'))
+}
+
+function openCertificates(
+  config: Config,
+  catalog: Catalog | ConsulCatalog,
+  log: Log,
+): CertificateSource {
+  if (config.certificates.kind === 'builtin')
+    return createBuiltinSource({
+      directory: config.certificates.directory,
+      log: log.child('certificates'),
+    })
+  if (!('follower' in catalog))
+    throw new MeshError(
+      'HM_CONFIG_INVALID',
+      'Cannot take certificates from Consul: catalog.kind is not consul',
+    )
+  return createConsulSource({ follower: catalog.follower, log: log.child('certificates') })
+}
+
+function workerSettings(
+  config: Config,
+  services: readonly LocalService[],
+): ConstructorParameters<typeof WorkerPool>[0]['settings'] {
+  const { timeouts, limits } = config
+  // Containers are diverted to the address of their bridge, local processes to loopback.
+  const hasContainers = services.some(({ selector }) => selector?.kind === 'sourceAddress')
+  return {
+    datacenter: config.datacenter,
+    services,
+    captures: config.capture.mode === 'on',
+    captureAddresses: hasContainers ? ['::'] : ['127.0.0.1', '::1'],
+    tunnel: { ip: config.tunnel.address, port: config.tunnel.port },
+    inboundMinVersion: config.tunnel.inboundMinVersion,
+    timeouts: {
+      connectMs: timeouts.connect,
+      handshakeMs: timeouts.handshake,
+      idleMs: timeouts.idle,
+      halfClosedMs: timeouts.halfClosed,
+      tunnelIdleMs: timeouts.tunnelIdle,
+      keepaliveMs: timeouts.keepalive,
+    },
+    limits,
+    log: config.log,
+  }
+}
+
+function stopSignal(log: Log): Promise<NodeJS.Signals> {
+  return new Promise((resolve) => {
+    let asked = 0
+    const onSignal = (signal: NodeJS.Signals): void => {
+      asked += 1
+      if (asked === 1) resolve(signal)
+      else log.warn('Already stopping', { signal })
+    }
+    process.on('SIGTERM', onSignal)
+    process.on('SIGINT', onSignal)
+  })
+}
+
+/** SIGHUP: certificates and the catalog file reload by themselves; this says what a restart would do. */
+function recheckConfig(path: string, log: Log): void {
+  try {
+    loadConfig(path)
+    log.info('The configuration file is sound; changes to it take effect with a restart')
+  } catch (error) {
+    log.error('The configuration file is broken; the running configuration stays', {
+      error: describeError(error),
+    })
+  }
+}
+
+function wallClockOf(monotonicMs: number | undefined): number | undefined {
+  return monotonicMs === undefined ? undefined : Date.now() - (performance.now() - monotonicMs)
+}
+
+async function within(timeoutMs: number, work: Promise<void> | undefined): Promise<void> {
+  if (work === undefined) return
+  let timer: NodeJS.Timeout | undefined
+  const deadline = new Promise<void>((resolve) => {
+    timer = setTimeout(resolve, timeoutMs)
+  })
+  await Promise.race([work, deadline])
+  clearTimeout(timer)
+}

@@ -1,0 +1,321 @@
+/**
+ * Starts, feeds and replaces the data-plane workers.
+ *
+ * Every worker gets the same snapshots and certificates and listens on the same ports. A worker that dies takes
+ * its own connections with it and nothing else; its successor is fed the current state before it
+ * listens. What was fed last is kept here, for successors.
+ *
+ * ```
+ *   starting --'listening'--> running --drain()--> draining --'drained'--> stopped
+ *       \________________ exit __/  (new one after a back-off, unless draining)
+ * ```
+ */
+import { Worker } from 'node:worker_threads'
+import type { FromWorker, PeerView, ToWorker, WorkerSettings } from '../dataplane/protocol.ts'
+import type { ConnectionView } from '../dataplane/proxy/connection-table.ts'
+import { backoffMs } from '../lib/backoff.ts'
+import { systemRandom } from '../lib/clock.ts'
+import { describeError, MeshError } from '../lib/errors.ts'
+import type { Log } from '../lib/log.ts'
+import type { WorkerStatus } from '../model/admin.ts'
+import type { Leaf, TrustBundle } from '../model/certificate.ts'
+import {
+  diffSnapshots,
+  emptySnapshot,
+  type Snapshot,
+  type SnapshotDelta,
+} from '../model/snapshot.ts'
+import type { WorkerTotals } from '../telemetry/totals.ts'
+
+/** What a pool is built from. */
+export interface WorkerPoolOptions {
+  readonly count: number
+  /** The settings of every worker, but for what is its own. */
+  readonly settings: Omit<WorkerSettings, 'id' | 'trafficMemory' | 'workerMemory'>
+  readonly totals: WorkerTotals
+  readonly log: Log
+}
+
+/** A dead worker is replaced after this. */
+const RESTART_BACKOFF = { minMs: 50, maxMs: 5_000 }
+
+/** A worker that has run for so long starts its back-off anew. */
+const STABLE_MS = 30_000
+
+/** How long a worker may take to answer the admin API, milliseconds. */
+const ASK_TIMEOUT_MS = 2_000
+
+/**
+ * Size of a worker's young generation. Most of what a connection allocates dies young; at V8's default the
+ * 99th percentile of latency doubles (docs/performance.md).
+ */
+const YOUNG_GENERATION_MB = 32
+
+/** What one answer of a worker looks like. */
+type Answer = Extract<FromWorker, { readonly id: number }>
+
+interface Member {
+  readonly id: number
+  thread: Worker | undefined
+  state: WorkerStatus['state']
+  restarts: number
+  failures: number
+  startedAtMs: number
+  /** Number of the thread's memory in the totals. */
+  memoryId: number
+}
+
+/** The data plane of this host, as the control plane sees it. */
+export class WorkerPool {
+  private readonly options: WorkerPoolOptions
+  private readonly members: Member[]
+  private readonly leaves = new Map<string, Leaf>()
+  private bundle: TrustBundle | undefined
+  private snapshot: Snapshot = emptySnapshot
+  private draining = false
+  private drainDeadlineMs = 0
+  private nextMemoryId = 0
+  private nextQuestion = 0
+  private readonly questions = new Map<number, (answer: Answer) => void>()
+  private readonly listeners = new Set<(member: Member, message: FromWorker | 'exit') => void>()
+
+  constructor(options: WorkerPoolOptions) {
+    this.options = options
+    this.members = Array.from({ length: options.count }, (_, id) => ({
+      id,
+      thread: undefined,
+      state: 'starting',
+      restarts: 0,
+      failures: 0,
+      startedAtMs: 0,
+      memoryId: 0,
+    }))
+  }
+
+  /**
+   * Starts all workers and waits until they listen.
+   * @throws MeshError HM_LISTEN_FAILED, or what else kept the first one from listening.
+   */
+  async start(): Promise<void> {
+    for (const member of this.members) await this.startFirst(member)
+  }
+
+  /** Feeds what changed. `snapshot` is the whole, kept for workers that start later. */
+  publish(delta: SnapshotDelta, snapshot: Snapshot): void {
+    this.snapshot = snapshot
+    this.tell({ kind: 'snapshot', delta })
+  }
+
+  /** Feeds a new leaf. */
+  setLeaf(leaf: Leaf): void {
+    this.leaves.set(leaf.service, leaf)
+    this.tell({ kind: 'leaf', leaf })
+  }
+
+  /** Feeds new roots. */
+  setRoots(bundle: TrustBundle): void {
+    this.bundle = bundle
+    this.tell({ kind: 'roots', bundle })
+  }
+
+  /** The tunnels of all workers. */
+  async peers(): Promise<readonly PeerView[]> {
+    const answers = await this.ask('peers')
+    return answers.flatMap((answer) => (answer.kind === 'peers' ? answer.peers : []))
+  }
+
+  /** The connections of all workers; ids are `<worker>-<number>`. */
+  async connections(): Promise<readonly (Omit<ConnectionView, 'id'> & { readonly id: string })[]> {
+    const answers = await this.ask('connections')
+    return answers.flatMap((answer, worker) =>
+      answer.kind === 'connections'
+        ? answer.connections.map((connection) => ({
+            ...connection,
+            id: `${worker}-${connection.id}`,
+          }))
+        : [],
+    )
+  }
+
+  /** State of each worker, with the connections that the caller counts for it. */
+  statuses(connectionsOf: (worker: number) => number): WorkerStatus[] {
+    return this.members.map((member) => ({
+      id: member.id,
+      state: member.state,
+      connections: connectionsOf(member.id),
+      restarts: member.restarts,
+    }))
+  }
+
+  /** No new connections; open ones may go on for `deadlineMs`, then they are reset. Resolves when all are gone. */
+  async drain(deadlineMs: number): Promise<void> {
+    this.draining = true
+    this.drainDeadlineMs = deadlineMs
+    await Promise.all(
+      this.members.map(async (member) => {
+        const { thread } = member
+        if (thread === undefined) return
+        member.state = 'draining'
+        const drained = this.next(
+          member,
+          (message) => message === 'exit' || message.kind === 'drained',
+        )
+        send(thread, { kind: 'drain', deadlineMs: this.drainDeadlineMs })
+        await drained
+        member.state = 'stopped'
+        await thread.terminate()
+      }),
+    )
+  }
+
+  private async startFirst(member: Member): Promise<void> {
+    const started = this.next(
+      member,
+      (message) =>
+        message === 'exit' || message.kind === 'listening' || message.kind === 'cannotListen',
+    )
+    this.spawn(member)
+    const message = await started
+    if (message === 'exit')
+      throw new MeshError('HM_WORKER_FAILED', `Cannot start data-plane worker ${member.id}`)
+    if (message.kind === 'cannotListen')
+      throw new MeshError(message.code, message.message, {
+        ...(message.hint !== undefined && { hint: message.hint }),
+      })
+  }
+
+  private spawn(member: Member): void {
+    const memoryId = this.nextMemoryId
+    this.nextMemoryId += 1
+    const memory = this.options.totals.attach(memoryId)
+    const settings: WorkerSettings = {
+      ...this.options.settings,
+      id: member.id,
+      trafficMemory: memory.traffic,
+      workerMemory: memory.counters,
+    }
+    const thread = new Worker(workerFile(), {
+      workerData: settings,
+      resourceLimits: { maxYoungGenerationSizeMb: YOUNG_GENERATION_MB },
+    })
+    member.thread = thread
+    member.memoryId = memoryId
+    member.state = 'starting'
+    member.startedAtMs = performance.now()
+    thread.on('message', (message: FromWorker) => this.onMessage(member, message))
+    thread.on('error', (error) => {
+      this.options.log.error('Data-plane worker crashed', {
+        worker: member.id,
+        error: describeError(error),
+        stack: error instanceof Error ? error.stack : undefined,
+      })
+    })
+    thread.on('exit', (code) => this.onExit(member, code))
+    send(thread, { kind: 'snapshot', delta: diffSnapshots(emptySnapshot, this.snapshot) })
+    if (this.bundle !== undefined) send(thread, { kind: 'roots', bundle: this.bundle })
+    for (const leaf of this.leaves.values()) send(thread, { kind: 'leaf', leaf })
+    send(thread, { kind: 'listen' })
+  }
+
+  private onMessage(member: Member, message: FromWorker): void {
+    switch (message.kind) {
+      case 'row':
+        this.options.totals.announce(member.memoryId, message.row, message.labels)
+        break
+      case 'listening':
+        member.state = 'running'
+        this.options.log.info('Data-plane worker is listening', {
+          worker: member.id,
+          addresses: message.addresses,
+        })
+        break
+      case 'cannotListen':
+        this.options.log.error(message.message, { worker: member.id, code: message.code })
+        break
+      case 'peers':
+      case 'connections':
+        this.questions.get(message.id)?.(message)
+        break
+      case 'drained':
+        break
+      default:
+        message satisfies never
+    }
+    for (const listener of this.listeners) listener(member, message)
+  }
+
+  private onExit(member: Member, code: number): void {
+    this.options.totals.retire(member.memoryId)
+    const wasRunning = member.state === 'running'
+    member.thread = undefined
+    member.state = 'stopped'
+    for (const listener of this.listeners) listener(member, 'exit')
+    if (this.draining || (!wasRunning && member.restarts === 0)) return
+    if (performance.now() - member.startedAtMs > STABLE_MS) member.failures = 0
+    const waitMs = backoffMs(member.failures, RESTART_BACKOFF, systemRandom)
+    member.failures += 1
+    member.restarts += 1
+    this.options.log.error('Data-plane worker is gone and will be replaced', {
+      worker: member.id,
+      code,
+      waitMs: Math.round(waitMs),
+    })
+    setTimeout(() => {
+      if (!this.draining) this.spawn(member)
+    }, waitMs)
+  }
+
+  private tell(message: ToWorker): void {
+    for (const { thread } of this.members) if (thread !== undefined) send(thread, message)
+  }
+
+  private ask(what: 'peers' | 'connections'): Promise<Answer[]> {
+    return Promise.all(
+      this.members.map(
+        (member) =>
+          new Promise<Answer>((resolve) => {
+            const id = this.nextQuestion
+            this.nextQuestion += 1
+            const settle = (answer: Answer): void => {
+              clearTimeout(deadline)
+              this.questions.delete(id)
+              resolve(answer)
+            }
+            const nothing: Answer =
+              what === 'peers'
+                ? { kind: 'peers', id, peers: [] }
+                : { kind: 'connections', id, connections: [] }
+            const deadline = setTimeout(() => settle(nothing), ASK_TIMEOUT_MS)
+            this.questions.set(id, settle)
+            if (member.thread === undefined) settle(nothing)
+            else send(member.thread, { kind: 'ask', id, what })
+          }),
+      ),
+    )
+  }
+
+  /** The next message of a worker that is looked for. */
+  private next(
+    member: Member,
+    wanted: (message: FromWorker | 'exit') => boolean,
+  ): Promise<FromWorker | 'exit'> {
+    return new Promise((resolve) => {
+      const listener = (from: Member, message: FromWorker | 'exit'): void => {
+        if (from !== member || !wanted(message)) return
+        this.listeners.delete(listener)
+        resolve(message)
+      }
+      this.listeners.add(listener)
+    })
+  }
+}
+
+function send(thread: Worker, message: ToWorker): void {
+  thread.postMessage(message)
+}
+
+/** The worker's program: beside this one, in the language this one is in. */
+function workerFile(): URL {
+  const extension = import.meta.url.endsWith('.ts') ? 'ts' : 'js'
+  return new URL(`../dataplane/worker.${extension}`, import.meta.url)
+}

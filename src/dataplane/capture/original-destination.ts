@@ -1,0 +1,57 @@
+/**
+ * Where a captured connection was going before iptables diverted it: asked of the kernel, never of the
+ * client.
+ *
+ * A REDIRECT rule rewrites the destination and conntrack remembers the old one; SO_ORIGINAL_DST reads it
+ * back. A connection that dialed the capture port itself answers with that port, or with nothing: the
+ * caller must refuse both (docs/capture.md, "Original destination"). Runs once per connection, so
+ * the buffers are shared: nothing is allocated but the answer.
+ */
+import type { Socket } from 'node:net'
+import { loadGetSockOpt } from '../../lib/ffi.ts'
+import { ipFromBytes, type SocketAddress } from '../../model/address.ts'
+
+const SOL_IP = 0
+const SOL_IPV6 = 41
+/** SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST have the same number. */
+const ORIGINAL_DESTINATION = 80
+const SOCKADDR_IN_BYTES = 16
+const SOCKADDR_IN6_BYTES = 28
+
+const sockaddr = new Uint8Array(SOCKADDR_IN6_BYTES)
+const ipv6Bytes = sockaddr.subarray(8, 24)
+const length = new Uint32Array(1)
+
+/**
+ * The address that the connection behind `fd` asked for, canonical (IPv4-mapped is IPv4); undefined when
+ * the kernel knows none: not a TCP socket, no NAT on this host, or the connection was never tracked.
+ * @throws MeshError HM_FFI_UNAVAILABLE when the native binding does not load here.
+ */
+export function originalDestination(fd: number): SocketAddress | undefined {
+  const getSockOpt = loadGetSockOpt()
+  // A v4-mapped socket of a dual-stack listener answers at the IPv4 level, so that one goes first.
+  length[0] = SOCKADDR_IN_BYTES
+  if (getSockOpt(fd, SOL_IP, ORIGINAL_DESTINATION, sockaddr, length) === 0) {
+    const ip = `${sockaddr[4]}.${sockaddr[5]}.${sockaddr[6]}.${sockaddr[7]}`
+    return { ip, port: portInSockaddr() }
+  }
+  length[0] = SOCKADDR_IN6_BYTES
+  if (getSockOpt(fd, SOL_IPV6, ORIGINAL_DESTINATION, sockaddr, length) !== 0) return undefined
+  const ip = ipFromBytes(ipv6Bytes)
+  return ip === undefined ? undefined : { ip, port: portInSockaddr() }
+}
+
+/**
+ * The file descriptor of an open socket, undefined once it is closed. Node does not document this field;
+ * it is read here and nowhere else, and test/unit/capture-original-destination.test.ts fails when it moves.
+ */
+export function socketFd(socket: Socket): number | undefined {
+  const handle: unknown = Reflect.get(socket, '_handle')
+  if (typeof handle !== 'object' || handle === null || !('fd' in handle)) return undefined
+  const { fd } = handle
+  return typeof fd === 'number' && fd >= 0 ? fd : undefined
+}
+
+function portInSockaddr(): number {
+  return ((sockaddr[2] ?? 0) << 8) | (sockaddr[3] ?? 0)
+}

@@ -1,0 +1,55 @@
+/**
+ * The last step: a connection to an application on this host. Only addresses from this host's own
+ * configuration are dialed, never one that a peer named.
+ */
+import { connect, type Socket } from 'node:net'
+import { MeshError } from '../../lib/errors.ts'
+import { SocketStream } from '../../lib/socket-stream.ts'
+import { formatAddress, type SocketAddress } from '../../model/address.ts'
+
+/**
+ * Connects to a local application.
+ * @param memory `shared` when what it sends goes into a tunnel stream, else `private`.
+ * @throws MeshError HM_DELIVER_UNREACHABLE or HM_DELIVER_TIMEOUT.
+ */
+export function dialLocal(
+  target: SocketAddress,
+  timeoutMs: number,
+  memory: 'shared' | 'private',
+): Promise<SocketStream> {
+  return new Promise((resolve, reject) => {
+    const socket: Socket = connect({
+      host: target.ip,
+      port: target.port,
+      noDelay: true,
+      allowHalfOpen: true,
+    })
+    // Nothing may be read before the stream has taken over.
+    socket.pause()
+    const deadline = setTimeout(() => {
+      socket.destroy()
+      reject(
+        new MeshError(
+          'HM_DELIVER_TIMEOUT',
+          `Cannot reach the local service at ${formatAddress(target)} in ${timeoutMs} ms`,
+        ),
+      )
+    }, timeoutMs)
+    const onError = (error: Error): void => {
+      clearTimeout(deadline)
+      reject(
+        new MeshError(
+          'HM_DELIVER_UNREACHABLE',
+          `Cannot reach the local service at ${formatAddress(target)}`,
+          { cause: error },
+        ),
+      )
+    }
+    socket.once('error', onError)
+    socket.once('connect', () => {
+      clearTimeout(deadline)
+      socket.off('error', onError)
+      resolve(new SocketStream(socket, memory))
+    })
+  })
+}

@@ -1,0 +1,35 @@
+/**
+ * May this source reach this destination: Consul's intention rules for TCP. Pure.
+ *
+ * Names are compared as text; only the whole name `*` is a wildcard. Rules come sorted by precedence, so
+ * the first match decides. A rule that decides by L7 permissions, or by an action we do not know, denies.
+ */
+import type { Decision, Intention } from '../../model/intention.ts'
+import type { ServicePolicy } from '../../model/snapshot.ts'
+
+/** Decides about one pair. `policy` undefined means it is not loaded: denied. */
+export function evaluate(source: string, policy: ServicePolicy | undefined): Decision {
+  if (policy === undefined)
+    return { allow: false, reason: 'the intentions of the destination are not loaded yet' }
+  for (const intention of policy.intentions) {
+    if (!matches(intention, source, policy.destination)) continue
+    const rule = `intention ${intention.source} -> ${intention.destination} (precedence ${intention.precedence})`
+    if (intention.action === undefined)
+      return {
+        allow: false,
+        reason: `${rule} has permissions or an action that a TCP service cannot apply`,
+      }
+    return { allow: intention.action === 'allow', reason: `${rule} says ${intention.action}` }
+  }
+  return {
+    allow: policy.defaultPolicy === 'allow',
+    reason: `no intention matches, the default policy says ${policy.defaultPolicy}`,
+  }
+}
+
+function matches(intention: Intention, source: string, destination: string): boolean {
+  return (
+    (intention.source === '*' || intention.source === source) &&
+    (intention.destination === '*' || intention.destination === destination)
+  )
+}

@@ -1,0 +1,86 @@
+/**
+ * What the main thread and a data-plane worker say to each other. Plain data: it crosses a thread boundary
+ * by structured clone, in order.
+ */
+import type { SocketAddress } from '../model/address.ts'
+import type { Leaf, TrustBundle } from '../model/certificate.ts'
+import type { LocalService } from '../model/service.ts'
+import type { SnapshotDelta } from '../model/snapshot.ts'
+import type { TrafficLabels } from '../telemetry/counters.ts'
+import type { ConnectionView } from './proxy/connection-table.ts'
+
+/** What a worker is started with. Times in milliseconds. */
+export interface WorkerSettings {
+  readonly id: number
+  readonly datacenter: string
+  readonly services: readonly LocalService[]
+  /** Whether to listen on the capture ports. */
+  readonly captures: boolean
+  /** Addresses on which the capture ports listen. */
+  readonly captureAddresses: readonly string[]
+  readonly tunnel: SocketAddress
+  readonly inboundMinVersion: '1.2' | '1.3'
+  readonly timeouts: {
+    readonly connectMs: number
+    readonly handshakeMs: number
+    readonly idleMs: number
+    readonly halfClosedMs: number
+    readonly tunnelIdleMs: number
+    readonly keepaliveMs: number
+  }
+  readonly limits: {
+    readonly connections: number
+    readonly connectionsPerService: number
+    readonly streamsPerTunnel: number
+    readonly pendingHandshakes: number
+  }
+  readonly log: {
+    readonly level: 'debug' | 'info' | 'warn' | 'error'
+    readonly format: 'json' | 'text'
+  }
+  readonly trafficMemory: SharedArrayBuffer
+  readonly workerMemory: SharedArrayBuffer
+}
+
+/** From the main thread to a worker. */
+export type ToWorker =
+  | { readonly kind: 'snapshot'; readonly delta: SnapshotDelta }
+  | { readonly kind: 'leaf'; readonly leaf: Leaf }
+  | { readonly kind: 'roots'; readonly bundle: TrustBundle }
+  | { readonly kind: 'listen' }
+  | { readonly kind: 'drain'; readonly deadlineMs: number }
+  | { readonly kind: 'ask'; readonly id: number; readonly what: 'peers' | 'connections' }
+
+/** From a worker to the main thread. */
+export type FromWorker =
+  | { readonly kind: 'listening'; readonly addresses: readonly string[] }
+  | {
+      readonly kind: 'cannotListen'
+      readonly code: string
+      readonly message: string
+      readonly hint: string | undefined
+    }
+  | { readonly kind: 'row'; readonly row: number; readonly labels: TrafficLabels }
+  | { readonly kind: 'drained' }
+  | { readonly kind: 'peers'; readonly id: number; readonly peers: readonly PeerView[] }
+  | {
+      readonly kind: 'connections'
+      readonly id: number
+      readonly connections: readonly ConnectionView[]
+    }
+
+/** One tunnel as the admin API shows it. */
+export interface PeerView {
+  readonly direction: 'outbound' | 'inbound'
+  readonly source: string
+  readonly destination: string
+  readonly address: string | undefined
+  readonly spiffeId: string
+  readonly state: 'open' | 'draining'
+  readonly streams: number
+  readonly roundTripMs: number | undefined
+  readonly sentBytes: number
+  readonly receivedBytes: number
+  /** Milliseconds since it was opened. */
+  readonly ageMs: number
+}

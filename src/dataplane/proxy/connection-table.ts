@@ -1,0 +1,204 @@
+/**
+ * Every connection that this worker carries: for the admin API, for deadlines, for draining.
+ *
+ * A connection is added when it is accepted and taken out at its one ending, which is counted under its
+ * response flag here and nowhere else. Idle connections are found by looking at byte counts once per sweep,
+ * so that moving bytes costs no timer.
+ */
+import { MeshError } from '../../lib/errors.ts'
+import { formatAddress, type SocketAddress } from '../../model/address.ts'
+import type { ResponseFlag } from '../../model/response-flag.ts'
+import type { Reporter, TrafficCounters } from '../../telemetry/counters.ts'
+
+/** One carried connection. Mutable; written by the stage that has it in hand. */
+export interface Connection {
+  readonly id: number
+  readonly direction: 'outbound' | 'inbound'
+  /** The calling service. */
+  readonly source: string
+  /** The called service; undefined until it is known. */
+  destination: string | undefined
+  /** The calling application's socket, at its own host; undefined when it is not known. */
+  downstream: SocketAddress | undefined
+  /** What the application asked for. */
+  wanted: SocketAddress | undefined
+  /** Who serves it: `<node>/<service id>`, or a local address. */
+  endpoint: string | undefined
+  /** The peer's tunnel address; undefined on the same host. */
+  peer: SocketAddress | undefined
+  state: 'opening' | 'open' | 'half-closed'
+  /** Wall clock, milliseconds. */
+  readonly openedAtMs: number
+  sentBytes: number
+  receivedBytes: number
+  /** Breaks the connection off in its present stage, with this ending. */
+  abort: (flag: ResponseFlag, reason: MeshError) => void
+  /** Monotonic; for durations. */
+  readonly startedMs: number
+  /** Row of the traffic counters; undefined until the pair is known. */
+  row: number | undefined
+  sweptBytes: number
+  quietSinceMs: number
+}
+
+/** Deadlines and caps of a table; milliseconds. */
+export interface ConnectionLimits {
+  readonly connections: number
+  readonly connectionsPerService: number
+  readonly idleMs: number
+  readonly halfClosedMs: number
+}
+
+/** What the admin API shows of a connection. */
+export interface ConnectionView {
+  readonly id: number
+  readonly direction: 'outbound' | 'inbound'
+  readonly source: string
+  readonly destination: string | undefined
+  readonly downstream: string | undefined
+  readonly wanted: string | undefined
+  readonly endpoint: string | undefined
+  readonly peer: string | undefined
+  readonly state: Connection['state']
+  readonly openedAtMs: number
+  readonly sentBytes: number
+  readonly receivedBytes: number
+}
+
+/** The connections of one worker. */
+export class ConnectionTable {
+  private readonly connections = new Map<number, Connection>()
+  private readonly countBySource = new Map<string, number>()
+  private readonly limits: ConnectionLimits
+  private readonly counters: TrafficCounters
+  private nextId = 1
+
+  constructor(limits: ConnectionLimits, counters: TrafficCounters) {
+    this.limits = limits
+    this.counters = counters
+  }
+
+  /** Connections open now. */
+  get size(): number {
+    return this.connections.size
+  }
+
+  /** Whether one more connection of this caller is within the caps. */
+  hasRoom(source: string): boolean {
+    return (
+      this.connections.size < this.limits.connections &&
+      (this.countBySource.get(source) ?? 0) < this.limits.connectionsPerService
+    )
+  }
+
+  /** Enters a connection that has been accepted. */
+  add(direction: 'outbound' | 'inbound', source: string): Connection {
+    const nowMs = performance.now()
+    const connection: Connection = {
+      id: this.nextId,
+      direction,
+      source,
+      destination: undefined,
+      downstream: undefined,
+      wanted: undefined,
+      endpoint: undefined,
+      peer: undefined,
+      state: 'opening',
+      openedAtMs: Date.now(),
+      sentBytes: 0,
+      receivedBytes: 0,
+      abort: () => undefined,
+      startedMs: nowMs,
+      row: undefined,
+      sweptBytes: 0,
+      quietSinceMs: nowMs,
+    }
+    this.nextId += 1
+    this.connections.set(connection.id, connection)
+    this.countBySource.set(source, (this.countBySource.get(source) ?? 0) + 1)
+    return connection
+  }
+
+  /** The destination is known: from here on the connection counts for its service pair. */
+  know(connection: Connection, destination: string): void {
+    if (connection.row !== undefined) return
+    const reporter: Reporter = connection.direction === 'outbound' ? 'source' : 'destination'
+    connection.destination = destination
+    connection.row = this.counters.row(reporter, connection.source, destination)
+    this.counters.opened(connection.row)
+  }
+
+  /** The one ending of a connection. Later calls do nothing. */
+  end(connection: Connection, flag: ResponseFlag): void {
+    if (!this.connections.delete(connection.id)) return
+    const left = (this.countBySource.get(connection.source) ?? 1) - 1
+    if (left === 0) this.countBySource.delete(connection.source)
+    else this.countBySource.set(connection.source, left)
+    if (connection.row === undefined) this.know(connection, 'unknown')
+    if (connection.row !== undefined)
+      this.counters.closed(connection.row, flag, performance.now() - connection.startedMs)
+  }
+
+  /** Breaks off what has been quiet for too long. `nowMs` is monotonic. */
+  sweep(nowMs: number): void {
+    for (const connection of this.connections.values()) {
+      const bytes = connection.sentBytes + connection.receivedBytes
+      if (bytes !== connection.sweptBytes) {
+        connection.sweptBytes = bytes
+        connection.quietSinceMs = nowMs
+        continue
+      }
+      const limitMs =
+        connection.state === 'half-closed' ? this.limits.halfClosedMs : this.limits.idleMs
+      if (connection.state === 'opening' || nowMs - connection.quietSinceMs < limitMs) continue
+      connection.abort(
+        'UT',
+        new MeshError('HM_CONNECTION_IDLE', `The connection was quiet for ${limitMs} ms`),
+      )
+    }
+  }
+
+  /** Breaks off the connections that `condemned` picks. */
+  abortWhere(
+    condemned: (connection: Connection) => boolean,
+    flag: ResponseFlag,
+    reason: MeshError,
+  ): number {
+    let count = 0
+    for (const connection of Array.from(this.connections.values())) {
+      if (!condemned(connection)) continue
+      count += 1
+      connection.abort(flag, reason)
+    }
+    return count
+  }
+
+  /** At most `limit` connections as the admin API shows them, oldest first. */
+  list(limit: number): ConnectionView[] {
+    const views: ConnectionView[] = []
+    for (const connection of this.connections.values()) {
+      if (views.length >= limit) break
+      views.push(viewOf(connection))
+    }
+    return views
+  }
+}
+
+function viewOf(connection: Connection): ConnectionView {
+  const text = (address: SocketAddress | undefined): string | undefined =>
+    address === undefined ? undefined : formatAddress(address)
+  return {
+    id: connection.id,
+    direction: connection.direction,
+    source: connection.source,
+    destination: connection.destination,
+    downstream: text(connection.downstream),
+    wanted: text(connection.wanted),
+    endpoint: connection.endpoint,
+    peer: text(connection.peer),
+    state: connection.state,
+    openedAtMs: connection.openedAtMs,
+    sentBytes: connection.sentBytes,
+    receivedBytes: connection.receivedBytes,
+  }
+}

@@ -1,0 +1,89 @@
+/**
+ * From an error to the response flag and the reset code it ends a connection with: the one table between
+ * what went wrong inside and what counters, logs and peers are told.
+ */
+import { errorCode, MeshError } from '../../lib/errors.ts'
+import type { ResponseFlag } from '../../model/response-flag.ts'
+import type { ResetReason } from '../tunnel/frame.ts'
+import { StreamResetError } from '../tunnel/stream.ts'
+
+const flagByCode: Record<string, ResponseFlag> = {
+  HM_POLICY_DENIED: 'DENY',
+  HM_ROUTE_UNKNOWN: 'NC',
+  HM_DELIVER_UNKNOWN: 'NC',
+  HM_BALANCE_NO_ENDPOINT: 'UH',
+  HM_CAPTURE_SELF: 'SELF',
+  HM_LIMIT_CONNECTIONS: 'UO',
+  HM_TLS_IDENTITY: 'TLS',
+  HM_TLS_NOT_READY: 'TLS',
+  HM_DIAL_FAILED: 'UF',
+  HM_DIAL_TIMEOUT: 'UF',
+  HM_DELIVER_UNREACHABLE: 'UF',
+  HM_DELIVER_TIMEOUT: 'UF',
+  HM_CONNECT_TIMEOUT: 'UT',
+  HM_CALLER_GONE: 'DC',
+  HM_DRAINING: 'DR',
+  HM_PREFACE_MALFORMED: 'PE',
+  HM_PREFACE_TIMEOUT: 'UT',
+}
+
+const flagByResetReason: Record<ResetReason, ResponseFlag> = {
+  unspecified: 'UC',
+  denied: 'DENY',
+  unknownService: 'NC',
+  unreachable: 'UF',
+  overloaded: 'UO',
+  timeout: 'UT',
+  aborted: 'UC',
+  draining: 'UF',
+  malformed: 'PE',
+}
+
+const resetReasonByFlag: Partial<Record<ResponseFlag, ResetReason>> = {
+  DENY: 'denied',
+  NC: 'unknownService',
+  UH: 'unreachable',
+  UF: 'unreachable',
+  UO: 'overloaded',
+  UT: 'timeout',
+  DR: 'draining',
+  PE: 'malformed',
+}
+
+/** The response flag of an error that ended a connection before, or while, it was open. */
+export function flagOf(error: unknown): ResponseFlag {
+  if (error instanceof StreamResetError) return flagByResetReason[error.reason]
+  return flagByCode[errorCode(error)] ?? 'UC'
+}
+
+/** What the far end of a stream is told about an ending. */
+export function resetReasonOf(flag: ResponseFlag): ResetReason {
+  return resetReasonByFlag[flag] ?? 'aborted'
+}
+
+/** Errors after which another instance may be tried, provided none has confirmed the connection. */
+const retryableCodes: ReadonlySet<string> = new Set([
+  'HM_DIAL_FAILED',
+  'HM_DIAL_TIMEOUT',
+  'HM_TLS_IDENTITY',
+  'HM_DELIVER_UNREACHABLE',
+  'HM_DELIVER_TIMEOUT',
+  'HM_TUNNEL_LOST',
+  'HM_TUNNEL_SILENT',
+  'HM_TUNNEL_DRAINED',
+  'HM_TUNNEL_RETIRED',
+  'HM_TUNNEL_EXPIRED',
+])
+
+/** Whether the connection may be offered to another instance: no byte has reached an application. */
+export function mayTryAnother(error: unknown): boolean {
+  if (error instanceof StreamResetError)
+    return ['unknownService', 'unreachable', 'overloaded', 'draining'].includes(error.reason)
+  return retryableCodes.has(errorCode(error))
+}
+
+/** Anything thrown as a MeshError, for logs and for abort(). */
+export function asMeshError(error: unknown): MeshError {
+  if (error instanceof MeshError) return error
+  return new MeshError('HM_CONNECTION_BROKEN', 'The connection broke', { cause: error })
+}

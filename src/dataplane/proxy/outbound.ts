@@ -1,0 +1,434 @@
+/**
+ * The story of a connection that a local application opens.
+ *
+ *   take      who calls (which door it came through) and what it asked for (the kernel knows)
+ *   route     which service that is
+ *   balance   which instance, and another one when that cannot be reached
+ *   carry     on this host: deliver; elsewhere: a stream of the tunnel, or a Connect peer's connection
+ *   splice    bytes both ways until both sides are done
+ *
+ * The application may speak before an instance has confirmed: what it says goes along with the opening of
+ * the stream and is kept until the confirmation, so that it can be said again to another instance.
+ */
+import type { Socket } from 'node:net'
+import { type ByteStream, KEPT, type Receiver, type WriteResult } from '../../lib/byte-stream.ts'
+import { describeError, MeshError } from '../../lib/errors.ts'
+import { SocketStream } from '../../lib/socket-stream.ts'
+import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
+import type { Endpoint } from '../../model/endpoint.ts'
+import type { MeshService, Snapshot } from '../../model/snapshot.ts'
+import { originalDestination, socketFd } from '../capture/original-destination.ts'
+import { dialLocal } from '../deliver/dial-local.ts'
+import { evaluate } from '../policy/evaluate.ts'
+import { encodePreface } from '../tunnel/preface.ts'
+import type { Session } from '../tunnel/session.ts'
+import { type TunnelStream, UNCONFIRMED_LIMIT } from '../tunnel/stream.ts'
+import type { Connection } from './connection-table.ts'
+import { asMeshError, flagOf, mayTryAnother } from './ending.ts'
+import type { Door, Plane } from './plane.ts'
+import { splice } from './splice.ts'
+
+/** Instances tried for one connection. */
+const MAX_TRIES = 3
+
+/** A service, and the one instance that is meant when the application asked for its address. */
+interface Target {
+  readonly service: MeshService
+  readonly pinned: Endpoint | undefined
+}
+
+/** A way to the application at the other end. */
+interface Carrier {
+  readonly upstream: ByteStream
+  readonly endpoint: Endpoint
+}
+
+/** Carries one accepted connection (paused, half-open allowed) to its end. Never rejects. */
+export async function carryOutbound(plane: Plane, socket: Socket, door: Door): Promise<void> {
+  if (!plane.connections.hasRoom(door.caller)) {
+    plane.workerCounters.inc('overflow')
+    socket.resetAndDestroy()
+    return
+  }
+  const connection = plane.connections.add('outbound', door.caller)
+  const downstream = new Downstream(socket)
+  connection.downstream = remoteAddress(socket)
+  connection.abort = (_flag, reason) => downstream.giveUp(reason)
+  try {
+    const snapshot = await currentSnapshot(plane)
+    const target = await route(plane, snapshot, wantedBy(plane, socket, door, connection))
+    plane.connections.know(connection, target.service.name)
+    const carrier = await reachAnInstance(plane, connection, downstream, target)
+    connection.endpoint = carrier.endpoint.key
+    connection.state = 'open'
+    join(plane, connection, downstream, carrier)
+  } catch (error) {
+    refuse(plane, connection, downstream, error)
+  }
+}
+
+async function currentSnapshot(plane: Plane): Promise<Snapshot> {
+  const ready = plane.snapshot()
+  if (ready.version > 0) return ready
+  return (
+    (await plane.until(() => {
+      const snapshot = plane.snapshot()
+      return snapshot.version > 0 ? snapshot : undefined
+    }, plane.timeouts.readyMs)) ?? ready
+  )
+}
+
+/** What the application asked for: a service by name, or an address. */
+function wantedBy(
+  plane: Plane,
+  socket: Socket,
+  door: Door,
+  connection: Connection,
+): string | SocketAddress {
+  if (door.destination !== undefined) return door.destination
+  const fd = socketFd(socket)
+  const address = fd === undefined ? undefined : originalDestination(fd)
+  connection.wanted = address
+  const localIp = canonicalIp(socket.localAddress ?? '')
+  if (address === undefined || (address.port === door.address.port && address.ip === localIp)) {
+    plane.workerCounters.inc('captureRefused')
+    throw new MeshError(
+      'HM_CAPTURE_SELF',
+      `Refused a connection made to the capture port ${door.address.port} itself`,
+      { hint: 'Applications dial the service; only iptables leads to a capture port' },
+    )
+  }
+  return address
+}
+
+async function route(
+  plane: Plane,
+  snapshot: Snapshot,
+  wanted: string | SocketAddress,
+): Promise<Target> {
+  const find = (within: Snapshot): Target | undefined => {
+    const found =
+      typeof wanted === 'string'
+        ? { service: wanted, endpointKey: undefined }
+        : plane.routes.find(wanted)
+    const service = found === undefined ? undefined : within.services.get(found.service)
+    if (found === undefined || service === undefined) return undefined
+    return {
+      service,
+      pinned:
+        found.endpointKey === undefined
+          ? undefined
+          : service.endpoints.find((endpoint) => endpoint.key === found.endpointKey),
+    }
+  }
+  const known = find(snapshot)
+  if (known !== undefined) return known
+  const later = await plane.until(() => find(plane.snapshot()), plane.timeouts.readyMs)
+  if (later !== undefined) return later
+  const text = typeof wanted === 'string' ? wanted : formatAddress(wanted)
+  throw new MeshError('HM_ROUTE_UNKNOWN', `Cannot route to ${text}: no mesh service is known there`)
+}
+
+async function reachAnInstance(
+  plane: Plane,
+  connection: Connection,
+  downstream: Downstream,
+  target: Target,
+): Promise<Carrier> {
+  const tried = new Set<string>()
+  let failure: unknown
+  const giveUpAtMs = connection.startedMs + 2 * plane.timeouts.connectMs
+  while (tried.size < MAX_TRIES && (tried.size === 0 || performance.now() < giveUpAtMs)) {
+    const endpoint = target.pinned ?? plane.balancer.pick(target.service.endpoints, tried)
+    if (endpoint === undefined || tried.has(endpoint.key)) break
+    tried.add(endpoint.key)
+    const startedMs = performance.now()
+    plane.balancer.started(endpoint)
+    try {
+      const upstream = endpoint.local
+        ? await deliverHere(plane, connection, endpoint, target.service)
+        : await tunnelTo(plane, connection, downstream, { endpoint, service: target.service })
+      plane.balancer.succeeded(endpoint, performance.now() - startedMs)
+      return { upstream, endpoint }
+    } catch (error) {
+      plane.balancer.finished(endpoint)
+      if (connection.row !== undefined) plane.counters.connectFailed(connection.row)
+      if (!mayTryAnother(error) || downstream.isGone) throw error
+      plane.balancer.failed(endpoint)
+      failure = error
+    }
+  }
+  if (failure !== undefined) throw asMeshError(failure)
+  throw new MeshError(
+    'HM_BALANCE_NO_ENDPOINT',
+    `Cannot reach ${target.service.name}: it has no healthy instance`,
+  )
+}
+
+/** The instance runs on this host: no tunnel, but the same policy. */
+async function deliverHere(
+  plane: Plane,
+  connection: Connection,
+  endpoint: Endpoint,
+  service: MeshService,
+): Promise<ByteStream> {
+  const decision = evaluate(connection.source, plane.snapshot().policies.get(service.name))
+  if (!decision.allow)
+    throw new MeshError(
+      'HM_POLICY_DENIED',
+      `Denied ${connection.source} -> ${service.name}: ${decision.reason}`,
+    )
+  const local = plane.localInstance(service.name, endpoint.id)
+  if (local?.target === undefined)
+    throw new MeshError(
+      'HM_DELIVER_UNKNOWN',
+      `Cannot deliver to ${endpoint.id}: this host's configuration has no such service`,
+    )
+  connection.peer = undefined
+  return dialLocal(local.target, plane.timeouts.connectMs, 'private')
+}
+
+async function tunnelTo(
+  plane: Plane,
+  connection: Connection,
+  downstream: Downstream,
+  target: { endpoint: Endpoint; service: MeshService },
+): Promise<ByteStream> {
+  const { endpoint, service } = target
+  const credential =
+    plane.credentials.of(connection.source) ??
+    (await plane.until(() => plane.credentials.of(connection.source), plane.timeouts.readyMs))
+  if (credential === undefined)
+    throw new MeshError(
+      'HM_TLS_NOT_READY',
+      `Cannot call as ${connection.source}: it has no certificate yet`,
+      { hint: 'hostmesh certs shows what is missing' },
+    )
+  connection.peer = endpoint.tunnel
+  const request = {
+    source: connection.source,
+    destination: service.name,
+    datacenter: service.datacenter,
+    address: endpoint.tunnel,
+    credential,
+    timeoutMs: Math.min(plane.timeouts.connectMs, service.connectTimeoutMs),
+  }
+  for (;;) {
+    const reached = await plane.pool.reach(request)
+    if (downstream.isGone) {
+      if (reached.kind === 'connection') reached.socket.destroy()
+      throw downstream.goneError()
+    }
+    if (reached.kind === 'connection') return new SocketStream(reached.socket, 'private')
+    if (reached.session.canOpen) {
+      plane.workerCounters.inc('tunnelStreamsOpened')
+      return openStream(plane, connection, downstream, { session: reached.session, endpoint })
+    }
+    // The session is at a limit, or was retired just now: then the pool dials another.
+    await reached.session.room()
+  }
+}
+
+function openStream(
+  plane: Plane,
+  connection: Connection,
+  downstream: Downstream,
+  target: { session: Session; endpoint: Endpoint },
+): Promise<TunnelStream> {
+  const stream = target.session.open(
+    encodePreface({
+      source: connection.wanted === undefined ? undefined : connection.downstream,
+      destination: connection.wanted,
+      instance: target.endpoint.id,
+      traceparent: undefined,
+    }),
+  )
+  return new Promise((resolve, reject) => {
+    const deadline = setTimeout(() => {
+      stream.refuse('timeout')
+      downstream.detach()
+      reject(
+        new MeshError(
+          'HM_CONNECT_TIMEOUT',
+          `Cannot reach ${target.endpoint.key}: no answer in ${plane.timeouts.connectMs} ms`,
+        ),
+      )
+    }, plane.timeouts.connectMs)
+    stream.onConfirmed = () => {
+      clearTimeout(deadline)
+      downstream.detach()
+      resolve(stream)
+    }
+    stream.receiver = {
+      onBytes: () => 0,
+      onEnd: () => undefined,
+      onWritable: () => undefined,
+      onReset: (reason) => {
+        clearTimeout(deadline)
+        downstream.detach()
+        reject(asMeshError(reason))
+      },
+    }
+    downstream.speakInto(stream, (gone) => {
+      clearTimeout(deadline)
+      stream.reset()
+      reject(gone)
+    })
+  })
+}
+
+function join(
+  plane: Plane,
+  connection: Connection,
+  downstream: Downstream,
+  carrier: Carrier,
+): void {
+  const { upstream, endpoint } = carrier
+  const finish = (flag: Parameters<typeof plane.connections.end>[1]): void => {
+    plane.connections.end(connection, flag)
+    plane.balancer.finished(endpoint)
+  }
+  connection.abort = (flag, reason) => {
+    plane.log.info('Connection broken off', { ...about(connection), flag, reason: reason.message })
+    finish(flag)
+    upstream.reset()
+    downstream.stream.reset()
+  }
+  if (downstream.isGone) {
+    upstream.reset()
+    throw downstream.goneError()
+  }
+  downstream.handOver(upstream, {
+    connection,
+    counters: plane.counters,
+    onEnding: (ending) => {
+      if (ending.kind === 'done') finish('-')
+      else finish(ending.side === 'downstream' ? 'DC' : flagOf(ending.reason))
+    },
+  })
+}
+
+function refuse(
+  plane: Plane,
+  connection: Connection,
+  downstream: Downstream,
+  error: unknown,
+): void {
+  const flag = flagOf(error)
+  plane.connections.end(connection, flag)
+  downstream.stream.reset()
+  if (flag === 'DC') return
+  plane.log.info('Connection refused', {
+    ...about(connection),
+    flag,
+    reason: describeError(error),
+  })
+}
+
+function about(connection: Connection): Record<string, unknown> {
+  return {
+    source: connection.source,
+    destination: connection.destination,
+    wanted: connection.wanted === undefined ? undefined : formatAddress(connection.wanted),
+    endpoint: connection.endpoint,
+  }
+}
+
+function remoteAddress(socket: Socket): SocketAddress | undefined {
+  const ip = canonicalIp(socket.remoteAddress ?? '')
+  return ip === undefined || socket.remotePort === undefined
+    ? undefined
+    : { ip, port: socket.remotePort }
+}
+
+/** The parts of a splice that {@link Downstream.handOver} does not know by itself. */
+type HandOver = Pick<Parameters<typeof splice>[0], 'connection' | 'counters' | 'onEnding'>
+
+/**
+ * The application's side until an instance has confirmed: notices when it hangs up, lets it speak early, and
+ * remembers what it said.
+ */
+class Downstream implements Receiver {
+  readonly stream: SocketStream
+  private gone: MeshError | undefined
+  private said: Uint8Array[] = []
+  private saidBytes = 0
+  private hasEnded = false
+  private isReading = false
+  private listener: TunnelStream | undefined
+  private onGone: ((reason: MeshError) => void) | undefined
+
+  constructor(socket: Socket) {
+    this.stream = new SocketStream(socket, 'shared')
+    this.stream.receiver = this
+  }
+
+  /** Whether the application has hung up, or the connection was broken off. */
+  get isGone(): boolean {
+    return this.gone !== undefined
+  }
+
+  /** Why there is nobody to serve any more. */
+  goneError(): MeshError {
+    return this.gone ?? new MeshError('HM_CALLER_GONE', 'The caller hung up')
+  }
+
+  /** Ends the attempt from outside. */
+  giveUp(reason: MeshError): void {
+    this.gone = reason
+    this.onGone?.(reason)
+    this.stream.reset()
+  }
+
+  /** Lets the application speak into a stream that is not confirmed yet; all it said before is said again. */
+  speakInto(stream: TunnelStream, onGone: (reason: MeshError) => void): void {
+    this.listener = stream
+    this.onGone = onGone
+    for (const bytes of this.said) stream.write(bytes)
+    if (this.hasEnded) stream.end()
+    this.isReading = true
+    if (this.saidBytes < UNCONFIRMED_LIMIT) this.stream.resume()
+  }
+
+  /** The attempt is over, either way. */
+  detach(): void {
+    this.listener = undefined
+    this.onGone = undefined
+  }
+
+  /** An instance has confirmed: from here on the bytes run by themselves. */
+  handOver(upstream: ByteStream, parts: HandOver): void {
+    const saysAgain = this.isReading && upstream instanceof SocketStream
+    parts.connection.sentBytes += this.saidBytes
+    parts.counters.sent(parts.connection.row ?? 0, this.saidBytes)
+    if (saysAgain) for (const bytes of this.said) upstream.write(bytes)
+    if (saysAgain && this.hasEnded) upstream.end()
+    this.said = []
+    // Without a tunnel the chunk may be kept; this socket then reads into memory of its own.
+    if (!this.isReading && upstream instanceof SocketStream) this.stream.useOwnMemory()
+    splice({ ...parts, downstream: this.stream, upstream, copies: saysAgain }, this.hasEnded)
+  }
+
+  onBytes(bytes: Uint8Array): WriteResult {
+    const copy = Uint8Array.prototype.slice.call(bytes)
+    this.said.push(copy)
+    this.saidBytes += copy.length
+    if (this.saidBytes >= UNCONFIRMED_LIMIT) this.stream.pause()
+    const result = this.listener?.write(copy) ?? 0
+    return result & ~KEPT
+  }
+
+  onEnd(): void {
+    this.hasEnded = true
+    this.listener?.end()
+  }
+
+  onReset(reason: Error): void {
+    this.gone = new MeshError('HM_CALLER_GONE', 'The caller hung up', { cause: reason })
+    this.onGone?.(this.gone)
+  }
+
+  onWritable(): void {
+    // Nothing is written to the application before the splice.
+  }
+}

@@ -1,0 +1,56 @@
+/**
+ * What the two stories, outbound and inbound, have at hand in a worker: the current snapshot and the
+ * stages they walk through. Built by worker.ts, the only place that knows where each part comes from.
+ */
+import type { Log } from '../../lib/log.ts'
+import type { SocketAddress } from '../../model/address.ts'
+import type { LocalService } from '../../model/service.ts'
+import type { Snapshot } from '../../model/snapshot.ts'
+import type { TrafficCounters, WorkerCounters } from '../../telemetry/counters.ts'
+import type { Balancer } from '../balance/picker.ts'
+import type { AddressIndex } from '../route/by-address.ts'
+import type { Credentials } from '../tunnel/credentials.ts'
+import type { TunnelPool } from '../tunnel/pool.ts'
+import type { ConnectionTable } from './connection-table.ts'
+
+/** Deadlines of a connection, milliseconds. */
+export interface PlaneTimeouts {
+  /** To reach one instance. */
+  readonly connectMs: number
+  /** For a peer's preface. */
+  readonly handshakeMs: number
+  /** To wait for a snapshot or a certificate that is still on its way. */
+  readonly readyMs: number
+}
+
+/** The stages of one worker. */
+export interface Plane {
+  readonly log: Log
+  readonly datacenter: string
+  readonly timeouts: PlaneTimeouts
+  readonly routes: AddressIndex
+  readonly balancer: Balancer
+  readonly credentials: Credentials
+  readonly pool: TunnelPool
+  readonly connections: ConnectionTable
+  readonly counters: TrafficCounters
+  readonly workerCounters: WorkerCounters
+  /** The view to act on: take it once per connection. */
+  snapshot(): Snapshot
+  /** The instance of a service on this host: the one with this ID, or any when `id` is undefined. */
+  localInstance(service: string, id: string | undefined): LocalService | undefined
+  /** Whether the host is shutting down. */
+  isDraining(): boolean
+  /** Asks `look` again whenever something has changed, until it answers or `timeoutMs` is over. */
+  until<T>(look: () => T | undefined, timeoutMs: number): Promise<T | undefined>
+}
+
+/** How a listener on this host came by a connection. */
+export interface Door {
+  /** The calling service, decided by the kernel: which rule, or which port, led here. */
+  readonly caller: string
+  /** The service that is meant, for explicit upstreams; undefined where the kernel knows the address. */
+  readonly destination: string | undefined
+  /** The listener's own address. */
+  readonly address: SocketAddress
+}

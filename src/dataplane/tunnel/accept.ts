@@ -1,0 +1,133 @@
+/**
+ * The tunnel port: mutual TLS from other hosts, hostmesh daemons and Connect peers alike. Nothing but a
+ * handshake happens before the peer has proved who it is; docs/tunnel-protocol.md, "Carrier".
+ *
+ * Bounded: handshakes under way, and the time each may take. Callbacks that Node calls during a
+ * handshake must not throw (it would leave the process), so each answers with an error instead.
+ */
+import { createServer, type Server, type TLSSocket } from 'node:tls'
+import { errorCode, MeshError } from '../../lib/errors.ts'
+import { type ServiceIdentity, serviceOfServerName } from '../../model/spiffe-id.ts'
+import type { Credential, Credentials } from './credentials.ts'
+import { ALPN, identifyPeer, type PeerIdentity } from './peer.ts'
+
+/** An authenticated peer, not yet read from. Whoever gets it owns the socket. */
+export interface AcceptedPeer {
+  readonly socket: TLSSocket
+  readonly peer: PeerIdentity
+  /** Name of the local service whose certificate was shown. */
+  readonly destination: string
+  readonly isTunnel: boolean
+}
+
+/** What the tunnel port needs. */
+export interface AcceptOptions {
+  readonly credentials: Credentials
+  readonly datacenter: string
+  /** Services of this host that may be asked for. */
+  readonly services: ReadonlySet<string>
+  readonly handshakeTimeoutMs: number
+  /** Handshakes under way; further connections are reset. */
+  readonly maxPending: number
+  readonly onPeer: (accepted: AcceptedPeer) => void
+  /** A handshake that came to nothing; `code` is a stable name of the reason. */
+  readonly onRefused: (code: string, remoteAddress: string | undefined) => void
+}
+
+/** The server of the tunnel port; not yet listening. Closing it is the caller's. */
+export function createTunnelServer(options: AcceptOptions): Server {
+  let pending = 0
+  const server = createServer({
+    requestCert: true,
+    rejectUnauthorized: true,
+    handshakeTimeout: options.handshakeTimeoutMs,
+    allowHalfOpen: true,
+    noDelay: true,
+    highWaterMark: 262_144,
+    SNICallback: (name, callback) => {
+      const credential = credentialFor(name, options)
+      if (credential === undefined)
+        callback(new MeshError('HM_TLS_UNKNOWN_SERVICE', 'No such service on this host'))
+      else callback(null, credential.context)
+    },
+    ALPNCallback: ({ protocols }) => (protocols.includes(ALPN) ? ALPN : protocols[0]),
+  })
+  server.on('connection', (socket) => {
+    if (pending >= options.maxPending) {
+      options.onRefused('HM_TLS_TOO_MANY_HANDSHAKES', socket.remoteAddress)
+      socket.resetAndDestroy()
+      return
+    }
+    pending += 1
+    let isPending = true
+    const done = (): void => {
+      if (isPending) pending -= 1
+      isPending = false
+    }
+    socket.once('close', done)
+    pendingDone.set(socket, done)
+  })
+  server.on('tlsClientError', (error, socket) => {
+    options.onRefused(errorCode(error), socket.remoteAddress)
+    socket.destroy()
+  })
+  server.on('secureConnection', (socket) => {
+    handshakeDone(socket)
+    try {
+      options.onPeer(admit(socket, options))
+    } catch (error) {
+      options.onRefused(errorCode(error), socket.remoteAddress)
+      socket.destroy()
+    }
+  })
+  return server
+}
+
+/** From the raw socket of a handshake to what counts it as finished. */
+const pendingDone = new WeakMap<object, () => void>()
+
+function handshakeDone(socket: TLSSocket): void {
+  const raw: unknown = Reflect.get(socket, '_parent')
+  if (typeof raw === 'object' && raw !== null) pendingDone.get(raw)?.()
+}
+
+function admit(socket: TLSSocket, options: AcceptOptions): AcceptedPeer {
+  const { trustDomain } = options.credentials
+  if (trustDomain === undefined) throw new MeshError('HM_TLS_NOT_READY', 'No roots yet')
+  const destination = destinationOf(socket, options)
+  if (destination === undefined)
+    throw new MeshError('HM_TLS_UNKNOWN_SERVICE', 'The peer asked for no service of this host')
+  const isTunnel = socket.alpnProtocol === ALPN
+  if (isTunnel && socket.getProtocol() !== 'TLSv1.3')
+    throw new MeshError('HM_TLS_VERSION', `${ALPN} needs TLS 1.3`)
+  return { socket, peer: identifyPeer(socket, trustDomain), destination, isTunnel }
+}
+
+/** The local service that a handshake asked for; without a name, the only one there is. */
+function destinationOf(socket: TLSSocket, options: AcceptOptions): string | undefined {
+  const name: unknown = Reflect.get(socket, 'servername')
+  if (typeof name === 'string' && name !== '') return serviceFor(name, options)
+  return options.services.size === 1 ? [...options.services][0] : undefined
+}
+
+function serviceFor(serverName: string, options: AcceptOptions): string | undefined {
+  const { trustDomain } = options.credentials
+  if (trustDomain === undefined) return undefined
+  const place: Omit<ServiceIdentity, 'service'> = { trustDomain, datacenter: options.datacenter }
+  const service = serviceOfServerName(serverName, place)
+  return service !== undefined && options.services.has(service) ? service : undefined
+}
+
+function credentialFor(serverName: string, options: AcceptOptions): Credential | undefined {
+  const service = serviceFor(serverName, options)
+  return service === undefined ? undefined : options.credentials.of(service)
+}
+
+/** Gives peers that send no server name the certificate of the host's only service. Call it whenever that changes. */
+export function setDefaultCredential(server: Server, options: AcceptOptions): void {
+  if (options.services.size !== 1) return
+  const [only] = options.services
+  const credential = only === undefined ? undefined : options.credentials.of(only)
+  if (credential === undefined) return
+  server.setSecureContext({ ...credential.secureContextOptions })
+}

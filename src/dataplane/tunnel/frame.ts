@@ -1,0 +1,112 @@
+/**
+ * The frame header of docs/tunnel-protocol.md, "Frame": constants, writing, and the named ways in which a
+ * peer can break the protocol. Reading is in decoder.ts.
+ */
+import { MeshError } from '../../lib/errors.ts'
+
+/** Bytes of a header. */
+export const HEADER_BYTES = 12
+
+/** Frame types. */
+export const DATA = 0
+/** See {@link DATA}. */
+export const WINDOW_UPDATE = 1
+/** See {@link DATA}. */
+export const PING = 2
+/** See {@link DATA}. */
+export const GO_AWAY = 3
+
+/** Flag bits. */
+export const SYN = 1
+/** See {@link SYN}. */
+export const ACK = 2
+/** See {@link SYN}. */
+export const FIN = 4
+/** See {@link SYN}. */
+export const RST = 8
+
+/** Credit with which every direction of a stream starts, bytes. */
+export const INITIAL_CREDIT = 262_144
+
+/** Receive window that a stream grows to once data flows, bytes. */
+export const FULL_WINDOW = 1_048_576
+
+/** Largest payload that we put into one frame, header included: 64 KiB, four whole TLS records. */
+export const MAX_PAYLOAD = 65_536 - HEADER_BYTES
+
+/** Credit that no stream may ever have, bytes. */
+export const CREDIT_LIMIT = 2 ** 31 - 1
+
+/** Go-away codes. */
+export const goAwayCodes = { normal: 0, protocolError: 1, internalError: 2 } as const
+
+/** Why a stream was refused or aborted: docs/tunnel-protocol.md, "Reset codes". */
+export const resetCodes = {
+  unspecified: 0,
+  denied: 1,
+  unknownService: 2,
+  unreachable: 3,
+  overloaded: 4,
+  timeout: 5,
+  aborted: 6,
+  draining: 7,
+  malformed: 8,
+} as const
+
+/** The name of a reset code. */
+export type ResetReason = keyof typeof resetCodes
+
+/** The name of a code from the wire; unknown ones are `unspecified`. */
+export function resetReason(code: number): ResetReason {
+  return reasonByCode.get(code) ?? 'unspecified'
+}
+
+const reasonByCode = new Map<number, ResetReason>()
+for (const reason of [
+  'unspecified',
+  'denied',
+  'unknownService',
+  'unreachable',
+  'overloaded',
+  'timeout',
+  'aborted',
+  'draining',
+  'malformed',
+] as const)
+  reasonByCode.set(resetCodes[reason], reason)
+
+/** Writes one header at `offset`. The caller has checked that it fits. */
+export function writeHeader(
+  target: Uint8Array,
+  offset: number,
+  type: number,
+  flags: number,
+  id: number,
+  length: number,
+): void {
+  target[offset] = 0
+  target[offset + 1] = type
+  target[offset + 2] = 0
+  target[offset + 3] = flags
+  target[offset + 4] = id >>> 24
+  target[offset + 5] = (id >>> 16) & 0xff
+  target[offset + 6] = (id >>> 8) & 0xff
+  target[offset + 7] = id & 0xff
+  target[offset + 8] = length >>> 24
+  target[offset + 9] = (length >>> 16) & 0xff
+  target[offset + 10] = (length >>> 8) & 0xff
+  target[offset + 11] = length & 0xff
+}
+
+/** The ways in which a peer can break the protocol; each ends the session. */
+export type ProtocolViolation =
+  | 'HM_TUNNEL_BAD_FRAME'
+  | 'HM_TUNNEL_BAD_STREAM_ID'
+  | 'HM_TUNNEL_CREDIT_EXCEEDED'
+  | 'HM_TUNNEL_CREDIT_OVERFLOW'
+  | 'HM_TUNNEL_FLOOD'
+
+/** The error that a violation closes the session with. */
+export function protocolError(code: ProtocolViolation, what: string): MeshError {
+  return new MeshError(code, `The peer broke the tunnel protocol: ${what}`)
+}

@@ -1,0 +1,46 @@
+/**
+ * Who is at the other end of a TLS connection: read from the certificate it proved, compared as text.
+ */
+import type { TLSSocket } from 'node:tls'
+import { MeshError } from '../../lib/errors.ts'
+import { singleUriSan } from '../../lib/uri-san.ts'
+import { parseSpiffeId, type ServiceIdentity } from '../../model/spiffe-id.ts'
+
+/** The ALPN name of docs/tunnel-protocol.md. */
+export const ALPN = 'hostmesh/1'
+
+/** A proven identity. */
+export interface PeerIdentity extends ServiceIdentity {
+  readonly spiffeId: string
+  /** When its certificate ends, milliseconds since the epoch. */
+  readonly notAfterMs: number
+}
+
+/** The SPIFFE ID in a certificate's DER bytes. @throws MeshError HM_TLS_IDENTITY when there is not exactly one. */
+export function spiffeIdOf(der: Uint8Array): string {
+  const uri = singleUriSan(der)
+  if (uri === undefined)
+    throw new MeshError(
+      'HM_TLS_IDENTITY',
+      "Cannot accept the peer's certificate: it must name exactly one URI",
+    )
+  return uri
+}
+
+/**
+ * The identity of the peer of a connection whose certificate chain has been verified.
+ * @throws MeshError HM_TLS_IDENTITY when it is not a service of `trustDomain`.
+ */
+export function identifyPeer(socket: TLSSocket, trustDomain: string): PeerIdentity {
+  const certificate = socket.getPeerX509Certificate()
+  if (certificate === undefined)
+    throw new MeshError('HM_TLS_IDENTITY', 'Cannot accept the peer: it showed no certificate')
+  const spiffeId = spiffeIdOf(certificate.raw)
+  const identity = parseSpiffeId(spiffeId)
+  if (identity === undefined || identity.trustDomain !== trustDomain)
+    throw new MeshError(
+      'HM_TLS_IDENTITY',
+      `Cannot accept the peer ${JSON.stringify(spiffeId.slice(0, 256))}: it is not a service of trust domain ${trustDomain}`,
+    )
+  return { ...identity, spiffeId, notAfterMs: certificate.validToDate.getTime() }
+}

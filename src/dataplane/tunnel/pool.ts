@@ -1,0 +1,172 @@
+/**
+ * Sessions to other hosts, kept for the next connection: one per caller, destination and peer address.
+ *
+ * A session is dialed when the first connection needs it; whoever comes meanwhile waits for the same dial.
+ * A peer that turns out not to speak the tunnel protocol (a sidecar) gets one connection each.
+ */
+import type { TLSSocket } from 'node:tls'
+import type { MeshError } from '../../lib/errors.ts'
+import { formatAddress, type SocketAddress } from '../../model/address.ts'
+import type { Credential } from './credentials.ts'
+import { type DialedPeer, dialPeer } from './dial.ts'
+import type { PeerIdentity } from './peer.ts'
+import { Session, type SessionOptions } from './session.ts'
+
+/** Whom a caller wants to reach. */
+export interface PoolRequest {
+  readonly source: string
+  readonly destination: string
+  readonly datacenter: string
+  readonly address: SocketAddress
+  readonly credential: Credential
+  readonly timeoutMs: number
+}
+
+/** A way to a peer: a session that takes streams, or a connection of one's own. */
+export type Reached =
+  | { readonly kind: 'session'; readonly session: Session }
+  | { readonly kind: 'connection'; readonly socket: TLSSocket }
+
+/** One pooled session, for status. */
+export interface PooledSession {
+  readonly source: string
+  readonly destination: string
+  readonly address: SocketAddress
+  readonly peer: PeerIdentity
+  readonly session: Session
+  /** Serial number of the leaf it was dialed with. */
+  readonly leafSerialNumber: string
+  /** Wall clock; the session must be gone by then. */
+  readonly notAfterMs: number
+}
+
+/** What the pool needs and tells. */
+export interface PoolOptions extends SessionOptions {
+  /** A session without streams for so long is closed. */
+  readonly idleMs: number
+  readonly onDialed: (outcome: 'tunnel' | 'connection' | 'failed') => void
+  readonly onClosed: (reason: MeshError) => void
+}
+
+/** The sessions that this worker has dialed. */
+export class TunnelPool {
+  private readonly options: PoolOptions
+  private readonly sessions = new Map<string, PooledSession>()
+  private readonly retiring = new Set<PooledSession>()
+  private readonly dials = new Map<string, Promise<Reached>>()
+  /** Peers known not to speak the tunnel protocol; only saves waiting, so a wrong entry does no harm. */
+  private readonly plainPeers = new Set<string>()
+
+  constructor(options: PoolOptions) {
+    this.options = options
+  }
+
+  /**
+   * A way to the peer, dialing if need be.
+   * @throws MeshError of {@link dialPeer}.
+   */
+  async reach(request: PoolRequest): Promise<Reached> {
+    const key = `${request.source} ${request.destination} ${formatAddress(request.address)}`
+    const ready = this.usable(key, request.credential)
+    if (ready !== undefined) return { kind: 'session', session: ready }
+    if (this.plainPeers.has(key)) return this.dial(key, request)
+    const underWay = this.dials.get(key)
+    if (underWay === undefined) {
+      const dial = this.dial(key, request).finally(() => this.dials.delete(key))
+      this.dials.set(key, dial)
+      return dial
+    }
+    const reached = await underWay
+    return reached.kind === 'session' ? reached : this.dial(key, request)
+  }
+
+  /** The live sessions, draining ones included. */
+  list(): PooledSession[] {
+    return [...this.sessions.values(), ...this.retiring]
+  }
+
+  /** Once a second or so: keepalive, idle and expired sessions. `nowMs` monotonic, `wallMs` wall clock. */
+  tick(nowMs: number, wallMs: number): void {
+    for (const [key, pooled] of this.sessions) {
+      if (pooled.session.isRetired || pooled.session.idleMs(nowMs) > this.options.idleMs)
+        this.retire(key, pooled)
+      else pooled.session.tick(nowMs)
+    }
+    for (const pooled of this.retiring) pooled.session.tick(nowMs)
+    for (const pooled of this.list()) if (wallMs >= pooled.notAfterMs) pooled.session.expire()
+  }
+
+  /** No new streams anywhere; sessions close as their streams end. */
+  drain(): void {
+    for (const [key, pooled] of this.sessions) this.retire(key, pooled)
+  }
+
+  private usable(key: string, credential: Credential): Session | undefined {
+    const pooled = this.sessions.get(key)
+    if (pooled === undefined) return undefined
+    if (!pooled.session.isRetired && pooled.leafSerialNumber === credential.leaf.serialNumber)
+      return pooled.session
+    this.retire(key, pooled)
+    return undefined
+  }
+
+  private async dial(key: string, request: PoolRequest): Promise<Reached> {
+    let dialed: DialedPeer
+    try {
+      dialed = await dialPeer({
+        address: request.address,
+        credential: request.credential,
+        destination: { datacenter: request.datacenter, service: request.destination },
+        timeoutMs: request.timeoutMs,
+      })
+    } catch (error) {
+      this.options.onDialed('failed')
+      throw error
+    }
+    if (!dialed.isTunnel) {
+      this.options.onDialed('connection')
+      if (this.plainPeers.size > 10_000) this.plainPeers.clear()
+      this.plainPeers.add(key)
+      return { kind: 'connection', socket: dialed.socket }
+    }
+    this.options.onDialed('tunnel')
+    this.plainPeers.delete(key)
+    return { kind: 'session', session: this.pool(key, request, dialed) }
+  }
+
+  private pool(key: string, request: PoolRequest, dialed: DialedPeer): Session {
+    const session = new Session(
+      dialed.socket,
+      'opener',
+      {
+        onStream: () => undefined,
+        onClosed: (reason) => {
+          if (this.sessions.get(key) === pooled) this.sessions.delete(key)
+          this.retiring.delete(pooled)
+          this.options.onClosed(reason)
+        },
+      },
+      this.options,
+    )
+    const pooled: PooledSession = {
+      source: request.source,
+      destination: request.destination,
+      address: request.address,
+      peer: dialed.peer,
+      session,
+      leafSerialNumber: request.credential.leaf.serialNumber,
+      notAfterMs: Math.min(dialed.peer.notAfterMs, request.credential.leaf.notAfterMs),
+    }
+    const before = this.sessions.get(key)
+    if (before !== undefined) this.retire(key, before)
+    this.sessions.set(key, pooled)
+    return session
+  }
+
+  private retire(key: string, pooled: PooledSession): void {
+    if (this.sessions.get(key) === pooled) this.sessions.delete(key)
+    this.retiring.add(pooled)
+    // May close at once, and onClosed then takes it out again.
+    pooled.session.drain()
+  }
+}

@@ -1,0 +1,164 @@
+/**
+ * The first bytes of every stream: docs/tunnel-protocol.md, "Preface". A PROXY protocol version 2 header
+ * with TLVs of our own. Pure: bytes in, value out.
+ */
+import { ipBytes, ipFromBytes, isIpv6, type SocketAddress } from '../../model/address.ts'
+
+/** What the opener says of a connection that its certificate cannot say. */
+export interface Preface {
+  /** The application's own address at the calling host; undefined when not known. */
+  readonly source: SocketAddress | undefined
+  /** What the application asked for; undefined exactly when source is. */
+  readonly destination: SocketAddress | undefined
+  /** Service ID at the destination host; undefined means any instance there. */
+  readonly instance: string | undefined
+  /** W3C trace context; undefined when absent or not of its form. */
+  readonly traceparent: string | undefined
+}
+
+/** No preface is longer, bytes. */
+export const MAX_PREFACE_BYTES = 1_024
+
+const SIGNATURE = Buffer.from('0d0a0d0a000d0a515549540a', 'hex')
+const FIXED_BYTES = 16
+const VERSION_LOCAL = 0x20
+const VERSION_PROXY = 0x21
+const FAMILY_UNSPEC = 0x00
+const FAMILY_TCP4 = 0x11
+const FAMILY_TCP6 = 0x21
+const TLV_INSTANCE = 0xe0
+const TLV_LAST_CRITICAL = 0xe7
+const TLV_TRACEPARENT = 0xe8
+const TLV_LAST_OWN = 0xef
+const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/
+
+/** The bytes of a preface. An IPv4 and an IPv6 address in one preface are both written as IPv6. */
+export function encodePreface(preface: Preface): Buffer {
+  const { source, destination } = preface
+  const addresses =
+    source === undefined || destination === undefined
+      ? Buffer.alloc(0)
+      : encodeAddresses(source, destination)
+  const tlvs = [
+    encodeTlv(TLV_INSTANCE, preface.instance),
+    encodeTlv(TLV_TRACEPARENT, preface.traceparent),
+  ]
+  const fixed = Buffer.alloc(FIXED_BYTES)
+  SIGNATURE.copy(fixed)
+  fixed[12] = addresses.length === 0 ? VERSION_LOCAL : VERSION_PROXY
+  fixed[13] = { 0: FAMILY_UNSPEC, 12: FAMILY_TCP4 }[addresses.length] ?? FAMILY_TCP6
+  const body = Buffer.concat([addresses, ...tlvs])
+  fixed.writeUInt16BE(body.length, 14)
+  return Buffer.concat([fixed, body])
+}
+
+/** What {@link readPreface} found. */
+export type PrefaceReading =
+  /** More bytes are needed; what came so far is a proper beginning. */
+  | { readonly state: 'incomplete' }
+  /** Not a preface, or one that must be refused; `why` is for the log. */
+  | { readonly state: 'malformed'; readonly why: string }
+  /** Complete; application bytes begin at `length`. */
+  | { readonly state: 'complete'; readonly preface: Preface; readonly length: number }
+
+/** Reads a preface from the first bytes of a stream, as many as there are. Never throws. */
+export function readPreface(bytes: Uint8Array): PrefaceReading {
+  const compared = Math.min(bytes.length, SIGNATURE.length)
+  for (let i = 0; i < compared; i += 1)
+    if (bytes[i] !== SIGNATURE[i]) return malformed('no PROXY protocol version 2 signature')
+  if (bytes.length < FIXED_BYTES) return { state: 'incomplete' }
+  const command = bytes[12] ?? 0
+  const family = bytes[13] ?? 0
+  const length = ((bytes[14] ?? 0) << 8) | (bytes[15] ?? 0)
+  if (command !== VERSION_LOCAL && command !== VERSION_PROXY)
+    return malformed(`version and command 0x${command.toString(16)}`)
+  if (FIXED_BYTES + length > MAX_PREFACE_BYTES) return malformed(`length ${length}`)
+  const addressBytes = addressBytesOf(command, family)
+  if (addressBytes === undefined || addressBytes > length)
+    return malformed(`address family 0x${family.toString(16)}`)
+  if (bytes.length < FIXED_BYTES + length) return { state: 'incomplete' }
+  const addresses = readAddresses(bytes.subarray(FIXED_BYTES, FIXED_BYTES + addressBytes))
+  if (addresses === undefined) return malformed('port 0')
+  const tlvs = readTlvs(bytes.subarray(FIXED_BYTES + addressBytes, FIXED_BYTES + length))
+  if (typeof tlvs === 'string') return malformed(tlvs)
+  return {
+    state: 'complete',
+    preface: { ...addresses, ...tlvs },
+    length: FIXED_BYTES + length,
+  }
+}
+
+function malformed(why: string): PrefaceReading {
+  return { state: 'malformed', why }
+}
+
+function addressBytesOf(command: number, family: number): number | undefined {
+  if (command === VERSION_LOCAL) return family === FAMILY_UNSPEC ? 0 : undefined
+  if (family === FAMILY_TCP4) return 12
+  return family === FAMILY_TCP6 ? 36 : undefined
+}
+
+function encodeAddresses(source: SocketAddress, destination: SocketAddress): Buffer {
+  const wide = isIpv6(source.ip) || isIpv6(destination.ip)
+  const ports = Buffer.alloc(4)
+  ports.writeUInt16BE(source.port, 0)
+  ports.writeUInt16BE(destination.port, 2)
+  return Buffer.concat([addressOf(source.ip, wide), addressOf(destination.ip, wide), ports])
+}
+
+function addressOf(ip: string, wide: boolean): Uint8Array {
+  const bytes = ipBytes(ip)
+  if (!wide || bytes.length === 16) return bytes
+  return Buffer.concat([Buffer.from('00000000000000000000ffff', 'hex'), bytes])
+}
+
+function readAddresses(bytes: Uint8Array): Pick<Preface, 'source' | 'destination'> | undefined {
+  if (bytes.length === 0) return { source: undefined, destination: undefined }
+  const size = (bytes.length - 4) / 2
+  const view = new DataView(bytes.buffer, bytes.byteOffset + size * 2, 4)
+  const sourceIp = ipFromBytes(bytes.subarray(0, size))
+  const destinationIp = ipFromBytes(bytes.subarray(size, size * 2))
+  const sourcePort = view.getUint16(0)
+  const destinationPort = view.getUint16(2)
+  if (sourceIp === undefined || destinationIp === undefined) return undefined
+  if (sourcePort === 0 || destinationPort === 0) return undefined
+  return {
+    source: { ip: sourceIp, port: sourcePort },
+    destination: { ip: destinationIp, port: destinationPort },
+  }
+}
+
+function encodeTlv(type: number, value: string | undefined): Buffer {
+  if (value === undefined) return Buffer.alloc(0)
+  const bytes = Buffer.from(value, 'latin1')
+  return Buffer.concat([Buffer.from([type, bytes.length >> 8, bytes.length & 0xff]), bytes])
+}
+
+function readTlvs(bytes: Uint8Array): Pick<Preface, 'instance' | 'traceparent'> | string {
+  let instance: string | undefined
+  let traceparent: string | undefined
+  const seen = new Set<number>()
+  let at = 0
+  while (at < bytes.length) {
+    if (bytes.length - at < 3) return 'a TLV is cut off'
+    const type = bytes[at] ?? 0
+    const length = ((bytes[at + 1] ?? 0) << 8) | (bytes[at + 2] ?? 0)
+    at += 3
+    if (length > bytes.length - at) return `TLV 0x${type.toString(16)} is cut off`
+    const value = Buffer.from(bytes.buffer, bytes.byteOffset + at, length).toString('latin1')
+    at += length
+    if (type < TLV_INSTANCE || type > TLV_LAST_OWN) continue
+    if (seen.has(type)) return `TLV 0x${type.toString(16)} appears twice`
+    seen.add(type)
+    if (type === TLV_INSTANCE) {
+      if (!/^[\x21-\x7e]{1,128}$/.test(value))
+        return 'the instance is not 1 to 128 printable characters'
+      instance = value
+    } else if (type <= TLV_LAST_CRITICAL) {
+      return `unknown critical TLV 0x${type.toString(16)}`
+    } else if (type === TLV_TRACEPARENT && TRACEPARENT.test(value)) {
+      traceparent = value
+    }
+  }
+  return { instance, traceparent }
+}

@@ -1,0 +1,590 @@
+/**
+ * Many streams over one TLS connection: docs/tunnel-protocol.md, "Session" and "Limits".
+ *
+ * Sending. Frames of one turn of the event loop are collected and leave as one TLS write: that is what
+ * makes a hundred small requests cost one system call. While the carrier is busy (the kernel's buffer
+ * is full) small frames go on collecting, and streams with more to say stand in a round and are served in
+ * quanta, so that a bulk transfer cannot starve its neighbors. At most one TLS write is under way; Node's
+ * TLS takes all of it before write() returns, so the memory is ours again at once.
+ *
+ * Receiving. Whatever arrives is decoded in place and handed on before the next read.
+ *
+ * ```
+ *   open --go-away sent or received--> draining --last stream ends--> closed
+ *     \---- violation, carrier lost, keepalive missed ---------------> closed
+ * ```
+ */
+import type { Socket } from 'node:net'
+import { type DirectReader, readDirect } from '../../lib/direct-read.ts'
+import { describeError, MeshError } from '../../lib/errors.ts'
+import { HEADROOM, hasHeadroom, withHeadroom } from '../../lib/socket-stream.ts'
+import { atEndOfTurn, type TurnTask } from '../../lib/turn.ts'
+import { FrameDecoder, type FrameSink } from './decoder.ts'
+import {
+  ACK,
+  DATA,
+  FIN,
+  GO_AWAY,
+  goAwayCodes,
+  HEADER_BYTES,
+  MAX_PAYLOAD,
+  PING,
+  protocolError,
+  RST,
+  resetCodes,
+  resetReason,
+  SYN,
+  WINDOW_UPDATE,
+  writeHeader,
+} from './frame.ts'
+import { type StreamCarrier, StreamResetError, TunnelStream } from './stream.ts'
+
+/** Limits and intervals of a session; times in milliseconds. */
+export interface SessionOptions {
+  /** Open streams; more are reset with code 4. */
+  readonly maxStreams: number
+  /** Silence after which a ping is sent, and again after which an unanswered ping ends the session. */
+  readonly keepaliveMs: number
+}
+
+/** What a session tells its owner. */
+export interface SessionOwner {
+  /** Acceptor only: the peer opened a stream. Its first bytes are the preface. It is paused. */
+  onStream(stream: TunnelStream): void
+  /** The session is over; all its streams have been reset. Called once. */
+  onClosed(reason: MeshError): void
+}
+
+/** Frames up to this size are copied into the batch; larger ones are framed in place where possible. */
+const SMALL_BYTES = 8_192
+
+/** A batch holds what one turn collects. */
+const BATCH_BYTES = 65_536
+
+/** The most that one TLS write takes when streams have queued. */
+const WRITE_BYTES = 262_144
+
+/** What one stream may put into a write before it is the next one's turn. */
+const QUANTUM_BYTES = MAX_PAYLOAD
+
+/** Node's TLS hands out one record at a time. */
+const READ_BYTES = 16_384
+
+/** Bytes held for all receivers of a session before those that hold much are reset. */
+const HELD_LIMIT = 64 * 1_048_576
+
+/** What a stream may still hold when {@link HELD_LIMIT} is reached. */
+const HELD_PER_STREAM_WHEN_FULL = 65_536
+
+/** Streams that the opener lets wait for the acceptor's ACK. */
+const MAX_UNCONFIRMED = 256
+
+/** Per second and session: streams opened, frames without effect, pings answered. */
+const MAX_OPENED_PER_SECOND = 20_000
+const MAX_IDLE_FRAMES_PER_SECOND = 10_000
+const MAX_PINGS_PER_SECOND = 10
+
+/** Ids end here; the opener dials anew before. */
+const MAX_STREAM_ID = 2 ** 31 - 1
+
+/** Batches that no session uses just now; all sessions of the thread share them. */
+const idleBatches: Buffer[] = []
+const MAX_IDLE_BATCHES = 16
+
+/** Where queued streams are gathered; its content is gone when write() returns. */
+const gatherBuffer = Buffer.allocUnsafeSlow(WRITE_BYTES + BATCH_BYTES)
+
+/** One session over an authenticated TLS connection that has not been read from. Owns the connection. */
+export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader {
+  /** Monotonic milliseconds; for status. */
+  readonly openedAtMs: number = performance.now()
+  /** Last measured round trip, milliseconds; undefined before the first ping was answered. */
+  roundTripMs: number | undefined
+  sentBytes = 0
+  receivedBytes = 0
+  private readonly socket: Socket
+  private readonly role: 'opener' | 'acceptor'
+  private readonly owner: SessionOwner
+  private readonly options: SessionOptions
+  private readonly decoder: FrameDecoder
+  private readonly streams = new Map<number, TunnelStream>()
+  private readBuffer = Buffer.allocUnsafeSlow(READ_BYTES)
+  private readBufferKept = false
+  private batch: Buffer | undefined
+  private batchBytes = 0
+  private round: TunnelStream[] = []
+  /** Streams that the write under way has taken from. */
+  private readonly drained: TunnelStream[] = []
+  private isWriting = false
+  private isFlushDue = false
+  private closed = false
+  private draining = false
+  private nextId = 1
+  private highestId = 0
+  private unconfirmed = 0
+  /** Openers that wait for room; first come, first served. */
+  private waiting: (() => void)[] = []
+  private current: TunnelStream | undefined
+  private heldBytes = 0
+  private openedThisSecond = 0
+  private idleFramesThisSecond = 0
+  private pingsThisSecond = 0
+  private secondStartedMs = 0
+  private lastReceivedMs: number
+  private idleSinceMs: number
+  private pingSentMs: number | undefined
+  private pingValue = 0
+
+  constructor(
+    socket: Socket,
+    role: 'opener' | 'acceptor',
+    owner: SessionOwner,
+    options: SessionOptions,
+  ) {
+    this.socket = socket
+    this.role = role
+    this.owner = owner
+    this.options = options
+    this.decoder = new FrameDecoder(this)
+    this.lastReceivedMs = this.openedAtMs
+    this.idleSinceMs = this.openedAtMs
+    socket.on('error', (error) =>
+      this.fail(
+        new MeshError('HM_TUNNEL_LOST', `The tunnel broke: ${describeError(error)}`, {
+          cause: error,
+        }),
+      ),
+    )
+    socket.on('end', () =>
+      this.fail(new MeshError('HM_TUNNEL_LOST', 'The tunnel broke: the peer ended it')),
+    )
+    socket.on('close', () => this.fail(new MeshError('HM_TUNNEL_LOST', 'The tunnel broke')))
+    if (!readDirect(socket, this.readBuffer, this))
+      socket.on('data', (bytes: Buffer) => this.receive(bytes))
+    socket.resume()
+  }
+
+  /** Streams open now. */
+  get streamCount(): number {
+    return this.streams.size
+  }
+
+  /** Whether a new stream may be opened: not draining, below its limits. */
+  get canOpen(): boolean {
+    return (
+      !this.closed &&
+      !this.draining &&
+      this.unconfirmed < MAX_UNCONFIRMED &&
+      this.streams.size < this.options.maxStreams &&
+      this.nextId < MAX_STREAM_ID
+    )
+  }
+
+  /** Whether it is over, or takes no new streams any more. */
+  get isRetired(): boolean {
+    return this.closed || this.draining || this.nextId >= MAX_STREAM_ID
+  }
+
+  /** Milliseconds without any stream, at `nowMs`; 0 while there are some. */
+  idleMs(nowMs: number): number {
+    return this.streams.size > 0 ? 0 : nowMs - this.idleSinceMs
+  }
+
+  /** Opens a stream whose first bytes are `preface`. Ask {@link canOpen} before. */
+  open(preface: Uint8Array): TunnelStream {
+    if (!this.canOpen)
+      throw new MeshError('HM_TUNNEL_RETIRED', 'Cannot open a stream: the tunnel takes no more')
+    const stream = new TunnelStream(this, this.nextId, 'opener', SYN)
+    this.nextId += 2
+    this.streams.set(stream.id, stream)
+    this.unconfirmed += 1
+    stream.write(preface)
+    return stream
+  }
+
+  /** No new streams; closes by itself when the open ones have ended. */
+  drain(): void {
+    if (this.closed || this.draining) return
+    this.draining = true
+    this.appendControl(GO_AWAY, 0, 0, goAwayCodes.normal)
+    if (this.streams.size === 0) this.finish()
+  }
+
+  /** Resolves when a stream may be opened, or when the session is retired; the caller looks which. */
+  room(): Promise<void> {
+    if (this.canOpen || this.isRetired) return Promise.resolve()
+    return new Promise((resolve) => this.waiting.push(resolve))
+  }
+
+  /** Ends the session now and resets its streams. */
+  close(reason: MeshError): void {
+    this.fail(reason)
+  }
+
+  /** A certificate of this connection is no longer valid: ends the session now. */
+  expire(): void {
+    this.fail(
+      new MeshError('HM_TUNNEL_EXPIRED', 'The tunnel was closed: a certificate of it has expired'),
+    )
+  }
+
+  /** Once a second or so: keepalive and rate windows. Times are monotonic milliseconds. */
+  tick(nowMs: number): void {
+    if (this.closed) return
+    if (nowMs - this.secondStartedMs >= 1_000) {
+      this.secondStartedMs = nowMs
+      this.openedThisSecond = 0
+      this.idleFramesThisSecond = 0
+      this.pingsThisSecond = 0
+    }
+    // A woken opener may have lost interest; the next one must not wait for another event.
+    this.admitWaiting()
+    const { keepaliveMs } = this.options
+    if (this.pingSentMs === undefined) {
+      if (nowMs - this.lastReceivedMs >= keepaliveMs || this.roundTripMs === undefined)
+        this.ping(nowMs)
+    } else if (nowMs - this.pingSentMs >= keepaliveMs) {
+      this.fail(
+        new MeshError('HM_TUNNEL_SILENT', `The tunnel broke: no answer for ${keepaliveMs} ms`),
+      )
+    }
+  }
+
+  sendData(stream: TunnelStream, bytes: Uint8Array): boolean {
+    const { length } = bytes
+    const frameBytes = HEADER_BYTES + length
+    if (length <= SMALL_BYTES) {
+      if (this.batchBytes + frameBytes > BATCH_BYTES) {
+        if (this.isWriting) return false
+        this.flush()
+        if (this.batchBytes + frameBytes > BATCH_BYTES) return false
+      }
+      const batch = this.openBatch()
+      writeHeader(batch, this.batchBytes, DATA, stream.pendingFlags, stream.id, length)
+      batch.set(bytes, this.batchBytes + HEADER_BYTES)
+      this.batchBytes += frameBytes
+      stream.pendingFlags = 0
+      return true
+    }
+    if (this.isWriting || this.batchBytes > 0 || length > MAX_PAYLOAD || !hasHeadroom(bytes))
+      return false
+    const frame = withHeadroom(length)
+    writeHeader(frame, HEADROOM - HEADER_BYTES, DATA, stream.pendingFlags, stream.id, length)
+    stream.pendingFlags = 0
+    this.send(frame)
+    return true
+  }
+
+  sendControl(stream: TunnelStream, flags: number, amount: number): void {
+    if (this.closed) return
+    if ((flags & FIN) !== 0) this.appendControl(DATA, flags | stream.pendingFlags, stream.id, 0)
+    else this.appendControl(WINDOW_UPDATE, flags | stream.pendingFlags, stream.id, amount)
+    stream.pendingFlags = 0
+  }
+
+  queue(stream: TunnelStream): void {
+    if (stream.isQueued || this.closed) return
+    stream.isQueued = true
+    this.round.push(stream)
+    this.scheduleFlush()
+  }
+
+  forget(stream: TunnelStream): void {
+    if (!this.streams.delete(stream.id)) return
+    if (this.role === 'opener' && !stream.isConfirmed) this.unconfirmed -= 1
+    this.admitWaiting()
+    if (this.streams.size > 0) return
+    this.idleSinceMs = performance.now()
+    if (this.draining && !this.closed) this.finish()
+  }
+
+  held(delta: number): void {
+    this.heldBytes += delta
+  }
+
+  endOfTurn(): void {
+    this.isFlushDue = false
+    if (!this.isWriting) this.flush()
+  }
+
+  onRead(length: number): void {
+    this.receive(this.readBuffer.subarray(0, length))
+  }
+
+  nextBuffer(): Uint8Array | undefined {
+    if (!this.readBufferKept) return undefined
+    this.readBufferKept = false
+    this.readBuffer = Buffer.allocUnsafeSlow(READ_BYTES)
+    return this.readBuffer
+  }
+
+  onData(id: number, flags: number, length: number): void {
+    if ((flags & SYN) !== 0) this.accept(id)
+    const stream = this.streams.get(id)
+    this.current = stream
+    if (stream === undefined) {
+      this.ignoreFrameFor(id)
+      return
+    }
+    stream.expect(length)
+    if (length === 0 && flags === 0) this.countIdleFrame()
+    if (this.heldBytes > HELD_LIMIT && stream.heldBytes > HELD_PER_STREAM_WHEN_FULL) {
+      stream.refuse('overloaded')
+      stream.abort(new StreamResetError('overloaded'))
+    }
+  }
+
+  onPayload(bytes: Uint8Array): number {
+    return this.current === undefined ? 0 : this.current.receive(bytes)
+  }
+
+  onDataEnd(_id: number, flags: number): void {
+    const stream = this.current
+    this.current = undefined
+    if (stream === undefined || flags === 0 || flags === SYN) return
+    this.applyFlags(stream, flags, resetCodes.unspecified)
+  }
+
+  onWindowUpdate(id: number, flags: number, amount: number): void {
+    if ((flags & SYN) !== 0) this.accept(id)
+    const stream = this.streams.get(id)
+    if (stream === undefined) {
+      this.ignoreFrameFor(id)
+      return
+    }
+    if (amount === 0 && flags === 0) this.countIdleFrame()
+    if ((flags & RST) === 0) stream.receiveCreditUpdate(amount)
+    this.applyFlags(stream, flags, amount)
+  }
+
+  onPing(flags: number, value: number): void {
+    if ((flags & ACK) !== 0) {
+      if (this.pingSentMs === undefined || value !== this.pingValue) {
+        this.countIdleFrame()
+        return
+      }
+      this.roundTripMs = performance.now() - this.pingSentMs
+      this.pingSentMs = undefined
+      return
+    }
+    this.pingsThisSecond += 1
+    if (this.pingsThisSecond > MAX_PINGS_PER_SECOND) throw protocolError('HM_TUNNEL_FLOOD', 'pings')
+    this.appendControl(PING, ACK, 0, value)
+  }
+
+  onGoAway(code: number): void {
+    if (code !== goAwayCodes.normal)
+      throw new MeshError(
+        'HM_TUNNEL_REJECTED',
+        `The peer ended the tunnel with go-away code ${code}`,
+      )
+    this.draining = true
+    if (this.streams.size === 0) this.finish()
+  }
+
+  private receive(bytes: Buffer): void {
+    if (this.closed) return
+    this.receivedBytes += bytes.length
+    this.lastReceivedMs = performance.now()
+    try {
+      if (this.decoder.push(bytes)) this.readBufferKept = true
+    } catch (error) {
+      this.fail(error instanceof MeshError ? error : internalError(error))
+    }
+  }
+
+  private accept(id: number): void {
+    if (this.role === 'opener' || id % 2 === 0 || id <= this.highestId)
+      throw protocolError('HM_TUNNEL_BAD_STREAM_ID', `SYN on stream ${id}`)
+    this.highestId = id
+    this.openedThisSecond += 1
+    if (this.openedThisSecond > MAX_OPENED_PER_SECOND)
+      throw protocolError('HM_TUNNEL_FLOOD', 'opened streams')
+    const stream = new TunnelStream(this, id, 'acceptor', ACK)
+    if (this.draining || this.streams.size >= this.options.maxStreams) {
+      stream.refuse(this.draining ? 'draining' : 'overloaded')
+      return
+    }
+    this.streams.set(id, stream)
+    this.owner.onStream(stream)
+  }
+
+  private applyFlags(stream: TunnelStream, flags: number, code: number): void {
+    if ((flags & RST) !== 0) {
+      stream.abort(new StreamResetError(resetReason(code)))
+      return
+    }
+    if ((flags & ACK) !== 0) {
+      if (this.role === 'acceptor')
+        throw protocolError('HM_TUNNEL_BAD_STREAM_ID', `ACK from the opener on stream ${stream.id}`)
+      if (!stream.isConfirmed) this.unconfirmed -= 1
+    }
+    stream.receiveFlags(flags)
+    this.admitWaiting()
+  }
+
+  private admitWaiting(): void {
+    if (this.waiting.length > 0 && (this.canOpen || this.isRetired)) this.waiting.shift()?.()
+  }
+
+  /** Frames for a stream that has just been closed may still be on their way; others are a violation. */
+  private ignoreFrameFor(id: number): void {
+    const wasOpen = this.role === 'opener' ? id % 2 === 1 && id < this.nextId : id <= this.highestId
+    if (!wasOpen) throw protocolError('HM_TUNNEL_BAD_STREAM_ID', `frame on stream ${id}`)
+    this.countIdleFrame()
+  }
+
+  private countIdleFrame(): void {
+    this.idleFramesThisSecond += 1
+    if (this.idleFramesThisSecond > MAX_IDLE_FRAMES_PER_SECOND)
+      throw protocolError('HM_TUNNEL_FLOOD', 'frames without effect')
+  }
+
+  private ping(nowMs: number): void {
+    this.pingSentMs = nowMs
+    this.pingValue = (this.pingValue + 1) >>> 0
+    this.appendControl(PING, SYN, 0, this.pingValue)
+  }
+
+  private appendControl(type: number, flags: number, id: number, length: number): void {
+    if (this.closed) return
+    if (this.batchBytes + HEADER_BYTES > BATCH_BYTES) this.growBatch()
+    const batch = this.openBatch()
+    writeHeader(batch, this.batchBytes, type, flags, id, length)
+    this.batchBytes += HEADER_BYTES
+  }
+
+  /** A busy carrier with a full batch: control frames must not be lost, so the batch grows past its size. */
+  private growBatch(): void {
+    const batch = this.openBatch()
+    if (this.batchBytes + HEADER_BYTES <= batch.length) return
+    const larger = Buffer.allocUnsafeSlow(batch.length * 2)
+    batch.copy(larger, 0, 0, this.batchBytes)
+    this.batch = larger
+  }
+
+  private openBatch(): Buffer {
+    if (this.batch === undefined) {
+      this.batch = idleBatches.pop() ?? Buffer.allocUnsafeSlow(BATCH_BYTES)
+      this.batchBytes = 0
+    }
+    this.scheduleFlush()
+    return this.batch
+  }
+
+  private scheduleFlush(): void {
+    if (this.isFlushDue || this.isWriting) return
+    this.isFlushDue = true
+    atEndOfTurn(this)
+  }
+
+  private flush(): void {
+    if (this.closed) return
+    const { batch, batchBytes } = this
+    // A grown batch has no room beside it in the gather buffer; the round waits for the next write.
+    if (batch !== undefined && (this.round.length === 0 || batchBytes > BATCH_BYTES)) {
+      if (batchBytes > 0) this.send(batch.subarray(0, batchBytes))
+      this.returnBatch()
+      return
+    }
+    batch?.copy(gatherBuffer, 0, 0, batchBytes)
+    const bytes = this.gatherRound(batchBytes)
+    this.returnBatch()
+    if (bytes > 0) this.send(gatherBuffer.subarray(0, bytes))
+  }
+
+  /** One quantum of each waiting stream in turn, until a write is full. */
+  private gatherRound(start: number): number {
+    let at = start
+    const visited = this.round
+    this.round = []
+    let index = 0
+    for (; index < visited.length && at < WRITE_BYTES; index += 1) {
+      const stream = visited[index]
+      if (stream === undefined) continue
+      stream.isQueued = false
+      let quantum = QUANTUM_BYTES
+      while (quantum > 0) {
+        const room = gatherBuffer.length - at - HEADER_BYTES
+        const bytes = stream.take(Math.min(quantum, room))
+        if (bytes === undefined) break
+        writeHeader(gatherBuffer, at, DATA, stream.pendingFlags, stream.id, bytes.length)
+        stream.pendingFlags = 0
+        gatherBuffer.set(bytes, at + HEADER_BYTES)
+        at += HEADER_BYTES + bytes.length
+        quantum -= bytes.length
+      }
+      if (stream.canSend) {
+        stream.isQueued = true
+        visited.push(stream)
+      }
+      this.drained.push(stream)
+    }
+    // Whoever was not reached, or has more, goes on next time, in the same order.
+    for (; index < visited.length; index += 1) {
+      const stream = visited[index]
+      if (stream !== undefined) this.round.push(stream)
+    }
+    return at
+  }
+
+  private returnBatch(): void {
+    const { batch } = this
+    if (batch === undefined) return
+    this.batch = undefined
+    this.batchBytes = 0
+    if (batch.length === BATCH_BYTES && idleBatches.length < MAX_IDLE_BATCHES)
+      idleBatches.push(batch)
+  }
+
+  private send(bytes: Uint8Array): void {
+    this.isWriting = true
+    this.sentBytes += bytes.length
+    this.socket.write(bytes, this.onWritten)
+    if (this.drained.length === 0) return
+    // FINs that waited, and writers that wait for room: after the write, they may append and queue again.
+    for (const stream of this.drained.splice(0)) stream.afterTake()
+  }
+
+  private readonly onWritten = (): void => {
+    this.isWriting = false
+    if (this.closed) return
+    if (this.batchBytes > 0 || this.round.length > 0) this.scheduleFlush()
+  }
+
+  private finish(): void {
+    this.flush()
+    this.fail(new MeshError('HM_TUNNEL_DRAINED', 'The tunnel was closed in order'))
+  }
+
+  private fail(reason: MeshError): void {
+    if (this.closed) return
+    if (!this.isWriting) {
+      const code =
+        reason.code.startsWith('HM_TUNNEL_BAD') ||
+        reason.code.startsWith('HM_TUNNEL_CREDIT') ||
+        reason.code === 'HM_TUNNEL_FLOOD'
+          ? goAwayCodes.protocolError
+          : undefined
+      if (code !== undefined) {
+        this.appendControl(GO_AWAY, 0, 0, code)
+        this.flush()
+      }
+    }
+    this.closed = true
+    this.round = []
+    this.returnBatch()
+    if (reason.code === 'HM_TUNNEL_DRAINED') this.socket.end()
+    else this.socket.destroySoon()
+    for (const stream of this.streams.values()) stream.abort(reason)
+    this.streams.clear()
+    for (const resume of this.waiting.splice(0)) resume()
+    this.owner.onClosed(reason)
+  }
+}
+
+function internalError(error: unknown): MeshError {
+  return new MeshError('HM_TUNNEL_INTERNAL', `The tunnel broke: ${describeError(error)}`, {
+    cause: error,
+  })
+}

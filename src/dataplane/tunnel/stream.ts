@@ -1,0 +1,323 @@
+/**
+ * One connection inside a session: docs/tunnel-protocol.md, "Stream" and "Credit".
+ *
+ * Holds what the session cannot send yet (no credit, carrier busy) and what its receiver does not take yet
+ * (paused), each bounded. Knows nothing of TLS; the session is seen through {@link StreamCarrier}.
+ *
+ * ```
+ *   opening --ACK--> open --FIN sent--> half closed (local) ---FIN received--> closed
+ *      |              |  \--FIN received--> half closed (remote) --FIN sent--> closed
+ *      \-- RST -------+--- RST or carrier lost ----------------------------> closed
+ * ```
+ */
+import { type ByteStream, FULL, type Receiver, type WriteResult } from '../../lib/byte-stream.ts'
+import { MeshError } from '../../lib/errors.ts'
+import {
+  ACK,
+  CREDIT_LIMIT,
+  FIN,
+  FULL_WINDOW,
+  INITIAL_CREDIT,
+  protocolError,
+  type ResetReason,
+  RST,
+  resetCodes,
+} from './frame.ts'
+
+/** What a stream asks of its session. */
+export interface StreamCarrier {
+  /**
+   * Sends payload now if it can: all of it and within the order of the stream.
+   * @returns false when the carrier is busy; the stream keeps the bytes and is asked later by {@link TunnelStream.take}.
+   */
+  sendData(stream: TunnelStream, bytes: Uint8Array): boolean
+  /** Sends a frame without payload, in order after all that sendData took. */
+  sendControl(stream: TunnelStream, flags: number, amount: number): void
+  /** The stream has bytes (or a FIN) that it could not send: ask it in turn. */
+  queue(stream: TunnelStream): void
+  /** The stream is over; nothing more comes from it. */
+  forget(stream: TunnelStream): void
+  /** Bytes held for receivers changed by `delta`. */
+  held(delta: number): void
+}
+
+/** Bytes that may wait for credit or carrier before the writer is told to stop. */
+const QUEUE_LIMIT = 131_072
+
+/** Application bytes that may be under way before the far end has confirmed the stream. */
+export const UNCONFIRMED_LIMIT = 65_536
+
+/** Why a stream ended early; `reason` says what the far end answered. */
+export class StreamResetError extends MeshError {
+  readonly reason: ResetReason
+
+  constructor(reason: ResetReason) {
+    super('HM_TUNNEL_STREAM_RESET', `The far end of the tunnel ended the stream: ${reason}`)
+    this.reason = reason
+  }
+}
+
+const nobody: Receiver = {
+  onBytes: () => 0,
+  onEnd: () => undefined,
+  onReset: () => undefined,
+  onWritable: () => undefined,
+}
+
+/** A stream of a session, as a byte stream. Paused until resume(). */
+export class TunnelStream implements ByteStream {
+  receiver: Receiver = nobody
+  /** Called once when the far end has reached the application. */
+  onConfirmed: (() => void) | undefined
+  readonly id: number
+  /** Flags that must go out with the next frame: SYN before the first, ACK on the acceptor's first. */
+  pendingFlags: number
+  /** Whether it stands in the session's round of streams that wait to send. Owned by the session. */
+  isQueued = false
+  private readonly carrier: StreamCarrier
+  private confirmed: boolean
+  private sendCredit = INITIAL_CREDIT
+  private outgoing: Uint8Array[] = []
+  private outgoingBytes = 0
+  private wantsWritable = false
+  private finWanted = false
+  private finSent = false
+  private receiveCredit = INITIAL_CREDIT
+  private window = INITIAL_CREDIT
+  private uncredited = 0
+  private undrained = 0
+  private incoming: Uint8Array[] = []
+  private incomingBytes = 0
+  private finReceived = false
+  private finDelivered = false
+  private paused = true
+  private closed = false
+
+  constructor(carrier: StreamCarrier, id: number, role: 'opener' | 'acceptor', firstFlags: number) {
+    this.carrier = carrier
+    this.id = id
+    this.confirmed = role === 'acceptor'
+    this.pendingFlags = firstFlags
+  }
+
+  /** Whether the stream has ended, either way. */
+  get isClosed(): boolean {
+    return this.closed
+  }
+
+  /** Whether the far end has confirmed that it reached the application. */
+  get isConfirmed(): boolean {
+    return this.confirmed
+  }
+
+  /** Bytes that wait here to be sent. */
+  get queuedBytes(): number {
+    return this.outgoingBytes
+  }
+
+  /** Bytes that wait here for a paused receiver. */
+  get heldBytes(): number {
+    return this.incomingBytes
+  }
+
+  write(bytes: Uint8Array): WriteResult {
+    if (this.closed || this.finWanted) return 0
+    const { length } = bytes
+    if (
+      this.outgoingBytes === 0 &&
+      length <= this.sendCredit &&
+      this.carrier.sendData(this, bytes)
+    ) {
+      this.sendCredit -= length
+    } else {
+      this.outgoing.push(Uint8Array.prototype.slice.call(bytes))
+      this.outgoingBytes += length
+      if (this.sendCredit > 0) this.carrier.queue(this)
+    }
+    if (this.outgoingBytes < QUEUE_LIMIT) return 0
+    this.wantsWritable = true
+    return FULL
+  }
+
+  end(): void {
+    if (this.closed || this.finWanted) return
+    this.finWanted = true
+    if (this.outgoingBytes === 0) this.sendFin()
+  }
+
+  reset(): void {
+    this.refuse('aborted')
+  }
+
+  /** Resets the stream and tells the far end why. The receiver is told nothing. */
+  refuse(reason: ResetReason): void {
+    if (this.closed) return
+    this.carrier.sendControl(this, RST, resetCodes[reason])
+    this.close()
+  }
+
+  /** Acceptor: the application is reached. Sends ACK and raises the receive window. */
+  confirm(): void {
+    if (this.closed || (this.pendingFlags & ACK) === 0) return
+    this.pendingFlags &= ~ACK
+    this.carrier.sendControl(this, ACK, FULL_WINDOW - this.window)
+    this.receiveCredit += FULL_WINDOW - this.window
+    this.window = FULL_WINDOW
+  }
+
+  pause(): void {
+    this.paused = true
+  }
+
+  resume(): void {
+    if (this.closed) return
+    this.paused = false
+    this.credit(this.undrained)
+    this.undrained = 0
+    while (!this.paused && this.incoming.length > 0) {
+      const bytes = this.incoming.shift()
+      if (bytes === undefined) break
+      this.incomingBytes -= bytes.length
+      this.carrier.held(-bytes.length)
+      this.deliver(bytes)
+    }
+    this.deliverEnd()
+  }
+
+  /**
+   * Session: up to `limit` bytes that waited, as far as credit goes; undefined when there is nothing to send.
+   * A FIN that waited behind them is sent as soon as they are gone.
+   */
+  take(limit: number): Uint8Array | undefined {
+    const first = this.outgoing[0]
+    const length = Math.min(limit, this.sendCredit, first?.length ?? 0)
+    if (first === undefined || length === 0) return undefined
+    if (length === first.length) this.outgoing.shift()
+    else this.outgoing[0] = first.subarray(length)
+    this.outgoingBytes -= length
+    this.sendCredit -= length
+    return length === first.length ? first : first.subarray(0, length)
+  }
+
+  /** Session: called after take(), when the bytes are on their way. */
+  afterTake(): void {
+    if (this.closed) return
+    if (this.outgoingBytes === 0 && this.finWanted && !this.finSent) this.sendFin()
+    if (this.wantsWritable && this.outgoingBytes < QUEUE_LIMIT / 2) {
+      this.wantsWritable = false
+      this.receiver.onWritable()
+    }
+  }
+
+  /** Whether it has something to send and the credit for it. */
+  get canSend(): boolean {
+    return !this.closed && this.outgoingBytes > 0 && this.sendCredit > 0
+  }
+
+  /** Session: a data frame of `length` bytes begins; checks credit before anything is stored. */
+  expect(length: number): void {
+    if (length > this.receiveCredit)
+      throw protocolError('HM_TUNNEL_CREDIT_EXCEEDED', `${length} bytes on stream ${this.id}`)
+    this.receiveCredit -= length
+  }
+
+  /** Session: payload arrived. */
+  receive(bytes: Uint8Array): WriteResult {
+    if (this.closed) return 0
+    if (this.finReceived) {
+      this.fail('unspecified')
+      return 0
+    }
+    if (!this.paused && this.incoming.length === 0) return this.deliver(bytes)
+    this.incoming.push(Uint8Array.prototype.slice.call(bytes))
+    this.incomingBytes += bytes.length
+    this.carrier.held(bytes.length)
+    return 0
+  }
+
+  /** Session: flags of a frame, after its payload. */
+  receiveFlags(flags: number): void {
+    if ((flags & ACK) !== 0) {
+      if (this.confirmed)
+        throw protocolError('HM_TUNNEL_BAD_STREAM_ID', `second ACK on stream ${this.id}`)
+      this.confirmed = true
+      this.onConfirmed?.()
+      this.onConfirmed = undefined
+    }
+    if ((flags & FIN) === 0 || this.closed) return
+    if (this.finReceived) {
+      this.fail('unspecified')
+      return
+    }
+    this.finReceived = true
+    this.deliverEnd()
+  }
+
+  /** Session: the peer gave credit. */
+  receiveCreditUpdate(amount: number): void {
+    if (this.closed) return
+    if (this.sendCredit + amount > CREDIT_LIMIT)
+      throw protocolError('HM_TUNNEL_CREDIT_OVERFLOW', `stream ${this.id}`)
+    this.sendCredit += amount
+    if (this.outgoingBytes > 0) this.carrier.queue(this)
+  }
+
+  /** Session: the peer reset the stream, or the carrier is lost. */
+  abort(reason: Error): void {
+    if (this.closed) return
+    this.close()
+    this.receiver.onReset(reason)
+  }
+
+  private deliver(bytes: Uint8Array): WriteResult {
+    const result = this.receiver.onBytes(bytes)
+    // A receiver that is full pauses us: what it holds counts until it has room again.
+    if (this.paused) this.undrained += bytes.length
+    else this.credit(bytes.length)
+    return result
+  }
+
+  private deliverEnd(): void {
+    if (!this.finReceived || this.finDelivered || this.paused || this.incoming.length > 0) return
+    this.finDelivered = true
+    this.receiver.onEnd()
+    this.closeIfDone()
+  }
+
+  private credit(bytes: number): void {
+    this.uncredited += bytes
+    if (this.uncredited < this.window / 2 || this.finReceived || this.closed) return
+    const growth = FULL_WINDOW - this.window
+    this.window = FULL_WINDOW
+    const amount = this.uncredited + growth
+    this.uncredited = 0
+    this.receiveCredit += amount
+    this.carrier.sendControl(this, 0, amount)
+  }
+
+  private sendFin(): void {
+    this.finSent = true
+    this.carrier.sendControl(this, FIN, 0)
+    this.closeIfDone()
+  }
+
+  private closeIfDone(): void {
+    if (this.finSent && this.finDelivered) this.close()
+  }
+
+  private fail(reason: ResetReason): void {
+    this.carrier.sendControl(this, RST, resetCodes[reason])
+    this.abort(new StreamResetError(reason))
+  }
+
+  private close(): void {
+    if (this.closed) return
+    this.closed = true
+    this.carrier.held(-this.incomingBytes)
+    this.incoming = []
+    this.incomingBytes = 0
+    this.outgoing = []
+    this.outgoingBytes = 0
+    this.carrier.forget(this)
+  }
+}

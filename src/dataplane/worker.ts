@@ -1,0 +1,441 @@
+/**
+ * One data-plane thread: owns the listeners, holds the current snapshot and certificates, and hands every
+ * accepted connection to its story. Never waits for Consul, a disk or the main thread.
+ *
+ * ```
+ *   started --'listen'--> serving --'drain'--> draining --connections gone or deadline--> exit
+ * ```
+ */
+import { createServer, type Server, type Socket } from 'node:net'
+import type { Server as TlsServer } from 'node:tls'
+import { parentPort, workerData } from 'node:worker_threads'
+import { systemClock, systemRandom } from '../lib/clock.ts'
+import { describeError, errorCode, MeshError } from '../lib/errors.ts'
+import { createLog, type Log } from '../lib/log.ts'
+import { SocketStream } from '../lib/socket-stream.ts'
+import { canonicalIp, formatAddress, isIpv6, type SocketAddress } from '../model/address.ts'
+import type { LocalService } from '../model/service.ts'
+import { applyDelta, emptySnapshot, type Snapshot } from '../model/snapshot.ts'
+import { TrafficCounters, WorkerCounters } from '../telemetry/counters.ts'
+import { Balancer } from './balance/picker.ts'
+import type { FromWorker, PeerView, ToWorker, WorkerSettings } from './protocol.ts'
+import { ConnectionTable } from './proxy/connection-table.ts'
+import { carryInbound } from './proxy/inbound.ts'
+import { carryOutbound } from './proxy/outbound.ts'
+import type { Door, Plane } from './proxy/plane.ts'
+import { AddressIndex } from './route/by-address.ts'
+import {
+  type AcceptedPeer,
+  type AcceptOptions,
+  createTunnelServer,
+  setDefaultCredential,
+} from './tunnel/accept.ts'
+import { Credentials } from './tunnel/credentials.ts'
+import type { PeerIdentity } from './tunnel/peer.ts'
+import { TunnelPool } from './tunnel/pool.ts'
+import { Session } from './tunnel/session.ts'
+
+/** How long a connection waits for a snapshot or certificate that has not arrived yet, milliseconds. */
+const READY_TIMEOUT_MS = 5_000
+
+/** Keepalive, idle connections, expired certificates: looked at this often, milliseconds. */
+const TICK_MS = 1_000
+
+/** Connections shown by the admin API per worker. */
+const MAX_LISTED_CONNECTIONS = 10_000
+
+/** A session that a peer has opened. */
+interface InboundSession {
+  readonly session: Session
+  readonly peer: PeerIdentity
+  readonly destination: string
+  readonly address: SocketAddress | undefined
+  /** Wall clock; the session must be gone by then. */
+  readonly notAfterMs: number
+}
+
+/** The worker's whole state. */
+class Worker {
+  private readonly settings: WorkerSettings
+  private readonly post: (message: FromWorker) => void
+  private readonly log: Log
+  private readonly credentials: Credentials
+  private readonly routes = new AddressIndex()
+  private readonly connections: ConnectionTable
+  private readonly counters: TrafficCounters
+  private readonly workerCounters: WorkerCounters
+  private readonly pool: TunnelPool
+  private readonly plane: Plane
+  private readonly inboundSessions = new Set<InboundSession>()
+  private readonly servers: (Server | TlsServer)[] = []
+  private readonly servicesByName = new Map<string, LocalService[]>()
+  private readonly waiters = new Set<() => void>()
+  private acceptOptions: AcceptOptions
+  private tunnelServer: TlsServer
+  private snapshot: Snapshot = emptySnapshot
+  private draining = false
+  private nextInstance = 0
+
+  constructor(settings: WorkerSettings, post: (message: FromWorker) => void) {
+    this.settings = settings
+    this.post = post
+    this.log = createLog(settings.log).child(`worker ${settings.id}`)
+    this.credentials = new Credentials(settings.inboundMinVersion === '1.2' ? 'TLSv1.2' : 'TLSv1.3')
+    this.counters = new TrafficCounters(settings.trafficMemory, (row, labels) =>
+      post({ kind: 'row', row, labels }),
+    )
+    this.workerCounters = new WorkerCounters(settings.workerMemory)
+    this.connections = new ConnectionTable(
+      { ...settings.limits, ...settings.timeouts },
+      this.counters,
+    )
+    for (const service of settings.services)
+      this.servicesByName.set(service.name, [
+        ...(this.servicesByName.get(service.name) ?? []),
+        service,
+      ])
+    const sessionOptions = {
+      maxStreams: settings.limits.streamsPerTunnel,
+      keepaliveMs: settings.timeouts.keepaliveMs,
+    }
+    this.pool = new TunnelPool({
+      ...sessionOptions,
+      idleMs: settings.timeouts.tunnelIdleMs,
+      onDialed: (outcome) => {
+        this.workerCounters.inc('tunnelHandshakes')
+        if (outcome === 'failed') this.workerCounters.inc('tunnelHandshakeFailures')
+      },
+      onClosed: (reason) => this.sessionClosed(reason),
+    })
+    this.plane = {
+      log: this.log,
+      datacenter: settings.datacenter,
+      timeouts: {
+        connectMs: settings.timeouts.connectMs,
+        handshakeMs: settings.timeouts.handshakeMs,
+        readyMs: READY_TIMEOUT_MS,
+      },
+      routes: this.routes,
+      balancer: new Balancer(systemClock, systemRandom),
+      credentials: this.credentials,
+      pool: this.pool,
+      connections: this.connections,
+      counters: this.counters,
+      workerCounters: this.workerCounters,
+      snapshot: () => this.snapshot,
+      localInstance: (service, id) => this.localInstance(service, id),
+      isDraining: () => this.draining,
+      until: (look, timeoutMs) => this.until(look, timeoutMs),
+    }
+    this.acceptOptions = {
+      credentials: this.credentials,
+      datacenter: settings.datacenter,
+      services: new Set(
+        settings.services.filter(({ target }) => target !== undefined).map(({ name }) => name),
+      ),
+      handshakeTimeoutMs: settings.timeouts.handshakeMs,
+      maxPending: settings.limits.pendingHandshakes,
+      onPeer: (accepted) => this.onPeer(accepted, sessionOptions),
+      onRefused: (code, remoteAddress) => {
+        this.workerCounters.inc('tunnelHandshakeFailures')
+        this.log.info('Handshake refused', { code, remoteAddress })
+      },
+    }
+    this.tunnelServer = createTunnelServer(this.acceptOptions)
+    setInterval(() => this.tick(), TICK_MS)
+  }
+
+  /** Acts on a message of the main thread. */
+  onMessage(message: ToWorker): void {
+    switch (message.kind) {
+      case 'snapshot':
+        this.snapshot = applyDelta(this.snapshot, message.delta)
+        this.routes.apply(message.delta)
+        this.wake()
+        return
+      case 'leaf':
+        this.credentials.setLeaf(message.leaf)
+        this.credentialsChanged()
+        return
+      case 'roots':
+        this.credentials.setBundle(message.bundle)
+        this.credentialsChanged()
+        return
+      case 'listen':
+        void this.listen()
+        return
+      case 'drain':
+        void this.drain(message.deadlineMs)
+        return
+      case 'ask':
+        if (message.what === 'peers')
+          this.post({ kind: 'peers', id: message.id, peers: this.listPeers() })
+        else
+          this.post({
+            kind: 'connections',
+            id: message.id,
+            connections: this.connections.list(MAX_LISTED_CONNECTIONS),
+          })
+        return
+      default:
+        message satisfies never
+    }
+  }
+
+  private async listen(): Promise<void> {
+    try {
+      for (const door of this.doors()) await this.openDoor(door)
+      await this.bind(this.tunnelServer, this.settings.tunnel)
+      this.post({
+        kind: 'listening',
+        addresses: [...this.doors().map(({ address }) => address), this.settings.tunnel].map(
+          formatAddress,
+        ),
+      })
+    } catch (error) {
+      this.post({
+        kind: 'cannotListen',
+        code: errorCode(error),
+        message: describeError(error),
+        hint: error instanceof MeshError ? error.hint : undefined,
+      })
+    }
+  }
+
+  /** The capture ports and explicit upstreams of all local services. */
+  private doors(): Door[] {
+    const { services, captures, captureAddresses } = this.settings
+    return services.flatMap((service) => {
+      const { capturePort } = service
+      const captured: Door[] =
+        captures && capturePort !== undefined
+          ? captureAddresses.map((ip) => ({
+              caller: service.name,
+              destination: undefined,
+              address: { ip, port: capturePort },
+            }))
+          : []
+      const explicit: Door[] = service.upstreams.flatMap((upstream) =>
+        upstream.bind === undefined
+          ? []
+          : [{ caller: service.name, destination: upstream.destination, address: upstream.bind }],
+      )
+      return [...captured, ...explicit]
+    })
+  }
+
+  private openDoor(door: Door): Promise<void> {
+    const server = createServer(
+      { allowHalfOpen: true, pauseOnConnect: true, noDelay: true },
+      (socket: Socket) => {
+        this.workerCounters.inc('acceptedConnections')
+        void carryOutbound(this.plane, socket, door)
+      },
+    )
+    return this.bind(server, door.address)
+  }
+
+  private async bind(server: Server | TlsServer, address: SocketAddress): Promise<void> {
+    this.servers.push(server)
+    try {
+      await listenOn(server, address)
+    } catch (error) {
+      // A host without IPv6: what was meant is every address.
+      if (errorCode(error) === 'EAFNOSUPPORT' && address.ip === '::')
+        return this.bind(server, { ...address, ip: '0.0.0.0' })
+      throw new MeshError('HM_LISTEN_FAILED', `Cannot listen on ${formatAddress(address)}`, {
+        cause: error,
+        ...(errorCode(error) === 'EADDRINUSE' && {
+          hint: `Find who holds the port with: ss -ltnp 'sport = :${address.port}'`,
+        }),
+      })
+    }
+  }
+
+  private onPeer(
+    accepted: AcceptedPeer,
+    sessionOptions: { maxStreams: number; keepaliveMs: number },
+  ): void {
+    const { socket, peer, destination } = accepted
+    const ip = canonicalIp(socket.remoteAddress ?? '')
+    const address = ip === undefined ? undefined : { ip, port: socket.remotePort ?? 0 }
+    this.workerCounters.inc('tunnelHandshakes')
+    if (!accepted.isTunnel) {
+      const stream = new SocketStream(socket, 'private')
+      void carryInbound(this.plane, { stream, peer, address, destination })
+      return
+    }
+    const session = new Session(
+      socket,
+      'acceptor',
+      {
+        onStream: (stream) => void carryInbound(this.plane, { stream, peer, address, destination }),
+        onClosed: (reason) => {
+          this.inboundSessions.delete(inbound)
+          this.sessionClosed(reason)
+        },
+      },
+      sessionOptions,
+    )
+    const own = this.credentials.of(destination)
+    const inbound: InboundSession = {
+      session,
+      peer,
+      destination,
+      address,
+      notAfterMs: Math.min(peer.notAfterMs, own?.leaf.notAfterMs ?? peer.notAfterMs),
+    }
+    this.inboundSessions.add(inbound)
+    if (this.draining) session.drain()
+  }
+
+  private sessionClosed(reason: MeshError): void {
+    if (reason.code === 'HM_TUNNEL_DRAINED') return
+    if (/_(BAD_FRAME|BAD_STREAM_ID|CREDIT_EXCEEDED|CREDIT_OVERFLOW|FLOOD)$/.test(reason.code))
+      this.workerCounters.inc('protocolErrors')
+    this.log.info('Tunnel closed', { code: reason.code, reason: reason.message })
+  }
+
+  private localInstance(service: string, id: string | undefined): LocalService | undefined {
+    const instances = this.servicesByName.get(service)?.filter(({ target }) => target !== undefined)
+    if (instances === undefined || instances.length === 0) return undefined
+    if (id !== undefined) return instances.find((instance) => instance.id === id)
+    this.nextInstance = (this.nextInstance + 1) % instances.length
+    return instances[this.nextInstance]
+  }
+
+  private credentialsChanged(): void {
+    setDefaultCredential(this.tunnelServer, this.acceptOptions)
+    this.wake()
+  }
+
+  private wake(): void {
+    for (const look of this.waiters) look()
+  }
+
+  private until<T>(look: () => T | undefined, timeoutMs: number): Promise<T | undefined> {
+    return new Promise((resolve) => {
+      const finish = (found: T | undefined): void => {
+        clearTimeout(deadline)
+        this.waiters.delete(again)
+        resolve(found)
+      }
+      const again = (): void => {
+        const found = look()
+        if (found !== undefined) finish(found)
+      }
+      const deadline = setTimeout(() => finish(undefined), timeoutMs)
+      this.waiters.add(again)
+      again()
+    })
+  }
+
+  private tick(): void {
+    const nowMs = performance.now()
+    const wallMs = Date.now()
+    this.connections.sweep(nowMs)
+    this.pool.tick(nowMs, wallMs)
+    let streams = 0
+    for (const { session, notAfterMs } of this.inboundSessions) {
+      session.tick(nowMs)
+      streams += session.streamCount
+      if (wallMs >= notAfterMs) session.expire()
+    }
+    const outbound = this.pool.list()
+    for (const { session } of outbound) streams += session.streamCount
+    this.workerCounters.set('tunnelSessionsActive', this.inboundSessions.size + outbound.length)
+    this.workerCounters.set('tunnelStreamsActive', streams)
+  }
+
+  private async drain(deadlineMs: number): Promise<void> {
+    if (this.draining) return
+    this.draining = true
+    for (const server of this.servers) server.close()
+    this.pool.drain()
+    for (const { session } of this.inboundSessions) session.drain()
+    const endAtMs = performance.now() + deadlineMs
+    while (this.connections.size > 0 && performance.now() < endAtMs)
+      await new Promise((resolve) => setTimeout(resolve, 20))
+    this.connections.abortWhere(
+      () => true,
+      'DR',
+      new MeshError('HM_DRAINING', 'The host is shutting down and the drain deadline is over'),
+    )
+    // Resets and go-aways that were just written leave with the next turns.
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    this.post({ kind: 'drained' })
+  }
+
+  private listPeers(): PeerView[] {
+    const nowMs = performance.now()
+    const view = (
+      direction: 'outbound' | 'inbound',
+      session: Session,
+      rest: Pick<PeerView, 'source' | 'destination' | 'spiffeId' | 'address'>,
+    ): PeerView => ({
+      direction,
+      ...rest,
+      state: session.isRetired ? 'draining' : 'open',
+      streams: session.streamCount,
+      roundTripMs: session.roundTripMs,
+      sentBytes: session.sentBytes,
+      receivedBytes: session.receivedBytes,
+      ageMs: nowMs - session.openedAtMs,
+    })
+    return [
+      ...this.pool.list().map(({ session, peer, ...pooled }) =>
+        view('outbound', session, {
+          source: pooled.source,
+          destination: pooled.destination,
+          spiffeId: peer.spiffeId,
+          address: formatAddress(pooled.address),
+        }),
+      ),
+      ...[...this.inboundSessions].map(({ session, peer, destination, address }) =>
+        view('inbound', session, {
+          source: peer.service,
+          destination,
+          spiffeId: peer.spiffeId,
+          address: address === undefined ? undefined : formatAddress(address),
+        }),
+      ),
+    ]
+  }
+}
+
+function listenOn(server: Server | TlsServer, address: SocketAddress): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once('error', reject)
+    server.listen(
+      {
+        host: address.ip,
+        port: address.port,
+        // Workers share each port; the kernel spreads connections over them.
+        reusePort: true,
+        backlog: 4_096,
+        // `::` takes IPv4 too; a specific IPv6 address takes only itself.
+        ipv6Only: isIpv6(address.ip) && address.ip !== '::',
+      },
+      () => {
+        server.off('error', reject)
+        resolve()
+      },
+    )
+  })
+}
+
+function isSettings(data: unknown): data is WorkerSettings {
+  return typeof data === 'object' && data !== null && 'trafficMemory' in data
+}
+
+function isMessage(data: unknown): data is ToWorker {
+  return typeof data === 'object' && data !== null && 'kind' in data
+}
+
+if (parentPort !== null && isSettings(workerData)) {
+  const port = parentPort
+  const worker = new Worker(workerData, (message) => port.postMessage(message))
+  port.on('message', (message: unknown) => {
+    if (isMessage(message)) worker.onMessage(message)
+  })
+}

@@ -1,0 +1,158 @@
+/**
+ * A TCP or TLS connection as a {@link ByteStream}.
+ *
+ * Reads go into memory chosen at construction: one buffer shared by all sockets of the thread when the
+ * receiver is known to copy or consume at once (a tunnel stream), else a buffer of the socket's own that is
+ * replaced whenever the receiver keeps it. Does not own the socket's deadlines.
+ *
+ * ```
+ *   open --end/'end'--> half closed --the other--> closed (in order)
+ *     \______________ error, close, reset() ______________> closed (reset)
+ * ```
+ */
+import type { Socket } from 'node:net'
+import { type ByteStream, FULL, KEPT, type Receiver, type WriteResult } from './byte-stream.ts'
+import { type DirectReader, readDirect } from './direct-read.ts'
+import { MeshError } from './errors.ts'
+
+/** Free bytes before whatever is read into shared memory: a framing may put its header there. */
+export const HEADROOM = 12
+
+/** One read takes at most this much, headroom included: four whole TLS records when framed in place. */
+const READ_BYTES = 65_536
+
+/** Node's TLS hands out at most one record at a time. */
+const TLS_READ_BYTES = 16_384
+
+const sharedMemory = Buffer.allocUnsafeSlow(READ_BYTES)
+const sharedBuffer = sharedMemory.subarray(HEADROOM)
+
+/** Whether the {@link HEADROOM} bytes before `bytes` may be overwritten. */
+export function hasHeadroom(bytes: Uint8Array): boolean {
+  return bytes.buffer === sharedMemory.buffer
+}
+
+/** The memory that {@link hasHeadroom} speaks of, from the headroom on. */
+export function withHeadroom(length: number): Buffer {
+  return sharedMemory.subarray(0, HEADROOM + length)
+}
+
+/**
+ * Where reads go: `shared` only if the receiver never answers {@link KEPT}; `private` for any receiver.
+ */
+export type ReadMemory = 'shared' | 'private'
+
+/** What {@link SocketStream} calls before anybody listens: nothing may be lost, so it must not happen. */
+const nobody: Receiver = {
+  onBytes: () => {
+    throw new Error('Bytes were read before a receiver was set')
+  },
+  onEnd: () => undefined,
+  onReset: () => undefined,
+  onWritable: () => undefined,
+}
+
+/** A connected socket (`allowHalfOpen`, not yet read from) as a byte stream. Owns the socket from here on. */
+export class SocketStream implements ByteStream, DirectReader {
+  receiver: Receiver = nobody
+  readonly socket: Socket
+  /** TLS encrypts what it is given before write returns, so the plaintext is never kept. */
+  private readonly encrypts: boolean
+  private memory: ReadMemory
+  private buffer: Uint8Array
+  private bufferKept = false
+  private started = false
+  private ended = false
+  private closed = false
+  private failure: Error | undefined
+
+  constructor(socket: Socket, memory: ReadMemory) {
+    this.socket = socket
+    this.memory = memory
+    this.encrypts = 'encrypted' in socket && socket.encrypted === true
+    this.buffer = sharedBuffer
+    socket.on('error', (error) => {
+      this.failure = error
+    })
+    socket.on('end', () => {
+      if (this.closed) return
+      this.ended = true
+      this.receiver.onEnd()
+    })
+    socket.on('drain', () => {
+      if (!this.closed) this.receiver.onWritable()
+    })
+    socket.on('close', () => {
+      if (this.closed) return
+      this.closed = true
+      if (this.ended && socket.writableFinished && this.failure === undefined) return
+      this.receiver.onReset(
+        this.failure ??
+          new MeshError('HM_CONNECTION_BROKEN', 'The connection closed without a proper end'),
+      )
+    })
+  }
+
+  get isClosed(): boolean {
+    return this.closed
+  }
+
+  /** Any receiver may follow from here on. Only before the first resume(). */
+  useOwnMemory(): void {
+    if (this.started) throw new Error('Reading has begun into shared memory')
+    this.memory = 'private'
+  }
+
+  write(bytes: Uint8Array): WriteResult {
+    const { socket } = this
+    if (this.closed || socket.writableEnded) return 0
+    const wasIdle = socket.writableLength === 0
+    const hasRoom = socket.write(bytes)
+    const isKept = this.encrypts ? !wasIdle : socket.writableLength > 0
+    return (isKept ? KEPT : 0) | (hasRoom ? 0 : FULL)
+  }
+
+  end(): void {
+    if (!this.closed && !this.socket.writableEnded) this.socket.end()
+  }
+
+  reset(): void {
+    if (this.closed) return
+    this.closed = true
+    this.socket.resetAndDestroy()
+  }
+
+  pause(): void {
+    this.socket.pause()
+  }
+
+  resume(): void {
+    if (!this.started) this.start()
+    this.socket.resume()
+  }
+
+  onRead(length: number): void {
+    if (this.closed) return
+    const bytes = this.buffer.subarray(0, length)
+    if ((this.receiver.onBytes(bytes) & KEPT) !== 0) this.bufferKept = true
+  }
+
+  nextBuffer(): Uint8Array | undefined {
+    if (!this.bufferKept) return undefined
+    if (this.memory === 'shared')
+      throw new Error('A receiver kept memory that is shared by all sockets')
+    this.bufferKept = false
+    this.buffer = Buffer.allocUnsafeSlow(this.buffer.length)
+    return this.buffer
+  }
+
+  private start(): void {
+    this.started = true
+    if (this.memory === 'private')
+      this.buffer = Buffer.allocUnsafeSlow(this.encrypts ? TLS_READ_BYTES : READ_BYTES)
+    if (readDirect(this.socket, this.buffer, this)) return
+    this.socket.on('data', (bytes: Buffer) => {
+      if (!this.closed) this.receiver.onBytes(bytes)
+    })
+  }
+}

@@ -1,0 +1,144 @@
+/**
+ * The one URI that a certificate names, read from its DER bytes (RFC 5280, X.690).
+ *
+ * The bytes come from strangers, and the text that TLS libraries print of a subject alternative name has
+ * fooled many (a NUL, a comma, a name of another type). So: own reader, bounds on everything, no recursion,
+ * and whatever is not exactly as DER demands has no URI at all. Proves nothing: whether the certificate is
+ * genuine is for the TLS library to say.
+ */
+
+/** Certificates of a mesh are below 2 KiB. */
+const MAX_CERTIFICATE_BYTES = 65_536
+const MAX_EXTENSIONS = 32
+const MAX_SAN_BYTES = 8_192
+const MAX_NAMES = 32
+/** SPIFFE's own limit. */
+const MAX_URI_BYTES = 2_048
+
+const INTEGER = 0x02
+const BOOLEAN = 0x01
+const OCTET_STRING = 0x04
+const OID = 0x06
+const SEQUENCE = 0x30
+const VERSION = 0xa0
+const EXTENSIONS = 0xa3
+const DNS_NAME = 0x82
+const URI_NAME = 0x86
+
+/** otherName, rfc822Name, dNSName, x400Address, directoryName, ediPartyName, URI, iPAddress, registeredID. */
+const GENERAL_NAMES = new Set([0xa0, 0x81, DNS_NAME, 0xa3, 0xa4, 0xa5, URI_NAME, 0x87, 0x88])
+
+/** id-ce-subjectAltName, 2.5.29.17. */
+const SUBJECT_ALT_NAME = [0x55, 0x1d, 0x11]
+
+interface Element {
+  readonly tag: number
+  readonly content: Uint8Array
+}
+
+/**
+ * The URI of a certificate whose subject alternative name holds exactly one, as written there; undefined
+ * for none, several, one with anything but visible ASCII, and for any certificate that is malformed,
+ * oversized or not version 3. Other kinds of name may stand beside it. Never throws.
+ */
+export function singleUriSan(certificate: Uint8Array): string | undefined {
+  if (certificate.length > MAX_CERTIFICATE_BYTES) return undefined
+  const extensions = extensionsOf(certificate)
+  if (extensions === undefined || extensions.length > MAX_EXTENSIONS) return undefined
+  let names: Uint8Array | undefined
+  for (const extension of extensions) {
+    const value = subjectAltName(extension)
+    if (value === undefined) return undefined
+    if (value === 'other') continue
+    if (names !== undefined) return undefined
+    names = value
+  }
+  return names === undefined || names.length > MAX_SAN_BYTES ? undefined : onlyUri(names)
+}
+
+/** Certificate -> TBSCertificate -> extensions. */
+function extensionsOf(certificate: Uint8Array): Element[] | undefined {
+  const [whole] = elements(certificate, 1) ?? []
+  if (whole?.tag !== SEQUENCE) return undefined
+  const parts = elements(whole.content, 3)
+  const tbs = parts?.[0]
+  if (parts?.length !== 3 || tbs?.tag !== SEQUENCE) return undefined
+  // version, serial, algorithm, issuer, validity, subject, key, two unique ids, extensions
+  const fields = elements(tbs.content, 10)
+  const version = fields?.[0]
+  const last = fields?.at(-1)
+  if (version?.tag !== VERSION || last?.tag !== EXTENSIONS) return undefined
+  const [number] = elements(version.content, 1) ?? []
+  if (number?.tag !== INTEGER || !isEqual(number.content, [2])) return undefined
+  const [list] = elements(last.content, 1) ?? []
+  return list?.tag === SEQUENCE ? elements(list.content, MAX_EXTENSIONS) : undefined
+}
+
+/** The value of a subjectAltName extension, 'other' for another extension, undefined for a malformed one. */
+function subjectAltName(extension: Element): Uint8Array | 'other' | undefined {
+  if (extension.tag !== SEQUENCE) return undefined
+  const fields = elements(extension.content, 3)
+  const [oid, second] = fields ?? []
+  const value = fields?.at(-1)
+  if (oid?.tag !== OID || value?.tag !== OCTET_STRING) return undefined
+  if (fields?.length === 3 && !(second?.tag === BOOLEAN && isEqual(second.content, [0xff])))
+    return undefined
+  return isEqual(oid.content, SUBJECT_ALT_NAME) ? value.content : 'other'
+}
+
+function onlyUri(names: Uint8Array): string | undefined {
+  const [list] = elements(names, 1) ?? []
+  if (list?.tag !== SEQUENCE) return undefined
+  let uri: string | undefined
+  for (const name of elements(list.content, MAX_NAMES) ?? []) {
+    if (!GENERAL_NAMES.has(name.tag)) return undefined
+    // A DNS name that is none was made to be misread by somebody further on.
+    if (name.tag === DNS_NAME && !/^[A-Za-z0-9*._-]+$/.test(ascii(name.content))) return undefined
+    if (name.tag !== URI_NAME) continue
+    if (uri !== undefined || name.content.length > MAX_URI_BYTES) return undefined
+    uri = ascii(name.content)
+    if (!/^[\x21-\x7e]+$/.test(uri)) return undefined
+  }
+  return uri
+}
+
+/** All elements that `bytes` consists of; undefined when it is not DER to the last byte or has more than `max`. */
+function elements(bytes: Uint8Array, max: number): Element[] | undefined {
+  const found: Element[] = []
+  let at = 0
+  while (at < bytes.length) {
+    const tag = bytes[at] ?? 0
+    const header = lengthAt(bytes, at + 1)
+    // Tags above 30 take several bytes; certificates have none.
+    if ((tag & 0x1f) === 0x1f || header === undefined || found.length === max) return undefined
+    const end = header.next + header.length
+    if (end > bytes.length) return undefined
+    found.push({ tag, content: bytes.subarray(header.next, end) })
+    at = end
+  }
+  return found
+}
+
+/** A definite length in its shortest form, at most three bytes of it. */
+function lengthAt(bytes: Uint8Array, at: number): { length: number; next: number } | undefined {
+  const first = bytes[at]
+  if (first === undefined) return undefined
+  if (first < 0x80) return { length: first, next: at + 1 }
+  const size = first & 0x7f
+  if (size < 1 || size > 3 || at + size >= bytes.length) return undefined
+  let length = 0
+  for (let i = 1; i <= size; i += 1) length = length * 256 + (bytes[at + i] ?? 0)
+  const shortest = length < 0x80 ? 0 : length < 0x100 ? 1 : length < 0x1_0000 ? 2 : 3
+  return size === shortest ? { length, next: at + 1 + size } : undefined
+}
+
+function isEqual(bytes: Uint8Array, expected: readonly number[]): boolean {
+  return bytes.length === expected.length && expected.every((byte, index) => bytes[index] === byte)
+}
+
+/** One character a byte, so that no decoder can drop or replace any. */
+function ascii(bytes: Uint8Array): string {
+  let text = ''
+  for (const byte of bytes) text += String.fromCharCode(byte)
+  return text
+}

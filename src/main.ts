@@ -1,0 +1,14 @@
+/**
+ * The executable: hands the arguments to the command tree and sets the exit code. Does not force an
+ * exit: output to a slow pipe is written to the end, and the daemon ends when it has closed everything.
+ */
+import { runProgram } from './cli/program.ts'
+
+// `hostmesh connections | head` closes the pipe early: that is no failure, and nobody to tell.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(0)
+  throw error
+})
+
+const exitCode = await runProgram(process.argv.slice(2))
+if (exitCode !== 0) process.exitCode = exitCode

@@ -1,0 +1,194 @@
+/**
+ * The documents of the admin API (docs/cli.md, "Admin API"): what a host says about itself.
+ *
+ * Plain JSON: times are RFC 3339 text, durations end in `Ms`, what is not known is null. No document ever
+ * holds a private key, a token or payload. Fields are added in `/v1`, never renamed or removed.
+ */
+
+/** `/v1/status`: is this host well, and if not, why. */
+export interface StatusDocument {
+  readonly version: string
+  readonly node: string
+  readonly datacenter: string
+  readonly pid: number
+  readonly startedAt: string
+  readonly ready: boolean
+  /** What is still waited for before the host is ready, in words; empty when ready. */
+  readonly awaited: readonly string[]
+  readonly draining: boolean
+  readonly workers: readonly WorkerStatus[]
+  readonly catalog: CatalogStatus
+  readonly certificates: CertificatesStatus
+  readonly capture: CaptureStatus
+  /** 0 before the first. */
+  readonly snapshotVersion: number
+  /** What is wrong beside what the parts above say, one sentence each. */
+  readonly problems: readonly string[]
+}
+
+/** One data-plane thread. */
+export interface WorkerStatus {
+  readonly id: number
+  readonly state: 'starting' | 'running' | 'draining' | 'stopped'
+  readonly connections: number
+  readonly restarts: number
+}
+
+/** How well the host is in touch with its catalog. */
+export interface CatalogStatus {
+  readonly description: string
+  /** Since the last good answer; null before the first. */
+  readonly ageMs: number | null
+  readonly problems: readonly string[]
+}
+
+/** Where certificates come from. */
+export interface CertificatesStatus {
+  readonly description: string
+  readonly problems: readonly string[]
+}
+
+/** The state of the capture rules in the kernel. */
+export interface CaptureStatus {
+  readonly mode: 'off' | 'on'
+  /** Null while capture is off. */
+  readonly inSync: boolean | null
+  readonly problems: readonly string[]
+}
+
+/** `/v1/services`: the mesh as this host sees it, and what runs here. */
+export interface ServicesDocument {
+  readonly services: readonly ServiceEntry[]
+  readonly local: readonly LocalServiceEntry[]
+}
+
+/** A service of the mesh. */
+export interface ServiceEntry {
+  readonly name: string
+  readonly protocol: string
+  readonly virtualIps: readonly string[]
+  readonly endpoints: readonly EndpointEntry[]
+}
+
+/** One instance of a service. */
+export interface EndpointEntry {
+  readonly id: string
+  readonly node: string
+  /** Where its mesh listener takes mutual TLS, `ip:port`. */
+  readonly address: string
+  readonly health: 'passing' | 'warning' | 'critical'
+  readonly local: boolean
+}
+
+/** A service of this host. */
+export interface LocalServiceEntry {
+  readonly name: string
+  readonly id: string
+  /** Where the application listens, `ip:port`; null for a pure caller. */
+  readonly target: string | null
+  /** How its own connections are recognised, such as `cgroup system.slice/web.service`; null when never captured. */
+  readonly identity: string | null
+  readonly capturePort: number | null
+  readonly upstreams: readonly UpstreamEntry[]
+}
+
+/** A local port that leads to a service. */
+export interface UpstreamEntry {
+  readonly destination: string
+  /** `ip:port`; null when reached through capture only. */
+  readonly bind: string | null
+}
+
+/** `/v1/peers`: the tunnels to and from other hosts. */
+export interface PeersDocument {
+  readonly tunnels: readonly TunnelEntry[]
+}
+
+/** One mutual-TLS connection between two services of two hosts. */
+export interface TunnelEntry {
+  readonly source: string
+  readonly destination: string
+  /** `ip:port` of the other end. */
+  readonly peerAddress: string
+  /** SPIFFE ID that the peer proved; null until the handshake is done. */
+  readonly peerSpiffeId: string | null
+  readonly direction: 'outbound' | 'inbound'
+  readonly state: 'connecting' | 'open' | 'draining' | 'closed'
+  readonly streams: number
+  /** Null before the first answered ping, and for peers that are not hostmesh. */
+  readonly rttMs: number | null
+  readonly sentBytes: number
+  readonly receivedBytes: number
+  readonly openedAt: string
+}
+
+/** `/v1/connections`: the connections that are open now. */
+export interface ConnectionsDocument {
+  readonly connections: readonly ConnectionEntry[]
+  /** Open connections that are not listed because there are too many; 0 when all are. */
+  readonly omitted: number
+}
+
+/** One connection of an application. */
+export interface ConnectionEntry {
+  readonly id: string
+  readonly direction: 'outbound' | 'inbound'
+  readonly source: string
+  readonly destination: string
+  /** `ip:port` of the application that called, or of the peer it came through. */
+  readonly downstreamAddress: string
+  /** What the application asked for, `ip:port`; null when it used an upstream port. */
+  readonly originalDestination: string | null
+  /** The instance it was given to, `ip:port`; null until one is picked. */
+  readonly endpoint: string | null
+  readonly openedAt: string
+  readonly sentBytes: number
+  readonly receivedBytes: number
+  readonly state: 'connecting' | 'open' | 'halfClosed' | 'closing'
+}
+
+/** `/v1/certs`: the certificates in use. */
+export interface CertsDocument {
+  readonly trustDomain: string | null
+  readonly roots: readonly RootEntry[]
+  readonly leaves: readonly LeafEntry[]
+}
+
+/** A root that this host accepts. */
+export interface RootEntry {
+  /** SHA-256 of the certificate, upper-case hex with colons. */
+  readonly fingerprint: string
+  readonly notAfter: string
+}
+
+/** The certificate of a local service. */
+export interface LeafEntry {
+  readonly service: string
+  readonly spiffeId: string
+  readonly serialNumber: string
+  readonly notBefore: string
+  readonly notAfter: string
+}
+
+/** The body of every answer that is not 200. */
+export interface AdminError {
+  readonly error: { readonly code: string; readonly message: string }
+}
+
+/** Everything that is wrong with a host, each sentence with its subject; empty when it is well. */
+export function statusProblems(status: StatusDocument): readonly string[] {
+  const problems: string[] = []
+  if (status.draining) problems.push('The host is draining')
+  else if (!status.ready)
+    problems.push(`Not ready: waiting for ${status.awaited.join(', ') || 'the first snapshot'}`)
+  problems.push(...status.catalog.problems.map((problem) => `Catalog: ${problem}`))
+  problems.push(...status.certificates.problems.map((problem) => `Certificates: ${problem}`))
+  problems.push(...status.capture.problems.map((problem) => `Capture: ${problem}`))
+  if (status.capture.inSync === false && status.capture.problems.length === 0)
+    problems.push('Capture: the rules in the kernel are not the wanted ones')
+  for (const worker of status.workers) {
+    if (worker.state === 'stopped') problems.push(`Worker ${worker.id} is stopped`)
+  }
+  problems.push(...status.problems)
+  return problems
+}

@@ -1,0 +1,251 @@
+/**
+ * The Prometheus text of this host: joins the metric table with the values of the moment.
+ *
+ * The registry holds collectors, not values: nothing is kept twice, and the data plane never calls in
+ * here. One metric is rendered per turn of the event loop, so that a scrape of thousands of service
+ * pairs does not block the main thread in one piece; scrapes that arrive meanwhile share the answer.
+ */
+import { readdir } from 'node:fs/promises'
+import { type Metric, Registry } from 'prom-client'
+import {
+  type BucketCounts,
+  durationBucketsSeconds,
+  roundTripBucketsSeconds,
+  type TrafficLabels,
+  trafficFlags,
+} from './counters.ts'
+import { type MetricDefinition, type MetricKey, metrics } from './metrics.ts'
+import type { TrafficTotal, WorkerTotals } from './totals.ts'
+
+/** What the control plane knows at the moment of a scrape. */
+export interface HostReading {
+  readonly ready: boolean
+  readonly snapshotVersion: number
+  /** Wall clock; undefined before the first good answer. */
+  readonly catalogLastSuccessMs: number | undefined
+  /** Undefined while capture is off. */
+  readonly captureInSync: boolean | undefined
+  readonly certificates: readonly { readonly service: string; readonly notAfterMs: number }[]
+  readonly workersRunning: number
+  readonly workerRestarts: number
+  /** Longest delay of the main thread's event loop, from watchEventLoopLag. */
+  readonly eventLoopLagMs: number
+}
+
+/** Where the values come from. */
+export interface MetricsSource {
+  readonly version: string
+  readonly totals: WorkerTotals
+  /** Called once per scrape; must be quick and must not throw. */
+  host(): HostReading
+}
+
+/** Renders metrics. */
+export interface Exposition {
+  /** The content type to answer with. */
+  readonly contentType: string
+  /** The text of all metrics, as of now or of a scrape that is being answered now. */
+  metrics(): Promise<string>
+}
+
+type Labels = Readonly<Record<string, string>>
+
+interface Sample {
+  readonly value: number
+  readonly labels: Labels
+  /** For the `_bucket`, `_sum` and `_count` of a histogram. */
+  readonly metricName?: string
+}
+
+/** Everything read at the start of one scrape, so that its metrics agree with one another. */
+interface Reading {
+  readonly host: HostReading
+  readonly traffic: readonly TrafficTotal[]
+  readonly totals: WorkerTotals
+  readonly counters: ReturnType<WorkerTotals['counters']>
+  readonly gauges: ReturnType<WorkerTotals['gauges']>
+  readonly version: string
+}
+
+/** Builds the exposition of one daemon. */
+export function createExposition(source: MetricsSource): Exposition {
+  const registry = new Registry()
+  let reading: Reading | undefined
+  for (const key of metricKeys()) {
+    register(registry, metrics[key], () => (reading === undefined ? [] : collectors[key](reading)))
+  }
+  const names = metricKeys().map((key) => metrics[key].name)
+
+  const render = async (): Promise<string> => {
+    reading = read(source)
+    const parts: string[] = []
+    for (const name of names) {
+      parts.push(await registry.getSingleMetricAsString(name))
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+    return `${parts.join('\n')}\n`
+  }
+
+  let inFlight: Promise<string> | undefined
+  return {
+    contentType: registry.contentType,
+    metrics: () => {
+      inFlight ??= render().finally(() => {
+        inFlight = undefined
+      })
+      return inFlight
+    },
+  }
+}
+
+function metricKeys(): readonly MetricKey[] {
+  return Object.keys(metrics).filter((key): key is MetricKey => Object.hasOwn(metrics, key))
+}
+
+function read(source: MetricsSource): Reading {
+  return {
+    host: source.host(),
+    traffic: source.totals.traffic(),
+    totals: source.totals,
+    counters: source.totals.counters(),
+    gauges: source.totals.gauges(),
+    version: source.version,
+  }
+}
+
+function register(
+  registry: Registry,
+  definition: MetricDefinition,
+  collect: () => readonly Sample[] | Promise<readonly Sample[]>,
+): void {
+  const collector = {
+    name: definition.name,
+    help: definition.help,
+    type: definition.type,
+    get: async () => ({ ...definition, values: await collect() }),
+  }
+  // The registry only ever calls get() (prom-client 15.1.3, lib/registry.js); its types ask for one of
+  // its own classes, which would keep a second copy of every value.
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- see above
+  registry.registerMetric(collector as unknown as Metric)
+}
+
+const collectors: Record<
+  MetricKey,
+  (reading: Reading) => readonly Sample[] | Promise<readonly Sample[]>
+> = {
+  tcpOpened: (reading) => perPair(reading, (row) => row.opened),
+  tcpClosed: (reading) => reading.traffic.flatMap(closedSamples),
+  tcpActive: (reading) => perPair(reading, (row) => row.active),
+  tcpLost: (reading) => perPair(reading, (row) => row.lost),
+  tcpConnectFailures: (reading) => perPair(reading, (row) => row.connectFailures),
+  tcpSentBytes: (reading) => perPair(reading, (row) => row.sentBytes),
+  tcpReceivedBytes: (reading) => perPair(reading, (row) => row.receivedBytes),
+  tcpDuration: (reading) =>
+    reading.traffic.flatMap((row) =>
+      histogram(metrics.tcpDuration.name, pairLabels(row.labels), durationBucketsSeconds, {
+        buckets: row.durationBuckets,
+        seconds: row.durationSeconds,
+      }),
+    ),
+  acceptedConnections: (reading) => single(reading.counters.acceptedConnections),
+  captureRefused: (reading) => single(reading.counters.captureRefused),
+  overflow: (reading) => single(reading.counters.overflow),
+  protocolErrors: (reading) => single(reading.counters.protocolErrors),
+  tunnelHandshakes: (reading) => single(reading.counters.tunnelHandshakes),
+  tunnelHandshakeFailures: (reading) => single(reading.counters.tunnelHandshakeFailures),
+  tunnelSessionsActive: (reading) =>
+    single(sum(reading.gauges.map(({ gauges }) => gauges.tunnelSessionsActive))),
+  tunnelStreamsActive: (reading) =>
+    single(sum(reading.gauges.map(({ gauges }) => gauges.tunnelStreamsActive))),
+  tunnelStreamsOpened: (reading) => single(reading.counters.tunnelStreamsOpened),
+  tunnelStreamsReset: (reading) => single(reading.counters.tunnelStreamsReset),
+  tunnelRoundTrip: (reading) =>
+    histogram(
+      metrics.tunnelRoundTrip.name,
+      {},
+      roundTripBucketsSeconds,
+      reading.totals.roundTrips(),
+    ),
+  certificateExpiry: ({ host }) =>
+    host.certificates.map(({ service, notAfterMs }) => ({
+      value: notAfterMs / 1_000,
+      labels: { service },
+    })),
+  catalogLastSuccess: ({ host }) =>
+    host.catalogLastSuccessMs === undefined ? [] : single(host.catalogLastSuccessMs / 1_000),
+  snapshotVersion: ({ host }) => single(host.snapshotVersion),
+  captureRulesInSync: ({ host }) =>
+    host.captureInSync === undefined ? [] : single(Number(host.captureInSync)),
+  ready: ({ host }) => single(Number(host.ready)),
+  workers: ({ host }) => single(host.workersRunning),
+  workerRestarts: ({ host }) => single(host.workerRestarts),
+  eventLoopLag: ({ host, gauges }) => [
+    { value: host.eventLoopLagMs / 1_000, labels: { thread: 'main' } },
+    ...gauges.map((worker) => ({
+      value: worker.gauges.eventLoopDelayMs / 1_000,
+      labels: { thread: String(worker.worker) },
+    })),
+  ],
+  buildInfo: ({ version }) => [{ value: 1, labels: { version, node_version: process.version } }],
+  processCpu: () => {
+    const { user, system } = process.cpuUsage()
+    return single((user + system) / 1e6)
+  },
+  processResidentMemory: () => single(process.memoryUsage.rss()),
+  processHeap: () => single(process.memoryUsage().heapUsed),
+  processOpenFiles: async () => {
+    const names = await readdir('/proc/self/fd').catch(() => undefined)
+    // One more than are open otherwise: the directory itself, while it is read.
+    return names === undefined ? [] : single(names.length - 1)
+  },
+  processStart: () => single(performance.timeOrigin / 1_000),
+}
+
+function single(value: number): readonly Sample[] {
+  return [{ value, labels: {} }]
+}
+
+function sum(values: readonly number[]): number {
+  return values.reduce((total, value) => total + value, 0)
+}
+
+function pairLabels(labels: TrafficLabels): Labels {
+  return {
+    reporter: labels.reporter,
+    source_service: labels.source,
+    destination_service: labels.destination,
+  }
+}
+
+function perPair(reading: Reading, valueOf: (row: TrafficTotal) => number): readonly Sample[] {
+  return reading.traffic.map((row) => ({ value: valueOf(row), labels: pairLabels(row.labels) }))
+}
+
+/** The flag `-` always, the others once they have happened: a pair has 13 endings and sees two or three. */
+function closedSamples(row: TrafficTotal): readonly Sample[] {
+  const labels = pairLabels(row.labels)
+  return trafficFlags.flatMap((flag, index) => {
+    const value = row.closedByFlag[index] ?? 0
+    if (value === 0 && flag !== '-') return []
+    return [{ value, labels: { ...labels, response_flags: flag } }]
+  })
+}
+
+function histogram(
+  name: string,
+  labels: Labels,
+  bounds: readonly number[],
+  counts: BucketCounts,
+): readonly Sample[] {
+  const samples: Sample[] = []
+  let cumulative = 0
+  counts.buckets.forEach((count, index) => {
+    cumulative += count
+    const le = index < bounds.length ? String(bounds[index]) : '+Inf'
+    samples.push({ metricName: `${name}_bucket`, value: cumulative, labels: { ...labels, le } })
+  })
+  samples.push({ metricName: `${name}_sum`, value: counts.seconds, labels })
+  samples.push({ metricName: `${name}_count`, value: cumulative, labels })
+  return samples
+}

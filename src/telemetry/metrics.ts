@@ -1,0 +1,222 @@
+/**
+ * Every metric that a host exports: name, type, meaning and labels, in one table.
+ *
+ * docs/metrics.md lists the same (a test compares them); `exposition.ts` gives the values. Names are
+ * `hostmesh_<noun>_<unit>[_total]` in base units. Labels are bounded: service names (a fixed number of pairs,
+ * then `other`), response flags, threads; never an address, a path or anything else that a peer chooses.
+ */
+
+/** One metric. */
+export interface MetricDefinition {
+  readonly name: string
+  readonly type: 'counter' | 'gauge' | 'histogram'
+  readonly help: string
+  readonly labels: readonly string[]
+}
+
+const pair = ['reporter', 'source_service', 'destination_service'] as const
+
+/** All metrics, by the name the code uses. */
+export const metrics = {
+  tcpOpened: {
+    name: 'hostmesh_tcp_connections_opened_total',
+    type: 'counter',
+    help: 'Connections accepted, by service pair',
+    labels: pair,
+  },
+  tcpClosed: {
+    name: 'hostmesh_tcp_connections_closed_total',
+    type: 'counter',
+    help: 'Connections ended, by service pair and response flag',
+    labels: [...pair, 'response_flags'],
+  },
+  tcpActive: {
+    name: 'hostmesh_tcp_connections_active',
+    type: 'gauge',
+    help: 'Connections open now, by service pair',
+    labels: pair,
+  },
+  tcpLost: {
+    name: 'hostmesh_tcp_connections_lost_total',
+    type: 'counter',
+    help: 'Connections that were open when their worker crashed',
+    labels: pair,
+  },
+  tcpConnectFailures: {
+    name: 'hostmesh_tcp_connect_failures_total',
+    type: 'counter',
+    help: 'Failed tries to reach an instance; the connection may have succeeded on another',
+    labels: pair,
+  },
+  tcpSentBytes: {
+    name: 'hostmesh_tcp_sent_bytes_total',
+    type: 'counter',
+    help: 'Bytes towards the destination service',
+    labels: pair,
+  },
+  tcpReceivedBytes: {
+    name: 'hostmesh_tcp_received_bytes_total',
+    type: 'counter',
+    help: 'Bytes from the destination service',
+    labels: pair,
+  },
+  tcpDuration: {
+    name: 'hostmesh_tcp_connection_duration_seconds',
+    type: 'histogram',
+    help: 'How long ended connections were open',
+    labels: pair,
+  },
+  acceptedConnections: {
+    name: 'hostmesh_accepted_connections_total',
+    type: 'counter',
+    help: 'TCP connections accepted on any data-plane port, before anything is known of them',
+    labels: [],
+  },
+  captureRefused: {
+    name: 'hostmesh_capture_refused_total',
+    type: 'counter',
+    help: 'Connections refused because their original destination is a port of hostmesh itself',
+    labels: [],
+  },
+  overflow: {
+    name: 'hostmesh_overflow_total',
+    type: 'counter',
+    help: 'Connections and streams refused because a limit of this host was reached',
+    labels: [],
+  },
+  protocolErrors: {
+    name: 'hostmesh_tunnel_protocol_errors_total',
+    type: 'counter',
+    help: 'Tunnel sessions closed because the peer broke the protocol',
+    labels: [],
+  },
+  tunnelHandshakes: {
+    name: 'hostmesh_tunnel_handshakes_total',
+    type: 'counter',
+    help: 'TLS handshakes with peers that succeeded, in both directions',
+    labels: [],
+  },
+  tunnelHandshakeFailures: {
+    name: 'hostmesh_tunnel_handshake_failures_total',
+    type: 'counter',
+    help: 'TLS handshakes with peers that failed, in both directions',
+    labels: [],
+  },
+  tunnelSessionsActive: {
+    name: 'hostmesh_tunnel_sessions_active',
+    type: 'gauge',
+    help: 'Tunnel sessions open now',
+    labels: [],
+  },
+  tunnelStreamsActive: {
+    name: 'hostmesh_tunnel_streams_active',
+    type: 'gauge',
+    help: 'Tunnel streams open now',
+    labels: [],
+  },
+  tunnelStreamsOpened: {
+    name: 'hostmesh_tunnel_streams_opened_total',
+    type: 'counter',
+    help: 'Tunnel streams opened, in both directions',
+    labels: [],
+  },
+  tunnelStreamsReset: {
+    name: 'hostmesh_tunnel_streams_reset_total',
+    type: 'counter',
+    help: 'Tunnel streams that ended by a reset, from either side',
+    labels: [],
+  },
+  tunnelRoundTrip: {
+    name: 'hostmesh_tunnel_rtt_seconds',
+    type: 'histogram',
+    help: 'Round trips of keepalive pings to peers',
+    labels: [],
+  },
+  certificateExpiry: {
+    name: 'hostmesh_certificate_expiry_timestamp_seconds',
+    type: 'gauge',
+    help: 'When the certificate in use for a local service ends, seconds since the epoch',
+    labels: ['service'],
+  },
+  catalogLastSuccess: {
+    name: 'hostmesh_catalog_last_success_timestamp_seconds',
+    type: 'gauge',
+    help: 'When the catalog last gave a good answer, seconds since the epoch; absent before the first',
+    labels: [],
+  },
+  snapshotVersion: {
+    name: 'hostmesh_snapshot_version',
+    type: 'gauge',
+    help: 'Version of the snapshot that this host acts on; 0 before the first',
+    labels: [],
+  },
+  captureRulesInSync: {
+    name: 'hostmesh_capture_rules_in_sync',
+    type: 'gauge',
+    help: '1 when the capture rules in the kernel are the wanted ones, else 0; absent while capture is off',
+    labels: [],
+  },
+  ready: {
+    name: 'hostmesh_ready',
+    type: 'gauge',
+    help: '1 when this host takes traffic, else 0 (starting or draining)',
+    labels: [],
+  },
+  workers: {
+    name: 'hostmesh_workers',
+    type: 'gauge',
+    help: 'Data-plane workers that are running',
+    labels: [],
+  },
+  workerRestarts: {
+    name: 'hostmesh_worker_restarts_total',
+    type: 'counter',
+    help: 'Data-plane workers replaced after a crash',
+    labels: [],
+  },
+  eventLoopLag: {
+    name: 'hostmesh_event_loop_lag_seconds',
+    type: 'gauge',
+    help: 'Longest delay of the event loop in the last 15 s; main, or the number of a data-plane worker',
+    labels: ['thread'],
+  },
+  buildInfo: {
+    name: 'hostmesh_build_info',
+    type: 'gauge',
+    help: '1; the labels say what runs',
+    labels: ['version', 'node_version'],
+  },
+  processCpu: {
+    name: 'hostmesh_process_cpu_seconds_total',
+    type: 'counter',
+    help: 'CPU time of the whole process, user and system',
+    labels: [],
+  },
+  processResidentMemory: {
+    name: 'hostmesh_process_resident_memory_bytes',
+    type: 'gauge',
+    help: 'Resident memory of the whole process',
+    labels: [],
+  },
+  processHeap: {
+    name: 'hostmesh_process_heap_used_bytes',
+    type: 'gauge',
+    help: "JavaScript heap in use in the main thread; workers' heaps are not in it",
+    labels: [],
+  },
+  processOpenFiles: {
+    name: 'hostmesh_process_open_fds',
+    type: 'gauge',
+    help: 'Open file descriptors of the process',
+    labels: [],
+  },
+  processStart: {
+    name: 'hostmesh_process_start_time_seconds',
+    type: 'gauge',
+    help: 'When the process started, seconds since the epoch',
+    labels: [],
+  },
+} as const satisfies Record<string, MetricDefinition>
+
+/** What the code calls a metric. */
+export type MetricKey = keyof typeof metrics

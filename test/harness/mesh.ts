@@ -1,0 +1,264 @@
+/**
+ * A whole mesh on one machine, for tests and the demo: hosts, services as real processes, real daemons.
+ *
+ * ```ts
+ * await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
+ * const web = await mesh.host('a').service('web').start()
+ * await mesh.host('b').service('db', { listens: 5432 }).start(echo)
+ * await mesh.allow('web', 'db')
+ * await mesh.up()
+ * const answer = await web.call('db')
+ * ```
+ *
+ * Disposal is part of every test: it checks that each live daemon has no connection left, ends with code 0,
+ * has taken its rules back and logged nothing unhandled, and that no process stays behind.
+ */
+
+import { rmdirSync, rmSync } from 'node:fs'
+import { mkdir, mkdtemp, readFile, rm, rmdir } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { ConfigInput } from '../../src/config/schema.ts'
+import { CONSUL_HOST, Consul } from './consul.ts'
+import { eventually } from './eventually.ts'
+import { FileCatalog } from './file-catalog.ts'
+import { Host } from './host.ts'
+import { Network } from './network.ts'
+import { onEarlyExit } from './owned-process.ts'
+import type { Instance, TestCatalog } from './test-catalog.ts'
+import { WireCapture } from './wire-capture.ts'
+
+/** What a mesh is started with. */
+export interface MeshOptions {
+  readonly hosts: readonly string[]
+  readonly catalog: 'file' | 'consul'
+  /** Whether the daemons divert connections; on unless given. */
+  readonly capture?: 'on' | 'off'
+  readonly workers?: number
+  /** Sections that replace the harness's own in every host's configuration. */
+  readonly config?: Partial<ConfigInput>
+}
+
+/** Where a call goes: a virtual address, and the port that the service's application listens on. */
+export interface VirtualAddress {
+  readonly ip: string
+  readonly port: number
+}
+
+/** Builds the network and the catalog. Daemons are started by {@link Mesh.up}. */
+export async function startMesh(
+  options: MeshOptions & { catalog: 'file' },
+): Promise<Mesh<FileCatalog>>
+export async function startMesh(options: MeshOptions & { catalog: 'consul' }): Promise<Mesh<Consul>>
+export async function startMesh(options: MeshOptions): Promise<Mesh>
+export async function startMesh(options: MeshOptions): Promise<Mesh> {
+  await using undo = new AsyncDisposableStack()
+  const folder = await mkdtemp(join(tmpdir(), 'hmt-mesh-'))
+  undo.defer(() => rm(folder, { recursive: true, force: true }))
+  undo.defer(onEarlyExit(() => rmSync(folder, { recursive: true, force: true })))
+  const { hosts } = options
+  const isConsul = options.catalog === 'consul'
+  const network = undo.use(await Network.create(isConsul ? [...hosts, CONSUL_HOST] : hosts))
+  const catalog: TestCatalog = undo.use(
+    isConsul ? await Consul.create(folder, network, hosts) : await FileCatalog.create(folder),
+  )
+  return new Mesh({ options, folder, network, catalog, undo: undo.move() })
+}
+
+interface MeshParts<C extends TestCatalog> {
+  readonly options: MeshOptions
+  readonly folder: string
+  readonly network: Network
+  readonly catalog: C
+  readonly undo: AsyncDisposableStack
+}
+
+/** A running mesh. Disposing it ends everything and checks that it ended well. */
+export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposable {
+  readonly options: MeshOptions
+  /** A folder of this mesh alone, removed with it. */
+  readonly folder: string
+  readonly network: Network
+  readonly catalog: C
+  /** Parent of the cgroups of services that are known by theirs. */
+  readonly cgroupName: string
+  private readonly hosts: ReadonlyMap<string, Host>
+  private readonly undo: AsyncDisposableStack
+  private readonly processes = new AsyncDisposableStack()
+  private readonly instances = new Map<string, Instance>()
+  private readonly rulesBefore = new Map<Host, string>()
+
+  constructor(parts: MeshParts<C>) {
+    const { options, folder, network, catalog, undo } = parts
+    this.options = options
+    this.folder = folder
+    this.network = network
+    this.catalog = catalog
+    this.undo = undo
+    this.cgroupName = network.wire.name
+    this.hosts = new Map(
+      options.hosts.map((name) => [name, new Host(this, name, network.host(name))]),
+    )
+  }
+
+  host(name: string): Host {
+    const host = this.hosts.get(name)
+    if (host === undefined) throw new Error(`No host '${name}' in this mesh`)
+    return host
+  }
+
+  /** Lets one service reach another; `*` is any. Takes effect within moments: see eventually(). */
+  async allow(source: string, destination: string): Promise<void> {
+    await this.catalog.setIntention(source, destination, 'allow')
+  }
+
+  /** Denies one pair. What nothing is said about is denied anyhow. */
+  async deny(source: string, destination: string): Promise<void> {
+    await this.catalog.setIntention(source, destination, 'deny')
+  }
+
+  /** Starts the daemons that are not running, and waits until all of them know all instances. */
+  async up(): Promise<void> {
+    await Promise.all(
+      [...this.hosts.values()]
+        .filter(({ daemon }) => !daemon.isRunning)
+        .map(async (host) => {
+          if (!this.rulesBefore.has(host)) this.rulesBefore.set(host, await host.namespace.rules())
+          await host.prepare()
+          await host.daemon.start()
+        }),
+    )
+    await this.settled()
+  }
+
+  /** Waits until every live daemon knows exactly the instances that are in the catalog, all healthy. */
+  async settled(): Promise<void> {
+    await eventually(
+      async () => {
+        for (const host of this.hosts.values())
+          if (host.daemon.isRunning) await this.assertKnown(host)
+      },
+      { withinMs: 20_000 },
+    )
+  }
+
+  /** Where processes of `from` reach a service. */
+  async virtualAddress(service: string, from: Host, family: 4 | 6 = 4): Promise<VirtualAddress> {
+    const { services } = await from.daemon.services()
+    const ips = services.find(({ name }) => name === service)?.virtualIps ?? []
+    const ip = ips.find((candidate) => candidate.includes(':') === (family === 6))
+    if (ip === undefined)
+      throw new Error(`${from.name} knows no IPv${family} virtual address of '${service}'`)
+    const port = [...this.instances.values()].find((one) => one.service === service)?.port
+    return { ip, port: port ?? 80 }
+  }
+
+  /** Starts to record what crosses the wire between the hosts; stopped with the mesh at the latest. */
+  async listenOnWire(): Promise<WireCapture> {
+    const capture = await WireCapture.start(this.network.wire)
+    this.own(capture)
+    return capture
+  }
+
+  /** Ends `resource` before the daemons when the mesh ends. */
+  own(resource: AsyncDisposable): void {
+    this.processes.use(resource)
+  }
+
+  /** An instance that daemons are expected to know; see {@link settled}. */
+  joined(instance: Instance): void {
+    this.instances.set(`${instance.host}/${instance.id}`, instance)
+  }
+
+  /** The opposite of {@link joined}. */
+  left(instance: Instance): void {
+    this.instances.delete(`${instance.host}/${instance.id}`)
+  }
+
+  /** Makes a cgroup below this mesh's own and returns its folder. */
+  async makeCgroup(path: string | undefined): Promise<string | undefined> {
+    if (path === undefined) return undefined
+    const root = await cgroupRoot()
+    const parent = join(root, this.cgroupName)
+    await mkdir(join(root, path), { recursive: true })
+    this.undo.defer(onEarlyExit(() => rmdirSync(parent)))
+    this.undo.defer(async () => {
+      await rmdir(join(root, path)).catch(() => undefined)
+      await rmdir(parent).catch(() => undefined)
+    })
+    return join(root, path)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await using undo = this.undo
+    // Disposed in reverse: services first, then daemons with their checks, then what they stand on.
+    undo.defer(() => this.assertNothingLeft())
+    for (const host of this.hosts.values()) {
+      undo.defer(async () => {
+        const wasRunning = host.daemon.isRunning
+        await host.daemon[Symbol.asyncDispose]()
+        if (wasRunning) await this.assertRulesGone(host)
+      })
+    }
+    undo.use(this.processes)
+  }
+
+  /** @throws when the rules of a host are not those from before its daemon was first started. */
+  async assertRulesGone(host: Host): Promise<void> {
+    const before = this.rulesBefore.get(host) ?? ''
+    const after = await host.namespace.rules()
+    if (after !== before)
+      throw new Error(`Rules left on ${host.name}:\n${after}\nbefore its daemon:\n${before}`)
+  }
+
+  private async assertKnown(host: Host): Promise<void> {
+    const { services } = await host.daemon.services()
+    const expected = Map.groupBy(this.instances.values(), ({ service }) => service)
+    const names = new Set([...expected.keys(), ...services.map(({ name }) => name)])
+    for (const name of names) {
+      const known = services.find((service) => service.name === name)?.endpoints ?? []
+      const wanted = (expected.get(name) ?? []).map((instance) => instance.host).toSorted()
+      const healthy = known
+        .filter(({ health }) => health === 'passing')
+        .map(({ node }) => node)
+        .toSorted()
+      if (wanted.join() !== healthy.join())
+        throw new Error(
+          `${host.name} knows ${name} on [${healthy.join()}], the catalog says [${wanted.join()}]`,
+        )
+    }
+  }
+
+  private async assertNothingLeft(): Promise<void> {
+    for (const host of this.hosts.values()) {
+      const pids = await eventually(async () => {
+        const left = await host.namespace.pids()
+        const foreign = this.options.catalog === 'consul' ? await withoutConsul(left) : left
+        if (foreign.length > 0) throw new Error(`still there: ${foreign.join()}`)
+        return foreign
+      }).catch(async (cause: unknown) => {
+        for (const pid of await host.namespace.pids()) process.kill(pid, 'SIGKILL')
+        throw new Error(`Processes left on ${host.name}`, { cause })
+      })
+      if (pids.length > 0) throw new Error('unreachable')
+    }
+  }
+}
+
+/** The agents are stopped after this check, with the catalog. */
+async function withoutConsul(pids: readonly number[]): Promise<readonly number[]> {
+  const names = await Promise.all(
+    pids.map((pid) => readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '')),
+  )
+  return pids.filter((_, index) => names[index] !== '' && names[index]?.trim() !== 'consul')
+}
+
+async function cgroupRoot(): Promise<string> {
+  const mounts = await readFile('/proc/mounts', 'utf8')
+  const folder = mounts
+    .split('\n')
+    .map((line) => line.split(' '))
+    .find(([, , kind]) => kind === 'cgroup2')?.[1]
+  if (folder === undefined) throw new Error('No cgroup v2 tree is mounted on this machine')
+  return folder
+}

@@ -1,0 +1,123 @@
+/**
+ * Claims about what is registered, what is left alone, and what is taken back.
+ */
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import {
+  type AgentService,
+  decodeAgentServices,
+} from '../../src/controlplane/catalog/consul/decode.ts'
+import { planRegistration } from '../../src/controlplane/catalog/consul/registration-plan.ts'
+import type { LocalService } from '../../src/model/service.ts'
+
+function local(name: string, id: string = name, port: number | undefined = 5_432): LocalService {
+  return {
+    name,
+    id,
+    target: port === undefined ? undefined : { ip: '127.0.0.1', port },
+    selector: undefined,
+    capturePort: undefined,
+    upstreams: [],
+  }
+}
+
+const operatorsDb = { db: { ID: 'db', Service: 'db', Port: 5_432, Meta: {} } }
+
+/** The agent's view after a plan was carried out on `before`. */
+function after(
+  desired: readonly LocalService[],
+  before: Record<string, unknown> = {},
+): ReadonlyMap<string, AgentService> {
+  const plan = planRegistration(desired, 15_443, decodeAgentServices(before))
+  const body: Record<string, unknown> = { ...before }
+  for (const plain of plan.plain)
+    body[plain.id] = { Service: plain.name, Port: plain.port, Meta: plain.meta }
+  for (const proxy of plan.proxies) body[proxy.ID] = { ...proxy, Service: proxy.Name }
+  return decodeAgentServices(body)
+}
+
+test('from nothing, the plain service and its proxy are registered', () => {
+  const plan = planRegistration([local('db')], 15_443, new Map())
+  assert.deepEqual(
+    plan.plain.map((plain) => [plain.name, plain.id, plain.port, plain.checkAddress]),
+    [['db', 'db', 5_432, '127.0.0.1:5432']],
+  )
+  assert.equal(plan.proxies[0]?.ID, 'db-hostmesh')
+  assert.equal(plan.proxies[0]?.Name, 'db-hostmesh')
+  assert.equal(plan.proxies[0]?.Port, 15_443)
+  assert.deepEqual(plan.proxies[0]?.Proxy, {
+    DestinationServiceName: 'db',
+    DestinationServiceID: 'db',
+    LocalServiceAddress: '127.0.0.1',
+    LocalServicePort: 5_432,
+  })
+  assert.deepEqual(
+    plan.proxies[0]?.Checks.map((check) => check['AliasService'] ?? check['TTL']),
+    ['db', '30s'],
+  )
+})
+
+test('a plan that was carried out leaves nothing to do', () => {
+  const desired = [local('db'), local('web', 'web-2', 80)]
+  const plan = planRegistration(desired, 15_443, after(desired))
+  assert.deepEqual(plan, { plain: [], proxies: [], remove: [], problems: [] })
+})
+
+test('a service without a target is not registered', () => {
+  const plan = planRegistration([{ ...local('job'), target: undefined }], 15_443, new Map())
+  assert.deepEqual([plan.plain, plan.proxies], [[], []])
+})
+
+test("the operator's plain service is left alone, at first and at the end", () => {
+  const plan = planRegistration([local('db')], 15_443, decodeAgentServices(operatorsDb))
+  assert.deepEqual(plan.plain, [])
+  assert.equal(plan.proxies.length, 1)
+  assert.deepEqual(planRegistration([], 15_443, after([local('db')], operatorsDb)).remove, [
+    'db-hostmesh',
+  ])
+})
+
+test('what we registered is taken back, proxy first', () => {
+  assert.deepEqual(planRegistration([], 15_443, after([local('db')])).remove, ['db-hostmesh', 'db'])
+})
+
+test('what a crashed daemon left behind is taken back when it is no longer wanted', () => {
+  const left = after([local('db'), local('web', 'web', 80)])
+  assert.deepEqual(planRegistration([local('web', 'web', 80)], 15_443, left).remove, [
+    'db-hostmesh',
+    'db',
+  ])
+})
+
+test('what belongs to a daemon on another tunnel port is left alone', () => {
+  assert.deepEqual(planRegistration([], 15_444, after([local('db')])).remove, [])
+})
+
+test('a changed port is registered anew', () => {
+  const plan = planRegistration([local('db', 'db', 6_000)], 15_443, after([local('db')]))
+  assert.equal(plan.plain[0]?.port, 6_000)
+  assert.equal(plan.proxies[0]?.Proxy.LocalServicePort, 6_000)
+})
+
+test('a foreign service under the ID of ours is a problem and stays as it is', () => {
+  const foreign = decodeAgentServices({ db: { Service: 'mongo', Port: 1 } })
+  const plan = planRegistration([local('db')], 15_443, foreign)
+  assert.deepEqual([plan.plain, plan.proxies, plan.remove], [[], [], []])
+  assert.match(plan.problems[0] ?? '', /"db" as service mongo/)
+})
+
+test('a foreign service under the ID of the proxy is a problem and stays as it is', () => {
+  const foreign = decodeAgentServices({
+    ...operatorsDb,
+    'db-hostmesh': { Service: 'x', Port: 1, Meta: {} },
+  })
+  const plan = planRegistration([local('db')], 15_443, foreign)
+  assert.deepEqual([plan.plain, plan.proxies, plan.remove], [[], [], []])
+  assert.equal(plan.problems.length, 1)
+})
+
+test("the operator's own ID for the same process is pointed out", () => {
+  const present = decodeAgentServices({ 'db-1': { Service: 'db', Port: 5_432 } })
+  const plan = planRegistration([local('db')], 15_443, present)
+  assert.match(plan.problems[0] ?? '', /set `id: db-1`/)
+})
