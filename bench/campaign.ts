@@ -3,12 +3,12 @@
  * after the other in each, so that whatever else the machine does meets all of them alike, and takes
  * everything down again. A subject that fails does not stop the others.
  */
-import { chmod, mkdtemp, open, rm, writeFile } from 'node:fs/promises'
+import { chmod, mkdtemp, open, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describeError } from '../src/lib/errors.ts'
 import { describeEnvironment, environmentLines } from './environment.ts'
-import { WRK_SCRIPT } from './load/wrk.ts'
+import { writeWrkScripts } from './load/wrk.ts'
 import { type Sample, toRows } from './measure/statistics.ts'
 import type { RunOptions } from './options.ts'
 import { Progress } from './progress.ts'
@@ -47,16 +47,14 @@ export async function runCampaign(options: RunOptions, signal: AbortSignal): Pro
 async function createRunFiles(options: RunOptions, owned: AsyncDisposableStack): Promise<RunFiles> {
   const directory = await mkdtemp(join(tmpdir(), 'hostmesh-bench-'))
   owned.defer(() => rm(directory, { recursive: true, force: true }))
-  // The load of the captured subject is not root and must find wrk's script.
+  // The load of the captured subject is not root and must find wrk's scripts.
   await chmod(directory, 0o755)
-  const wrkScript = join(directory, 'report.lua')
-  await writeFile(wrkScript, WRK_SCRIPT)
+  await writeWrkScripts(directory)
   const bulkFile = join(directory, 'bulk')
   await writeBulkFile(bulkFile)
   return {
     directory,
     bulkFile,
-    wrkScript,
     certificates: await createPeerCertificates(directory),
     profileDirectory: options.profileDirectory,
   }

@@ -54,6 +54,11 @@ const steps: readonly Step[] = [
     hint: 'npm run docs writes the generated parts; the rest is prose to mend',
   },
   {
+    name: 'configuration',
+    command: [...node, 'scripts/config-docs.ts'],
+    hint: 'npm run docs renews the key table of docs/configuration.md',
+  },
+  {
     name: 'dependencies',
     command: [...node, 'scripts/check-dependencies.ts'],
     hint: 'npm run docs refreshes docs/dependencies.txt; a new dependency needs its reason in docs/decisions/',

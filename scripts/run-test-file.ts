@@ -88,8 +88,13 @@ async function runProcess(file: string, reportPath: string, limitMs: number): Pr
       `--test-reporter-destination=${reportPath}`,
       file,
     ],
-    // A group of its own, so that the limit and the leak check reach the processes it started.
-    { detached: true, stdio: ['ignore', 'pipe', 'pipe'] },
+    {
+      // A group of its own, so that the limit and the leak check reach the processes it started.
+      detached: true,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      // Set when we run under `node --test` ourselves; it would silence the reporter.
+      env: { ...process.env, NODE_TEST_CONTEXT: undefined },
+    },
   )
   running.add(child)
   let output = ''

@@ -182,6 +182,7 @@ want_for_demo() {
   want setpriv util-linux
   want openssl openssl
   want curl curl
+  want sysctl procps
 }
 
 # Sets $packages (Debian packages to install) and $needs_{npm,consul,envoy} (1 or empty).
@@ -230,8 +231,19 @@ step_pid=''
 wrote_policy_rc=''
 
 clean_up() {
-  if [ -n "$step_pid" ]; then kill "$step_pid" 2>/dev/null || true; fi
   if [ -n "$wrote_policy_rc" ]; then rm -f "$policy_rc"; fi
+}
+
+# A package manager that is cut off leaves the machine half configured, so a signal ends the set-up
+# after the running step; a second one ends it at once.
+stop_after_step() {
+  # shellcheck disable=SC2064 # the code of the first signal
+  trap "exit $1" INT TERM HUP
+  if [ -n "$step_pid" ]; then
+    say 'Stopping after this step; once more to leave it alone at once' >&2
+    while kill -0 "$step_pid" 2>/dev/null; do sleep 0.2; done
+  fi
+  exit "$1"
 }
 
 # run_step TITLE NEXT COMMAND...: runs COMMAND with its output in a log, showing that time passes.
@@ -416,8 +428,8 @@ if [ -n "$needs_npm$packages$needs_consul$needs_envoy" ]; then
     if [ -n "$part" ]; then step_count=$((step_count + 1)); fi
   done
   trap clean_up EXIT
-  trap 'exit 130' INT
-  trap 'exit 143' TERM HUP
+  trap 'stop_after_step 130' INT
+  trap 'stop_after_step 143' TERM HUP
 
   if [ -n "$needs_npm" ]; then
     run_step 'npm packages and the pinned Node' \

@@ -15,9 +15,9 @@ import { requireTool } from './tools.ts'
 
 /** What all stages of a run share. */
 export interface RunFiles {
+  /** Readable by everybody: holds wrk's scripts, and a directory for each stage. */
   readonly directory: string
   readonly bulkFile: string
-  readonly wrkScript: string
   readonly certificates: PeerCertificates
   readonly profileDirectory: string | undefined
 }

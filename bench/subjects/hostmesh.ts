@@ -76,7 +76,7 @@ function hostmesh(name: SubjectName, variant: Variant): Subject {
           join(site.directory, `hop-${side}.yaml`),
           JSON.stringify(daemonConfig(site, side, variant, { catalog, leaves: leaves[side] })),
         )
-        startHop(site, hops, side, [...profiling(site), ...[EXECUTABLE, 'run', '--config', config]])
+        startHop(site, hops, side, [...profiling(site), EXECUTABLE, 'run', '--config', config])
       }
     },
   }

@@ -16,6 +16,10 @@ import { servicesCommand } from './services.ts'
 import { statusCommand } from './status.ts'
 import { versionCommand } from './version.ts'
 
+const DAEMON_GROUP = 'The daemon of this host:'
+const ASK_GROUP = 'What the daemon says:'
+const OTHER_GROUP = 'Without a daemon:'
+
 const EXIT_CODE_HELP = `
 Exit codes: 0 ok; 1 failed, or not well; 2 wrong usage or configuration; 3 no daemon answers;
 4 not found; 5 permission denied.`
@@ -37,19 +41,19 @@ export async function buildProgram(words: readonly string[] = []): Promise<Comma
     .exitOverride()
 
   const cheap = [
-    statusCommand(),
-    servicesCommand(),
-    peersCommand(),
-    connectionsCommand(),
-    certsCommand(),
-    versionCommand(),
-    runCommand(),
+    runCommand().helpGroup(DAEMON_GROUP),
+    ...[
+      statusCommand(),
+      servicesCommand(),
+      peersCommand(),
+      connectionsCommand(),
+      certsCommand(),
+    ].map((command) => command.helpGroup(ASK_GROUP)),
+    versionCommand().helpGroup(OTHER_GROUP),
   ]
-  program.commandsGroup('The daemon of this host:')
   for (const command of cheap) mount(program, command)
   if (!cheap.some((command) => command.name() === words[0])) {
-    program.commandsGroup('Without a daemon:')
-    for (const command of await loadGroups()) mount(program, command)
+    for (const command of await loadGroups()) mount(program, command.helpGroup(OTHER_GROUP))
   }
   return program
 }

@@ -71,6 +71,14 @@ const DEADLINES_MS = { view: 10_000, reader: 30_000 } as const
 /** How long a probe of a socket file may take; a live daemon accepts at once. */
 const PROBE_MS = 2_000
 
+const STATUS_BY_CODE: Readonly<Record<string, number>> = {
+  HM_ADMIN_PATH_NOT_FOUND: 404,
+  HM_ADMIN_METHOD_REFUSED: 405,
+  HM_ADMIN_BODY_REFUSED: 400,
+  HM_ADMIN_BUSY: 503,
+  HM_ADMIN_VIEW_TIMEOUT: 504,
+}
+
 const JSON_TYPE = 'application/json; charset=utf-8'
 const METRICS_TYPE = 'text/plain; version=0.0.4; charset=utf-8'
 
@@ -175,53 +183,31 @@ class Answers {
   }
 
   async answer(routes: Routes, request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const path = (request.url ?? '').split('?', 1)[0] ?? ''
-    const route = routes.get(path)
-    const hasBody =
-      request.headers['transfer-encoding'] !== undefined ||
-      Number(request.headers['content-length'] ?? 0) !== 0
-    if (hasBody) response.shouldKeepAlive = false
-    if (route === undefined)
-      return refuse(response, 404, 'HM_ADMIN_PATH_NOT_FOUND', 'No such path in the admin API')
-    if (request.method !== 'GET') {
-      response.setHeader('allow', 'GET')
-      return refuse(
-        response,
-        405,
-        'HM_ADMIN_METHOD_REFUSED',
-        'The admin API only reads: use the method GET',
-      )
+    // Whatever follows on a connection that sent a body we do not read is not a request.
+    if (hasBody(request)) response.shouldKeepAlive = false
+    try {
+      const route = this.admit(routes, request)
+      this.send(response, route, await this.make(route))
+    } catch (error) {
+      this.refuse(response, request, error)
     }
-    if (hasBody)
-      return refuse(response, 400, 'HM_ADMIN_BODY_REFUSED', 'A GET request must not have a body')
-    if (this.unfetchedBytes >= MAX_UNFETCHED_BYTES) {
-      response.setHeader('retry-after', '5')
-      return refuse(
-        response,
-        503,
+  }
+
+  /** The route that is asked for. */
+  private admit(routes: Routes, request: IncomingMessage): Route {
+    const route = routes.get((request.url ?? '').split('?', 1)[0] ?? '')
+    if (route === undefined)
+      throw new MeshError('HM_ADMIN_PATH_NOT_FOUND', 'The admin API has no such path')
+    if (request.method !== 'GET')
+      throw new MeshError('HM_ADMIN_METHOD_REFUSED', 'The admin API only reads: use the method GET')
+    if (hasBody(request))
+      throw new MeshError('HM_ADMIN_BODY_REFUSED', 'The admin API takes no request with a body')
+    if (this.unfetchedBytes >= MAX_UNFETCHED_BYTES)
+      throw new MeshError(
         'HM_ADMIN_BUSY',
         'Cannot answer now: too many answers wait for slow readers',
       )
-    }
-    let body: Body
-    try {
-      body = await this.make(route)
-    } catch (error) {
-      this.log.warn('Admin document failed', { path, error: describeError(error) })
-      // Only our own sentences go out: those of the runtime may quote what they choked on.
-      const message =
-        error instanceof MeshError
-          ? error.message
-          : 'Cannot make this document; the reason is in the log'
-      const status = errorCode(error) === 'HM_ADMIN_VIEW_TIMEOUT' ? 504 : 500
-      return refuse(
-        response,
-        status,
-        error instanceof MeshError ? error.code : 'HM_INTERNAL',
-        message,
-      )
-    }
-    await this.send(response, route, body)
+    return route
   }
 
   /** The body of a route; made once for all who ask while it is being made. */
@@ -239,7 +225,7 @@ class Answers {
     return { bytes: Buffer.from(text), readers: 0 }
   }
 
-  private async send(response: ServerResponse, route: Route, body: Body): Promise<void> {
+  private send(response: ServerResponse, route: Route, body: Body): void {
     if (response.destroyed) return
     if (body.readers === 0) this.unfetchedBytes += body.bytes.length
     body.readers += 1
@@ -250,21 +236,41 @@ class Answers {
       body.readers -= 1
       if (body.readers === 0) this.unfetchedBytes -= body.bytes.length
     })
-    response.writeHead(200, {
-      'content-type': route.contentType,
-      'content-length': body.bytes.length,
-      'cache-control': 'no-store',
-    })
-    response.end(body.bytes)
+    reply(response, 200, route.contentType, body.bytes)
+  }
+
+  private refuse(response: ServerResponse, request: IncomingMessage, error: unknown): void {
+    const code = error instanceof MeshError ? error.code : 'HM_INTERNAL'
+    const status = STATUS_BY_CODE[code] ?? 500
+    if (status >= 500)
+      this.log.warn('Cannot answer an admin request', {
+        path: (request.url ?? '').slice(0, 100),
+        error: describeError(error),
+      })
+    if (response.destroyed) return
+    if (status === 405) response.setHeader('allow', 'GET')
+    if (status === 503) response.setHeader('retry-after', '5')
+    // Only our own sentences go out: those of the runtime may quote what they choked on.
+    const message =
+      error instanceof MeshError
+        ? error.message
+        : 'Cannot make this document; the reason is in the log'
+    const document: AdminError = { error: { code, message } }
+    reply(response, status, JSON_TYPE, Buffer.from(`${JSON.stringify(document)}\n`))
   }
 }
 
-function refuse(response: ServerResponse, status: number, code: string, message: string): void {
-  const document: AdminError = { error: { code, message } }
-  const body = `${JSON.stringify(document)}\n`
+function hasBody(request: IncomingMessage): boolean {
+  return (
+    request.headers['transfer-encoding'] !== undefined ||
+    Number(request.headers['content-length'] ?? 0) !== 0
+  )
+}
+
+function reply(response: ServerResponse, status: number, contentType: string, body: Buffer): void {
   response.writeHead(status, {
-    'content-type': JSON_TYPE,
-    'content-length': Buffer.byteLength(body),
+    'content-type': contentType,
+    'content-length': body.length,
     'cache-control': 'no-store',
   })
   response.end(body)

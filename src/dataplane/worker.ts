@@ -18,6 +18,7 @@ import type { LocalService } from '../model/service.ts'
 import { applyDelta, emptySnapshot, type Snapshot } from '../model/snapshot.ts'
 import { TrafficCounters, WorkerCounters } from '../telemetry/counters.ts'
 import { Balancer } from './balance/picker.ts'
+import { evaluate } from './policy/evaluate.ts'
 import type { FromWorker, PeerView, ToWorker, WorkerSettings } from './protocol.ts'
 import { ConnectionTable } from './proxy/connection-table.ts'
 import { carryInbound } from './proxy/inbound.ts'
@@ -151,6 +152,8 @@ class Worker {
       case 'snapshot':
         this.snapshot = applyDelta(this.snapshot, message.delta)
         this.routes.apply(message.delta)
+        if (message.delta.policies.length > 0 || message.delta.removedPolicies.length > 0)
+          this.recheckPolicies()
         this.wake()
         return
       case 'leaf':
@@ -180,6 +183,18 @@ class Worker {
       default:
         message satisfies never
     }
+  }
+
+  /** Intentions changed: live connections that they now deny are ended (Consul's own proxies leave them). */
+  private recheckPolicies(): void {
+    this.connections.abortWhere(
+      ({ isDecidedHere, source, destination }) =>
+        isDecidedHere &&
+        destination !== undefined &&
+        !evaluate(source, this.snapshot.policies.get(destination)).allow,
+      'DENY',
+      new MeshError('HM_POLICY_DENIED', 'The intentions have changed and deny it now'),
+    )
   }
 
   private async listen(): Promise<void> {

@@ -14,6 +14,7 @@ import type { Socket } from 'node:net'
 import { type ByteStream, FULL, KEPT, type Receiver, type WriteResult } from './byte-stream.ts'
 import { type DirectReader, readDirect } from './direct-read.ts'
 import { MeshError } from './errors.ts'
+import { atEndOfTurn, type TurnTask } from './turn.ts'
 
 /** Free bytes before whatever is read into shared memory: a framing may put its header there. */
 export const HEADROOM = 12
@@ -23,6 +24,19 @@ const READ_BYTES = 65_536
 
 /** Node's TLS hands out at most one record at a time. */
 const TLS_READ_BYTES = 16_384
+
+/** Chunks from this size on are gathered and leave once per turn: one system call for five TLS records. */
+const GATHER_FROM_BYTES = 8_192
+
+/** What one turn can gather for one socket; more is written at once. */
+const GATHER_BYTES = 131_072
+
+/** Bytes that may wait in the socket, gathered or written, before the writer is told to stop. */
+const FULL_BYTES = 131_072
+
+/** Gather buffers that no socket uses just now; all sockets of the thread share them. */
+const idleGathers: Buffer[] = []
+const MAX_IDLE_GATHERS = 32
 
 const sharedMemory = Buffer.allocUnsafeSlow(READ_BYTES)
 const sharedBuffer = sharedMemory.subarray(HEADROOM)
@@ -53,7 +67,7 @@ const nobody: Receiver = {
 }
 
 /** A connected socket (`allowHalfOpen`, not yet read from) as a byte stream. Owns the socket from here on. */
-export class SocketStream implements ByteStream, DirectReader {
+export class SocketStream implements ByteStream, DirectReader, TurnTask {
   receiver: Receiver = nobody
   readonly socket: Socket
   /** TLS encrypts what it is given before write returns, so the plaintext is never kept. */
@@ -65,6 +79,9 @@ export class SocketStream implements ByteStream, DirectReader {
   private ended = false
   private closed = false
   private failure: Error | undefined
+  private gather: Buffer | undefined
+  private gatheredBytes = 0
+  private toldFull = false
 
   constructor(socket: Socket, memory: ReadMemory) {
     this.socket = socket
@@ -79,9 +96,7 @@ export class SocketStream implements ByteStream, DirectReader {
       this.ended = true
       this.receiver.onEnd()
     })
-    socket.on('drain', () => {
-      if (!this.closed) this.receiver.onWritable()
-    })
+    socket.on('drain', () => this.tellWritable())
     socket.on('close', () => {
       if (this.closed) return
       this.closed = true
@@ -106,14 +121,23 @@ export class SocketStream implements ByteStream, DirectReader {
   write(bytes: Uint8Array): WriteResult {
     const { socket } = this
     if (this.closed || socket.writableEnded) return 0
+    if (bytes.length >= GATHER_FROM_BYTES || this.gatheredBytes > 0) return this.gatherUp(bytes)
     const wasIdle = socket.writableLength === 0
     const hasRoom = socket.write(bytes)
     const isKept = this.encrypts ? !wasIdle : socket.writableLength > 0
+    if (!hasRoom) this.toldFull = true
     return (isKept ? KEPT : 0) | (hasRoom ? 0 : FULL)
   }
 
+  endOfTurn(): void {
+    if (this.gatheredBytes > 0) this.flushGather()
+    if (!this.socket.writableNeedDrain) this.tellWritable()
+  }
+
   end(): void {
-    if (!this.closed && !this.socket.writableEnded) this.socket.end()
+    if (this.closed || this.socket.writableEnded) return
+    if (this.gatheredBytes > 0) this.flushGather()
+    this.socket.end()
   }
 
   reset(): void {
@@ -144,6 +168,36 @@ export class SocketStream implements ByteStream, DirectReader {
     this.bufferKept = false
     this.buffer = Buffer.allocUnsafeSlow(this.buffer.length)
     return this.buffer
+  }
+
+  private gatherUp(bytes: Uint8Array): WriteResult {
+    if (this.gatheredBytes + bytes.length > GATHER_BYTES) this.flushGather()
+    if (this.gather === undefined) {
+      this.gather = idleGathers.pop() ?? Buffer.allocUnsafeSlow(GATHER_BYTES)
+      atEndOfTurn(this)
+    }
+    this.gather.set(bytes, this.gatheredBytes)
+    this.gatheredBytes += bytes.length
+    if (this.gatheredBytes + this.socket.writableLength < FULL_BYTES) return 0
+    this.toldFull = true
+    return FULL
+  }
+
+  private flushGather(): void {
+    const { gather, gatheredBytes, socket } = this
+    this.gather = undefined
+    this.gatheredBytes = 0
+    if (gather === undefined || this.closed) return
+    const wasIdle = socket.writableLength === 0
+    socket.write(gather.subarray(0, gatheredBytes))
+    const isKept = this.encrypts ? !wasIdle : socket.writableLength > 0
+    if (!isKept && idleGathers.length < MAX_IDLE_GATHERS) idleGathers.push(gather)
+  }
+
+  private tellWritable(): void {
+    if (this.closed || !this.toldFull) return
+    this.toldFull = false
+    this.receiver.onWritable()
   }
 
   private start(): void {

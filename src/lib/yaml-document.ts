@@ -107,7 +107,8 @@ function parse<T>(text: string, schema: z.ZodType<T>): ParsedYaml<T> {
     lineCounter: lines,
     prettyErrors: false,
     uniqueKeys: false,
-    logLevel: 'silent',
+    // 'silent' would drop the error about a second document too.
+    logLevel: 'error',
   })
   const at = (offset: number): TextPosition => {
     const { line, col } = lines.linePos(offset)

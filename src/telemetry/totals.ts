@@ -23,7 +23,7 @@ import {
 } from './counters.ts'
 
 /** Service pairs of the whole node that are told apart, over all its workers and their lives. */
-export const MAX_NODE_PAIRS = 4_096
+export const MAX_NODE_PAIRS = 2_048
 
 /** The memory a worker counts in: hand it to the thread that starts. */
 export interface WorkerMemory {

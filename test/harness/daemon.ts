@@ -172,7 +172,9 @@ export class Daemon implements AsyncDisposable {
 
   /** Runs a subcommand against this host's socket: `cli('status', '-o', 'json')`. */
   async cli(...args: string[]): Promise<CommandResult> {
-    return runCommand(this.namespace.inside([hostmesh, ...args, '--socket', this.socketPath]))
+    return runCommand(
+      this.namespace.inside([hostmesh, ...args, '--addr', `unix://${this.socketPath}`]),
+    )
   }
 
   /** Runs a subcommand in this host's namespace as it is written. */

@@ -38,7 +38,7 @@ export class Host {
   }
 
   /** A process of no mesh service, under a user of its own: what capture must leave alone. */
-  async stranger(): Promise<Service> {
+  stranger(): Service {
     const uid = FIRST_UID + 900
     return new Service(this.mesh, this, 'stranger', { uid })
   }

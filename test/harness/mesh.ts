@@ -15,7 +15,7 @@
  */
 
 import { rmdirSync, rmSync } from 'node:fs'
-import { mkdir, mkdtemp, readFile, rm, rmdir } from 'node:fs/promises'
+import { mkdir, mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { ConfigInput } from '../../src/config/schema.ts'
@@ -35,6 +35,8 @@ export interface MeshOptions {
   /** Whether the daemons divert connections; on unless given. */
   readonly capture?: 'on' | 'off'
   readonly workers?: number
+  /** Hosts without a daemon of ours: Connect sidecars, impostors. */
+  readonly daemonless?: readonly string[]
   /** Sections that replace the harness's own in every host's configuration. */
   readonly config?: Partial<ConfigInput>
 }
@@ -122,6 +124,7 @@ export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposabl
     await Promise.all(
       [...this.hosts.values()]
         .filter(({ daemon }) => !daemon.isRunning)
+        .filter(({ name }) => this.options.daemonless?.includes(name) !== true)
         .map(async (host) => {
           if (!this.rulesBefore.has(host)) this.rulesBefore.set(host, await host.namespace.rules())
           await host.prepare()
@@ -179,14 +182,21 @@ export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposabl
   async makeCgroup(path: string | undefined): Promise<string | undefined> {
     if (path === undefined) return undefined
     const root = await cgroupRoot()
-    const parent = join(root, this.cgroupName)
+    const folders = [join(root, path), join(root, this.cgroupName)]
     await mkdir(join(root, path), { recursive: true })
-    this.undo.defer(onEarlyExit(() => rmdirSync(parent)))
-    this.undo.defer(async () => {
-      await rmdir(join(root, path)).catch(() => undefined)
-      await rmdir(parent).catch(() => undefined)
-    })
-    return join(root, path)
+    const remove = (): void => {
+      // The parent goes with its last child; a child goes when the kernel has reaped its processes.
+      for (const folder of folders) {
+        try {
+          rmdirSync(folder)
+        } catch {
+          // Not empty yet: a later call, or the next one of the same mesh, removes it.
+        }
+      }
+    }
+    this.undo.defer(onEarlyExit(remove))
+    this.undo.defer(remove)
+    return folders[0]
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -231,26 +241,26 @@ export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposabl
 
   private async assertNothingLeft(): Promise<void> {
     for (const host of this.hosts.values()) {
-      const pids = await eventually(async () => {
-        const left = await host.namespace.pids()
-        const foreign = this.options.catalog === 'consul' ? await withoutConsul(left) : left
-        if (foreign.length > 0) throw new Error(`still there: ${foreign.join()}`)
-        return foreign
-      }).catch(async (cause: unknown) => {
+      await eventually(async () => {
+        const left = await withoutConsul(await host.namespace.pids())
+        if (left.length > 0) throw new Error(`Processes left on ${host.name}: ${left.join(', ')}`)
+      }).catch(async (error: unknown) => {
         for (const pid of await host.namespace.pids()) process.kill(pid, 'SIGKILL')
-        throw new Error(`Processes left on ${host.name}`, { cause })
+        throw error
       })
-      if (pids.length > 0) throw new Error('unreachable')
     }
   }
 }
 
 /** The agents are stopped after this check, with the catalog. */
-async function withoutConsul(pids: readonly number[]): Promise<readonly number[]> {
+async function withoutConsul(pids: readonly number[]): Promise<readonly string[]> {
   const names = await Promise.all(
     pids.map((pid) => readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '')),
   )
-  return pids.filter((_, index) => names[index] !== '' && names[index]?.trim() !== 'consul')
+  return names
+    .map((name, index) => ({ name: name.trim(), pid: pids[index] }))
+    .filter(({ name }) => name !== '' && name !== 'consul')
+    .map(({ name, pid }) => `${name} (pid ${pid})`)
 }
 
 async function cgroupRoot(): Promise<string> {

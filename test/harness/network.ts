@@ -53,19 +53,30 @@ export class Namespace {
     return listed.split('\n').filter(Boolean).map(Number)
   }
 
-  /** Both families' rules without counters and comments, to compare before and after. */
+  /**
+   * Everything that capture may change in the kernel: rules of both families without their counters,
+   * sets, routing rules and routes; to compare before and after.
+   */
   async rules(): Promise<string> {
-    const saved = await Promise.all([this.run('iptables-save'), this.run('ip6tables-save')])
-    const sets = await this.run('ipset', 'save')
-    const lines = [...saved, sets]
+    const saved = await Promise.all([
+      this.run('iptables-save'),
+      this.run('ip6tables-save'),
+      this.run('ipset', 'save'),
+      this.run('ip', 'rule'),
+      this.run('ip', '-6', 'rule'),
+      this.run('ip', 'route', 'show', 'table', 'all'),
+      this.run('ip', '-6', 'route', 'show', 'table', 'all'),
+    ])
+    return saved
       .flatMap((text) => text.split('\n'))
-      .filter((line) => line !== '' && !line.startsWith('#'))
-      .map((line) => line.replace(/^(:\S+ \S+) \[\d+:\d+\]$/, '$1'))
-    // A table that was never used is not printed; one that was emptied again prints its built-in chains.
-    return lines
-      .filter((line) => !/^(\*|COMMIT$|:(PRE|POST)?(ROUTING|IN|OUT|FORWARD)\S* )/.test(line))
+      .filter((line) => line !== '' && !line.startsWith('#') && !isEmptyFrame(line))
       .join('\n')
   }
+}
+
+/** A table that was used once and is empty again prints its frame; one that was never used does not. */
+function isEmptyFrame(line: string): boolean {
+  return /^(\*\w+|COMMIT|:(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) .*)$/.test(line)
 }
 
 /** A switch and the hosts on it. Disposing it removes all of them. */

@@ -60,3 +60,11 @@ export interface Rest {
   /** The last 4 KiB, one character a byte. */
   readonly tail: string
 }
+
+/** What was sent of a pattern. */
+export interface Sent {
+  readonly bytes: number
+  readonly sha256: string
+  /** Given up because the other side took no more; everything in `bytes` is still on its way. */
+  readonly stalled: boolean
+}

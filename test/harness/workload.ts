@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { patient, within } from './eventually.ts'
 import type { Namespace } from './network.ts'
 import { type Exit, OwnedProcess } from './owned-process.ts'
-import type { Ask, Behavior, Reply, Rest, WorkloadEvent } from './workload-protocol.ts'
+import type { Ask, Behavior, Reply, Rest, Sent, WorkloadEvent } from './workload-protocol.ts'
 
 const script = join(import.meta.dirname, 'services', 'workload.ts')
 
@@ -40,25 +40,20 @@ export class RemoteSocket {
     await this.workload.ask({ op: 'write', connection, bytes: Buffer.from(bytes) })
   }
 
-  /**
-   * Sends `total` recognizable bytes in chunks. Gives up when nothing was taken for `stallMs` and returns
-   * how far it came; `sha256` is empty then.
-   */
+  /** Sends `total` recognizable bytes in chunks. Gives up when nothing was taken for `stallMs`. */
   async writePattern(
     total: number,
     options: { readonly chunkBytes?: number; readonly stallMs?: number } = {},
-  ): Promise<{ readonly written: number; readonly sha256: string }> {
+  ): Promise<Sent> {
     const { connection } = this
-    const chunkBytes = options.chunkBytes ?? 64 * 1024
-    const stallMs = options.stallMs ?? patient(10_000)
-    const answer = await this.workload.ask({
+    const { chunkBytes = 64 * 1024, stallMs = patient(10_000) } = options
+    return (await this.workload.ask({
       op: 'writePattern',
       connection,
       total,
       chunkBytes,
       stallMs,
-    })
-    return answer as { written: number; sha256: string }
+    })) as Sent
   }
 
   /** Exactly `count` bytes as text, or fewer when the other side ended before. */

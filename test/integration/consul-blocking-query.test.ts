@@ -2,7 +2,7 @@
  * Claims about following a path, over real sockets against a scripted agent.
  */
 import assert from 'node:assert/strict'
-import { test } from 'node:test'
+import { describe, test } from 'node:test'
 import { gzipSync } from 'node:zlib'
 import { createFollower } from '../../src/controlplane/catalog/consul/blocking-query.ts'
 import { createTransport } from '../../src/controlplane/catalog/consul/transport.ts'
@@ -28,202 +28,204 @@ async function setUp(maxBlocking?: number) {
   }
 }
 
-test('an answer is delivered once, and the next request waits at its index, stale reads allowed', async () => {
-  await using world = await setUp()
-  const bodies: unknown[] = []
-  world.agent.answer('/v1/a', indexed(7, ['x']))
-  world.follower.follow('/v1/a?dc=dc1', (body) => bodies.push(body))
-  const second = await eventually('second request', () => world.agent.requestsFor('/v1/a')[1])
-  assert.deepEqual(bodies, [['x']])
-  assert.equal(second.query.get('index'), '7')
-  assert.match(second.query.get('wait') ?? '', /^(4[5-9]|5[0-5])s$/)
-  assert.equal(second.query.get('dc'), 'dc1')
-  assert.ok(second.query.has('stale'))
-  world.agent.answer('/v1/a', indexed(8, ['y']))
-  await eventually('change', () => bodies.length === 2)
-  assert.deepEqual(bodies[1], ['y'])
-})
+describe('following a path', { concurrency: true }, () => {
+  test('an answer is delivered once, and the next request waits at its index, stale reads allowed', async () => {
+    await using world = await setUp()
+    const bodies: unknown[] = []
+    world.agent.answer('/v1/a', indexed(7, ['x']))
+    world.follower.follow('/v1/a?dc=dc1', (body) => bodies.push(body))
+    const second = await eventually('second request', () => world.agent.requestsFor('/v1/a')[1])
+    assert.deepEqual(bodies, [['x']])
+    assert.equal(second.query.get('index'), '7')
+    assert.match(second.query.get('wait') ?? '', /^(4[5-9]|5[0-5])s$/)
+    assert.equal(second.query.get('dc'), 'dc1')
+    assert.ok(second.query.has('stale'))
+    world.agent.answer('/v1/a', indexed(8, ['y']))
+    await eventually('change', () => bodies.length === 2)
+    assert.deepEqual(bodies[1], ['y'])
+  })
 
-test('an answer whose content is the same is not delivered again', async () => {
-  await using world = await setUp()
-  const bodies: unknown[] = []
-  world.agent.answer(
-    '/v1/a',
-    indexed(7, [{ Tags: ['a', 'b'], ModifyIndex: 7 }]),
-    indexed(8, [{ ModifyIndex: 8, Tags: ['b', 'a'] }]),
-  )
-  world.follower.follow('/v1/a', (body) => bodies.push(body))
-  await eventually('third request', () => world.agent.requestsFor('/v1/a')[2])
-  assert.equal(bodies.length, 1)
-})
-
-test('"not found" with an index is an answer, and its creation is waited for', async () => {
-  await using world = await setUp()
-  const bodies: unknown[] = []
-  world.agent.answer('/v1/a', { status: 404, headers: { 'x-consul-index': '5' }, body: 'x' })
-  const watch = world.follower.follow('/v1/a', (body) => bodies.push(body))
-  const second = await eventually('second request', () => world.agent.requestsFor('/v1/a')[1])
-  assert.equal(second.query.get('index'), '5')
-  assert.deepEqual(bodies, [undefined])
-  assert.equal(watch.health().problem, undefined)
-})
-
-test('no bad answer is delivered, each is named, and the next read starts over and recovers', async () => {
-  await using world = await setUp()
-  const deep = '['.repeat(10_000)
-  const bad: Record<string, FakeAnswer> = {
-    html: { body: '<html>' },
-    empty: indexed(8, ''),
-    truncated: indexed(8, '[{"a":1}'),
-    bom: indexed(8, '\uFEFF[]'),
-    nan: indexed(8, '[NaN]'),
-    deep: indexed(8, deep),
-    huge: indexed(8, `"${'x'.repeat(17 * 1024 * 1024)}"`),
-    bomb: {
-      headers: { 'content-encoding': 'gzip', 'x-consul-index': '8' },
-      body: gzipSync(Buffer.alloc(100_000_000, 32)),
-    },
-    redirect: { status: 301, headers: { location: 'http://127.0.0.1:1/' } },
-    missing: { status: 404, body: 'no handler' },
-    error: { status: 500, headers: { 'x-consul-index': '1' }, body: 'No cluster leader' },
-    text: { body: 'rpc error' },
-    old: {
-      headers: { 'x-consul-index': '8', 'x-consul-lastcontact': '1000000000000' },
-      body: ['old'],
-    },
-    cut: (response) => {
-      response.writeHead(200, { 'x-consul-index': '8', 'content-length': '50' })
-      response.write('[')
-      setTimeout(() => response.socket?.destroy(), 10)
-    },
-    reset: (response) => void response.socket?.destroy(),
-    refusedByWatcher: indexed(8, 'null'),
-  }
-  await Promise.all(
-    Object.entries(bad).map(async ([name, answer]) => {
-      const path = `/v1/${name}`
-      const bodies: unknown[] = []
-      world.agent.answer(path, indexed(7, [1]), answer)
-      // The connection of a reset request may be a reused one, and is then tried again at once.
-      if (name === 'reset') world.agent.answer(path, answer, answer)
-      const watch = world.follower.follow(path, (body) => {
-        if (body === null) throw new MeshError('HM_TEST_REFUSED', 'Not a list')
-        bodies.push(body)
-      })
-      await eventually(`${name}: problem`, () => watch.health().problem)
-      assert.deepEqual(bodies, [[1]], name)
-      const after = await eventually(
-        `${name}: read after the failure`,
-        () =>
-          world.agent.requestsFor(path).at(-1)?.query.get('index') === '0' &&
-          world.agent.requestsFor(path).length > 2,
-      )
-      assert.ok(after)
-      world.agent.answer(path, indexed(3, [2]))
-      await eventually(`${name}: recovery`, () => bodies.length === 2)
-      assert.deepEqual(bodies, [[1], [2]], name)
-      await eventually(`${name}: problem is gone`, () => watch.health().problem === undefined)
-    }),
-  )
-})
-
-test('a 403 keeps what is known and is not asked again for seconds', async () => {
-  await using world = await setUp()
-  const bodies: unknown[] = []
-  world.agent.answer('/v1/a', indexed(7, [1]), { status: 403, body: 'ACL not found' })
-  const watch = world.follower.follow('/v1/a', (body) => bodies.push(body))
-  const problem = await eventually('problem', () => watch.health().problem)
-  assert.match(problem, /does not allow.*ACL not found/)
-  await new Promise((resolve) => setTimeout(resolve, 2_000))
-  assert.equal(world.agent.requestsFor('/v1/a').length, 2)
-  assert.deepEqual(bodies, [[1]])
-})
-
-test('an update is seen within five seconds of an index that fell, is 0, missing or nonsense', async () => {
-  await using world = await setUp()
-  await Promise.all(
-    ['5', '0', 'abc', '-7', '99999999999999999999', undefined].map(async (index, position) => {
-      const path = `/v1/${position}`
-      let last: unknown
-      world.agent.answer(
-        path,
-        indexed(100, ['before']),
-        index === undefined ? { body: ['odd'] } : indexed(index, ['odd']),
-      )
-      world.follower.follow(path, (body) => {
-        last = body
-      })
-      await eventually(`${index}: odd answer`, () => JSON.stringify(last) === '["odd"]')
-      world.agent.answer(path, indexed(6, ['after']))
-      await eventually(`${index}: update`, () => JSON.stringify(last) === '["after"]', 5_500)
-    }),
-  )
-})
-
-test('a server that answers at once, for ever, gets no more than two requests a second', async () => {
-  await using world = await setUp()
-  let index = 0
-  world.agent.always('/v1/changing', () => indexed((index += 1), [index]))
-  world.agent.always('/v1/same', () => indexed(7, []))
-  world.follower.follow('/v1/changing', () => undefined)
-  world.follower.follow('/v1/same', () => undefined)
-  await new Promise((resolve) => setTimeout(resolve, 4_000))
-  for (const path of ['/v1/changing', '/v1/same']) {
-    const sent = world.agent.requestsFor(path).length
-    assert.ok(sent <= 4 + 2 * 4, `${path}: ${sent} requests in 4 s`)
-  }
-})
-
-test('watches without a connection of their own still get their answers, by polling', async () => {
-  await using world = await setUp(1)
-  const seen: string[] = []
-  world.agent.answer('/v1/a', indexed(7, ['a']))
-  world.follower.follow('/v1/a', () => seen.push('a'))
-  await eventually('a waits', () => world.agent.requestsFor('/v1/a').length === 2)
-  world.agent.answer('/v1/b', indexed(7, ['b']))
-  world.follower.follow('/v1/b', () => seen.push('b'))
-  await eventually('b', () => seen.includes('b'))
-  assert.equal(world.agent.requestsFor('/v1/b')[0]?.query.has('wait'), false)
-  world.agent.answer('/v1/b', indexed(8, ['b2']))
-  await eventually('b again', () => seen.length === 3, 12_000)
-})
-
-test('a closed watch is never called again and gives its connection back', async () => {
-  await using world = await setUp()
-  const bodies: unknown[] = []
-  world.agent.answer('/v1/a', indexed(7, [1]))
-  const watch = world.follower.follow('/v1/a', (body) => bodies.push(body))
-  await eventually('second request', () => world.agent.requestsFor('/v1/a')[1])
-  watch.close()
-  world.agent.answer('/v1/a', indexed(8, [2]))
-  await new Promise((resolve) => setTimeout(resolve, 100))
-  assert.deepEqual(bodies, [[1]])
-  assert.deepEqual(world.follower.health(), [])
-})
-
-test('when the agent is back for one watch, no other sits out its back-off', async () => {
-  await using world = await setUp()
-  const paths = Array.from({ length: 20 }, (_, i) => `/v1/${i}`)
-  let isUp = true
-  const seen = new Map<string, number>()
-  for (const path of paths) {
-    world.agent.answer(path, indexed(7, [1]))
-    world.agent.always(path, () =>
-      isUp ? indexed(8, [2]) : (response) => void response.socket?.destroy(),
+  test('an answer whose content is the same is not delivered again', async () => {
+    await using world = await setUp()
+    const bodies: unknown[] = []
+    world.agent.answer(
+      '/v1/a',
+      indexed(7, [{ Tags: ['a', 'b'], ModifyIndex: 7 }]),
+      indexed(8, [{ ModifyIndex: 8, Tags: ['b', 'a'] }]),
     )
-    world.follower.follow(path, () => seen.set(path, (seen.get(path) ?? 0) + 1))
-  }
-  await eventually('first answers', () => seen.size === paths.length)
-  isUp = false
-  await eventually('all fail', () => world.follower.health().every((watch) => watch.unreachable))
-  // Long enough for the back-off of some to have grown to several seconds.
-  await new Promise((resolve) => setTimeout(resolve, 6_000))
-  isUp = true
-  const first = await eventually('one recovers', () =>
-    world.follower.health().some((watch) => !watch.unreachable) ? performance.now() : undefined,
-  )
-  await eventually('all recover', () =>
-    world.follower.health().every((watch) => !watch.unreachable),
-  )
-  assert.ok(performance.now() - first < 1_500, `took ${performance.now() - first} ms`)
+    world.follower.follow('/v1/a', (body) => bodies.push(body))
+    await eventually('third request', () => world.agent.requestsFor('/v1/a')[2])
+    assert.equal(bodies.length, 1)
+  })
+
+  test('"not found" with an index is an answer, and its creation is waited for', async () => {
+    await using world = await setUp()
+    const bodies: unknown[] = []
+    world.agent.answer('/v1/a', { status: 404, headers: { 'x-consul-index': '5' }, body: 'x' })
+    const watch = world.follower.follow('/v1/a', (body) => bodies.push(body))
+    const second = await eventually('second request', () => world.agent.requestsFor('/v1/a')[1])
+    assert.equal(second.query.get('index'), '5')
+    assert.deepEqual(bodies, [undefined])
+    assert.equal(watch.health().problem, undefined)
+  })
+
+  test('no bad answer is delivered, each is named, and the next read starts over and recovers', async () => {
+    await using world = await setUp()
+    const deep = '['.repeat(10_000)
+    const bad: Record<string, FakeAnswer> = {
+      html: { body: '<html>' },
+      empty: indexed(8, ''),
+      truncated: indexed(8, '[{"a":1}'),
+      bom: indexed(8, '\uFEFF[]'),
+      nan: indexed(8, '[NaN]'),
+      deep: indexed(8, deep),
+      huge: indexed(8, `"${'x'.repeat(17 * 1024 * 1024)}"`),
+      bomb: {
+        headers: { 'content-encoding': 'gzip', 'x-consul-index': '8' },
+        body: gzipSync(Buffer.alloc(100_000_000, 32)),
+      },
+      redirect: { status: 301, headers: { location: 'http://127.0.0.1:1/' } },
+      missing: { status: 404, body: 'no handler' },
+      error: { status: 500, headers: { 'x-consul-index': '1' }, body: 'No cluster leader' },
+      text: { body: 'rpc error' },
+      old: {
+        headers: { 'x-consul-index': '8', 'x-consul-lastcontact': '1000000000000' },
+        body: ['old'],
+      },
+      cut: (response) => {
+        response.writeHead(200, { 'x-consul-index': '8', 'content-length': '50' })
+        response.write('[')
+        setTimeout(() => response.socket?.destroy(), 10)
+      },
+      reset: (response) => void response.socket?.destroy(),
+      refusedByWatcher: indexed(8, 'null'),
+    }
+    await Promise.all(
+      Object.entries(bad).map(async ([name, answer]) => {
+        const path = `/v1/${name}`
+        const bodies: unknown[] = []
+        world.agent.answer(path, indexed(7, [1]), answer)
+        // The connection of a reset request may be a reused one, and is then tried again at once.
+        if (name === 'reset') world.agent.answer(path, answer, answer)
+        const watch = world.follower.follow(path, (body) => {
+          if (body === null) throw new MeshError('HM_TEST_REFUSED', 'Not a list')
+          bodies.push(body)
+        })
+        await eventually(`${name}: problem`, () => watch.health().problem)
+        assert.deepEqual(bodies, [[1]], name)
+        const after = await eventually(
+          `${name}: read after the failure`,
+          () =>
+            world.agent.requestsFor(path).at(-1)?.query.get('index') === '0' &&
+            world.agent.requestsFor(path).length > 2,
+        )
+        assert.ok(after)
+        world.agent.answer(path, indexed(3, [2]))
+        await eventually(`${name}: recovery`, () => bodies.length === 2)
+        assert.deepEqual(bodies, [[1], [2]], name)
+        await eventually(`${name}: problem is gone`, () => watch.health().problem === undefined)
+      }),
+    )
+  })
+
+  test('a 403 keeps what is known and is not asked again for seconds', async () => {
+    await using world = await setUp()
+    const bodies: unknown[] = []
+    world.agent.answer('/v1/a', indexed(7, [1]), { status: 403, body: 'ACL not found' })
+    const watch = world.follower.follow('/v1/a', (body) => bodies.push(body))
+    const problem = await eventually('problem', () => watch.health().problem)
+    assert.match(problem, /does not allow.*ACL not found/)
+    await new Promise((resolve) => setTimeout(resolve, 2_000))
+    assert.equal(world.agent.requestsFor('/v1/a').length, 2)
+    assert.deepEqual(bodies, [[1]])
+  })
+
+  test('an update is seen within five seconds of an index that fell, is 0, missing or nonsense', async () => {
+    await using world = await setUp()
+    await Promise.all(
+      ['5', '0', 'abc', '-7', '99999999999999999999', undefined].map(async (index, position) => {
+        const path = `/v1/${position}`
+        let last: unknown
+        world.agent.answer(
+          path,
+          indexed(100, ['before']),
+          index === undefined ? { body: ['odd'] } : indexed(index, ['odd']),
+        )
+        world.follower.follow(path, (body) => {
+          last = body
+        })
+        await eventually(`${index}: odd answer`, () => JSON.stringify(last) === '["odd"]')
+        world.agent.answer(path, indexed(6, ['after']))
+        await eventually(`${index}: update`, () => JSON.stringify(last) === '["after"]', 5_500)
+      }),
+    )
+  })
+
+  test('a server that answers at once, for ever, gets no more than two requests a second', async () => {
+    await using world = await setUp()
+    let index = 0
+    world.agent.always('/v1/changing', () => indexed((index += 1), [index]))
+    world.agent.always('/v1/same', () => indexed(7, []))
+    world.follower.follow('/v1/changing', () => undefined)
+    world.follower.follow('/v1/same', () => undefined)
+    await new Promise((resolve) => setTimeout(resolve, 4_000))
+    for (const path of ['/v1/changing', '/v1/same']) {
+      const sent = world.agent.requestsFor(path).length
+      assert.ok(sent <= 4 + 2 * 4, `${path}: ${sent} requests in 4 s`)
+    }
+  })
+
+  test('watches without a connection of their own still get their answers, by polling', async () => {
+    await using world = await setUp(1)
+    const seen: string[] = []
+    world.agent.answer('/v1/a', indexed(7, ['a']))
+    world.follower.follow('/v1/a', () => seen.push('a'))
+    await eventually('a waits', () => world.agent.requestsFor('/v1/a').length === 2)
+    world.agent.answer('/v1/b', indexed(7, ['b']))
+    world.follower.follow('/v1/b', () => seen.push('b'))
+    await eventually('b', () => seen.includes('b'))
+    assert.equal(world.agent.requestsFor('/v1/b')[0]?.query.has('wait'), false)
+    world.agent.answer('/v1/b', indexed(8, ['b2']))
+    await eventually('b again', () => seen.length === 3, 12_000)
+  })
+
+  test('a closed watch is never called again and gives its connection back', async () => {
+    await using world = await setUp()
+    const bodies: unknown[] = []
+    world.agent.answer('/v1/a', indexed(7, [1]))
+    const watch = world.follower.follow('/v1/a', (body) => bodies.push(body))
+    await eventually('second request', () => world.agent.requestsFor('/v1/a')[1])
+    watch.close()
+    world.agent.answer('/v1/a', indexed(8, [2]))
+    await new Promise((resolve) => setTimeout(resolve, 100))
+    assert.deepEqual(bodies, [[1]])
+    assert.deepEqual(world.follower.health(), [])
+  })
+
+  test('when the agent is back for one watch, no other sits out its back-off', async () => {
+    await using world = await setUp()
+    const paths = Array.from({ length: 20 }, (_, i) => `/v1/${i}`)
+    let isUp = true
+    const seen = new Map<string, number>()
+    for (const path of paths) {
+      world.agent.answer(path, indexed(7, [1]))
+      world.agent.always(path, () =>
+        isUp ? indexed(8, [2]) : (response) => void response.socket?.destroy(),
+      )
+      world.follower.follow(path, () => seen.set(path, (seen.get(path) ?? 0) + 1))
+    }
+    await eventually('first answers', () => seen.size === paths.length)
+    isUp = false
+    await eventually('all fail', () => world.follower.health().every((watch) => watch.unreachable))
+    // Long enough for the back-off of some to have grown to several seconds.
+    await new Promise((resolve) => setTimeout(resolve, 6_000))
+    isUp = true
+    const first = await eventually('one recovers', () =>
+      world.follower.health().some((watch) => !watch.unreachable) ? performance.now() : undefined,
+    )
+    await eventually('all recover', () =>
+      world.follower.health().every((watch) => !watch.unreachable),
+    )
+    assert.ok(performance.now() - first < 1_500, `took ${performance.now() - first} ms`)
+  })
 })

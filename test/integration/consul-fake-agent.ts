@@ -34,8 +34,8 @@ export interface FakeAgent extends AsyncDisposable {
   readonly requests: readonly SeenRequest[]
   /** Adds answers to the script of `path` (without its query); hanging requests get them first. */
   answer(path: string, ...answers: readonly FakeAnswer[]): void
-  /** Answers every request for `path` with what `act` returns, once its script has run out. */
-  always(path: string, act: (request: SeenRequest) => FakeAnswer): void
+  /** Answers requests for `path` with what `act` returns, once its script has run out; undefined hangs. */
+  always(path: string, act: (request: SeenRequest) => FakeAnswer | undefined): void
   /** Requests for `path` so far. */
   requestsFor(path: string): readonly SeenRequest[]
 }
@@ -51,7 +51,7 @@ export async function startFakeAgent(
 ): Promise<FakeAgent> {
   const requests: SeenRequest[] = []
   const scripts = new Map<string, FakeAnswer[]>()
-  const standing = new Map<string, (request: SeenRequest) => FakeAnswer>()
+  const standing = new Map<string, (request: SeenRequest) => FakeAnswer | undefined>()
   const hanging = new Map<string, http.ServerResponse[]>()
   const onRequest: http.RequestListener = (request, response) => {
     const url = new URL(request.url ?? '/', 'http://agent')

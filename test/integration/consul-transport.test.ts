@@ -180,7 +180,7 @@ test('a hundred long polls do not keep a plain call waiting', async () => {
   assert.ok(performance.now() - startedAtMs < 1_000)
   assert.equal(agent.requests.length, 65, 'no more than 64 connections for long polls')
   transport[Symbol.dispose]()
-  await Promise.all(polls)
+  assert.deepEqual(new Set(await Promise.all(polls)), new Set(['HM_CONSUL_CLOSED']))
 })
 
 test('the token is sent, and a token file is read again when it changes', async () => {

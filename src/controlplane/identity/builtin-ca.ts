@@ -30,6 +30,9 @@ const POLL_MS = 1_000
 /** Nothing renews these files by itself, so there must be time left for a person to do it. */
 const RENEWAL_OVERDUE_SHARE = 0.2
 
+/** Never the name of a service: those have no spaces. */
+const ROOTS = 'the roots'
+
 /** Follows the files of `directory`. Reads the roots at once; whatever is wrong is in `problems()` then. */
 export function createBuiltinSource(options: BuiltinSourceOptions): CertificateSource {
   const { directory, log, datacenter, clock = systemClock, pollMs = POLL_MS } = options
@@ -42,23 +45,24 @@ export function createBuiltinSource(options: BuiltinSourceOptions): CertificateS
   const signatureBySubject = new Map<string, string>()
   const watchesByService = new Map<string, number>()
 
-  function readIfChanged(subject: string, files: readonly string[], read: () => void): void {
+  /** `read` says whether it could; what could not be read is tried again, changed or not. */
+  function readIfChanged(subject: string, files: readonly string[], read: () => boolean): void {
     const signature = files.map(signatureOf).join(' ')
     if (signature === signatureBySubject.get(subject)) return
-    signatureBySubject.set(subject, signature)
-    read()
+    if (read()) signatureBySubject.set(subject, signature)
+    else signatureBySubject.delete(subject)
   }
 
   function lookAtRoots(): void {
     const { trustDomain, roots } = rootFiles(directory)
-    readIfChanged('roots', [trustDomain, roots], () =>
+    readIfChanged(ROOTS, [trustDomain, roots], () =>
       board.offerRoots(() => readHostRoots(directory)),
     )
   }
 
   function lookAtLeaf(service: string): void {
-    const files = leafFiles(directory, service)
-    readIfChanged(service, [files.certificate, files.privateKey], () =>
+    const { certificate, privateKey } = leafFiles(directory, service)
+    readIfChanged(service, [certificate, privateKey], () =>
       board.offerLeaf(service, () => readHostLeaf(directory, service)),
     )
   }

@@ -7,7 +7,7 @@
  * is refused, every few seconds (a clock may be put right).
  */
 import type { Clock } from '../../lib/clock.ts'
-import { describeError } from '../../lib/errors.ts'
+import { describeError, errorCode } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import type { Leaf, TrustBundle } from '../../model/certificate.ts'
@@ -38,12 +38,20 @@ interface ServiceEntry {
   readonly subscriptions: Set<Subscription>
 }
 
+interface Problem {
+  readonly code: string
+  readonly text: string
+}
+
+/** Never the name of a service: those have no spaces. */
+const ROOTS = 'the roots'
+
 /** Holds what a source found; the source offers, the daemon watches. */
 export class CertificateBoard implements Disposable {
   private readonly options: CertificateBoardOptions
   private readonly entryByService = new Map<string, ServiceEntry>()
   private readonly rootSubscriptions = new Set<Subscription>()
-  private readonly problemBySubject = new Map<string, string>()
+  private readonly problemBySubject = new Map<string, Problem>()
   private readonly timer: NodeJS.Timeout
   private bundle: TrustBundle | undefined
 
@@ -53,17 +61,20 @@ export class CertificateBoard implements Disposable {
     this.timer.unref()
   }
 
-  /** Reads roots by `read`; takes them, or, when it throws, names the failure and keeps the old ones. */
-  offerRoots(read: () => TrustBundle): void {
+  /**
+   * Reads roots by `read` and takes them. When it throws, names the failure, keeps the old ones and
+   * returns false.
+   */
+  offerRoots(read: () => TrustBundle): boolean {
     let bundle: TrustBundle
     try {
       bundle = read()
     } catch (thrown) {
-      this.setProblem('roots', thrown)
-      return
+      this.setProblem(ROOTS, thrown)
+      return false
     }
-    this.clearProblem('roots')
-    if (isStructurallyEqual(bundle, this.bundle)) return
+    this.clearProblem(ROOTS)
+    if (isStructurallyEqual(bundle, this.bundle)) return true
     if (this.bundle !== undefined && this.bundle.trustDomain !== bundle.trustDomain)
       this.options.log.warn('The trust domain has changed', {
         from: this.bundle.trustDomain,
@@ -76,18 +87,25 @@ export class CertificateBoard implements Disposable {
     })
     for (const subscription of this.rootSubscriptions) subscription.notify()
     for (const service of this.entryByService.keys()) this.judge(service)
+    return true
   }
 
-  /** Reads a leaf by `read`; takes it as soon as it is valid, keeps the old one until then. */
-  offerLeaf(service: string, read: () => LeafCandidate): void {
+  /**
+   * Reads a leaf by `read`, takes it as soon as it is valid and keeps the old one until then. When `read`
+   * throws, names the failure and returns false.
+   */
+  offerLeaf(service: string, read: () => LeafCandidate): boolean {
     const entry = this.entryOf(service)
     try {
       entry.offer = read()
     } catch (thrown) {
+      entry.offer = undefined
+      entry.isRefused = false
       this.setProblem(service, thrown)
-      return
+      return false
     }
     this.judge(service)
+    return true
   }
 
   /** Calls back with the current leaf, in a later turn, and with each new one. */
@@ -111,10 +129,10 @@ export class CertificateBoard implements Disposable {
   problems(): readonly string[] {
     const nowMs = this.options.clock.wallMs()
     const ending = [...this.entryByService].flatMap(([service, { leaf }]) => {
-      const problem = leaf === undefined ? undefined : this.endingProblem(service, leaf, nowMs)
-      return problem === undefined ? [] : [problem]
+      if (leaf === undefined) return []
+      return this.endingProblem(service, leaf, nowMs) ?? []
     })
-    return [...this.problemBySubject.values(), ...ending]
+    return [...[...this.problemBySubject.values()].map((problem) => problem.text), ...ending]
   }
 
   [Symbol.dispose](): void {
@@ -124,6 +142,8 @@ export class CertificateBoard implements Disposable {
   }
 
   private endingProblem(service: string, leaf: Leaf, nowMs: number): string | undefined {
+    // What is said of the newest offer says the same or more.
+    if (this.problemBySubject.get(service)?.code === 'HM_CERT_EXPIRED') return undefined
     const leftMs = leaf.notAfterMs - nowMs
     const end = new Date(leaf.notAfterMs).toISOString()
     if (leftMs <= 0) return `The certificate of ${service} expired at ${end}: peers refuse it`
@@ -179,10 +199,13 @@ export class CertificateBoard implements Disposable {
   }
 
   private setProblem(subject: string, thrown: unknown): void {
-    const problem = describeError(thrown)
-    // The clock's time is part of some messages; only what is new otherwise is worth a line.
-    if (!this.problemBySubject.has(subject))
-      this.options.log.warn('Certificate refused; the last good one stays', { subject, problem })
+    const problem: Problem = { code: errorCode(thrown), text: describeError(thrown) }
+    // Some texts contain the time; another kind of failure is worth another line.
+    if (this.problemBySubject.get(subject)?.code !== problem.code)
+      this.options.log.warn('Certificate refused; the last good one stays', {
+        subject,
+        problem: problem.text,
+      })
     this.problemBySubject.set(subject, problem)
   }
 

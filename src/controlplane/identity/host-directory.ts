@@ -27,14 +27,22 @@ export function rootFiles(directory: string): {
   return { trustDomain: join(directory, 'trust-domain'), roots: join(directory, 'roots.pem') }
 }
 
-/**
- * The files that belong to one service.
- * @throws MeshError HM_CERT_SERVICE_INVALID for a name that is none or that is taken by the roots
- */
+/** The files that belong to one service; {@link requireFileName} says which names they may have. */
 export function leafFiles(
   directory: string,
   service: string,
 ): { readonly certificate: string; readonly privateKey: string } {
+  return {
+    certificate: join(directory, `${service}.pem`),
+    privateKey: join(directory, `${service}.key`),
+  }
+}
+
+/**
+ * Refuses names that are no service names, and the one whose file is taken by the roots.
+ * @throws MeshError HM_CERT_SERVICE_INVALID
+ */
+export function requireFileName(service: string): void {
   if (!isServiceName(service))
     throw new MeshError(
       'HM_CERT_SERVICE_INVALID',
@@ -47,10 +55,6 @@ export function leafFiles(
       'Cannot keep the certificate of a service called roots: roots.pem holds the trusted roots',
       { hint: 'Give the service another name, or use certificates.kind: consul' },
     )
-  return {
-    certificate: join(directory, `${service}.pem`),
-    privateKey: join(directory, `${service}.key`),
-  }
 }
 
 /**
@@ -68,6 +72,7 @@ export function readHostRoots(directory: string): TrustBundle {
  * @throws MeshError HM_FILE_UNREADABLE, HM_CERT_KEY_EXPOSED, HM_CERT_SERVICE_INVALID
  */
 export function readHostLeaf(directory: string, service: string): LeafCandidate {
+  requireFileName(service)
   const files = leafFiles(directory, service)
   return {
     service,

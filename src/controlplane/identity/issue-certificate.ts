@@ -105,9 +105,14 @@ export function issueLeaf(
   identity: ServiceIdentity,
   lifetime: Lifetime,
 ): IssuedCertificate {
+  if (!(lifetime.lifetimeMs > 0))
+    throw new MeshError(
+      'HM_CA_LIFETIME_INVALID',
+      `Cannot issue a certificate for ${identity.service} that lives ${lifetime.lifetimeMs} ms`,
+    )
   const notAfterMs = lifetime.nowMs + lifetime.lifetimeMs
   const rootEnd = authority.certificate.validToDate
-  if (!(lifetime.lifetimeMs > 0) || notAfterMs > rootEnd.getTime())
+  if (notAfterMs > rootEnd.getTime())
     throw new MeshError(
       'HM_CA_LIFETIME_INVALID',
       `Cannot issue a certificate for ${identity.service} until ${new Date(notAfterMs).toISOString()}: the root ends at ${rootEnd.toISOString()}`,
@@ -135,11 +140,7 @@ export function issueLeaf(
         basicConstraints(false),
         // digitalSignature alone: TLS 1.3, and ECDHE before it, use the key for nothing else.
         { oid: '2.5.29.15', critical: true, value: bitString([0x80], 7) },
-        {
-          oid: '2.5.29.37',
-          critical: false,
-          value: sequence(oid('1.3.6.1.5.5.7.3.2'), oid('1.3.6.1.5.5.7.3.1')),
-        },
+        extendedKeyUsage('1.3.6.1.5.5.7.3.2', '1.3.6.1.5.5.7.3.1'),
         uriSan(formatSpiffeId(identity), true),
         subjectKeyId(keyIdOf(publicKey)),
         authorityKeyId(root.keyId),
@@ -192,6 +193,11 @@ export function basicConstraints(isCa: boolean): Extension {
 export function uriSan(uri: string, critical: boolean): Extension {
   const name = tagged(URI_NAME, uri)
   return { oid: '2.5.29.17', critical, value: sequence(name) }
+}
+
+/** extKeyUsage; clientAuth is 1.3.6.1.5.5.7.3.2, serverAuth ends in .1. */
+export function extendedKeyUsage(...uses: string[]): Extension {
+  return { oid: '2.5.29.37', critical: false, value: sequence(...uses.map(oid)) }
 }
 
 /** The tag of uniformResourceIdentifier in GeneralName. */

@@ -77,7 +77,12 @@ export function readRoots(pem: string, trustDomain: string): TrustBundle {
     )
   const roots = parseCertificates(pem, 'the roots')
   if (roots.length === 0) throw unreadable('the roots', 'there is no CERTIFICATE block')
-  for (const root of roots) requireRoot(root, trustDomain)
+  for (const root of roots)
+    if (!root.ca)
+      throw new MeshError(
+        'HM_CERT_ROOT_INVALID',
+        `Cannot trust ${nameOf(root)} as a root: it is not a CA certificate`,
+      )
   return { trustDomain, rootsPem: [...new Set(roots.map((root) => root.toString()))] }
 }
 
@@ -237,21 +242,6 @@ function requireChain(
 
 function hasIssued(issuer: X509Certificate, certificate: X509Certificate): boolean {
   return issuer.ca && certificate.checkIssued(issuer) && certificate.verify(issuer.publicKey)
-}
-
-function requireRoot(root: X509Certificate, trustDomain: string): void {
-  if (!root.ca)
-    throw new MeshError(
-      'HM_CERT_ROOT_INVALID',
-      `Cannot trust ${nameOf(root)} as a root: it is not a CA certificate`,
-    )
-  // Roots of other makers may name nothing; one that names a trust domain must name this one.
-  const uri = singleUriSan(root.raw)
-  if (uri?.startsWith('spiffe://') && uri !== `spiffe://${trustDomain}`)
-    throw new MeshError(
-      'HM_CERT_TRUST_DOMAIN',
-      `Cannot trust ${nameOf(root)} as a root of ${trustDomain}: it names ${JSON.stringify(uri.slice(0, 256))}`,
-    )
 }
 
 function nameOf(certificate: X509Certificate): string {

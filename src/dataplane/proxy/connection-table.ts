@@ -27,6 +27,8 @@ export interface Connection {
   /** The peer's tunnel address; undefined on the same host. */
   peer: SocketAddress | undefined
   state: 'opening' | 'open' | 'half-closed'
+  /** Whether policy was decided on this host: then a changed intention may end it. */
+  isDecidedHere: boolean
   /** Wall clock, milliseconds. */
   readonly openedAtMs: number
   sentBytes: number
@@ -104,6 +106,7 @@ export class ConnectionTable {
       endpoint: undefined,
       peer: undefined,
       state: 'opening',
+      isDecidedHere: direction === 'inbound',
       openedAtMs: Date.now(),
       sentBytes: 0,
       receivedBytes: 0,

@@ -185,6 +185,7 @@ async function deliverHere(
       `Cannot deliver to ${endpoint.id}: this host's configuration has no such service`,
     )
   connection.peer = undefined
+  connection.isDecidedHere = true
   return dialLocal(local.target, plane.timeouts.connectMs, 'private')
 }
 
@@ -205,6 +206,7 @@ async function tunnelTo(
       { hint: 'hostmesh certs shows what is missing' },
     )
   connection.peer = endpoint.tunnel
+  connection.isDecidedHere = false
   const request = {
     source: connection.source,
     destination: service.name,

@@ -506,13 +506,12 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       let quantum = QUANTUM_BYTES
       while (quantum > 0) {
         const room = gatherBuffer.length - at - HEADER_BYTES
-        const bytes = stream.take(Math.min(quantum, room))
-        if (bytes === undefined) break
-        writeHeader(gatherBuffer, at, DATA, stream.pendingFlags, stream.id, bytes.length)
+        const length = stream.take(gatherBuffer, at + HEADER_BYTES, Math.min(quantum, room))
+        if (length === 0) break
+        writeHeader(gatherBuffer, at, DATA, stream.pendingFlags, stream.id, length)
         stream.pendingFlags = 0
-        gatherBuffer.set(bytes, at + HEADER_BYTES)
-        at += HEADER_BYTES + bytes.length
-        quantum -= bytes.length
+        at += HEADER_BYTES + length
+        quantum -= length
       }
       if (stream.canSend) {
         stream.isQueued = true

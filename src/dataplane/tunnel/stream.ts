@@ -10,6 +10,8 @@
  *      \-- RST -------+--- RST or carrier lost ----------------------------> closed
  * ```
  */
+
+import { ByteQueue } from '../../lib/byte-queue.ts'
 import { type ByteStream, FULL, type Receiver, type WriteResult } from '../../lib/byte-stream.ts'
 import { MeshError } from '../../lib/errors.ts'
 import {
@@ -77,8 +79,7 @@ export class TunnelStream implements ByteStream {
   private readonly carrier: StreamCarrier
   private confirmed: boolean
   private sendCredit = INITIAL_CREDIT
-  private outgoing: Uint8Array[] = []
-  private outgoingBytes = 0
+  private readonly outgoing = new ByteQueue()
   private wantsWritable = false
   private finWanted = false
   private finSent = false
@@ -86,8 +87,7 @@ export class TunnelStream implements ByteStream {
   private window = INITIAL_CREDIT
   private uncredited = 0
   private undrained = 0
-  private incoming: Uint8Array[] = []
-  private incomingBytes = 0
+  private readonly incoming = new ByteQueue()
   private finReceived = false
   private finDelivered = false
   private paused = true
@@ -112,29 +112,28 @@ export class TunnelStream implements ByteStream {
 
   /** Bytes that wait here to be sent. */
   get queuedBytes(): number {
-    return this.outgoingBytes
+    return this.outgoing.length
   }
 
   /** Bytes that wait here for a paused receiver. */
   get heldBytes(): number {
-    return this.incomingBytes
+    return this.incoming.length
   }
 
   write(bytes: Uint8Array): WriteResult {
     if (this.closed || this.finWanted) return 0
     const { length } = bytes
     if (
-      this.outgoingBytes === 0 &&
+      this.outgoing.length === 0 &&
       length <= this.sendCredit &&
       this.carrier.sendData(this, bytes)
     ) {
       this.sendCredit -= length
     } else {
-      this.outgoing.push(Uint8Array.prototype.slice.call(bytes))
-      this.outgoingBytes += length
+      this.outgoing.push(bytes)
       if (this.sendCredit > 0) this.carrier.queue(this)
     }
-    if (this.outgoingBytes < QUEUE_LIMIT) return 0
+    if (this.outgoing.length < QUEUE_LIMIT) return 0
     this.wantsWritable = true
     return FULL
   }
@@ -142,7 +141,7 @@ export class TunnelStream implements ByteStream {
   end(): void {
     if (this.closed || this.finWanted) return
     this.finWanted = true
-    if (this.outgoingBytes === 0) this.sendFin()
+    if (this.outgoing.length === 0) this.sendFin()
   }
 
   reset(): void {
@@ -174,10 +173,9 @@ export class TunnelStream implements ByteStream {
     this.paused = false
     this.credit(this.undrained)
     this.undrained = 0
-    while (!this.paused && this.incoming.length > 0) {
+    while (!this.paused) {
       const bytes = this.incoming.shift()
       if (bytes === undefined) break
-      this.incomingBytes -= bytes.length
       this.carrier.held(-bytes.length)
       this.deliver(bytes)
     }
@@ -185,25 +183,20 @@ export class TunnelStream implements ByteStream {
   }
 
   /**
-   * Session: up to `limit` bytes that waited, as far as credit goes; undefined when there is nothing to send.
-   * A FIN that waited behind them is sent as soon as they are gone.
+   * Session: moves up to `limit` bytes that waited into `target`, as far as credit goes. 0 when there is
+   * nothing to send. A FIN that waited behind them is sent as soon as they are gone.
    */
-  take(limit: number): Uint8Array | undefined {
-    const first = this.outgoing[0]
-    const length = Math.min(limit, this.sendCredit, first?.length ?? 0)
-    if (first === undefined || length === 0) return undefined
-    if (length === first.length) this.outgoing.shift()
-    else this.outgoing[0] = first.subarray(length)
-    this.outgoingBytes -= length
+  take(target: Uint8Array, offset: number, limit: number): number {
+    const length = this.outgoing.moveInto(target, offset, Math.min(limit, this.sendCredit))
     this.sendCredit -= length
-    return length === first.length ? first : first.subarray(0, length)
+    return length
   }
 
   /** Session: called after take(), when the bytes are on their way. */
   afterTake(): void {
     if (this.closed) return
-    if (this.outgoingBytes === 0 && this.finWanted && !this.finSent) this.sendFin()
-    if (this.wantsWritable && this.outgoingBytes < QUEUE_LIMIT / 2) {
+    if (this.outgoing.length === 0 && this.finWanted && !this.finSent) this.sendFin()
+    if (this.wantsWritable && this.outgoing.length < QUEUE_LIMIT / 2) {
       this.wantsWritable = false
       this.receiver.onWritable()
     }
@@ -211,7 +204,7 @@ export class TunnelStream implements ByteStream {
 
   /** Whether it has something to send and the credit for it. */
   get canSend(): boolean {
-    return !this.closed && this.outgoingBytes > 0 && this.sendCredit > 0
+    return !this.closed && this.outgoing.length > 0 && this.sendCredit > 0
   }
 
   /** Session: a data frame of `length` bytes begins; checks credit before anything is stored. */
@@ -229,8 +222,7 @@ export class TunnelStream implements ByteStream {
       return 0
     }
     if (!this.paused && this.incoming.length === 0) return this.deliver(bytes)
-    this.incoming.push(Uint8Array.prototype.slice.call(bytes))
-    this.incomingBytes += bytes.length
+    this.incoming.push(bytes)
     this.carrier.held(bytes.length)
     return 0
   }
@@ -259,7 +251,7 @@ export class TunnelStream implements ByteStream {
     if (this.sendCredit + amount > CREDIT_LIMIT)
       throw protocolError('HM_TUNNEL_CREDIT_OVERFLOW', `stream ${this.id}`)
     this.sendCredit += amount
-    if (this.outgoingBytes > 0) this.carrier.queue(this)
+    if (this.outgoing.length > 0) this.carrier.queue(this)
   }
 
   /** Session: the peer reset the stream, or the carrier is lost. */
@@ -313,11 +305,9 @@ export class TunnelStream implements ByteStream {
   private close(): void {
     if (this.closed) return
     this.closed = true
-    this.carrier.held(-this.incomingBytes)
-    this.incoming = []
-    this.incomingBytes = 0
-    this.outgoing = []
-    this.outgoingBytes = 0
+    this.carrier.held(-this.incoming.length)
+    this.incoming.clear()
+    this.outgoing.clear()
     this.carrier.forget(this)
   }
 }

@@ -10,7 +10,7 @@
 import { createHash } from 'node:crypto'
 import { connect, createServer, type Server, type Socket } from 'node:net'
 
-import type { Reply, Request, WorkloadEvent } from '../workload-protocol.ts'
+import type { Reply, Request, Rest, Sent, WorkloadEvent } from '../workload-protocol.ts'
 
 const uid = Number(process.argv[2])
 const identity = { service: process.argv[3] ?? '', instance: process.argv[4] ?? '' }
@@ -92,7 +92,7 @@ class Connection {
   }
 
   /** Reads to the end, whatever it is. */
-  readRest(): Promise<{ bytes: number; sha256: string; ending: string; tail: string }> {
+  readRest(): Promise<Rest> {
     const hash = createHash('sha256')
     let bytes = 0
     let tail = Buffer.alloc(0)
@@ -124,27 +124,27 @@ class Connection {
   /** Sends; resolves when the kernel has taken all of it. */
   write(bytes: Buffer): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.socket.write(bytes, (error) => (error ? reject(error) : resolve()))
+      // What broke the connection says more than that it is broken.
+      this.socket.write(bytes, (error) => (error ? reject(this.failure ?? error) : resolve()))
     })
   }
 
-  /** Sends `total` bytes of the pattern in chunks; stops early when nothing moved for `stallMs`. */
-  async writePattern(
-    total: number,
-    chunkBytes: number,
-    stallMs: number,
-  ): Promise<{ written: number; sha256: string }> {
+  /**
+   * Sends `total` bytes of the pattern in chunks; stops early when nothing moved for `stallMs`. The last
+   * chunk waits in this process then, and counts as written: it is sent when there is room again.
+   */
+  async writePattern(total: number, chunkBytes: number, stallMs: number): Promise<Sent> {
     const hash = createHash('sha256')
-    let written = 0
-    while (written < total) {
-      const start = written % pattern.length
-      const bytes = pattern.subarray(start, start + Math.min(chunkBytes, total - written))
-      const done = this.write(bytes)
-      if (!(await settlesWithin(done, stallMs))) return { written, sha256: '' }
-      hash.update(bytes)
-      written += bytes.length
+    let bytes = 0
+    while (bytes < total) {
+      const start = bytes % pattern.length
+      const chunk = pattern.subarray(start, start + Math.min(chunkBytes, total - bytes))
+      hash.update(chunk)
+      bytes += chunk.length
+      if (!(await settlesWithin(this.write(chunk), stallMs)))
+        return { bytes, sha256: hash.digest('hex'), stalled: true }
     }
-    return { written, sha256: hash.digest('hex') }
+    return { bytes, sha256: hash.digest('hex'), stalled: false }
   }
 
   private take(atMost: number): Buffer | null {

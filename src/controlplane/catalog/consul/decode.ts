@@ -284,7 +284,7 @@ function decodeInstance(service: string, entry: unknown, place: Place): Instance
   if (place.datacenter !== undefined && member(node, 'Datacenter') !== place.datacenter)
     throw new MeshError(
       'HM_CONSUL_DATACENTER_WRONG',
-      `Consul answers for datacenter "${shown(member(node, 'Datacenter'))}", not "${place.datacenter}"`,
+      `Consul answers for datacenter ${shown(member(node, 'Datacenter'))}, not "${place.datacenter}"`,
       {
         hint: 'Set `datacenter` to the datacenter of the agent, or point `catalog.address` at another',
       },

@@ -107,15 +107,16 @@ export function createTransport(
   const watchAgent = protocol.createAgent({ ...agentOptions, maxSockets: WATCH_SOCKETS })
   const plainAgent = protocol.createAgent({ ...agentOptions, maxSockets: PLAIN_SOCKETS })
   const token = createTokenSource(options, clock)
-  let closed = false
+  const closing = new AbortController()
 
   async function call(
     method: 'GET' | 'PUT',
     path: string,
     callOptions: CallOptions = {},
   ): Promise<ConsulAnswer> {
-    if (closed) throw new MeshError('HM_CONSUL_CLOSED', 'Connection to Consul is closed')
-    const timeoutMs = callOptions.timeoutMs ?? options.requestTimeout
+    if (closing.signal.aborted)
+      throw new MeshError('HM_CONSUL_CLOSED', 'Connection to Consul is closed')
+    const timeoutMs = Math.ceil(callOptions.timeoutMs ?? options.requestTimeout)
     const payload =
       callOptions.body === undefined ? undefined : Buffer.from(JSON.stringify(callOptions.body))
     const headers: http.OutgoingHttpHeaders = {
@@ -134,8 +135,11 @@ export function createTransport(
       ...(target.host === undefined ? {} : { host: target.host, port: target.port }),
     }
     const deadline = AbortSignal.timeout(timeoutMs)
-    const signal =
-      callOptions.signal === undefined ? deadline : AbortSignal.any([deadline, callOptions.signal])
+    const signal = AbortSignal.any([
+      deadline,
+      closing.signal,
+      ...(callOptions.signal === undefined ? [] : [callOptions.signal]),
+    ])
     const exchangeOnce = (): Promise<ConsulAnswer> =>
       exchange(() => protocol.request(request), payload, signal)
     try {
@@ -153,7 +157,7 @@ export function createTransport(
         address: options.address,
         timeoutMs,
         timedOut: deadline.aborted,
-        aborted: callOptions.signal?.aborted === true || closed,
+        aborted: callOptions.signal?.aborted === true || closing.signal.aborted,
       })
     }
   }
@@ -166,7 +170,8 @@ export function createTransport(
     tokenProblem: () => token.problem(),
     call,
     [Symbol.dispose]() {
-      closed = true
+      // Also ends the calls that wait for a connection, which destroying the agents does not.
+      closing.abort()
       watchAgent.destroy()
       plainAgent.destroy()
     },

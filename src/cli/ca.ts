@@ -1,0 +1,115 @@
+/**
+ * `hostmesh ca`: a certificate authority of our own, for meshes without Consul's.
+ */
+import { Command, InvalidArgumentError } from 'commander'
+import {
+  type AuthorityFacts,
+  initCa,
+  issueCertificates,
+  LEAF_LIFETIME_MS,
+  showCa,
+} from '../daemon/ca-operations.ts'
+import { formatDuration, parseDuration } from '../lib/duration.ts'
+
+/** Least lifetime that leaves time to carry the files to a host. */
+const MIN_LIFETIME_MS = 60_000
+
+interface IssueOptions {
+  readonly directory: string
+  readonly datacenter: string
+  readonly service: string[]
+  readonly out: string
+  readonly lifetime: number
+}
+
+/** The command with its subcommands; failures are thrown as MeshError. */
+export function caCommand(): Command {
+  const ca = new Command('ca').description(
+    'Make certificates for a mesh without Consul: one directory holds the CA, each host gets its own',
+  )
+  ca.command('init')
+    .description('Make a certificate authority: ca.pem and ca.key; an existing one is left alone')
+    .requiredOption('--directory <dir>', 'directory of the CA; keep it off the hosts of the mesh')
+    .requiredOption('--trust-domain <name>', 'name of the mesh, such as mesh.example.com')
+    .action((options: { directory: string; trustDomain: string }) => {
+      print([
+        'Made a certificate authority',
+        ...describe(initCa(options.directory, options.trustDomain)),
+      ])
+    })
+  ca.command('issue')
+    .description('Issue certificates for the services of one host')
+    .requiredOption('--directory <dir>', 'directory of the CA')
+    .requiredOption('--service <name...>', 'service to issue for; may be given several times')
+    .requiredOption(
+      '--out <dir>',
+      'directory of the host: certificates.directory of its configuration',
+    )
+    .option('--datacenter <name>', 'datacenter of the host', 'dc1')
+    .option(
+      '--lifetime <duration>',
+      'how long the certificates are valid, such as 72h or 30d',
+      parseLifetime,
+      LEAF_LIFETIME_MS,
+    )
+    .action((options: IssueOptions) => {
+      const issued = issueCertificates({
+        directory: options.directory,
+        datacenter: options.datacenter,
+        services: options.service,
+        out: options.out,
+        lifetimeMs: options.lifetime,
+      })
+      print([
+        `Issued ${count(issued.leaves.length, 'certificate')}; the host trusts ${count(issued.roots, 'root')} of ${issued.trustDomain}`,
+        ...issued.leaves.map(
+          (leaf) =>
+            `  ${leaf.spiffeId}, expires ${time(leaf.notAfterMs)}, serial ${leaf.serialNumber}`,
+        ),
+        'Wrote',
+        ...issued.paths.map((path) => `  ${path}`),
+      ])
+    })
+  ca.command('show')
+    .description('Show a certificate authority')
+    .requiredOption('--directory <dir>', 'directory of the CA')
+    .action((options: { directory: string }) => {
+      print([
+        `Certificate authority in ${options.directory}`,
+        ...describe(showCa(options.directory)),
+      ])
+    })
+  return ca
+}
+
+function describe(facts: AuthorityFacts): string[] {
+  return [
+    `  trust domain  ${facts.trustDomain}`,
+    `  certificate   ${facts.certificatePath}`,
+    `  subject       ${facts.subject}`,
+    `  serial        ${facts.serialNumber}`,
+    `  sha256        ${facts.fingerprint}`,
+    `  valid         ${time(facts.notBeforeMs)} to ${time(facts.notAfterMs)}`,
+  ]
+}
+
+function parseLifetime(text: string): number {
+  const ms = parseDuration(text)
+  if (ms === undefined || ms < MIN_LIFETIME_MS)
+    throw new InvalidArgumentError(
+      `Must be a duration such as 72h or 30d, ${formatDuration(MIN_LIFETIME_MS)} to 365d.`,
+    )
+  return ms
+}
+
+function time(ms: number): string {
+  return `${new Date(ms).toISOString().slice(0, 19)}Z`
+}
+
+function count(n: number, noun: string): string {
+  return `${n} ${noun}${n === 1 ? '' : 's'}`
+}
+
+function print(lines: readonly string[]): void {
+  console.log(lines.join('\n'))
+}

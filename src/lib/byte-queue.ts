@@ -1,0 +1,109 @@
+/**
+ * Bytes that wait, first in first out, in blocks that all queues of the thread share.
+ *
+ * Copies what it is given, so the giver's memory is free at once. Large chunks go into pooled blocks (no
+ * allocation, no zeroing, no garbage); small ones into exact copies, so that ten thousand queues with a few
+ * bytes each do not hold ten thousand blocks. Bounds are the caller's: look at {@link ByteQueue.length}.
+ */
+
+/** Size of a pooled block, and the most that one {@link ByteQueue.take} returns. */
+export const BLOCK_BYTES = 65_536
+
+/** Chunks below this are copied exactly. */
+const SMALL_BYTES = 4_096
+
+/** Blocks kept for reuse; more are left to the garbage collector. 16 MiB. */
+const MAX_IDLE_BLOCKS = 256
+
+const idleBlocks: Uint8Array[] = []
+
+interface Piece {
+  readonly memory: Uint8Array
+  readonly isBlock: boolean
+  start: number
+  end: number
+}
+
+/** A queue of bytes. */
+export class ByteQueue {
+  private readonly pieces: Piece[] = []
+  private bytes = 0
+
+  /** Bytes in the queue. */
+  get length(): number {
+    return this.bytes
+  }
+
+  /** Appends a copy of `chunk`. */
+  push(chunk: Uint8Array): void {
+    this.bytes += chunk.length
+    let at = 0
+    const last = this.pieces.at(-1)
+    if (last?.isBlock === true) at = fill(last, chunk, 0)
+    while (at < chunk.length) {
+      const left = chunk.length - at
+      if (left < SMALL_BYTES) {
+        const memory = Buffer.allocUnsafe(left)
+        memory.set(chunk.subarray(at))
+        this.pieces.push({ memory, isBlock: false, start: 0, end: left })
+        return
+      }
+      const piece: Piece = {
+        memory: idleBlocks.pop() ?? Buffer.allocUnsafeSlow(BLOCK_BYTES),
+        isBlock: true,
+        start: 0,
+        end: 0,
+      }
+      this.pieces.push(piece)
+      at = fill(piece, chunk, at)
+    }
+  }
+
+  /**
+   * Moves up to `limit` bytes from the front into `target` at `offset`, fewer where a block ends.
+   * @returns how many; 0 only when the queue is empty or `limit` is 0.
+   */
+  moveInto(target: Uint8Array, offset: number, limit: number): number {
+    const first = this.pieces[0]
+    if (first === undefined) return 0
+    const length = Math.min(limit, first.end - first.start)
+    target.set(first.memory.subarray(first.start, first.start + length), offset)
+    first.start += length
+    this.bytes -= length
+    if (first.start === first.end) {
+      this.pieces.shift()
+      release(first)
+    }
+    return length
+  }
+
+  /** Takes the front piece out, as exactly sized memory that belongs to the caller; undefined when empty. */
+  shift(): Uint8Array | undefined {
+    const first = this.pieces.shift()
+    if (first === undefined) return undefined
+    const bytes = first.memory.subarray(first.start, first.end)
+    this.bytes -= bytes.length
+    return bytes
+  }
+
+  /** Forgets everything. */
+  clear(): void {
+    for (const piece of this.pieces.splice(0)) release(piece)
+    this.bytes = 0
+  }
+}
+
+function fill(piece: Piece, chunk: Uint8Array, from: number): number {
+  const take = Math.min(chunk.length - from, piece.memory.length - piece.end)
+  if (take <= 0) return from
+  piece.memory.set(
+    from === 0 && take === chunk.length ? chunk : chunk.subarray(from, from + take),
+    piece.end,
+  )
+  piece.end += take
+  return from + take
+}
+
+function release(piece: Piece): void {
+  if (piece.isBlock && idleBlocks.length < MAX_IDLE_BLOCKS) idleBlocks.push(piece.memory)
+}

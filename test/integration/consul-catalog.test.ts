@@ -1,0 +1,317 @@
+/**
+ * Claims about the catalog as a whole for answers that a real agent will not give on demand: sudden
+ * emptiness, missing rights, a newer Consul, an agent that hangs.
+ */
+import assert from 'node:assert/strict'
+import { describe, test } from 'node:test'
+import type { CatalogPolicy, CatalogService } from '../../src/controlplane/catalog/catalog.ts'
+import { createConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
+import { silentLog } from '../../src/lib/log.ts'
+import type { LocalService } from '../../src/model/service.ts'
+import { eventually, type FakeAgent, indexed, startFakeAgent } from './consul-fake-agent.ts'
+
+const HEALTH = '/v1/health/connect/db'
+const CHAIN = '/v1/discovery-chain/db'
+const MATCH = '/v1/connect/intentions/match'
+const LIST = '/v1/connect/intentions'
+
+async function setUp(options: { datacenter?: string } = {}) {
+  const agent = await startFakeAgent()
+  agent.always('/v1/agent/services', () => ({ body: {} }))
+  agent.always('/v1/catalog/services', () => indexed(1, { consul: [] }))
+  const catalog = createConsulCatalog(
+    { address: agent.address, requestTimeout: 2_000, ...options },
+    silentLog,
+  )
+  return {
+    agent,
+    catalog,
+    async [Symbol.asyncDispose]() {
+      await catalog[Symbol.asyncDispose]()
+      await agent[Symbol.asyncDispose]()
+    },
+  }
+}
+
+function instances(count: number): unknown[] {
+  return Array.from({ length: count }, (_, i) => ({
+    Node: { Node: `n${i}`, Address: `10.0.0.${i + 1}`, Datacenter: 'dc1' },
+    Service: {
+      Kind: 'connect-proxy',
+      ID: 'db-hostmesh',
+      Service: 'db-hostmesh',
+      Port: 15_443,
+      Proxy: { DestinationServiceName: 'db', DestinationServiceID: 'db', LocalServicePort: 5_432 },
+    },
+    Checks: [],
+  }))
+}
+
+function rule(action: string, source = 'web'): unknown {
+  return { SourceName: source, DestinationName: 'db', Action: action, Precedence: 9 }
+}
+
+const db: LocalService = {
+  name: 'db',
+  id: 'db',
+  target: { ip: '127.0.0.1', port: 5_432 },
+  selector: undefined,
+  capturePort: undefined,
+  upstreams: [],
+}
+
+function answerPolicies(agent: FakeAgent, rules: () => unknown, policy: string | undefined): void {
+  agent.always('/v1/agent/self', () => ({
+    body: {
+      Config: { NodeName: 'n1', Datacenter: 'dc1' },
+      ...(policy === undefined
+        ? {}
+        : { DebugConfig: { ACLsEnabled: true, ACLDefaultPolicy: policy } }),
+    },
+  }))
+  agent.always(MATCH, () => ({ body: rules() }))
+}
+
+describe('the Consul catalog', { concurrency: true }, () => {
+  test('instances, protocol and timeout arrive together', async () => {
+    await using world = await setUp()
+    const seen: CatalogService[] = []
+    world.catalog.watchService('db', (service) => seen.push(service))
+    world.agent.answer(HEALTH, indexed(7, instances(2)))
+    await eventually('request for the chain', () => world.agent.requestsFor(CHAIN)[0])
+    await new Promise((resolve) => setTimeout(resolve, 100))
+    assert.equal(seen.length, 0, 'instances alone are not enough')
+    world.agent.answer(CHAIN, indexed(7, { Chain: { Protocol: 'http' } }))
+    await eventually('service', () => seen[0])
+    assert.equal(seen[0]?.protocol, 'http')
+    assert.equal(seen[0]?.endpoints.length, 2)
+  })
+
+  test('without a chain the service still arrives, as tcp', async () => {
+    await using world = await setUp()
+    const seen: CatalogService[] = []
+    world.agent.answer(HEALTH, indexed(7, instances(1)))
+    world.agent.always(CHAIN, () => ({ status: 403, body: 'Permission denied' }))
+    world.catalog.watchService('db', (service) => seen.push(service))
+    await eventually('service', () => seen[0], 4_000)
+    assert.equal(seen[0]?.protocol, 'tcp')
+    assert.equal(seen[0]?.connectTimeoutMs, 5_000)
+    assert.match(world.catalog.health().problems.join('\n'), /discovery-chain\/db/)
+  })
+
+  test('an empty answer that comes once takes no instance away', async () => {
+    await using world = await setUp()
+    const counts: number[] = []
+    world.catalog.watchService('db', (service) => counts.push(service.endpoints.length))
+    world.agent.answer(CHAIN, indexed(7, { Chain: {} }))
+    world.agent.answer(HEALTH, indexed(7, instances(3)), indexed(8, []), indexed(9, instances(3)))
+    await eventually('three reads', () => world.agent.requestsFor(HEALTH).length >= 4)
+    assert.deepEqual(counts, [3])
+  })
+
+  test('an empty answer that is repeated is obeyed within fifteen seconds', async () => {
+    await using world = await setUp()
+    const counts: number[] = []
+    world.catalog.watchService('db', (service) => counts.push(service.endpoints.length))
+    world.agent.answer(CHAIN, indexed(7, { Chain: {} }))
+    world.agent.answer(HEALTH, indexed(7, instances(3)))
+    world.agent.always(HEALTH, () => indexed(8, []))
+    await eventually('empty', () => counts.at(-1) === 0, 15_000)
+    assert.deepEqual(counts, [3, 0])
+  })
+
+  test('an empty answer is not obeyed while the token sees no service at all', async () => {
+    await using world = await setUp()
+    world.agent.always('/v1/catalog/services', () => indexed(1, {}))
+    const counts: number[] = []
+    world.catalog.watchService('db', (service) => counts.push(service.endpoints.length))
+    world.agent.answer(CHAIN, indexed(7, { Chain: {} }))
+    world.agent.answer(HEALTH, indexed(7, instances(1)))
+    world.agent.always(HEALTH, () => indexed(8, []))
+    const problem = await eventually('problem', () =>
+      world.catalog.health().problems.find((text) => text.includes('lost service:read')),
+    )
+    assert.match(problem, /instances of db/)
+    assert.deepEqual(counts, [1])
+  })
+
+  test('an agent of another datacenter changes nothing', async () => {
+    await using world = await setUp({ datacenter: 'dc2' })
+    const seen: CatalogService[] = []
+    world.agent.answer(CHAIN, indexed(7, { Chain: {} }))
+    world.agent.answer(HEALTH, indexed(7, instances(1)))
+    world.catalog.watchService('db', (service) => seen.push(service))
+    await eventually('problem', () =>
+      world.catalog.health().problems.some((text) => text.includes('datacenter "dc1"')),
+    )
+    assert.equal(seen.length, 0)
+  })
+
+  test('on Consul 1.8 a change of the list of intentions leads to a fresh match', async () => {
+    await using world = await setUp()
+    let rules: unknown[] | null = null
+    answerPolicies(world.agent, () => ({ db: rules }), 'deny')
+    const seen: (readonly CatalogPolicy[])[] = []
+    world.agent.answer(LIST, indexed(1, []))
+    world.catalog.watchPolicies(['db'], (policies) => seen.push(policies))
+    await eventually('first policies', () => seen[0])
+    assert.deepEqual(seen[0], [{ destination: 'db', intentions: [], defaultPolicy: 'deny' }])
+    await eventually('wake-up is set', () => world.agent.requestsFor(LIST).length === 2)
+    rules = [rule('allow')]
+    const startedAtMs = performance.now()
+    world.agent.answer(LIST, indexed(2, [rule('allow')]))
+    await eventually('changed policies', () => seen[1])
+    assert.ok(performance.now() - startedAtMs < 1_000)
+    assert.equal(seen[1]?.[0]?.intentions[0]?.action, 'allow')
+  })
+
+  test('where match carries an index it is followed itself, and its header is the default policy', async () => {
+    await using world = await setUp()
+    let action = 'allow'
+    const told = { 'x-consul-index': '5', 'x-consul-default-acl-policy': 'allow' }
+    world.agent.always(MATCH, (request) =>
+      request.query.has('wait') ? undefined : { headers: told, body: { db: [rule(action)] } },
+    )
+    const seen: (readonly CatalogPolicy[])[] = []
+    world.catalog.watchPolicies(['db'], (policies) => seen.push(policies))
+    await eventually('first policies', () => seen[0])
+    assert.equal(seen[0]?.[0]?.defaultPolicy, 'allow')
+    await eventually('match is waited on', () =>
+      world.agent.requestsFor(MATCH).some((request) => request.query.get('index') === '5'),
+    )
+    assert.equal(world.agent.requestsFor(LIST).length, 0)
+    assert.equal(world.agent.requestsFor('/v1/agent/self').length, 0)
+    action = 'deny'
+    const startedAtMs = performance.now()
+    world.agent.answer(MATCH, indexed(6, { db: [rule('deny')] }))
+    await eventually('changed policies', () => seen[1])
+    assert.ok(performance.now() - startedAtMs < 1_000)
+    assert.equal(seen[1]?.[0]?.intentions[0]?.action, 'deny')
+  })
+
+  test('an unknown default policy is deny, and is named', async () => {
+    await using world = await setUp()
+    answerPolicies(world.agent, () => ({ db: null }), undefined)
+    const seen: (readonly CatalogPolicy[])[] = []
+    world.catalog.watchPolicies(['db'], (policies) => seen.push(policies))
+    await eventually('policies', () => seen[0])
+    assert.equal(seen[0]?.[0]?.defaultPolicy, 'deny')
+    assert.match(world.catalog.health().problems.join('\n'), /does not tell its default policy/)
+  })
+
+  test('a right that is missing for one destination does not cost the others', async () => {
+    await using world = await setUp()
+    answerPolicies(world.agent, () => ({ db: [rule('allow')] }), 'deny')
+    world.agent.always(MATCH, (request) =>
+      request.query.getAll('name').includes('secret')
+        ? { status: 403, body: 'Permission denied' }
+        : { body: { db: [rule('allow')] } },
+    )
+    const seen: (readonly CatalogPolicy[])[] = []
+    world.catalog.watchPolicies(['db', 'secret'], (policies) => seen.push(policies))
+    await eventually('policies', () => seen[0])
+    assert.deepEqual(
+      seen[0]?.map((policy) => policy.destination),
+      ['db'],
+      'no policy at all for the other: it is denied',
+    )
+    assert.match(world.catalog.health().problems.join('\n'), /Intentions for secret/)
+  })
+
+  test('malformed intentions change nothing', async () => {
+    await using world = await setUp()
+    let body: unknown = { db: [rule('deny')] }
+    answerPolicies(world.agent, () => body, 'allow')
+    const seen: (readonly CatalogPolicy[])[] = []
+    world.agent.answer(LIST, indexed(1, []))
+    world.catalog.watchPolicies(['db'], (policies) => seen.push(policies))
+    await eventually('policies', () => seen[0])
+    for (const bad of ['<html>', null, {}, [], { db: 'x' }, { db: [{}] }]) {
+      body = bad
+      const before = world.agent.requestsFor(MATCH).length
+      world.agent.answer(LIST, indexed(2, [JSON.stringify(bad)]))
+      await eventually('read', () => world.agent.requestsFor(MATCH).length > before)
+    }
+    await eventually('problem', () =>
+      world.catalog.health().problems.some((text) => text.startsWith('Intentions for db')),
+    )
+    assert.equal(seen.length, 1)
+  })
+
+  test('names are those that somebody answers Connect for, and a new proxy is noticed', async () => {
+    await using world = await setUp()
+    world.agent.always('/v1/catalog/services', () => undefined)
+    const mesh = new Set(['web'])
+    for (const name of ['web', 'db', 'consul', 'db-hostmesh'])
+      world.agent.always(`/v1/catalog/connect/${name}`, () => ({
+        body: mesh.has(name) ? [{}] : [],
+      }))
+    const plain = { consul: [], web: [], db: [], 'X!': [] }
+    world.agent.answer('/v1/catalog/services', indexed(1, plain))
+    const seen: (readonly string[])[] = []
+    world.catalog.watchServiceNames((names) => seen.push(names))
+    await eventually('names', () => seen[0])
+    assert.deepEqual(seen[0], ['web'])
+    await eventually('list is waited on', () => world.agent.requestsFor('/v1/catalog/services')[1])
+    mesh.add('db')
+    world.agent.answer('/v1/catalog/services', indexed(2, { ...plain, 'db-hostmesh': [] }))
+    await eventually('new name', () => seen[1])
+    assert.deepEqual(seen[1], ['db', 'web'])
+  })
+
+  test('deregistration from an agent that hangs ends within its deadline', async () => {
+    await using world = await setUp()
+    world.agent.always('/v1/agent/service/register', () => ({}))
+    await world.catalog.register([db], 15_443)
+    world.agent.always('/v1/agent/services', () => () => undefined)
+    const startedAtMs = performance.now()
+    await world.catalog.deregister()
+    assert.ok(performance.now() - startedAtMs < 5_500)
+  })
+
+  test('a registration that is refused is a problem, not an exception, and is tried again', async () => {
+    await using world = await setUp()
+    world.agent.answer(
+      '/v1/agent/service/register',
+      { status: 403, body: 'Permission denied' },
+      { status: 403, body: 'Permission denied' },
+    )
+    world.agent.always('/v1/agent/service/register', () => ({}))
+    await world.catalog.register([db], 15_443)
+    assert.match(world.catalog.health().problems.join('\n'), /Permission denied/)
+    await eventually('second try', () => {
+      return world.agent.requestsFor('/v1/agent/service/register').length >= 4
+    })
+    await eventually('no problem', () => world.catalog.health().problems.length === 0)
+  })
+
+  test('the token goes with every kind of call', async () => {
+    await using agent = await startFakeAgent()
+    agent.always('/v1/agent/services', () => ({
+      body: { db: { Service: 'db', Port: 5_432, Meta: { 'hostmesh-registered': '15443' } } },
+    }))
+    agent.always('/v1/agent/service/register', () => ({}))
+    agent.always('/v1/agent/service/deregister/db', () => ({}))
+    const options = { address: agent.address, token: 'secret', requestTimeout: 2_000 }
+    await using catalog = createConsulCatalog(options, silentLog)
+    catalog.watchService('db', () => undefined)
+    await catalog.register([db], 15_443)
+    await catalog.deregister()
+    const paths = new Set(agent.requests.map((request) => request.path))
+    for (const path of [HEALTH, CHAIN, '/v1/agent/services', '/v1/agent/service/deregister/db'])
+      assert.ok(paths.has(path), path)
+    for (const request of agent.requests)
+      assert.equal(request.headers['x-consul-token'], 'secret', request.path)
+  })
+
+  test('the problem of an agent that is away is told once, whatever the number of watches', async () => {
+    const options = { address: 'http://127.0.0.1:1', requestTimeout: 2_000 }
+    await using catalog = createConsulCatalog(options, silentLog)
+    for (const name of ['a', 'b', 'c']) catalog.watchService(name, () => undefined)
+    await eventually('problems', () => catalog.health().problems.length > 0)
+    assert.equal(catalog.health().problems.length, 1)
+    assert.match(catalog.health().problems[0] ?? '', /Cannot reach Consul at http:\/\/127.0.0.1:1/)
+    assert.equal(catalog.health().lastGoodAtMs, undefined)
+    await assert.rejects(catalog.readAgentSelf(), /Cannot reach Consul/)
+  })
+})

@@ -1,0 +1,81 @@
+/**
+ * Consul's own proxy (`consul connect proxy`, in the Consul binary) on the other side, in both directions:
+ * a host without hostmesh and one with it are members of the same mesh.
+ */
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+
+import { eventually } from '../harness/eventually.ts'
+import { startMesh } from '../harness/mesh.ts'
+import { OwnedProcess } from '../harness/owned-process.ts'
+
+test('with a host that runs consul connect proxy', async (t) => {
+  await using mesh = await startMesh({
+    hosts: ['a', 'b', 'old'],
+    catalog: 'consul',
+    daemonless: ['old'],
+  })
+  const web = await mesh.host('a').service('web').start()
+  await mesh.host('b').service('db', { listens: 5432 }).start()
+  await mesh.host('b').service('vault', { listens: 8200 }).start()
+  const old = mesh.host('old')
+  const ledger = await old.service('ledger', { listens: 7000 }).start()
+  await mesh.allow('ledger', 'db')
+  await mesh.allow('web', 'ledger')
+  const proxy = await OwnedProcess.start(
+    old.namespace.inside([
+      ...['consul', 'connect', 'proxy', '-register', '-service', 'ledger'],
+      ...['-service-addr', '127.0.0.1:7000', '-listen', `${old.namespace.ip}:21000`],
+      ...['-upstream', 'db:9191', '-upstream', 'vault:9192', '-log-level', 'info'],
+    ]),
+    { name: 'consul connect proxy' },
+  )
+  mesh.own(proxy)
+  await mesh.up()
+
+  await t.test('it reaches a service behind hostmesh', async () => {
+    const answer = await eventually(() => ledger.callPort(9191))
+    assert.equal(answer.service, 'db')
+    assert.ok(
+      await mesh.host('b').daemon.metric('hostmesh_tcp_connections_opened_total', {
+        source_service: 'ledger',
+        destination_service: 'db',
+      }),
+    )
+  })
+
+  await t.test('it is denied where no intention allows it', async () => {
+    await assert.rejects(ledger.callPort(9192))
+    await eventually(async () => {
+      const denied = await mesh.host('b').daemon.metric('hostmesh_tcp_connections_closed_total', {
+        source_service: 'ledger',
+        destination_service: 'vault',
+        response_flags: 'DENY',
+      })
+      assert.ok(denied > 0)
+    })
+  })
+
+  await t.test('hostmesh reaches a service behind it', async () => {
+    const answer = await eventually(() => web.call('ledger'))
+    assert.equal(answer.service, 'ledger')
+    const tunnels = (await mesh.host('a').daemon.peers()).tunnels
+    assert.ok(
+      tunnels.every(({ peerAddress }) => !peerAddress.endsWith(':7000')),
+      'never in plaintext to the application itself',
+    )
+  })
+
+  await t.test('bytes of a long conversation arrive unchanged in both directions', async () => {
+    const socket = await web.dial('ledger')
+    await socket.write('whole\n')
+    await socket.readLine()
+    const sent = socket.writePattern(2_000_003).then(async (result) => {
+      await socket.end()
+      return result
+    })
+    const [{ sha256 }, rest] = await Promise.all([sent, socket.readRest()])
+    assert.equal(rest.bytes, 2_000_003)
+    assert.equal(rest.sha256, sha256)
+  })
+})

@@ -1,0 +1,380 @@
+/** Claims about src/config/validate.ts: what no single key can get wrong. */
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { localServices } from '../../src/config/local-services.ts'
+import { type ConfigInput, configSchema } from '../../src/config/schema.ts'
+import { validateConfig } from '../../src/config/validate.ts'
+
+type Change = Partial<ConfigInput>
+
+function problemsOf(change: Change): string[] {
+  const config = configSchema.parse({
+    catalog: { kind: 'file', path: '/c' },
+    certificates: { kind: 'builtin', directory: '/d' },
+    ...change,
+  })
+  return validateConfig(config).map(({ path, message }) => `${path.join('.')}: ${message}`)
+}
+
+/** Each row: what it is, the configuration, the key that is named, a part of the sentence. */
+const BROKEN: readonly [claim: string, change: Change, key: string, says: RegExp][] = [
+  [
+    'certificates from Consul with a catalog from a file',
+    { certificates: { kind: 'consul' } },
+    'certificates.kind',
+    /the catalog is a file/,
+  ],
+  [
+    'a token and a token file',
+    {
+      catalog: { kind: 'consul', token: 'a', tokenFile: '/b' },
+      certificates: { kind: 'consul' },
+    },
+    'catalog.token',
+    /either token or tokenFile/,
+  ],
+  [
+    'two services with one ID',
+    {
+      services: [
+        { name: 'a', port: 1 },
+        { name: 'b', id: 'a', port: 2 },
+      ],
+    },
+    'services.1.id',
+    /already that of services\[0\]/,
+  ],
+  [
+    'two instances of a service without IDs',
+    {
+      services: [
+        { name: 'a', port: 1 },
+        { name: 'a', port: 2 },
+      ],
+    },
+    'services.1.name',
+    /give each instance an id/,
+  ],
+  [
+    'an instance given twice',
+    {
+      services: [
+        { name: 'a', port: 1 },
+        { name: 'a', id: 'a-2', port: 1 },
+      ],
+    },
+    'services.1.port',
+    /same instance/,
+  ],
+  [
+    'a service that can do nothing',
+    { services: [{ name: 'a' }] },
+    'services.0',
+    /neither port, identity nor upstreams/,
+  ],
+  [
+    'two services with one user',
+    {
+      services: [
+        { name: 'a', identity: { user: 'x' } },
+        { name: 'b', identity: { user: 'x' } },
+      ],
+    },
+    'services.1.identity.user',
+    /could not tell the two apart/,
+  ],
+  [
+    'two services with one user number',
+    {
+      services: [
+        { name: 'a', identity: { user: 33 } },
+        { name: 'b', identity: { user: 33 } },
+      ],
+    },
+    'services.1.identity.user',
+    /could not tell/,
+  ],
+  [
+    'a cgroup inside another',
+    {
+      services: [
+        { name: 'a', identity: { cgroup: 'system.slice/a.service/inner' } },
+        { name: 'b', identity: { cgroup: 'system.slice/a.service' } },
+      ],
+    },
+    'services.1.identity.cgroup',
+    /contains the other/,
+  ],
+  [
+    'two spellings of one source address',
+    {
+      services: [
+        { name: 'a', identity: { sourceAddress: '::ffff:172.17.0.2' } },
+        { name: 'b', identity: { sourceAddress: '172.17.0.2' } },
+      ],
+    },
+    'services.1.identity.sourceAddress',
+    /could not tell/,
+  ],
+  [
+    'an upstream on the tunnel port',
+    { services: [{ name: 'a', upstreams: [{ destination: 'b', bindPort: 15_443 }] }] },
+    'services.0.upstreams.0.bindPort',
+    /clashes with the tunnel/,
+  ],
+  [
+    'two upstreams on one port',
+    {
+      services: [
+        { name: 'a', upstreams: [{ destination: 'x', bindPort: 5 }] },
+        { name: 'b', upstreams: [{ destination: 'y', bindPort: 5 }] },
+      ],
+    },
+    'services.1.upstreams.0.bindPort',
+    /clashes with upstream x of a \(services\.0\.upstreams\.0\.bindPort\)/,
+  ],
+  [
+    'an upstream on the port of an application',
+    {
+      services: [{ name: 'a', port: 80, upstreams: [{ destination: 'x', bindPort: 80 }] }],
+    },
+    'services.0.port',
+    /clashes with upstream x of a/,
+  ],
+  [
+    'an upstream on all addresses over an application on one',
+    {
+      services: [
+        {
+          name: 'a',
+          port: 80,
+          upstreams: [{ destination: 'x', bindPort: 80, bindAddress: '0.0.0.0' }],
+        },
+      ],
+    },
+    'services.0.port',
+    /clashes/,
+  ],
+  [
+    'metrics on the tunnel port',
+    { metrics: { port: 15_443 } },
+    'metrics.port',
+    /clashes with the tunnel/,
+  ],
+  [
+    'a capture port on the port of an application',
+    {
+      services: [
+        { name: 'a', identity: { user: 'a' } },
+        { name: 'b', port: 15_101, identity: { user: 'b' } },
+      ],
+    },
+    'services.1.port',
+    /clashes with the capture of b/,
+  ],
+  [
+    'more capture ports than there are ports left',
+    {
+      capture: { basePort: 65_535 },
+      services: [
+        { name: 'a', identity: { user: 'a' } },
+        { name: 'b', identity: { user: 'b' } },
+      ],
+    },
+    'capture.basePort',
+    /no port for the capture of b: it would be 65536/,
+  ],
+  [
+    'capture without any identity',
+    { capture: { mode: 'on' }, services: [{ name: 'a', port: 1 }] },
+    'capture.mode',
+    /no service has an identity/,
+  ],
+  [
+    'a captured service that runs as the exempt user',
+    {
+      capture: { mode: 'on', daemonUser: 'x' },
+      services: [{ name: 'a', identity: { user: 'x' } }],
+    },
+    'services.0.identity.user',
+    /exempt from capture/,
+  ],
+  [
+    'a range that is none',
+    { capture: { virtualRange: '240.0.0.0/33' } },
+    'capture.virtualRange',
+    /Must be an IPv4 range/,
+  ],
+  [
+    'a range of the other family',
+    { capture: { virtualRange: 'fd00::/64' } },
+    'capture.virtualRange',
+    /Must be an IPv4 range/,
+  ],
+  [
+    'an IPv4 range for IPv6',
+    { capture: { virtualRange6: '240.0.0.0/4' } },
+    'capture.virtualRange6',
+    /Must be an IPv6 range/,
+  ],
+  [
+    'a range with host bits',
+    { capture: { virtualRange: '241.0.0.1/8' } },
+    'capture.virtualRange',
+    /did you mean 241\.0\.0\.0\/8/,
+  ],
+  [
+    'a range that is everything',
+    { capture: { virtualRange: '0.0.0.0/0' } },
+    'capture.virtualRange',
+    /too wide/,
+  ],
+  [
+    'a range of four addresses',
+    { capture: { virtualRange: '240.0.0.0/30' } },
+    'capture.virtualRange',
+    /too small/,
+  ],
+  [
+    'a range with loopback in it',
+    { capture: { virtualRange: '112.0.0.0/4' } },
+    'capture.virtualRange',
+    /contains addresses of 127\.0\.0\.0\/8/,
+  ],
+  [
+    'a multicast range',
+    { capture: { virtualRange: '239.1.0.0/16' } },
+    'capture.virtualRange',
+    /contains addresses of 224\.0\.0\.0\/4/,
+  ],
+  [
+    "a range with this host's address in it",
+    { node: { address: '10.1.2.3' }, capture: { virtualRange: '10.0.0.0/8' } },
+    'capture.virtualRange',
+    /contains 10\.1\.2\.3 \(node\.address\)/,
+  ],
+  [
+    'a range with the address of an application in it',
+    { services: [{ name: 'a', port: 1, address: 'fdc6:6d65:7368::9' }] },
+    'capture.virtualRange6',
+    /contains fdc6:6d65:7368::9 \(service a\)/,
+  ],
+  [
+    'an admin socket path that does not fit',
+    { admin: { socket: `/${'x'.repeat(107)}` } },
+    'admin.socket',
+    /108 bytes/,
+  ],
+]
+
+for (const [claim, change, key, says] of BROKEN)
+  test(`${claim} is one problem, at ${key}`, () => {
+    const problems = problemsOf(change)
+    assert.equal(problems.length, 1, problems.join('\n'))
+    assert.ok(problems[0]?.startsWith(`${key}: `), problems[0])
+    assert.match(problems[0], says)
+  })
+
+const SOUND: readonly [claim: string, change: Change][] = [
+  ['the least configuration', {}],
+  [
+    'two instances with IDs of their own',
+    {
+      services: [
+        { name: 'a', id: 'a-1', port: 1 },
+        { name: 'a', id: 'a-2', port: 2 },
+      ],
+    },
+  ],
+  [
+    'two applications on one port',
+    {
+      services: [
+        { name: 'a', port: 80 },
+        { name: 'b', port: 80 },
+      ],
+    },
+  ],
+  [
+    'an application and an upstream on one port of different addresses',
+    {
+      services: [
+        {
+          name: 'a',
+          port: 80,
+          address: '10.0.0.1',
+          upstreams: [{ destination: 'x', bindPort: 80 }],
+        },
+      ],
+    },
+  ],
+  [
+    'cgroups with a common beginning of the name',
+    {
+      services: [
+        { name: 'a', identity: { cgroup: 'system.slice/a' } },
+        { name: 'b', identity: { cgroup: 'system.slice/ab' } },
+      ],
+    },
+  ],
+  [
+    'a user and a source address',
+    {
+      services: [
+        { name: 'a', identity: { user: 'x' } },
+        { name: 'b', identity: { sourceAddress: '10.9.9.9' } },
+      ],
+    },
+  ],
+  ['identities while capture is off', { services: [{ name: 'a', identity: { user: 'a' } }] }],
+  ['an admin socket path that just fits', { admin: { socket: `/${'x'.repeat(106)}` } }],
+  [
+    'a small range of its own',
+    { capture: { virtualRange: '10.99.0.0/28', virtualRange6: 'fd00::/120' } },
+  ],
+]
+
+for (const [claim, change] of SOUND)
+  test(`${claim} is sound`, () => {
+    assert.deepEqual(problemsOf(change), [])
+  })
+
+test('all problems of a configuration are reported, not the first', () => {
+  const problems = problemsOf({
+    certificates: { kind: 'consul' },
+    services: [{ name: 'a' }, { name: 'a', port: 15_443 }],
+    capture: { virtualRange: 'x' },
+  })
+  assert.equal(problems.length, 5, problems.join('\n'))
+})
+
+test('services with an identity get consecutive capture ports in the order of the file', () => {
+  const config = configSchema.parse({
+    catalog: { kind: 'file', path: '/c' },
+    certificates: { kind: 'builtin', directory: '/d' },
+    capture: { basePort: 16_000 },
+    services: [
+      { name: 'a', identity: { user: 7 } },
+      { name: 'b', port: 80 },
+      {
+        name: 'c',
+        port: 81,
+        id: 'c-1',
+        identity: { cgroup: 'x' },
+        upstreams: [{ destination: 'b', bindPort: 9 }, { destination: 'd' }],
+      },
+    ],
+  })
+  assert.deepEqual(
+    localServices(config).map(({ id, capturePort, selector }) => ({ id, capturePort, selector })),
+    [
+      { id: 'a', capturePort: 16_000, selector: { kind: 'user', user: '7' } },
+      { id: 'b', capturePort: undefined, selector: undefined },
+      { id: 'c-1', capturePort: 16_001, selector: { kind: 'cgroup', path: 'x' } },
+    ],
+  )
+  assert.deepEqual(localServices(config)[2]?.upstreams, [
+    { destination: 'b', bind: { ip: '127.0.0.1', port: 9 } },
+    { destination: 'd', bind: undefined },
+  ])
+})

@@ -1,0 +1,260 @@
+/** Claims about src/controlplane/catalog/file/file-catalog.ts on a real file that changes. */
+import assert from 'node:assert/strict'
+import { mkdtempSync, renameSync, rmSync, symlinkSync, unlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, test } from 'node:test'
+import type { CatalogPolicy, CatalogService } from '../../src/controlplane/catalog/catalog.ts'
+import { createFileCatalog } from '../../src/controlplane/catalog/file/file-catalog.ts'
+import { MeshError } from '../../src/lib/errors.ts'
+import { type Log, silentLog } from '../../src/lib/log.ts'
+import type { LocalService } from '../../src/model/service.ts'
+import { eventually } from '../harness/eventually.ts'
+
+const root = mkdtempSync(join(tmpdir(), 'hostmesh-file-catalog-'))
+after(() => rmSync(root, { recursive: true, force: true }))
+
+function newPath(): string {
+  return join(mkdtempSync(join(root, 'c-')), 'catalog.yaml')
+}
+
+function replace(path: string, text: string): void {
+  writeFileSync(`${path}.new`, text)
+  renameSync(`${path}.new`, path)
+}
+
+const db = (...ips: string[]): string =>
+  `services:\n  - Name: db\n    Instances:\n${ips
+    .map((ip, index) => `      - {Node: host-${index}, Address: ${ip}}\n`)
+    .join('')}`
+
+const addressesOf = (service: CatalogService | undefined): string[] | undefined =>
+  service?.endpoints.map((endpoint) => endpoint.tunnel.ip)
+
+test('a broken or missing file at start is an error that names every problem', () => {
+  const path = newPath()
+  writeFileSync(path, 'services: [{Nme: a}]\ndefaultPolicy: maybe\n')
+  assert.throws(
+    () => createFileCatalog({ path, node: 'a' }, silentLog),
+    (thrown) =>
+      thrown instanceof MeshError &&
+      thrown.code === 'HM_CATALOG_INVALID' &&
+      thrown.message.includes(`${path}:1:13: services[0]: Unknown key "Nme"`) &&
+      thrown.message.includes(`${path}:2:16: defaultPolicy`),
+  )
+  assert.throws(
+    () => createFileCatalog({ path: `${path}.none`, node: 'a' }, silentLog),
+    (thrown) => thrown instanceof MeshError && /no such file/.test(thrown.message),
+  )
+})
+
+test('the first answer comes by itself, after the watch is returned', async () => {
+  const path = newPath()
+  writeFileSync(path, db('10.0.0.1'))
+  await using catalog = createFileCatalog({ path, node: 'a' }, silentLog)
+  let answer: CatalogService | undefined
+  const watch = catalog.watchService('db', (service) => {
+    answer = service
+  })
+  assert.equal(answer, undefined)
+  await eventually(() => assert.deepEqual(addressesOf(answer), ['10.0.0.1']))
+  watch.close()
+})
+
+test('a service that the file does not know has no endpoints', async () => {
+  const path = newPath()
+  writeFileSync(path, db('10.0.0.1'))
+  await using catalog = createFileCatalog({ path, node: 'a' }, silentLog)
+  let answer: CatalogService | undefined
+  catalog.watchService('other', (service) => {
+    answer = service
+  })
+  await eventually(() => assert.deepEqual(answer?.endpoints, []))
+})
+
+test('a file replaced by renaming is seen within a second, again and again', async () => {
+  const path = newPath()
+  writeFileSync(path, db('10.0.0.1'))
+  await using catalog = createFileCatalog({ path, node: 'a' }, silentLog)
+  let answer: CatalogService | undefined
+  catalog.watchService('db', (service) => {
+    answer = service
+  })
+  for (let round = 1; round <= 5; round += 1) {
+    replace(path, db(`10.0.1.${round}`))
+    await eventually(() => assert.deepEqual(addressesOf(answer), [`10.0.1.${round}`]), {
+      withinMs: 1_000,
+    })
+  }
+})
+
+test('a change that folder events do not show is seen by polling', async () => {
+  const target = newPath()
+  const other = newPath()
+  const path = newPath()
+  writeFileSync(target, db('10.0.0.1'))
+  writeFileSync(other, db('10.0.0.2'))
+  symlinkSync(target, path)
+  await using catalog = createFileCatalog({ path, node: 'a' }, silentLog)
+  let answer: CatalogService | undefined
+  catalog.watchService('db', (service) => {
+    answer = service
+  })
+  await eventually(() => assert.deepEqual(addressesOf(answer), ['10.0.0.1']))
+  // The link's own folder stays as it is: only its target changes.
+  replace(target, db('10.0.0.3'))
+  await eventually(() => assert.deepEqual(addressesOf(answer), ['10.0.0.3']), { withinMs: 2_000 })
+})
+
+test('a second write of equal length right after the first is seen', async () => {
+  const path = newPath()
+  writeFileSync(path, db('10.0.0.1'))
+  await using catalog = createFileCatalog({ path, node: 'a' }, silentLog)
+  let answer: CatalogService | undefined
+  catalog.watchService('db', (service) => {
+    answer = service
+  })
+  await eventually(() => assert.deepEqual(addressesOf(answer), ['10.0.0.1']))
+  writeFileSync(path, db('10.0.0.2'))
+  await eventually(() => assert.deepEqual(addressesOf(answer), ['10.0.0.2']))
+  writeFileSync(path, db('10.0.0.3'))
+  await eventually(() => assert.deepEqual(addressesOf(answer), ['10.0.0.3']))
+})
+
+test('a watch hears of changes of its own service only', async () => {
+  const path = newPath()
+  const two = (ip: string): string =>
+    `${db('10.0.0.1')}  - Name: web\n    Instances: [{Node: b, Address: ${ip}}]\n`
+  writeFileSync(path, two('10.0.0.2'))
+  await using catalog = createFileCatalog({ path, node: 'a' }, silentLog)
+  let dbAnswers = 0
+  let web: CatalogService | undefined
+  catalog.watchService('db', () => {
+    dbAnswers += 1
+  })
+  catalog.watchService('web', (service) => {
+    web = service
+  })
+  await eventually(() => assert.equal(dbAnswers, 1))
+  replace(path, two('10.0.0.3'))
+  await eventually(() => assert.deepEqual(addressesOf(web), ['10.0.0.3']))
+  assert.equal(dbAnswers, 1)
+})
+
+test('a file that breaks changes nothing, is named with line and column, and is forgiven when mended', async () => {
+  const path = newPath()
+  writeFileSync(path, `${db('10.0.0.1')}defaultPolicy: allow\n`)
+  const logged: unknown[] = []
+  const log: Log = { ...silentLog, error: (_, fields) => logged.push(fields?.['problems']) }
+  await using catalog = createFileCatalog({ path, node: 'a' }, log)
+  const answers: CatalogService[] = []
+  catalog.watchService('db', (service) => answers.push(service))
+  await eventually(() => assert.equal(answers.length, 1))
+  assert.deepEqual(catalog.health().problems, [])
+
+  replace(path, `${db('10.0.0.2')}defaultPolicy: alow\n`)
+  const problem = `${path}:5:16: defaultPolicy: Must be one of allow, deny, got "alow"; did you mean "allow"?`
+  await eventually(() => assert.deepEqual(catalog.health().problems, [problem]))
+  assert.deepEqual(logged, [[problem]])
+  assert.equal(answers.length, 1)
+
+  unlinkSync(path)
+  await eventually(() => assert.match(catalog.health().problems[0] ?? '', /no such file/))
+  const goodAt = catalog.health().lastGoodAtMs
+  assert.equal(answers.length, 1)
+
+  writeFileSync(path, db('10.0.0.3'))
+  await eventually(() => assert.deepEqual(addressesOf(answers.at(-1)), ['10.0.0.3']))
+  assert.deepEqual(catalog.health().problems, [])
+  assert.ok((catalog.health().lastGoodAtMs ?? 0) > (goodAt ?? Infinity))
+})
+
+test('an emptied file does not empty the mesh', async () => {
+  const path = newPath()
+  writeFileSync(path, db('10.0.0.1'))
+  await using catalog = createFileCatalog({ path, node: 'a' }, silentLog)
+  const answers: CatalogService[] = []
+  catalog.watchService('db', (service) => answers.push(service))
+  await eventually(() => assert.equal(answers.length, 1))
+  writeFileSync(path, '')
+  await eventually(() => assert.match(catalog.health().problems[0] ?? '', /The file is empty/))
+  assert.equal(answers.length, 1)
+})
+
+test('policies and service names are followed', async () => {
+  const path = newPath()
+  writeFileSync(path, db('10.0.0.1'))
+  await using catalog = createFileCatalog({ path, node: 'a' }, silentLog)
+  let policies: readonly CatalogPolicy[] = []
+  let names: readonly string[] = []
+  catalog.watchPolicies(['db', 'web'], (answer) => {
+    policies = answer
+  })
+  catalog.watchServiceNames((answer) => {
+    names = answer
+  })
+  await eventually(() => assert.deepEqual(names, ['db']))
+  assert.deepEqual(policies, [
+    { destination: 'db', intentions: [], defaultPolicy: 'deny' },
+    { destination: 'web', intentions: [], defaultPolicy: 'deny' },
+  ])
+  replace(
+    path,
+    `services: [{Name: web}, {Name: db}]\nintentions: [{SourceName: web, DestinationName: db, Action: allow}]\n`,
+  )
+  await eventually(() => assert.deepEqual(names, ['db', 'web']))
+  assert.deepEqual(policies[0]?.intentions, [
+    { source: 'web', destination: 'db', action: 'allow', precedence: 9 },
+  ])
+  assert.deepEqual(policies[1]?.intentions, [])
+})
+
+test('a closed watch and a disposed catalog say nothing more', async () => {
+  const path = newPath()
+  writeFileSync(path, db('10.0.0.1'))
+  const catalog = createFileCatalog({ path, node: 'a' }, silentLog)
+  let closedAnswers = 0
+  let openAnswers = 0
+  catalog
+    .watchService('db', () => {
+      closedAnswers += 1
+    })
+    .close()
+  catalog.watchService('db', () => {
+    openAnswers += 1
+  })
+  await eventually(() => assert.equal(openAnswers, 1))
+  replace(path, db('10.0.0.2'))
+  await eventually(() => assert.equal(openAnswers, 2))
+  assert.equal(closedAnswers, 0)
+  await catalog[Symbol.asyncDispose]()
+  const handles = process.getActiveResourcesInfo().filter((name) => name === 'FSEventWrap')
+  assert.deepEqual(handles, [])
+})
+
+test('a service of this host that the file lacks, or has at another port, is named', async () => {
+  const path = newPath()
+  writeFileSync(path, db('10.0.0.1'))
+  const local = (name: string): LocalService => ({
+    name,
+    id: name,
+    target: { ip: '127.0.0.1', port: 1 },
+    selector: undefined,
+    capturePort: undefined,
+    upstreams: [],
+  })
+  await using catalog = createFileCatalog({ path, node: 'host-0' }, silentLog)
+  await catalog.register(
+    [local('db'), local('web'), { ...local('caller'), target: undefined }],
+    15_443,
+  )
+  assert.equal(catalog.health().problems.length, 1)
+  assert.match(
+    catalog.health().problems[0] ?? '',
+    /web of this host .* no instance with Node host-0 and ID web/,
+  )
+  await catalog.register([local('db')], 20_000)
+  assert.match(catalog.health().problems[0] ?? '', /Port 15443 .* the tunnel port is 20000/)
+  await catalog.deregister()
+  assert.deepEqual(catalog.health().problems, [])
+})
