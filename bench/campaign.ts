@@ -3,7 +3,8 @@
  * after the other in each, so that whatever else the machine does meets all of them alike, and takes
  * everything down again. A subject that fails does not stop the others.
  */
-import { chmod, mkdtemp, open, rm } from 'node:fs/promises'
+import { existsSync } from 'node:fs'
+import { chmod, mkdtemp, open, readdir, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describeError } from '../src/lib/errors.ts'
@@ -24,6 +25,8 @@ import { requireTool } from './site/tools.ts'
 import type { SubjectName } from './subject-names.ts'
 import { ALL_SUBJECTS } from './subjects/all.ts'
 
+const DIRECTORY_PREFIX = 'hostmesh-bench-'
+
 /** Failed samples after which a subject is left out of the rest of a scenario. */
 const FAILURES_PER_SCENARIO = 2
 
@@ -39,13 +42,23 @@ export async function runCampaign(options: RunOptions, signal: AbortSignal): Pro
   for (const tool of ['wrk', 'curl', 'nginx', 'openssl', 'setpriv', 'prlimit', 'getconf'])
     requireTool(tool)
   await sweepStaleNamespaces()
+  await sweepStaleDirectories()
   await using owned = new AsyncDisposableStack()
   const files = await createRunFiles(options, owned)
   return await new Campaign(options, files, signal, owned).run()
 }
 
+/** Removes the files of runs that were killed. */
+async function sweepStaleDirectories(): Promise<void> {
+  for (const name of await readdir(tmpdir())) {
+    const pid = /^hostmesh-bench-(\d+)-/.exec(name)?.[1]
+    if (pid !== undefined && !existsSync(`/proc/${pid}`))
+      await rm(join(tmpdir(), name), { recursive: true, force: true })
+  }
+}
+
 async function createRunFiles(options: RunOptions, owned: AsyncDisposableStack): Promise<RunFiles> {
-  const directory = await mkdtemp(join(tmpdir(), 'hostmesh-bench-'))
+  const directory = await mkdtemp(join(tmpdir(), `${DIRECTORY_PREFIX}${process.pid}-`))
   owned.defer(() => rm(directory, { recursive: true, force: true }))
   // The load of the captured subject is not root and must find wrk's scripts.
   await chmod(directory, 0o755)
@@ -78,6 +91,8 @@ class Campaign {
   readonly #owned: AsyncDisposableStack
   readonly #samples: Sample[] = []
   readonly #failures: Failure[] = []
+  /** Stages of which a hop or the backend has ended: nothing more can be measured there. */
+  readonly #lost = new Set<Stage>()
 
   constructor(
     options: RunOptions,
@@ -173,7 +188,7 @@ class Campaign {
       for (const stage of stages) {
         progress.next(`${SCENARIOS[plan.name].title}, ${each.title}: ${stage.subject.name}`)
         const failures = failed.get(stage) ?? 0
-        if (stage.isAlive && failures < FAILURES_PER_SCENARIO)
+        if (!this.#lost.has(stage) && failures < FAILURES_PER_SCENARIO)
           if (!(await this.#sample(plan, each, stage, progress))) failed.set(stage, failures + 1)
         progress.done(each.plannedSeconds)
       }
@@ -192,6 +207,7 @@ class Campaign {
     } catch (error) {
       this.#signal.throwIfAborted()
       progress.clear()
+      if (!stage.isAlive) this.#lost.add(stage)
       this.#fail(
         { subject: stage.subject.name, scenario: plan.name, message: describeError(error) },
         stage.logTails(),

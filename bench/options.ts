@@ -38,7 +38,7 @@ const QUICK = {
   subjects: ['haproxy', 'hostmesh-capture', 'hostmesh-upstream'],
   scenarios: ['requests-64', 'mixed'],
   rounds: 2,
-  lengthFactor: 0.8,
+  lengthFactor: 0.45,
 } as const
 
 /** What --help prints. */

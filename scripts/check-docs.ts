@@ -148,7 +148,7 @@ function checkFolders(): string[] {
 
 function checkHeaders(): string[] {
   return code
-    .filter(({ path, text }) => path.endsWith('.ts') && !/^(?:#!.*\n)?\/\*\*?\n/.test(text))
+    .filter(({ path, text }) => path.endsWith('.ts') && !/^(?:#!.*\n)?\/\*\*?\s/.test(text))
     .map(
       ({ path }) =>
         `${path}: does not open with its header comment (/** …, 2-6 lines: what it owns)`,

@@ -76,7 +76,13 @@ function fullName(path: readonly string[], data: { name: string; nesting: number
 }
 
 function describe(error: Error): string {
-  const thrown: unknown = error.cause ?? error
+  return describeThrown(error.cause ?? error)
+}
+
+function describeThrown(thrown: unknown): string {
+  // What `await using` makes of a failed test whose clean-up failed as well: both matter.
+  if (thrown instanceof SuppressedError)
+    return `${describeThrown(thrown.suppressed)}\nand then, while cleaning up: ${describeThrown(thrown.error)}`
   if (thrown instanceof Error) return thrown.stack ?? thrown.message
   return typeof thrown === 'string' ? thrown : inspect(thrown)
 }

@@ -57,26 +57,42 @@ export function receivedBytes(pid: number): number {
 
 function withDescendants(pids: readonly number[]): readonly number[] {
   const found = [...pids]
-  for (let i = 0; i < found.length; i += 1) {
-    const pid = found[i]
-    if (pid === undefined) continue
-    for (const thread of readdirSync(`/proc/${pid}/task`))
-      for (const child of read(pid, `task/${thread}/children`).split(' '))
-        if (child !== '') found.push(Number(child))
-  }
+  // The list grows while it is walked.
+  for (const pid of found)
+    for (const thread of threadsOf(pid))
+      for (const child of childrenOf(pid, thread)) found.push(child)
   return found
+}
+
+function threadsOf(pid: number): readonly string[] {
+  try {
+    return readdirSync(`/proc/${pid}/task`)
+  } catch (error) {
+    throw gone(pid, error)
+  }
+}
+
+function childrenOf(pid: number, thread: string): readonly number[] {
+  try {
+    const children = readFileSync(`/proc/${pid}/task/${thread}/children`, 'utf8')
+    return children
+      .split(' ')
+      .filter((child) => child !== '')
+      .map(Number)
+  } catch {
+    // A thread may end between the listing and here; its children are then those of another thread.
+    return []
+  }
 }
 
 function read(pid: number, file: string): string {
   try {
     return readFileSync(`/proc/${pid}/${file}`, 'utf8')
   } catch (error) {
-    throw new MeshError(
-      'HM_BENCH_PROC',
-      `Cannot read /proc/${pid}/${file}: the process has ended`,
-      {
-        cause: error,
-      },
-    )
+    throw gone(pid, error)
   }
+}
+
+function gone(pid: number, cause: unknown): MeshError {
+  return new MeshError('HM_BENCH_PROC', `Cannot measure process ${pid}: it has ended`, { cause })
 }

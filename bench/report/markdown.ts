@@ -18,7 +18,7 @@ export const END_MARKER = '<!-- bench report: end -->'
 /** The whole report; `pictureFile` is the link to the picture as seen from the document. */
 export function markdownReport(results: Results, pictureFile: string): string {
   const parts = [
-    `Run of ${results.header.environment.date.slice(0, 10)}, ${results.header.rounds} rounds${commitOf(results)}:`,
+    `Run of ${results.header.environment.date.slice(0, 10)}, ${roundsOf(results)}${commitOf(results)}:`,
     ['```text', ...environmentLines(results.header.environment), '```'].join('\n'),
     `![hostmesh beside its peers](${pictureFile})`,
     targetsTable(results.rows),
@@ -26,6 +26,10 @@ export function markdownReport(results: Results, pictureFile: string): string {
     absences(results),
   ]
   return parts.filter((part) => part !== '').join('\n\n')
+}
+
+function roundsOf({ header: { rounds } }: Results): string {
+  return rounds === 1 ? '1 round' : `${rounds} rounds`
 }
 
 function commitOf(results: Results): string {

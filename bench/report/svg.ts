@@ -20,7 +20,7 @@ const COLORS: Readonly<Partial<Record<SubjectName, string>>> = {
 
 const WIDTH = 860
 const LABEL_WIDTH = 230
-const TOP = 84
+const TOP = 104
 const BAR = 9
 const GROUP_GAP = 14
 const VALUE_WIDTH = 60
@@ -52,7 +52,8 @@ export function ratioPicture(rows: readonly Row[]): string {
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${y + 10}" width="${WIDTH}" height="${y + 10}" font-family="system-ui, sans-serif" font-size="12">
 <rect width="100%" height="100%" fill="#ffffff"/>
 <text x="16" y="24" font-size="16" font-weight="600" fill="#111827">How many times better than the best peer</text>
-<text x="16" y="42" fill="#4b5563">Two hops with mutual TLS, one thread a hop, same run. Longer is better; 1 is the best of the peers; the black tick is what hostmesh must reach.</text>
+<text x="16" y="43" fill="#4b5563">Two hops with mutual TLS, one thread a hop, all in one run. Longer is better in every group.</text>
+<text x="16" y="59" fill="#4b5563">The dashed line is the best of the peers, the black tick what hostmesh must reach.</text>
 ${legend()}
 <line x1="${onePeer}" y1="${TOP - 8}" x2="${onePeer}" y2="${y - GROUP_GAP + 4}" stroke="#9ca3af" stroke-dasharray="3 3"/>
 ${body.join('\n')}
@@ -107,8 +108,8 @@ function drawBar(bar: Bar, y: number, scale: number): string {
 function legend(): string {
   let x = 16
   return SHOWN.map((subject) => {
-    const entry = `<rect x="${x}" y="54" width="10" height="10" fill="${COLORS[subject] ?? '#999999'}"/><text x="${x + 14}" y="63" fill="#111827">${subject}</text>`
-    x += 30 + subject.length * 6.6
+    const entry = `<rect x="${x}" y="72" width="10" height="10" fill="${COLORS[subject] ?? '#999999'}"/><text x="${x + 14}" y="81" fill="#111827">${subject}</text>`
+    x += 34 + subject.length * 6.8
     return entry
   }).join('\n')
 }

@@ -64,10 +64,10 @@ export function alignColumns(lines: readonly (readonly string[])[]): string {
     .join('\n')
 }
 
-/** What a target is, in a few words: `mixed: p99 (us)`. */
+/** What a target is, in a few words: `mixed load: p99`. */
 export function targetTitle(target: Target): string {
   const against = target.against === 'tls-per-connection' ? ', to TLS per connection' : ''
-  return `${target.scenario}: ${METRICS[target.metric].title}${against}`
+  return `${SCENARIOS[target.scenario].label}: ${METRICS[target.metric].title}${against}`
 }
 
 /** The value of a verdict or a bound of its target: a ratio, or the figure with its unit. */

@@ -71,7 +71,8 @@ export class Stage implements AsyncDisposable {
     )
     undo.defer(() => backend.process.stop())
     const { certificates, profileDirectory } = files
-    const site: Site = { a, b, directory, certificates, profileDirectory }
+    const runDirectory = files.directory
+    const site: Site = { a, b, directory, runDirectory, certificates, profileDirectory }
     const stage = new Stage(subject, files, { backend, signal, site, owned: undo.move() })
     try {
       await stage.#startHops()

@@ -2,8 +2,9 @@
  * hostmesh itself, the real daemon with file catalog and builtin CA on both hosts, three times: through
  * iptables capture, by explicit upstream port, and the latter with two workers.
  */
-import { mkdir } from 'node:fs/promises'
+import { existsSync } from 'node:fs'
 import { join, resolve } from 'node:path'
+import { hostmeshVersion } from '../../src/lib/version.ts'
 import { BACKEND_PORT } from '../site/backend.ts'
 import { writeConfig } from '../site/certificates.ts'
 import { ADDRESS_A, ADDRESS_B } from '../site/namespaces.ts'
@@ -67,7 +68,7 @@ function hostmesh(name: SubjectName, variant: Variant): Subject {
       variant.capture && findTool('iptables-restore') === undefined
         ? 'iptables is not installed'
         : undefined,
-    version: async () => `hostmesh ${(await run([EXECUTABLE, '--version'])).trim()}`,
+    version: () => Promise.resolve(`hostmesh ${hostmeshVersion}`),
     async start(site, hops) {
       const leaves = await issueLeaves(site)
       const catalog = await writeConfig(join(site.directory, 'catalog.yaml'), CATALOG)
@@ -131,13 +132,14 @@ function daemonConfig(site: Site, side: 'a' | 'b', variant: Variant, files: File
   }
 }
 
+/** One authority and one leaf a host for all three subjects of a run, made by whoever comes first. */
 async function issueLeaves(site: Site): Promise<{ readonly a: string; readonly b: string }> {
-  const authority = join(site.directory, 'ca')
-  const leaves = { a: join(site.directory, 'leaf-a'), b: join(site.directory, 'leaf-b') }
-  // Hops are started anew in the same directory when memory is measured; the first authority stays.
-  const isNew = (await mkdir(leaves.a, { recursive: true })) !== undefined
-  if (!isNew) return leaves
-  await mkdir(leaves.b)
+  const authority = join(site.runDirectory, 'hostmesh-ca')
+  const leaves = {
+    a: join(site.runDirectory, 'hostmesh-leaf-a'),
+    b: join(site.runDirectory, 'hostmesh-leaf-b'),
+  }
+  if (existsSync(authority)) return leaves
   await run([EXECUTABLE, 'ca', 'init', '--directory', authority, '--trust-domain', 'bench.consul'])
   for (const [service, out] of [
     ['client', leaves.a],

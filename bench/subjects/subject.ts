@@ -22,11 +22,14 @@ export interface Entry {
   readonly uid?: number
 }
 
-/** Where a subject finds its surroundings. `directory` is its own. */
+/** Where a subject finds its surroundings. */
 export interface Site {
   readonly a: Namespace
   readonly b: Namespace
+  /** Its own. */
   readonly directory: string
+  /** That of the whole run. */
+  readonly runDirectory: string
   readonly certificates: PeerCertificates
   /** Directory for CPU profiles of hostmesh; undefined when none are wanted. */
   readonly profileDirectory: string | undefined

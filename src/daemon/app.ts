@@ -296,13 +296,18 @@ function openCertificates(
     return createBuiltinSource({
       directory: config.certificates.directory,
       log: log.child('certificates'),
+      datacenter: config.datacenter,
     })
   if (!('follower' in catalog))
     throw new MeshError(
       'HM_CONFIG_INVALID',
       'Cannot take certificates from Consul: catalog.kind is not consul',
     )
-  return createConsulSource({ follower: catalog.follower, log: log.child('certificates') })
+  return createConsulSource({
+    follower: catalog.follower,
+    log: log.child('certificates'),
+    datacenter: config.datacenter,
+  })
 }
 
 function workerSettings(

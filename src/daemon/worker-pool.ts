@@ -49,7 +49,7 @@ const ASK_TIMEOUT_MS = 2_000
  * Size of a worker's young generation. Most of what a connection allocates dies young; at V8's default the
  * 99th percentile of latency doubles (docs/performance.md).
  */
-const YOUNG_GENERATION_MB = 32
+const YOUNG_GENERATION_MB = 64
 
 /** What one answer of a worker looks like. */
 type Answer = Extract<FromWorker, { readonly id: number }>

@@ -6,7 +6,7 @@
  *   started --'listen'--> serving --'drain'--> draining --connections gone or deadline--> exit
  * ```
  */
-import { createServer, type Server, type Socket } from 'node:net'
+import { createServer, type Server } from 'node:net'
 import type { Server as TlsServer } from 'node:tls'
 import { parentPort, workerData } from 'node:worker_threads'
 import { systemClock, systemRandom } from '../lib/clock.ts'
@@ -41,6 +41,12 @@ const READY_TIMEOUT_MS = 5_000
 
 /** Keepalive, idle connections, expired certificates: looked at this often, milliseconds. */
 const TICK_MS = 1_000
+
+/**
+ * Listening sockets a door has in one worker. Node's event loop accepts one connection a turn from each; with
+ * several, a burst of connections shares turns, and so tunnel writes (docs/performance.md).
+ */
+const ACCEPTORS = 4
 
 /** Connections shown by the admin API per worker. */
 const MAX_LISTED_CONNECTIONS = 10_000
@@ -239,15 +245,14 @@ class Worker {
     })
   }
 
-  private openDoor(door: Door): Promise<void> {
-    const server = createServer(
-      { allowHalfOpen: true, pauseOnConnect: true, noDelay: true },
-      (socket: Socket) => {
+  private async openDoor(door: Door): Promise<void> {
+    for (let i = 0; i < ACCEPTORS; i += 1) {
+      const server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
         this.workerCounters.inc('acceptedConnections')
         void carryOutbound(this.plane, socket, door)
-      },
-    )
-    return this.bind(server, door.address)
+      })
+      await this.bind(server, door.address)
+    }
   }
 
   private async bind(server: Server | TlsServer, address: SocketAddress): Promise<void> {

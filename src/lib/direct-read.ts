@@ -21,6 +21,7 @@ interface UserBufferHandle {
   useUserBuffer(buffer: Uint8Array): void
 }
 
+/** The fields of net.Socket that hold what `onread` was given, by their symbols. */
 interface Internals {
   readonly buffer: symbol
   readonly callback: symbol
@@ -54,14 +55,16 @@ export const canReadDirectly: boolean = internals !== undefined
  */
 export function readDirect(socket: Socket, buffer: Uint8Array, reader: DirectReader): boolean {
   if (internals === undefined) return false
-  const handle: unknown = Reflect.get(socket, '_handle')
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- a plain keyed store is what the engine can cache; Reflect.set is not
+  const fields = socket as unknown as Record<string | symbol, unknown>
+  const handle = fields['_handle']
   if (!hasUserBuffer(handle)) return false
-  Reflect.set(socket, internals.buffer, buffer)
-  Reflect.set(socket, internals.callback, (length: number) => {
+  fields[internals.buffer] = buffer
+  fields[internals.callback] = (length: number): boolean => {
     reader.onRead(length)
     return true
-  })
-  Reflect.set(socket, internals.generator, () => reader.nextBuffer())
+  }
+  fields[internals.generator] = (): Uint8Array | undefined => reader.nextBuffer()
   handle.useUserBuffer(buffer)
   return true
 }

@@ -137,7 +137,11 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
   end(): void {
     if (this.closed || this.socket.writableEnded) return
     if (this.gatheredBytes > 0) this.flushGather()
-    this.socket.end()
+    // Both directions are done and all is with the kernel: closing says FIN, without a shutdown before it.
+    if (this.ended && !this.encrypts && this.socket.writableLength === 0) {
+      this.closed = true
+      this.socket.destroy()
+    } else this.socket.end()
   }
 
   reset(): void {

@@ -76,18 +76,32 @@ export function isUndialable(ip: string): boolean {
   return first >= 224 && first <= 239
 }
 
+/** By character code: it runs for every connection. */
 function parseV4(text: string): number[] | undefined {
-  const parts = text.split('.')
-  if (parts.length !== 4) return undefined
   const bytes: number[] = []
-  for (const part of parts) {
-    if (!/^(0|[1-9]\d{0,2})$/.test(part)) return undefined
-    const byte = Number(part)
-    if (byte > 255) return undefined
-    bytes.push(byte)
+  let value = 0
+  let digits = 0
+  for (let i = 0; i <= text.length; i += 1) {
+    const code = i === text.length ? DOT : text.charCodeAt(i)
+    if (code === DOT) {
+      if (digits === 0 || bytes.length === 4) return undefined
+      bytes.push(value)
+      value = 0
+      digits = 0
+      continue
+    }
+    // A leading zero could be meant as octal: refused.
+    if (code < ZERO || code > NINE || (digits > 0 && value === 0)) return undefined
+    value = value * 10 + (code - ZERO)
+    digits += 1
+    if (value > 255) return undefined
   }
-  return bytes
+  return bytes.length === 4 ? bytes : undefined
 }
+
+const DOT = 46
+const ZERO = 48
+const NINE = 57
 
 function parseV6(text: string): number[] | undefined {
   let source = text

@@ -38,8 +38,8 @@ test('a reset stays a reset', async (t) => {
       `a reset arrives ${where} while the stream is held up by a slow reader`,
       async () => {
         const [caller, called] = await web.connectTo(callee)
-        const { sha256 } = await caller.writePattern(256 * 1024 * 1024, { stallMs: 500 })
-        assert.equal(sha256, '', 'the writer must have stalled')
+        const { stalled } = await caller.writePattern(256 * 1024 * 1024, { stallMs: 500 })
+        assert.ok(stalled, 'the writer must have stalled')
         await called.reset()
         assert.equal((await within(2_000, 'a reset', caller.readRest())).ending, 'ECONNRESET')
       },

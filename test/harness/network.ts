@@ -69,14 +69,20 @@ export class Namespace {
     ])
     return saved
       .flatMap((text) => text.split('\n'))
-      .filter((line) => line !== '' && !line.startsWith('#') && !isEmptyFrame(line))
+      .filter((line) => line !== '' && !line.startsWith('#') && !isIncidental(line))
       .join('\n')
   }
 }
 
-/** A table that was used once and is empty again prints its frame; one that was never used does not. */
-function isEmptyFrame(line: string): boolean {
-  return /^(\*\w+|COMMIT|:(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) .*)$/.test(line)
+/**
+ * What differs by itself: a table that was used once and is empty again prints its frame, one that was
+ * never used does not; and the kernel adds routes of its own as interfaces come up.
+ */
+function isIncidental(line: string): boolean {
+  return (
+    / proto kernel /.test(line) ||
+    /^(\*\w+|COMMIT|:(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) .*)$/.test(line)
+  )
 }
 
 /** A switch and the hosts on it. Disposing it removes all of them. */

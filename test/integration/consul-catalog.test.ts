@@ -15,7 +15,7 @@ const CHAIN = '/v1/discovery-chain/db'
 const MATCH = '/v1/connect/intentions/match'
 const LIST = '/v1/connect/intentions'
 
-async function setUp(options: { datacenter?: string } = {}) {
+async function setUp(options: { datacenter?: string; register?: boolean } = {}) {
   const agent = await startFakeAgent()
   agent.always('/v1/agent/services', () => ({ body: {} }))
   agent.always('/v1/catalog/services', () => indexed(1, { consul: [] }))
@@ -267,6 +267,17 @@ describe('the Consul catalog', { concurrency: true }, () => {
     const startedAtMs = performance.now()
     await world.catalog.deregister()
     assert.ok(performance.now() - startedAtMs < 5_500)
+  })
+
+  test('with register: false nothing is written to the agent', async () => {
+    await using world = await setUp({ register: false })
+    await world.catalog.register([db], 15_443)
+    await eventually('two looks', () => world.agent.requestsFor('/v1/agent/services').length >= 2)
+    await world.catalog.deregister()
+    assert.deepEqual(
+      world.agent.requests.filter((request) => request.method !== 'GET'),
+      [],
+    )
   })
 
   test('a registration that is refused is a problem, not an exception, and is tried again', async () => {

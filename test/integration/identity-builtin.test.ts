@@ -79,7 +79,7 @@ test('leaf and roots of a host are handed over once, in a later turn', async () 
   await using fixture = new Fixture()
   fixture.issue()
   const source = fixture.follow('dc1')
-  assert.deepEqual(fixture.leaves, [])
+  assert.equal(fixture.leaves.length, 0)
   await eventually(() => assert.equal(fixture.leaves.length, 1))
   assert.equal(fixture.leaves[0]?.spiffeId, 'spiffe://mesh.test/ns/default/dc/dc1/svc/web')
   assert.equal(fixture.bundles.length, 1)
@@ -280,10 +280,17 @@ test('a service that is called roots is refused by name', async () => {
 test('a closed source calls nobody any more', async () => {
   await using fixture = new Fixture()
   fixture.issue()
-  const source = fixture.follow()
-  await source[Symbol.asyncDispose]()
+  await fixture.follow()[Symbol.asyncDispose]()
+  const heardBeforeClose = fixture.leaves.length
   fixture.issue()
-  // The order of turns: a timer of the source's pace comes after anything it could have had pending.
-  await eventually(() => assert.ok(performance.now() > 0))
+  // A second source sees the new files: the first would have, too.
+  await using other = createBuiltinSource({ directory: fixture.host, log: silentLog, pollMs: 20 })
+  const seen: Leaf[] = []
+  other.watchLeaf('web', (leaf) => seen.push(leaf))
+  await eventually(() => assert.equal(seen.length, 1))
+  fixture.issue()
+  await eventually(() => assert.equal(seen.length, 2))
+  assert.equal(heardBeforeClose, 0)
   assert.deepEqual(fixture.leaves, [])
+  assert.deepEqual(fixture.bundles, [])
 })

@@ -106,27 +106,11 @@ describe('OpenSSL', () => {
     const key = join(foreign, 'ca.key')
     openssl('ecparam', '-name', 'prime256v1', '-genkey', '-noout', '-out', key)
     execFileSync('chmod', ['600', key])
-    openssl(
-      ...[
-        'req',
-        '-x509',
-        '-new',
-        '-key',
-        key,
-        '-sha256',
-        '-days',
-        '30',
-        '-out',
-        join(foreign, 'ca.pem'),
-      ],
-      ...['-subj', '/C=DE/O=Example & Söhne/CN=Mesh CA', '-utf8'],
-      ...[
-        '-addext',
-        'subjectAltName=URI:spiffe://foreign.test',
-        '-addext',
-        'keyUsage=critical,keyCertSign,cRLSign',
-      ],
-    )
+    const request = `req -x509 -new -key ${key} -sha256 -days 30 -utf8 -out ${join(foreign, 'ca.pem')}`
+    const subject = ['-subj', '/C=DE/O=Example & Söhne/CN=Mesh CA']
+    const names = ['-addext', 'subjectAltName=URI:spiffe://foreign.test']
+    const usage = ['-addext', 'keyUsage=critical,keyCertSign,cRLSign']
+    openssl(...request.split(' '), ...subject, ...names, ...usage)
     const out = join(work, 'foreign-host')
     issueCertificates({ directory: foreign, datacenter: 'dc1', services: ['web'], out })
     const answer = openssl(
@@ -141,11 +125,11 @@ describe('OpenSSL', () => {
 })
 
 test('two issued leaves prove themselves to each other over TLS 1.3', async () => {
-  const ca = read('roots.pem')
+  const roots = read('roots.pem')
   const server = tls.createServer({
     cert: read('db.pem'),
     key: read('db.key'),
-    ca,
+    ca: roots,
     requestCert: true,
     rejectUnauthorized: true,
     minVersion: 'TLSv1.3',
@@ -160,7 +144,7 @@ test('two issued leaves prove themselves to each other over TLS 1.3', async () =
     servername: 'db.default.dc1.internal.mesh.test',
     cert: read('web.pem'),
     key: read('web.key'),
-    ca,
+    ca: roots,
     minVersion: 'TLSv1.3',
     rejectUnauthorized: true,
     checkServerIdentity: () => undefined,

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { BlockList } from 'node:net'
 import { test } from 'node:test'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import { canonicalIp } from '../../src/model/address.ts'
 import {
   cidrAddress,

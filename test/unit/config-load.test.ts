@@ -5,7 +5,7 @@ import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync }
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import { stringify } from 'yaml'
 import { describeConfig } from '../../src/config/describe.ts'
 import { checkConfig, checkConfigText, loadConfig } from '../../src/config/load.ts'
@@ -359,44 +359,24 @@ test('hostile nesting is an error, not a crash', () => {
     assert.ok(problemsOf(text).length > 0)
 })
 
+const WORDS = [
+  ...'catalog kind file path services name port a 80 .nan null ~ __proto__ toString <<'.split(' '),
+  ...': { } [ ] , *a " \' | #'.split(' '),
+  ': ',
+  '\n',
+  '\n  ',
+  '\n- ',
+  '&a ',
+  '!!x ',
+  '\t',
+  '---\n',
+  '\u0000',
+  '\u2028',
+  '\ud800',
+]
+
 test('no text makes the check throw or take a wrong configuration for a sound one', () => {
-  const words = fc.constantFrom(
-    ...[
-      'catalog',
-      'kind',
-      'file',
-      'path',
-      'services',
-      'name',
-      'port',
-      'a',
-      '80',
-      '.nan',
-      'null',
-      '~',
-    ],
-    ...[
-      ':',
-      ': ',
-      '\n',
-      '\n  ',
-      '\n- ',
-      '{',
-      '}',
-      '[',
-      ']',
-      ',',
-      '&a ',
-      '*a',
-      '!!x ',
-      '"',
-      "'",
-      '|',
-      '#',
-      '\t',
-    ],
-    ...['__proto__', 'constructor', 'toString', '<<', '---\n', '\u0000', '\u2028', '\ud800'],
-  )
+  const words = fc.constantFrom(...WORDS)
   const text = fc.oneof(
     fc.string({ unit: 'binary', maxLength: 200 }),
     fc.array(words, { maxLength: 60 }).map((parts) => parts.join('')),

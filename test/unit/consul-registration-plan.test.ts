@@ -60,7 +60,7 @@ test('from nothing, the plain service and its proxy are registered', () => {
 test('a plan that was carried out leaves nothing to do', () => {
   const desired = [local('db'), local('web', 'web-2', 80)]
   const plan = planRegistration(desired, 15_443, after(desired))
-  assert.deepEqual(plan, { plain: [], proxies: [], remove: [], problems: [] })
+  assert.deepEqual(plan, { plain: [], proxies: [], withdrawn: [], remove: [], problems: [] })
 })
 
 test('a service without a target is not registered', () => {
@@ -75,6 +75,37 @@ test("the operator's plain service is left alone, at first and at the end", () =
   assert.deepEqual(planRegistration([], 15_443, after([local('db')], operatorsDb)).remove, [
     'db-hostmesh',
   ])
+})
+
+test('a plain service that the operator took away is not brought back', () => {
+  const { db: _, ...left } = Object.fromEntries(after([local('db')], operatorsDb))
+  const body = Object.fromEntries(
+    Object.values(left).map(({ id, name, kind, port, meta }) => [
+      id,
+      {
+        Service: name,
+        Kind: kind,
+        Port: port,
+        Meta: meta,
+        Proxy: {
+          DestinationServiceName: 'db',
+          DestinationServiceID: 'db',
+          LocalServiceAddress: '127.0.0.1',
+          LocalServicePort: 5_432,
+        },
+      },
+    ]),
+  )
+  const plan = planRegistration([local('db')], 15_443, decodeAgentServices(body))
+  assert.deepEqual(plan, { plain: [], proxies: [], withdrawn: ['db'], remove: [], problems: [] })
+})
+
+test('a plain service that an operator takes over from us is theirs from then on', () => {
+  const present = new Map(after([local('db')]))
+  for (const [id, service] of decodeAgentServices(operatorsDb)) present.set(id, service)
+  const plan = planRegistration([local('db')], 15_443, present)
+  assert.deepEqual(plan.plain, [])
+  assert.equal(plan.proxies[0]?.Meta['hostmesh-plain'], 'operator')
 })
 
 test('what we registered is taken back, proxy first', () => {

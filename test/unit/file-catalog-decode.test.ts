@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { test } from 'node:test'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import {
   type CatalogContent,
   decodeCatalog,
@@ -209,21 +209,18 @@ test('one wrong instance refuses the whole file', () => {
   assert.equal(problemsOf(`${DB}      - {Node: host-c, Address: x}\n`).length, 1)
 })
 
+const WORDS = [
+  ...'services Name Instances intentions SourceName Permissions Action a 1 { } [ ] * ~'.split(' '),
+  ': ',
+  '\n',
+  '\n  ',
+  '\n- ',
+  ', ',
+  '&a ',
+]
+
 test('no text makes the decoder throw', () => {
-  const words = fc.constantFrom(
-    ...[
-      'services',
-      'Name',
-      'Instances',
-      'intentions',
-      'SourceName',
-      'Permissions',
-      'Action',
-      'a',
-      '1',
-    ],
-    ...[': ', '\n', '\n  ', '\n- ', '{', '}', '[', ']', ', ', '*', '&a ', '~'],
-  )
+  const words = fc.constantFrom(...WORDS)
   fc.assert(
     fc.property(
       fc.oneof(

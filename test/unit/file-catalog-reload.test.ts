@@ -9,7 +9,7 @@ import { createFileCatalog } from '../../src/controlplane/catalog/file/file-cata
 import { MeshError } from '../../src/lib/errors.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import type { LocalService } from '../../src/model/service.ts'
-import { eventually } from '../harness/eventually.ts'
+import { eventually, patient } from '../harness/eventually.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'hostmesh-file-catalog-'))
 after(() => rmSync(root, { recursive: true, force: true }))
@@ -86,6 +86,33 @@ test('a file replaced by renaming is seen within a second, again and again', asy
       withinMs: 1_000,
     })
   }
+})
+
+test('folder events make changes known faster than polling can', async () => {
+  const path = newPath()
+  writeFileSync(path, db('10.0.0.1'))
+  await using catalog = createFileCatalog({ path, node: 'a' }, silentLog)
+  let answer: CatalogService | undefined
+  catalog.watchService('db', (service) => {
+    answer = service
+  })
+  const startedAt = performance.now()
+  for (let round = 1; round <= 6; round += 1) {
+    replace(path, db(`10.0.1.${round}`))
+    await eventually(() => assert.deepEqual(addressesOf(answer), [`10.0.1.${round}`]))
+  }
+  // By polling alone each change but the first waits for the next tick: 5 x 750 ms.
+  assert.ok(performance.now() - startedAt < patient(3_000))
+})
+
+test('a file that vanishes and returns unchanged is well again', async () => {
+  const path = newPath()
+  writeFileSync(path, db('10.0.0.1'))
+  await using catalog = createFileCatalog({ path, node: 'a' }, silentLog)
+  renameSync(path, `${path}.away`)
+  await eventually(() => assert.match(catalog.health().problems[0] ?? '', /no such file/))
+  renameSync(`${path}.away`, path)
+  await eventually(() => assert.deepEqual(catalog.health().problems, []))
 })
 
 test('a change that folder events do not show is seen by polling', async () => {
@@ -227,9 +254,16 @@ test('a closed watch and a disposed catalog say nothing more', async () => {
   replace(path, db('10.0.0.2'))
   await eventually(() => assert.equal(openAnswers, 2))
   assert.equal(closedAnswers, 0)
+  // A second catalog on the same file shows when the first would have seen the change.
+  await using witness = createFileCatalog({ path, node: 'a' }, silentLog)
+  let seen: CatalogService | undefined
+  witness.watchService('db', (service) => {
+    seen = service
+  })
   await catalog[Symbol.asyncDispose]()
-  const handles = process.getActiveResourcesInfo().filter((name) => name === 'FSEventWrap')
-  assert.deepEqual(handles, [])
+  replace(path, db('10.0.0.3'))
+  await eventually(() => assert.deepEqual(addressesOf(seen), ['10.0.0.3']))
+  assert.equal(openAnswers, 2)
 })
 
 test('a service of this host that the file lacks, or has at another port, is named', async () => {

@@ -12,6 +12,7 @@ import {
   issueLeaf,
   issueRoot,
   signCertificate,
+  tagged,
 } from '../../src/controlplane/identity/issue-certificate.ts'
 import { readRoots } from '../../src/controlplane/identity/x509.ts'
 import type { TrustBundle } from '../../src/model/certificate.ts'
@@ -93,9 +94,7 @@ export const DNS = 2
 
 /** A subjectAltName extension with these names. */
 export function altNames(...names: readonly Name[]): Extension {
-  const list = names.map(([tag, content]) =>
-    asn1.create(asn1.Class.CONTEXT_SPECIFIC, tag, false, content),
-  )
+  const list = names.map(([tag, content]) => tagged(tag, content))
   const value = asn1.create(asn1.Class.UNIVERSAL, asn1.Type.SEQUENCE, true, list)
   return { oid: '2.5.29.17', critical: true, value }
 }

@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict'
 import { X509Certificate } from 'node:crypto'
 import { describe, test } from 'node:test'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import type { Extension } from '../../src/controlplane/identity/issue-certificate.ts'
 import { readLeaf } from '../../src/controlplane/identity/x509.ts'
 import { errorCode } from '../../src/lib/errors.ts'

@@ -1,7 +1,7 @@
 /** Claims about src/model/snapshot.ts: a delta is exactly the way from one snapshot to the next. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import {
   applyDelta,
   diffSnapshots,

@@ -1,7 +1,7 @@
 /** Claims about src/model/spiffe-id.ts: identities survive a round trip, lookalikes are refused. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import {
   formatServerName,
   formatSpiffeId,

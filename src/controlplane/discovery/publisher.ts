@@ -87,6 +87,8 @@ class RunningDiscovery implements Discovery {
       this.#closing.defer(() => watch.close())
     }
     this.#closing.defer(() => clearTimeout(this.#timer))
+    // A host that needs nothing gets its first snapshot too: whoever waits for one must not wait for ever.
+    if (this.awaited().length === 0) this.#changed()
   }
 
   current(): Snapshot {
@@ -175,12 +177,17 @@ class RunningDiscovery implements Discovery {
   }
 
   #rangeProblems(): string[] {
-    const homeless = [...this.#virtualAddresses].filter(
-      ([name, ips]) => ips.length < this.#ranges.length && this.#watchSet.services.has(name),
-    )
+    const homeless = [...this.#virtualAddresses]
+      .filter(
+        ([name, ips]) => ips.length < this.#ranges.length && this.#watchSet.services.has(name),
+      )
+      .map(([name]) => name)
     if (homeless.length === 0) return []
     const ranges = this.#ranges.map(formatCidr).join(', ')
-    return [`${homeless.length} services have no virtual address in one of ${ranges}: it is full`]
+    const more = homeless.length > 5 ? ` and ${homeless.length - 5} more` : ''
+    return [
+      `No virtual address of each kind for ${homeless.slice(0, 5).join(', ')}${more}: one of ${ranges} is full`,
+    ]
   }
 
   /** Logs each problem once, when it appears. */

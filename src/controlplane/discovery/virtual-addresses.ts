@@ -6,6 +6,7 @@
  * stay as they are, so that an address, once looked up by an application, keeps its meaning.
  */
 import { hash } from 'node:crypto'
+import { canonicalIp } from '../../model/address.ts'
 import { type Cidr, cidrAddress, cidrContains, cidrSize } from '../../model/cidr.ts'
 
 /** Virtual addresses by service name, one for each range that had room. */
@@ -61,6 +62,8 @@ export function assignVirtualAddresses(input: AssignmentInput): VirtualAddresses
 /** Whether the range assigns this address: its lowest and highest ones have meanings of their own. */
 function isUsable(range: Cidr, ip: string): boolean {
   return (
+    // Assignments of an earlier run come from a file, which may hold anything.
+    canonicalIp(ip) === ip &&
     cidrContains(range, ip) &&
     ip !== cidrAddress(range, 0n) &&
     ip !== cidrAddress(range, cidrSize(range) - 1n)

@@ -278,7 +278,8 @@ function sequence(...parts: Asn1[]): Asn1 {
   return asn1.create(asn1.Class.UNIVERSAL, asn1.Type.SEQUENCE, true, parts)
 }
 
-function tagged(tag: number, content: string | Asn1[]): Asn1 {
+/** A context-specific element: text makes it primitive, one character a byte. */
+export function tagged(tag: number, content: string | Asn1[]): Asn1 {
   const isConstructed = typeof content !== 'string'
   // oxlint-disable-next-line typescript/no-unsafe-enum-assignment -- forge types context tags as universal ones
   return asn1.create(asn1.Class.CONTEXT_SPECIFIC, tag, isConstructed, content)

@@ -20,6 +20,7 @@ export interface Preface {
 export const MAX_PREFACE_BYTES = 1_024
 
 const SIGNATURE = Buffer.from('0d0a0d0a000d0a515549540a', 'hex')
+const MAPPED_PREFIX = Buffer.from('00000000000000000000ffff', 'hex')
 const FIXED_BYTES = 16
 const VERSION_LOCAL = 0x20
 const VERSION_PROXY = 0x21
@@ -34,22 +35,26 @@ const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/
 
 /** The bytes of a preface. An IPv4 and an IPv6 address in one preface are both written as IPv6. */
 export function encodePreface(preface: Preface): Buffer {
-  const { source, destination } = preface
-  const addresses =
-    source === undefined || destination === undefined
-      ? Buffer.alloc(0)
-      : encodeAddresses(source, destination)
-  const tlvs = [
-    encodeTlv(TLV_INSTANCE, preface.instance),
-    encodeTlv(TLV_TRACEPARENT, preface.traceparent),
-  ]
-  const fixed = Buffer.alloc(FIXED_BYTES)
-  SIGNATURE.copy(fixed)
-  fixed[12] = addresses.length === 0 ? VERSION_LOCAL : VERSION_PROXY
-  fixed[13] = { 0: FAMILY_UNSPEC, 12: FAMILY_TCP4 }[addresses.length] ?? FAMILY_TCP6
-  const body = Buffer.concat([addresses, ...tlvs])
-  fixed.writeUInt16BE(body.length, 14)
-  return Buffer.concat([fixed, body])
+  const { source, destination, instance, traceparent } = preface
+  const isKnown = source !== undefined && destination !== undefined
+  const isWide = isKnown && (isIpv6(source.ip) || isIpv6(destination.ip))
+  const addressBytes = isKnown ? (isWide ? 36 : 12) : 0
+  const bodyBytes = addressBytes + tlvBytes(instance) + tlvBytes(traceparent)
+  const bytes = Buffer.allocUnsafe(FIXED_BYTES + bodyBytes)
+  bytes.set(SIGNATURE)
+  bytes[12] = isKnown ? VERSION_PROXY : VERSION_LOCAL
+  bytes[13] = isKnown ? (isWide ? FAMILY_TCP6 : FAMILY_TCP4) : FAMILY_UNSPEC
+  bytes.writeUInt16BE(bodyBytes, 14)
+  let at = FIXED_BYTES
+  if (isKnown) {
+    at = putIp(bytes, at, source.ip, isWide)
+    at = putIp(bytes, at, destination.ip, isWide)
+    at = bytes.writeUInt16BE(source.port, at)
+    at = bytes.writeUInt16BE(destination.port, at)
+  }
+  at = putTlv(bytes, at, TLV_INSTANCE, instance)
+  putTlv(bytes, at, TLV_TRACEPARENT, traceparent)
+  return bytes
 }
 
 /** What {@link readPreface} found. */
@@ -98,18 +103,26 @@ function addressBytesOf(command: number, family: number): number | undefined {
   return family === FAMILY_TCP6 ? 36 : undefined
 }
 
-function encodeAddresses(source: SocketAddress, destination: SocketAddress): Buffer {
-  const wide = isIpv6(source.ip) || isIpv6(destination.ip)
-  const ports = Buffer.alloc(4)
-  ports.writeUInt16BE(source.port, 0)
-  ports.writeUInt16BE(destination.port, 2)
-  return Buffer.concat([addressOf(source.ip, wide), addressOf(destination.ip, wide), ports])
+function putIp(target: Buffer, at: number, ip: string, isWide: boolean): number {
+  const bytes = ipBytes(ip)
+  if (isWide && bytes.length === 4) {
+    target.set(MAPPED_PREFIX, at)
+    target.set(bytes, at + MAPPED_PREFIX.length)
+    return at + 16
+  }
+  target.set(bytes, at)
+  return at + bytes.length
 }
 
-function addressOf(ip: string, wide: boolean): Uint8Array {
-  const bytes = ipBytes(ip)
-  if (!wide || bytes.length === 16) return bytes
-  return Buffer.concat([Buffer.from('00000000000000000000ffff', 'hex'), bytes])
+function tlvBytes(value: string | undefined): number {
+  return value === undefined ? 0 : 3 + value.length
+}
+
+function putTlv(target: Buffer, at: number, type: number, value: string | undefined): number {
+  if (value === undefined) return at
+  target[at] = type
+  target.writeUInt16BE(value.length, at + 1)
+  return at + 3 + target.write(value, at + 3, 'latin1')
 }
 
 function readAddresses(bytes: Uint8Array): Pick<Preface, 'source' | 'destination'> | undefined {
@@ -126,12 +139,6 @@ function readAddresses(bytes: Uint8Array): Pick<Preface, 'source' | 'destination
     source: { ip: sourceIp, port: sourcePort },
     destination: { ip: destinationIp, port: destinationPort },
   }
-}
-
-function encodeTlv(type: number, value: string | undefined): Buffer {
-  if (value === undefined) return Buffer.alloc(0)
-  const bytes = Buffer.from(value, 'latin1')
-  return Buffer.concat([Buffer.from([type, bytes.length >> 8, bytes.length & 0xff]), bytes])
 }
 
 function readTlvs(bytes: Uint8Array): Pick<Preface, 'instance' | 'traceparent'> | string {

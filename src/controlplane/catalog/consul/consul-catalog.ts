@@ -37,6 +37,8 @@ export interface ConsulCatalogOptions extends ConsulAddress {
   readonly node?: string | undefined
   /** Answers from another datacenter are refused. */
   readonly datacenter?: string | undefined
+  /** False leaves registration to the operator: register() then does nothing. */
+  readonly register?: boolean | undefined
   readonly clock?: Clock
   readonly random?: Random
 }
@@ -120,7 +122,9 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
       kept(watchServiceNames(onChange, { ...parts, follower }), otherWatches),
     watchPolicies: (destinations, onChange) =>
       kept(watchIntentions(destinations, onChange, { ...parts, follower }), otherWatches),
-    register: (services, tunnelPort) => registrar.register(services, tunnelPort),
+    register: async (services, tunnelPort) => {
+      if (options.register !== false) await registrar.register(services, tunnelPort)
+    },
     deregister: () => registrar.deregister(),
     health,
     async [Symbol.asyncDispose]() {

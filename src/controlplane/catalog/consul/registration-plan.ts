@@ -4,7 +4,7 @@
  * Ours is recognised by marks in `Meta` together with the tunnel port, so that a daemon finds what it left
  * behind before a crash, and never touches what an operator, or another daemon, registered.
  */
-import { formatAddress } from '../../../model/address.ts'
+import { formatAddress, type SocketAddress } from '../../../model/address.ts'
 import type { LocalService } from '../../../model/service.ts'
 import type { AgentService } from './decode.ts'
 
@@ -38,6 +38,8 @@ export interface ConsulProxyRegistration {
 export interface RegistrationPlan {
   readonly plain: readonly PlainRegistration[]
   readonly proxies: readonly ConsulProxyRegistration[]
+  /** IDs of services that the operator took away: their proxies stay, but must be critical. */
+  readonly withdrawn: readonly string[]
   /** IDs to deregister, in order. */
   readonly remove: readonly string[]
   /** What an operator should look at, one sentence each. */
@@ -49,6 +51,9 @@ const PROXY_MARK = 'hostmesh-proto'
 
 /** Says that a plain service is ours; its value is the tunnel port. */
 const PLAIN_MARK = 'hostmesh-registered'
+
+/** On a proxy: who registered the plain service, `hostmesh` or `operator`. */
+const OWNER_MARK = 'hostmesh-plain'
 
 /** Without a beat for this long the proxy is critical. */
 const TTL = '30s'
@@ -74,6 +79,7 @@ export function planRegistration(
 ): RegistrationPlan {
   const plain: PlainRegistration[] = []
   const proxies: ConsulProxyRegistration[] = []
+  const withdrawn: string[] = []
   const problems: string[] = []
   const wanted = new Set<string>()
   for (const service of desired) {
@@ -95,12 +101,18 @@ export function planRegistration(
       meta: { [PLAIN_MARK]: String(tunnelPort), 'hostmesh-target': formatAddress(target) },
       checkAddress: formatAddress(target),
     }
-    if (there === undefined || (isOurPlain(there) && !isSamePlain(there, registration))) {
+    const proxyThere = present.get(proxyIdOf(id))
+    // What the operator registered and then took away stays away; an agent that lost everything has no
+    // proxy that remembers, and gets all of it back.
+    const isOperators =
+      there === undefined ? proxyThere?.meta[OWNER_MARK] === 'operator' : !isOurPlain(there)
+    if (!isOperators && (there === undefined || !isSamePlain(there, registration))) {
       plain.push(registration)
       problems.push(...otherIds(registration, present))
     }
-    const proxy = proxyRegistration(service, target, tunnelPort)
-    const proxyThere = present.get(proxy.ID)
+    if (isOperators && there === undefined) withdrawn.push(id)
+    const owner = isOperators ? 'operator' : 'hostmesh'
+    const proxy = proxyRegistration(service, target, { tunnelPort, owner })
     if (proxyThere !== undefined && !(PROXY_MARK in proxyThere.meta))
       problems.push(
         `Service ${name} has no proxy: the agent has another service with ID "${proxy.ID}"`,
@@ -111,6 +123,7 @@ export function planRegistration(
   return {
     plain,
     proxies,
+    withdrawn,
     remove: [
       ...ours.filter((service) => isOurProxy(service, tunnelPort)),
       ...ours.filter((service) => service.meta[PLAIN_MARK] === String(tunnelPort)),
@@ -121,15 +134,15 @@ export function planRegistration(
 
 function proxyRegistration(
   service: LocalService,
-  target: { ip: string; port: number },
-  tunnelPort: number,
+  target: SocketAddress,
+  { tunnelPort, owner }: { readonly tunnelPort: number; readonly owner: 'hostmesh' | 'operator' },
 ): ConsulProxyRegistration {
   return {
     Kind: 'connect-proxy',
     Name: `${service.name}-hostmesh`,
     ID: proxyIdOf(service.id),
     Port: tunnelPort,
-    Meta: { [PROXY_MARK]: '1' },
+    Meta: { [PROXY_MARK]: '1', [OWNER_MARK]: owner },
     Proxy: {
       DestinationServiceName: service.name,
       DestinationServiceID: service.id,

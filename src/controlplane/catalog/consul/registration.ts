@@ -4,8 +4,9 @@
  * Each service with a target stands in Consul as two: the plain service (what discovery and operators see)
  * and a `connect-proxy` named `<service>-hostmesh` on the tunnel port, which is how any Connect caller
  * finds it. The proxy is critical when the plain service is (alias check), or when this daemon stops
- * beating (TTL check). A plain service that the operator registered is left alone; one that is missing is
- * registered too, with a TCP check of the application, and taken back together with the proxy.
+ * beating (TTL check). A plain service that the operator registered is left alone, also when the operator
+ * takes it away; one that was never there is registered too, with a TCP check of the application, and
+ * taken back together with the proxy.
  */
 import Consul from 'consul'
 import { sleep } from '../../../lib/abort.ts'
@@ -47,13 +48,16 @@ export interface RegistrarOptions {
   readonly clock?: Clock
   readonly random?: Random
   /** Milliseconds between two looks at the agent. */
-  readonly keepMs?: number
+  readonly lookMs?: number
 }
 
-/** The agent is looked at, and the TTL checks are beaten, this often. */
-const KEEP_MS = 10_000
+/** The agent's own list of services is looked at this often: a local answer of less than a millisecond. */
+const LOOK_MS = 2_000
 
-/** After a failure: soon, since a restarted agent takes our checks for critical until the next beat. */
+/** The TTL checks are beaten this often; they run out after 30 s. */
+const BEAT_MS = 10_000
+
+/** After a failure: soon. A restarted agent takes our checks for critical until the first beat. */
 const RETRY = { minMs: 300, maxMs: 3_000 }
 
 /** Deadline of deregister(), milliseconds. */
@@ -62,7 +66,7 @@ export const DEREGISTER_MS = 5_000
 /** A registrar. It looks at the agent at once and from then on, also with nothing to register. */
 export function createRegistrar(options: RegistrarOptions): Registrar {
   const { transport, log, clock = systemClock, random = systemRandom } = options
-  const keepMs = options.keepMs ?? KEEP_MS
+  const lookMs = options.lookMs ?? LOOK_MS
   const closing = new AbortController()
   const consul = new Consul({ ...packageAddress(transport.address), agent: transport.plainAgent })
   let desired: readonly LocalService[] = []
@@ -72,6 +76,8 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
   let isWoken = false
   let failures = 0
   let lastGoodAtMs: number | undefined
+  let beatenAtMs = Number.NEGATIVE_INFINITY
+  let withdrawn: ReadonlySet<string> = new Set()
   let unreachable: string | undefined
   let problems: readonly string[] = []
 
@@ -128,15 +134,26 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
     log.info('Deregistered', { id })
   }
 
-  /** Beats the TTL check; a check that is gone comes back with its proxy. */
-  async function beat(service: LocalService): Promise<void> {
+  /**
+   * Beats the TTL check; a check that is gone comes back with its proxy. A service that the operator took
+   * away fails instead: the alias check alone notices that late, or not at all.
+   */
+  async function beat(
+    service: LocalService,
+    isWithdrawn: boolean,
+    present: ReadonlyMap<string, AgentService>,
+  ): Promise<void> {
     const id = ttlCheckIdOf(service.id)
     try {
-      await consul.agent.check.pass({ id, ...callOptions() })
+      if (isWithdrawn)
+        await consul.agent.check.fail({ id, note: 'Service is not registered', ...callOptions() })
+      else await consul.agent.check.pass({ id, ...callOptions() })
     } catch (error) {
-      const { proxies } = planRegistration([service], tunnelPort, new Map())
-      await Promise.all(proxies.map(registerProxy))
-      log.debug('Check was missing', { id, reason: describeError(error) })
+      log.debug('Check is missing', { id, reason: describeError(error) })
+      if (isWithdrawn) return
+      const others = new Map(present)
+      others.delete(proxyIdOf(service.id))
+      await Promise.all(planRegistration([service], tunnelPort, others).proxies.map(registerProxy))
     }
   }
 
@@ -152,19 +169,25 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
     if (closing.signal.aborted) return
     try {
       const present = await readAgent(closing.signal)
-      unreachable = undefined
       const plan = planRegistration(desired, tunnelPort, present)
-      const fresh = new Set(plan.proxies.map((proxy) => proxy.ID))
+      const isTimeToBeat = unreachable !== undefined || clock.monotonicMs() - beatenAtMs >= BEAT_MS
+      if (isTimeToBeat) beatenAtMs = clock.monotonicMs()
+      const nowWithdrawn = new Set(plan.withdrawn)
       const beating = desired.filter(
-        ({ id, target }) =>
-          target !== undefined && !fresh.has(proxyIdOf(id)) && present.has(proxyIdOf(id)),
+        ({ id }) =>
+          present.has(proxyIdOf(id)) &&
+          (isTimeToBeat || nowWithdrawn.has(id) !== withdrawn.has(id)),
       )
+      withdrawn = nowWithdrawn
+      unreachable = undefined
       // Plain services first: an alias check of a service that is not there yet is critical.
       const errors = [
         ...(await failuresOf(plan.plain.map(registerPlain))),
         ...(await failuresOf(plan.proxies.map(registerProxy))),
         ...(await failuresOf(plan.remove.map(remove))),
-        ...(await failuresOf(beating.map(beat))),
+        ...(await failuresOf(
+          beating.map((service) => beat(service, nowWithdrawn.has(service.id), present)),
+        )),
       ]
       report([...plan.problems, ...errors])
       failures = errors.length === 0 ? 0 : failures + 1
@@ -188,7 +211,7 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
       if (isWoken) continue
       napping = new AbortController()
       await sleep(
-        failures === 0 ? keepMs : backoffMs(failures, RETRY, random),
+        failures === 0 ? lookMs : backoffMs(failures, RETRY, random),
         AbortSignal.any([closing.signal, napping.signal]),
       )
     }

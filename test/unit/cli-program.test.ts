@@ -1,0 +1,122 @@
+/**
+ * The command tree and what is promised about it: docs/cli.md, exit codes, failures as sentences.
+ */
+import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { test } from 'node:test'
+import type { Command } from 'commander'
+import { socketPathOf } from '../../src/cli/admin-client.ts'
+import { describeFailure, exitCodeOf, exitCodes } from '../../src/cli/failure.ts'
+import { buildProgram } from '../../src/cli/program.ts'
+import { MeshError } from '../../src/lib/errors.ts'
+
+const doc = readFileSync(new URL('../../docs/cli.md', import.meta.url), 'utf8')
+
+/** Every command that does something, by its words, such as `ca issue`. */
+function leafCommands(command: Command, words: readonly string[] = []): [string, Command][] {
+  if (command.commands.length === 0) return [[words.join(' '), command]]
+  return command.commands.flatMap((child) => leafCommands(child, [...words, child.name()]))
+}
+
+/** The text of the document below the heading of a command, up to the next heading. */
+function sectionOf(words: string): string | undefined {
+  return doc
+    .split(/^#{2,4} /m)
+    .find((section) => section.startsWith(`\`hostmesh ${words}`) && /^`[^`]+`\n/.test(section))
+}
+
+test('docs/cli.md has a section for every command, naming each of its options and arguments', async () => {
+  const commands = leafCommands(await buildProgram())
+  assert.ok(commands.length >= 12, 'the whole tree is looked at')
+  for (const [words, command] of commands) {
+    const section = sectionOf(words)
+    assert.ok(section !== undefined, `docs/cli.md has no heading \`hostmesh ${words} …\``)
+    for (const { short, long } of command.options) {
+      const isNamed = [short, long].some((name) => name !== undefined && section.includes(name))
+      assert.ok(isNamed, `hostmesh ${words}: ${long} is not in docs/cli.md`)
+    }
+    for (const argument of command.registeredArguments)
+      assert.ok(
+        section.includes(argument.name().toUpperCase()),
+        `hostmesh ${words}: ${argument.name()}`,
+      )
+  }
+})
+
+test('docs/cli.md has no section for a command that does not exist', async () => {
+  const known = new Set(leafCommands(await buildProgram()).map(([words]) => words))
+  const headings = [...doc.matchAll(/^#{2,4} `hostmesh ([^`]+)`$/gm)].map(([, words]) =>
+    (words ?? '').replace(/ [[A-Z-].*$/, ''),
+  )
+  assert.deepEqual(
+    headings.filter((words) => !known.has(words)),
+    [],
+  )
+})
+
+test('docs/cli.md lists every exit code', () => {
+  for (const code of Object.values(exitCodes))
+    assert.match(doc, new RegExp(`^\\| ${code} \\|`, 'm'))
+})
+
+test('an expensive group is loaded only when the first word is not a cheap command', async () => {
+  const names = async (words: string[]): Promise<string[]> =>
+    (await buildProgram(words)).commands.map((command) => command.name())
+  assert.ok(!(await names(['status'])).includes('ca'))
+  for (const words of [[], ['ca'], ['help'], ['--help'], ['stauts']]) {
+    const all = await names(words)
+    for (const name of ['run', 'status', 'config', 'ca', 'capture']) assert.ok(all.includes(name))
+  }
+})
+
+test('no command ends the process itself: help of each, in other groups too, comes back here', async () => {
+  for (const [words] of leafCommands(await buildProgram())) {
+    const program = await buildProgram()
+    let printed = ''
+    const listen = (command: Command): void => {
+      command.configureOutput({
+        writeOut: (text) => {
+          printed += text
+        },
+      })
+      command.commands.forEach(listen)
+    }
+    listen(program)
+    const parsing = program.parseAsync([...words.split(' '), '--help'], { from: 'user' })
+    await assert.rejects(parsing, { code: 'commander.helpDisplayed' }, words)
+    assert.match(printed, new RegExp(`^Usage: hostmesh ${words}`))
+  }
+})
+
+test('each kind of failure has the exit code that docs/cli.md gives it', () => {
+  const expected: [unknown, number][] = [
+    [new MeshError('HM_ADMIN_UNREACHABLE', 'x'), 3],
+    [new MeshError('HM_SERVICE_NOT_FOUND', 'x'), 4],
+    [new MeshError('HM_ADMIN_DENIED', 'x'), 5],
+    [new MeshError('HM_CAPTURE_PERMISSION_DENIED', 'x'), 5],
+    [new MeshError('HM_CONFIG_INVALID', 'x'), 2],
+    [new MeshError('HM_USAGE_ADDRESS', 'x'), 2],
+    [new MeshError('HM_LISTEN_FAILED', 'x'), 1],
+    [Object.assign(new Error('x'), { code: 'EACCES' }), 5],
+    [Object.assign(new Error('x'), { code: 'constructor' }), 1],
+    [new Error('x'), 1],
+    ['x', 1],
+  ]
+  for (const [thrown, code] of expected) assert.equal(exitCodeOf(thrown), code, String(thrown))
+})
+
+test('a failure is one sentence with its causes, and a hint where there is one', () => {
+  const cause = new Error('connect ECONNREFUSED')
+  assert.equal(
+    describeFailure(new MeshError('HM_X_FAILED', 'Cannot do it', { cause, hint: 'Do that' })),
+    'hostmesh: Cannot do it: connect ECONNREFUSED\n  hint: Do that\n',
+  )
+  assert.equal(describeFailure(new MeshError('HM_X_FAILED', 'Cannot')), 'hostmesh: Cannot\n')
+  assert.match(describeFailure(new Error('a bug')), /^hostmesh: a bug\nError: a bug\n {4}at /)
+})
+
+test('only unix:///path is an address', () => {
+  assert.equal(socketPathOf('unix:///run/hostmesh/admin.sock'), '/run/hostmesh/admin.sock')
+  for (const wrong of ['', '/run/x', 'unix:/x', 'unix://', 'unix://x', 'http://127.0.0.1'])
+    assert.equal(socketPathOf(wrong), undefined, wrong)
+})
