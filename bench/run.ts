@@ -43,7 +43,7 @@ async function measure(options: RunOptions): Promise<number> {
       process.stdout.write(`\nwritten: ${options.jsonFile}, ${headerFile(options.jsonFile)}\n`)
     }
     const { failures } = results.header
-    if (failures.length > 0) process.stderr.write(`\n${failures.length} failures, see above\n`)
+    if (failures.length > 0) process.stderr.write(`\nfailures: ${failures.length}, see above\n`)
     return failures.length === 0 ? 0 : 1
   } catch (error) {
     if (calledOff.signal.aborted) return 130

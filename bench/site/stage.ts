@@ -112,7 +112,12 @@ export class Stage implements AsyncDisposable {
 
   /** The ends of the hops' logs, to be shown with a failure. */
   logTails(): string {
-    return this.#hops.map((hop) => `--- log of ${hop.name}\n${hop.outputTail()}`).join('\n')
+    return this.#hops
+      .map((hop) => {
+        const state = hop.end === undefined ? 'running' : `ended: ${hop.end}`
+        return `--- ${hop.name}, ${state}; the end of its log:\n${hop.outputTail()}`
+      })
+      .join('\n')
   }
 
   /** Starts a load on host A, by default as the user whose connections the subject takes. */

@@ -42,6 +42,9 @@ const RESTART_BACKOFF = { minMs: 50, maxMs: 5_000 }
 /** A worker that has run for so long starts its back-off anew. */
 const STABLE_MS = 30_000
 
+/** A worker that says nothing for so long is stuck: it is ended and replaced. Milliseconds. */
+const STUCK_MS = 10_000
+
 /** How long a worker may take to answer the admin API, milliseconds. */
 const ASK_TIMEOUT_MS = 2_000
 
@@ -61,6 +64,7 @@ interface Member {
   restarts: number
   failures: number
   startedAtMs: number
+  aliveAtMs: number
   /** Number of the thread's memory in the totals. */
   memoryId: number
 }
@@ -76,6 +80,8 @@ export class WorkerPool {
   private drainDeadlineMs = 0
   private nextMemoryId = 0
   private nextQuestion = 0
+  private watchdog: NodeJS.Timeout | undefined
+  private watchedAtMs = 0
   private readonly questions = new Map<number, (answer: Answer) => void>()
   private readonly listeners = new Set<(member: Member, message: FromWorker | 'exit') => void>()
 
@@ -88,6 +94,7 @@ export class WorkerPool {
       restarts: 0,
       failures: 0,
       startedAtMs: 0,
+      aliveAtMs: 0,
       memoryId: 0,
     }))
   }
@@ -98,6 +105,7 @@ export class WorkerPool {
    */
   async start(): Promise<void> {
     for (const member of this.members) await this.startFirst(member)
+    this.watchdog = setInterval(() => this.endStuckWorkers(), STUCK_MS / 10)
   }
 
   /** Feeds what changed. `snapshot` is the whole, kept for workers that start later. */
@@ -150,6 +158,7 @@ export class WorkerPool {
   /** No new connections; open ones may go on for `deadlineMs`, then they are reset. Resolves when all are gone. */
   async drain(deadlineMs: number): Promise<void> {
     this.draining = true
+    clearInterval(this.watchdog)
     this.drainDeadlineMs = deadlineMs
     await Promise.all(
       this.members.map(async (member) => {
@@ -202,6 +211,7 @@ export class WorkerPool {
     member.memoryId = memoryId
     member.state = 'starting'
     member.startedAtMs = performance.now()
+    member.aliveAtMs = member.startedAtMs
     thread.on('message', (message: FromWorker) => this.onMessage(member, message))
     thread.on('error', (error) => {
       this.options.log.error('Data-plane worker crashed', {
@@ -236,6 +246,9 @@ export class WorkerPool {
       case 'connections':
         this.questions.get(message.id)?.(message)
         break
+      case 'alive':
+        member.aliveAtMs = performance.now()
+        break
       case 'drained':
         break
       default:
@@ -263,6 +276,22 @@ export class WorkerPool {
     setTimeout(() => {
       if (!this.draining) this.spawn(member)
     }, waitMs)
+  }
+
+  private endStuckWorkers(): void {
+    const nowMs = performance.now()
+    // If this thread itself was stuck, the workers' messages are still unread.
+    const wasLate = nowMs - this.watchedAtMs > STUCK_MS / 2
+    this.watchedAtMs = nowMs
+    if (wasLate) return
+    for (const { id, thread, state, aliveAtMs } of this.members) {
+      if (thread === undefined || state !== 'running' || nowMs - aliveAtMs < STUCK_MS) continue
+      this.options.log.error('Data-plane worker is stuck and is ended', {
+        worker: id,
+        silentMs: Math.round(nowMs - aliveAtMs),
+      })
+      void thread.terminate()
+    }
   }
 
   private tell(message: ToWorker): void {

@@ -62,6 +62,8 @@ export type FromWorker =
     }
   | { readonly kind: 'row'; readonly row: number; readonly labels: TrafficLabels }
   | { readonly kind: 'drained' }
+  /** Sent every second: the thread's event loop turns. */
+  | { readonly kind: 'alive' }
   | { readonly kind: 'peers'; readonly id: number; readonly peers: readonly PeerView[] }
   | {
       readonly kind: 'connections'

@@ -17,6 +17,7 @@ import { canonicalIp, formatAddress, isIpv6, type SocketAddress } from '../model
 import type { LocalService } from '../model/service.ts'
 import { applyDelta, emptySnapshot, type Snapshot } from '../model/snapshot.ts'
 import { TrafficCounters, WorkerCounters } from '../telemetry/counters.ts'
+import { watchEventLoopLag } from '../telemetry/event-loop-lag.ts'
 import { Balancer } from './balance/picker.ts'
 import { evaluate } from './policy/evaluate.ts'
 import type { FromWorker, PeerView, ToWorker, WorkerSettings } from './protocol.ts'
@@ -34,7 +35,7 @@ import {
 import { Credentials } from './tunnel/credentials.ts'
 import type { PeerIdentity } from './tunnel/peer.ts'
 import { TunnelPool } from './tunnel/pool.ts'
-import { Session } from './tunnel/session.ts'
+import { Session, type SessionOwner } from './tunnel/session.ts'
 
 /** How long a connection waits for a snapshot or certificate that has not arrived yet, milliseconds. */
 const READY_TIMEOUT_MS = 5_000
@@ -108,10 +109,11 @@ class Worker {
     this.pool = new TunnelPool({
       ...sessionOptions,
       idleMs: settings.timeouts.tunnelIdleMs,
-      onDialed: (outcome) => {
-        this.workerCounters.inc('tunnelHandshakes')
-        if (outcome === 'failed') this.workerCounters.inc('tunnelHandshakeFailures')
-      },
+      ...this.sessionObserver(),
+      onDialed: (outcome) =>
+        this.workerCounters.inc(
+          outcome === 'failed' ? 'tunnelHandshakeFailures' : 'tunnelHandshakes',
+        ),
       onClosed: (reason) => this.sessionClosed(reason),
     })
     this.plane = {
@@ -149,6 +151,7 @@ class Worker {
       },
     }
     this.tunnelServer = createTunnelServer(this.acceptOptions)
+    watchEventLoopLag((longestMs) => this.workerCounters.set('eventLoopDelayMs', longestMs))
     setInterval(() => this.tick(), TICK_MS)
   }
 
@@ -289,7 +292,11 @@ class Worker {
       socket,
       'acceptor',
       {
-        onStream: (stream) => void carryInbound(this.plane, { stream, peer, address, destination }),
+        ...this.sessionObserver(),
+        onStream: (stream) => {
+          this.workerCounters.inc('tunnelStreamsOpened')
+          void carryInbound(this.plane, { stream, peer, address, destination })
+        },
         onClosed: (reason) => {
           this.inboundSessions.delete(inbound)
           this.sessionClosed(reason)
@@ -307,6 +314,13 @@ class Worker {
     }
     this.inboundSessions.add(inbound)
     if (this.draining) session.drain()
+  }
+
+  private sessionObserver(): Pick<SessionOwner, 'onRoundTrip' | 'onStreamReset'> {
+    return {
+      onRoundTrip: (tookMs) => this.workerCounters.roundTrip(tookMs),
+      onStreamReset: () => this.workerCounters.inc('tunnelStreamsReset'),
+    }
   }
 
   private sessionClosed(reason: MeshError): void {
@@ -365,6 +379,7 @@ class Worker {
     for (const { session } of outbound) streams += session.streamCount
     this.workerCounters.set('tunnelSessionsActive', this.inboundSessions.size + outbound.length)
     this.workerCounters.set('tunnelStreamsActive', streams)
+    this.post({ kind: 'alive' })
   }
 
   private async drain(deadlineMs: number): Promise<void> {

@@ -66,15 +66,6 @@ export class Host {
       ...options.config,
     }
   }
-
-  /** Writes the configuration and has the certificates made that it asks for. */
-  async prepare(): Promise<void> {
-    await this.mesh.catalog.prepare(
-      this.name,
-      this.services.map(({ name }) => name),
-    )
-    await this.daemon.writeConfig(this.config())
-  }
 }
 
 function identityOf(

@@ -119,19 +119,31 @@ export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposabl
     await this.catalog.setIntention(source, destination, 'deny')
   }
 
-  /** Starts the daemons that are not running, and waits until all of them know all instances. */
-  async up(): Promise<void> {
+  /**
+   * Starts the daemons that are not running, and waits until all of them know all instances.
+   * @param prefix a command that each daemon is started by, such as setpriv with its options
+   */
+  async up(prefix: readonly string[] = []): Promise<void> {
     await Promise.all(
       [...this.hosts.values()]
         .filter(({ daemon }) => !daemon.isRunning)
         .filter(({ name }) => this.options.daemonless?.includes(name) !== true)
         .map(async (host) => {
-          if (!this.rulesBefore.has(host)) this.rulesBefore.set(host, await host.namespace.rules())
-          await host.prepare()
-          await host.daemon.start()
+          await this.prepare(host)
+          await host.daemon.start(prefix)
         }),
     )
     await this.settled()
+  }
+
+  /** Writes a host's configuration and has its certificates made; its daemon may be started then. */
+  async prepare(host: Host): Promise<void> {
+    if (!this.rulesBefore.has(host)) this.rulesBefore.set(host, await host.namespace.rules())
+    await this.catalog.prepare(
+      host.name,
+      host.services.map(({ name }) => name),
+    )
+    await host.daemon.writeConfig(host.config())
   }
 
   /** Waits until every live daemon knows exactly the instances that are in the catalog, all healthy. */

@@ -98,12 +98,7 @@ function start(namespace: Namespace, task: object): Promise<OwnedProcess> {
 
 /** The certificate and the key of the first service in a folder of `hostmesh ca issue`. */
 export async function peerFiles(folder: string): Promise<PeerFiles> {
-  const names = (await readdir(folder)).toSorted()
-  const find = (pattern: RegExp): string => {
-    const name = names.find((candidate) => pattern.test(candidate))
-    if (name === undefined) throw new Error(`No ${pattern} in ${folder}: ${names.join(', ')}`)
-    return join(folder, name)
-  }
-  const key = find(/key/)
-  return { key, certificate: find(/^(?!.*(key|root|ca)).*\.(pem|crt)$/) }
+  const key = (await readdir(folder)).toSorted().find((name) => name.endsWith('.key'))
+  if (key === undefined) throw new Error(`No key in ${folder}`)
+  return { key: join(folder, key), certificate: join(folder, key.replace(/key$/, 'pem')) }
 }

@@ -18,11 +18,7 @@ test('without capture and without capabilities', async (t) => {
   await b.service('db', { listens: 5432, identity: 'none' }).start()
   await b.service('vault', { listens: 8200, identity: 'none' }).start()
   await mesh.allow('web', 'db')
-  for (const host of [a, b]) {
-    await host.prepare()
-    await host.daemon.start(['setpriv', '--bounding-set=-all', '--inh-caps=-all', '--no-new-privs'])
-  }
-  await mesh.settled()
+  await mesh.up(['setpriv', '--bounding-set=-all', '--inh-caps=-all', '--no-new-privs'])
 
   await t.test('the daemon has no capability', async () => {
     const status = await readFile(`/proc/${a.daemon.pid}/status`, 'utf8')

@@ -7,7 +7,7 @@ import { chmod, mkdir, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 
-import { eventually } from '../harness/eventually.ts'
+import { eventually, within } from '../harness/eventually.ts'
 import type { Host } from '../harness/host.ts'
 import { startMesh } from '../harness/mesh.ts'
 
@@ -15,7 +15,7 @@ test('a host that cannot start says why', async (t) => {
   await using mesh = await startMesh({ hosts: ['a'], catalog: 'file' })
   const a = mesh.host('a')
   const db = await a.service('db', { listens: 5432 }).start()
-  await a.prepare()
+  await mesh.prepare(a)
   const before = await a.namespace.rules()
 
   await t.test(
@@ -118,7 +118,11 @@ async function failToStart(
 ): Promise<{ code: number | null; said: string }> {
   const from = host.daemon.log.length
   await host.daemon.launch(prefix)
-  const { code } = await host.daemon.exited
+  const { code } = await within(
+    10_000,
+    `The end of a daemon that cannot start; it said ${host.daemon.log.slice(from)}`,
+    host.daemon.exited,
+  ).finally(() => host.daemon.kill())
   return { code, said: host.daemon.log.slice(from) }
 }
 

@@ -44,6 +44,8 @@ export interface PooledSession {
 export interface PoolOptions extends SessionOptions {
   /** A session without streams for so long is closed. */
   readonly idleMs: number
+  readonly onRoundTrip: (tookMs: number) => void
+  readonly onStreamReset: () => void
   readonly onDialed: (outcome: 'tunnel' | 'connection' | 'failed') => void
   readonly onClosed: (reason: MeshError) => void
 }
@@ -140,6 +142,8 @@ export class TunnelPool {
       'opener',
       {
         onStream: () => undefined,
+        onRoundTrip: this.options.onRoundTrip,
+        onStreamReset: this.options.onStreamReset,
         onClosed: (reason) => {
           if (this.sessions.get(key) === pooled) this.sessions.delete(key)
           this.retiring.delete(pooled)

@@ -51,6 +51,10 @@ export interface SessionOptions {
 export interface SessionOwner {
   /** Acceptor only: the peer opened a stream. Its first bytes are the preface. It is paused. */
   onStream(stream: TunnelStream): void
+  /** A ping was answered after so many milliseconds. */
+  onRoundTrip(tookMs: number): void
+  /** A stream was reset, by either side. */
+  onStreamReset(): void
   /** The session is over; all its streams have been reset. Called once. */
   onClosed(reason: MeshError): void
 }
@@ -277,6 +281,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
 
   sendControl(stream: TunnelStream, flags: number, amount: number): void {
     if (this.closed) return
+    if ((flags & RST) !== 0) this.owner.onStreamReset()
     if ((flags & FIN) !== 0) this.appendControl(DATA, flags | stream.pendingFlags, stream.id, 0)
     else this.appendControl(WINDOW_UPDATE, flags | stream.pendingFlags, stream.id, amount)
     stream.pendingFlags = 0
@@ -365,6 +370,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       }
       this.roundTripMs = performance.now() - this.pingSentMs
       this.pingSentMs = undefined
+      this.owner.onRoundTrip(this.roundTripMs)
       return
     }
     this.pingsThisSecond += 1
@@ -411,6 +417,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
 
   private applyFlags(stream: TunnelStream, flags: number, code: number): void {
     if ((flags & RST) !== 0) {
+      this.owner.onStreamReset()
       stream.abort(new StreamResetError(resetReason(code)))
       return
     }
