@@ -15,7 +15,9 @@ const CHAIN = '/v1/discovery-chain/db'
 const MATCH = '/v1/connect/intentions/match'
 const LIST = '/v1/connect/intentions'
 
-async function setUp(options: { datacenter?: string; register?: boolean } = {}) {
+async function setUp(
+  options: { datacenter?: string; register?: boolean; requestTimeout?: number } = {},
+) {
   const agent = await startFakeAgent()
   agent.always('/v1/agent/services', () => ({ body: {} }))
   agent.always('/v1/catalog/services', () => indexed(1, { consul: [] }))
@@ -260,10 +262,14 @@ describe('the Consul catalog', { concurrency: true }, () => {
   })
 
   test('deregistration from an agent that hangs ends within its deadline', async () => {
-    await using world = await setUp()
+    await using world = await setUp({ requestTimeout: 30_000 })
     world.agent.always('/v1/agent/service/register', () => ({}))
     await world.catalog.register([db], 15_443)
-    world.agent.always('/v1/agent/services', () => () => undefined)
+    world.agent.always('/v1/agent/services', () => undefined)
+    const looks = world.agent.requestsFor('/v1/agent/services').length
+    await eventually('a look that hangs', () => {
+      return world.agent.requestsFor('/v1/agent/services').length > looks
+    })
     const startedAtMs = performance.now()
     await world.catalog.deregister()
     assert.ok(performance.now() - startedAtMs < 5_500)

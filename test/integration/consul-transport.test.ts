@@ -167,6 +167,16 @@ test('a call can be called off, and no call is made after disposal', async () =>
   assert.equal(await failureOf(transport.call('GET', '/v1/x')), 'HM_CONSUL_CLOSED')
 })
 
+test('a kept connection that the agent closed is no failure', async () => {
+  await using agent = await startFakeAgent()
+  using transport = createTransport({ address: agent.address, requestTimeout })
+  const drop: FakeAnswer = (response) => void response.socket?.destroy()
+  agent.answer('/v1/x', { body: 1 }, drop, { body: 2 }, drop, drop)
+  assert.equal((await transport.call('GET', '/v1/x')).body, 1)
+  assert.equal((await transport.call('GET', '/v1/x')).body, 2)
+  assert.equal(await failureOf(transport.call('GET', '/v1/x')), 'HM_CONSUL_UNREACHABLE')
+})
+
 test('a hundred long polls do not keep a plain call waiting', async () => {
   await using agent = await startFakeAgent()
   using transport = createTransport({ address: agent.address, requestTimeout })
