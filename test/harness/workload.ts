@@ -56,10 +56,15 @@ export class RemoteSocket {
     })) as Sent
   }
 
+  /** Exactly `count` bytes, or fewer when the other side ended before. */
+  async readBytes(count: number): Promise<Uint8Array> {
+    const { connection } = this
+    return (await this.workload.ask({ op: 'read', connection, count })) as Uint8Array
+  }
+
   /** Exactly `count` bytes as text, or fewer when the other side ended before. */
   async read(count: number): Promise<string> {
-    const bytes = await this.workload.ask({ op: 'read', connection: this.connection, count })
-    return Buffer.from(bytes as Uint8Array).toString('utf8')
+    return Buffer.from(await this.readBytes(count)).toString('utf8')
   }
 
   async readLine(): Promise<string> {

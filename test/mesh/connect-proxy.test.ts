@@ -3,6 +3,7 @@
  * a host without hostmesh and one with it are members of the same mesh.
  */
 import assert from 'node:assert/strict'
+import { createHash } from 'node:crypto'
 import { test } from 'node:test'
 
 import { eventually } from '../harness/eventually.ts'
@@ -67,15 +68,18 @@ test('with a host that runs consul connect proxy', async (t) => {
   })
 
   await t.test('bytes of a long conversation arrive unchanged in both directions', async () => {
-    const socket = await web.dial('ledger')
-    await socket.write('whole\n')
-    await socket.readLine()
-    const sent = socket.writePattern(2_000_003).then(async (result) => {
+    for (const dial of [() => web.dial('ledger'), () => ledger.workload.dial('127.0.0.1', 9191)]) {
+      const socket = await dial()
+      await socket.write('whole\n')
+      await socket.readLine()
+      // Consul's proxy drops what is on its way when either side ends: read all of it first.
+      const [sent, bytes] = await Promise.all([
+        socket.writePattern(2_000_003),
+        socket.readBytes(2_000_003),
+      ])
+      assert.equal(createHash('sha256').update(bytes).digest('hex'), sent.sha256)
       await socket.end()
-      return result
-    })
-    const [{ sha256 }, rest] = await Promise.all([sent, socket.readRest()])
-    assert.equal(rest.bytes, 2_000_003)
-    assert.equal(rest.sha256, sha256)
+      assert.equal((await socket.readRest()).bytes, 0)
+    }
   })
 })
