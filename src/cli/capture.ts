@@ -1,14 +1,17 @@
 /**
  * `hostmesh capture`: see, apply, remove and inspect the iptables rules that divert connections.
  *
- * `clear` needs no configuration and no daemon: it is what unit files and uninstallers call last.
+ * `clear` needs no configuration and no daemon: it is what uninstallers call last. Unit files call it with
+ * `--on-stop`, which leaves the choice between plaintext and no connection to the configuration.
  */
 import { Command, Option } from 'commander'
 import { loadConfig } from '../config/load.ts'
+import type { Config } from '../config/schema.ts'
 import {
   applyCapture,
   type CaptureState,
   clearCapture,
+  keepsRulesOnStop,
   previewCapture,
   showCapture,
 } from '../daemon/capture-operations.ts'
@@ -38,7 +41,15 @@ export function captureCommand(): Command {
   command
     .command('clear')
     .description('Remove all rules, chains, sets and routes of hostmesh, and nothing else')
-    .action(async () => {
+    .option('--on-stop', 'as a unit does: keep them where --config has capture.onStop: closed')
+    .option('--config <file>', 'configuration file that --on-stop asks')
+    .action(async (options: { onStop?: true; config?: string }, clear: Command) => {
+      if ((options.onStop === undefined) !== (options.config === undefined))
+        clear.error("error: options '--on-stop' and '--config <file>' go together")
+      if (options.config !== undefined && keepsRulesOnStop(configOnStop(options.config))) {
+        console.log('Capture rules are kept: capture.onStop is closed')
+        return
+      }
       const { removed, notes } = await clearCapture()
       warn(notes)
       console.log(removed ? 'Capture rules are removed' : 'There were no capture rules')
@@ -59,6 +70,16 @@ export function captureCommand(): Command {
       else for (const line of stateLines(state)) console.log(line)
     })
   return command
+}
+
+/** An unreadable configuration keeps the rules: nobody has said that plaintext may leave. */
+function configOnStop(path: string): Config {
+  try {
+    return loadConfig(path)
+  } catch (error) {
+    warn(['Capture rules, if any, are kept: the configuration cannot say what capture.onStop is'])
+    throw error
+  }
 }
 
 function warn(sentences: readonly string[]): void {

@@ -88,6 +88,11 @@ export async function applyCapture(
   return capture.problems()
 }
 
+/** Whether the rules of this configuration stay when its daemon has ended, so that nothing leaves in plaintext. */
+export function keepsRulesOnStop({ capture }: Config): boolean {
+  return capture.mode === 'on' && capture.onStop === 'closed'
+}
+
 /** Removes everything of ours from the kernel; needs neither daemon nor configuration. */
 export async function clearCapture(run: RunCommand = createCommandRunner()): Promise<ClearReport> {
   await using capture = createCapture({ run })

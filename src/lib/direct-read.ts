@@ -18,7 +18,10 @@ export interface DirectReader {
 }
 
 interface UserBufferHandle {
+  reading: boolean
   useUserBuffer(buffer: Uint8Array): void
+  readStart(): number
+  readStop(): number
 }
 
 /** The fields of net.Socket that hold what `onread` was given, by their symbols. */
@@ -69,11 +72,27 @@ export function readDirect(socket: Socket, buffer: Uint8Array, reader: DirectRea
   return true
 }
 
+/**
+ * Stops or starts the reads of a socket that {@link readDirect} took over, without the detour through the
+ * stream's state: it happens once per large write. A socket that is closed already is left alone.
+ */
+export function setReading(socket: Socket, wanted: boolean): void {
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- see readDirect
+  const handle = (socket as unknown as { readonly _handle: UserBufferHandle | null })._handle
+  if (handle === null || handle === undefined || handle.reading === wanted) return
+  handle.reading = wanted
+  if (wanted) handle.readStart()
+  else handle.readStop()
+}
+
 function hasUserBuffer(handle: unknown): handle is UserBufferHandle {
   return (
     typeof handle === 'object' &&
     handle !== null &&
     'useUserBuffer' in handle &&
-    typeof handle.useUserBuffer === 'function'
+    typeof handle.useUserBuffer === 'function' &&
+    'readStart' in handle &&
+    'readStop' in handle &&
+    'reading' in handle
   )
 }

@@ -12,15 +12,16 @@
  */
 import type { Socket } from 'node:net'
 import { type ByteStream, FULL, KEPT, type Receiver, type WriteResult } from './byte-stream.ts'
-import { type DirectReader, readDirect } from './direct-read.ts'
+import { type DirectReader, readDirect, setReading } from './direct-read.ts'
 import { MeshError } from './errors.ts'
+import { resetSocket } from './reset-socket.ts'
 import { atEndOfTurn, type TurnTask } from './turn.ts'
 
 /** Free bytes before whatever is read into shared memory: a framing may put its header there. */
 export const HEADROOM = 12
 
 /** One read takes at most this much, headroom included: four whole TLS records when framed in place. */
-const READ_BYTES = 65_536
+const READ_BYTES = 262_144
 
 /** Node's TLS hands out at most one record at a time. */
 const TLS_READ_BYTES = 16_384
@@ -76,6 +77,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
   private buffer: Uint8Array
   private bufferKept = false
   private started = false
+  private readsDirectly = false
   private ended = false
   private closed = false
   private failure: Error | undefined
@@ -121,10 +123,15 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
   write(bytes: Uint8Array): WriteResult {
     const { socket } = this
     if (this.closed || socket.writableEnded) return 0
-    if (bytes.length >= GATHER_FROM_BYTES || this.gatheredBytes > 0) return this.gatherUp(bytes)
+    const { length } = bytes
+    if (length <= GATHER_BYTES && (length >= GATHER_FROM_BYTES || this.gatheredBytes > 0))
+      return this.gatherUp(bytes)
+    if (this.gatheredBytes > 0) this.flushGather()
     const wasIdle = socket.writableLength === 0
-    const hasRoom = socket.write(bytes)
-    const isKept = this.encrypts ? !wasIdle : socket.writableLength > 0
+    // Behind a busy socket a few bytes must not keep the whole buffer that they were read into.
+    const copies = !wasIdle && length < GATHER_FROM_BYTES
+    const hasRoom = socket.write(copies ? Uint8Array.prototype.slice.call(bytes) : bytes)
+    const isKept = !copies && (this.encrypts ? !wasIdle : socket.writableLength > 0)
     if (!hasRoom) this.toldFull = true
     return (isKept ? KEPT : 0) | (hasRoom ? 0 : FULL)
   }
@@ -147,21 +154,26 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
   reset(): void {
     if (this.closed) return
     this.closed = true
-    this.socket.resetAndDestroy()
+    resetSocket(this.socket)
   }
 
   pause(): void {
-    this.socket.pause()
+    if (this.readsDirectly) setReading(this.socket, false)
+    else this.socket.pause()
   }
 
   resume(): void {
-    if (!this.started) this.start()
-    this.socket.resume()
+    if (this.closed) return
+    if (this.readsDirectly) setReading(this.socket, true)
+    else {
+      if (!this.started) this.start()
+      this.socket.resume()
+    }
   }
 
   onRead(length: number): void {
     if (this.closed) return
-    const bytes = this.buffer.subarray(0, length)
+    const bytes = length === this.buffer.length ? this.buffer : this.buffer.subarray(0, length)
     if ((this.receiver.onBytes(bytes) & KEPT) !== 0) this.bufferKept = true
   }
 
@@ -208,7 +220,11 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     this.started = true
     if (this.memory === 'private')
       this.buffer = Buffer.allocUnsafeSlow(this.encrypts ? TLS_READ_BYTES : READ_BYTES)
-    if (readDirect(this.socket, this.buffer, this)) return
+    // What a peer sent along with its handshake lies in Node's stream already: a direct read passes it by.
+    const early: unknown = this.socket.readableLength > 0 ? this.socket.read() : null
+    if (early instanceof Uint8Array) this.receiver.onBytes(early)
+    this.readsDirectly = readDirect(this.socket, this.buffer, this)
+    if (this.readsDirectly) return
     this.socket.on('data', (bytes: Buffer) => {
       if (!this.closed) this.receiver.onBytes(bytes)
     })

@@ -90,6 +90,7 @@ export class Network implements AsyncDisposable {
   /** Where the bridge is: the wire, as seen by someone who can listen to it. */
   readonly wire: Namespace
   private readonly namespaces: ReadonlyMap<string, Namespace>
+  private readonly holders = new Map<string, Namespace>()
   private readonly forgetExit: () => void
 
   private constructor(wire: Namespace, namespaces: ReadonlyMap<string, Namespace>) {
@@ -126,18 +127,25 @@ export class Network implements AsyncDisposable {
     return namespace
   }
 
-  /** Exchanges the addresses of two hosts: the wrong peer at the right address. */
+  /** Exchanges the addresses of two hosts: the wrong peer at the right address. Again, and all is well. */
   async swapAddresses(one: string, other: string): Promise<void> {
-    const pair = [this.host(one), this.host(other)] as const
-    for (const { name } of pair) await ip(name, 'addr flush dev eth0 scope global')
-    await setAddresses(pair[0].name, pair[1])
-    await setAddresses(pair[1].name, pair[0])
-    for (const { name } of [...pair, this.wire]) await ip(name, 'neigh flush all')
+    const [first, second] = [this.holderOf(one), this.holderOf(other)]
+    for (const { name } of [first, second]) await ip(name, 'addr flush dev eth0 scope global')
+    await setAddresses(second.name, this.host(one))
+    await setAddresses(first.name, this.host(other))
+    this.holders.set(one, second)
+    this.holders.set(other, first)
+    for (const { name } of this.all()) await ip(name, 'neigh flush all')
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     for (const { name } of this.all()) await runCommand(['ip', 'netns', 'delete', name])
     this.forgetExit()
+  }
+
+  /** The namespace that has a host's address now. */
+  private holderOf(host: string): Namespace {
+    return this.holders.get(host) ?? this.host(host)
   }
 
   private all(): readonly Namespace[] {

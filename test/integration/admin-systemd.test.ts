@@ -200,8 +200,8 @@ test('the unit exposes at most 2.0 of 10 by systemd-analyze security', async () 
 
 test('every hostmesh command in the unit exists, and so does every option it is given', async () => {
   const unit = await readFile(join(root, 'systemd/hostmesh.service'), 'utf8')
-  const commands = [...unit.matchAll(/^Exec\w+=\+?\/usr\/bin\/hostmesh (.+)$/gm)].map(([, words]) =>
-    (words ?? '').split(' '),
+  const commands = [...unit.matchAll(/^Exec\w+=[-+]*\/usr\/bin\/hostmesh (.+)$/gm)].map(
+    ([, words]) => (words ?? '').split(' '),
   )
   assert.equal(commands.length, 3)
   const program = await buildProgram()

@@ -117,7 +117,7 @@ test('with a stranger on the same network', async (t) => {
       withinMs: 20_000,
     })
     for (let i = 0; i < 5; i += 1) await assert.rejects(web.call('db'), { code: 'ECONNRESET' })
-    await mesh.network.swapAddresses('c', 'b')
+    await mesh.network.swapAddresses('b', 'c')
     await eventually(() => web.call('db'), { withinMs: 20_000 })
   })
 

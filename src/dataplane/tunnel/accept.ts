@@ -38,6 +38,7 @@ export interface AcceptOptions {
 export function createTunnelServer(options: AcceptOptions): Server {
   let pending = 0
   const server = createServer({
+    ...options.credentials.protocolOptions,
     requestCert: true,
     rejectUnauthorized: true,
     handshakeTimeout: options.handshakeTimeoutMs,

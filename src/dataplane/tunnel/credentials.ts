@@ -72,11 +72,7 @@ export class Credentials {
       cert: leaf.certificatePem,
       key: leaf.privateKeyPem,
       ca: [...this.bundle.rootsPem],
-      minVersion: this.minVersion,
-      maxVersion: 'TLSv1.3',
-      ciphers: CIPHERS,
-      honorCipherOrder: true,
-      secureOptions: SECURE_OPTIONS,
+      ...this.protocolOptions,
     }
     const credential: Credential = {
       leaf,
@@ -86,6 +82,17 @@ export class Credentials {
     }
     this.contexts.set(service, credential)
     return credential
+  }
+
+  /** What the tunnel port is set to: a context chosen by server name brings its certificate, not these. */
+  get protocolOptions(): SecureContextOptions {
+    return {
+      minVersion: this.minVersion,
+      maxVersion: 'TLSv1.3',
+      ciphers: CIPHERS,
+      honorCipherOrder: true,
+      secureOptions: SECURE_OPTIONS,
+    }
   }
 
   /** The names of the services that could prove themselves now. */

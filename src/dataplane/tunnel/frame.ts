@@ -31,8 +31,11 @@ export const INITIAL_CREDIT = 262_144
 /** Receive window that a stream grows to once data flows, bytes. */
 export const FULL_WINDOW = 1_048_576
 
-/** Largest payload that we put into one frame, header included: 64 KiB, four whole TLS records. */
-export const MAX_PAYLOAD = 65_536 - HEADER_BYTES
+/** Receive window that a stream may grow to when its reader is quick, bytes. */
+export const MAX_WINDOW = 4_194_304
+
+/** Largest payload that we put into one frame: with its header 256 KiB, sixteen whole TLS records. */
+export const MAX_PAYLOAD = 262_144 - HEADER_BYTES
 
 /** Credit that no stream may ever have, bytes. */
 export const CREDIT_LIMIT = 2 ** 31 - 1

@@ -69,7 +69,7 @@ const BATCH_BYTES = 65_536
 const WRITE_BYTES = 262_144
 
 /** What one stream may put into a write before it is the next one's turn. */
-const QUANTUM_BYTES = MAX_PAYLOAD
+const QUANTUM_BYTES = 65_536 - HEADER_BYTES
 
 /** Node's TLS hands out one record at a time. */
 const READ_BYTES = 16_384
@@ -120,6 +120,8 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   /** Streams that the write under way has taken from. */
   private readonly drained: TunnelStream[] = []
   private isWriting = false
+  /** Whose chunk the write under way consists of, if it is a single one. */
+  private writer: TunnelStream | undefined
   private isFlushDue = false
   private closed = false
   private draining = false
@@ -275,8 +277,13 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     const frame = withHeadroom(length)
     writeHeader(frame, HEADROOM - HEADER_BYTES, DATA, stream.pendingFlags, stream.id, length)
     stream.pendingFlags = 0
+    this.writer = stream
     this.send(frame)
     return true
+  }
+
+  isBusyWith(stream: TunnelStream): boolean {
+    return this.writer === stream
   }
 
   sendControl(stream: TunnelStream, flags: number, amount: number): void {
@@ -313,7 +320,9 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   }
 
   onRead(length: number): void {
-    this.receive(this.readBuffer.subarray(0, length))
+    const { readBuffer } = this
+    // In bulk most reads are whole records: no view is made for those.
+    this.receive(length === readBuffer.length ? readBuffer : readBuffer.subarray(0, length))
   }
 
   nextBuffer(): Uint8Array | undefined {
@@ -513,6 +522,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       let quantum = QUANTUM_BYTES
       while (quantum > 0) {
         const room = gatherBuffer.length - at - HEADER_BYTES
+        if (room <= 0) break
         const length = stream.take(gatherBuffer, at + HEADER_BYTES, Math.min(quantum, room))
         if (length === 0) break
         writeHeader(gatherBuffer, at, DATA, stream.pendingFlags, stream.id, length)
@@ -554,7 +564,10 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
 
   private readonly onWritten = (): void => {
     this.isWriting = false
+    const { writer } = this
+    this.writer = undefined
     if (this.closed) return
+    writer?.afterTake()
     if (this.batchBytes > 0 || this.round.length > 0) this.scheduleFlush()
   }
 

@@ -20,6 +20,7 @@ import {
   FIN,
   FULL_WINDOW,
   INITIAL_CREDIT,
+  MAX_WINDOW,
   protocolError,
   type ResetReason,
   RST,
@@ -33,6 +34,8 @@ export interface StreamCarrier {
    * @returns false when the carrier is busy; the stream keeps the bytes and is asked later by {@link TunnelStream.take}.
    */
   sendData(stream: TunnelStream, bytes: Uint8Array): boolean
+  /** Whether the write under way is this stream's own chunk: it is told by afterTake() when that has left. */
+  isBusyWith(stream: TunnelStream): boolean
   /** Sends a frame without payload, in order after all that sendData took. */
   sendControl(stream: TunnelStream, flags: number, amount: number): void
   /** The stream has bytes (or a FIN) that it could not send: ask it in turn. */
@@ -45,6 +48,9 @@ export interface StreamCarrier {
 
 /** Bytes that may wait for credit or carrier before the writer is told to stop. */
 const QUEUE_LIMIT = 131_072
+
+/** Half a window taken within this doubles the window, milliseconds. */
+const QUICK_MS = 20
 
 /** Application bytes that may be under way before the far end has confirmed the stream. */
 export const UNCONFIRMED_LIMIT = 65_536
@@ -86,6 +92,7 @@ export class TunnelStream implements ByteStream {
   private receiveCredit = INITIAL_CREDIT
   private window = INITIAL_CREDIT
   private uncredited = 0
+  private creditedAtMs = 0
   private undrained = 0
   private readonly incoming = new ByteQueue()
   private finReceived = false
@@ -122,18 +129,13 @@ export class TunnelStream implements ByteStream {
 
   write(bytes: Uint8Array): WriteResult {
     if (this.closed || this.finWanted) return 0
-    const { length } = bytes
-    if (
-      this.outgoing.length === 0 &&
-      length <= this.sendCredit &&
-      this.carrier.sendData(this, bytes)
-    ) {
-      this.sendCredit -= length
-    } else {
-      this.outgoing.push(bytes)
+    const sent = this.outgoing.length === 0 ? this.sendNow(bytes) : 0
+    if (sent < bytes.length) {
+      this.outgoing.push(sent === 0 ? bytes : bytes.subarray(sent))
       if (this.sendCredit > 0) this.carrier.queue(this)
     }
-    if (this.outgoing.length < QUEUE_LIMIT) return 0
+    // A large chunk keeps the carrier busy: reading on would only mean copying into the queue.
+    if (this.outgoing.length < QUEUE_LIMIT && !this.carrier.isBusyWith(this)) return 0
     this.wantsWritable = true
     return FULL
   }
@@ -261,6 +263,15 @@ export class TunnelStream implements ByteStream {
     this.receiver.onReset(reason)
   }
 
+  /** As much as credit and carrier take without waiting. */
+  private sendNow(bytes: Uint8Array): number {
+    const length = Math.min(bytes.length, this.sendCredit)
+    const part = length === bytes.length ? bytes : bytes.subarray(0, length)
+    if (length === 0 || !this.carrier.sendData(this, part)) return 0
+    this.sendCredit -= length
+    return length
+  }
+
   private deliver(bytes: Uint8Array): WriteResult {
     const result = this.receiver.onBytes(bytes)
     // A receiver that is full pauses us: what it holds counts until it has room again.
@@ -279,12 +290,24 @@ export class TunnelStream implements ByteStream {
   private credit(bytes: number): void {
     this.uncredited += bytes
     if (this.uncredited < this.window / 2 || this.finReceived || this.closed) return
-    const growth = FULL_WINDOW - this.window
-    this.window = FULL_WINDOW
+    const growth = this.windowGrowth()
+    this.window += growth
     const amount = this.uncredited + growth
     this.uncredited = 0
     this.receiveCredit += amount
     this.carrier.sendControl(this, 0, amount)
+  }
+
+  /**
+   * The window must cover what is under way between the two applications: the network's round trip and the
+   * waits of four processes for a CPU. A reader that takes half a window in no time needs a larger one.
+   */
+  private windowGrowth(): number {
+    const nowMs = performance.now()
+    const tookMs = nowMs - this.creditedAtMs
+    this.creditedAtMs = nowMs
+    if (this.window < FULL_WINDOW) return FULL_WINDOW - this.window
+    return tookMs < QUICK_MS && this.window < MAX_WINDOW ? this.window : 0
   }
 
   private sendFin(): void {
