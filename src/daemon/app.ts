@@ -138,8 +138,9 @@ class Daemon {
     const certificates = parts.use(openCertificates(config, catalog, log))
     this.certificates = certificates
     this.followCertificates(certificates)
-    await this.pool.start()
+    // Before they start: one that cannot listen is a thread all the same, and would keep the process alive.
     parts.defer(() => this.pool.drain(0))
+    await this.pool.start()
     const firstSnapshot = this.readiness.block('the first snapshot')
     this.discovery = parts.use(
       startDiscovery(

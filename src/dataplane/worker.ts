@@ -33,6 +33,7 @@ import {
   setDefaultCredential,
 } from './tunnel/accept.ts'
 import { Credentials } from './tunnel/credentials.ts'
+import { isViolation } from './tunnel/frame.ts'
 import type { PeerIdentity } from './tunnel/peer.ts'
 import { TunnelPool } from './tunnel/pool.ts'
 import { Session, type SessionOwner } from './tunnel/session.ts'
@@ -48,6 +49,9 @@ const TICK_MS = 1_000
  * several, a burst of connections shares turns, and so tunnel writes (docs/performance.md).
  */
 const ACCEPTORS = 4
+
+/** How long tunnels without connections may take to be closed when the host drains, milliseconds. */
+const CARRIER_DRAIN_MS = 2_000
 
 /** Connections shown by the admin API per worker. */
 const MAX_LISTED_CONNECTIONS = 10_000
@@ -325,7 +329,7 @@ class Worker {
 
   private sessionClosed(reason: MeshError): void {
     if (reason.code === 'HM_TUNNEL_DRAINED') return
-    if (/_(BAD_FRAME|BAD_STREAM_ID|CREDIT_EXCEEDED|CREDIT_OVERFLOW|FLOOD)$/.test(reason.code))
+    if (isViolation(reason.code))
       this.workerCounters.inc('protocolErrors')
     this.log.info('Tunnel closed', { code: reason.code, reason: reason.message })
   }
@@ -386,8 +390,9 @@ class Worker {
     if (this.draining) return
     this.draining = true
     for (const server of this.servers) server.close()
+    const sessions = [...this.pool.list(), ...this.inboundSessions].map(({ session }) => session)
     this.pool.drain()
-    for (const { session } of this.inboundSessions) session.drain()
+    for (const session of sessions) session.drain()
     const endAtMs = performance.now() + deadlineMs
     while (this.connections.size > 0 && performance.now() < endAtMs)
       await new Promise((resolve) => setTimeout(resolve, 20))
@@ -396,8 +401,10 @@ class Worker {
       'DR',
       new MeshError('HM_DRAINING', 'The host is shutting down and the drain deadline is over'),
     )
-    // Resets and go-aways that were just written leave with the next turns.
-    await new Promise((resolve) => setTimeout(resolve, 50))
+    // Last bytes, resets and go-aways may still be on their way out of the tunnels.
+    const goneAtMs = performance.now() + CARRIER_DRAIN_MS
+    do await new Promise((resolve) => setTimeout(resolve, 20))
+    while (sessions.some(({ isGone }) => !isGone) && performance.now() < goneAtMs)
     this.post({ kind: 'drained' })
   }
 

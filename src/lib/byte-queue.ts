@@ -2,14 +2,15 @@
  * Bytes that wait, first in first out, in blocks that all queues of the thread share.
  *
  * Copies what it is given, so the giver's memory is free at once. Large chunks go into pooled blocks (no
- * allocation, no zeroing, no garbage); small ones into exact copies, so that ten thousand queues with a few
- * bytes each do not hold ten thousand blocks. Bounds are the caller's: look at {@link ByteQueue.length}.
+ * allocation, no zeroing, no garbage). A small one gets an exact copy, so that ten thousand queues with a few
+ * bytes each do not hold ten thousand blocks; more of them share memory, so that a million single bytes do not
+ * become a million pieces. Bounds are the caller's: look at {@link ByteQueue.length}.
  */
 
 /** Size of a pooled block, and the most that one {@link ByteQueue.take} returns. */
 export const BLOCK_BYTES = 65_536
 
-/** Chunks below this are copied exactly. */
+/** Chunks below this do not get a block. */
 const SMALL_BYTES = 4_096
 
 /** Blocks kept for reuse; more are left to the garbage collector. 16 MiB. */
@@ -39,21 +40,9 @@ export class ByteQueue {
     this.bytes += chunk.length
     let at = 0
     const last = this.pieces.at(-1)
-    if (last?.isBlock === true) at = fill(last, chunk, 0)
+    if (last !== undefined) at = fill(last, chunk, 0)
     while (at < chunk.length) {
-      const left = chunk.length - at
-      if (left < SMALL_BYTES) {
-        const memory = Buffer.allocUnsafe(left)
-        memory.set(chunk.subarray(at))
-        this.pieces.push({ memory, isBlock: false, start: 0, end: left })
-        return
-      }
-      const piece: Piece = {
-        memory: idleBlocks.pop() ?? Buffer.allocUnsafeSlow(BLOCK_BYTES),
-        isBlock: true,
-        start: 0,
-        end: 0,
-      }
+      const piece = newPiece(chunk.length - at, this.pieces.at(-1))
       this.pieces.push(piece)
       at = fill(piece, chunk, at)
     }
@@ -91,6 +80,19 @@ export class ByteQueue {
     for (const piece of this.pieces.splice(0)) release(piece)
     this.bytes = 0
   }
+}
+
+/** Memory for `bytes` more after `last`: the longer the tail of small pieces, the more room in the next. */
+function newPiece(bytes: number, last: Piece | undefined): Piece {
+  if (bytes >= SMALL_BYTES || (last !== undefined && last.memory.length >= SMALL_BYTES))
+    return {
+      memory: idleBlocks.pop() ?? Buffer.allocUnsafeSlow(BLOCK_BYTES),
+      isBlock: true,
+      start: 0,
+      end: 0,
+    }
+  const room = last === undefined ? bytes : SMALL_BYTES
+  return { memory: Buffer.allocUnsafe(room), isBlock: false, start: 0, end: 0 }
 }
 
 function fill(piece: Piece, chunk: Uint8Array, from: number): number {

@@ -22,6 +22,8 @@ export interface Receiver {
   onBytes(bytes: Uint8Array): WriteResult
   /** The other side finished sending; it may still receive. At most once, never after onReset. */
   onEnd(): void
+  /** Both sides have finished, and all that was written is on its way. At most once, last call. */
+  onClosed(): void
   /** The stream is gone, in both directions, without a proper end. At most once, last call. */
   onReset(reason: Error): void
   /** There is room again after {@link FULL}. */

@@ -20,8 +20,15 @@ import { atEndOfTurn, type TurnTask } from './turn.ts'
 /** Free bytes before whatever is read into shared memory: a framing may put its header there. */
 export const HEADROOM = 12
 
-/** One read takes at most this much, headroom included: four whole TLS records when framed in place. */
-const READ_BYTES = 262_144
+/**
+ * One read takes at most this much, headroom included: whole TLS records when framed in place. Large reads
+ * are for a socket that has the thread nearly to itself; a turn that serves many takes less from each.
+ */
+const LARGE_READ_BYTES = 262_144
+const READ_BYTES = 65_536
+
+/** Sockets read in one turn up to which reads may be large. */
+const FEW_READS = 3
 
 /** Node's TLS hands out at most one record at a time. */
 const TLS_READ_BYTES = 16_384
@@ -39,8 +46,27 @@ const FULL_BYTES = 131_072
 const idleGathers: Buffer[] = []
 const MAX_IDLE_GATHERS = 32
 
-const sharedMemory = Buffer.allocUnsafeSlow(READ_BYTES)
-const sharedBuffer = sharedMemory.subarray(HEADROOM)
+const sharedMemory = Buffer.allocUnsafeSlow(LARGE_READ_BYTES)
+const largeSharedBuffer = sharedMemory.subarray(HEADROOM)
+const sharedBuffer = sharedMemory.subarray(HEADROOM, READ_BYTES)
+
+/** Counts the reads of a turn, to know how many sockets the next one will have to serve. */
+class ReadMeter implements TurnTask {
+  lastTurn = 0
+  private thisTurn = 0
+
+  count(): void {
+    if (this.thisTurn === 0) atEndOfTurn(this)
+    this.thisTurn += 1
+  }
+
+  endOfTurn(): void {
+    this.lastTurn = this.thisTurn
+    this.thisTurn = 0
+  }
+}
+
+const readMeter = new ReadMeter()
 
 /** Whether the {@link HEADROOM} bytes before `bytes` may be overwritten. */
 export function hasHeadroom(bytes: Uint8Array): boolean {
@@ -63,6 +89,7 @@ const nobody: Receiver = {
     throw new Error('Bytes were read before a receiver was set')
   },
   onEnd: () => undefined,
+  onClosed: () => undefined,
   onReset: () => undefined,
   onWritable: () => undefined,
 }
@@ -76,10 +103,13 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
   private memory: ReadMemory
   private buffer: Uint8Array
   private bufferKept = false
+  private readWasFull = false
   private started = false
   private readsDirectly = false
   private ended = false
   private closed = false
+  /** Closed by end(), with nothing left to flush. */
+  private closedInOrder = false
   private failure: Error | undefined
   private gather: Buffer | undefined
   private gatheredBytes = 0
@@ -100,9 +130,14 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     })
     socket.on('drain', () => this.tellWritable())
     socket.on('close', () => {
+      const isDone = this.ended && socket.writableFinished && this.failure === undefined
+      if (this.closed ? this.closedInOrder : isDone) {
+        this.closed = true
+        this.receiver.onClosed()
+        return
+      }
       if (this.closed) return
       this.closed = true
-      if (this.ended && socket.writableFinished && this.failure === undefined) return
       this.receiver.onReset(
         this.failure ??
           new MeshError('HM_CONNECTION_BROKEN', 'The connection closed without a proper end'),
@@ -147,6 +182,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     // Both directions are done and all is with the kernel: closing says FIN, without a shutdown before it.
     if (this.ended && !this.encrypts && this.socket.writableLength === 0) {
       this.closed = true
+      this.closedInOrder = true
       this.socket.destroy()
     } else this.socket.end()
   }
@@ -173,17 +209,29 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
 
   onRead(length: number): void {
     if (this.closed) return
+    if (this.memory === 'shared') {
+      readMeter.count()
+      this.readWasFull = length >= sharedBuffer.length
+    }
     const bytes = length === this.buffer.length ? this.buffer : this.buffer.subarray(0, length)
     if ((this.receiver.onBytes(bytes) & KEPT) !== 0) this.bufferKept = true
   }
 
   nextBuffer(): Uint8Array | undefined {
+    if (this.memory === 'shared') return this.nextSharedBuffer()
     if (!this.bufferKept) return undefined
-    if (this.memory === 'shared')
-      throw new Error('A receiver kept memory that is shared by all sockets')
     this.bufferKept = false
     this.buffer = Buffer.allocUnsafeSlow(this.buffer.length)
     return this.buffer
+  }
+
+  private nextSharedBuffer(): Uint8Array | undefined {
+    if (this.bufferKept) throw new Error('A receiver kept memory that is shared by all sockets')
+    const wanted =
+      this.readWasFull && readMeter.lastTurn <= FEW_READS ? largeSharedBuffer : sharedBuffer
+    if (wanted === this.buffer) return undefined
+    this.buffer = wanted
+    return wanted
   }
 
   private gatherUp(bytes: Uint8Array): WriteResult {

@@ -3,11 +3,12 @@
  * a mistake made later disturbs nothing that runs.
  */
 import assert from 'node:assert/strict'
-import { chmod, mkdir, symlink, writeFile } from 'node:fs/promises'
+import { chmod, mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 
 import { eventually, within } from '../harness/eventually.ts'
+import { TUNNEL_PORT } from '../harness/file-catalog.ts'
 import type { Host } from '../harness/host.ts'
 import { startMesh } from '../harness/mesh.ts'
 
@@ -34,24 +35,25 @@ test('a host that cannot start says why', async (t) => {
   )
 
   await t.test('a tunnel port in use is named, and nothing is left behind', async () => {
-    await db.workload.listen('::', 15_443, 'manual')
-    const { code, said } = await failToStart(a)
-    assert.equal(code, 1)
-    assert.match(said, /15443/)
-    assert.match(said, /in use/i)
-    await db.workload.ask({ op: 'unlisten' })
-    await db.workload.listen('::', 5432, 'echo')
+    await db.workload.listen('::', TUNNEL_PORT, 'manual')
+    try {
+      const { code, said } = await failToStart(a)
+      assert.equal(code, 1)
+      assert.match(said, new RegExp(`${TUNNEL_PORT}.*in use`))
+    } finally {
+      await db.workload.ask({ op: 'unlisten' })
+      await db.workload.listen('::', 5432, 'echo')
+    }
     assert.equal(await a.namespace.rules(), before)
   })
 
   await t.test('a missing iptables is named with what to install', async () => {
-    const { code, said } = await failToStart(a, [
-      'env',
-      `PATH=${await pathWithout('iptables', mesh.folder)}`,
-    ])
+    // In a mount namespace of its own, where the folder that iptables is in is empty.
+    const hide = 'mount -t tmpfs none /usr/sbin && exec "$@"'
+    const { code, said } = await failToStart(a, ['unshare', '--mount', 'sh', '-c', hide, 'sh'])
     assert.equal(code, 1)
-    assert.match(said, /iptables/)
-    assert.match(said, /install/)
+    assert.match(said, /iptables-save: it is not installed.*\n.*Install the package iptables/)
+    assert.equal(await a.namespace.rules(), before)
   })
 
   await t.test('a missing capability is named', async () => {
@@ -116,28 +118,14 @@ async function failToStart(
   host: Host,
   prefix: readonly string[] = [],
 ): Promise<{ code: number | null; said: string }> {
-  const from = host.daemon.log.length
-  await host.daemon.launch(prefix)
-  const { code } = await within(
-    10_000,
-    `The end of a daemon that cannot start; it said ${host.daemon.log.slice(from)}`,
-    host.daemon.exited,
-  ).finally(() => host.daemon.kill())
-  return { code, said: host.daemon.log.slice(from) }
-}
-
-/** A folder of links to everything on the PATH but the commands that begin with `word`. */
-async function pathWithout(word: string, folder: string): Promise<string> {
-  const { readdir } = await import('node:fs/promises')
-  const bin = join(folder, `path-without-${word}`)
-  await mkdir(bin)
-  const seen = new Set<string>()
-  for (const from of ['/usr/sbin', '/usr/bin', '/sbin', '/bin']) {
-    for (const name of await readdir(from)) {
-      if (seen.has(name) || name.includes(word) || name.startsWith('ip6tables')) continue
-      seen.add(name)
-      await symlink(join(from, name), join(bin, name))
-    }
+  const { daemon } = host
+  const from = daemon.log.length
+  await daemon.launch(prefix)
+  try {
+    const { code } = await within(10_000, 'The end of a daemon that cannot start', daemon.exited)
+    return { code, said: daemon.log.slice(from) }
+  } catch (error) {
+    await daemon.kill()
+    throw new Error(`It does not end; it said: ${daemon.log.slice(from)}`, { cause: error })
   }
-  return bin
 }

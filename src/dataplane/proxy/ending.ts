@@ -14,6 +14,7 @@ const flagByCode: Record<string, ResponseFlag> = {
   HM_BALANCE_NO_ENDPOINT: 'UH',
   HM_CAPTURE_SELF: 'SELF',
   HM_LIMIT_CONNECTIONS: 'UO',
+  HM_TUNNEL_FULL: 'UO',
   HM_TLS_IDENTITY: 'TLS',
   HM_TLS_NOT_READY: 'TLS',
   HM_DIAL_FAILED: 'UF',
@@ -71,6 +72,7 @@ const retryableCodes: ReadonlySet<string> = new Set([
   'HM_TUNNEL_LOST',
   'HM_TUNNEL_SILENT',
   'HM_TUNNEL_DRAINED',
+  'HM_TUNNEL_FULL',
   'HM_TUNNEL_RETIRED',
   'HM_TUNNEL_EXPIRED',
 ])

@@ -223,6 +223,10 @@ class EarlyBytes implements Receiver {
     this.settle?.(new MeshError('HM_PREFACE_MALFORMED', 'The peer ended the stream in its preface'))
   }
 
+  onClosed(): void {
+    // Our side has not finished, so it cannot be over in order.
+  }
+
   onReset(reason: Error): void {
     this.settle?.(
       new MeshError('HM_CALLER_GONE', 'The caller hung up', { cause: asMeshError(reason) }),

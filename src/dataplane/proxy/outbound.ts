@@ -11,7 +11,7 @@
  * the stream and is kept until the confirmation, so that it can be said again to another instance.
  */
 import type { Socket } from 'node:net'
-import { type ByteStream, KEPT, type Receiver, type WriteResult } from '../../lib/byte-stream.ts'
+import type { ByteStream, Receiver, WriteResult } from '../../lib/byte-stream.ts'
 import { describeError, MeshError } from '../../lib/errors.ts'
 import { SocketStream } from '../../lib/socket-stream.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
@@ -215,6 +215,7 @@ async function tunnelTo(
     credential,
     timeoutMs: Math.min(plane.timeouts.connectMs, service.connectTimeoutMs),
   }
+  const giveUpAtMs = performance.now() + plane.timeouts.connectMs
   for (;;) {
     const reached = await plane.pool.reach(request)
     if (downstream.isGone) {
@@ -227,7 +228,13 @@ async function tunnelTo(
       return openStream(plane, connection, downstream, { session: reached.session, endpoint })
     }
     // The session is at a limit, or was retired just now: then the pool dials another.
-    await reached.session.room()
+    const leftMs = giveUpAtMs - performance.now()
+    if (leftMs <= 0)
+      throw new MeshError(
+        'HM_TUNNEL_FULL',
+        `Cannot reach ${endpoint.key}: the tunnel had no room for ${plane.timeouts.connectMs} ms`,
+      )
+    await reached.session.room(leftMs)
   }
 }
 
@@ -264,6 +271,7 @@ function openStream(
     stream.receiver = {
       onBytes: () => 0,
       onEnd: () => undefined,
+      onClosed: () => undefined,
       onWritable: () => undefined,
       onReset: (reason) => {
         clearTimeout(deadline)
@@ -386,8 +394,8 @@ class Downstream implements Receiver {
   speakInto(stream: TunnelStream, onGone: (reason: MeshError) => void): void {
     this.listener = stream
     this.onGone = onGone
-    for (const bytes of this.said) stream.write(bytes)
-    if (this.hasEnded) stream.end()
+    this.say(stream, 0, UNCONFIRMED_LIMIT)
+    if (this.hasEnded && this.saidBytes <= UNCONFIRMED_LIMIT) stream.end()
     this.isReading = true
     if (this.saidBytes < UNCONFIRMED_LIMIT) this.stream.resume()
   }
@@ -403,12 +411,22 @@ class Downstream implements Receiver {
     const saysAgain = this.isReading && upstream instanceof SocketStream
     parts.connection.sentBytes += this.saidBytes
     parts.counters.sent(parts.connection.row ?? 0, this.saidBytes)
-    if (saysAgain) for (const bytes of this.said) upstream.write(bytes)
-    if (saysAgain && this.hasEnded) upstream.end()
+    if (this.isReading) this.say(upstream, saysAgain ? 0 : UNCONFIRMED_LIMIT, this.saidBytes)
+    if (this.hasEnded) upstream.end()
     this.said = []
     // Without a tunnel the chunk may be kept; this socket then reads into memory of its own.
     if (!this.isReading && upstream instanceof SocketStream) this.stream.useOwnMemory()
     splice({ ...parts, downstream: this.stream, upstream, copies: saysAgain }, this.hasEnded)
+  }
+
+  /** Writes what was said from one offset to another. */
+  private say(to: ByteStream, from: number, until: number): void {
+    let at = 0
+    for (const bytes of this.said) {
+      const part = bytes.subarray(Math.max(0, from - at), Math.max(0, until - at))
+      if (part.length > 0) to.write(part)
+      at += bytes.length
+    }
   }
 
   onBytes(bytes: Uint8Array): WriteResult {
@@ -416,13 +434,18 @@ class Downstream implements Receiver {
     this.said.push(copy)
     this.saidBytes += copy.length
     if (this.saidBytes >= UNCONFIRMED_LIMIT) this.stream.pause()
-    const result = this.listener?.write(copy) ?? 0
-    return result & ~KEPT
+    if (this.listener !== undefined)
+      this.say(this.listener, this.saidBytes - copy.length, UNCONFIRMED_LIMIT)
+    return 0
   }
 
   onEnd(): void {
     this.hasEnded = true
-    this.listener?.end()
+    if (this.saidBytes <= UNCONFIRMED_LIMIT) this.listener?.end()
+  }
+
+  onClosed(): void {
+    // Our side has not finished, so it cannot be over in order.
   }
 
   onReset(reason: Error): void {

@@ -53,24 +53,25 @@ export function splice(options: SpliceOptions, ended = false): void {
   downstream.resume()
 }
 
-/** What both legs share: which sides have ended. */
+/** What both legs share: how many sides are still open. */
 class Joint {
   private readonly options: SpliceOptions
-  private downstreamEnded: boolean
-  private upstreamEnded = false
+  private open = 2
   private over = false
 
   constructor(options: SpliceOptions, ended: boolean) {
     this.options = options
-    this.downstreamEnded = ended
-    if (ended) options.connection.state = 'half-closed'
+    if (ended) this.ended()
   }
 
-  ended(side: 'downstream' | 'upstream'): void {
-    if (side === 'downstream') this.downstreamEnded = true
-    else this.upstreamEnded = true
+  ended(): void {
     this.options.connection.state = 'half-closed'
-    if (this.downstreamEnded && this.upstreamEnded) this.finish({ kind: 'done' })
+  }
+
+  /** A side is over in order. Not before both are, with all bytes handed on, is the connection done. */
+  closed(): void {
+    this.open -= 1
+    if (this.open === 0) this.finish({ kind: 'done' })
   }
 
   broken(side: 'downstream' | 'upstream', reason: Error): void {
@@ -117,8 +118,12 @@ class SendLeg implements Receiver {
   }
 
   onEnd(): void {
+    this.joint.ended()
     this.to.end()
-    this.joint.ended('downstream')
+  }
+
+  onClosed(): void {
+    this.joint.closed()
   }
 
   onReset(reason: Error): void {
@@ -158,8 +163,12 @@ class ReceiveLeg implements Receiver {
   }
 
   onEnd(): void {
+    this.joint.ended()
     this.to.end()
-    this.joint.ended('upstream')
+  }
+
+  onClosed(): void {
+    this.joint.closed()
   }
 
   onReset(reason: Error): void {

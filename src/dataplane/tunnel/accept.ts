@@ -69,7 +69,12 @@ export function createTunnelServer(options: AcceptOptions): Server {
     pendingDone.set(socket, done)
   })
   server.on('tlsClientError', (error, socket) => {
-    options.onRefused(errorCode(error), socket.remoteAddress)
+    // Node says ECONNRESET of a peer that it has turned away itself; the verdict on its certificate is here.
+    const verdict: unknown = socket.authorizationError
+    options.onRefused(
+      typeof verdict === 'string' ? verdict : errorCode(error),
+      socket.remoteAddress,
+    )
     socket.destroy()
   })
   server.on('secureConnection', (socket) => {

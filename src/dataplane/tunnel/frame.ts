@@ -28,10 +28,7 @@ export const RST = 8
 /** Credit with which every direction of a stream starts, bytes. */
 export const INITIAL_CREDIT = 262_144
 
-/** Receive window that a stream grows to once data flows, bytes. */
-export const FULL_WINDOW = 1_048_576
-
-/** Receive window that a stream may grow to when its reader is quick, bytes. */
+/** The most that a receive window grows to, bytes. */
 export const MAX_WINDOW = 4_194_304
 
 /** Largest payload that we put into one frame: with its header 256 KiB, sixteen whole TLS records. */
@@ -101,13 +98,21 @@ export function writeHeader(
   target[offset + 11] = length & 0xff
 }
 
+const violations = [
+  'HM_TUNNEL_BAD_FRAME',
+  'HM_TUNNEL_BAD_STREAM_ID',
+  'HM_TUNNEL_CREDIT_EXCEEDED',
+  'HM_TUNNEL_CREDIT_OVERFLOW',
+  'HM_TUNNEL_FLOOD',
+] as const
+
 /** The ways in which a peer can break the protocol; each ends the session. */
-export type ProtocolViolation =
-  | 'HM_TUNNEL_BAD_FRAME'
-  | 'HM_TUNNEL_BAD_STREAM_ID'
-  | 'HM_TUNNEL_CREDIT_EXCEEDED'
-  | 'HM_TUNNEL_CREDIT_OVERFLOW'
-  | 'HM_TUNNEL_FLOOD'
+export type ProtocolViolation = (typeof violations)[number]
+
+/** Whether an error code says that the peer broke the protocol. */
+export function isViolation(code: string): boolean {
+  return violations.some((violation) => violation === code)
+}
 
 /** The error that a violation closes the session with. */
 export function protocolError(code: ProtocolViolation, what: string): MeshError {

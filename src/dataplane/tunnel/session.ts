@@ -27,7 +27,10 @@ import {
   GO_AWAY,
   goAwayCodes,
   HEADER_BYTES,
+  INITIAL_CREDIT,
+  isViolation,
   MAX_PAYLOAD,
+  MAX_WINDOW,
   PING,
   protocolError,
   RST,
@@ -74,6 +77,12 @@ const QUANTUM_BYTES = 65_536 - HEADER_BYTES
 /** Node's TLS hands out one record at a time. */
 const READ_BYTES = 16_384
 
+/** Streams share a carrier while data has arrived for more than one of them within this, milliseconds. */
+const SHARING_MS = 100
+
+/** Window that a sharing stream gets for each millisecond of round trip: 256 MB/s for every one of them. */
+const WINDOW_BYTES_PER_MS = 262_144
+
 /** Bytes held for all receivers of a session before those that hold much are reset. */
 const HELD_LIMIT = 64 * 1_048_576
 
@@ -87,6 +96,9 @@ const MAX_UNCONFIRMED = 256
 const MAX_OPENED_PER_SECOND = 20_000
 const MAX_IDLE_FRAMES_PER_SECOND = 10_000
 const MAX_PINGS_PER_SECOND = 10
+
+/** How long a peer that broke the protocol may take to read why the session ends, milliseconds. */
+const GO_AWAY_MS = 1_000
 
 /** Ids end here; the opener dials anew before. */
 const MAX_STREAM_ID = 2 ** 31 - 1
@@ -131,6 +143,11 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   /** Openers that wait for room; first come, first served. */
   private waiting: (() => void)[] = []
   private current: TunnelStream | undefined
+  private lastDataId = 0
+  /** When data for another stream than the one before arrived. */
+  private sharedAtMs = 0
+  /** Least round trip seen: load only ever lengthens it. */
+  private leastRoundTripMs: number | undefined
   private heldBytes = 0
   private openedThisSecond = 0
   private idleFramesThisSecond = 0
@@ -168,6 +185,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     if (!readDirect(socket, this.readBuffer, this))
       socket.on('data', (bytes: Buffer) => this.receive(bytes))
     socket.resume()
+    this.ping(this.openedAtMs)
   }
 
   /** Streams open now. */
@@ -189,6 +207,11 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   /** Whether it is over, or takes no new streams any more. */
   get isRetired(): boolean {
     return this.closed || this.draining || this.nextId >= MAX_STREAM_ID
+  }
+
+  /** Whether its connection is closed: nothing that was sent is still on its way out of this process. */
+  get isGone(): boolean {
+    return this.socket.destroyed
   }
 
   /** Milliseconds without any stream, at `nowMs`; 0 while there are some. */
@@ -213,13 +236,25 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     if (this.closed || this.draining) return
     this.draining = true
     this.appendControl(GO_AWAY, 0, 0, goAwayCodes.normal)
+    this.admitWaiting()
     if (this.streams.size === 0) this.finish()
   }
 
-  /** Resolves when a stream may be opened, or when the session is retired; the caller looks which. */
-  room(): Promise<void> {
+  /** Resolves when a stream may be opened, the session is retired or the time is over; the caller looks which. */
+  room(timeoutMs: number): Promise<void> {
     if (this.canOpen || this.isRetired) return Promise.resolve()
-    return new Promise((resolve) => this.waiting.push(resolve))
+    return new Promise((resolve) => {
+      const resume = (): void => {
+        clearTimeout(deadline)
+        resolve()
+      }
+      const deadline = setTimeout(() => {
+        const at = this.waiting.indexOf(resume)
+        if (at >= 0) this.waiting.splice(at, 1)
+        resolve()
+      }, timeoutMs)
+      this.waiting.push(resume)
+    })
   }
 
   /** Ends the session now and resets its streams. */
@@ -272,8 +307,9 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       stream.pendingFlags = 0
       return true
     }
-    if (this.isWriting || this.batchBytes > 0 || length > MAX_PAYLOAD || !hasHeadroom(bytes))
-      return false
+    if (length > MAX_PAYLOAD || !hasHeadroom(bytes)) return false
+    // Streams that stand in the round go first: else one quick writer could keep them there for ever.
+    if (this.isWriting || this.batchBytes > 0 || this.round.length > 0) return false
     const frame = withHeadroom(length)
     writeHeader(frame, HEADROOM - HEADER_BYTES, DATA, stream.pendingFlags, stream.id, length)
     stream.pendingFlags = 0
@@ -310,6 +346,17 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     if (this.draining && !this.closed) this.finish()
   }
 
+  /**
+   * The window must cover what is under way between two applications, and no more when streams share the
+   * carrier: a small answer waits behind every byte that bulk transfers have been allowed to send. So
+   * sharing streams get what the network's round trip asks for, a stream that is alone gets plenty.
+   */
+  windowTarget(): number {
+    if (performance.now() - this.sharedAtMs > SHARING_MS) return MAX_WINDOW
+    const forRoundTrip = (this.leastRoundTripMs ?? 0) * WINDOW_BYTES_PER_MS
+    return Math.min(MAX_WINDOW, Math.max(INITIAL_CREDIT, forRoundTrip))
+  }
+
   held(delta: number): void {
     this.heldBytes += delta
   }
@@ -336,16 +383,18 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     if ((flags & SYN) !== 0) this.accept(id)
     const stream = this.streams.get(id)
     this.current = stream
+    if (id !== this.lastDataId) {
+      this.lastDataId = id
+      this.sharedAtMs = this.lastReceivedMs
+    }
     if (stream === undefined) {
       this.ignoreFrameFor(id)
       return
     }
     stream.expect(length)
     if (length === 0 && flags === 0) this.countIdleFrame()
-    if (this.heldBytes > HELD_LIMIT && stream.heldBytes > HELD_PER_STREAM_WHEN_FULL) {
-      stream.refuse('overloaded')
-      stream.abort(new StreamResetError('overloaded'))
-    }
+    if (this.heldBytes > HELD_LIMIT && stream.heldBytes > HELD_PER_STREAM_WHEN_FULL)
+      stream.fail('overloaded')
   }
 
   onPayload(bytes: Uint8Array): number {
@@ -378,6 +427,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
         return
       }
       this.roundTripMs = performance.now() - this.pingSentMs
+      this.leastRoundTripMs = Math.min(this.leastRoundTripMs ?? this.roundTripMs, this.roundTripMs)
       this.pingSentMs = undefined
       this.owner.onRoundTrip(this.roundTripMs)
       return
@@ -394,6 +444,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
         `The peer ended the tunnel with go-away code ${code}`,
       )
     this.draining = true
+    this.admitWaiting()
     if (this.streams.size === 0) this.finish()
   }
 
@@ -430,6 +481,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       stream.abort(new StreamResetError(resetReason(code)))
       return
     }
+    if (stream.isClosed) return
     if ((flags & ACK) !== 0) {
       if (this.role === 'acceptor')
         throw protocolError('HM_TUNNEL_BAD_STREAM_ID', `ACK from the opener on stream ${stream.id}`)
@@ -440,13 +492,16 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   }
 
   private admitWaiting(): void {
-    if (this.waiting.length > 0 && (this.canOpen || this.isRetired)) this.waiting.shift()?.()
+    if (this.waiting.length === 0) return
+    if (this.isRetired) for (const resume of this.waiting.splice(0)) resume()
+    else if (this.canOpen) this.waiting.shift()?.()
   }
 
   /** Frames for a stream that has just been closed may still be on their way; others are a violation. */
   private ignoreFrameFor(id: number): void {
-    const wasOpen = this.role === 'opener' ? id % 2 === 1 && id < this.nextId : id <= this.highestId
-    if (!wasOpen) throw protocolError('HM_TUNNEL_BAD_STREAM_ID', `frame on stream ${id}`)
+    const firstUnused = this.role === 'opener' ? this.nextId : this.highestId + 1
+    if (id % 2 === 0 || id >= firstUnused)
+      throw protocolError('HM_TUNNEL_BAD_STREAM_ID', `frame on stream ${id}`)
     this.countIdleFrame()
   }
 
@@ -498,14 +553,17 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     if (this.closed) return
     const { batch, batchBytes } = this
     // A grown batch has no room beside it in the gather buffer; the round waits for the next write.
+    this.batch = undefined
+    this.batchBytes = 0
     if (batch !== undefined && (this.round.length === 0 || batchBytes > BATCH_BYTES)) {
+      // What send() lets others append goes into a batch of its own.
       if (batchBytes > 0) this.send(batch.subarray(0, batchBytes))
-      this.returnBatch()
+      recycle(batch)
       return
     }
     batch?.copy(gatherBuffer, 0, 0, batchBytes)
     const bytes = this.gatherRound(batchBytes)
-    this.returnBatch()
+    if (batch !== undefined) recycle(batch)
     if (bytes > 0) this.send(gatherBuffer.subarray(0, bytes))
   }
 
@@ -549,8 +607,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     if (batch === undefined) return
     this.batch = undefined
     this.batchBytes = 0
-    if (batch.length === BATCH_BYTES && idleBatches.length < MAX_IDLE_BATCHES)
-      idleBatches.push(batch)
+    recycle(batch)
   }
 
   private send(bytes: Uint8Array): void {
@@ -572,34 +629,45 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   }
 
   private finish(): void {
-    this.flush()
     this.fail(new MeshError('HM_TUNNEL_DRAINED', 'The tunnel was closed in order'))
+  }
+
+  /** Sends what is in the batch and ends the connection; the peer has `timeoutMs` to take it and to do the same. */
+  private endSoon(timeoutMs: number): void {
+    const { batch, batchBytes, socket } = this
+    // Another write may be under way: then Node keeps the chunk, so it must not be pooled memory.
+    if (batch !== undefined) socket.write(Buffer.from(batch.subarray(0, batchBytes)))
+    socket.end()
+    const deadline = setTimeout(() => socket.destroy(), timeoutMs).unref()
+    socket.once('close', () => clearTimeout(deadline))
   }
 
   private fail(reason: MeshError): void {
     if (this.closed) return
-    if (!this.isWriting) {
-      const code =
-        reason.code.startsWith('HM_TUNNEL_BAD') ||
-        reason.code.startsWith('HM_TUNNEL_CREDIT') ||
-        reason.code === 'HM_TUNNEL_FLOOD'
-          ? goAwayCodes.protocolError
-          : undefined
-      if (code !== undefined) {
-        this.appendControl(GO_AWAY, 0, 0, code)
-        this.flush()
-      }
-    }
+    const goAway = goAwayCodeOf(reason)
+    if (goAway !== undefined) this.appendControl(GO_AWAY, 0, 0, goAway)
+    const isDrained = reason.code === 'HM_TUNNEL_DRAINED'
+    if (isDrained || goAway !== undefined)
+      this.endSoon(isDrained ? this.options.keepaliveMs : GO_AWAY_MS)
+    else this.socket.destroy()
     this.closed = true
     this.round = []
     this.returnBatch()
-    if (reason.code === 'HM_TUNNEL_DRAINED') this.socket.end()
-    else this.socket.destroySoon()
     for (const stream of this.streams.values()) stream.abort(reason)
     this.streams.clear()
     for (const resume of this.waiting.splice(0)) resume()
     this.owner.onClosed(reason)
   }
+}
+
+/** What a violation, or a mistake of ours, is answered with. */
+function goAwayCodeOf(reason: MeshError): number | undefined {
+  if (reason.code === 'HM_TUNNEL_INTERNAL') return goAwayCodes.internalError
+  return isViolation(reason.code) ? goAwayCodes.protocolError : undefined
+}
+
+function recycle(batch: Buffer): void {
+  if (batch.length === BATCH_BYTES && idleBatches.length < MAX_IDLE_BATCHES) idleBatches.push(batch)
 }
 
 function internalError(error: unknown): MeshError {

@@ -18,13 +18,12 @@ import {
   ACK,
   CREDIT_LIMIT,
   FIN,
-  FULL_WINDOW,
   INITIAL_CREDIT,
-  MAX_WINDOW,
   protocolError,
   type ResetReason,
   RST,
   resetCodes,
+  SYN,
 } from './frame.ts'
 
 /** What a stream asks of its session. */
@@ -42,15 +41,14 @@ export interface StreamCarrier {
   queue(stream: TunnelStream): void
   /** The stream is over; nothing more comes from it. */
   forget(stream: TunnelStream): void
+  /** How large a receive window should be just now, bytes: at least {@link INITIAL_CREDIT}. */
+  windowTarget(): number
   /** Bytes held for receivers changed by `delta`. */
   held(delta: number): void
 }
 
 /** Bytes that may wait for credit or carrier before the writer is told to stop. */
 const QUEUE_LIMIT = 131_072
-
-/** Half a window taken within this doubles the window, milliseconds. */
-const QUICK_MS = 20
 
 /** Application bytes that may be under way before the far end has confirmed the stream. */
 export const UNCONFIRMED_LIMIT = 65_536
@@ -68,6 +66,7 @@ export class StreamResetError extends MeshError {
 const nobody: Receiver = {
   onBytes: () => 0,
   onEnd: () => undefined,
+  onClosed: () => undefined,
   onReset: () => undefined,
   onWritable: () => undefined,
 }
@@ -92,7 +91,6 @@ export class TunnelStream implements ByteStream {
   private receiveCredit = INITIAL_CREDIT
   private window = INITIAL_CREDIT
   private uncredited = 0
-  private creditedAtMs = 0
   private undrained = 0
   private readonly incoming = new ByteQueue()
   private finReceived = false
@@ -153,17 +151,15 @@ export class TunnelStream implements ByteStream {
   /** Resets the stream and tells the far end why. The receiver is told nothing. */
   refuse(reason: ResetReason): void {
     if (this.closed) return
-    this.carrier.sendControl(this, RST, resetCodes[reason])
+    this.sendReset(reason)
     this.close()
   }
 
-  /** Acceptor: the application is reached. Sends ACK and raises the receive window. */
+  /** Acceptor: the application is reached. Sends ACK. */
   confirm(): void {
     if (this.closed || (this.pendingFlags & ACK) === 0) return
     this.pendingFlags &= ~ACK
-    this.carrier.sendControl(this, ACK, FULL_WINDOW - this.window)
-    this.receiveCredit += FULL_WINDOW - this.window
-    this.window = FULL_WINDOW
+    this.carrier.sendControl(this, ACK, 0)
   }
 
   pause(): void {
@@ -256,6 +252,13 @@ export class TunnelStream implements ByteStream {
     if (this.outgoing.length > 0) this.carrier.queue(this)
   }
 
+  /** Session: the peer broke the order of the stream, or a limit was reached: both sides see a reset. */
+  fail(reason: ResetReason): void {
+    if (this.closed) return
+    this.sendReset(reason)
+    this.abort(new StreamResetError(reason))
+  }
+
   /** Session: the peer reset the stream, or the carrier is lost. */
   abort(reason: Error): void {
     if (this.closed) return
@@ -290,24 +293,13 @@ export class TunnelStream implements ByteStream {
   private credit(bytes: number): void {
     this.uncredited += bytes
     if (this.uncredited < this.window / 2 || this.finReceived || this.closed) return
-    const growth = this.windowGrowth()
-    this.window += growth
-    const amount = this.uncredited + growth
+    // A window that has become too large shrinks by credit that is not given back.
+    const amount = Math.max(0, this.uncredited + this.carrier.windowTarget() - this.window)
+    this.window += amount - this.uncredited
     this.uncredited = 0
+    if (amount === 0) return
     this.receiveCredit += amount
     this.carrier.sendControl(this, 0, amount)
-  }
-
-  /**
-   * The window must cover what is under way between the two applications: the network's round trip and the
-   * waits of four processes for a CPU. A reader that takes half a window in no time needs a larger one.
-   */
-  private windowGrowth(): number {
-    const nowMs = performance.now()
-    const tookMs = nowMs - this.creditedAtMs
-    this.creditedAtMs = nowMs
-    if (this.window < FULL_WINDOW) return FULL_WINDOW - this.window
-    return tookMs < QUICK_MS && this.window < MAX_WINDOW ? this.window : 0
   }
 
   private sendFin(): void {
@@ -317,12 +309,14 @@ export class TunnelStream implements ByteStream {
   }
 
   private closeIfDone(): void {
-    if (this.finSent && this.finDelivered) this.close()
+    if (!this.finSent || !this.finDelivered || this.closed) return
+    this.close()
+    this.receiver.onClosed()
   }
 
-  private fail(reason: ResetReason): void {
-    this.carrier.sendControl(this, RST, resetCodes[reason])
-    this.abort(new StreamResetError(reason))
+  private sendReset(reason: ResetReason): void {
+    // Before its SYN has left there is nothing to reset: the far end has never heard of the stream.
+    if ((this.pendingFlags & SYN) === 0) this.carrier.sendControl(this, RST, resetCodes[reason])
   }
 
   private close(): void {
