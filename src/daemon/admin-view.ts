@@ -24,13 +24,13 @@ import type { WorkerPool } from './worker-pool.ts'
 /** The daemon as the view sees it: read-only, and parts may not be there yet. */
 export interface DaemonState {
   readonly version: string
-  readonly node: string
   readonly datacenter: string
   readonly startedAtMs: number
   readonly captureMode: 'off' | 'on'
   readonly services: readonly LocalService[]
   readonly totals: WorkerTotals
   readonly pool: WorkerPool
+  node(): string
   leaves(): readonly Leaf[]
   bundle(): TrustBundle | undefined
   catalog(): Catalog | undefined
@@ -99,7 +99,7 @@ function statusOf(state: DaemonState, connectionIds: readonly string[]): StatusD
   const capture = state.capture()
   return {
     version: state.version,
-    node: state.node,
+    node: state.node(),
     datacenter: state.datacenter,
     pid: process.pid,
     startedAt: timeText(state.startedAtMs),

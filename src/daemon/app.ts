@@ -76,7 +76,7 @@ class Daemon {
   private readonly log: Log
   private readonly parts: AsyncDisposableStack
   private readonly services: readonly LocalService[]
-  private readonly nodeName: string
+  private nodeName: string
   private readonly totals = new WorkerTotals()
   private readonly readiness = new Readiness()
   private readonly leaves = new Map<string, Leaf>()
@@ -105,7 +105,7 @@ class Daemon {
     })
     this.state = {
       version: hostmeshVersion,
-      node: this.nodeName,
+      node: () => this.nodeName,
       datacenter: config.datacenter,
       startedAtMs: Date.now(),
       captureMode: config.capture.mode,
@@ -135,6 +135,8 @@ class Daemon {
     await this.startAdmin()
     const catalog = parts.use(openCatalog(config, this.nodeName, log))
     this.catalog = catalog
+    if ('readAgentSelf' in catalog && config.node.name === undefined)
+      this.nodeName = await nameInConsul(catalog, this.nodeName, log)
     const certificates = parts.use(openCertificates(config, catalog, log))
     this.certificates = certificates
     this.followCertificates(certificates)
@@ -285,7 +287,10 @@ class Daemon {
 function openCatalog(config: Config, node: string, log: Log): Catalog | ConsulCatalog {
   if (config.catalog.kind === 'file')
     return createFileCatalog({ path: config.catalog.path, node }, log.child('catalog'))
-  return createConsulCatalog({ ...config.catalog, node }, log.child('consul'))
+  return createConsulCatalog(
+    { ...config.catalog, node: config.node.name, datacenter: config.datacenter },
+    log.child('consul'),
+  )
 }
 
 function openCertificates(
@@ -309,6 +314,19 @@ function openCertificates(
     log: log.child('certificates'),
     datacenter: config.datacenter,
   })
+}
+
+/** The name under which the catalog knows this host; the machine's own when the agent does not say. */
+async function nameInConsul(catalog: ConsulCatalog, fallback: string, log: Log): Promise<string> {
+  try {
+    return (await catalog.readAgentSelf()).nodeName
+  } catch (error) {
+    log.warn('Cannot ask Consul for the name of this node; taking the host name', {
+      node: fallback,
+      error: describeError(error),
+    })
+    return fallback
+  }
 }
 
 function workerSettings(

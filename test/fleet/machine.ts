@@ -1,0 +1,204 @@
+/**
+ * Whole test machines: a real systemd as process 1, with sshd, in a host's network namespace of a test network.
+ *
+ * All machines boot from one tree, which scripts/setup.sh makes and nothing writes to; what a machine writes goes
+ * to a layer of its own that is removed with it. A machine that was powered off or cut can boot again and finds
+ * its disk as it was. Its network namespace outlives it, so unlike on hardware the rules of the kernel do, too.
+ */
+import { rmSync } from 'node:fs'
+import { mkdir, mkdtemp, readdir, readFile, rm, rmdir, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+
+import { eventually, within } from '../harness/eventually.ts'
+import type { Namespace } from '../harness/network.ts'
+import { type CommandResult, OwnedProcess, onEarlyExit, runCommand } from '../harness/owned-process.ts'
+
+/** Made by `sh scripts/setup.sh fleet`. */
+const ROOT = resolve(import.meta.dirname, '../../.cache/fleet/root')
+
+const PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+
+/** Booting takes a second or two. Milliseconds, before patience. */
+const BOOT_LIMIT_MS = 30_000
+
+/** Starts systemd-nspawn in cgroups of its own, on the layers of one machine. Arguments: see {@link Machine.boot}. */
+const LAUNCH = `
+for folder in $1; do mkdir -p "$folder"; echo $$ >"$folder/cgroup.procs"; done
+shift
+mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$2/root"
+shift 2
+SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 exec systemd-nspawn "$@"
+`
+
+/** One machine. Disposing it switches it off and removes its disk. */
+export class Machine implements AsyncDisposable {
+  readonly name: string
+  readonly namespace: Namespace
+  private readonly folder: string
+  private readonly forgetExit: () => void
+  private process: OwnedProcess | undefined
+
+  private constructor(name: string, namespace: Namespace, folder: string) {
+    this.name = name
+    this.namespace = namespace
+    this.folder = folder
+    this.forgetExit = onEarlyExit(() => rmSync(folder, { recursive: true, force: true }))
+  }
+
+  /** Makes the disk of a machine and puts these files (by path) on it; {@link boot} starts it. */
+  static async create(
+    name: string,
+    namespace: Namespace,
+    files: Readonly<Record<string, string>>,
+  ): Promise<Machine> {
+    const folder = await mkdtemp(join(tmpdir(), 'hmt-machine-'))
+    const machine = new Machine(name, namespace, folder)
+    for (const layer of ['upper', 'work', 'root']) await mkdir(join(folder, layer))
+    await machine.put({ '/etc/hostname': `${name}\n`, ...files })
+    return machine
+  }
+
+  get ip(): string {
+    return this.namespace.ip
+  }
+
+  /** Switches it on and waits until systemd has started everything. */
+  async boot(): Promise<void> {
+    if (this.process?.hasExited === false) throw new Error(`${this.name} runs already`)
+    const nspawn = [
+      ...['--quiet', '--boot', '--register=no', '--keep-unit', '--console=pipe'],
+      ...[`--directory=${this.folder}/root`, `--machine=${this.namespace.name}`],
+      ...[`--hostname=${this.name}`, `--network-namespace-path=${this.namespace.path}`],
+      ...['--resolv-conf=off', '--timezone=off', '--link-journal=no'],
+      '--capability=CAP_NET_ADMIN,CAP_NET_RAW',
+    ]
+    const cgroups = (await this.cgroups()).join(' ')
+    // The mount lives in a mount namespace of its own and goes with the last process in it.
+    const isolated = ['unshare', '--mount', '--propagation', 'private', 'sh', '-ec', LAUNCH, 'sh']
+    this.process = await OwnedProcess.start([...isolated, cgroups, ROOT, this.folder, ...nspawn], {
+      name: `machine ${this.name}`,
+    })
+    await this.booted()
+  }
+
+  /** Waits until systemd has started everything. @throws with what failed when something has. */
+  async booted(): Promise<void> {
+    const state = await eventually(
+      async () => {
+        if (this.running().hasExited) return 'off'
+        const { stdout } = await this.run('systemctl', 'is-system-running')
+        if (!/^(running|degraded)$/m.test(stdout)) throw new Error(`it is ${stdout.trim()}`)
+        return stdout.trim()
+      },
+      { withinMs: BOOT_LIMIT_MS, everyMs: 50 },
+    )
+    if (state === 'running') return
+    const failed = state === 'off' ? this.running().output : await this.must('systemctl', '--failed')
+    throw new Error(`Machine ${this.name} is ${state}:\n${failed}`)
+  }
+
+  /** Runs a command on it as root, whatever its exit code. */
+  async run(...argv: string[]): Promise<CommandResult> {
+    const leader = String(await this.leader())
+    return runCommand(['nsenter', '--target', leader, '--all', 'env', '-i', `PATH=${PATH}`, ...argv])
+  }
+
+  /** Runs a command on it as root. @throws when it fails. */
+  async must(...argv: string[]): Promise<string> {
+    const { code, stdout, stderr } = await this.run(...argv)
+    if (code === 0) return stdout
+    throw new Error(`${argv.join(' ')} on ${this.name} failed with ${code}: ${stderr || stdout}`)
+  }
+
+  /** One property of a unit, as `systemctl show` has it. */
+  async property(name: string, unit = 'hostmesh.service'): Promise<string> {
+    return (await this.must('systemctl', 'show', unit, '--value', `--property=${name}`)).trim()
+  }
+
+  /** Restarts it in an orderly way, as an operator does. */
+  async reboot(): Promise<void> {
+    const before = await this.leader()
+    await this.must('systemctl', 'reboot')
+    await eventually(
+      async () => {
+        const now = await this.leader()
+        if (now === before) throw new Error('it is still the old system')
+      },
+      { withinMs: BOOT_LIMIT_MS },
+    )
+    await this.booted()
+  }
+
+  /** Pulls the plug: nothing on it is told. It can {@link boot} again. */
+  async cutPower(): Promise<void> {
+    const leader = await this.leader()
+    await this.running().kill()
+    await eventually(async () => {
+      const left = await readFile(`/proc/${leader}/stat`, 'utf8').catch(() => undefined)
+      if (left !== undefined) throw new Error(`Process 1 of ${this.name} is still there`)
+    })
+  }
+
+  /** Writes files before the first boot. */
+  private async put(files: Readonly<Record<string, string>>): Promise<void> {
+    for (const [path, text] of Object.entries(files)) {
+      const place = join(this.folder, 'upper', path)
+      await mkdir(dirname(place), { recursive: true })
+      await writeFile(place, text)
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.process?.hasExited === false) {
+      // systemd-nspawn passes it on as an order to power off.
+      this.process.signal('SIGTERM')
+      await within(BOOT_LIMIT_MS, `${this.name} powers off`, this.process.exited).catch(
+        async (error: unknown) => {
+          await this.cutPower()
+          throw error
+        },
+      )
+    }
+    for (const cgroup of await this.cgroups()) await removeCgroup(cgroup)
+    await rm(this.folder, { recursive: true, force: true })
+    this.forgetExit()
+  }
+
+  private running(): OwnedProcess {
+    if (this.process === undefined) throw new Error(`${this.name} was never booted`)
+    return this.process
+  }
+
+  /** Process 1 of the machine, by its number outside. */
+  private async leader(): Promise<number> {
+    const { pid } = this.running()
+    const children = await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8').catch(() => '')
+    for (const child of children.trim().split(' ').filter(Boolean)) {
+      const name = await readFile(`/proc/${child}/comm`, 'utf8').catch(() => '')
+      if (name.trim() === 'systemd') return Number(child)
+    }
+    throw new Error(`${this.name} has no process 1 now`)
+  }
+
+  /** Its folders in the cgroup trees that systemd uses, of whichever version. */
+  private async cgroups(): Promise<readonly string[]> {
+    const mounts = (await readFile('/proc/self/mounts', 'utf8')).split('\n')
+    return mounts
+      .map((line) => line.split(' '))
+      .filter(([, , type, options]) => type === 'cgroup2' || options?.includes('name=systemd'))
+      .map(([, place]) => join(place ?? '', this.namespace.name))
+  }
+}
+
+/** Removes what a machine left of its own tree: empty groups, the deepest first. */
+async function removeCgroup(folder: string): Promise<void> {
+  const entries = await readdir(folder, { withFileTypes: true }).catch(() => [])
+  for (const entry of entries) if (entry.isDirectory()) await removeCgroup(join(folder, entry.name))
+  // The kernel lets a group go when it has reaped the last process in it.
+  await eventually(() => rmdir(folder)).catch(ignoreMissing)
+}
+
+function ignoreMissing(error: unknown): void {
+  if (!/ENOENT/.test(String(error))) throw error
+}
