@@ -25,13 +25,21 @@ import type { Lockfile } from './lockfile.ts'
 const root = resolve(import.meta.dirname, '..')
 
 /** Copied as they are. */
-const files = ['LICENSE', 'README.md', 'SECURITY.md', 'scripts/hostmesh', 'scripts/node.sh', 'systemd']
+const files = [
+  'LICENSE',
+  'README.md',
+  'SECURITY.md',
+  'scripts/hostmesh',
+  'scripts/node.sh',
+  'systemd',
+]
 
 /** Parts of packages that nothing of ours reads: C headers, documents and sources of native parts. */
 const unused = /^node_modules\/(node-linux-\w+\/(include|share|CHANGELOG\.md)|koffi\/(vendor|doc))$/
 
-const version = (JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { version: string })
-  .version
+const version = (
+  JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { version: string }
+).version
 const name = `hostmesh-${version}-linux-${process.arch}`
 const target = join(root, '.cache/package')
 
@@ -87,7 +95,16 @@ function productionPackages(): string[] {
 /** What the program reads (version, module type), without the scripts that only a checkout has. */
 function writeManifest(tree: string): void {
   const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as object
-  const wanted = ['name', 'version', 'description', 'license', 'type', 'engines', 'bin', 'dependencies']
+  const wanted = [
+    'name',
+    'version',
+    'description',
+    'license',
+    'type',
+    'engines',
+    'bin',
+    'dependencies',
+  ]
   const kept = Object.entries(manifest).filter(([key]) => wanted.includes(key))
   writeFileSync(
     join(tree, 'package.json'),

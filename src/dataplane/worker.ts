@@ -329,8 +329,7 @@ class Worker {
 
   private sessionClosed(reason: MeshError): void {
     if (reason.code === 'HM_TUNNEL_DRAINED') return
-    if (isViolation(reason.code))
-      this.workerCounters.inc('protocolErrors')
+    if (isViolation(reason.code)) this.workerCounters.inc('protocolErrors')
     this.log.info('Tunnel closed', { code: reason.code, reason: reason.message })
   }
 

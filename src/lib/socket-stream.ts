@@ -15,7 +15,7 @@ import { type ByteStream, FULL, KEPT, type Receiver, type WriteResult } from './
 import { type DirectReader, readDirect, setReading } from './direct-read.ts'
 import { MeshError } from './errors.ts'
 import { resetSocket } from './reset-socket.ts'
-import { atEndOfTurn, type TurnTask } from './turn.ts'
+import { atEndOfTurn, isQuiet, noteRead, type TurnTask } from './turn.ts'
 
 /** Free bytes before whatever is read into shared memory: a framing may put its header there. */
 export const HEADROOM = 12
@@ -26,9 +26,6 @@ export const HEADROOM = 12
  */
 const LARGE_READ_BYTES = 262_144
 const READ_BYTES = 65_536
-
-/** Sockets read in one turn up to which reads may be large. */
-const FEW_READS = 3
 
 /** Node's TLS hands out at most one record at a time. */
 const TLS_READ_BYTES = 16_384
@@ -49,24 +46,6 @@ const MAX_IDLE_GATHERS = 32
 const sharedMemory = Buffer.allocUnsafeSlow(LARGE_READ_BYTES)
 const largeSharedBuffer = sharedMemory.subarray(HEADROOM)
 const sharedBuffer = sharedMemory.subarray(HEADROOM, READ_BYTES)
-
-/** Counts the reads of a turn, to know how many sockets the next one will have to serve. */
-class ReadMeter implements TurnTask {
-  lastTurn = 0
-  private thisTurn = 0
-
-  count(): void {
-    if (this.thisTurn === 0) atEndOfTurn(this)
-    this.thisTurn += 1
-  }
-
-  endOfTurn(): void {
-    this.lastTurn = this.thisTurn
-    this.thisTurn = 0
-  }
-}
-
-const readMeter = new ReadMeter()
 
 /** Whether the {@link HEADROOM} bytes before `bytes` may be overwritten. */
 export function hasHeadroom(bytes: Uint8Array): boolean {
@@ -209,10 +188,8 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
 
   onRead(length: number): void {
     if (this.closed) return
-    if (this.memory === 'shared') {
-      readMeter.count()
-      this.readWasFull = length >= sharedBuffer.length
-    }
+    noteRead(performance.now())
+    this.readWasFull = length >= sharedBuffer.length
     const bytes = length === this.buffer.length ? this.buffer : this.buffer.subarray(0, length)
     if ((this.receiver.onBytes(bytes) & KEPT) !== 0) this.bufferKept = true
   }
@@ -227,8 +204,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
 
   private nextSharedBuffer(): Uint8Array | undefined {
     if (this.bufferKept) throw new Error('A receiver kept memory that is shared by all sockets')
-    const wanted =
-      this.readWasFull && readMeter.lastTurn <= FEW_READS ? largeSharedBuffer : sharedBuffer
+    const wanted = this.readWasFull && isQuiet() ? largeSharedBuffer : sharedBuffer
     if (wanted === this.buffer) return undefined
     this.buffer = wanted
     return wanted

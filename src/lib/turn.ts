@@ -1,16 +1,42 @@
 /**
  * Work that is worth doing once per turn of the event loop instead of once per event: flushing what the
  * turn's reads have collected. One immediate per turn, however much work there is.
+ *
+ * While the loop is quiet (reads come one by one) there is nothing to collect, and an immediate for each costs a
+ * lone request a fifth of its CPU time: then {@link soon} works right after the event.
  */
 
 /** Something with pending work; each registers itself at most once a turn. */
 export interface TurnTask {
-  /** Runs in the check phase, after all sockets that were readable in this turn have been read. */
+  /** Does the work. Runs after all sockets that were readable in this turn have been read, or {@link soon}. */
   endOfTurn(): void
 }
 
+/** Mean time between reads above which the loop counts as quiet, milliseconds: 33,000 reads a second. */
+const QUIET_GAP_MS = 0.03
+
+/** A gap counts as no more than this: a pause of a second is not a thousand times quieter than one of 1 ms. */
+const MAX_GAP_MS = 1
+
+/** Share of the newest gap in the mean. */
+const NEWEST_SHARE = 1 / 16
+
 let tasks: TurnTask[] = []
 let running: TurnTask[] = []
+let early: TurnTask[] = []
+let lastReadMs = 0
+let meanGapMs = MAX_GAP_MS
+
+/** A socket was read, now by the monotonic clock. */
+export function noteRead(nowMs: number): void {
+  meanGapMs += (Math.min(nowMs - lastReadMs, MAX_GAP_MS) - meanGapMs) * NEWEST_SHARE
+  lastReadMs = nowMs
+}
+
+/** Whether reads come so rarely that hardly any two share a turn. */
+export function isQuiet(): boolean {
+  return meanGapMs > QUIET_GAP_MS
+}
 
 /** Calls `task.endOfTurn()` at the end of the current turn. The caller keeps itself from registering twice. */
 export function atEndOfTurn(task: TurnTask): void {
@@ -18,11 +44,27 @@ export function atEndOfTurn(task: TurnTask): void {
   tasks.push(task)
 }
 
+/** The same right after the current event when the loop is quiet; else at the end of the turn. */
+export function soon(task: TurnTask): void {
+  if (meanGapMs <= QUIET_GAP_MS) {
+    atEndOfTurn(task)
+    return
+  }
+  if (early.length === 0) process.nextTick(runEarly)
+  early.push(task)
+}
+
+function runEarly(): void {
+  const due = early
+  early = []
+  for (const task of due) task.endOfTurn()
+}
+
 function runTasks(): void {
   const due = tasks
   tasks = running
   running = due
   // Tasks registered while these run belong to the next turn.
-  for (let i = 0; i < due.length; i += 1) due[i]?.endOfTurn()
+  for (const task of due) task.endOfTurn()
   due.length = 0
 }

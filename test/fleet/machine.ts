@@ -5,22 +5,33 @@
  * to a layer of its own that is removed with it. A machine that was powered off or cut can boot again and finds
  * its disk as it was. Its network namespace outlives it, so unlike on hardware the rules of the kernel do, too.
  */
-import { rmSync } from 'node:fs'
+import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { mkdir, mkdtemp, readdir, readFile, rm, rmdir, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 
 import { eventually, within } from '../harness/eventually.ts'
 import type { Namespace } from '../harness/network.ts'
-import { type CommandResult, OwnedProcess, onEarlyExit, runCommand } from '../harness/owned-process.ts'
+import {
+  type CommandResult,
+  OwnedProcess,
+  onEarlyExit,
+  runCommand,
+} from '../harness/owned-process.ts'
 
 /** Made by `sh scripts/setup.sh fleet`. */
 const ROOT = resolve(import.meta.dirname, '../../.cache/fleet/root')
 
 const PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
+/** Where systemd-nspawn hands mounts to its machines. */
+const PROPAGATE = '/run/systemd/nspawn/propagate'
+
 /** Booting takes a second or two. Milliseconds, before patience. */
 const BOOT_LIMIT_MS = 30_000
+
+/** How systemd-nspawn says, instead of starting the machine again by itself, that it wants to reboot. */
+const REBOOT_CODE = 133
 
 /** Starts systemd-nspawn in cgroups of its own, on the layers of one machine. Arguments: see {@link Machine.boot}. */
 const LAUNCH = `
@@ -43,7 +54,11 @@ export class Machine implements AsyncDisposable {
     this.name = name
     this.namespace = namespace
     this.folder = folder
-    this.forgetExit = onEarlyExit(() => rmSync(folder, { recursive: true, force: true }))
+    this.forgetExit = onEarlyExit(() => {
+      // Killing systemd-nspawn alone would leave everything in it running.
+      for (const cgroup of this.cgroups()) killCgroup(cgroup)
+      rmSync(folder, { recursive: true, force: true })
+    })
   }
 
   /** Makes the disk of a machine and puts these files (by path) on it; {@link boot} starts it. */
@@ -52,6 +67,7 @@ export class Machine implements AsyncDisposable {
     namespace: Namespace,
     files: Readonly<Record<string, string>>,
   ): Promise<Machine> {
+    await removeStale()
     const folder = await mkdtemp(join(tmpdir(), 'hmt-machine-'))
     const machine = new Machine(name, namespace, folder)
     for (const layer of ['upper', 'work', 'root']) await mkdir(join(folder, layer))
@@ -73,7 +89,7 @@ export class Machine implements AsyncDisposable {
       ...['--resolv-conf=off', '--timezone=off', '--link-journal=no'],
       '--capability=CAP_NET_ADMIN,CAP_NET_RAW',
     ]
-    const cgroups = (await this.cgroups()).join(' ')
+    const cgroups = this.cgroups().join(' ')
     // The mount lives in a mount namespace of its own and goes with the last process in it.
     const isolated = ['unshare', '--mount', '--propagation', 'private', 'sh', '-ec', LAUNCH, 'sh']
     this.process = await OwnedProcess.start([...isolated, cgroups, ROOT, this.folder, ...nspawn], {
@@ -94,14 +110,24 @@ export class Machine implements AsyncDisposable {
       { withinMs: BOOT_LIMIT_MS, everyMs: 50 },
     )
     if (state === 'running') return
-    const failed = state === 'off' ? this.running().output : await this.must('systemctl', '--failed')
+    const failed =
+      state === 'off' ? this.running().output : await this.must('systemctl', '--failed')
     throw new Error(`Machine ${this.name} is ${state}:\n${failed}`)
   }
 
   /** Runs a command on it as root, whatever its exit code. */
   async run(...argv: string[]): Promise<CommandResult> {
     const leader = String(await this.leader())
-    return runCommand(['nsenter', '--target', leader, '--all', 'env', '-i', `PATH=${PATH}`, ...argv])
+    return runCommand([
+      'nsenter',
+      '--target',
+      leader,
+      '--all',
+      'env',
+      '-i',
+      `PATH=${PATH}`,
+      ...argv,
+    ])
   }
 
   /** Runs a command on it as root. @throws when it fails. */
@@ -118,26 +144,18 @@ export class Machine implements AsyncDisposable {
 
   /** Restarts it in an orderly way, as an operator does. */
   async reboot(): Promise<void> {
-    const before = await this.leader()
+    const old = this.running()
     await this.must('systemctl', 'reboot')
-    await eventually(
-      async () => {
-        const now = await this.leader()
-        if (now === before) throw new Error('it is still the old system')
-      },
-      { withinMs: BOOT_LIMIT_MS },
-    )
-    await this.booted()
+    const { code } = await within(BOOT_LIMIT_MS, `${this.name} goes down to reboot`, old.exited)
+    if (code !== REBOOT_CODE) throw new Error(`${this.name} went down with ${code}:\n${old.output}`)
+    await this.boot()
   }
 
   /** Pulls the plug: nothing on it is told. It can {@link boot} again. */
   async cutPower(): Promise<void> {
-    const leader = await this.leader()
-    await this.running().kill()
-    await eventually(async () => {
-      const left = await readFile(`/proc/${leader}/stat`, 'utf8').catch(() => undefined)
-      if (left !== undefined) throw new Error(`Process 1 of ${this.name} is still there`)
-    })
+    // Everything in a process namespace dies with its process 1.
+    process.kill(await this.leader(), 'SIGKILL')
+    await within(BOOT_LIMIT_MS, `The end of ${this.name}`, this.running().exited)
   }
 
   /** Writes files before the first boot. */
@@ -160,7 +178,9 @@ export class Machine implements AsyncDisposable {
         },
       )
     }
-    for (const cgroup of await this.cgroups()) await removeCgroup(cgroup)
+    for (const cgroup of this.cgroups()) await removeCgroup(cgroup)
+    // systemd-nspawn leaves this behind where /run is no tmpfs.
+    await rm(join(PROPAGATE, this.namespace.name), { recursive: true, force: true })
     await rm(this.folder, { recursive: true, force: true })
     this.forgetExit()
   }
@@ -181,14 +201,36 @@ export class Machine implements AsyncDisposable {
     throw new Error(`${this.name} has no process 1 now`)
   }
 
-  /** Its folders in the cgroup trees that systemd uses, of whichever version. */
-  private async cgroups(): Promise<readonly string[]> {
-    const mounts = (await readFile('/proc/self/mounts', 'utf8')).split('\n')
-    return mounts
-      .map((line) => line.split(' '))
-      .filter(([, , type, options]) => type === 'cgroup2' || options?.includes('name=systemd'))
-      .map(([, place]) => join(place ?? '', this.namespace.name))
+  private cgroups(): readonly string[] {
+    return cgroupTrees().map((tree) => join(tree, this.namespace.name))
   }
+}
+
+/** The cgroup trees that systemd uses, of whichever version. */
+function cgroupTrees(): readonly string[] {
+  return readFileSync('/proc/self/mounts', 'utf8')
+    .split('\n')
+    .map((line) => line.split(' '))
+    .filter(([, , type, options]) => type === 'cgroup2' || options?.includes('name=systemd'))
+    .flatMap(([, place]) => place ?? [])
+}
+
+/** What machines of a test process left that is gone; network.ts has ended the processes in it. */
+async function removeStale(): Promise<void> {
+  for (const folder of [...cgroupTrees(), PROPAGATE]) {
+    for (const name of await readdir(folder).catch(() => [])) {
+      const pid = /^hmt-(\d+)-/.exec(name)?.[1]
+      if (pid === undefined || existsSync(`/proc/${pid}`)) continue
+      if (folder === PROPAGATE) await rm(join(folder, name), { recursive: true, force: true })
+      else await removeCgroup(join(folder, name))
+    }
+  }
+}
+
+/** Kills everything in a cgroup and below, where it is of version 2. */
+function killCgroup(folder: string): void {
+  const kill = join(folder, 'cgroup.kill')
+  if (existsSync(kill)) writeFileSync(kill, '1')
 }
 
 /** Removes what a machine left of its own tree: empty groups, the deepest first. */

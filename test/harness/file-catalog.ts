@@ -38,6 +38,7 @@ export class FileCatalog implements TestCatalog {
   private readonly entries = new Map<string, InstanceEntry & { service: string }>()
   private readonly intentions = new Map<string, 'allow' | 'deny'>()
   private readonly issued = new Set<string>()
+  private writing: Promise<void> = Promise.resolve()
 
   private constructor(folder: string) {
     this.folder = folder
@@ -69,14 +70,10 @@ export class FileCatalog implements TestCatalog {
 
   async prepare(host: string, services: readonly string[]): Promise<void> {
     await mkdir(this.certificateFolder(host), { recursive: true, mode: 0o700 })
-    await Promise.all(
-      services
-        .filter((service) => !this.issued.has(`${host}/${service}`))
-        .map(async (service) => {
-          this.issued.add(`${host}/${service}`)
-          await issueLeaf(this.caFolder, service, this.certificateFolder(host))
-        }),
-    )
+    const missing = services.filter((service) => !this.issued.has(`${host}/${service}`))
+    if (missing.length === 0) return
+    await issueLeaves(this.caFolder, missing, this.certificateFolder(host))
+    for (const service of missing) this.issued.add(`${host}/${service}`)
   }
 
   async join(instance: Instance): Promise<void> {
@@ -118,7 +115,13 @@ export class FileCatalog implements TestCatalog {
     // Its files lie in the mesh's folder, which the mesh removes.
   }
 
+  /** Writes one after the other, whoever asks at the same time. */
   private async write(): Promise<void> {
+    this.writing = this.writing.then(() => this.replaceFile())
+    await this.writing
+  }
+
+  private async replaceFile(): Promise<void> {
     const services = [...this.numbers].map(([name, number]) => ({
       Name: name,
       Protocol: 'tcp',
@@ -136,11 +139,15 @@ export class FileCatalog implements TestCatalog {
   }
 }
 
-/** Has a CA issue the certificate of one service into a folder. */
-export async function issueLeaf(caFolder: string, service: string, folder: string): Promise<void> {
+/** Has a CA issue the certificates of some services into a host's folder. */
+export async function issueLeaves(
+  caFolder: string,
+  services: readonly string[],
+  folder: string,
+): Promise<void> {
   await mustRun([
     hostmesh,
-    ...['ca', 'issue', '--directory', caFolder, '--datacenter', 'dc1'],
-    ...['--service', service, '--out', folder],
+    ...['ca', 'issue', '--directory', caFolder, '--datacenter', 'dc1', '--out', folder],
+    ...['--service', ...new Set(services)],
   ])
 }

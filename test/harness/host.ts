@@ -31,16 +31,15 @@ export class Host {
   service(name: string, options: ServiceOptions = {}): Service {
     if (this.daemon.isRunning)
       throw new Error(`The daemon of ${this.name} runs; declare ${name} before mesh.up()`)
-    const uid = FIRST_UID + this.services.length
-    const service = new Service(this.mesh, this, name, { ...options, uid })
+    const user = FIRST_UID + this.services.length
+    const service = new Service(this.mesh, this, name, { user, ...options })
     this.services.push(service)
     return service
   }
 
   /** A process of no mesh service, under a user of its own: what capture must leave alone. */
   stranger(): Service {
-    const uid = FIRST_UID + 900
-    return new Service(this.mesh, this, 'stranger', { uid })
+    return new Service(this.mesh, this, 'stranger', { user: FIRST_UID + 900 })
   }
 
   /** The configuration of the daemon, from what was declared. */

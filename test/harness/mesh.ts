@@ -15,7 +15,7 @@
  */
 
 import { rmdirSync, rmSync } from 'node:fs'
-import { mkdir, mkdtemp, readFile, rm } from 'node:fs/promises'
+import { chmod, mkdir, mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { ConfigInput } from '../../src/config/schema.ts'
@@ -35,6 +35,10 @@ export interface MeshOptions {
   /** Whether the daemons divert connections; on unless given. */
   readonly capture?: 'on' | 'off'
   readonly workers?: number
+  /** `one`: this process is root over a single user only, and cannot start services as others. */
+  readonly users?: 'distinct' | 'one'
+  /** A cgroup below the cgroup v2 root in which this process may make others; the root unless given. */
+  readonly cgroupParent?: string
   /** Hosts without a daemon of ours: Connect sidecars, impostors. */
   readonly daemonless?: readonly string[]
   /** Sections that replace the harness's own in every host's configuration. */
@@ -56,6 +60,8 @@ export async function startMesh(options: MeshOptions): Promise<Mesh>
 export async function startMesh(options: MeshOptions): Promise<Mesh> {
   await using undo = new AsyncDisposableStack()
   const folder = await mkdtemp(join(tmpdir(), 'hmt-mesh-'))
+  // Services of other users have folders of their own in it.
+  await chmod(folder, 0o711)
   undo.defer(() => rm(folder, { recursive: true, force: true }))
   undo.defer(onEarlyExit(() => rmSync(folder, { recursive: true, force: true })))
   const { hosts } = options
@@ -97,7 +103,7 @@ export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposabl
     this.network = network
     this.catalog = catalog
     this.undo = undo
-    this.cgroupName = network.wire.name
+    this.cgroupName = join(options.cgroupParent ?? '', network.wire.name)
     this.hosts = new Map(
       options.hosts.map((name) => [name, new Host(this, name, network.host(name))]),
     )

@@ -8,7 +8,7 @@ import type { Mesh } from './mesh.ts'
 import type { Exit } from './owned-process.ts'
 import { type CommandResult, OwnedProcess, runCommand } from './owned-process.ts'
 import type { Instance } from './test-catalog.ts'
-import { type RemoteSocket, Workload } from './workload.ts'
+import { enterCgroup, type RemoteSocket, Workload } from './workload.ts'
 import type { Answer, Behavior } from './workload-protocol.ts'
 
 /** What a service is declared with. */
@@ -21,6 +21,8 @@ export interface ServiceOptions {
   readonly upstreams?: Readonly<Record<string, number>>
   /** How the kernel knows it: its user (the default), its cgroup, or not at all. */
   readonly identity?: 'user' | 'cgroup' | 'none'
+  /** The numeric user it runs as, when its program needs one that exists; one of its own unless given. */
+  readonly user?: number
 }
 
 /** Accepts connections, says who answers, then returns every byte. */
@@ -38,12 +40,12 @@ export class Service {
   readonly options: ServiceOptions
   private readonly mesh: Mesh
 
-  constructor(mesh: Mesh, host: Host, name: string, options: ServiceOptions & { uid: number }) {
+  constructor(mesh: Mesh, host: Host, name: string, options: ServiceOptions & { user: number }) {
     this.mesh = mesh
     this.host = host
     this.name = name
     this.id = options.id ?? name
-    this.uid = options.uid
+    this.uid = options.user
     this.options = options
   }
 
@@ -90,9 +92,12 @@ export class Service {
     argv: readonly string[],
     env: Readonly<Record<string, string>> = {},
   ): Promise<OwnedProcess> {
-    const program = await OwnedProcess.start(this.asItself(argv), { name: this.id, env })
+    const program = await OwnedProcess.start(await this.asItself(argv), { name: this.id, env })
     this.mesh.own(program)
-    if (this.instance !== undefined) await this.mesh.catalog.join(this.instance)
+    if (this.instance !== undefined) {
+      await this.mesh.catalog.join(this.instance)
+      this.mesh.joined(this.instance)
+    }
     return program
   }
 
@@ -101,12 +106,15 @@ export class Service {
     argv: readonly string[],
     env: Readonly<Record<string, string>> = {},
   ): Promise<CommandResult> {
-    return runCommand(this.asItself(argv), { env })
+    return runCommand(await this.asItself(argv), { env })
   }
 
-  private asItself(argv: readonly string[]): readonly string[] {
-    const become = ['setpriv', `--reuid=${this.uid}`, `--regid=${this.uid}`, '--clear-groups']
-    return this.host.namespace.inside([...become, '--', ...argv])
+  private async asItself(argv: readonly string[]): Promise<readonly string[]> {
+    const cgroup = await this.mesh.makeCgroup(this.cgroup)
+    const enter = cgroup === undefined ? [] : enterCgroup(cgroup)
+    const become = ['setpriv', `--reuid=${this.uid}`, `--regid=${this.uid}`, '--clear-groups', '--']
+    const isAlone = this.mesh.options.users === 'one'
+    return this.host.namespace.inside([...enter, ...(isAlone ? [] : become), ...argv])
   }
 }
 

@@ -90,6 +90,11 @@ export class RemoteSocket {
   }
 }
 
+/** What a command line begins with so that it runs in a cgroup, given its folder. */
+export function enterCgroup(folder: string): readonly string[] {
+  return ['sh', '-c', `echo $$ >${folder}/cgroup.procs && exec "$@"`, 'sh']
+}
+
 /** How a service process is started. */
 export interface WorkloadOptions {
   readonly namespace: Namespace
@@ -116,8 +121,7 @@ export class Workload implements AsyncDisposable {
   static async start(options: WorkloadOptions): Promise<Workload> {
     const { namespace, uid, service, instance, cgroup } = options
     const argv = [process.execPath, script, String(uid), service, instance]
-    const enter =
-      cgroup === undefined ? [] : ['sh', '-c', `echo $$ >${cgroup}/cgroup.procs && exec "$@"`, 'sh']
+    const enter = cgroup === undefined ? [] : enterCgroup(cgroup)
     const owned = await OwnedProcess.start(namespace.inside([...enter, ...argv]), {
       name: `service ${instance}`,
       ipc: true,

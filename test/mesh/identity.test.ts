@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import { hostmesh } from '../harness/daemon.ts'
 import { eventually } from '../harness/eventually.ts'
-import { issueLeaf, TRUST_DOMAIN, TUNNEL_PORT } from '../harness/file-catalog.ts'
+import { issueLeaves, TRUST_DOMAIN, TUNNEL_PORT } from '../harness/file-catalog.ts'
 import { startMesh } from '../harness/mesh.ts'
 import { mustRun } from '../harness/owned-process.ts'
 import { startTlsPeer, type TlsOutcome, tlsCall } from '../harness/tls-peer.ts'
@@ -30,7 +30,7 @@ test('with a stranger on the same network', async (t) => {
 
   const own = join(mesh.folder, 'own')
   const foreign = join(mesh.folder, 'foreign')
-  await issueLeaf(catalog.caFolder, 'web', own)
+  await issueLeaves(catalog.caFolder, ['web'], own)
   await mustRun([
     hostmesh,
     'ca',
@@ -40,7 +40,7 @@ test('with a stranger on the same network', async (t) => {
     '--trust-domain',
     TRUST_DOMAIN,
   ])
-  await issueLeaf(`${foreign}-ca`, 'web', foreign)
+  await issueLeaves(`${foreign}-ca`, ['web'], foreign)
   const dbName = `db.default.dc1.internal.${TRUST_DOMAIN}`
   const delivered = async (): Promise<number> =>
     mesh.host('b').daemon.metric('hostmesh_tcp_connections_opened_total', {

@@ -18,7 +18,7 @@ import type { Socket } from 'node:net'
 import { type DirectReader, readDirect } from '../../lib/direct-read.ts'
 import { describeError, MeshError } from '../../lib/errors.ts'
 import { HEADROOM, hasHeadroom, withHeadroom } from '../../lib/socket-stream.ts'
-import { atEndOfTurn, type TurnTask } from '../../lib/turn.ts'
+import { noteRead, soon, type TurnTask } from '../../lib/turn.ts'
 import { FrameDecoder, type FrameSink } from './decoder.ts'
 import {
   ACK,
@@ -452,6 +452,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     if (this.closed) return
     this.receivedBytes += bytes.length
     this.lastReceivedMs = performance.now()
+    noteRead(this.lastReceivedMs)
     try {
       if (this.decoder.push(bytes)) this.readBufferKept = true
     } catch (error) {
@@ -546,7 +547,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   private scheduleFlush(): void {
     if (this.isFlushDue || this.isWriting) return
     this.isFlushDue = true
-    atEndOfTurn(this)
+    soon(this)
   }
 
   private flush(): void {

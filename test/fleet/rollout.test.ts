@@ -1,0 +1,331 @@
+/**
+ * The life of hostmesh on two real machines, in order: rolled out by Ansible over SSH, run by systemd under the
+ * hardening of its unit, changed, broken, killed, rebooted, and removed without a trace.
+ */
+import assert from 'node:assert/strict'
+import { readFile } from 'node:fs/promises'
+import { join, resolve } from 'node:path'
+import { after, before, test } from 'node:test'
+
+import type { ConfigInput } from '../../src/config/schema.ts'
+import type { StatusDocument } from '../../src/model/admin.ts'
+import { hostmesh } from '../harness/daemon.ts'
+import { eventually } from '../harness/eventually.ts'
+import { Network } from '../harness/network.ts'
+import { mustRun } from '../harness/owned-process.ts'
+import { Controller } from './controller.ts'
+import { Machine } from './machine.ts'
+
+const DB_PORT = 5432
+const WEB_PORT = 8080
+const DB_VIRTUAL_IP = '240.88.0.2'
+
+/** CAP_NET_ADMIN and CAP_NET_RAW, and nothing else, as /proc prints them. */
+const ALLOWED_CAPABILITIES = '0000000000003000'
+
+const cleanUp = new AsyncDisposableStack()
+let controller: Controller
+let a: Machine
+let b: Machine
+let rulesBefore: string
+let filesBefore: readonly string[]
+
+before(async () => {
+  const network = cleanUp.use(await Network.create(['a', 'b']))
+  controller = cleanUp.use(await Controller.create(network.wire))
+  const files = {
+    '/root/.ssh/authorized_keys': controller.publicKey,
+    '/usr/local/lib/app.py': await readFile(join(import.meta.dirname, 'app.py'), 'utf8'),
+    '/etc/systemd/system/web.service': unit(`front ${WEB_PORT} ${DB_VIRTUAL_IP} ${DB_PORT}`),
+    '/etc/systemd/system/db.service': unit(`echo ${DB_PORT}`),
+  }
+  a = cleanUp.use(await Machine.create('host-a', network.host('a'), files))
+  b = cleanUp.use(await Machine.create('host-b', network.host('b'), files))
+  await Promise.all([a.boot(), b.boot()])
+  await a.must('systemctl', 'enable', '--now', '--quiet', 'web.service')
+  await b.must('systemctl', 'enable', '--now', '--quiet', 'db.service')
+  await issueCertificates()
+  await describeFleet({})
+  rulesBefore = await a.namespace.rules()
+  filesBefore = await listFiles(a)
+})
+
+after(() => cleanUp.disposeAsync())
+
+test('check mode on new machines succeeds and touches nothing', async () => {
+  const run = await controller.play('site', '--check')
+  assert.equal(run.code, 0, run.output)
+  assert.deepEqual(await listFiles(a), filesBefore)
+  assert.equal((await a.run('id', 'hostmesh')).code, 1)
+})
+
+test('one run of the playbook makes both machines well', async () => {
+  const run = await controller.play('site')
+  assert.equal(run.code, 0, run.output)
+  for (const machine of [a, b]) {
+    assert.deepEqual((await status(machine)).problems, [])
+    assert.equal(await machine.property('UnitFileState'), 'enabled')
+    assert.equal(await machine.property('ActiveState'), 'active')
+  }
+})
+
+test('what one service asks is captured, and answered by the other on its own machine', async () => {
+  await eventually(async () => assert.equal(await askWeb(), 'host-b heard ping\n'))
+  const { stdout } = await a.run('hostmesh', 'peers', '-o', 'json')
+  assert.match(stdout, /svc\/db/)
+})
+
+test('a service whose unit restarts has a new cgroup, and is captured again', async () => {
+  await a.must('systemctl', 'restart', 'web.service')
+  await eventually(async () => assert.equal(await askWeb(), 'host-b heard ping\n'))
+})
+
+test('the daemon runs as its own user, watched, with two capabilities and its system calls filtered', async () => {
+  const pid = await a.property('MainPID')
+  const process = await a.must('cat', `/proc/${pid}/status`)
+  const field = (name: string): string =>
+    new RegExp(`^${name}:\\s+(.*)$`, 'm').exec(process)?.[1] ?? ''
+  const uid = (await a.must('id', '-u', 'hostmesh')).trim()
+  assert.equal(field('Uid'), Array(4).fill(uid).join('\t'))
+  for (const set of ['CapPrm', 'CapEff', 'CapBnd', 'CapAmb'])
+    assert.equal(field(set), ALLOWED_CAPABILITIES, set)
+  assert.equal(field('NoNewPrivs'), '1')
+  assert.equal(field('Seccomp'), '2')
+  assert.equal(await a.property('Type'), 'notify')
+  assert.equal(await a.property('WatchdogUSec'), '30s')
+  assert.match(await a.property('StatusText'), /^serving web/)
+  assert.equal(await a.property('NRestarts'), '0')
+})
+
+test('configuration, keys and socket are for root and the daemon alone', async () => {
+  const modes = await a.must(
+    ...[
+      'stat',
+      '--format=%n %a %U:%G',
+      '/etc/hostmesh/hostmesh.yaml',
+      '/etc/hostmesh/catalog.yaml',
+    ],
+    ...['/etc/hostmesh/certs', '/etc/hostmesh/certs/web.key', '/run/hostmesh/admin.sock'],
+  )
+  assert.equal(
+    modes,
+    [
+      '/etc/hostmesh/hostmesh.yaml 640 root:hostmesh',
+      '/etc/hostmesh/catalog.yaml 640 root:hostmesh',
+      '/etc/hostmesh/certs 750 root:hostmesh',
+      '/etc/hostmesh/certs/web.key 640 root:hostmesh',
+      '/run/hostmesh/admin.sock 660 hostmesh:hostmesh\n',
+    ].join('\n'),
+  )
+})
+
+test('a second run changes nothing', async () => {
+  const pid = await a.property('MainPID')
+  const run = await controller.play('site')
+  assert.equal(run.code, 0, run.output)
+  assert.deepEqual([run.hosts['host-a']?.changed, run.hosts['host-b']?.changed], [0, 0], run.output)
+  assert.equal(await a.property('MainPID'), pid)
+})
+
+test('a changed intention reaches the machines without a restart', async () => {
+  const pid = await b.property('MainPID')
+  await describeFleet({ intention: 'deny' })
+  const run = await controller.play('site')
+  assert.equal(run.code, 0, run.output)
+  await eventually(async () => assert.doesNotMatch(await askWeb(), /heard/))
+  assert.equal(await b.property('MainPID'), pid)
+})
+
+test('a configuration that hostmesh refuses is never put in place, and ends the rollout', async () => {
+  const [pidA, pidB] = [await a.property('MainPID'), await b.property('MainPID')]
+  const onDisk = await a.must('cat', '/etc/hostmesh/hostmesh.yaml')
+  await describeFleet({ config: { workers: 0 } })
+  const run = await controller.play('site')
+  assert.notEqual(run.code, 0)
+  assert.match(run.output, /hostmesh\.yaml[^\n]*workers|workers: /)
+  assert.equal(run.hosts['host-a']?.failed, 1, run.output)
+  assert.equal(run.hosts['host-b'], undefined, run.output)
+  assert.equal(await a.must('cat', '/etc/hostmesh/hostmesh.yaml'), onDisk)
+  assert.deepEqual([await a.property('MainPID'), await b.property('MainPID')], [pidA, pidB])
+})
+
+test('a machine that does not get well ends the rollout, with the reason, before the next one', async () => {
+  const pidB = await b.property('MainPID')
+  await describeFleet({ config: { tunnel: { port: 22 } } })
+  const run = await controller.play('site')
+  assert.notEqual(run.code, 0)
+  assert.match(run.output, /port 22|:22\b/)
+  assert.equal(run.hosts['host-a']?.failed, 1, run.output)
+  assert.equal(run.hosts['host-b'], undefined, run.output)
+  assert.equal(await b.property('MainPID'), pidB)
+  assert.equal(await a.namespace.rules(), rulesBefore)
+})
+
+test('the next good run mends it, though the last one failed half way', async () => {
+  await describeFleet({})
+  const run = await controller.play('site')
+  assert.equal(run.code, 0, run.output)
+  await eventually(async () => assert.equal(await askWeb(), 'host-b heard ping\n'))
+})
+
+test('kill -9 takes the rules along, and systemd brings the daemon back', async () => {
+  await a.must('systemctl', 'kill', '--kill-whom=main', '--signal=KILL', 'hostmesh.service')
+  await eventually(async () => assert.equal(await a.property('NRestarts'), '1'))
+  await wellAgain(a)
+})
+
+test('a stop takes back every rule, and a start puts them in place', async () => {
+  await a.must('systemctl', 'stop', 'hostmesh.service')
+  assert.equal(await a.namespace.rules(), rulesBefore)
+  assert.equal((await a.run('test', '-e', '/run/hostmesh')).code, 1)
+  await a.must('systemctl', 'start', 'hostmesh.service')
+  await wellAgain(a)
+})
+
+test('a machine that reboots comes back well', async () => {
+  await a.reboot()
+  await wellAgain(a)
+})
+
+test('a machine whose power was cut comes back well, whatever rules it left', async () => {
+  await a.cutPower()
+  assert.match(await a.namespace.rules(), /HOSTMESH/)
+  await a.boot()
+  await wellAgain(a)
+})
+
+test('with capture.onStop closed neither stop nor crash lets a connection out', async () => {
+  await describeFleet({ config: { capture: { mode: 'on', onStop: 'closed' } } })
+  const run = await controller.play('site')
+  assert.equal(run.code, 0, run.output)
+  const rules = await a.namespace.rules()
+  await a.must('systemctl', 'stop', 'hostmesh.service')
+  assert.equal(await a.namespace.rules(), rules)
+  assert.equal(await askWeb(), 'ConnectionRefusedError\n')
+  await a.must('systemctl', 'start', 'hostmesh.service')
+  await wellAgain(a)
+})
+
+test('removing hostmesh leaves no file, user, unit or rule', async () => {
+  const run = await controller.play('uninstall')
+  assert.equal(run.code, 0, run.output)
+  assert.deepEqual(await listFiles(a), filesBefore)
+  assert.equal((await a.run('getent', 'passwd', 'hostmesh')).code, 2)
+  assert.equal((await a.run('getent', 'group', 'hostmesh')).code, 2)
+  assert.equal(await a.property('LoadState'), 'not-found')
+  for (const machine of [a, b]) assert.equal(await machine.namespace.rules(), rulesBefore)
+  const again = await controller.play('uninstall')
+  assert.equal(again.code, 0, again.output)
+  assert.deepEqual([again.hosts['host-a']?.changed, again.hosts['host-b']?.changed], [0, 0])
+})
+
+function unit(args: string): string {
+  return `[Service]
+ExecStart=/usr/bin/python3 /usr/local/lib/app.py ${args}
+User=nobody
+[Install]
+WantedBy=multi-user.target
+`
+}
+
+/** A certificate authority and a folder for each host, as an operator makes them. */
+async function issueCertificates(): Promise<void> {
+  const ca = ['--directory', join(controller.folder, 'ca')]
+  await mustRun([hostmesh, 'ca', 'init', ...ca, '--trust-domain', 'mesh.example.com'])
+  for (const [host, service] of [
+    ['host-a', 'web'],
+    ['host-b', 'db'],
+  ] as const) {
+    const out = ['--out', join(controller.folder, 'certificates', host)]
+    await mustRun([hostmesh, 'ca', 'issue', ...ca, '--service', service, ...out])
+  }
+}
+
+/** Writes the inventory. Sections of `config` replace those of every host. */
+async function describeFleet(options: {
+  readonly intention?: 'allow' | 'deny'
+  readonly config?: Partial<ConfigInput>
+}): Promise<void> {
+  const packaged = await mustRun([
+    process.execPath,
+    resolve(import.meta.dirname, '../../scripts/package.ts'),
+  ])
+  const config = (host: Machine, services: ConfigInput['services']): ConfigInput => ({
+    node: { name: host.name, address: host.ip },
+    catalog: { kind: 'file', path: 'catalog.yaml' },
+    certificates: { kind: 'builtin', directory: 'certs' },
+    services,
+    capture: { mode: 'on' },
+    admin: { group: 'hostmesh' },
+    timeouts: { drain: '2s' },
+    ...options.config,
+  })
+  const upstreams = [{ destination: 'db' }]
+  const identity = { cgroup: 'system.slice/web.service' }
+  await controller.manage(
+    new Map([
+      [a, { hostmesh_agent_config: config(a, [{ name: 'web', identity, upstreams }]) }],
+      [b, { hostmesh_agent_config: config(b, [{ name: 'db', port: DB_PORT }]) }],
+    ]),
+    {
+      hostmesh_agent_package: resolve(packaged.trim()),
+      hostmesh_agent_certificates: `${controller.folder}/certificates/{{ inventory_hostname }}`,
+      hostmesh_agent_wait: '20s',
+      hostmesh_agent_catalog: {
+        services: [
+          {
+            Name: 'db',
+            VirtualAddresses: [DB_VIRTUAL_IP],
+            Instances: [{ Node: b.name, Address: b.ip, ServicePort: DB_PORT }],
+          },
+        ],
+        intentions: [
+          { SourceName: 'web', DestinationName: 'db', Action: options.intention ?? 'allow' },
+        ],
+      },
+    },
+  )
+}
+
+/** What web on host-a tells who connects to it: the answer of db, or the error it met. */
+async function askWeb(): Promise<string> {
+  const ask = `import socket; print(socket.create_connection(("127.0.0.1", ${WEB_PORT}), 5).makefile().readline(), end="")`
+  return await a.must('python3', '-c', ask)
+}
+
+async function status(machine: Machine): Promise<StatusDocument> {
+  const { code, stdout, stderr } = await machine.run(
+    'hostmesh',
+    'status',
+    '--wait',
+    '20s',
+    '-o',
+    'json',
+  )
+  assert.equal(code, 0, stderr + stdout)
+  return JSON.parse(stdout) as StatusDocument
+}
+
+async function wellAgain(machine: Machine): Promise<void> {
+  await status(machine)
+  assert.match(await machine.namespace.rules(), /HOSTMESH/)
+  await eventually(async () => assert.equal(await askWeb(), 'host-b heard ping\n'))
+}
+
+/** Every file of a machine, but what any running system writes. */
+async function listFiles(machine: Machine): Promise<readonly string[]> {
+  const volatile = [
+    '/tmp',
+    '/var/tmp',
+    '/var/log',
+    '/var/lib/systemd',
+    '/var/cache',
+    '/root/.ansible',
+  ]
+  const found = await machine.must('find', '/', '-xdev')
+  return found
+    .split('\n')
+    .filter((path) => !volatile.some((folder) => path === folder || path.startsWith(`${folder}/`)))
+    .filter((path) => !path.includes('/__pycache__'))
+    .toSorted()
+}

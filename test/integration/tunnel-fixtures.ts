@@ -1,0 +1,349 @@
+/**
+ * Two ends of a tunnel in one process: real certificates, real TLS over loopback, sessions, and application
+ * sockets spliced to streams as the daemon does it.
+ */
+import { createHash, type Hash } from 'node:crypto'
+import { once } from 'node:events'
+import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net'
+import type { TLSSocket } from 'node:tls'
+import { readLeaf } from '../../src/controlplane/identity/x509.ts'
+import type { Connection } from '../../src/dataplane/proxy/connection-table.ts'
+import { type SpliceEnding, splice } from '../../src/dataplane/proxy/splice.ts'
+import {
+  type AcceptedPeer,
+  type AcceptOptions,
+  createTunnelServer,
+  setDefaultCredential,
+} from '../../src/dataplane/tunnel/accept.ts'
+import { Credentials } from '../../src/dataplane/tunnel/credentials.ts'
+import { type DialedPeer, dialPeer } from '../../src/dataplane/tunnel/dial.ts'
+import { Session, type SessionOptions } from '../../src/dataplane/tunnel/session.ts'
+import type { TunnelStream } from '../../src/dataplane/tunnel/stream.ts'
+import type { ByteStream, Receiver } from '../../src/lib/byte-stream.ts'
+import type { MeshError } from '../../src/lib/errors.ts'
+import type { Leaf } from '../../src/model/certificate.ts'
+import { TrafficCounters } from '../../src/telemetry/counters.ts'
+import {
+  makeAuthority,
+  makeLeaf,
+  type TestAuthority,
+  TRUST_DOMAIN,
+} from '../unit/identity-fixtures.ts'
+
+export const DATACENTER = 'dc1'
+
+/** The CA of most tests; making one costs more than a handshake. */
+export const authority: TestAuthority = makeAuthority()
+
+/** A leaf of a service, good for an hour. */
+export function leafOf(service: string, by: TestAuthority = authority): Leaf {
+  return readLeaf({ service, ...makeLeaf(by, service) }, by.bundle, Date.now())
+}
+
+/** What a host with these services proves itself with. */
+export function credentialsOf(
+  services: readonly string[],
+  minVersion: 'TLSv1.2' | 'TLSv1.3' = 'TLSv1.2',
+): Credentials {
+  const credentials = new Credentials(minVersion)
+  credentials.setBundle(authority.bundle)
+  for (const service of services) credentials.setLeaf(leafOf(service))
+  return credentials
+}
+
+/** A listening tunnel port and what happened there. */
+export interface TunnelPort extends AsyncDisposable {
+  readonly port: number
+  readonly server: Server
+  readonly accepted: AcceptedPeer[]
+  readonly refusals: string[]
+  /** The next peer that is admitted. */
+  next(): Promise<AcceptedPeer>
+}
+
+/** Opens the tunnel port of a host that offers `services`. */
+export async function openTunnelPort(
+  services: readonly string[],
+  options: Partial<AcceptOptions> = {},
+): Promise<TunnelPort> {
+  const accepted: AcceptedPeer[] = []
+  const refusals: string[] = []
+  const waiting: ((peer: AcceptedPeer) => void)[] = []
+  const sockets = new Set<Socket>()
+  const acceptOptions: AcceptOptions = {
+    credentials: credentialsOf(services),
+    datacenter: DATACENTER,
+    services: new Set(services),
+    handshakeTimeoutMs: 5_000,
+    maxPending: 100,
+    onPeer: (peer) => {
+      peer.socket.on('error', () => undefined)
+      const resolve = waiting.shift()
+      if (resolve === undefined) accepted.push(peer)
+      else resolve(peer)
+    },
+    onRefused: (code) => refusals.push(code),
+    ...options,
+  }
+  const server = createTunnelServer(acceptOptions)
+  setDefaultCredential(server, acceptOptions)
+  server.on('connection', (socket: Socket) => {
+    sockets.add(socket)
+    socket.once('close', () => sockets.delete(socket))
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  return {
+    port: (server.address() as AddressInfo).port,
+    server,
+    accepted,
+    refusals,
+    next: () => {
+      const peer = accepted.shift()
+      return peer === undefined
+        ? new Promise((resolve) => waiting.push(resolve))
+        : Promise.resolve(peer)
+    },
+    [Symbol.asyncDispose]: async () => {
+      for (const socket of sockets) socket.destroy()
+      server.close()
+      if (server.listening || sockets.size > 0) await once(server, 'close')
+    },
+  }
+}
+
+/** Dials a tunnel port as `source`, asking for `destination`. */
+export function dialAs(
+  port: number,
+  source = 'web',
+  destination = 'db',
+  credentials: Credentials = credentialsOf([source]),
+): Promise<DialedPeer> {
+  return dialPeer({
+    address: { ip: '127.0.0.1', port },
+    credential: credentials.of(source)!,
+    destination: { datacenter: DATACENTER, service: destination },
+    timeoutMs: 5_000,
+  })
+}
+
+/** One end of a session under test. */
+export interface SessionEnd {
+  readonly session: Session
+  readonly socket: Socket
+  /** Streams the peer opened that nobody has taken yet. */
+  readonly streams: TunnelStream[]
+  /** The next stream that the peer opens. */
+  nextStream(): Promise<TunnelStream>
+  readonly closed: Promise<MeshError>
+  /** How often a reset of a stream was reported. */
+  resets: number
+}
+
+export const sessionOptions: SessionOptions = { maxStreams: 10_000, keepaliveMs: 10_000 }
+
+/** A session over `socket`, with what it tells its owner. */
+export function startSession(
+  socket: Socket,
+  role: 'opener' | 'acceptor',
+  options: Partial<SessionOptions> = {},
+): SessionEnd {
+  const streams: TunnelStream[] = []
+  const waiting: ((stream: TunnelStream) => void)[] = []
+  let onClosed: (reason: MeshError) => void = () => undefined
+  const closed = new Promise<MeshError>((resolve) => {
+    onClosed = resolve
+  })
+  const session = new Session(
+    socket,
+    role,
+    {
+      onStream: (stream) => {
+        const resolve = waiting.shift()
+        if (resolve === undefined) streams.push(stream)
+        else resolve(stream)
+      },
+      onRoundTrip: () => undefined,
+      onStreamReset: () => {
+        end.resets += 1
+      },
+      onClosed: (reason) => onClosed(reason),
+    },
+    { ...sessionOptions, ...options },
+  )
+  const end: SessionEnd = {
+    session,
+    socket,
+    streams,
+    closed,
+    resets: 0,
+    nextStream: () => {
+      const stream = streams.shift()
+      return stream === undefined
+        ? new Promise((resolve) => waiting.push(resolve))
+        : Promise.resolve(stream)
+    },
+  }
+  return end
+}
+
+/** A tunnel: both ends, over mutual TLS. */
+export interface Tunnel extends AsyncDisposable {
+  readonly opener: SessionEnd
+  readonly acceptor: SessionEnd
+}
+
+export async function openTunnel(options: Partial<SessionOptions> = {}): Promise<Tunnel> {
+  const port = await openTunnelPort(['db'])
+  const [dialed, accepted] = await Promise.all([dialAs(port.port), port.next()])
+  const opener = startSession(dialed.socket, 'opener', options)
+  const acceptor = startSession(accepted.socket, 'acceptor', options)
+  return {
+    opener,
+    acceptor,
+    [Symbol.asyncDispose]: async () => {
+      dialed.socket.destroy()
+      await port[Symbol.asyncDispose]()
+      await Promise.all([opener.closed, acceptor.closed])
+    },
+  }
+}
+
+/** Two ends of a TCP connection over loopback, both paused and allowed to half-close. */
+export async function tcpPair(): Promise<
+  { readonly near: Socket; readonly far: Socket } & AsyncDisposable
+> {
+  const server = createServer({ allowHalfOpen: true, pauseOnConnect: true })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const accepted = once(server, 'connection') as Promise<[Socket]>
+  const near = connect({
+    host: '127.0.0.1',
+    port: (server.address() as AddressInfo).port,
+    allowHalfOpen: true,
+    noDelay: true,
+  })
+  near.pause()
+  const [[far]] = await Promise.all([accepted, once(near, 'connect')])
+  server.close()
+  return {
+    near,
+    far,
+    [Symbol.asyncDispose]: async () => {
+      for (const socket of [near, far]) {
+        socket.on('error', () => undefined)
+        socket.destroy()
+        if (!socket.closed) await once(socket, 'close')
+      }
+    },
+  }
+}
+
+/** Remembers what a stream tells. Copies bytes, as memory is reused. */
+export class Collector implements Receiver {
+  readonly stream: ByteStream
+  readonly chunks: Buffer[] = []
+  length = 0
+  readonly hash: Hash = createHash('sha256')
+  ended = false
+  closedInOrder = false
+  reset: Error | undefined
+  writable = 0
+  private readonly keepsBytes: boolean
+  private readonly waiting = new Set<() => void>()
+
+  constructor(stream: ByteStream, options: { keepsBytes?: boolean } = {}) {
+    this.stream = stream
+    this.keepsBytes = options.keepsBytes ?? true
+    stream.receiver = this
+  }
+
+  get bytes(): Buffer {
+    return Buffer.concat(this.chunks)
+  }
+
+  /** Resolves when `claim` holds; looked at whenever the stream tells something. */
+  async until(claim: () => boolean): Promise<void> {
+    while (!claim()) await new Promise<void>((resolve) => this.waiting.add(resolve))
+  }
+
+  onBytes(bytes: Uint8Array): number {
+    this.length += bytes.length
+    if (this.keepsBytes) this.chunks.push(Buffer.from(bytes))
+    else this.hash.update(bytes)
+    this.wake()
+    return 0
+  }
+
+  onEnd(): void {
+    this.ended = true
+    this.wake()
+  }
+
+  onClosed(): void {
+    this.closedInOrder = true
+    this.wake()
+  }
+
+  onReset(reason: Error): void {
+    this.reset = reason
+    this.wake()
+  }
+
+  onWritable(): void {
+    this.writable += 1
+    this.wake()
+  }
+
+  private wake(): void {
+    for (const resolve of this.waiting) resolve()
+    this.waiting.clear()
+  }
+}
+
+/** A carried connection, as the table would make one; for splices without a table. */
+export function looseConnection(): Connection {
+  return {
+    id: 1,
+    direction: 'outbound',
+    source: 'web',
+    destination: 'db',
+    downstream: undefined,
+    wanted: undefined,
+    endpoint: undefined,
+    peer: undefined,
+    state: 'open',
+    isDecidedHere: false,
+    openedAtMs: Date.now(),
+    sentBytes: 0,
+    receivedBytes: 0,
+    abort: () => undefined,
+    startedMs: performance.now(),
+    row: 0,
+    sweptBytes: 0,
+    quietSinceMs: 0,
+  }
+}
+
+const looseCounters = new TrafficCounters(TrafficCounters.createMemory(), () => undefined)
+
+/** Splices two streams as the daemon does; resolves with the ending. */
+export function spliced(
+  downstream: ByteStream,
+  upstream: ByteStream,
+  connection: Connection = looseConnection(),
+): Promise<SpliceEnding> {
+  return new Promise((resolve) => {
+    splice({
+      connection,
+      counters: looseCounters,
+      downstream,
+      upstream,
+      copies: false,
+      onEnding: resolve,
+    })
+  })
+}
+
+export type { TLSSocket }
+export { TRUST_DOMAIN }
