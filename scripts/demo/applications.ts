@@ -33,16 +33,27 @@ http {
 }`
   await writeFile(join(folder, 'nginx.conf'), config)
   const argv = ['nginx', '-e', 'stderr', '-p', folder, '-c', join(folder, 'nginx.conf')]
-  await listening(service, await service.run([...asSomeone(mesh), ...argv]))
+  await listening(service, await service.run(argv))
 }
 
 /** Starts Redis, in memory only. */
 export async function startRedis(mesh: Mesh, service: Service): Promise<void> {
   const folder = await folderOf(mesh, service)
   const program = await service.run([
-    ...asSomeone(mesh),
-    ...['redis-server', '--port', String(service.options.listens), '--bind', '*', '-::*'],
-    ...['--protected-mode', 'no', '--save', '', '--appendonly', 'no', '--dir', folder],
+    'redis-server',
+    '--port',
+    String(service.options.listens),
+    '--bind',
+    '*',
+    '-::*',
+    '--protected-mode',
+    'no',
+    '--save',
+    '',
+    '--appendonly',
+    'no',
+    '--dir',
+    folder,
   ])
   await listening(service, program)
 }
@@ -53,19 +64,40 @@ export async function startPostgres(mesh: Mesh, service: Service): Promise<void>
   const data = join(folder, 'data')
   const bin = postgresFolder() ?? ''
   const made = await service.exec([
-    ...asSomeone(mesh),
-    ...[join(bin, 'initdb'), '--pgdata', data, '--username', DATABASE_USER, '--auth', 'trust'],
-    ...['--no-sync', '--no-locale', '--encoding', 'UTF8'],
+    join(bin, 'initdb'),
+    '--pgdata',
+    data,
+    '--username',
+    DATABASE_USER,
+    '--auth',
+    'trust',
+    '--no-sync',
+    '--no-locale',
+    '--encoding',
+    'UTF8',
   ])
   if (made.code !== 0) throw new Error(`initdb failed: ${made.stderr}`)
   await service.exec([
-    ...['sh', '-c', `echo 'host all all 10.88.0.0/24 trust' >>${join(data, 'pg_hba.conf')}`],
+    'sh',
+    '-c',
+    `echo 'host all all 10.88.0.0/24 trust' >>${join(data, 'pg_hba.conf')}`,
   ])
   const program = await service.run([
-    ...asSomeone(mesh),
-    ...[join(bin, 'postgres'), '-D', data, '-p', String(service.options.listens)],
-    ...['-c', 'listen_addresses=*', '-c', `unix_socket_directories=${folder}`],
-    ...['-c', 'fsync=off', '-c', 'shared_buffers=16MB', '-c', 'max_connections=50'],
+    join(bin, 'postgres'),
+    '-D',
+    data,
+    '-p',
+    String(service.options.listens),
+    '-c',
+    'listen_addresses=*',
+    '-c',
+    `unix_socket_directories=${folder}`,
+    '-c',
+    'fsync=off',
+    '-c',
+    'shared_buffers=16MB',
+    '-c',
+    'max_connections=50',
   ])
   await listening(service, program)
 }
@@ -75,16 +107,6 @@ export async function postgresUser(): Promise<number> {
   const found = await runCommand(['id', '-u', 'postgres'])
   const uid = found.code === 0 ? found.stdout : await mustRun(['id', '-u', 'nobody'])
   return Number(uid)
-}
-
-/**
- * What a program is started by where root is the only user: a nested user namespace in which that user goes
- * by his own number again. nginx and PostgreSQL do not work as such a root.
- */
-function asSomeone(mesh: Mesh): readonly string[] {
-  if (mesh.options.users !== 'one') return []
-  const [uid, gid] = (process.env['HOSTMESH_DEMO_USER'] ?? '').split(':')
-  return ['unshare', '--user', `--map-user=${uid}`, `--map-group=${gid}`, '--']
 }
 
 async function folderOf(mesh: Mesh, service: Service): Promise<string> {

@@ -1,23 +1,21 @@
 /**
- * The right to build hosts: root, or root of a user namespace, and what can be shown with it.
+ * The right to build hosts: root, or a user namespace in which we have the same rights, and what can be
+ * shown with it.
  *
  * ```
- *   root ------------------------------------------> services are users
- *   user, subordinate ids and newuidmap -> unshare -> services are users
- *   user, a cgroup that is his -----------> unshare -> services are cgroups
- *   user ---------------------------------> unshare -> no capture, explicit upstream ports
+ *   root ------------------------------------------> services are users, capture
+ *   user, subordinate ids and newuidmap -> unshare -> services are users, capture
+ *   user ---------------------------------> unshare -> one user only: explicit upstream ports
  * ```
  */
 import { spawn, spawnSync } from 'node:child_process'
-import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { userInfo } from 'node:os'
 import { join } from 'node:path'
 
 /** How services of one host are told apart. */
 export interface Means {
-  readonly identity: 'user' | 'cgroup' | 'upstream'
-  /** For `cgroup`: where cgroups may be made, below the cgroup v2 root. */
-  readonly cgroupParent?: string
+  readonly identity: 'user' | 'upstream'
   /** A sentence to show when something cannot be done here, and what it would take. */
   readonly limitation?: string
 }
@@ -54,23 +52,33 @@ export async function obtainPrivilege(
 }
 
 function runInside(means: Means, args: readonly string[]): Promise<{ readonly exitCode: number }> {
-  const maps = means.identity === 'user' ? ['--map-auto'] : []
+  // With one user only, he stays who he is: as root, PostgreSQL and tcpdump would want to be another.
+  const maps =
+    means.identity === 'user'
+      ? ['--map-root-user', '--map-auto']
+      : ['--map-current-user', '--keep-caps']
   // `ip netns` keeps its namespaces in /run/netns, which is not ours: a /run of our own is.
   const prepare = 'mount -t tmpfs tmpfs /run && mkdir /run/netns && exec "$@"'
   const child = spawn(
     'unshare',
     [
-      ...['--user', '--map-root-user', ...maps, '--net', '--mount', '--'],
-      ...['sh', '-c', prepare, 'sh', process.execPath, ...process.execArgv],
-      ...[join(import.meta.dirname, '../demo.ts'), ...args],
+      '--user',
+      ...maps,
+      '--net',
+      '--mount',
+      '--',
+      'sh',
+      '-c',
+      prepare,
+      'sh',
+      process.execPath,
+      ...process.execArgv,
+      join(import.meta.dirname, '../demo.ts'),
+      ...args,
     ],
     {
       stdio: 'inherit',
-      env: {
-        ...process.env,
-        [INSIDE]: JSON.stringify(means),
-        HOSTMESH_DEMO_USER: `${process.getuid?.()}:${process.getgid?.()}`,
-      },
+      env: { ...process.env, [INSIDE]: JSON.stringify(means) },
     },
   )
   // The terminal sends Ctrl-C to both; the inner one cleans up and its exit code counts.
@@ -85,11 +93,9 @@ function runInside(means: Means, args: readonly string[]): Promise<{ readonly ex
 function findMeans(): Means {
   const trial = spawnSync('unshare', ['--user', '--map-root-user', '--map-auto', 'true'])
   if (trial.status === 0) return { identity: 'user' }
-  const cgroupParent = ownCgroup()
-  if (cgroupParent !== undefined) return { identity: 'cgroup', cgroupParent }
   return {
     identity: 'upstream',
-    limitation: `Capture is not shown: ${whyNoUsers()}, and user ${userInfo().username} has no cgroup of its own (systemd-run --user --scope -p Delegate=yes gives one). Services use explicit upstream ports instead`,
+    limitation: `Capture cannot be shown to this user: ${whyNoUsers()}.\nServices use explicit upstream ports instead`,
   }
 }
 
@@ -110,23 +116,6 @@ function whyNoUsers(): string {
 
 function isOnPath(command: string): boolean {
   return (process.env['PATH'] ?? '').split(':').some((folder) => existsSync(join(folder, command)))
-}
-
-/** Our own cgroup below the v2 root, when we may make others in it and move processes there. */
-function ownCgroup(): string | undefined {
-  const mount = readFileSync('/proc/mounts', 'utf8')
-    .split('\n')
-    .map((line) => line.split(' '))
-    .find(([, , kind]) => kind === 'cgroup2')?.[1]
-  const path = /^0::\/(.*)$/m.exec(readFileSync('/proc/self/cgroup', 'utf8'))?.[1]
-  if (mount === undefined || path === undefined || path === '') return undefined
-  try {
-    accessSync(join(mount, path), constants.W_OK)
-    accessSync(join(mount, path, 'cgroup.procs'), constants.W_OK)
-    return path
-  } catch {
-    return undefined
-  }
 }
 
 function whyNoNamespace(said: string): string {

@@ -44,7 +44,7 @@ export async function tellStory(options: DemoOptions): Promise<void> {
   const mesh = await stage.step('Three hosts on one network', (note) => buildHosts(options, note))
   ending.use(mesh)
   const cast = declareServices(mesh, means, await postgresUser())
-  await stage.step('Applications, each as its own user, none aware of a mesh', (note) =>
+  await stage.step('Applications, none of them aware of a mesh', (note) =>
     startApplications(mesh, cast, note),
   )
   const direct = await stage.step('Without the mesh, everyone on the network reads along', (note) =>
@@ -64,7 +64,7 @@ export async function tellStory(options: DemoOptions): Promise<void> {
   if (options.keep) await keepRunning(mesh)
   await stage.step('Clean up', async (note) => {
     await ending.disposeAsync()
-    note('daemons drained and ended, capture rules taken back, hosts removed; all of it checked')
+    note('daemons ended in order, no rule and no process left on any host, hosts removed: checked')
   })
   stage.summary('It works', [
     [
@@ -101,7 +101,6 @@ async function buildHosts(options: DemoOptions, note: Note): Promise<Mesh> {
     catalog: options.consul ? 'consul' : 'file',
     capture: means.identity === 'upstream' ? 'off' : 'on',
     users: means.identity === 'user' ? 'distinct' : 'one',
-    ...(means.cgroupParent !== undefined && { cgroupParent: means.cgroupParent }),
   })
   for (const name of ['alpha', 'beta', 'gamma']) {
     const { namespace } = mesh.host(name)
@@ -327,6 +326,7 @@ function countOf(bytes: Buffer, text: string): number {
 }
 
 function describeIdentity(means: Means): string {
-  if (means.identity === 'upstream') return 'their own upstream ports (no capture)'
-  return means.identity === 'user' ? 'their Unix users' : 'their cgroups'
+  return means.identity === 'user'
+    ? 'their Unix users, by capture rules'
+    : 'their own upstream ports (no capture)'
 }

@@ -81,8 +81,19 @@ export function redis(
 export function psql(caller: Service, target: Target, ...sql: string[]): Promise<CommandResult> {
   return caller.exec(
     [
-      ...['psql', '--no-psqlrc', '--quiet', '--tuples-only', '--no-align', '--host', target.ip],
-      ...['--port', String(target.port), '--username', DATABASE_USER, '--dbname', 'postgres'],
+      'psql',
+      '--no-psqlrc',
+      '--quiet',
+      '--tuples-only',
+      '--no-align',
+      '--host',
+      target.ip,
+      '--port',
+      String(target.port),
+      '--username',
+      DATABASE_USER,
+      '--dbname',
+      'postgres',
       ...sql.flatMap((statement) => ['--command', statement]),
     ],
     { PGCONNECT_TIMEOUT: '10', PGSSLMODE: 'disable' },

@@ -3,7 +3,7 @@
  */
 import { mkdir, writeFile } from 'node:fs/promises'
 import { request } from 'node:http'
-import { join, resolve } from 'node:path'
+import { join } from 'node:path'
 import { stringify } from 'yaml'
 
 import type { ConfigInput } from '../../src/config/schema.ts'
@@ -19,7 +19,7 @@ import type { Namespace } from './network.ts'
 import { type CommandResult, type Exit, OwnedProcess, runCommand } from './owned-process.ts'
 
 /** The executable, as a user of the checkout runs it. */
-export const hostmesh: string = resolve(import.meta.dirname, '../../scripts/hostmesh')
+export const hostmesh: string = join(import.meta.dirname, '../../scripts/hostmesh')
 
 /** A host that is not ready by then has a defect. Milliseconds, before patience. */
 const READY_LIMIT_MS = 20_000

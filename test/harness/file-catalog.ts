@@ -35,7 +35,7 @@ export class FileCatalog implements TestCatalog {
   readonly caFolder: string
   private readonly folder: string
   private readonly numbers = new Map<string, number>()
-  private readonly entries = new Map<string, InstanceEntry & { service: string }>()
+  private readonly entries = new Map<string, { service: string; entry: InstanceEntry }>()
   private readonly intentions = new Map<string, 'allow' | 'deny'>()
   private readonly issued = new Set<string>()
   private writing: Promise<void> = Promise.resolve()
@@ -51,7 +51,12 @@ export class FileCatalog implements TestCatalog {
     await catalog.write()
     await mustRun([
       hostmesh,
-      ...['ca', 'init', '--directory', catalog.caFolder, '--trust-domain', TRUST_DOMAIN],
+      'ca',
+      'init',
+      '--directory',
+      catalog.caFolder,
+      '--trust-domain',
+      TRUST_DOMAIN,
     ])
     return catalog
   }
@@ -79,8 +84,7 @@ export class FileCatalog implements TestCatalog {
   async join(instance: Instance): Promise<void> {
     const { service, id, host, ip, port } = instance
     if (!this.numbers.has(service)) this.numbers.set(service, this.numbers.size + 1)
-    this.entries.set(`${host}/${id}`, {
-      service,
+    const entry: InstanceEntry = {
       Node: host,
       ID: id,
       Address: ip,
@@ -89,7 +93,8 @@ export class FileCatalog implements TestCatalog {
       ServicePort: port,
       Status: 'passing',
       Weight: 1,
-    })
+    }
+    this.entries.set(`${host}/${id}`, { service, entry })
     await this.write()
   }
 
@@ -100,9 +105,9 @@ export class FileCatalog implements TestCatalog {
 
   /** Overwrites fields of one entry: a wrong address, a failing check, another weight. */
   async amend(host: string, id: string, change: Partial<InstanceEntry>): Promise<void> {
-    const entry = this.entries.get(`${host}/${id}`)
-    if (entry === undefined) throw new Error(`No instance ${id} on ${host} in the catalog file`)
-    this.entries.set(`${host}/${id}`, { ...entry, ...change })
+    const found = this.entries.get(`${host}/${id}`)
+    if (found === undefined) throw new Error(`No instance ${id} on ${host} in the catalog file`)
+    this.entries.set(`${host}/${id}`, { ...found, entry: { ...found.entry, ...change } })
     await this.write()
   }
 
@@ -128,7 +133,7 @@ export class FileCatalog implements TestCatalog {
       VirtualAddresses: [`240.88.0.${number}`, `fdc6:6d65:7368::${number.toString(16)}`],
       Instances: [...this.entries.values()]
         .filter(({ service }) => service === name)
-        .map(({ service: _, ...entry }) => entry),
+        .map(({ entry }) => entry),
     }))
     const intentions = [...this.intentions].map(([pair, Action]) => {
       const [SourceName, DestinationName] = pair.split(' ')
@@ -147,7 +152,15 @@ export async function issueLeaves(
 ): Promise<void> {
   await mustRun([
     hostmesh,
-    ...['ca', 'issue', '--directory', caFolder, '--datacenter', 'dc1', '--out', folder],
-    ...['--service', ...new Set(services)],
+    'ca',
+    'issue',
+    '--directory',
+    caFolder,
+    '--datacenter',
+    'dc1',
+    '--out',
+    folder,
+    '--service',
+    ...new Set(services),
   ])
 }

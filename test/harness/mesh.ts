@@ -35,10 +35,8 @@ export interface MeshOptions {
   /** Whether the daemons divert connections; on unless given. */
   readonly capture?: 'on' | 'off'
   readonly workers?: number
-  /** `one`: this process is root over a single user only, and cannot start services as others. */
+  /** `one`: this process is in a user namespace of a single user and cannot start services as others. */
   readonly users?: 'distinct' | 'one'
-  /** A cgroup below the cgroup v2 root in which this process may make others; the root unless given. */
-  readonly cgroupParent?: string
   /** Hosts without a daemon of ours: Connect sidecars, impostors. */
   readonly daemonless?: readonly string[]
   /** Sections that replace the harness's own in every host's configuration. */
@@ -103,7 +101,7 @@ export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposabl
     this.network = network
     this.catalog = catalog
     this.undo = undo
-    this.cgroupName = join(options.cgroupParent ?? '', network.wire.name)
+    this.cgroupName = network.wire.name
     this.hosts = new Map(
       options.hosts.map((name) => [name, new Host(this, name, network.host(name))]),
     )

@@ -183,7 +183,6 @@ for (const [signal, code] of [
   ['SIGHUP', 129],
 ] as const) {
   process.once(signal, () => {
-    // eslint-disable-next-line unicorn/no-process-exit -- a stopped test must end; 'exit' cleans up
     process.exit(code)
   })
 }

@@ -22,6 +22,9 @@ import type { TunnelStream } from '../../src/dataplane/tunnel/stream.ts'
 import type { ByteStream, Receiver } from '../../src/lib/byte-stream.ts'
 import type { MeshError } from '../../src/lib/errors.ts'
 import type { Leaf } from '../../src/model/certificate.ts'
+import { FrameDecoder } from '../../src/dataplane/tunnel/decoder.ts'
+import { ACK, PING, SYN } from '../../src/dataplane/tunnel/frame.ts'
+import { type Frame, FrameLog, header } from '../unit/tunnel-fixtures.ts'
 import { TrafficCounters } from '../../src/telemetry/counters.ts'
 import {
   makeAuthority,
@@ -347,3 +350,96 @@ export function spliced(
 
 export type { TLSSocket }
 export { TRUST_DOMAIN }
+
+/** The other end of a session, written by hand: sends what it likes, reads what the session answers. */
+export class RawPeer implements AsyncDisposable {
+  readonly frames: Frame[] = []
+  ended = false
+  /** Resolves when the session has ended the connection. */
+  readonly over: Promise<void>
+  private readonly socket: Socket
+  private readonly waiting = new Set<() => void>()
+
+  constructor(socket: Socket) {
+    this.socket = socket
+    const log = new FrameLog()
+    const decoder = new FrameDecoder(log)
+    socket.on('data', (bytes: Buffer) => {
+      decoder.push(bytes)
+      this.frames.push(...log.frames.splice(0))
+      this.wake()
+    })
+    socket.on('error', () => undefined)
+    this.over = new Promise((resolve) => {
+      const end = (): void => {
+        this.ended = true
+        this.wake()
+        resolve()
+      }
+      socket.on('end', end)
+      socket.on('close', end)
+    })
+    socket.resume()
+  }
+
+  send(...pieces: readonly Uint8Array[]): void {
+    this.socket.write(Buffer.concat(pieces))
+  }
+
+  end(): void {
+    this.socket.end()
+  }
+
+  /** Resolves when `claim` holds for what has been received. */
+  async until(claim: () => boolean): Promise<void> {
+    while (!claim()) {
+      if (this.ended) throw new Error(`The session ended; received ${JSON.stringify(this.frames)}`)
+      await new Promise<void>((resolve) => this.waiting.add(resolve))
+    }
+  }
+
+  /** The next frame not yet taken that `wanted` picks; others before it stay. */
+  async next(wanted: (frame: Frame) => boolean): Promise<Frame> {
+    await this.until(() => this.frames.some(wanted))
+    const at = this.frames.findIndex(wanted)
+    return this.frames.splice(at, 1)[0]!
+  }
+
+  /** Resolves when the session has taken all that was sent before: it answers a ping behind it. */
+  async settled(): Promise<void> {
+    this.pings += 1
+    const value = this.pings
+    this.send(header(PING, SYN, 0, value))
+    await this.next(({ type, flags, length }) => type === PING && flags === ACK && length === value)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.socket.destroy()
+    if (!this.socket.closed) await once(this.socket, 'close')
+  }
+
+  private pings = 0x1000
+
+  private wake(): void {
+    for (const resolve of this.waiting) resolve()
+    this.waiting.clear()
+  }
+}
+
+/** A session over plain TCP (no more than the kernel buffers may be under way) and a hand-written peer. */
+export async function rawTunnel(
+  role: 'opener' | 'acceptor',
+  options: Partial<SessionOptions> = {},
+): Promise<{ readonly end: SessionEnd; readonly peer: RawPeer } & AsyncDisposable> {
+  const pair = await tcpPair()
+  const end = startSession(pair.far, role, options)
+  const peer = new RawPeer(pair.near)
+  return {
+    end,
+    peer,
+    [Symbol.asyncDispose]: async () => {
+      await pair[Symbol.asyncDispose]()
+      await end.closed
+    },
+  }
+}

@@ -26,9 +26,22 @@ test('with a host that runs consul connect proxy', async (t) => {
   await mesh.allow('web', 'ledger')
   const proxy = await OwnedProcess.start(
     old.namespace.inside([
-      ...['consul', 'connect', 'proxy', '-register', '-service', 'ledger'],
-      ...['-service-addr', '127.0.0.1:7000', '-listen', `${old.namespace.ip}:21000`],
-      ...['-upstream', 'db:9191', '-upstream', 'vault:9192', '-log-level', 'info'],
+      'consul',
+      'connect',
+      'proxy',
+      '-register',
+      '-service',
+      'ledger',
+      '-service-addr',
+      '127.0.0.1:7000',
+      '-listen',
+      `${old.namespace.ip}:21000`,
+      '-upstream',
+      'db:9191',
+      '-upstream',
+      'vault:9192',
+      '-log-level',
+      'info',
     ]),
     { name: 'consul connect proxy' },
   )

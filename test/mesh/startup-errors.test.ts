@@ -58,7 +58,10 @@ test('a host that cannot start says why', async (t) => {
 
   await t.test('a missing capability is named', async () => {
     const { code, said } = await failToStart(a, [
-      ...['setpriv', '--bounding-set=-net_admin', '--inh-caps=-net_admin', '--no-new-privs'],
+      'setpriv',
+      '--bounding-set=-net_admin',
+      '--inh-caps=-net_admin',
+      '--no-new-privs',
     ])
     assert.notEqual(code, 0)
     assert.match(said, /CAP_NET_ADMIN/)

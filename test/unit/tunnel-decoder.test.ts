@@ -6,8 +6,8 @@ import { describe, test } from 'node:test'
 import fc from 'fast-check'
 import { FrameDecoder } from '../../src/dataplane/tunnel/decoder.ts'
 import { HEADER_BYTES } from '../../src/dataplane/tunnel/frame.ts'
-import { MeshError } from '../../src/lib/errors.ts'
 import { KEPT } from '../../src/lib/byte-stream.ts'
+import { MeshError } from '../../src/lib/errors.ts'
 import { data, decode, type Frame, FrameLog, header, vectors } from './tunnel-fixtures.ts'
 
 const allBytes = Buffer.concat(vectors.frames.map(({ hex }) => Buffer.from(hex, 'hex')))

@@ -77,6 +77,9 @@ const QUANTUM_BYTES = 65_536 - HEADER_BYTES
 /** Node's TLS hands out one record at a time. */
 const READ_BYTES = 16_384
 
+/** Pings at the start, one a tick, whatever the traffic: the first round trip is never a typical one. */
+const FIRST_PINGS = 5
+
 /** Streams share a carrier while data has arrived for more than one of them within this, milliseconds. */
 const SHARING_MS = 100
 
@@ -143,6 +146,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   /** Openers that wait for room; first come, first served. */
   private waiting: (() => void)[] = []
   private current: TunnelStream | undefined
+  private pingsAnswered = 0
   private lastDataId = 0
   /** When data for another stream than the one before arrived. */
   private sharedAtMs = 0
@@ -282,7 +286,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     this.admitWaiting()
     const { keepaliveMs } = this.options
     if (this.pingSentMs === undefined) {
-      if (nowMs - this.lastReceivedMs >= keepaliveMs || this.roundTripMs === undefined)
+      if (nowMs - this.lastReceivedMs >= keepaliveMs || this.pingsAnswered < FIRST_PINGS)
         this.ping(nowMs)
     } else if (nowMs - this.pingSentMs >= keepaliveMs) {
       this.fail(
@@ -353,7 +357,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
    */
   windowTarget(): number {
     if (performance.now() - this.sharedAtMs > SHARING_MS) return MAX_WINDOW
-    const forRoundTrip = (this.leastRoundTripMs ?? 0) * WINDOW_BYTES_PER_MS
+    const forRoundTrip = Math.floor((this.leastRoundTripMs ?? 0) * WINDOW_BYTES_PER_MS)
     return Math.min(MAX_WINDOW, Math.max(INITIAL_CREDIT, forRoundTrip))
   }
 
@@ -427,6 +431,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
         return
       }
       this.roundTripMs = performance.now() - this.pingSentMs
+      this.pingsAnswered += 1
       this.leastRoundTripMs = Math.min(this.leastRoundTripMs ?? this.roundTripMs, this.roundTripMs)
       this.pingSentMs = undefined
       this.owner.onRoundTrip(this.roundTripMs)
