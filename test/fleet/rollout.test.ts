@@ -30,6 +30,7 @@ const cleanUp = new AsyncDisposableStack()
 let controller: Controller
 let a: Machine
 let b: Machine
+let tarball: string
 let rulesBefore: string
 let filesBefore: readonly string[]
 
@@ -48,6 +49,8 @@ before(async () => {
   await a.must('systemctl', 'enable', '--now', '--quiet', 'web.service')
   await b.must('systemctl', 'enable', '--now', '--quiet', 'db.service')
   await issueCertificates()
+  const pack = resolve(import.meta.dirname, '../../scripts/package.ts')
+  tarball = resolve((await mustRun([process.execPath, pack])).trim())
   await describeFleet({})
   rulesBefore = await a.namespace.rules()
   filesBefore = await listFiles(a)
@@ -252,10 +255,6 @@ async function describeFleet(options: {
   readonly intention?: 'allow' | 'deny'
   readonly config?: Partial<ConfigInput>
 }): Promise<void> {
-  const packaged = await mustRun([
-    process.execPath,
-    resolve(import.meta.dirname, '../../scripts/package.ts'),
-  ])
   const config = (host: Machine, services: ConfigInput['services']): ConfigInput => ({
     node: { name: host.name, address: host.ip },
     catalog: { kind: 'file', path: 'catalog.yaml' },
@@ -274,7 +273,7 @@ async function describeFleet(options: {
       [b, { hostmesh_agent_config: config(b, [{ ...unitOf('db'), port: DB_PORT }]) }],
     ]),
     {
-      hostmesh_agent_package: resolve(packaged.trim()),
+      hostmesh_agent_package: tarball,
       hostmesh_agent_certificates: `${controller.folder}/certificates/{{ inventory_hostname }}`,
       hostmesh_agent_wait: '20s',
       hostmesh_agent_catalog: {

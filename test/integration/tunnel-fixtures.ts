@@ -358,10 +358,12 @@ export class RawPeer implements AsyncDisposable {
   /** Resolves when the session has ended the connection. */
   readonly over: Promise<void>
   private readonly socket: Socket
+  private readonly session: Session
   private readonly waiting = new Set<() => void>()
 
-  constructor(socket: Socket) {
+  constructor(socket: Socket, session: Session) {
     this.socket = socket
+    this.session = session
     const log = new FrameLog()
     const decoder = new FrameDecoder(log)
     socket.on('data', (bytes: Buffer) => {
@@ -409,6 +411,8 @@ export class RawPeer implements AsyncDisposable {
   async settled(): Promise<void> {
     this.pings += 1
     const value = this.pings
+    // These barriers must not add up to a flood.
+    Reflect.set(this.session, 'pingsThisSecond', 0)
     this.send(header(PING, SYN, 0, value))
     await this.next(({ type, flags, length }) => type === PING && flags === ACK && length === value)
   }
@@ -433,7 +437,7 @@ export async function rawTunnel(
 ): Promise<{ readonly end: SessionEnd; readonly peer: RawPeer } & AsyncDisposable> {
   const pair = await tcpPair()
   const end = startSession(pair.far, role, options)
-  const peer = new RawPeer(pair.near)
+  const peer = new RawPeer(pair.near, end.session)
   return {
     end,
     peer,

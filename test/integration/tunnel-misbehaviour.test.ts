@@ -260,7 +260,7 @@ test('the rate windows begin anew with each second', async () => {
   for (let second = 0; second < 3; second += 1) {
     raw.send(repeat(emptyData, 9_000), repeat(header(PING, SYN, 0, 5), 8))
     await peer.settled()
-    nowMs += 1_000
+    nowMs += 1_001
     end.session.tick(nowMs)
   }
   assert.equal(end.session.streamCount, 1)

@@ -346,7 +346,7 @@ test('100,000 one-byte writes arrive in order', async () => {
   assert.equal(sha256(far.bytes), sha256(bytes))
 })
 
-test('a megabyte of one-byte frames to a paused reader costs no more than a few times its size', async () => {
+test('250,000 one-byte frames to a paused reader cost a few times their size, not a piece each', async () => {
   await using tunnel = await rawTunnel('acceptor')
   const { end, peer } = tunnel
   peer.send(data(SYN, 1))
@@ -355,18 +355,17 @@ test('a megabyte of one-byte frames to a paused reader costs no more than a few 
   const frames = Buffer.concat(Array.from({ length: 10_000 }, () => data(0, 1, 'x')))
   globalThis.gc?.()
   const before = process.memoryUsage()
-  for (let i = 0; i < 100; i += 1) {
+  for (let i = 0; i < 25; i += 1) {
     peer.send(frames)
     await peer.settled()
-    end.session.tick(performance.now() + 1_000 * i)
   }
-  assert.equal(stream.heldBytes, 1_000_000)
+  assert.equal(stream.heldBytes, 250_000)
   const after = process.memoryUsage()
   const grown = after.heapUsed + after.arrayBuffers - before.heapUsed - before.arrayBuffers
-  assert.ok(grown < 40 * 1_048_576, `grew by ${grown} bytes`)
+  assert.ok(grown < 10 * 1_048_576, `grew by ${grown} bytes`)
   const reader = new Collector(stream)
   stream.resume()
-  assert.equal(reader.length, 1_000_000)
+  assert.equal(reader.length, 250_000)
 })
 
 test('a bulk stream does not starve sixteen small ones', async () => {
@@ -540,16 +539,25 @@ describe('keepalive', () => {
   test('pings again only after silence', async () => {
     await using tunnel = await rawTunnel('opener', { keepaliveMs: 1_000 })
     const { end, peer } = tunnel
-    const first = await peer.next(({ type, flags }) => type === PING && flags === SYN)
-    peer.send(header(PING, ACK, 0, first.length))
-    await eventually(() => assert.ok(end.session.roundTripMs !== undefined))
+    const isPing = ({ type, flags }: { type: number; flags: number }): boolean =>
+      type === PING && flags === SYN
+    // The first few are sent whatever the traffic; each has a value of its own.
+    const values = new Set<number>()
+    for (let i = 0; i < 5; i += 1) {
+      const { length } = await peer.next(isPing)
+      values.add(length)
+      peer.send(header(PING, ACK, 0, length))
+      await peer.settled()
+      end.session.tick(performance.now())
+    }
+    assert.equal(values.size, 5)
+    assert.ok(end.session.roundTripMs !== undefined)
     const nowMs = performance.now()
     end.session.tick(nowMs + 500)
     await peer.settled()
-    assert.ok(!peer.frames.some(({ type, flags }) => type === PING && flags === SYN))
+    assert.ok(!peer.frames.some(isPing))
     end.session.tick(performance.now() + 1_001)
-    const second = await peer.next(({ type, flags }) => type === PING && flags === SYN)
-    assert.notEqual(second.length, first.length)
+    await peer.next(isPing)
   })
 
   test('ends the session, its streams and its connection when the peer is frozen', async () => {
