@@ -7,7 +7,7 @@ import { join, resolve } from 'node:path'
 import { hostmeshVersion } from '../../src/lib/version.ts'
 import { BACKEND_PORT } from '../site/backend.ts'
 import { writeConfig } from '../site/certificates.ts'
-import { ADDRESS_A, ADDRESS_B } from '../site/namespaces.ts'
+import { ADDRESS_B } from '../site/namespaces.ts'
 import { run } from '../site/process.ts'
 import { findTool } from '../site/tools.ts'
 import type { SubjectName } from '../subject-names.ts'
@@ -119,7 +119,7 @@ function daemonConfig(site: Site, side: 'a' | 'b', variant: Variant, files: File
     ...(variant.capture ? { identity: { user: LOAD_UID } } : {}),
   }
   return {
-    node: { name: side, address: side === 'a' ? ADDRESS_A : ADDRESS_B },
+    node: { name: side },
     catalog: { kind: 'file', path: files.catalog },
     certificates: { kind: 'builtin', directory: files.leaves },
     services: side === 'a' ? [caller] : [{ name: 'web', port: BACKEND_PORT }],

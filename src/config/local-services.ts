@@ -15,6 +15,7 @@ export function localServices(config: Config): readonly LocalService[] {
       name: service.name,
       id: service.id ?? service.name,
       target: service.port === undefined ? undefined : { ip: service.address, port: service.port },
+      connectPort: service.connectPort,
       selector,
       capturePort,
       upstreams: service.upstreams.map((upstream) => ({

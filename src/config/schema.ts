@@ -82,6 +82,11 @@ const service = z.strictObject({
     .optional()
     .describe('Unique on this host; the name unless several instances of a service run here'),
   port: port.optional().describe('Port where the application listens; leave out for a pure caller'),
+  connectPort: port
+    .optional()
+    .describe(
+      'A tunnel port for this service alone, for Connect peers that send no server name (consul connect proxy)',
+    ),
   address: ip.default('127.0.0.1').describe('Address where the application listens'),
   identity: identity.optional(),
   upstreams: z.array(upstream).max(200).default([]).describe('Services that this one calls'),
@@ -115,7 +120,9 @@ export const configSchema = z.strictObject({
         .describe("Name of this host; the machine's host name unless given"),
       address: ip
         .optional()
-        .describe('Address at which other hosts reach this one; asked of Consul unless given'),
+        .describe(
+          "Address under which Consul lists this host's proxies; the agent's own unless given",
+        ),
     })
     .prefault({}),
   datacenter: z
@@ -212,7 +219,10 @@ export const configSchema = z.strictObject({
       idle: duration('1h', 'A connection on which nothing moves in either direction is closed'),
       halfClosed: duration('5m', 'A half-closed connection on which nothing moves is closed'),
       tunnelIdle: duration('5m', 'A tunnel without streams is closed'),
-      keepalive: duration('10s', 'Ping a tunnel this often; two unanswered end it'),
+      keepalive: duration(
+        '10s',
+        'Ping a tunnel after so long a silence; one unanswered for as long again ends it',
+      ),
       drain: duration('30s', 'How long open connections may go on after a stop was asked for', 0),
     })
     .prefault({}),

@@ -170,6 +170,16 @@ function portUses(config: Config): PortUse[] {
   const uses: PortUse[] = [
     own('the tunnel', config.tunnel.address, config.tunnel.port, ['tunnel', 'port']),
   ]
+  config.services.forEach(({ id, name, connectPort }, index) => {
+    if (connectPort !== undefined)
+      uses.push(
+        own(`the tunnel port of ${id ?? name}`, config.tunnel.address, connectPort, [
+          'services',
+          index,
+          'connectPort',
+        ]),
+      )
+  })
   if (config.metrics.port !== undefined)
     uses.push(own('the metrics', config.metrics.address, config.metrics.port, ['metrics', 'port']))
   // Diverted connections arrive at whatever address the kernel picks: the port must be free on all.

@@ -19,7 +19,7 @@ import type { MeshService } from '../model/snapshot.ts'
 import type { Exposition } from '../telemetry/exposition.ts'
 import type { WorkerTotals } from '../telemetry/totals.ts'
 import type { AdminView } from './admin-server.ts'
-import type { WorkerPool } from './worker-pool.ts'
+import type { WorkerConnections, WorkerPool } from './worker-pool.ts'
 
 /** The daemon as the view sees it: read-only, and parts may not be there yet. */
 export interface DaemonState {
@@ -54,22 +54,17 @@ const connectionStates = {
 /** The admin API's view of a daemon. */
 export function createAdminView(state: DaemonState, exposition: Exposition): AdminView {
   return {
-    status: async () =>
-      statusOf(
-        state,
-        (await state.pool.connections()).map(({ id }) => id),
-      ),
+    status: async () => statusOf(state, (await state.pool.connections(0)).countByWorker),
     services: async () => ({
       services: [...(state.discovery()?.current().services.values() ?? [])].map(serviceEntry),
       local: state.services.map(localEntry),
     }),
     peers: async () => ({ tunnels: (await state.pool.peers()).map(tunnelEntry) }),
     connections: async () => {
-      const all = await state.pool.connections()
-      return {
-        connections: all.slice(0, MAX_CONNECTIONS).map(connectionEntry),
-        omitted: Math.max(0, all.length - MAX_CONNECTIONS),
-      }
+      const { connections, countByWorker } = await state.pool.connections(MAX_CONNECTIONS)
+      const listed = connections.slice(0, MAX_CONNECTIONS).map(connectionEntry)
+      const total = countByWorker.reduce((sum, count) => sum + count, 0)
+      return { connections: listed, omitted: Math.max(0, total - listed.length) }
     },
     certs: async () => ({
       trustDomain: state.bundle()?.trustDomain ?? null,
@@ -92,7 +87,7 @@ export function createAdminView(state: DaemonState, exposition: Exposition): Adm
   }
 }
 
-function statusOf(state: DaemonState, connectionIds: readonly string[]): StatusDocument {
+function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusDocument {
   const awaited = state.awaited()
   const catalog = state.catalog()
   const health = catalog?.health()
@@ -106,9 +101,7 @@ function statusOf(state: DaemonState, connectionIds: readonly string[]): StatusD
     ready: awaited.length === 0 && !state.isDraining(),
     awaited,
     draining: state.isDraining(),
-    workers: state.pool.statuses(
-      (worker) => connectionIds.filter((id) => id.startsWith(`${worker}-`)).length,
-    ),
+    workers: state.pool.statuses((worker) => countByWorker[worker] ?? 0),
     catalog: {
       description: catalog?.description ?? '',
       ageMs:
@@ -189,9 +182,7 @@ function tunnelEntry(peer: Awaited<ReturnType<WorkerPool['peers']>>[number]): Tu
   }
 }
 
-function connectionEntry(
-  connection: Awaited<ReturnType<WorkerPool['connections']>>[number],
-): ConnectionEntry {
+function connectionEntry(connection: WorkerConnections['connections'][number]): ConnectionEntry {
   return {
     id: connection.id,
     direction: connection.direction,

@@ -174,8 +174,10 @@ class Daemon {
   async stop(): Promise<void> {
     this.draining = true
     await within(STOP_STEP_TIMEOUT_MS, this.catalog?.deregister())
-    if (this.config.capture.onStop === 'open') await this.clearCapture()
+    const opens = this.config.capture.onStop === 'open'
+    if (opens) await this.suspendCapture()
     await this.pool.drain(this.config.timeouts.drain)
+    if (opens) await this.clearCapture()
   }
 
   private async startAdmin(): Promise<void> {
@@ -269,6 +271,16 @@ class Daemon {
       )
   }
 
+  private async suspendCapture(): Promise<void> {
+    try {
+      await this.capture?.suspend()
+    } catch (error) {
+      this.log.error('Cannot take back the capture of new connections', {
+        error: describeError(error),
+      })
+    }
+  }
+
   private async clearCapture(): Promise<void> {
     const { capture } = this
     if (capture === undefined) return
@@ -288,7 +300,12 @@ function openCatalog(config: Config, node: string, log: Log): Catalog | ConsulCa
   if (config.catalog.kind === 'file')
     return createFileCatalog({ path: config.catalog.path, node }, log.child('catalog'))
   return createConsulCatalog(
-    { ...config.catalog, node: config.node.name, datacenter: config.datacenter },
+    {
+      ...config.catalog,
+      node: config.node.name,
+      nodeAddress: config.node.address,
+      datacenter: config.datacenter,
+    },
     log.child('consul'),
   )
 }

@@ -52,7 +52,7 @@ const ASK_TIMEOUT_MS = 2_000
  * Size of a worker's young generation. Most of what a connection allocates dies young; at V8's default the
  * 99th percentile of latency doubles (docs/performance.md).
  */
-const YOUNG_GENERATION_MB = 64
+const YOUNG_GENERATION_MB = 32
 
 /** What one answer of a worker looks like. */
 type Answer = Extract<FromWorker, { readonly id: number }>
@@ -67,6 +67,13 @@ interface Member {
   aliveAtMs: number
   /** Number of the thread's memory in the totals. */
   memoryId: number
+}
+
+/** Connections of all workers. */
+export interface WorkerConnections {
+  readonly connections: readonly (Omit<ConnectionView, 'id'> & { readonly id: string })[]
+  /** All open ones, listed or not, by worker id. */
+  readonly countByWorker: readonly number[]
 }
 
 /** The data plane of this host, as the control plane sees it. */
@@ -132,17 +139,21 @@ export class WorkerPool {
     return answers.flatMap((answer) => (answer.kind === 'peers' ? answer.peers : []))
   }
 
-  /** The connections of all workers; ids are `<worker>-<number>`. */
-  async connections(): Promise<readonly (Omit<ConnectionView, 'id'> & { readonly id: string })[]> {
-    const answers = await this.ask('connections')
-    return answers.flatMap((answer, worker) =>
-      answer.kind === 'connections'
-        ? answer.connections.map((connection) => ({
-            ...connection,
-            id: `${worker}-${connection.id}`,
-          }))
-        : [],
-    )
+  /** The connections of all workers, at most `limit` listed of each; ids are `<worker>-<number>`. */
+  async connections(limit: number): Promise<WorkerConnections> {
+    const answers = await this.ask('connections', limit)
+    const counted = answers.map((answer) => (answer.kind === 'connections' ? answer.total : 0))
+    return {
+      connections: answers.flatMap((answer, worker) =>
+        answer.kind === 'connections'
+          ? answer.connections.map((connection) => ({
+              ...connection,
+              id: `${worker}-${connection.id}`,
+            }))
+          : [],
+      ),
+      countByWorker: counted,
+    }
   }
 
   /** State of each worker, with the connections that the caller counts for it. */
@@ -298,7 +309,7 @@ export class WorkerPool {
     for (const { thread } of this.members) if (thread !== undefined) send(thread, message)
   }
 
-  private ask(what: 'peers' | 'connections'): Promise<Answer[]> {
+  private ask(what: 'peers' | 'connections', limit = 0): Promise<Answer[]> {
     return Promise.all(
       this.members.map(
         (member) =>
@@ -313,11 +324,12 @@ export class WorkerPool {
             const nothing: Answer =
               what === 'peers'
                 ? { kind: 'peers', id, peers: [] }
-                : { kind: 'connections', id, connections: [] }
+                : { kind: 'connections', id, connections: [], total: 0 }
             const deadline = setTimeout(() => settle(nothing), ASK_TIMEOUT_MS)
             this.questions.set(id, settle)
             if (member.thread === undefined) settle(nothing)
-            else send(member.thread, { kind: 'ask', id, what })
+            else if (what === 'peers') send(member.thread, { kind: 'ask', id, what })
+            else send(member.thread, { kind: 'ask', id, what, limit })
           }),
       ),
     )

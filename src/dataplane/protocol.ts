@@ -49,7 +49,14 @@ export type ToWorker =
   | { readonly kind: 'roots'; readonly bundle: TrustBundle }
   | { readonly kind: 'listen' }
   | { readonly kind: 'drain'; readonly deadlineMs: number }
-  | { readonly kind: 'ask'; readonly id: number; readonly what: 'peers' | 'connections' }
+  | { readonly kind: 'ask'; readonly id: number; readonly what: 'peers' }
+  /** At most `limit` connections are listed; all are counted. */
+  | {
+      readonly kind: 'ask'
+      readonly id: number
+      readonly what: 'connections'
+      readonly limit: number
+    }
 
 /** From a worker to the main thread. */
 export type FromWorker =
@@ -69,6 +76,7 @@ export type FromWorker =
       readonly kind: 'connections'
       readonly id: number
       readonly connections: readonly ConnectionView[]
+      readonly total: number
     }
 
 /** One tunnel as the admin API shows it. */

@@ -36,7 +36,7 @@ import { Credentials } from './tunnel/credentials.ts'
 import { isViolation } from './tunnel/frame.ts'
 import type { PeerIdentity } from './tunnel/peer.ts'
 import { TunnelPool } from './tunnel/pool.ts'
-import { Session, type SessionOwner } from './tunnel/session.ts'
+import { Session, type SessionOptions, type SessionOwner } from './tunnel/session.ts'
 
 /** How long a connection waits for a snapshot or certificate that has not arrived yet, milliseconds. */
 const READY_TIMEOUT_MS = 5_000
@@ -53,9 +53,6 @@ const ACCEPTORS = 4
 /** How long tunnels without connections may take to be closed when the host drains, milliseconds. */
 const CARRIER_DRAIN_MS = 2_000
 
-/** Connections shown by the admin API per worker. */
-const MAX_LISTED_CONNECTIONS = 10_000
-
 /** A session that a peer has opened. */
 interface InboundSession {
   readonly session: Session
@@ -64,6 +61,13 @@ interface InboundSession {
   readonly address: SocketAddress | undefined
   /** Wall clock; the session must be gone by then. */
   readonly notAfterMs: number
+}
+
+/** A port where peers come in. */
+interface TunnelDoor {
+  readonly address: SocketAddress
+  readonly options: AcceptOptions
+  readonly server: TlsServer
 }
 
 /** The worker's whole state. */
@@ -82,8 +86,7 @@ class Worker {
   private readonly servers: (Server | TlsServer)[] = []
   private readonly servicesByName = new Map<string, LocalService[]>()
   private readonly waiters = new Set<() => void>()
-  private acceptOptions: AcceptOptions
-  private tunnelServer: TlsServer
+  private readonly tunnelDoors: readonly TunnelDoor[]
   private snapshot: Snapshot = emptySnapshot
   private draining = false
   private nextInstance = 0
@@ -140,23 +143,38 @@ class Worker {
       isDraining: () => this.draining,
       until: (look, timeoutMs) => this.until(look, timeoutMs),
     }
-    this.acceptOptions = {
-      credentials: this.credentials,
-      datacenter: settings.datacenter,
-      services: new Set(
-        settings.services.filter(({ target }) => target !== undefined).map(({ name }) => name),
-      ),
-      handshakeTimeoutMs: settings.timeouts.handshakeMs,
-      maxPending: settings.limits.pendingHandshakes,
-      onPeer: (accepted) => this.onPeer(accepted, sessionOptions),
-      onRefused: (code, remoteAddress) => {
-        this.workerCounters.inc('tunnelHandshakeFailures')
-        this.log.info('Handshake refused', { code, remoteAddress })
-      },
-    }
-    this.tunnelServer = createTunnelServer(this.acceptOptions)
+    this.tunnelDoors = this.openTunnelDoors(sessionOptions)
     watchEventLoopLag((longestMs) => this.workerCounters.set('eventLoopDelayMs', longestMs))
     setInterval(() => this.tick(), TICK_MS)
+  }
+
+  /** The host's tunnel port, and those that a service has to itself. */
+  private openTunnelDoors(sessionOptions: SessionOptions): TunnelDoor[] {
+    const { settings } = this
+    const door = (address: SocketAddress, services: ReadonlySet<string>): TunnelDoor => {
+      const options: AcceptOptions = {
+        credentials: this.credentials,
+        datacenter: settings.datacenter,
+        services,
+        handshakeTimeoutMs: settings.timeouts.handshakeMs,
+        maxPending: settings.limits.pendingHandshakes,
+        onPeer: (accepted) => this.onPeer(accepted, sessionOptions),
+        onRefused: (code, remoteAddress) => {
+          this.workerCounters.inc('tunnelHandshakeFailures')
+          this.log.info('Handshake refused', { code, remoteAddress })
+        },
+      }
+      return { address, options, server: createTunnelServer(options) }
+    }
+    const called = settings.services.filter(({ target }) => target !== undefined)
+    return [
+      door(settings.tunnel, new Set(called.map(({ name }) => name))),
+      ...called.flatMap(({ name, connectPort }) =>
+        connectPort === undefined
+          ? []
+          : [door({ ip: settings.tunnel.ip, port: connectPort }, new Set([name]))],
+      ),
+    ]
   }
 
   /** Acts on a message of the main thread. */
@@ -190,7 +208,8 @@ class Worker {
           this.post({
             kind: 'connections',
             id: message.id,
-            connections: this.connections.list(MAX_LISTED_CONNECTIONS),
+            connections: this.connections.list(message.limit),
+            total: this.connections.size,
           })
         return
       default:
@@ -210,14 +229,26 @@ class Worker {
     )
   }
 
+  /**
+   * The last act after a failure that nobody caught: applications must see a reset. Closed by the kernel
+   * when the thread is gone, a cut-off answer would look like a complete one.
+   */
+  crash(): void {
+    this.connections.abortWhere(
+      () => true,
+      'UC',
+      new MeshError('HM_WORKER_FAILED', 'The data-plane worker has crashed'),
+    )
+  }
+
   private async listen(): Promise<void> {
     try {
       for (const door of this.doors()) await this.openDoor(door)
-      await this.bind(this.tunnelServer, this.settings.tunnel)
+      for (const { server, address } of this.tunnelDoors) await this.bind(server, address)
       this.post({
         kind: 'listening',
-        addresses: [...this.doors().map(({ address }) => address), this.settings.tunnel].map(
-          formatAddress,
+        addresses: [...this.doors(), ...this.tunnelDoors].map(({ address }) =>
+          formatAddress(address),
         ),
       })
     } catch (error) {
@@ -279,10 +310,7 @@ class Worker {
     }
   }
 
-  private onPeer(
-    accepted: AcceptedPeer,
-    sessionOptions: { maxStreams: number; keepaliveMs: number },
-  ): void {
+  private onPeer(accepted: AcceptedPeer, sessionOptions: SessionOptions): void {
     const { socket, peer, destination } = accepted
     const ip = canonicalIp(socket.remoteAddress ?? '')
     const address = ip === undefined ? undefined : { ip, port: socket.remotePort ?? 0 }
@@ -342,7 +370,7 @@ class Worker {
   }
 
   private credentialsChanged(): void {
-    setDefaultCredential(this.tunnelServer, this.acceptOptions)
+    for (const { server, options } of this.tunnelDoors) setDefaultCredential(server, options)
     this.wake()
   }
 
@@ -476,6 +504,17 @@ function isMessage(data: unknown): data is ToWorker {
 if (parentPort !== null && isSettings(workerData)) {
   const port = parentPort
   const worker = new Worker(workerData, (message) => port.postMessage(message))
+  process.on('uncaughtException', (error) => {
+    try {
+      worker.crash()
+    } finally {
+      // Without a listener the exception ends the thread, and the main thread hears of it.
+      process.removeAllListeners('uncaughtException')
+      setImmediate(() => {
+        throw error
+      })
+    }
+  })
   port.on('message', (message: unknown) => {
     if (isMessage(message)) worker.onMessage(message)
   })

@@ -7,7 +7,7 @@
  * become a million pieces. Bounds are the caller's: look at {@link ByteQueue.length}.
  */
 
-/** Size of a pooled block, and the most that one {@link ByteQueue.take} returns. */
+/** Size of a pooled block, and the most that one {@link ByteQueue.shift} returns. */
 export const BLOCK_BYTES = 65_536
 
 /** Chunks below this do not get a block. */

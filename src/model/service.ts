@@ -28,6 +28,11 @@ export interface LocalService {
   readonly id: string
   /** Where the application listens; undefined for a workload that only calls. */
   readonly target: SocketAddress | undefined
+  /**
+   * A tunnel port of its own, for Connect peers that send no server name; undefined when the host's
+   * tunnel port is all it has.
+   */
+  readonly connectPort: number | undefined
   /** How its own outgoing connections are recognised; undefined when it is never captured. */
   readonly selector: WorkloadSelector | undefined
   /** The port its captured connections are diverted to; given with `selector`. */

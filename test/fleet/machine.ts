@@ -71,7 +71,13 @@ export class Machine implements AsyncDisposable {
     const folder = await mkdtemp(join(tmpdir(), 'hmt-machine-'))
     const machine = new Machine(name, namespace, folder)
     for (const layer of ['upper', 'work', 'root']) await mkdir(join(folder, layer))
-    await machine.put({ '/etc/hostname': `${name}\n`, ...files })
+    await machine.put({
+      '/etc/hostname': `${name}\n`,
+      '/etc/hosts': `127.0.0.1 localhost\n::1 localhost\n127.0.1.1 ${name}\n`,
+      // There is no resolver on the network, and asking for one costs everybody seconds.
+      '/etc/resolv.conf': '',
+      ...files,
+    })
     return machine
   }
 

@@ -3,9 +3,11 @@
  * hardening of its unit, changed, broken, killed, rebooted, and removed without a trace.
  */
 import assert from 'node:assert/strict'
-import { readFile } from 'node:fs/promises'
-import { join, resolve } from 'node:path'
+import { createHash } from 'node:crypto'
+import { mkdir, readFile, writeFile } from 'node:fs/promises'
+import { basename, dirname, join, resolve } from 'node:path'
 import { after, before, test } from 'node:test'
+import { gzipSync } from 'node:zlib'
 
 import type { ConfigInput } from '../../src/config/schema.ts'
 import type { StatusDocument } from '../../src/model/admin.ts'
@@ -135,7 +137,7 @@ test('a second run changes nothing', async () => {
 
 test('a changed intention reaches the machines without a restart', async () => {
   const pid = await b.property('MainPID')
-  await describeFleet({ intention: 'deny' })
+  await describeFleet({ intention: 'deny', config: { log: { level: 'debug' } } })
   const run = await controller.play('site', ...AT_ONCE, '--tags', 'hostmesh_agent_configure')
   assert.equal(run.code, 0, run.output)
   await eventually(async () => assert.doesNotMatch(await askWeb(), /heard/))
@@ -167,16 +169,42 @@ test('a machine that does not get well ends the rollout, with the reason, before
   assert.equal(await a.namespace.rules(), rulesBefore)
 })
 
-test('the next good run mends it, though the last one failed half way', async () => {
-  await describeFleet({})
+test('a machine that runs but is not well fails the run, with the problem named', async () => {
+  const gone = { name: 'web', identity: { cgroup: 'system.slice/gone.service' } }
+  await describeFleet({ config: { services: [gone] } })
+  const quick = ['--limit', 'host-a', '--extra-vars', 'hostmesh_agent_wait=1s']
+  const run = await controller.play('site', ...quick)
+  assert.equal(run.hosts['host-a']?.failed, 1, run.output)
+  assert.match(run.output, /there is no cgroup system\.slice\/gone\.service/)
+})
+
+test('the next good run mends it, and restarts what an earlier run changed and left running', async () => {
+  const pid = await b.property('MainPID')
+  await describeFleet({ config: { log: { level: 'debug' } } })
   const run = await controller.play('site', ...AT_ONCE)
   assert.equal(run.code, 0, run.output)
-  await eventually(async () => assert.equal(await askWeb(), 'host-b heard ping\n'))
+  await wellAgain(a)
+  assert.notEqual(await b.property('MainPID'), pid)
+})
+
+test('another package replaces the program, and one earlier release stays', async () => {
+  const before = await a.must('readlink', '-f', '/usr/bin/hostmesh')
+  tarball = await repack(tarball)
+  await describeFleet({ config: { log: { level: 'debug' } } })
+  const run = await controller.play('site', '--limit', 'host-a')
+  assert.equal(run.code, 0, run.output)
+  const now = await a.must('readlink', '-f', '/usr/bin/hostmesh')
+  assert.notEqual(now, before)
+  const command = await a.must('cat', `/proc/${await a.property('MainPID')}/cmdline`)
+  assert.ok(command.includes(dirname(dirname(now.trim()))), command)
+  assert.equal((await a.must('ls', '/opt/hostmesh/releases')).trim().split('\n').length, 2)
+  await wellAgain(a)
 })
 
 test('kill -9 takes the rules along, and systemd brings the daemon back', async () => {
+  const restarts = Number(await a.property('NRestarts'))
   await a.must('systemctl', 'kill', '--kill-whom=main', '--signal=KILL', 'hostmesh.service')
-  await eventually(async () => assert.equal(await a.property('NRestarts'), '1'))
+  await eventually(async () => assert.equal(Number(await a.property('NRestarts')), restarts + 1))
   await wellAgain(a)
 })
 
@@ -250,13 +278,25 @@ async function issueCertificates(): Promise<void> {
   }
 }
 
+/** A package of other bytes and the same content: gzip ignores an empty member at the end. */
+async function repack(original: string): Promise<string> {
+  const folder = join(controller.folder, 'repacked')
+  await mkdir(folder)
+  const copy = join(folder, basename(original))
+  const bytes = Buffer.concat([await readFile(original), gzipSync('')])
+  await writeFile(copy, bytes)
+  const sum = createHash('sha256').update(bytes).digest('hex')
+  await writeFile(`${copy}.sha256`, `${sum}  ${basename(copy)}\n`)
+  return copy
+}
+
 /** Writes the inventory. Sections of `config` replace those of every host. */
 async function describeFleet(options: {
   readonly intention?: 'allow' | 'deny'
   readonly config?: Partial<ConfigInput>
 }): Promise<void> {
   const config = (host: Machine, services: ConfigInput['services']): ConfigInput => ({
-    node: { name: host.name, address: host.ip },
+    node: { name: host.name },
     catalog: { kind: 'file', path: 'catalog.yaml' },
     certificates: { kind: 'builtin', directory: 'certs' },
     services,

@@ -46,7 +46,7 @@ export class Host {
   config(): ConfigInput {
     const { options, catalog } = this.mesh
     return {
-      node: { name: this.name, address: this.namespace.ip },
+      node: { name: this.name },
       ...catalog.sections(this.name),
       services: this.services.map((service) => ({
         name: service.name,

@@ -110,6 +110,7 @@ export function localService(
     target: undefined,
     selector: undefined,
     capturePort: undefined,
+    connectPort: undefined,
     upstreams: [],
     ...parts,
   }

@@ -33,6 +33,7 @@ function local(name: string, port: number): LocalService {
     target: { ip: '127.0.0.1', port },
     selector: undefined,
     capturePort: undefined,
+    connectPort: undefined,
     upstreams: [],
   }
 }

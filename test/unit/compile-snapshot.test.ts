@@ -46,6 +46,7 @@ function local(name: string, change: Partial<LocalService> = {}): LocalService {
     target: { ip: '127.0.0.1', port: 80 },
     selector: undefined,
     capturePort: undefined,
+    connectPort: undefined,
     upstreams: [],
     ...change,
   }

@@ -17,6 +17,7 @@ function local(name: string, id: string = name, port: number | undefined = 5_432
     target: port === undefined ? undefined : { ip: '127.0.0.1', port },
     selector: undefined,
     capturePort: undefined,
+    connectPort: undefined,
     upstreams: [],
   }
 }

@@ -98,6 +98,7 @@ function local(name: string, upstreams: string[] = [], hasTarget = true): LocalS
     target: hasTarget ? { ip: '127.0.0.1', port: 80 } : undefined,
     selector: undefined,
     capturePort: undefined,
+    connectPort: undefined,
     upstreams: upstreams.map((destination) => ({ destination, bind: undefined })),
   }
 }

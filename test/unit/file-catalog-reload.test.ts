@@ -275,6 +275,7 @@ test('a service of this host that the file lacks, or has at another port, is nam
     target: { ip: '127.0.0.1', port: 1 },
     selector: undefined,
     capturePort: undefined,
+    connectPort: undefined,
     upstreams: [],
   })
   await using catalog = createFileCatalog({ path, node: 'host-0' }, silentLog)

@@ -99,6 +99,11 @@ export interface Capture extends AsyncDisposable {
   apply(plan: CapturePlan): Promise<void>
   /** The addresses of instances that are to be captured from now on, all of them. */
   updateInstances(addresses: Iterable<SocketAddress>): Promise<void>
+  /**
+   * Captures no new connection, and stops the upkeep. The rules themselves stay until {@link clear}: with the
+   * last REDIRECT rule the kernel would stop translating the connections that are open.
+   */
+  suspend(): Promise<void>
   /** Removes rules, chains, sets and routes of ours, and nothing else; also those of a dead daemon. */
   clear(): Promise<ClearReport>
   /** What is in the kernel, compared with the plan given or else the one applied by this process. */
@@ -167,6 +172,18 @@ class KernelCapture implements Capture {
     this.#wanted = wanted
     return this.#exclusive(async () => {
       if (this.#applied) await this.#syncSets()
+    })
+  }
+
+  suspend(): Promise<void> {
+    this.#stopUpkeep()
+    return this.#exclusive(async () => {
+      for (const family of activeFamilies()) {
+        const present = ownRules(await readRules(this.#run, defaultTools[family]))
+        const unreachable = present.map((table) => ({ ...table, jumps: [] }))
+        if (!isEmpty(present))
+          await applyRules(this.#run, defaultTools[family], renderRestore(unreachable, present))
+      }
     })
   }
 

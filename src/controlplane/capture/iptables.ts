@@ -80,9 +80,10 @@ const causes: readonly { pattern: RegExp; code: string; hint: string }[] = [
     hint: 'The legacy variant of iptables needs root for its lock: use iptables-nft, or apply the rules from ExecStartPre=+ of the unit',
   },
   {
-    pattern: /Permission denied|Operation not permitted/i,
+    // The set match asks for its version through a raw socket.
+    pattern: /Permission denied|Operation not permitted|Can't open socket to ipset/i,
     code: 'HM_CAPTURE_PERMISSION_DENIED',
-    hint: 'Run as root or with CAP_NET_ADMIN (systemd: AmbientCapabilities=CAP_NET_ADMIN)',
+    hint: 'Run as root or with both capabilities (systemd: AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW)',
   },
   {
     pattern:

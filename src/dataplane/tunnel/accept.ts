@@ -37,6 +37,7 @@ export interface AcceptOptions {
 /** The server of the tunnel port; not yet listening. Closing it is the caller's. */
 export function createTunnelServer(options: AcceptOptions): Server {
   let pending = 0
+  const turnedAway = new WeakSet<object>()
   const server = createServer({
     ...options.credentials.protocolOptions,
     requestCert: true,
@@ -56,6 +57,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
   server.on('connection', (socket) => {
     if (pending >= options.maxPending) {
       options.onRefused('HM_TLS_TOO_MANY_HANDSHAKES', socket.remoteAddress)
+      turnedAway.add(socket)
       socket.resetAndDestroy()
       return
     }
@@ -69,6 +71,8 @@ export function createTunnelServer(options: AcceptOptions): Server {
     pendingDone.set(socket, done)
   })
   server.on('tlsClientError', (error, socket) => {
+    const raw = connectionUnder(socket)
+    if (raw !== undefined && turnedAway.has(raw)) return
     // Node says ECONNRESET of a peer that it has turned away itself; the verdict on its certificate is here.
     const verdict: unknown = socket.authorizationError
     options.onRefused(
@@ -93,8 +97,14 @@ export function createTunnelServer(options: AcceptOptions): Server {
 const pendingDone = new WeakMap<object, () => void>()
 
 function handshakeDone(socket: TLSSocket): void {
+  const raw = connectionUnder(socket)
+  if (raw !== undefined) pendingDone.get(raw)?.()
+}
+
+/** The TCP connection that a TLS connection runs over. */
+function connectionUnder(socket: TLSSocket): object | undefined {
   const raw: unknown = Reflect.get(socket, '_parent')
-  if (typeof raw === 'object' && raw !== null) pendingDone.get(raw)?.()
+  return typeof raw === 'object' && raw !== null ? raw : undefined
 }
 
 function admit(socket: TLSSocket, options: AcceptOptions): AcceptedPeer {

@@ -35,6 +35,8 @@ import {
 export interface ConsulCatalogOptions extends ConsulAddress {
   /** This host's name in Consul, when it is known: instances on loopback are then believed of this host only. */
   readonly node?: string | undefined
+  /** Where other hosts reach this one; the agent's address unless given. */
+  readonly nodeAddress?: string | undefined
   /** Answers from another datacenter are refused. */
   readonly datacenter?: string | undefined
   /** False leaves registration to the operator: register() then does nothing. */
@@ -73,7 +75,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
   const transport = createTransport(options, clock)
   const parts = { transport, log, clock, random }
   const follower = createFollower(transport, parts)
-  const registrar = createRegistrar(parts)
+  const registrar = createRegistrar({ ...parts, nodeAddress: options.nodeAddress })
   const sight = createSight(transport, clock)
   const serviceWatches = new Set<ServiceWatch>()
   const otherWatches = new Set<IntentionWatch | ServiceNamesWatch>()

@@ -230,6 +230,8 @@ export interface AgentService {
   readonly name: string
   /** Empty for a plain service. */
   readonly kind: string
+  /** Empty for the agent's own. */
+  readonly address: unknown
   readonly port: number
   readonly meta: Readonly<Record<string, unknown>>
   readonly proxy: {
@@ -257,6 +259,7 @@ export function decodeAgentServices(body: unknown): ReadonlyMap<string, AgentSer
       id,
       name,
       kind: typeof kind === 'string' ? kind : '',
+      address: member(entry, 'Address'),
       port: typeof port === 'number' ? port : 0,
       meta: asRecord(member(entry, 'Meta')),
       proxy: {

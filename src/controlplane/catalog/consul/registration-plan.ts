@@ -23,6 +23,8 @@ export interface ConsulProxyRegistration {
   readonly Kind: 'connect-proxy'
   readonly Name: string
   readonly ID: string
+  /** Left out: the agent's own address. */
+  readonly Address?: string
   readonly Port: number
   readonly Meta: Readonly<Record<string, string>>
   readonly Proxy: {
@@ -52,6 +54,9 @@ const PROXY_MARK = 'hostmesh-proto'
 /** Says that a plain service is ours; its value is the tunnel port. */
 const PLAIN_MARK = 'hostmesh-registered'
 
+/** On a proxy: the tunnel port of the host, whatever port the proxy itself has. */
+const HOST_MARK = 'hostmesh-tunnel-port'
+
 /** On a proxy: who registered the plain service, `hostmesh` or `operator`. */
 const OWNER_MARK = 'hostmesh-plain'
 
@@ -71,11 +76,15 @@ export function ttlCheckIdOf(serviceId: string): string {
   return `hostmesh-ttl:${serviceId}`
 }
 
-/** Compares `desired` with what the agent has. With nothing desired it takes back all that is ours. */
+/**
+ * Compares `desired` with what the agent has. With nothing desired it takes back all that is ours.
+ * `nodeAddress` is where other hosts reach this one, when that is not the agent's address.
+ */
 export function planRegistration(
   desired: readonly LocalService[],
   tunnelPort: number,
   present: ReadonlyMap<string, AgentService>,
+  nodeAddress?: string,
 ): RegistrationPlan {
   const plain: PlainRegistration[] = []
   const proxies: ConsulProxyRegistration[] = []
@@ -112,7 +121,7 @@ export function planRegistration(
     }
     if (isOperators && there === undefined) withdrawn.push(id)
     const owner = isOperators ? 'operator' : 'hostmesh'
-    const proxy = proxyRegistration(service, target, { tunnelPort, owner })
+    const proxy = proxyRegistration(service, target, { tunnelPort, owner, nodeAddress })
     if (proxyThere !== undefined && !(PROXY_MARK in proxyThere.meta))
       problems.push(
         `Service ${name} has no proxy: the agent has another service with ID "${proxy.ID}"`,
@@ -135,14 +144,20 @@ export function planRegistration(
 function proxyRegistration(
   service: LocalService,
   target: SocketAddress,
-  { tunnelPort, owner }: { readonly tunnelPort: number; readonly owner: 'hostmesh' | 'operator' },
+  place: {
+    readonly tunnelPort: number
+    readonly owner: 'hostmesh' | 'operator'
+    readonly nodeAddress: string | undefined
+  },
 ): ConsulProxyRegistration {
+  const { tunnelPort, owner, nodeAddress } = place
   return {
     Kind: 'connect-proxy',
     Name: `${service.name}-hostmesh`,
     ID: proxyIdOf(service.id),
-    Port: tunnelPort,
-    Meta: { [PROXY_MARK]: '1', [OWNER_MARK]: owner },
+    ...(nodeAddress !== undefined && { Address: nodeAddress }),
+    Port: service.connectPort ?? tunnelPort,
+    Meta: { [PROXY_MARK]: '1', [HOST_MARK]: String(tunnelPort), [OWNER_MARK]: owner },
     Proxy: {
       DestinationServiceName: service.name,
       DestinationServiceID: service.id,
@@ -172,7 +187,9 @@ function isOurPlain(service: AgentService): boolean {
 
 function isOurProxy(service: AgentService, tunnelPort: number): boolean {
   return (
-    service.kind === 'connect-proxy' && PROXY_MARK in service.meta && service.port === tunnelPort
+    service.kind === 'connect-proxy' &&
+    PROXY_MARK in service.meta &&
+    service.meta[HOST_MARK] === String(tunnelPort)
   )
 }
 
@@ -185,6 +202,7 @@ function isSameProxy(there: AgentService, wanted: ConsulProxyRegistration): bool
     there.name === wanted.Name &&
     there.kind === wanted.Kind &&
     there.port === wanted.Port &&
+    (there.address ?? '') === (wanted.Address ?? '') &&
     isSameMeta(there.meta, wanted.Meta) &&
     there.proxy.destinationName === wanted.Proxy.DestinationServiceName &&
     there.proxy.destinationId === wanted.Proxy.DestinationServiceID &&

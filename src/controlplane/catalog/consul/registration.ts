@@ -45,6 +45,8 @@ export interface Registrar {
 export interface RegistrarOptions {
   readonly transport: ConsulTransport
   readonly log: Log
+  /** Where other hosts reach this one; the agent's address unless given. */
+  readonly nodeAddress?: string | undefined
   readonly clock?: Clock
   readonly random?: Random
   /** Milliseconds between two looks at the agent. */
@@ -153,7 +155,11 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
       if (isWithdrawn) return
       const others = new Map(present)
       others.delete(proxyIdOf(service.id))
-      await Promise.all(planRegistration([service], tunnelPort, others).proxies.map(registerProxy))
+      await Promise.all(
+        planRegistration([service], tunnelPort, others, options.nodeAddress).proxies.map(
+          registerProxy,
+        ),
+      )
     }
   }
 
@@ -169,7 +175,7 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
     if (closing.signal.aborted) return
     try {
       const present = await readAgent(closing.signal)
-      const plan = planRegistration(desired, tunnelPort, present)
+      const plan = planRegistration(desired, tunnelPort, present, options.nodeAddress)
       const isTimeToBeat = unreachable !== undefined || clock.monotonicMs() - beatenAtMs >= BEAT_MS
       if (isTimeToBeat) beatenAtMs = clock.monotonicMs()
       const nowWithdrawn = new Set(plan.withdrawn)

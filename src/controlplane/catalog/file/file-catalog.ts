@@ -262,7 +262,7 @@ class FileCatalog implements Catalog {
         return [
           `Service ${service.name} of this host is not in ${path}: it lists no instance with Node ${node} and ID ${service.id}`,
         ]
-      if (endpoint.tunnel.port !== tunnelPort)
+      if (endpoint.tunnel.port !== tunnelPort && endpoint.tunnel.port !== service.connectPort)
         return [
           `Service ${service.name} of this host has Port ${endpoint.tunnel.port} in ${path}, but the tunnel port is ${tunnelPort}`,
         ]
