@@ -224,6 +224,7 @@ want_for_fleet() {
   want systemd-nspawn systemd-container
   want debootstrap debootstrap
   want ansible-playbook ansible-core
+  want ansible-lint ansible-lint
   want ssh openssh-client
   want ip iproute2
   want iptables iptables

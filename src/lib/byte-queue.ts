@@ -7,7 +7,7 @@
  * become a million pieces. Bounds are the caller's: look at {@link ByteQueue.length}.
  */
 
-/** Size of a pooled block, and the most that one {@link ByteQueue.shift} returns. */
+/** Size of a pooled block, and the most that one {@link ByteQueue.front} returns. */
 export const BLOCK_BYTES = 65_536
 
 /** Chunks below this do not get a block. */
@@ -66,13 +66,18 @@ export class ByteQueue {
     return length
   }
 
-  /** Takes the front piece out, as exactly sized memory that belongs to the caller; undefined when empty. */
-  shift(): Uint8Array | undefined {
+  /** The bytes at the front that lie together; undefined when empty. Valid until the next call. */
+  front(): Uint8Array | undefined {
+    const first = this.pieces[0]
+    return first?.memory.subarray(first.start, first.end)
+  }
+
+  /** Drops what {@link front} gave; its memory is used again unless somebody has kept it. */
+  dropFront(isKept: boolean): void {
     const first = this.pieces.shift()
-    if (first === undefined) return undefined
-    const bytes = first.memory.subarray(first.start, first.end)
-    this.bytes -= bytes.length
-    return bytes
+    if (first === undefined) return
+    this.bytes -= first.end - first.start
+    if (!isKept) release(first)
   }
 
   /** Forgets everything. */

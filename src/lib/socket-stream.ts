@@ -228,10 +228,10 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     this.gather = undefined
     this.gatheredBytes = 0
     if (gather === undefined || this.closed) return
-    const wasIdle = socket.writableLength === 0
-    socket.write(gather.subarray(0, gatheredBytes))
-    const isKept = this.encrypts ? !wasIdle : socket.writableLength > 0
-    if (!isKept && idleGathers.length < MAX_IDLE_GATHERS) idleGathers.push(gather)
+    // Free again once it is written; left to the collector, such buffers would keep it busy.
+    socket.write(gather.subarray(0, gatheredBytes), () => {
+      if (idleGathers.length < MAX_IDLE_GATHERS) idleGathers.push(gather)
+    })
   }
 
   private tellWritable(): void {

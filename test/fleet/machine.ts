@@ -89,10 +89,18 @@ export class Machine implements AsyncDisposable {
   async boot(): Promise<void> {
     if (this.process?.hasExited === false) throw new Error(`${this.name} runs already`)
     const nspawn = [
-      ...['--quiet', '--boot', '--register=no', '--keep-unit', '--console=pipe'],
-      ...[`--directory=${this.folder}/root`, `--machine=${this.namespace.name}`],
-      ...[`--hostname=${this.name}`, `--network-namespace-path=${this.namespace.path}`],
-      ...['--resolv-conf=off', '--timezone=off', '--link-journal=no'],
+      '--quiet',
+      '--boot',
+      '--register=no',
+      '--keep-unit',
+      '--console=pipe',
+      `--directory=${this.folder}/root`,
+      `--machine=${this.namespace.name}`,
+      `--hostname=${this.name}`,
+      `--network-namespace-path=${this.namespace.path}`,
+      '--resolv-conf=off',
+      '--timezone=off',
+      '--link-journal=no',
       '--capability=CAP_NET_ADMIN,CAP_NET_RAW',
     ]
     const cgroups = this.cgroups().join(' ')

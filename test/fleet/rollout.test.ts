@@ -106,15 +106,14 @@ test('the daemon runs as its own user, watched, with two capabilities and its sy
 })
 
 test('configuration, keys and socket are for root and the daemon alone', async () => {
-  const modes = await a.must(
-    ...[
-      'stat',
-      '--format=%n %a %U:%G',
-      '/etc/hostmesh/hostmesh.yaml',
-      '/etc/hostmesh/catalog.yaml',
-    ],
-    ...['/etc/hostmesh/certs', '/etc/hostmesh/certs/web.key', '/run/hostmesh/admin.sock'],
-  )
+  const paths = [
+    '/etc/hostmesh/hostmesh.yaml',
+    '/etc/hostmesh/catalog.yaml',
+    '/etc/hostmesh/certs',
+    '/etc/hostmesh/certs/web.key',
+    '/run/hostmesh/admin.sock',
+  ]
+  const modes = await a.must('stat', '--format=%n %a %U:%G', ...paths)
   assert.equal(
     modes,
     [
@@ -188,13 +187,13 @@ test('the next good run mends it, and restarts what an earlier run changed and l
 })
 
 test('another package replaces the program, and one earlier release stays', async () => {
-  const before = await a.must('readlink', '-f', '/usr/bin/hostmesh')
+  const former = await a.must('readlink', '-f', '/usr/bin/hostmesh')
   tarball = await repack(tarball)
   await describeFleet({ config: { log: { level: 'debug' } } })
   const run = await controller.play('site', '--limit', 'host-a')
   assert.equal(run.code, 0, run.output)
   const now = await a.must('readlink', '-f', '/usr/bin/hostmesh')
-  assert.notEqual(now, before)
+  assert.notEqual(now, former)
   const command = await a.must('cat', `/proc/${await a.property('MainPID')}/cmdline`)
   assert.ok(command.includes(dirname(dirname(now.trim()))), command)
   assert.equal((await a.must('ls', '/opt/hostmesh/releases')).trim().split('\n').length, 2)
@@ -205,6 +204,25 @@ test('kill -9 takes the rules along, and systemd brings the daemon back', async 
   const restarts = Number(await a.property('NRestarts'))
   await a.must('systemctl', 'kill', '--kill-whom=main', '--signal=KILL', 'hostmesh.service')
   await eventually(async () => assert.equal(Number(await a.property('NRestarts')), restarts + 1))
+  await wellAgain(a)
+})
+
+test('a daemon that hangs is ended by the watchdog, and replaced', async () => {
+  const dropIn = '/run/systemd/system/hostmesh.service.d/watchdog.conf'
+  await a.must('mkdir', '-p', dirname(dropIn))
+  await a.must('sh', '-c', `printf '[Service]\\nWatchdogSec=1s\\n' >${dropIn}`)
+  await a.must('systemctl', 'daemon-reload')
+  await a.must('systemctl', 'restart', 'hostmesh.service')
+  const restarts = Number(await a.property('NRestarts'))
+  await a.must('kill', '-STOP', await a.property('MainPID'))
+  await eventually(async () => assert.equal(Number(await a.property('NRestarts')), restarts + 1))
+  assert.match(
+    await a.must('journalctl', '--unit', 'hostmesh', '--lines', '100'),
+    /Watchdog timeout/,
+  )
+  await a.must('rm', '-r', dirname(dropIn))
+  await a.must('systemctl', 'daemon-reload')
+  await a.must('systemctl', 'restart', 'hostmesh.service')
   await wellAgain(a)
 })
 

@@ -15,50 +15,72 @@ export interface AddressRoute {
   readonly endpointKey: string | undefined
 }
 
+/** Who claims an address: the first of the list has it. */
+type Claims = Map<string, AddressRoute[]>
+
 /** Address to service, kept up to date by {@link AddressIndex.apply}. */
 export class AddressIndex {
-  private readonly byVirtualIp = new Map<string, AddressRoute>()
-  private readonly byInstance = new Map<string, AddressRoute>()
+  private readonly byVirtualIp: Claims = new Map()
+  private readonly byInstance: Claims = new Map()
   private readonly indexed = new Map<string, MeshService>()
 
-  /** Takes over what changed. When two services claim an address, the one indexed first keeps it. */
+  /**
+   * Takes over what changed. When two services claim an address, the one indexed first keeps it until it
+   * gives it up; then the other one has it. Addresses may move between services within one delta.
+   */
   apply(delta: SnapshotDelta): void {
-    for (const name of delta.removedServices) this.remove(name)
-    for (const service of delta.services) {
-      this.remove(service.name)
-      this.add(service)
-    }
+    for (const name of delta.removedServices) this.release(name, undefined)
+    for (const service of delta.services) this.release(service.name, service)
+    for (const service of delta.services) this.claim(service)
   }
 
   /** The route of an address, or undefined when no service is known there. */
   find(address: SocketAddress): AddressRoute | undefined {
-    return this.byVirtualIp.get(address.ip) ?? this.byInstance.get(formatAddress(address))
+    return this.byVirtualIp.get(address.ip)?.[0] ?? this.byInstance.get(formatAddress(address))?.[0]
   }
 
-  private add(service: MeshService): void {
+  private claim(service: MeshService): void {
     this.indexed.set(service.name, service)
     for (const ip of service.virtualIps)
-      if (!this.byVirtualIp.has(ip))
-        this.byVirtualIp.set(ip, { service: service.name, endpointKey: undefined })
-    for (const endpoint of service.endpoints) {
-      if (endpoint.application === undefined) continue
-      const key = formatAddress(endpoint.application)
-      if (!this.byInstance.has(key))
-        this.byInstance.set(key, { service: service.name, endpointKey: endpoint.key })
-    }
+      claim(this.byVirtualIp, ip, { service: service.name, endpointKey: undefined })
+    for (const [key, endpointKey] of instancesOf(service))
+      claim(this.byInstance, key, { service: service.name, endpointKey })
   }
 
-  private remove(name: string): void {
-    const service = this.indexed.get(name)
-    if (service === undefined) return
+  /** Gives up the addresses that `after` does not have any more. */
+  private release(name: string, after: MeshService | undefined): void {
+    const before = this.indexed.get(name)
+    if (before === undefined) return
     this.indexed.delete(name)
-    for (const ip of service.virtualIps) forget(this.byVirtualIp, ip, name)
-    for (const endpoint of service.endpoints)
-      if (endpoint.application !== undefined)
-        forget(this.byInstance, formatAddress(endpoint.application), name)
+    const keptIps = new Set(after?.virtualIps)
+    for (const ip of before.virtualIps) if (!keptIps.has(ip)) release(this.byVirtualIp, ip, name)
+    const keptInstances = after === undefined ? undefined : instancesOf(after)
+    for (const key of instancesOf(before).keys())
+      if (keptInstances?.has(key) !== true) release(this.byInstance, key, name)
   }
 }
 
-function forget(index: Map<string, AddressRoute>, key: string, service: string): void {
-  if (index.get(key)?.service === service) index.delete(key)
+/** Application address to endpoint key; the first endpoint at an address has it. */
+function instancesOf(service: MeshService): Map<string, string> {
+  const keys = new Map<string, string>()
+  for (const { application, key } of service.endpoints) {
+    if (application === undefined) continue
+    const address = formatAddress(application)
+    if (!keys.has(address)) keys.set(address, key)
+  }
+  return keys
+}
+
+function claim(claims: Claims, address: string, route: AddressRoute): void {
+  const routes = claims.get(address)
+  const own = routes?.findIndex(({ service }) => service === route.service) ?? -1
+  if (routes === undefined) claims.set(address, [route])
+  else if (own >= 0) routes[own] = route
+  else routes.push(route)
+}
+
+function release(claims: Claims, address: string, service: string): void {
+  const routes = claims.get(address)?.filter((route) => route.service !== service) ?? []
+  if (routes.length === 0) claims.delete(address)
+  else claims.set(address, routes)
 }

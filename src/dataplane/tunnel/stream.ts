@@ -12,7 +12,13 @@
  */
 
 import { ByteQueue } from '../../lib/byte-queue.ts'
-import { type ByteStream, FULL, type Receiver, type WriteResult } from '../../lib/byte-stream.ts'
+import {
+  type ByteStream,
+  FULL,
+  KEPT,
+  type Receiver,
+  type WriteResult,
+} from '../../lib/byte-stream.ts'
 import { MeshError } from '../../lib/errors.ts'
 import {
   ACK,
@@ -172,10 +178,13 @@ export class TunnelStream implements ByteStream {
     this.credit(this.undrained)
     this.undrained = 0
     while (!this.paused) {
-      const bytes = this.incoming.shift()
+      const bytes = this.incoming.front()
       if (bytes === undefined) break
-      this.carrier.held(-bytes.length)
-      this.deliver(bytes)
+      const { length } = bytes
+      const isKept = (this.deliver(bytes) & KEPT) !== 0
+      if (this.closed) return
+      this.incoming.dropFront(isKept)
+      this.carrier.held(-length)
     }
     this.deliverEnd()
   }

@@ -1,0 +1,125 @@
+/**
+ * The connections of a worker: caps, one ending each, deadlines.
+ */
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { ConnectionTable } from '../../src/dataplane/proxy/connection-table.ts'
+import { MeshError } from '../../src/lib/errors.ts'
+import { readTraffic, TrafficCounters, trafficFlags, type TrafficLabels } from '../../src/telemetry/counters.ts'
+
+const limits = { connections: 5, connectionsPerService: 3, idleMs: 1_000, halfClosedMs: 100 }
+
+function makeTable(): {
+  table: ConnectionTable
+  rows: () => { pair: string; opened: number; closed: Record<string, number> }[]
+} {
+  const memory = TrafficCounters.createMemory()
+  const labels: (TrafficLabels | undefined)[] = []
+  const counters = new TrafficCounters(memory, (row, label) => {
+    labels[row] = label
+  })
+  return {
+    table: new ConnectionTable(limits, counters),
+    rows: () =>
+      readTraffic(memory, labels).map((row) => ({
+        pair: `${row.labels.reporter} ${row.labels.source} ${row.labels.destination}`,
+        opened: row.opened,
+        closed: Object.fromEntries(
+          row.closedByFlag.map((count, i) => [trafficFlags[i], count]).filter(([, count]) => count !== 0),
+        ) as Record<string, number>,
+      })),
+  }
+}
+
+test('caps hold for all and for each caller, and endings make room', () => {
+  const { table } = makeTable()
+  const web = [1, 2, 3].map(() => table.add('outbound', 'web'))
+  assert.equal(table.hasRoom('web'), false)
+  assert.equal(table.hasRoom('api'), true)
+  table.add('outbound', 'api')
+  table.add('inbound', 'api')
+  assert.equal(table.hasRoom('api'), false, 'the table is full')
+  table.end(web[0]!, '-')
+  assert.equal(table.hasRoom('web'), true)
+  assert.equal(table.size, 4)
+})
+
+test('a connection ends once, under its first flag, for its pair', () => {
+  const { table, rows } = makeTable()
+  const connection = table.add('outbound', 'web')
+  table.know(connection, 'db')
+  table.know(connection, 'other')
+  table.end(connection, 'DENY')
+  table.end(connection, '-')
+  assert.deepEqual(rows(), [{ pair: 'source web db', opened: 1, closed: { DENY: 1 } }])
+  assert.equal(table.size, 0)
+})
+
+test('one whose destination was never known is counted as unknown', () => {
+  const { table, rows } = makeTable()
+  table.end(table.add('inbound', 'web'), 'PE')
+  assert.deepEqual(rows(), [{ pair: 'destination web unknown', opened: 1, closed: { PE: 1 } }])
+})
+
+test('quiet connections are broken off, busy and opening ones are not', () => {
+  const { table } = makeTable()
+  const aborted: string[] = []
+  const make = (name: string, state: 'opening' | 'open' | 'half-closed') => {
+    const connection = table.add('outbound', name)
+    connection.state = state
+    connection.abort = (flag, reason) => {
+      aborted.push(`${name} ${flag} ${reason.code}`)
+      table.end(connection, flag)
+    }
+    return connection
+  }
+  make('opening', 'opening')
+  make('quiet', 'open')
+  const busy = make('busy', 'open')
+  make('half', 'half-closed')
+  const startMs = performance.now()
+  busy.sentBytes = 1
+  table.sweep(startMs + 500)
+  assert.deepEqual(aborted.splice(0), ['half UT HM_CONNECTION_IDLE'])
+  table.sweep(startMs + 1_400)
+  assert.deepEqual(aborted.splice(0), ['quiet UT HM_CONNECTION_IDLE'])
+  busy.receivedBytes = 1
+  table.sweep(startMs + 1_500)
+  table.sweep(startMs + 2_499)
+  assert.deepEqual(aborted, [])
+  table.sweep(startMs + 2_501)
+  assert.deepEqual(aborted, ['busy UT HM_CONNECTION_IDLE'])
+  assert.equal(table.size, 1)
+})
+
+test('breaking off by choice reaches exactly the chosen, even when they end themselves meanwhile', () => {
+  const { table } = makeTable()
+  const aborted: number[] = []
+  const all = ['web', 'api', 'web'].map((source) => {
+    const connection = table.add('inbound', source)
+    connection.abort = () => {
+      aborted.push(connection.id)
+      for (const other of all) if (other.source === 'web') table.end(other, 'DENY')
+    }
+    return connection
+  })
+  const reason = new MeshError('HM_POLICY_DENIED', 'changed')
+  assert.equal(
+    table.abortWhere(({ source }) => source === 'web', 'DENY', reason),
+    2,
+  )
+  assert.deepEqual(aborted, [all[0]!.id, all[2]!.id])
+  assert.equal(table.size, 1)
+})
+
+test('the list is bounded, oldest first', () => {
+  const { table } = makeTable()
+  const ids = [1, 2, 3].map(() => table.add('outbound', 'web').id)
+  assert.deepEqual(
+    table.list(2).map(({ id }) => id),
+    ids.slice(0, 2),
+  )
+  const view = table.list(1)[0]!
+  assert.equal(view.state, 'opening')
+  assert.equal(view.peer, undefined)
+})

@@ -1,0 +1,222 @@
+/**
+ * Two streams made one, with streams that only remember what was asked of them.
+ */
+import assert from 'node:assert/strict'
+import { describe, test } from 'node:test'
+import type { Connection } from '../../src/dataplane/proxy/connection-table.ts'
+import { type SpliceEnding, splice } from '../../src/dataplane/proxy/splice.ts'
+import { type ByteStream, FULL, KEPT, type Receiver } from '../../src/lib/byte-stream.ts'
+import { readTraffic, TrafficCounters } from '../../src/telemetry/counters.ts'
+import { looseConnection } from '../integration/tunnel-fixtures.ts'
+
+class FakeStream implements ByteStream {
+  receiver: Receiver = {
+    onBytes: () => 0,
+    onEnd: () => undefined,
+    onClosed: () => undefined,
+    onReset: () => undefined,
+    onWritable: () => undefined,
+  }
+  isClosed = false
+  answer = 0
+  readonly asked: string[] = []
+  readonly given: Uint8Array[] = []
+
+  write(bytes: Uint8Array): number {
+    this.asked.push(`write ${Buffer.from(bytes).toString()}`)
+    this.given.push(bytes)
+    return this.answer
+  }
+
+  end(): void {
+    this.asked.push('end')
+  }
+
+  reset(): void {
+    this.asked.push('reset')
+    this.isClosed = true
+  }
+
+  pause(): void {
+    this.asked.push('pause')
+  }
+
+  resume(): void {
+    this.asked.push('resume')
+  }
+
+  /** What was asked since the last look. */
+  look(): string[] {
+    return this.asked.splice(0)
+  }
+}
+
+interface Spliced {
+  readonly caller: FakeStream
+  readonly called: FakeStream
+  readonly connection: Connection
+  readonly endings: SpliceEnding[]
+  readonly memory: SharedArrayBuffer
+}
+
+function join(options: { copies?: boolean; ended?: boolean; before?: (parts: Spliced) => void } = {}): Spliced {
+  const memory = TrafficCounters.createMemory()
+  const counters = new TrafficCounters(memory, () => undefined)
+  const connection = looseConnection()
+  connection.row = counters.row('source', 'web', 'db')
+  const parts: Spliced = {
+    caller: new FakeStream(),
+    called: new FakeStream(),
+    connection,
+    endings: [],
+    memory,
+  }
+  options.before?.(parts)
+  splice(
+    {
+      connection,
+      counters,
+      downstream: parts.caller,
+      upstream: parts.called,
+      copies: options.copies ?? false,
+      onEnding: (ending) => parts.endings.push(ending),
+    },
+    options.ended,
+  )
+  return parts
+}
+
+const bytes = (text: string): Buffer => Buffer.from(text)
+
+test('both sides are started, and bytes go through untouched and counted', () => {
+  const { caller, called, connection, memory } = join()
+  assert.deepEqual([caller.look(), called.look()], [['resume'], ['resume']])
+  const request = bytes('request')
+  caller.receiver.onBytes(request)
+  called.receiver.onBytes(bytes('the answer'))
+  assert.equal(called.given[0], request, 'the same memory: no copy')
+  assert.deepEqual([caller.look(), called.look()], [['write the answer'], ['write request']])
+  assert.deepEqual([connection.sentBytes, connection.receivedBytes], [7, 10])
+  const rows = readTraffic(memory, [
+    undefined,
+    undefined,
+    { reporter: 'source', source: 'web', destination: 'db' },
+  ])
+  assert.deepEqual([rows[0]?.sentBytes, rows[0]?.receivedBytes], [7, 10])
+})
+
+test('that memory is still in use is passed on to whoever read it', () => {
+  const { caller, called } = join()
+  called.answer = KEPT
+  assert.equal(caller.receiver.onBytes(bytes('x')) & KEPT, KEPT)
+  caller.answer = KEPT
+  assert.equal(called.receiver.onBytes(bytes('x')) & KEPT, KEPT)
+})
+
+test('where downstream memory must not be kept, upstream gets copies', () => {
+  const { caller, called } = join({ copies: true })
+  called.answer = KEPT
+  const shared = bytes('shared')
+  assert.equal(caller.receiver.onBytes(shared), 0)
+  shared.fill('!')
+  assert.equal(Buffer.from(called.given[0]!).toString(), 'shared')
+})
+
+for (const copies of [false, true])
+  test(`a full side stops the other until it has room${copies ? ', with copies' : ''}`, () => {
+    const { caller, called } = join({ copies })
+    caller.look()
+    called.look()
+    called.answer = FULL
+    caller.receiver.onBytes(bytes('a'))
+    assert.deepEqual(caller.look(), ['pause'])
+    called.receiver.onWritable()
+    assert.deepEqual(caller.look(), ['resume'])
+    caller.answer = FULL | KEPT
+    called.receiver.onBytes(bytes('b'))
+    assert.ok(called.look().includes('pause'))
+    caller.receiver.onWritable()
+    assert.deepEqual(called.look(), ['resume'])
+  })
+
+describe('an end', () => {
+  for (const first of ['caller', 'called'] as const)
+    test(`of the ${first} is passed on; the connection is done when both sides are closed`, () => {
+      const parts = join()
+      const second = first === 'caller' ? 'called' : 'caller'
+      parts.caller.look()
+      parts.called.look()
+      parts[first].receiver.onEnd()
+      assert.deepEqual(parts[second].look(), ['end'])
+      assert.deepEqual(parts[first].look(), [])
+      assert.equal(parts.connection.state, 'half-closed')
+      parts[second].receiver.onBytes(bytes('after'))
+      assert.deepEqual(parts[first].look(), ['write after'])
+      parts[second].receiver.onEnd()
+      assert.deepEqual(parts[first].look(), ['end'])
+      assert.deepEqual(parts.endings, [], 'bytes may still be on their way')
+      parts[first].receiver.onClosed()
+      assert.deepEqual(parts.endings, [])
+      parts[second].receiver.onClosed()
+      assert.deepEqual(parts.endings, [{ kind: 'done' }])
+    })
+
+  test('of the caller before the splice counts', () => {
+    const { caller, called, connection, endings } = join({ ended: true })
+    assert.equal(connection.state, 'half-closed')
+    called.receiver.onEnd()
+    assert.ok(caller.look().includes('end'))
+    called.receiver.onClosed()
+    caller.receiver.onClosed()
+    assert.deepEqual(endings, [{ kind: 'done' }])
+  })
+
+  test('that could not be flushed is a reset after all', () => {
+    const { caller, called, endings } = join()
+    caller.receiver.onEnd()
+    called.receiver.onEnd()
+    called.receiver.onClosed()
+    const reason = new Error('ECONNRESET')
+    caller.receiver.onReset(reason)
+    assert.deepEqual(endings, [{ kind: 'broken', side: 'downstream', reason }])
+  })
+})
+
+describe('a reset', () => {
+  for (const [from, to, side] of [
+    ['caller', 'called', 'downstream'],
+    ['called', 'caller', 'upstream'],
+  ] as const) {
+    test(`of the ${from} resets the other side and ends the connection once`, () => {
+      const parts = join()
+      parts[to].look()
+      const reason = new Error('gone')
+      parts[from].receiver.onReset(reason)
+      assert.deepEqual(parts[to].look(), ['reset'])
+      assert.deepEqual(parts.endings, [{ kind: 'broken', side, reason }])
+      parts[to].receiver.onReset(new Error('late'))
+      assert.equal(parts.endings.length, 1)
+    })
+
+    test(`of the ${from} after its end is one too`, () => {
+      const parts = join()
+      parts[from].receiver.onEnd()
+      parts[from].receiver.onReset(new Error('gone'))
+      assert.equal(parts.endings[0]?.kind, 'broken')
+      assert.deepEqual(parts[to].look().slice(-2), ['end', 'reset'])
+    })
+
+    test(`of the ${from} before the splice is noticed`, () => {
+      const parts = join({
+        before: (all) => {
+          all[from].isClosed = true
+        },
+      })
+      assert.deepEqual(parts[to].look(), ['reset'])
+      assert.deepEqual(parts[from].look(), [])
+      const [ending] = parts.endings
+      assert.ok(ending?.kind === 'broken')
+      assert.equal(ending.side, side)
+    })
+  }
+})
