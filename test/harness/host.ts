@@ -52,6 +52,9 @@ export class Host {
         name: service.name,
         id: service.id,
         ...(service.options.listens !== undefined && { port: service.options.listens }),
+        ...(service.options.connectPort !== undefined && {
+          connectPort: service.options.connectPort,
+        }),
         ...identityOf(service),
         upstreams: Object.entries(service.options.upstreams ?? {}).map(
           ([destination, bindPort]) => ({ destination, bindPort }),

@@ -17,6 +17,8 @@ export interface ServiceOptions {
   readonly id?: string
   /** The port that its application listens on; without it the service only calls. */
   readonly listens?: number
+  /** A tunnel port of its own, for peers that send no server name. */
+  readonly connectPort?: number
   /** Local ports that lead to other services, as a sidecar's upstreams do. */
   readonly upstreams?: Readonly<Record<string, number>>
   /** How the kernel knows it: its user (the default), its cgroup, or not at all. */

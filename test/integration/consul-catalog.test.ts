@@ -59,7 +59,7 @@ const db: LocalService = {
   target: { ip: '127.0.0.1', port: 5_432 },
   selector: undefined,
   capturePort: undefined,
-    connectPort: undefined,
+  connectPort: undefined,
   upstreams: [],
 }
 

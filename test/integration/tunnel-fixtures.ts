@@ -16,15 +16,14 @@ import {
   setDefaultCredential,
 } from '../../src/dataplane/tunnel/accept.ts'
 import { Credentials } from '../../src/dataplane/tunnel/credentials.ts'
+import { FrameDecoder } from '../../src/dataplane/tunnel/decoder.ts'
 import { type DialedPeer, dialPeer } from '../../src/dataplane/tunnel/dial.ts'
+import { ACK, PING, SYN } from '../../src/dataplane/tunnel/frame.ts'
 import { Session, type SessionOptions } from '../../src/dataplane/tunnel/session.ts'
 import type { TunnelStream } from '../../src/dataplane/tunnel/stream.ts'
 import type { ByteStream, Receiver } from '../../src/lib/byte-stream.ts'
 import type { MeshError } from '../../src/lib/errors.ts'
 import type { Leaf } from '../../src/model/certificate.ts'
-import { FrameDecoder } from '../../src/dataplane/tunnel/decoder.ts'
-import { ACK, PING, SYN } from '../../src/dataplane/tunnel/frame.ts'
-import { type Frame, FrameLog, header } from '../unit/tunnel-fixtures.ts'
 import { TrafficCounters } from '../../src/telemetry/counters.ts'
 import {
   makeAuthority,
@@ -32,6 +31,7 @@ import {
   type TestAuthority,
   TRUST_DOMAIN,
 } from '../unit/identity-fixtures.ts'
+import { type Frame, FrameLog, header } from '../unit/tunnel-fixtures.ts'
 
 export const DATACENTER = 'dc1'
 

@@ -7,11 +7,11 @@ import type { Socket } from 'node:net'
 import { Duplex } from 'node:stream'
 import { describe, test } from 'node:test'
 import fc from 'fast-check'
+import { FrameDecoder } from '../../src/dataplane/tunnel/decoder.ts'
 import { ACK, FIN, isViolation, MAX_WINDOW, RST, SYN } from '../../src/dataplane/tunnel/frame.ts'
 import type { TunnelStream } from '../../src/dataplane/tunnel/stream.ts'
 import { data, FrameLog, header } from '../unit/tunnel-fixtures.ts'
-import { FrameDecoder } from '../../src/dataplane/tunnel/decoder.ts'
-import { startSession, type SessionEnd } from './tunnel-fixtures.ts'
+import { type SessionEnd, startSession } from './tunnel-fixtures.ts'
 
 /** A carrier in memory: what the session writes can be looked at, what it reads is emitted. */
 class StandIn extends Duplex {
@@ -79,7 +79,10 @@ async function feed(role: 'opener' | 'acceptor', pieces: readonly Uint8Array[]):
 
 function check({ end, carrier, code, streams }: Fed): void {
   assert.ok(
-    code === undefined || code === 'HM_TUNNEL_REJECTED' || code === 'HM_TUNNEL_DRAINED' || isViolation(code),
+    code === undefined ||
+      code === 'HM_TUNNEL_REJECTED' ||
+      code === 'HM_TUNNEL_DRAINED' ||
+      isViolation(code),
     `ended with ${code}`,
   )
   assert.ok(end.session.streamCount <= 8)
@@ -140,9 +143,12 @@ for (const [role, valid] of [
 
     test('survives random bytes', async () => {
       await fc.assert(
-        fc.asyncProperty(fc.array(fc.uint8Array({ maxLength: 60 }), { maxLength: 20 }), async (pieces) => {
-          check(await feed(role, pieces))
-        }),
+        fc.asyncProperty(
+          fc.array(fc.uint8Array({ maxLength: 60 }), { maxLength: 20 }),
+          async (pieces) => {
+            check(await feed(role, pieces))
+          },
+        ),
         { seed: 21, numRuns: 1_000 },
       )
     })

@@ -55,7 +55,11 @@ const toAcceptor: readonly Row[] = [
     code: 'HM_TUNNEL_BAD_STREAM_ID',
   },
   { name: 'ACK from the opener', bytes: data(ACK, 1), code: 'HM_TUNNEL_BAD_STREAM_ID' },
-  { name: 'data for a stream that never was', bytes: data(0, 3, 'x'), code: 'HM_TUNNEL_BAD_STREAM_ID' },
+  {
+    name: 'data for a stream that never was',
+    bytes: data(0, 3, 'x'),
+    code: 'HM_TUNNEL_BAD_STREAM_ID',
+  },
   {
     name: 'data for an even stream below others',
     bytes: Buffer.concat([data(SYN, 9), data(0, 4, 'x')]),
@@ -136,13 +140,21 @@ const toAcceptor: readonly Row[] = [
 
 const toOpener: readonly Row[] = [
   { name: 'SYN from the accepting side', bytes: data(SYN, 2), code: 'HM_TUNNEL_BAD_STREAM_ID' },
-  { name: 'SYN with an odd id from the accepting side', bytes: data(SYN, 3), code: 'HM_TUNNEL_BAD_STREAM_ID' },
+  {
+    name: 'SYN with an odd id from the accepting side',
+    bytes: data(SYN, 3),
+    code: 'HM_TUNNEL_BAD_STREAM_ID',
+  },
   {
     name: 'a second ACK',
     bytes: repeat(header(WINDOW_UPDATE, ACK, 1, 1), 2),
     code: 'HM_TUNNEL_BAD_STREAM_ID',
   },
-  { name: 'data for a stream not opened yet', bytes: data(0, 3, 'x'), code: 'HM_TUNNEL_BAD_STREAM_ID' },
+  {
+    name: 'data for a stream not opened yet',
+    bytes: data(0, 3, 'x'),
+    code: 'HM_TUNNEL_BAD_STREAM_ID',
+  },
   { name: 'data for an even stream', bytes: data(0, 2, 'x'), code: 'HM_TUNNEL_BAD_STREAM_ID' },
   {
     name: 'more than credit',
@@ -161,7 +173,8 @@ for (const [role, rows] of [
         await using tunnel = await rawTunnel(role)
         const { end, peer } = tunnel
         if (role === 'acceptor') peer.send(open)
-        const stream = role === 'acceptor' ? await end.nextStream() : end.session.open(Buffer.from('hello'))
+        const stream =
+          role === 'acceptor' ? await end.nextStream() : end.session.open(Buffer.from('hello'))
         const application = new Collector(stream)
         peer.send(bytes)
         const reason = await within(5_000, 'the end of the session', end.closed)
@@ -195,7 +208,10 @@ describe('only the stream is reset, and another goes on', () => {
   for (const [name, bytes] of [
     ['data after FIN', Buffer.concat([data(FIN, 1), data(0, 1, 'late')])],
     ['a second FIN', Buffer.concat([data(FIN, 1), data(FIN, 1)])],
-    ['a second FIN on a window update', Buffer.concat([data(FIN, 1), header(WINDOW_UPDATE, FIN, 1, 0)])],
+    [
+      'a second FIN on a window update',
+      Buffer.concat([data(FIN, 1), header(WINDOW_UPDATE, FIN, 1, 0)]),
+    ],
   ] as const)
     test(name, async () => {
       await using tunnel = await rawTunnel('acceptor')
@@ -245,7 +261,9 @@ test('a reset code that nobody knows is unspecified', async () => {
 test('ten pings are answered with their values', async () => {
   await using tunnel = await rawTunnel('acceptor')
   for (let value = 1; value <= 10; value += 1) tunnel.peer.send(header(PING, SYN, 0, value))
-  await tunnel.peer.until(() => tunnel.peer.frames.filter(({ flags }) => flags === ACK).length === 10)
+  await tunnel.peer.until(
+    () => tunnel.peer.frames.filter(({ flags }) => flags === ACK).length === 10,
+  )
   assert.deepEqual(
     tunnel.peer.frames.filter(({ flags }) => flags === ACK).map(({ length }) => length),
     [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],

@@ -86,7 +86,11 @@ describe('half-close', () => {
         assert.equal(first.stream.isClosed, false)
         await writeAll(second, large.subarray(0, size), 60_000)
         second.stream.end()
-        await within(10_000, 'the other end', first.until(() => first.closedInOrder))
+        await within(
+          10_000,
+          'the other end',
+          first.until(() => first.closedInOrder),
+        )
         await second.until(() => second.closedInOrder)
         assert.equal(sha256(first.bytes), sha256(large.subarray(0, size)))
         assert.equal(first.reset ?? second.reset, undefined)
@@ -275,7 +279,9 @@ describe('credit', () => {
     await peer.settled()
     assert.equal(stream.heldBytes, INITIAL_CREDIT)
     const takeCredit = (): number =>
-      peer.frames.splice(0).reduce((sum, { type, length }) => sum + (type === WINDOW_UPDATE ? length : 0), 0)
+      peer.frames
+        .splice(0)
+        .reduce((sum, { type, length }) => sum + (type === WINDOW_UPDATE ? length : 0), 0)
     assert.equal(takeCredit(), 0)
     void new Collector(stream, { keepsBytes: false })
     stream.resume()
@@ -302,7 +308,8 @@ describe('credit', () => {
     stream.resume()
     let credit = INITIAL_CREDIT
     const takeCredit = (): void => {
-      for (const { type, length } of peer.frames.splice(0)) if (type === WINDOW_UPDATE) credit += length
+      for (const { type, length } of peer.frames.splice(0))
+        if (type === WINDOW_UPDATE) credit += length
     }
     const chunk = Buffer.alloc(65_000)
     for (let sent = 0; sent < 40 * 1_048_576; sent += chunk.length) {
@@ -342,7 +349,14 @@ test('100,000 one-byte writes arrive in order', async () => {
   await using tunnel = await openTunnel()
   const { near, far } = await openStream(tunnel)
   const bytes = large.subarray(0, 100_000)
-  await Promise.all([writeAll(near, bytes, 1), within(20_000, 'the bytes', far.until(() => far.length === bytes.length))])
+  await Promise.all([
+    writeAll(near, bytes, 1),
+    within(
+      20_000,
+      'the bytes',
+      far.until(() => far.length === bytes.length),
+    ),
+  ])
   assert.equal(sha256(far.bytes), sha256(bytes))
 })
 
@@ -503,14 +517,20 @@ describe('drain', () => {
     far.stream.write(large)
     far.stream.end()
     near.stream.end()
-    await within(10_000, 'the last bytes', near.until(() => near.closedInOrder))
+    await within(
+      10_000,
+      'the last bytes',
+      near.until(() => near.closedInOrder),
+    )
     assert.equal(sha256(near.bytes), sha256(large))
     const reasons = await Promise.all([tunnel.opener.closed, tunnel.acceptor.closed])
     assert.deepEqual(
       reasons.map(({ code }) => code),
       ['HM_TUNNEL_DRAINED', 'HM_TUNNEL_DRAINED'],
     )
-    await eventually(() => assert.ok(tunnel.opener.session.isGone && tunnel.acceptor.session.isGone))
+    await eventually(() =>
+      assert.ok(tunnel.opener.session.isGone && tunnel.acceptor.session.isGone),
+    )
   })
 
   test('of a session without streams closes it at once', async () => {
@@ -518,7 +538,9 @@ describe('drain', () => {
     tunnel.opener.session.drain()
     assert.equal((await tunnel.opener.closed).code, 'HM_TUNNEL_DRAINED')
     await tunnel.acceptor.closed
-    await eventually(() => assert.ok(tunnel.opener.session.isGone && tunnel.acceptor.session.isGone))
+    await eventually(() =>
+      assert.ok(tunnel.opener.session.isGone && tunnel.acceptor.session.isGone),
+    )
   })
 
   test('closes the connection even if the peer never ends its side', async () => {

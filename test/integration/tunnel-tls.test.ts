@@ -35,10 +35,7 @@ import {
 const SERVER_NAME = `db.default.${DATACENTER}.internal.${TRUST_DOMAIN}`
 
 /** A TLS client that checks nothing, so that what the port decides is seen. */
-function client(
-  port: number,
-  options: Omit<tls.ConnectionOptions, 'port'> = {},
-): tls.TLSSocket {
+function client(port: number, options: Omit<tls.ConnectionOptions, 'port'> = {}): tls.TLSSocket {
   const leaf = leafOf('web')
   const socket = tls.connect({
     host: '127.0.0.1',
@@ -155,8 +152,20 @@ describe('the dialer refuses', () => {
 
   const dbId = WEB_ID.replace('/web', '/db')
   for (const [name, names] of [
-    ['two URIs, one of them right', [[URI, dbId], [URI, WEB_ID]]],
-    ['the right URI twice', [[URI, dbId], [URI, dbId]]],
+    [
+      'two URIs, one of them right',
+      [
+        [URI, dbId],
+        [URI, WEB_ID],
+      ],
+    ],
+    [
+      'the right URI twice',
+      [
+        [URI, dbId],
+        [URI, dbId],
+      ],
+    ],
     ['the right URI in upper case', [[URI, dbId.replace('/svc/', '/SVC/')]]],
     ['the right URI with something behind it', [[URI, `${dbId}/`]]],
     ['the right URI with a NUL behind it', [[URI, `${dbId}\0x`]]],
@@ -187,7 +196,10 @@ describe('the dialer refuses', () => {
   })
 
   test('a peer that says nothing, at its deadline', async () => {
-    const server = createServer((socket) => socket.on('error', () => undefined).resume()).listen(0, '127.0.0.1')
+    const server = createServer((socket) => socket.on('error', () => undefined).resume()).listen(
+      0,
+      '127.0.0.1',
+    )
     await once(server, 'listening')
     await assert.rejects(dial((server.address() as AddressInfo).port, undefined, 100), {
       code: 'HM_DIAL_TIMEOUT',
@@ -241,7 +253,13 @@ describe('the tunnel port refuses', () => {
       })
 
       for (const [name, names] of [
-        ['two URIs', [[URI, WEB_ID], [URI, `${WEB_ID}2`]]],
+        [
+          'two URIs',
+          [
+            [URI, WEB_ID],
+            [URI, `${WEB_ID}2`],
+          ],
+        ],
         ['no URI', [[2, 'web.mesh.test']]],
         ['the ID of an agent', [[URI, `spiffe://${TRUST_DOMAIN}/agent/client/dc/dc1/id/x`]]],
         ['another trust domain', [[URI, 'spiffe://other.test/ns/default/dc/dc1/svc/web']]],
@@ -464,7 +482,12 @@ describe('handshakes under way', () => {
 
   test('of nonsense are refused without harm', async () => {
     await using port = await openTunnelPort(['db'], { handshakeTimeoutMs: 200 })
-    for (const bytes of ['GET / HTTP/1.1\r\n\r\n', '\x16\x03\x01\xff\xff', '\x80\x2e\x01', '\0'.repeat(70_000)]) {
+    for (const bytes of [
+      'GET / HTTP/1.1\r\n\r\n',
+      '\x16\x03\x01\xff\xff',
+      '\x80\x2e\x01',
+      '\0'.repeat(70_000),
+    ]) {
       const socket = connectTcp({ host: '127.0.0.1', port: port.port })
       socket.write(bytes, 'latin1')
       await cutOff(socket)
@@ -508,7 +531,11 @@ describe('a Connect connection', () => {
     await new Promise((resolve) => setTimeout(resolve, 30))
     socket.write(' and later ones')
     stream.resume()
-    await within(3_000, 'the bytes', reader.until(() => reader.length >= 26))
+    await within(
+      3_000,
+      'the bytes',
+      reader.until(() => reader.length >= 26),
+    )
     assert.equal(reader.bytes.toString(), 'early bytes and later ones')
     socket.destroy()
   })

@@ -142,7 +142,11 @@ test('our opener and a Go server understand each other', async () => {
   const echoed = session.open(Buffer.from('e'))
   const echo = new Collector(echoed)
   echoed.resume()
-  await within(15_000, 'the echo', Promise.all([writeAll(echo, large), echo.until(() => echo.length === large.length)]))
+  await within(
+    15_000,
+    'the echo',
+    Promise.all([writeAll(echo, large), echo.until(() => echo.length === large.length)]),
+  )
   assert.equal(sha256(echo.bytes), sha256(large))
   assert.ok(echoed.isConfirmed)
   echoed.end()
@@ -154,7 +158,11 @@ test('our opener and a Go server understand each other', async () => {
   hashed.resume()
   await writeAll(hash, large.subarray(0, 3_000_000))
   hashed.end()
-  await within(5_000, 'the hash', hash.until(() => hash.closedInOrder))
+  await within(
+    5_000,
+    'the hash',
+    hash.until(() => hash.closedInOrder),
+  )
   assert.equal(hash.bytes.toString(), sha256(large.subarray(0, 3_000_000)))
 
   // An empty stream: end right after the command.
@@ -162,7 +170,11 @@ test('our opener and a Go server understand each other', async () => {
   const empty = new Collector(nothing)
   nothing.resume()
   nothing.end()
-  await within(5_000, 'the hash of nothing', empty.until(() => empty.closedInOrder))
+  await within(
+    5_000,
+    'the hash of nothing',
+    empty.until(() => empty.closedInOrder),
+  )
   assert.equal(empty.bytes.toString(), sha256(Buffer.alloc(0)))
 
   // Our reset is one for it; its frames before it noticed do no harm.
@@ -173,13 +185,21 @@ test('our opener and a Go server understand each other', async () => {
 
   // It answers our pings.
   session.tick(performance.now())
-  await within(5_000, 'a round trip', untilTruthy(() => session.roundTripMs))
+  await within(
+    5_000,
+    'a round trip',
+    untilTruthy(() => session.roundTripMs),
+  )
 
   assert.equal(session.streamCount, 0)
   session.drain()
   assert.equal((await closed).code, 'HM_TUNNEL_DRAINED')
   await go.line('session ended')
-  await within(5_000, 'the end of the connection', untilTruthy(() => socket.destroyed))
+  await within(
+    5_000,
+    'the end of the connection',
+    untilTruthy(() => socket.destroyed),
+  )
 })
 
 test('a stream that a Go server does not take is reset for us', async () => {
@@ -187,7 +207,11 @@ test('a stream that a Go server does not take is reset for us', async () => {
   const { session, socket } = await openTo(go)
   const first = new Collector(session.open(Buffer.from('e')))
   const second = new Collector(session.open(Buffer.from('e')))
-  await within(5_000, 'the reset', second.until(() => second.reset !== undefined))
+  await within(
+    5_000,
+    'the reset',
+    second.until(() => second.reset !== undefined),
+  )
   assert.ok(second.reset instanceof StreamResetError)
   assert.equal(second.reset.reason, 'unspecified')
   assert.equal(first.reset, undefined)
@@ -220,7 +244,11 @@ test('a Go client and our acceptor understand each other', async () => {
   echoed.confirm()
   echoed.resume()
   assert.equal(await go.line('echo'), 'true')
-  await within(5_000, 'its end', reader.until(() => reader.ended))
+  await within(
+    5_000,
+    'its end',
+    reader.until(() => reader.ended),
+  )
   echoed.end()
   assert.equal(reader.length, large.length)
 
@@ -228,7 +256,11 @@ test('a Go client and our acceptor understand each other', async () => {
   const words = new Collector(halfClosed)
   halfClosed.confirm()
   halfClosed.resume()
-  await within(5_000, 'its end', words.until(() => words.ended))
+  await within(
+    5_000,
+    'its end',
+    words.until(() => words.ended),
+  )
   assert.equal(words.bytes.toString(), 'last words')
   assert.equal(halfClosed.isClosed, false)
   halfClosed.end()
@@ -238,7 +270,11 @@ test('a Go client and our acceptor understand each other', async () => {
   const doomed = new Collector(refused)
   refused.confirm()
   refused.resume()
-  await within(5_000, 'its bytes', doomed.until(() => doomed.length === 8))
+  await within(
+    5_000,
+    'its bytes',
+    doomed.until(() => doomed.length === 8),
+  )
   refused.refuse('denied')
   assert.match(await go.line('read failed:'), /reset/)
 
@@ -246,11 +282,19 @@ test('a Go client and our acceptor understand each other', async () => {
   const last = new Collector(endsFirst)
   endsFirst.confirm()
   endsFirst.resume()
-  await within(5_000, 'its bytes', last.until(() => last.length === 9))
+  await within(
+    5_000,
+    'its bytes',
+    last.until(() => last.length === 9),
+  )
   endsFirst.write(Buffer.from('I end'))
   endsFirst.end()
   assert.equal(await go.line('answer'), 'I end')
-  await within(5_000, 'its last bytes', last.until(() => last.closedInOrder))
+  await within(
+    5_000,
+    'its last bytes',
+    last.until(() => last.closedInOrder),
+  )
   assert.equal(last.bytes.toString(), 'end first, then I')
 
   // Its go-away, without streams left, ends the session on both sides.

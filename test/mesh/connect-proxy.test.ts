@@ -12,14 +12,14 @@ import { OwnedProcess } from '../harness/owned-process.ts'
 
 test('with a host that runs consul connect proxy', async (t) => {
   await using mesh = await startMesh({
-    hosts: ['a', 'b', 'c', 'old'],
+    hosts: ['a', 'b', 'old'],
     catalog: 'consul',
     daemonless: ['old'],
   })
   const web = await mesh.host('a').service('web').start()
-  await mesh.host('b').service('db', { listens: 5432 }).start()
-  // It names no server in its handshake, so it can reach a host that offers one service only.
-  await mesh.host('c').service('vault', { listens: 8200 }).start()
+  // It names no server in its handshake: where a host has several services, each needs a tunnel port of its own.
+  await mesh.host('b').service('db', { listens: 5432, connectPort: 15_444 }).start()
+  await mesh.host('b').service('vault', { listens: 8200, connectPort: 15_445 }).start()
   const old = mesh.host('old')
   const ledger = await old.service('ledger', { listens: 7000 }).start()
   await mesh.allow('ledger', 'db')
@@ -62,7 +62,7 @@ test('with a host that runs consul connect proxy', async (t) => {
   await t.test('it is denied where no intention allows it', async () => {
     await assert.rejects(ledger.callPort(9192))
     await eventually(async () => {
-      const denied = await mesh.host('c').daemon.metric('hostmesh_tcp_connections_closed_total', {
+      const denied = await mesh.host('b').daemon.metric('hostmesh_tcp_connections_closed_total', {
         source_service: 'ledger',
         destination_service: 'vault',
         response_flags: 'DENY',

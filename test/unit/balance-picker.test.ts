@@ -57,7 +57,11 @@ const a = endpoint('a')
 const b = endpoint('b')
 const c = endpoint('c')
 
-function shares(balancer: Balancer, endpoints: readonly Endpoint[], times: number): Record<string, number> {
+function shares(
+  balancer: Balancer,
+  endpoints: readonly Endpoint[],
+  times: number,
+): Record<string, number> {
   const counts: Record<string, number> = {}
   for (let i = 0; i < times; i += 1) {
     const { key } = balancer.pick(endpoints, none)!
@@ -132,7 +136,8 @@ test('a failed instance is avoided until its failure is old', () => {
 
 test('equal instances get equal shares', () => {
   const counts = shares(new Balancer(new StandingClock(), uniform(7)), [a, b, c], 3_000)
-  for (const key of ['a', 'b', 'c']) assert.ok(Math.abs(counts[key]! - 1_000) < 150, JSON.stringify(counts))
+  for (const key of ['a', 'b', 'c'])
+    assert.ok(Math.abs(counts[key]! - 1_000) < 150, JSON.stringify(counts))
 })
 
 test('weight is a share: with connections that stay, twice the weight holds about twice as many', () => {
@@ -174,7 +179,10 @@ describe('peak EWMA', () => {
     const load = untriedLoad(0)
     observeSuccess(load, 1_000, 0)
     const costs = [0, 5_000, 20_000, 100_000].map((nowMs) => costOf(load, 1, nowMs))
-    assert.deepEqual(costs.toSorted((x, y) => y - x), costs)
+    assert.deepEqual(
+      costs.toSorted((x, y) => y - x),
+      costs,
+    )
     assert.ok(costs.at(-1)! < 1.1)
   })
 

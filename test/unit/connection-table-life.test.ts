@@ -5,7 +5,12 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { ConnectionTable } from '../../src/dataplane/proxy/connection-table.ts'
 import { MeshError } from '../../src/lib/errors.ts'
-import { readTraffic, TrafficCounters, trafficFlags, type TrafficLabels } from '../../src/telemetry/counters.ts'
+import {
+  readTraffic,
+  TrafficCounters,
+  type TrafficLabels,
+  trafficFlags,
+} from '../../src/telemetry/counters.ts'
 
 const limits = { connections: 5, connectionsPerService: 3, idleMs: 1_000, halfClosedMs: 100 }
 
@@ -25,7 +30,9 @@ function makeTable(): {
         pair: `${row.labels.reporter} ${row.labels.source} ${row.labels.destination}`,
         opened: row.opened,
         closed: Object.fromEntries(
-          row.closedByFlag.map((count, i) => [trafficFlags[i], count]).filter(([, count]) => count !== 0),
+          row.closedByFlag
+            .map((count, i) => [trafficFlags[i], count])
+            .filter(([, count]) => count !== 0),
         ) as Record<string, number>,
       })),
   }

@@ -57,7 +57,10 @@ describe('the more exact intention decides', () => {
 })
 
 test('an intention without an action that TCP can apply denies, whatever else matches', () => {
-  const decision = evaluate('web', policy('allow', rule('web', 'db', undefined), rule('*', 'db', 'allow')))
+  const decision = evaluate(
+    'web',
+    policy('allow', rule('web', 'db', undefined), rule('*', 'db', 'allow')),
+  )
   assert.equal(decision.allow, false)
   assert.match(decision.reason, /permissions/)
 })
@@ -76,7 +79,9 @@ test('the decision is that of the first match in order of precedence, for any se
   const name = fc.constantFrom('*', 'web', 'api', 'db')
   fc.assert(
     fc.property(
-      fc.array(fc.tuple(name, name, fc.constantFrom('allow' as const, 'deny' as const)), { maxLength: 8 }),
+      fc.array(fc.tuple(name, name, fc.constantFrom('allow' as const, 'deny' as const)), {
+        maxLength: 8,
+      }),
       fc.constantFrom('web', 'api', 'x'),
       fc.boolean(),
       (parts, source, allows) => {

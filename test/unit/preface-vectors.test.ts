@@ -131,9 +131,7 @@ const prefaces: fc.Arbitrary<Preface> = fc
       { nil: undefined },
     ),
     traceparent: fc.option(
-      fc
-        .tuple(hex(2), hex(32), hex(16), hex(2))
-        .map((parts) => parts.join('-')),
+      fc.tuple(hex(2), hex(32), hex(16), hex(2)).map((parts) => parts.join('-')),
       { nil: undefined },
     ),
   })

@@ -21,12 +21,26 @@ function endpoint(key: string, ip?: string, port = 80): Endpoint {
   }
 }
 
-function service(name: string, virtualIps: readonly string[], endpoints: readonly Endpoint[] = []): MeshService {
+function service(
+  name: string,
+  virtualIps: readonly string[],
+  endpoints: readonly Endpoint[] = [],
+): MeshService {
   return { name, datacenter: 'dc1', virtualIps, protocol: 'tcp', connectTimeoutMs: 1, endpoints }
 }
 
-function delta(services: readonly MeshService[], removedServices: readonly string[] = []): SnapshotDelta {
-  return { version: 1, datacenter: 'dc1', services, removedServices, policies: [], removedPolicies: [] }
+function delta(
+  services: readonly MeshService[],
+  removedServices: readonly string[] = [],
+): SnapshotDelta {
+  return {
+    version: 1,
+    datacenter: 'dc1',
+    services,
+    removedServices,
+    policies: [],
+    removedPolicies: [],
+  }
 }
 
 test('a virtual address means the service, at any port', () => {
@@ -41,10 +55,22 @@ test('a virtual address means the service, at any port', () => {
 test('an instance address means that instance, at its port only', () => {
   const index = new AddressIndex()
   index.apply(
-    delta([service('db', [], [endpoint('a/db', '10.0.0.5', 5432), endpoint('b/db', 'fd00::5', 5432), endpoint('c/db')])]),
+    delta([
+      service(
+        'db',
+        [],
+        [endpoint('a/db', '10.0.0.5', 5432), endpoint('b/db', 'fd00::5', 5432), endpoint('c/db')],
+      ),
+    ]),
   )
-  assert.deepEqual(index.find({ ip: '10.0.0.5', port: 5432 }), { service: 'db', endpointKey: 'a/db' })
-  assert.deepEqual(index.find({ ip: 'fd00::5', port: 5432 }), { service: 'db', endpointKey: 'b/db' })
+  assert.deepEqual(index.find({ ip: '10.0.0.5', port: 5432 }), {
+    service: 'db',
+    endpointKey: 'a/db',
+  })
+  assert.deepEqual(index.find({ ip: 'fd00::5', port: 5432 }), {
+    service: 'db',
+    endpointKey: 'b/db',
+  })
   assert.equal(index.find({ ip: '10.0.0.5', port: 5433 }), undefined)
 })
 
@@ -116,7 +142,9 @@ test('an address that moves from one service to another in one snapshot is found
 
 test('whatever the changes, every address of a known service is found, and none else', () => {
   const name = fc.constantFrom('a', 'b', 'c')
-  const ips = fc.uniqueArray(fc.constantFrom('240.0.0.1', '240.0.0.2', '240.0.0.3'), { maxLength: 3 })
+  const ips = fc.uniqueArray(fc.constantFrom('240.0.0.1', '240.0.0.2', '240.0.0.3'), {
+    maxLength: 3,
+  })
   const change = fc.oneof(
     fc.tuple(fc.constant('set' as const), name, ips),
     fc.tuple(fc.constant('remove' as const), name, ips),
@@ -143,10 +171,16 @@ test('whatever the changes, every address of a known service is found, and none 
           ),
         )
         for (const ip of ['240.0.0.1', '240.0.0.2', '240.0.0.3']) {
-          const claimants = [...known].filter(([, addresses]) => addresses.includes(ip)).map(([n]) => n)
+          const claimants = [...known]
+            .filter(([, addresses]) => addresses.includes(ip))
+            .map(([n]) => n)
           const found = index.find({ ip, port: 1 })?.service
           if (claimants.length === 0) assert.equal(found, undefined)
-          else assert.ok(found !== undefined && claimants.includes(found), `${ip}: ${found} of ${claimants.join()}`)
+          else
+            assert.ok(
+              found !== undefined && claimants.includes(found),
+              `${ip}: ${found} of ${claimants.join()}`,
+            )
         }
       }
     }),

@@ -8,19 +8,9 @@ import { createServer, type Socket } from 'node:net'
 import { describe, test } from 'node:test'
 import { FULL, KEPT } from '../../src/lib/byte-stream.ts'
 import { canReadDirectly, readDirect } from '../../src/lib/direct-read.ts'
-import {
-  HEADROOM,
-  hasHeadroom,
-  SocketStream,
-  withHeadroom,
-} from '../../src/lib/socket-stream.ts'
+import { HEADROOM, hasHeadroom, SocketStream, withHeadroom } from '../../src/lib/socket-stream.ts'
 import { eventually, within } from '../harness/eventually.ts'
-import {
-  Collector,
-  dialAs,
-  openTunnelPort,
-  tcpPair,
-} from '../integration/tunnel-fixtures.ts'
+import { Collector, dialAs, openTunnelPort, tcpPair } from '../integration/tunnel-fixtures.ts'
 
 interface Ends extends AsyncDisposable {
   /** Ours, as a stream. */
@@ -116,7 +106,11 @@ for (const [kind, open] of [
       await told.until(() => told.length > 0)
       if (kind === 'TCP') far.resetAndDestroy()
       else new SocketStream(far, 'private').reset()
-      await within(5_000, 'the reset', told.until(() => told.reset !== undefined))
+      await within(
+        5_000,
+        'the reset',
+        told.until(() => told.reset !== undefined),
+      )
       assert.equal(told.ended, false)
       assert.ok(stream.isClosed)
       assert.equal(stream.write(Buffer.from('late')), 0)
@@ -140,7 +134,10 @@ for (const [kind, open] of [
             await new Promise((resolve) => setImmediate(resolve))
         },
       ],
-      ['a stream with gathered bytes', async (stream: SocketStream) => stream.write(Buffer.alloc(20_000))],
+      [
+        'a stream with gathered bytes',
+        async (stream: SocketStream) => stream.write(Buffer.alloc(20_000)),
+      ],
     ] as const)
       test(`reset of ${name} closes the socket, tells the peer and not the owner`, async () => {
         await using ends = await open()
@@ -192,7 +189,11 @@ for (const [kind, open] of [
           if ((result & KEPT) !== 0 && (round & 1) === 0) await drained(stream)
           chunk.fill(0xee)
           if ((result & FULL) !== 0)
-            await within(5_000, 'room', told.until(() => told.writable > seen || told.reset !== undefined))
+            await within(
+              5_000,
+              'room',
+              told.until(() => told.writable > seen || told.reset !== undefined),
+            )
         }
       stream.end()
       far.end()
@@ -221,7 +222,11 @@ for (const [kind, open] of [
       assert.ok(stream.socket.writableLength < 400_000, `${stream.socket.writableLength} waiting`)
       const seen = told.writable
       far.resume()
-      await within(5_000, 'room', told.until(() => told.writable > seen))
+      await within(
+        5_000,
+        'room',
+        told.until(() => told.writable > seen),
+      )
     })
 
     test('small writes to a busy socket keep none of the memory they are read into', async () => {
@@ -250,7 +255,11 @@ for (const [kind, open] of [
       // TLS may hand out what it has decrypted already.
       assert.ok(told.length <= 3 + 65_536, `${told.length} bytes came while paused`)
       stream.resume()
-      await within(5_000, 'the rest', told.until(() => told.length === 200_003))
+      await within(
+        5_000,
+        'the rest',
+        told.until(() => told.length === 200_003),
+      )
     })
   })
 
@@ -285,7 +294,9 @@ test('bytes read into shared memory have room for a frame header before them', a
         const framed = withHeadroom(bytes.length)
         assert.equal(framed.length, HEADROOM + bytes.length)
         framed.fill(0xff, 0, HEADROOM)
-        resolve(Buffer.from(bytes).toString() === 'payload' && framed.subarray(HEADROOM).equals(bytes))
+        resolve(
+          Buffer.from(bytes).toString() === 'payload' && framed.subarray(HEADROOM).equals(bytes),
+        )
         return 0
       },
       onEnd: () => undefined,

@@ -59,7 +59,9 @@ interface Spliced {
   readonly memory: SharedArrayBuffer
 }
 
-function join(options: { copies?: boolean; ended?: boolean; before?: (parts: Spliced) => void } = {}): Spliced {
+function join(
+  options: { copies?: boolean; ended?: boolean; before?: (parts: Spliced) => void } = {},
+): Spliced {
   const memory = TrafficCounters.createMemory()
   const counters = new TrafficCounters(memory, () => undefined)
   const connection = looseConnection()
