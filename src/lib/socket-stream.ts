@@ -15,16 +15,12 @@ import { type ByteStream, FULL, KEPT, type Receiver, type WriteResult } from './
 import { type DirectReader, readDirect, setReading } from './direct-read.ts'
 import { MeshError } from './errors.ts'
 import { resetSocket } from './reset-socket.ts'
-import { atEndOfTurn, isQuiet, noteRead, type TurnTask } from './turn.ts'
+import { atEndOfTurn, noteRead, type TurnTask } from './turn.ts'
 
 /** Free bytes before whatever is read into shared memory: a framing may put its header there. */
 export const HEADROOM = 12
 
-/**
- * One read takes at most this much, headroom included: whole TLS records when framed in place. Large reads
- * are for a socket that has the thread nearly to itself; a turn that serves many takes less from each.
- */
-const LARGE_READ_BYTES = 262_144
+/** One read takes at most this much, headroom included: four whole TLS records when framed in place. */
 const READ_BYTES = 65_536
 
 /** Node's TLS hands out at most one record at a time. */
@@ -37,15 +33,14 @@ const GATHER_FROM_BYTES = 8_192
 const GATHER_BYTES = 131_072
 
 /** Bytes that may wait in the socket, gathered or written, before the writer is told to stop. */
-const FULL_BYTES = 131_072
+const FULL_BYTES = 262_144
 
 /** Gather buffers that no socket uses just now; all sockets of the thread share them. */
 const idleGathers: Buffer[] = []
 const MAX_IDLE_GATHERS = 32
 
-const sharedMemory = Buffer.allocUnsafeSlow(LARGE_READ_BYTES)
-const largeSharedBuffer = sharedMemory.subarray(HEADROOM)
-const sharedBuffer = sharedMemory.subarray(HEADROOM, READ_BYTES)
+const sharedMemory = Buffer.allocUnsafeSlow(READ_BYTES)
+const sharedBuffer = sharedMemory.subarray(HEADROOM)
 
 /** Whether the {@link HEADROOM} bytes before `bytes` may be overwritten. */
 export function hasHeadroom(bytes: Uint8Array): boolean {
@@ -82,7 +77,6 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
   private memory: ReadMemory
   private buffer: Uint8Array
   private bufferKept = false
-  private readWasFull = false
   private started = false
   private readsDirectly = false
   private ended = false
@@ -189,25 +183,17 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
   onRead(length: number): void {
     if (this.closed) return
     noteRead(performance.now())
-    this.readWasFull = length >= sharedBuffer.length
     const bytes = length === this.buffer.length ? this.buffer : this.buffer.subarray(0, length)
     if ((this.receiver.onBytes(bytes) & KEPT) !== 0) this.bufferKept = true
   }
 
   nextBuffer(): Uint8Array | undefined {
-    if (this.memory === 'shared') return this.nextSharedBuffer()
     if (!this.bufferKept) return undefined
+    if (this.memory === 'shared')
+      throw new Error('A receiver kept memory that is shared by all sockets')
     this.bufferKept = false
     this.buffer = Buffer.allocUnsafeSlow(this.buffer.length)
     return this.buffer
-  }
-
-  private nextSharedBuffer(): Uint8Array | undefined {
-    if (this.bufferKept) throw new Error('A receiver kept memory that is shared by all sockets')
-    const wanted = this.readWasFull && isQuiet() ? largeSharedBuffer : sharedBuffer
-    if (wanted === this.buffer) return undefined
-    this.buffer = wanted
-    return wanted
   }
 
   private gatherUp(bytes: Uint8Array): WriteResult {

@@ -33,11 +33,6 @@ export function noteRead(nowMs: number): void {
   lastReadMs = nowMs
 }
 
-/** Whether reads come so rarely that hardly any two share a turn. */
-export function isQuiet(): boolean {
-  return meanGapMs > QUIET_GAP_MS
-}
-
 /** Calls `task.endOfTurn()` at the end of the current turn. The caller keeps itself from registering twice. */
 export function atEndOfTurn(task: TurnTask): void {
   if (tasks.length === 0) setImmediate(runTasks)

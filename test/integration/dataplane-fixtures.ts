@@ -242,6 +242,7 @@ export function ending(socket: Socket): Promise<{ bytes: Buffer; how: string }> 
     socket.once('end', () => done('end'))
     socket.once('error', (error: NodeJS.ErrnoException) => done(error.code ?? error.message))
     socket.once('close', () => done('close'))
+    socket.resume()
   })
 }
 

@@ -220,6 +220,27 @@ describe('a carrier that is lost', () => {
       }
     })
 
+  test('takes nothing from a stream on which both sides had finished: what is held is delivered, then the end', async () => {
+    await using tunnel = await openTunnel()
+    const { near, far } = await openStream(tunnel)
+    far.stream.pause()
+    const bytes = large.subarray(0, 1_000_000)
+    near.stream.write(bytes)
+    near.stream.end()
+    far.stream.write(Buffer.from('ok'))
+    far.stream.end()
+    await near.until(() => near.closedInOrder)
+    const { heldBytes } = far.stream as TunnelStream
+    await eventually(() => assert.ok(heldBytes > 0))
+    // The near side has no stream left, so that it may close the carrier, as a draining one does.
+    tunnel.opener.session.drain()
+    await tunnel.acceptor.closed
+    assert.equal(far.reset, undefined)
+    far.stream.resume()
+    await far.until(() => far.closedInOrder)
+    assert.equal(sha256(far.bytes), sha256(bytes))
+  })
+
   test('is a reset even for a reader that is paused before an end it was sent', async () => {
     await using tunnel = await openTunnel()
     const { near, far } = await openStream(tunnel)

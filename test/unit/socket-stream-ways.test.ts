@@ -219,7 +219,7 @@ for (const [kind, open] of [
         if (told.writable === seen) break
         assert.ok(written < 64 * 1_048_576, 'the kernel cannot take that much')
       }
-      assert.ok(stream.socket.writableLength < 400_000, `${stream.socket.writableLength} waiting`)
+      assert.ok(stream.socket.writableLength < 1_048_576, `${stream.socket.writableLength} waiting`)
       const seen = told.writable
       far.resume()
       await within(

@@ -31,8 +31,8 @@ export const INITIAL_CREDIT = 262_144
 /** The most that a receive window grows to, bytes. */
 export const MAX_WINDOW = 4_194_304
 
-/** Largest payload that we put into one frame: with its header 256 KiB, sixteen whole TLS records. */
-export const MAX_PAYLOAD = 262_144 - HEADER_BYTES
+/** Largest payload that we put into one frame: with its header 64 KiB, four whole TLS records. */
+export const MAX_PAYLOAD = 65_536 - HEADER_BYTES
 
 /** Credit that no stream may ever have, bytes. */
 export const CREDIT_LIMIT = 2 ** 31 - 1

@@ -72,7 +72,7 @@ const BATCH_BYTES = 65_536
 const WRITE_BYTES = 262_144
 
 /** What one stream may put into a write before it is the next one's turn. */
-const QUANTUM_BYTES = 65_536 - HEADER_BYTES
+const QUANTUM_BYTES = MAX_PAYLOAD
 
 /** Node's TLS hands out one record at a time. */
 const READ_BYTES = 16_384
@@ -659,7 +659,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     this.closed = true
     this.round = []
     this.returnBatch()
-    for (const stream of this.streams.values()) stream.abort(reason)
+    for (const stream of this.streams.values()) stream.loseCarrier(reason)
     this.streams.clear()
     for (const resume of this.waiting.splice(0)) resume()
     this.owner.onClosed(reason)

@@ -268,6 +268,14 @@ export class TunnelStream implements ByteStream {
     this.abort(new StreamResetError(reason))
   }
 
+  /**
+   * Session: the carrier is gone. A stream on which both sides have finished needs it no more: what is held is
+   * delivered as its reader takes it (the peer of a draining session closes it while we still hold bytes).
+   */
+  loseCarrier(reason: Error): void {
+    if (!this.finSent || !this.finReceived) this.abort(reason)
+  }
+
   /** Session: the peer reset the stream, or the carrier is lost. */
   abort(reason: Error): void {
     if (this.closed) return
