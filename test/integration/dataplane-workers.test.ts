@@ -71,7 +71,6 @@ async function startPair(
   return { web, db, port }
 }
 
-
 /** Sends `bytes`, ends, and returns all that comes back. */
 async function roundTrip(port: number, bytes: Buffer): Promise<{ bytes: Buffer; how: string }> {
   const socket = await dial(port)
@@ -213,7 +212,10 @@ describe('policy at the destination', () => {
     const fate = ending(socket)
     socket.write('hello?')
     assert.match((await within(5_000, 'the end', fate)).how, /ECONNRESET|end/)
-    assert.equal((await roundTrip(port, Buffer.from('still there'))).bytes.toString(), 'still there')
+    assert.equal(
+      (await roundTrip(port, Buffer.from('still there'))).bytes.toString(),
+      'still there',
+    )
     assert.deepEqual(
       db.pool.statuses(() => 0).map(({ restarts }) => restarts),
       [0],
@@ -254,10 +256,14 @@ describe('policy at the destination', () => {
         ),
       }),
     )
-    const both = snapshotOf('db', [endpoint('db', db.tunnelPort)], [
-      ['web', 'allow'],
-      ['api', 'allow'],
-    ])
+    const both = snapshotOf(
+      'db',
+      [endpoint('db', db.tunnelPort)],
+      [
+        ['web', 'allow'],
+        ['api', 'allow'],
+      ],
+    )
     for (const host of [callers, db]) host.publish(both)
     const web = await dial(ports.web)
     web.write('w')
@@ -268,10 +274,14 @@ describe('policy at the destination', () => {
     assert.deepEqual([await read(webCalled, 1), await read(apiCalled, 1)], ['w', 'a'])
     const fates = Promise.all([ending(web), ending(webCalled)])
     db.publish(
-      snapshotOf('db', [endpoint('db', db.tunnelPort)], [
-        ['web', 'deny'],
-        ['api', 'allow'],
-      ]),
+      snapshotOf(
+        'db',
+        [endpoint('db', db.tunnelPort)],
+        [
+          ['web', 'deny'],
+          ['api', 'allow'],
+        ],
+      ),
     )
     const [near, far] = await within(5_000, 'the resets', fates)
     assert.deepEqual([near.how, far.how], ['ECONNRESET', 'ECONNRESET'])
@@ -339,7 +349,9 @@ describe('another instance is tried', () => {
     await using undo = new AsyncDisposableStack()
     const { host: web, port } = await startWeb()
     undo.use(web)
-    web.publish(snapshotOf('db', [endpoint('db', await freePort()), endpoint('db', await freePort())]))
+    web.publish(
+      snapshotOf('db', [endpoint('db', await freePort()), endpoint('db', await freePort())]),
+    )
     const startedMs = performance.now()
     assert.equal((await roundTrip(port, Buffer.from('x'))).how, 'ECONNRESET')
     assert.ok(performance.now() - startedMs < 2_500)
@@ -396,7 +408,9 @@ describe('an instance on the same host', () => {
     caller.write('x')
     assert.equal(await read(caller, 1), 'x')
     const fate = ending(caller)
-    host.publish(snapshotOf('db', [endpoint('db', host.tunnelPort, { local: true })], [['web', 'deny']]))
+    host.publish(
+      snapshotOf('db', [endpoint('db', host.tunnelPort, { local: true })], [['web', 'deny']]),
+    )
     assert.equal((await within(5_000, 'the reset', fate)).how, 'ECONNRESET')
   })
 })
@@ -433,7 +447,11 @@ describe('a peer that opens streams by hand', () => {
       const { db } = await startPair(undo, await startEcho())
       using end = await openSession(db)
       const reader = new Collector(end.session.open(first))
-      await within(5_000, 'the reset', reader.until(() => reader.reset !== undefined))
+      await within(
+        5_000,
+        'the reset',
+        reader.until(() => reader.reset !== undefined),
+      )
       assert.ok(reader.reset instanceof StreamResetError)
       assert.equal(reader.reset.reason, reason)
       assert.ok(resetCodes[reason] > 0)
@@ -445,7 +463,11 @@ describe('a peer that opens streams by hand', () => {
     using end = await openSession(db)
     const stream = end.session.open(Buffer.from('0d0a0d0a', 'hex'))
     const reader = new Collector(stream)
-    await within(5_000, 'the reset', reader.until(() => reader.reset !== undefined))
+    await within(
+      5_000,
+      'the reset',
+      reader.until(() => reader.reset !== undefined),
+    )
     assert.ok(reader.reset instanceof StreamResetError)
     assert.equal(reader.reset.reason, 'timeout')
   })
@@ -464,7 +486,11 @@ describe('a peer that opens streams by hand', () => {
     }
     stream.write(Buffer.from('hello'))
     stream.end()
-    await within(5_000, 'the echo', reader.until(() => reader.closedInOrder))
+    await within(
+      5_000,
+      'the echo',
+      reader.until(() => reader.closedInOrder),
+    )
     assert.equal(reader.bytes.toString(), 'hello')
   })
 
@@ -478,7 +504,11 @@ describe('a peer that opens streams by hand', () => {
     const reader = new Collector(stream)
     stream.end()
     stream.resume()
-    await within(5_000, 'the echo', reader.until(() => reader.closedInOrder))
+    await within(
+      5_000,
+      'the echo',
+      reader.until(() => reader.closedInOrder),
+    )
     assert.ok(reader.bytes.equals(large.subarray(0, 200_000)))
   })
 })
@@ -595,7 +625,9 @@ describe('a stop', () => {
       const caller = await dial(port)
       caller.end('give')
       caller.pause()
-      await eventually(() => assert.ok(db.totals.traffic().some(({ receivedBytes }) => receivedBytes > 0)))
+      await eventually(() =>
+        assert.ok(db.totals.traffic().some(({ receivedBytes }) => receivedBytes > 0)),
+      )
       const drained = (side === 'calling' ? web : db).pool.drain(20_000)
       await new Promise((resolve) => setTimeout(resolve, 300))
       const { bytes, how } = await within(10_000, 'the bytes', ending(caller))
