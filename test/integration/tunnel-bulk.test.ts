@@ -7,6 +7,7 @@ import assert from 'node:assert/strict'
 import { createHash, randomFillSync } from 'node:crypto'
 import type { Socket } from 'node:net'
 import { test } from 'node:test'
+import { KEPT } from '../../src/lib/byte-stream.ts'
 import { SocketStream } from '../../src/lib/socket-stream.ts'
 import { within } from '../harness/eventually.ts'
 import { openTunnel, spliced, type Tunnel, tcpPair } from './tunnel-fixtures.ts'
@@ -90,15 +91,16 @@ async function joined(
   return { caller: left.near, called: right.far }
 }
 
-for (const [name, pausesEvery] of [
-  ['quick readers', Number.POSITIVE_INFINITY],
-  ['readers that stall', 1_500_000],
+for (const [name, mebibytes, pausesEvery] of [
+  ['quick readers', 100, Number.POSITIVE_INFINITY],
+  ['readers that stall', 100, 1_500_000],
+  ['readers that are slower than their writers', 40, 150_000],
 ] as const)
-  test(`100 MiB each way at once arrive unchanged, with ${name}`, async () => {
+  test(`${mebibytes} MiB each way at once arrive unchanged, with ${name}`, async () => {
     await using undo = new AsyncDisposableStack()
     const tunnel = undo.use(await openTunnel())
     const { caller, called } = await joined(tunnel, undo)
-    const total = 100 * 1_048_576
+    const total = mebibytes * 1_048_576
     const [sent, answered, received, heard] = await within(
       40_000,
       'the transfer',
@@ -112,6 +114,44 @@ for (const [name, pausesEvery] of [
     assert.deepEqual(received, { hash: sent, bytes: total })
     assert.deepEqual(heard, { hash: answered, bytes: total })
   })
+
+test('a receiver may keep the memory it is given, as long as it says so', async () => {
+  await using undo = new AsyncDisposableStack()
+  const tunnel = undo.use(await openTunnel())
+  const app = undo.use(await tcpPair())
+  const opened = tunnel.opener.session.open(Buffer.from('preface'))
+  const accepted = await tunnel.acceptor.nextStream()
+  const kept: Uint8Array[] = []
+  const ended = new Promise<void>((resolve) => {
+    accepted.receiver = {
+      onBytes: (bytes) => {
+        kept.push(bytes)
+        // Now and then the queue is delivered from, instead of the read buffer.
+        if (kept.length % 50 === 0) {
+          accepted.pause()
+          setTimeout(() => accepted.resume(), 3)
+        }
+        return KEPT
+      },
+      onEnd: resolve,
+      onClosed: () => undefined,
+      onReset: () => undefined,
+      onWritable: () => undefined,
+    }
+  })
+  accepted.confirm()
+  accepted.resume()
+  void spliced(new SocketStream(app.far, 'shared'), opened)
+  const sent = pour(app.near, 20 * 1_048_576, 7)
+  await within(20_000, 'the end', ended)
+  const received = createHash('sha256')
+  let skip = 'preface'.length
+  for (const bytes of kept) {
+    received.update(bytes.subarray(Math.min(skip, bytes.length)))
+    skip = Math.max(0, skip - bytes.length)
+  }
+  assert.equal(received.digest('hex'), await sent)
+})
 
 test('eight streams at once keep their bytes apart', async () => {
   await using undo = new AsyncDisposableStack()

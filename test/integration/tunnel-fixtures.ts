@@ -137,7 +137,7 @@ export interface SessionEnd {
   /** Streams the peer opened that nobody has taken yet. */
   readonly streams: TunnelStream[]
   /** The next stream that the peer opens. */
-  nextStream(): Promise<TunnelStream>
+  readonly nextStream: () => Promise<TunnelStream>
   readonly closed: Promise<MeshError>
   /** How often a reset of a stream was reported. */
   resets: number

@@ -235,7 +235,7 @@ test('a Go client and our acceptor understand each other', async () => {
 
   const echoed = await nextStream()
   const reader = new Collector(echoed, { keepsBytes: false })
-  const onBytes = reader.onBytes.bind(reader)
+  const onBytes = (bytes: Uint8Array): number => Collector.prototype.onBytes.call(reader, bytes)
   reader.onBytes = (bytes) => {
     if ((echoed.write(bytes) & FULL) !== 0) echoed.pause()
     return onBytes(bytes)

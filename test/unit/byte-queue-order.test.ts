@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import { BLOCK_BYTES, ByteQueue } from '../../src/lib/byte-queue.ts'
 
 /** The pieces that the queue is made of; their number is what its memory and time depend on. */

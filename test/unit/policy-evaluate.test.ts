@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import { evaluate } from '../../src/dataplane/policy/evaluate.ts'
 import { type Intention, precedenceOf } from '../../src/model/intention.ts'
 import type { ServicePolicy } from '../../src/model/snapshot.ts'

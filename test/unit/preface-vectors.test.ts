@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { describe, test } from 'node:test'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import {
   encodePreface,
   MAX_PREFACE_BYTES,
@@ -119,7 +119,10 @@ const address = fc
   .map(([bytes, port]) => ({ ip: ipFromBytes(bytes)!, port }))
 const hex = (length: number) =>
   fc
-    .array(fc.constantFrom(...'0123456789abcdef'), { minLength: length, maxLength: length })
+    .array(
+      fc.nat(15).map((digit) => digit.toString(16)),
+      { minLength: length, maxLength: length },
+    )
     .map((digits) => digits.join(''))
 const prefaces: fc.Arbitrary<Preface> = fc
   .record({

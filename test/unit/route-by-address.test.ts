@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import { AddressIndex } from '../../src/dataplane/route/by-address.ts'
 import type { Endpoint } from '../../src/model/endpoint.ts'
 import type { MeshService, SnapshotDelta } from '../../src/model/snapshot.ts'

@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import { FrameDecoder } from '../../src/dataplane/tunnel/decoder.ts'
 import { HEADER_BYTES } from '../../src/dataplane/tunnel/frame.ts'
 import { KEPT } from '../../src/lib/byte-stream.ts'
