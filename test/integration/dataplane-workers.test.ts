@@ -8,7 +8,7 @@ import { describe, test } from 'node:test'
 import tls from 'node:tls'
 import type { Worker } from 'node:worker_threads'
 import { resetCodes } from '../../src/dataplane/tunnel/frame.ts'
-import { encodePreface } from '../../src/dataplane/tunnel/preface.ts'
+import { encodePreface, readPreface } from '../../src/dataplane/tunnel/preface.ts'
 import { StreamResetError } from '../../src/dataplane/tunnel/stream.ts'
 import { eventually, within } from '../harness/eventually.ts'
 import {
@@ -26,7 +26,14 @@ import {
   startHost,
   type TestHost,
 } from './dataplane-fixtures.ts'
-import { Collector, dialAs, leafOf, type SessionEnd, startSession } from './tunnel-fixtures.ts'
+import {
+  Collector,
+  dialAs,
+  leafOf,
+  openTunnelPort,
+  type SessionEnd,
+  startSession,
+} from './tunnel-fixtures.ts'
 
 /** A host with service web that reaches db through an explicit upstream. */
 async function startWeb(
@@ -327,6 +334,43 @@ describe('another instance is tried', () => {
         }
         assert.ok(failures > 0, 'the bad one was tried at least once')
       })
+
+  test('so at most 64 KiB go to one that has not confirmed; the rest follows its confirmation', async () => {
+    await using undo = new AsyncDisposableStack()
+    const tunnelPort = undo.use(await openTunnelPort(['db']))
+    const { host: web, port } = await startWeb()
+    undo.use(web)
+    web.publish(snapshotOf('db', [endpoint('db', tunnelPort.port)]))
+    const caller = await dial(port)
+    caller.end(large.subarray(0, 1_000_000))
+    const { socket } = await within(5_000, 'the tunnel', tunnelPort.next())
+    const { nextStream } = startSession(socket, 'acceptor')
+    const stream = await within(5_000, 'the stream', nextStream())
+    const reader = new Collector(stream)
+    stream.resume()
+    let preface = 0
+    await within(
+      5_000,
+      'early bytes',
+      reader.until(() => {
+        const reading = readPreface(reader.bytes)
+        preface = reading.state === 'complete' ? reading.length : 0
+        return preface > 0 && reader.length - preface >= 65_536
+      }),
+    )
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    assert.equal(reader.length - preface, 65_536)
+    assert.equal(reader.ended, false)
+    stream.confirm()
+    await within(
+      5_000,
+      'the rest',
+      reader.until(() => reader.ended),
+    )
+    assert.ok(reader.bytes.subarray(preface).equals(large.subarray(0, 1_000_000)))
+    stream.end()
+    assert.equal((await within(5_000, 'the end', ending(caller))).how, 'end')
+  })
 
   test('but not after a denial', async () => {
     await using undo = new AsyncDisposableStack()
