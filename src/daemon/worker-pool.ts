@@ -252,6 +252,8 @@ export class WorkerPool {
         break
       case 'cannotListen':
         this.options.log.error(message.message, { worker: member.id, code: message.code })
+        // The first start reports it to its caller; a replacement tries again.
+        if (member.restarts > 0) void member.thread?.terminate()
         break
       case 'peers':
       case 'connections':

@@ -7,7 +7,7 @@
  * become a million pieces. Bounds are the caller's: look at {@link ByteQueue.length}.
  */
 
-/** Size of a pooled block, and the most that one {@link ByteQueue.front} returns. */
+/** Size of a pooled block, and the most that one {@link ByteQueue.takeFront} returns. */
 export const BLOCK_BYTES = 65_536
 
 /** Chunks below this do not get a block. */
@@ -23,6 +23,13 @@ interface Piece {
   readonly isBlock: boolean
   start: number
   end: number
+}
+
+/** What {@link ByteQueue.takeFront} gives out. */
+export interface TakenBytes {
+  readonly bytes: Uint8Array
+  /** The memory may be used again; not called when somebody has kept it. */
+  release(): void
 }
 
 /** A queue of bytes. */
@@ -66,18 +73,13 @@ export class ByteQueue {
     return length
   }
 
-  /** The bytes at the front that lie together; undefined when empty. Valid until the next call. */
-  front(): Uint8Array | undefined {
-    const first = this.pieces[0]
-    return first?.memory.subarray(first.start, first.end)
-  }
-
-  /** Drops what {@link front} gave; its memory is used again unless somebody has kept it. */
-  dropFront(isKept: boolean): void {
+  /** Takes out the bytes at the front that lie together; undefined when empty. Whoever takes them releases them. */
+  takeFront(): TakenBytes | undefined {
     const first = this.pieces.shift()
-    if (first === undefined) return
-    this.bytes -= first.end - first.start
-    if (!isKept) release(first)
+    if (first === undefined) return undefined
+    const bytes = first.memory.subarray(first.start, first.end)
+    this.bytes -= bytes.length
+    return { bytes, release: () => release(first) }
   }
 
   /** Forgets everything. */

@@ -17,9 +17,7 @@ function counting(from: number, length: number): Buffer {
 
 /** Takes the front piece out and keeps its memory. */
 function takeFront(queue: ByteQueue): Uint8Array | undefined {
-  const bytes = queue.front()
-  queue.dropFront(true)
-  return bytes
+  return queue.takeFront()?.bytes
 }
 
 test('any mix of pushes and both ways of taking out keeps every byte in order', () => {
@@ -110,10 +108,11 @@ test('a queue of a few bytes holds a few bytes', () => {
 test('blocks that nobody has kept are used again', () => {
   const queue = new ByteQueue()
   queue.push(Buffer.alloc(BLOCK_BYTES, 1))
-  const memory = queue.front()!.buffer
-  queue.dropFront(false)
+  const taken = queue.takeFront()!
+  const memory = taken.bytes.buffer
+  taken.release()
   queue.push(Buffer.alloc(BLOCK_BYTES, 2))
-  assert.equal(queue.front()!.buffer, memory)
+  assert.equal(queue.takeFront()!.bytes.buffer, memory)
 })
 
 test('clear empties it, and it can be used again', () => {

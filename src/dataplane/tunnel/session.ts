@@ -261,11 +261,6 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     })
   }
 
-  /** Ends the session now and resets its streams. */
-  close(reason: MeshError): void {
-    this.fail(reason)
-  }
-
   /** A certificate of this connection is no longer valid: ends the session now. */
   expire(): void {
     this.fail(
@@ -288,7 +283,8 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     if (this.pingSentMs === undefined) {
       if (nowMs - this.lastReceivedMs >= keepaliveMs || this.pingsAnswered < FIRST_PINGS)
         this.ping(nowMs)
-    } else if (nowMs - this.pingSentMs >= keepaliveMs) {
+    } else if (nowMs - Math.max(this.pingSentMs, this.lastReceivedMs) >= keepaliveMs) {
+      // A ping may wait behind bulk; what arrives meanwhile is as good as its answer.
       this.fail(
         new MeshError('HM_TUNNEL_SILENT', `The tunnel broke: no answer for ${keepaliveMs} ms`),
       )

@@ -178,13 +178,10 @@ export class TunnelStream implements ByteStream {
     this.credit(this.undrained)
     this.undrained = 0
     while (!this.paused) {
-      const bytes = this.incoming.front()
-      if (bytes === undefined) break
-      const { length } = bytes
-      const isKept = (this.deliver(bytes) & KEPT) !== 0
-      if (this.closed) return
-      this.incoming.dropFront(isKept)
-      this.carrier.held(-length)
+      const taken = this.incoming.takeFront()
+      if (taken === undefined) break
+      this.carrier.held(-taken.bytes.length)
+      if ((this.deliver(taken.bytes) & KEPT) === 0) taken.release()
     }
     this.deliverEnd()
   }

@@ -20,7 +20,7 @@ interface Vector {
 }
 
 const vectors = JSON.parse(
-  readFileSync(new URL('../vectors/tunnel/prefaces.json', import.meta.url), 'utf8'),
+  readFileSync(new URL('./tunnel/prefaces.json', import.meta.url), 'utf8'),
 ) as {
   readonly prefaces: readonly Vector[]
   readonly also: readonly Vector[]
