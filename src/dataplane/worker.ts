@@ -285,7 +285,9 @@ class Worker {
 
   private async openDoor(door: Door): Promise<void> {
     for (let i = 0; i < ACCEPTORS; i += 1) {
-      const server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
+      // Without noDelay a second small write of an answer would wait for the caller's delayed ACK.
+      const options = { allowHalfOpen: true, pauseOnConnect: true, noDelay: true }
+      const server = createServer(options, (socket) => {
         this.workerCounters.inc('acceptedConnections')
         void carryOutbound(this.plane, socket, door)
       })

@@ -46,7 +46,7 @@ import { type StreamCarrier, StreamResetError, TunnelStream } from './stream.ts'
 export interface SessionOptions {
   /** Open streams; more are reset with code 4. */
   readonly maxStreams: number
-  /** Silence after which a ping is sent, and again after which an unanswered ping ends the session. */
+  /** Silence after which a ping is sent; as much silence again with the ping unanswered ends the session. */
   readonly keepaliveMs: number
 }
 
