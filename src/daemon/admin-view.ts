@@ -39,7 +39,6 @@ export interface DaemonState {
   capture(): { readonly inSync: boolean | undefined; readonly problems: readonly string[] }
   awaited(): readonly string[]
   isDraining(): boolean
-  eventLoopLagMs(): number
 }
 
 /** Connections in one document; the rest is counted. */

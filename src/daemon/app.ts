@@ -120,7 +120,6 @@ class Daemon {
       capture: () => ({ inSync: this.captureInSync, problems: this.capture?.problems() ?? [] }),
       awaited: () => [...this.readiness.awaited(), ...(this.discovery?.awaited() ?? [])],
       isDraining: () => this.draining,
-      eventLoopLagMs: () => this.eventLoopLagMs,
     }
   }
 
