@@ -20,4 +20,9 @@ export interface TrustBundle {
   readonly trustDomain: string
   /** PEM, one certificate each; never empty. */
   readonly rootsPem: readonly string[]
+  /**
+   * Serial numbers (hex, upper case, as `X509Certificate.serialNumber` writes them) of leaves that are not
+   * believed any more although they have not expired. Empty where the source knows no revocation.
+   */
+  readonly revokedSerials: readonly string[]
 }

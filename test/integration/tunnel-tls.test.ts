@@ -422,12 +422,14 @@ describe('the tunnel port admits', () => {
     credentials.setBundle({
       trustDomain: TRUST_DOMAIN,
       rootsPem: [...next.bundle.rootsPem, ...authority.bundle.rootsPem],
+      revokedSerials: [],
     })
     credentials.setLeaf(leafOf('db', next))
     const trusting = credentialsOf(['web'])
     trusting.setBundle({
       trustDomain: TRUST_DOMAIN,
       rootsPem: [...next.bundle.rootsPem, ...authority.bundle.rootsPem],
+      revokedSerials: [],
     })
     const [after, accepted] = await Promise.all([
       dialAs(port.port, 'web', 'db', trusting),

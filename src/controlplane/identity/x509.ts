@@ -83,7 +83,11 @@ export function readRoots(pem: string, trustDomain: string): TrustBundle {
         'HM_CERT_ROOT_INVALID',
         `Cannot trust ${nameOf(root)} as a root: it is not a CA certificate`,
       )
-  return { trustDomain, rootsPem: [...new Set(roots.map((root) => root.toString()))] }
+  return {
+    trustDomain,
+    rootsPem: [...new Set(roots.map((root) => root.toString()))],
+    revokedSerials: [],
+  }
 }
 
 const MAX_TRUST_DOMAIN = 128
