@@ -14,6 +14,7 @@ import {
   type FailureKind,
   firstQuery,
   nextQuery,
+  type Pace,
   type QueryOutcome,
   waitSeconds,
 } from './query-state.ts'
@@ -37,10 +38,20 @@ export interface FollowHealth {
   readonly unreachable: boolean
 }
 
+/** See {@link FollowOptions.priority}. */
+export type Priority = 'urgent' | 'hot' | 'cold'
+
 /** How one watch differs from the usual. */
 export interface FollowOptions {
-  /** `cold` for what changes rarely: first to go without a connection of its own when there are many. */
-  readonly priority?: 'hot' | 'cold'
+  /**
+   * Who goes without a place to wait in when there are more watches than places: `cold` (what changes
+   * rarely) first, `urgent` (what the whole host depends on) last; `hot` unless given.
+   */
+  readonly priority?: Priority
+  /** How fast it may follow; {@link USUAL_PACE} unless given. */
+  readonly pace?: Pace
+  /** What it is about, such as a service's name: {@link Follower.refresh} finds it by that. */
+  readonly subject?: string
 }
 
 /** Watches on one agent. */
@@ -52,6 +63,13 @@ export interface Follower {
   follow(path: string, onAnswer: (body: unknown) => void, options?: FollowOptions): FollowWatch
   /** Of all open watches. */
   health(): readonly FollowHealth[]
+  /**
+   * Asks again at once for those watches on `subjects` that have no place to wait in, because somebody else
+   * has seen a change there. Watches that wait at the agent hear of it by themselves.
+   */
+  refresh(subjects: Iterable<string>): void
+  /** How many watches poll at the moment, for want of a place to wait in. */
+  pollingCount(): number
   /** Ends all watches. */
   close(): void
 }
@@ -68,8 +86,8 @@ export interface FollowerOptions {
 /** Connections kept free for watches that have to poll. */
 const POLLING_SOCKETS = 8
 
-/** Cold watches leave this many of the places to hot ones. */
-const RESERVED_FOR_HOT = 20
+/** Places that watches of each priority leave to those above them. */
+const RESERVED: Readonly<Record<Priority, number>> = { urgent: 0, hot: 8, cold: 20 }
 
 /** A stale answer older than this is not better than what we have. */
 const MAX_LAST_CONTACT_MS = 10_000
@@ -82,6 +100,9 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
   const { log, clock = systemClock, random = systemRandom } = options
   const watches = new Set<FollowWatch>()
   const asleepUnreachable = new Set<() => void>()
+  /** What asks again at once, by subject. */
+  const refreshers = new Map<string, Set<() => void>>()
+  let pollingCount = 0
   let freePlaces = options.maxBlocking ?? WATCH_SOCKETS - POLLING_SOCKETS
   let reachable = true
 
@@ -115,8 +136,8 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
     if (woken.signal.aborted) await sleep(random() * RECOVERY_SPREAD_MS, signal)
   }
 
-  function takePlace(priority: 'hot' | 'cold'): boolean {
-    if (freePlaces <= (priority === 'cold' ? RESERVED_FOR_HOT : 0)) return false
+  function takePlace(priority: Priority): boolean {
+    if (freePlaces <= RESERVED[priority]) return false
     freePlaces -= 1
     return true
   }
@@ -135,6 +156,14 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
       unreachable: false,
     }
     let seen: string | undefined
+    /** Whether somebody saw a change since the last request left. */
+    let isOutdated = false
+    let wakePolling: (() => void) | undefined
+    const refresher = (): void => {
+      isOutdated = true
+      wakePolling?.()
+    }
+    const unregister = register(refreshers, followOptions.subject, refresher)
 
     /** One request; whatever is wrong with it is thrown. */
     async function ask(index: bigint, mayBlock: boolean): Promise<QueryOutcome> {
@@ -161,6 +190,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
 
     async function attempt(index: bigint): Promise<QueryOutcome> {
       const hasPlace = takePlace(followOptions.priority ?? 'hot')
+      isOutdated = false
       try {
         const outcome = await ask(hasPlace ? index : 0n, hasPlace)
         if (health.problem !== undefined) log.info('Watch recovered', { path })
@@ -185,13 +215,24 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
       }
     }
 
+    async function napBetweenPolls(ms: number): Promise<void> {
+      if (isOutdated) return
+      const woken = new AbortController()
+      wakePolling = () => woken.abort()
+      pollingCount += 1
+      await sleep(ms, AbortSignal.any([signal, woken.signal]))
+      pollingCount -= 1
+      wakePolling = undefined
+    }
+
     async function run(): Promise<void> {
-      let state = firstQuery(clock.monotonicMs(), random)
+      let state = firstQuery(clock.monotonicMs(), random, followOptions.pace)
       while (!signal.aborted) {
         const outcome = await attempt(state.index)
         const next = nextQuery(state, outcome, clock.monotonicMs(), random)
         state = next.state
-        await nap(next.delayMs, outcome.kind === 'answer' ? undefined : outcome.kind, signal)
+        if (outcome.kind === 'answer' && !outcome.mayBlock) await napBetweenPolls(next.delayMs)
+        else await nap(next.delayMs, outcome.kind === 'answer' ? undefined : outcome.kind, signal)
       }
     }
 
@@ -199,6 +240,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
       health: () => health,
       close() {
         watches.delete(watch)
+        unregister()
         closing.abort()
       },
     }
@@ -211,9 +253,28 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
   return {
     follow,
     health: () => [...watches].map((watch) => watch.health()),
+    refresh(subjects) {
+      for (const subject of subjects)
+        for (const refresher of refreshers.get(subject) ?? []) refresher()
+    },
+    pollingCount: () => pollingCount,
     close() {
       for (const watch of watches) watch.close()
     },
+  }
+}
+
+function register(
+  refreshers: Map<string, Set<() => void>>,
+  subject: string | undefined,
+  refresher: () => void,
+): () => void {
+  if (subject === undefined) return () => undefined
+  const ofSubject = refreshers.get(subject) ?? new Set()
+  refreshers.set(subject, ofSubject.add(refresher))
+  return () => {
+    ofSubject.delete(refresher)
+    if (ofSubject.size === 0) refreshers.delete(subject)
   }
 }
 

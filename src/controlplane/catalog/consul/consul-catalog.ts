@@ -11,6 +11,7 @@ import type { Log } from '../../../lib/log.ts'
 import type { Endpoint } from '../../../model/endpoint.ts'
 import type { Catalog, CatalogHealth, CatalogService, Watch } from '../catalog.ts'
 import { createFollower, type Follower } from './blocking-query.ts'
+import { SUMMARY_PATH, startChangeHints } from './change-hints.ts'
 import {
   type AgentSelf,
   type DecodedChain,
@@ -77,6 +78,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
   const follower = createFollower(transport, parts)
   const registrar = createRegistrar({ ...parts, nodeAddress: options.nodeAddress })
   const sight = createSight(transport, clock)
+  const hints = startChangeHints(follower)
   const serviceWatches = new Set<ServiceWatch>()
   const otherWatches = new Set<IntentionWatch | ServiceNamesWatch>()
 
@@ -100,7 +102,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
       ...registrar.problems(),
       ...follower
         .health()
-        .filter((watch) => watch.problem !== undefined)
+        .filter(({ path, problem }) => problem !== undefined && path !== SUMMARY_PATH)
         .map((watch) =>
           watch.unreachable
             ? `${watch.problem}`
@@ -131,6 +133,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
     health,
     async [Symbol.asyncDispose]() {
       registrar.close()
+      hints.close()
       for (const watch of [...serviceWatches, ...otherWatches]) watch.close()
       follower.close()
       transport[Symbol.dispose]()
@@ -214,26 +217,30 @@ function watchOneService(
   }
 
   const encoded = encodeURIComponent(name)
-  const instanceWatch = follower.follow(`/v1/health/connect/${encoded}`, (body) => {
-    const decoded = decodeHealth(name, body, options)
-    if (instances !== undefined && isDoubtful(instances.endpoints, decoded.endpoints)) {
-      doubtedAtMs ??= clock.monotonicMs()
-      sight.look()
-      const isOld = clock.monotonicMs() - doubtedAtMs >= DOUBT_MS
-      if (!isOld || !sight.isClear(doubtedAtMs - SIGHT_MS))
-        throw new MeshError(
-          'HM_CONSUL_ANSWER_DOUBTED',
-          `Consul suddenly names ${decoded.endpoints.length} instances of ${name} in place of ` +
-            `${instances.endpoints.length}: ` +
-            (isOld
-              ? 'the token seems to have lost service:read, so that is not believed'
-              : 'asking again before that is believed'),
-        )
-    }
-    doubtedAtMs = undefined
-    instances = decoded
-    publish()
-  })
+  const instanceWatch = follower.follow(
+    `/v1/health/connect/${encoded}`,
+    (body) => {
+      const decoded = decodeHealth(name, body, options)
+      if (instances !== undefined && isDoubtful(instances.endpoints, decoded.endpoints)) {
+        doubtedAtMs ??= clock.monotonicMs()
+        sight.look()
+        const isOld = clock.monotonicMs() - doubtedAtMs >= DOUBT_MS
+        if (!isOld || !sight.isClear(doubtedAtMs - SIGHT_MS))
+          throw new MeshError(
+            'HM_CONSUL_ANSWER_DOUBTED',
+            `Consul suddenly names ${decoded.endpoints.length} instances of ${name} in place of ` +
+              `${instances.endpoints.length}: ` +
+              (isOld
+                ? 'the token seems to have lost service:read, so that is not believed'
+                : 'asking again before that is believed'),
+          )
+      }
+      doubtedAtMs = undefined
+      instances = decoded
+      publish()
+    },
+    { subject: name },
+  )
   const chainWatch = follower.follow(
     `/v1/discovery-chain/${encoded}`,
     (body) => {

@@ -83,7 +83,7 @@ export function watchIntentions(
     if (path === wakePath || signal.aborted) return
     wakeUp?.close()
     wakePath = path
-    wakeUp = follower.follow(path, wake)
+    wakeUp = follower.follow(path, wake, { priority: 'urgent' })
   }
 
   /** One `/match` for `names`; keeps what is known when it fails. */

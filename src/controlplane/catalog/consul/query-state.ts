@@ -14,15 +14,24 @@
 import { backoffMs } from '../../../lib/backoff.ts'
 import type { Random } from '../../../lib/clock.ts'
 
+/** How fast a watch may follow a busy source. */
+export interface Pace {
+  /** Time a request costs, milliseconds; {@link BURST} of them may be saved up. */
+  readonly everyMs: number
+  /** Answers that say nothing new slow the watch down to this, milliseconds. */
+  readonly maxIdleMs: number
+}
+
 /** Between two requests of one watch. */
 export interface QueryState {
+  readonly pace: Pace
   /** What the next request carries; 0n is answered at once. */
   readonly index: bigint
   /** Failures since the last good answer. */
   readonly failures: number
   /** Good answers in a row that came early and said nothing new. */
   readonly idleAnswers: number
-  /** Requests that may go out at once; grows by one every {@link PACE_MS}. */
+  /** Requests that may go out at once; grows by one every `pace.everyMs`. */
   readonly tokens: number
   readonly tokensAtMs: number
   /** When the next read starts over at index 0 although all is well. */
@@ -66,11 +75,8 @@ export const LIMITED_BACKOFF = { minMs: 2_000, maxMs: 60_000 }
 /** Requests at once after a quiet time: a deployment changes a service a few times in a row. */
 const BURST = 3
 
-/** One more request every so often. */
-const PACE_MS = 1_000
-
-/** Answers that say nothing new slow a watch down to this. */
-const MAX_IDLE_PACE_MS = 5_000
+/** What a watch on one service, or on anything as small, gets. */
+export const USUAL_PACE: Pace = { everyMs: 1_000, maxIdleMs: 5_000 }
 
 /** An answer that took longer was worth its request. */
 const EARLY_MS = 10_000
@@ -85,8 +91,9 @@ const CROWDED_POLL_MS = 10_000
 const RESTART_MS = 300_000
 
 /** The state before the first request. */
-export function firstQuery(nowMs: number, random: Random): QueryState {
+export function firstQuery(nowMs: number, random: Random, pace = USUAL_PACE): QueryState {
   return {
+    pace,
     index: 0n,
     failures: 0,
     idleAnswers: 0,
@@ -120,13 +127,14 @@ export function nextQuery(
   // A request with index 0 is answered at once by design, and one that waited long cost nothing.
   const isIdle = !outcome.changed && state.index !== 0n && outcome.tookMs < EARLY_MS
   const idleAnswers = isIdle ? state.idleAnswers + 1 : 0
-  const tokens = Math.min(BURST, state.tokens + (nowMs - state.tokensAtMs) / PACE_MS)
+  const { everyMs, maxIdleMs } = state.pace
+  const tokens = Math.min(BURST, state.tokens + (nowMs - state.tokensAtMs) / everyMs)
   const left = tokens - 1
-  const paceMs = left >= 0 ? 0 : -left * PACE_MS
-  const idleMs =
-    idleAnswers < BURST ? 0 : Math.min(MAX_IDLE_PACE_MS, PACE_MS * 2 ** (idleAnswers - BURST))
+  const paceMs = left >= 0 ? 0 : -left * everyMs
+  const idleMs = idleAnswers < BURST ? 0 : Math.min(maxIdleMs, everyMs * 2 ** (idleAnswers - BURST))
   return {
     state: {
+      pace: state.pace,
       index: startOver ? 0n : index,
       failures: 0,
       idleAnswers,

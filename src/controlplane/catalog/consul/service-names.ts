@@ -56,15 +56,19 @@ export function watchServiceNames(
   let problem: string | undefined
   let napping = new AbortController()
 
-  const listing = follower.follow('/v1/catalog/services', (body) => {
-    const now = decodeServiceNames(body).slice(0, MAX_NAMES)
-    const known = new Set(names)
-    for (const name of now) if (!known.has(name)) doubtParents(name)
-    const present = new Set(now)
-    for (const name of verdictByName.keys()) if (!present.has(name)) verdictByName.delete(name)
-    names = now
-    napping.abort()
-  })
+  const listing = follower.follow(
+    '/v1/catalog/services',
+    (body) => {
+      const now = decodeServiceNames(body).slice(0, MAX_NAMES)
+      const known = new Set(names)
+      for (const name of now) if (!known.has(name)) doubtParents(name)
+      const present = new Set(now)
+      for (const name of verdictByName.keys()) if (!present.has(name)) verdictByName.delete(name)
+      names = now
+      napping.abort()
+    },
+    { priority: 'urgent' },
+  )
 
   /** `web-api-hostmesh` may be the proxy of `web-api` or of `web`: ask about both again. */
   function doubtParents(name: string): void {
