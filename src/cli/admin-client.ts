@@ -22,7 +22,8 @@ export function socketPathOf(address: string): string | undefined {
  * Fetches one JSON document. `isDocument` looks just closely enough to tell that it is the right one.
  * @throws MeshError HM_USAGE_ADDRESS for a malformed address, HM_ADMIN_UNREACHABLE when no daemon
  *   answers, HM_ADMIN_DENIED when the socket is not ours to use, HM_ADMIN_REFUSED when the daemon
- *   answers with an error, HM_ADMIN_ANSWER_UNREADABLE when the answer is no such document.
+ *   answers with an error (its own code where the question was wrong, or what it names does not exist),
+ *   HM_ADMIN_ANSWER_UNREADABLE when the answer is no such document.
  */
 export async function fetchDocument<T>(
   address: string,
@@ -121,19 +122,26 @@ function connectionFailed(socketPath: string, cause: unknown): MeshError {
 }
 
 function refused(socketPath: string, path: string, status: number, document: unknown): MeshError {
-  const reason = errorMessage(document) ?? `HTTP status ${status}`
+  const code = errorField(document, 'code') ?? ''
+  const message = errorField(document, 'message')
+  const hint = errorField(document, 'hint')
+  // What the daemon says of the question itself is for the asker, as it is.
+  if (message !== undefined && (code.startsWith('HM_USAGE_') || code === 'HM_CONNECTION_NOT_FOUND'))
+    return new MeshError(code, message, { ...(hint !== undefined && { hint }) })
+  const reason = message ?? `HTTP status ${status}`
   return new MeshError(
     'HM_ADMIN_REFUSED',
     `Cannot get ${path} from the daemon at ${socketPath}: ${reason}`,
   )
 }
 
-/** The sentence of an {@link import('../model/admin.ts').AdminError}, whatever else came. */
-function errorMessage(document: unknown): string | undefined {
+/** The code, sentence or hint of an {@link import('../model/admin.ts').AdminError}, whatever else came. */
+function errorField(document: unknown, key: 'code' | 'message' | 'hint'): string | undefined {
   if (typeof document !== 'object' || document === null || !('error' in document)) return undefined
   const { error } = document
-  if (typeof error !== 'object' || error === null || !('message' in error)) return undefined
-  return typeof error.message === 'string' ? error.message : undefined
+  if (typeof error !== 'object' || error === null) return undefined
+  const value: unknown = Reflect.get(error, key)
+  return typeof value === 'string' ? value : undefined
 }
 
 function parse(body: string): unknown {

@@ -22,6 +22,7 @@ export type ExitCode = (typeof exitCodes)[keyof typeof exitCodes]
 const CODE_BY_ERROR: Readonly<Record<string, ExitCode>> = {
   HM_ADMIN_UNREACHABLE: exitCodes.unreachable,
   HM_SERVICE_NOT_FOUND: exitCodes.notFound,
+  HM_CONNECTION_NOT_FOUND: exitCodes.notFound,
   EACCES: exitCodes.denied,
   EPERM: exitCodes.denied,
 }

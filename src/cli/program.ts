@@ -9,6 +9,7 @@ import { hostmeshVersion } from '../lib/version.ts'
 import { addressOption } from './admin-command.ts'
 import { certsCommand } from './certs.ts'
 import { connectionsCommand } from './connections.ts'
+import { explainCommand, snapshotCommand } from './explain.ts'
 import { describeFailure, type ExitCode, exitCodeOf, exitCodes } from './failure.ts'
 import { peersCommand } from './peers.ts'
 import { runCommand } from './run.ts'
@@ -48,6 +49,8 @@ export async function buildProgram(words: readonly string[] = []): Promise<Comma
       peersCommand(),
       connectionsCommand(),
       certsCommand(),
+      explainCommand(),
+      snapshotCommand(),
     ].map((command) => command.helpGroup(ASK_GROUP)),
     versionCommand().helpGroup(OTHER_GROUP),
   ]

@@ -21,9 +21,12 @@ import type {
   CertsDocument,
   ConnectionsDocument,
   PeersDocument,
+  RefusedDocument,
   ServicesDocument,
   StatusDocument,
 } from '../model/admin.ts'
+import type { Explanation } from '../model/explanation.ts'
+import type { HostFacts } from '../model/facts.ts'
 
 /** What the API shows. Each call makes a fresh document; one that throws becomes an answer 500. */
 export interface AdminView {
@@ -32,6 +35,10 @@ export interface AdminView {
   peers(): Promise<PeersDocument>
   connections(): Promise<ConnectionsDocument>
   certs(): Promise<CertsDocument>
+  refused(): Promise<RefusedDocument>
+  snapshot(): Promise<HostFacts>
+  /** `query` is the text behind the question mark, `from=web&to=db` or `connection=0-17`. */
+  explain(query: string): Promise<Explanation>
   /** Prometheus text, format 0.0.4. */
   metrics(): Promise<string>
 }
@@ -75,6 +82,9 @@ const STATUS_BY_CODE: Readonly<Record<string, number>> = {
   HM_ADMIN_PATH_NOT_FOUND: 404,
   HM_ADMIN_METHOD_REFUSED: 405,
   HM_ADMIN_BODY_REFUSED: 400,
+  HM_USAGE_DESTINATION: 400,
+  HM_USAGE_QUESTION: 400,
+  HM_CONNECTION_NOT_FOUND: 404,
   HM_ADMIN_BUSY: 503,
   HM_ADMIN_VIEW_TIMEOUT: 504,
 }
@@ -118,7 +128,9 @@ export async function startAdminServer(options: AdminServerOptions): Promise<Adm
 
 interface Route {
   readonly contentType: string
-  render(): Promise<string>
+  /** Whether the query makes another document; elsewhere it is ignored. */
+  readonly takesQuery?: boolean
+  render(query: string): Promise<string>
 }
 
 type Routes = ReadonlyMap<string, Route>
@@ -128,9 +140,9 @@ function metricsRoutes(view: AdminView): Routes {
 }
 
 function adminRoutes(view: AdminView): Routes {
-  const json = (makeDocument: () => Promise<object>): Route => ({
+  const json = (makeDocument: (query: string) => Promise<object>): Route => ({
     contentType: JSON_TYPE,
-    render: async () => `${JSON.stringify(await makeDocument())}\n`,
+    render: async (query) => `${JSON.stringify(await makeDocument(query))}\n`,
   })
   return new Map([
     ...metricsRoutes(view),
@@ -139,6 +151,9 @@ function adminRoutes(view: AdminView): Routes {
     ['/v1/peers', json(() => view.peers())],
     ['/v1/connections', json(() => view.connections())],
     ['/v1/certs', json(() => view.certs())],
+    ['/v1/refused', json(() => view.refused())],
+    ['/v1/snapshot', json(() => view.snapshot())],
+    ['/v1/explain', { ...json((query) => view.explain(query)), takesQuery: true }],
   ])
 }
 
@@ -174,7 +189,7 @@ interface Body {
 class Answers {
   readonly log: Log
   private readonly deadlinesMs: { readonly view: number; readonly reader: number }
-  private readonly making = new Map<Route, Promise<Body>>()
+  private readonly making = new Map<string, Promise<Body>>()
   private unfetchedBytes = 0
 
   constructor(options: AdminServerOptions) {
@@ -187,7 +202,7 @@ class Answers {
     if (hasBody(request)) response.shouldKeepAlive = false
     try {
       const route = this.admit(routes, request)
-      this.send(response, route, await this.make(route))
+      this.send(response, route, await this.make(route, request.url ?? ''))
     } catch (error) {
       this.refuse(response, request, error)
     }
@@ -211,17 +226,19 @@ class Answers {
   }
 
   /** The body of a route; made once for all who ask while it is being made. */
-  private make(route: Route): Promise<Body> {
-    let making = this.making.get(route)
+  private make(route: Route, url: string): Promise<Body> {
+    const [path, query] = splitOnce(url, '?')
+    const key = route.takesQuery === true ? url : path
+    let making = this.making.get(key)
     if (making === undefined) {
-      making = this.render(route).finally(() => this.making.delete(route))
-      this.making.set(route, making)
+      making = this.render(route, query).finally(() => this.making.delete(key))
+      this.making.set(key, making)
     }
     return making
   }
 
-  private async render(route: Route): Promise<Body> {
-    const text = await withDeadline(route.render(), this.deadlinesMs.view)
+  private async render(route: Route, query: string): Promise<Body> {
+    const text = await withDeadline(route.render(query), this.deadlinesMs.view)
     return { bytes: Buffer.from(text), readers: 0 }
   }
 
@@ -255,9 +272,17 @@ class Answers {
       error instanceof MeshError
         ? error.message
         : 'Cannot make this document; the reason is in the log'
-    const document: AdminError = { error: { code, message } }
+    const hint = error instanceof MeshError ? error.hint : undefined
+    const document: AdminError = {
+      error: { code, message, ...(hint !== undefined && { hint }) },
+    }
     reply(response, status, JSON_TYPE, Buffer.from(`${JSON.stringify(document)}\n`))
   }
+}
+
+function splitOnce(text: string, at: string): [string, string] {
+  const index = text.indexOf(at)
+  return index < 0 ? [text, ''] : [text.slice(0, index), text.slice(index + 1)]
 }
 
 function hasBody(request: IncomingMessage): boolean {

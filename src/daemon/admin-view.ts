@@ -2,24 +2,34 @@
  * The documents of the admin API, made from the daemon's parts at the moment they are asked for.
  */
 import { X509Certificate } from 'node:crypto'
+import type { CapturePlan } from '../controlplane/capture/rules.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import type { Discovery } from '../controlplane/discovery/publisher.ts'
 import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
+import { MeshError } from '../lib/errors.ts'
 import { formatAddress } from '../model/address.ts'
 import type {
+  CertsDocument,
   ConnectionEntry,
   LocalServiceEntry,
+  PeersDocument,
+  RefusedEntry,
   ServiceEntry,
   StatusDocument,
   TunnelEntry,
 } from '../model/admin.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
-import type { LocalService, WorkloadSelector } from '../model/service.ts'
+import type { HostFacts } from '../model/facts.ts'
+import type { LocalService } from '../model/service.ts'
 import type { MeshService } from '../model/snapshot.ts'
 import type { Exposition } from '../telemetry/exposition.ts'
 import type { WorkerTotals } from '../telemetry/totals.ts'
 import type { AdminView } from './admin-server.ts'
+import { explain, type Question, selectorText, serviceAskedFor } from './explain.ts'
+import { collectFacts, type FactScope } from './facts.ts'
 import type { WorkerConnections, WorkerPool } from './worker-pool.ts'
+
+type Refused = Awaited<ReturnType<WorkerPool['refusals']>>[number]
 
 /** The daemon as the view sees it: read-only, and parts may not be there yet. */
 export interface DaemonState {
@@ -36,7 +46,11 @@ export interface DaemonState {
   catalog(): Catalog | undefined
   certificates(): CertificateSource | undefined
   discovery(): Discovery | undefined
-  capture(): { readonly inSync: boolean | undefined; readonly problems: readonly string[] }
+  capture(): {
+    readonly inSync: boolean | undefined
+    readonly problems: readonly string[]
+    readonly plan: CapturePlan | undefined
+  }
   awaited(): readonly string[]
   isDraining(): boolean
 }
@@ -52,37 +66,86 @@ const connectionStates = {
 
 /** The admin API's view of a daemon. */
 export function createAdminView(state: DaemonState, exposition: Exposition): AdminView {
+  const certs = (): CertsDocument => certsOf(state)
+  const peers = async (): Promise<PeersDocument> => ({
+    tunnels: (await state.pool.peers()).map(tunnelEntry),
+  })
+  const facts = async (scope: FactScope): Promise<HostFacts> => {
+    const [{ countByWorker }, { tunnels }] = await Promise.all([state.pool.connections(0), peers()])
+    const sources = { status: statusOf(state, countByWorker), certs: certs(), tunnels }
+    return collectFacts(state, sources, scope)
+  }
   return {
     status: async () => statusOf(state, (await state.pool.connections(0)).countByWorker),
     services: async () => ({
       services: [...(state.discovery()?.current().services.values() ?? [])].map(serviceEntry),
       local: state.services.map(localEntry),
     }),
-    peers: async () => ({ tunnels: (await state.pool.peers()).map(tunnelEntry) }),
+    peers,
     connections: async () => {
       const { connections, countByWorker } = await state.pool.connections(MAX_CONNECTIONS)
       const listed = connections.slice(0, MAX_CONNECTIONS).map(connectionEntry)
       const total = countByWorker.reduce((sum, count) => sum + count, 0)
       return { connections: listed, omitted: Math.max(0, total - listed.length) }
     },
-    certs: async () => ({
-      trustDomain: state.bundle()?.trustDomain ?? null,
-      roots: (state.bundle()?.rootsPem ?? []).map((pem) => {
-        const certificate = new X509Certificate(pem)
-        return {
-          fingerprint: certificate.fingerprint256,
-          notAfter: certificate.validToDate.toISOString(),
-        }
-      }),
-      leaves: state.leaves().map((leaf) => ({
-        service: leaf.service,
-        spiffeId: leaf.spiffeId,
-        serialNumber: leaf.serialNumber,
-        notBefore: timeText(leaf.notBeforeMs),
-        notAfter: timeText(leaf.notAfterMs),
-      })),
-    }),
+    refused: async () => ({ refused: (await state.pool.refusals()).map(refusedEntry) }),
+    snapshot: () => facts('all'),
+    explain: async (query) => {
+      const question = await questionOf(state, query)
+      const bare = await facts({ service: undefined })
+      const { from, to } = pairOf(question)
+      const service = serviceAskedFor(bare, from, to)
+      return explain(service === undefined ? bare : await facts({ service }), question)
+    },
+    certs: async () => certs(),
     metrics: () => exposition.metrics(),
+  }
+}
+
+/** What a query of `/v1/explain` asks. */
+async function questionOf(state: DaemonState, query: string): Promise<Question> {
+  const words = new URLSearchParams(query)
+  const [from, to, id] = [words.get('from'), words.get('to'), words.get('connection')]
+  if (id === null && from !== null && to !== null) return { kind: 'pair', from, to }
+  if (id === null || from !== null || to !== null)
+    throw new MeshError(
+      'HM_USAGE_QUESTION',
+      'Cannot explain: ask for from and to, or for a connection',
+    )
+  const open = await state.pool.connection(id)
+  if (open !== undefined) return { kind: 'connection', connection: connectionEntry(open) }
+  const refused = (await state.pool.refusals()).find((each) => each.id === id)
+  if (refused !== undefined) return { kind: 'connection', connection: refusedEntry(refused) }
+  throw new MeshError(
+    'HM_CONNECTION_NOT_FOUND',
+    `Cannot explain connection ${id}: it is not open, and not among the last that were refused`,
+    { hint: 'hostmesh connections lists the open ones, hostmesh connections --refused the others' },
+  )
+}
+
+function pairOf(question: Question): { readonly from: string; readonly to: string } {
+  if (question.kind === 'pair') return question
+  const { source, destination } = question.connection
+  return { from: source, to: destination }
+}
+
+function certsOf(state: DaemonState): CertsDocument {
+  return {
+    trustDomain: state.bundle()?.trustDomain ?? null,
+    roots: (state.bundle()?.rootsPem ?? []).map((pem) => {
+      const certificate = new X509Certificate(pem)
+      return {
+        fingerprint: certificate.fingerprint256,
+        notAfter: certificate.validToDate.toISOString(),
+      }
+    }),
+    leaves: state.leaves().map((leaf) => ({
+      service: leaf.service,
+      spiffeId: leaf.spiffeId,
+      serialNumber: leaf.serialNumber,
+      notBefore: timeText(leaf.notBeforeMs),
+      notAfter: timeText(leaf.notAfterMs),
+    })),
   }
 }
 
@@ -152,19 +215,6 @@ function localEntry(service: LocalService): LocalServiceEntry {
   }
 }
 
-function selectorText(selector: WorkloadSelector): string {
-  switch (selector.kind) {
-    case 'cgroup':
-      return `cgroup ${selector.path}`
-    case 'user':
-      return `user ${selector.user}`
-    case 'sourceAddress':
-      return `source ${selector.ip}`
-    default:
-      return selector satisfies never
-  }
-}
-
 function tunnelEntry(peer: Awaited<ReturnType<WorkerPool['peers']>>[number]): TunnelEntry {
   return {
     source: peer.source,
@@ -194,6 +244,17 @@ function connectionEntry(connection: WorkerConnections['connections'][number]): 
     sentBytes: connection.sentBytes,
     receivedBytes: connection.receivedBytes,
     state: connectionStates[connection.state],
+    peerAddress: connection.peer ?? null,
+  }
+}
+
+function refusedEntry(refusal: Refused): RefusedEntry {
+  return {
+    ...connectionEntry(refusal),
+    flag: refusal.flag,
+    code: refusal.code,
+    reason: refusal.reason,
+    endedAt: timeText(refusal.endedAtMs),
   }
 }
 

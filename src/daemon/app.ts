@@ -28,7 +28,6 @@ import { createConsulSource } from '../controlplane/identity/consul-ca.ts'
 import { describeError, MeshError } from '../lib/errors.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { hostmeshVersion } from '../lib/version.ts'
-import type { SocketAddress } from '../model/address.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import type { LocalService } from '../model/service.ts'
 import type { Snapshot } from '../model/snapshot.ts'
@@ -38,6 +37,7 @@ import { WorkerTotals } from '../telemetry/totals.ts'
 import { startAdminServer } from './admin-server.ts'
 import { createAdminView, type DaemonState } from './admin-view.ts'
 import { capturePlan } from './capture-operations.ts'
+import { capturedInstances } from './captured-instances.ts'
 import { Readiness } from './readiness.ts'
 import { connectSystemd, takeSystemdEnvironment } from './systemd.ts'
 import { WorkerPool } from './worker-pool.ts'
@@ -117,7 +117,11 @@ class Daemon {
       catalog: () => this.catalog,
       certificates: () => this.certificates,
       discovery: () => this.discovery,
-      capture: () => ({ inSync: this.captureInSync, problems: this.capture?.problems() ?? [] }),
+      capture: () => ({
+        inSync: this.captureInSync,
+        problems: this.capture?.problems() ?? [],
+        plan: this.capture?.plan(),
+      }),
       awaited: () => [...this.readiness.awaited(), ...(this.discovery?.awaited() ?? [])],
       isDraining: () => this.draining,
     }
@@ -255,16 +259,11 @@ class Daemon {
     }
   }
 
-  /** Captured instance addresses: those of other services' instances, as callers may have them from DNS. */
   private followInstances(snapshot: Snapshot): void {
     const { capture } = this
     if (capture === undefined) return
-    const addresses: SocketAddress[] = []
-    for (const service of snapshot.services.values())
-      for (const { application, local } of service.endpoints)
-        if (application !== undefined && !local) addresses.push(application)
     capture
-      .updateInstances(addresses)
+      .updateInstances(capturedInstances(snapshot.services.values()))
       .catch((error: unknown) =>
         this.log.error('Cannot update the captured addresses', { error: describeError(error) }),
       )

@@ -13,12 +13,14 @@
 import { Worker } from 'node:worker_threads'
 import type { FromWorker, PeerView, ToWorker, WorkerSettings } from '../dataplane/protocol.ts'
 import type { ConnectionView } from '../dataplane/proxy/connection-table.ts'
+import type { Refusal } from '../dataplane/proxy/refusals.ts'
 import { backoffMs } from '../lib/backoff.ts'
 import { systemRandom } from '../lib/clock.ts'
 import { describeError, MeshError } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
 import type { WorkerStatus } from '../model/admin.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
+import type { LoadFacts } from '../model/facts.ts'
 import {
   diffSnapshots,
   emptySnapshot,
@@ -57,6 +59,11 @@ const YOUNG_GENERATION_MB = 32
 /** What one answer of a worker looks like. */
 type Answer = Extract<FromWorker, { readonly id: number }>
 
+/** A question to a worker, without the number that its answer will carry. */
+type Question = WithoutId<Extract<ToWorker, { readonly kind: 'ask' }>>
+
+type WithoutId<T> = T extends unknown ? Omit<T, 'id' | 'kind'> : never
+
 interface Member {
   readonly id: number
   thread: Worker | undefined
@@ -69,9 +76,12 @@ interface Member {
   memoryId: number
 }
 
+/** With an id that no other connection of this daemon has or had. */
+type Identified<T extends { readonly id: number }> = Omit<T, 'id'> & { readonly id: string }
+
 /** Connections of all workers. */
 export interface WorkerConnections {
-  readonly connections: readonly (Omit<ConnectionView, 'id'> & { readonly id: string })[]
+  readonly connections: readonly Identified<ConnectionView>[]
   /** All open ones, listed or not, by worker id. */
   readonly countByWorker: readonly number[]
 }
@@ -135,25 +145,56 @@ export class WorkerPool {
 
   /** The tunnels of all workers. */
   async peers(): Promise<readonly PeerView[]> {
-    const answers = await this.ask('peers')
-    return answers.flatMap((answer) => (answer.kind === 'peers' ? answer.peers : []))
+    const answers = await this.ask({ what: 'peers' })
+    return answers.flatMap((answer) => (answer?.kind === 'peers' ? answer.peers : []))
   }
 
-  /** The connections of all workers, at most `limit` listed of each; ids are `<worker>-<number>`. */
+  /**
+   * The connections of all workers, at most `limit` listed of each. Ids are `<worker>-<number>`, and
+   * `<worker>.<restarts>-<number>` of a worker that replaced one.
+   */
   async connections(limit: number): Promise<WorkerConnections> {
-    const answers = await this.ask('connections', limit)
-    const counted = answers.map((answer) => (answer.kind === 'connections' ? answer.total : 0))
+    const answers = await this.ask({ what: 'connections', limit })
+    const counted = answers.map((answer) => (answer?.kind === 'connections' ? answer.total : 0))
     return {
       connections: answers.flatMap((answer, worker) =>
-        answer.kind === 'connections'
-          ? answer.connections.map((connection) => ({
-              ...connection,
-              id: `${worker}-${connection.id}`,
-            }))
+        answer?.kind === 'connections'
+          ? answer.connections.map((connection) => this.identified(worker, connection))
           : [],
       ),
       countByWorker: counted,
     }
+  }
+
+  /** One open connection; undefined when there is none of that id. */
+  async connection(id: string): Promise<Identified<ConnectionView> | undefined> {
+    const member = this.members.find((each) => id.startsWith(prefixOf(each)))
+    const number = member === undefined ? '' : id.slice(prefixOf(member).length)
+    if (member === undefined || !/^\d{1,15}$/.test(number)) return undefined
+    const answer = await this.askOne(member, { what: 'connection', connection: Number(number) })
+    return answer?.kind === 'connection' && answer.connection !== undefined
+      ? this.identified(member.id, answer.connection)
+      : undefined
+  }
+
+  /** The last connections that were refused or broken off, of all workers, newest first. */
+  async refusals(): Promise<readonly Identified<Refusal>[]> {
+    const answers = await this.ask({ what: 'refusals' })
+    return answers
+      .flatMap((answer, worker) =>
+        answer?.kind === 'refusals'
+          ? answer.refusals.map((refusal) => this.identified(worker, refusal))
+          : [],
+      )
+      .toSorted((left, right) => right.endedAtMs - left.endedAtMs)
+  }
+
+  /** What the balancers have learned of the endpoints of a service, or of all services. */
+  async loads(service: string | undefined): Promise<readonly LoadFacts[]> {
+    const answers = await this.ask({ what: 'loads', service })
+    return answers.flatMap((answer, worker) =>
+      answer?.kind === 'loads' ? answer.loads.map((load) => ({ worker, ...load })) : [],
+    )
   }
 
   /** State of each worker, with the connections that the caller counts for it. */
@@ -257,6 +298,9 @@ export class WorkerPool {
         break
       case 'peers':
       case 'connections':
+      case 'refusals':
+      case 'connection':
+      case 'loads':
         this.questions.get(message.id)?.(message)
         break
       case 'alive':
@@ -311,30 +355,30 @@ export class WorkerPool {
     for (const { thread } of this.members) if (thread !== undefined) send(thread, message)
   }
 
-  private ask(what: 'peers' | 'connections', limit = 0): Promise<Answer[]> {
-    return Promise.all(
-      this.members.map(
-        (member) =>
-          new Promise<Answer>((resolve) => {
-            const id = this.nextQuestion
-            this.nextQuestion += 1
-            const settle = (answer: Answer): void => {
-              clearTimeout(deadline)
-              this.questions.delete(id)
-              resolve(answer)
-            }
-            const nothing: Answer =
-              what === 'peers'
-                ? { kind: 'peers', id, peers: [] }
-                : { kind: 'connections', id, connections: [], total: 0 }
-            const deadline = setTimeout(() => settle(nothing), ASK_TIMEOUT_MS)
-            this.questions.set(id, settle)
-            if (member.thread === undefined) settle(nothing)
-            else if (what === 'peers') send(member.thread, { kind: 'ask', id, what })
-            else send(member.thread, { kind: 'ask', id, what, limit })
-          }),
-      ),
-    )
+  /** By worker; undefined for one that does not answer in time. */
+  private ask(question: Question): Promise<(Answer | undefined)[]> {
+    return Promise.all(this.members.map((member) => this.askOne(member, question)))
+  }
+
+  private askOne({ thread }: Member, question: Question): Promise<Answer | undefined> {
+    return new Promise((resolve) => {
+      const id = this.nextQuestion
+      this.nextQuestion += 1
+      const settle = (answer: Answer | undefined): void => {
+        clearTimeout(deadline)
+        this.questions.delete(id)
+        resolve(answer)
+      }
+      const deadline = setTimeout(() => settle(undefined), ASK_TIMEOUT_MS)
+      this.questions.set(id, settle)
+      if (thread === undefined) settle(undefined)
+      else send(thread, { kind: 'ask', id, ...question })
+    })
+  }
+
+  private identified<T extends { readonly id: number }>(worker: number, view: T): Identified<T> {
+    const member = this.members[worker]
+    return { ...view, id: `${member === undefined ? worker : prefixOf(member)}${view.id}` }
   }
 
   /** The next message of a worker that is looked for. */
@@ -351,6 +395,11 @@ export class WorkerPool {
       this.listeners.add(listener)
     })
   }
+}
+
+/** What the ids of a worker's connections begin with; a successor counts from 1 again. */
+function prefixOf({ id, restarts }: Member): string {
+  return restarts === 0 ? `${id}-` : `${id}.${restarts}-`
 }
 
 function send(thread: Worker, message: ToWorker): void {

@@ -7,7 +7,9 @@ import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import type { LocalService } from '../model/service.ts'
 import type { SnapshotDelta } from '../model/snapshot.ts'
 import type { TrafficLabels } from '../telemetry/counters.ts'
+import type { EndpointStanding } from './balance/picker.ts'
 import type { ConnectionView } from './proxy/connection-table.ts'
+import type { Refusal } from './proxy/refusals.ts'
 
 /** What a worker is started with. Times in milliseconds. */
 export interface WorkerSettings {
@@ -57,6 +59,21 @@ export type ToWorker =
       readonly what: 'connections'
       readonly limit: number
     }
+  | { readonly kind: 'ask'; readonly id: number; readonly what: 'refusals' }
+  /** One open connection. */
+  | {
+      readonly kind: 'ask'
+      readonly id: number
+      readonly what: 'connection'
+      readonly connection: number
+    }
+  /** What the balancer has learned of the endpoints of one service, or of all when it is undefined. */
+  | {
+      readonly kind: 'ask'
+      readonly id: number
+      readonly what: 'loads'
+      readonly service: string | undefined
+    }
 
 /** From a worker to the main thread. */
 export type FromWorker =
@@ -77,6 +94,17 @@ export type FromWorker =
       readonly id: number
       readonly connections: readonly ConnectionView[]
       readonly total: number
+    }
+  | { readonly kind: 'refusals'; readonly id: number; readonly refusals: readonly Refusal[] }
+  | {
+      readonly kind: 'connection'
+      readonly id: number
+      readonly connection: ConnectionView | undefined
+    }
+  | {
+      readonly kind: 'loads'
+      readonly id: number
+      readonly loads: readonly (EndpointStanding & { readonly endpoint: string })[]
     }
 
 /** One tunnel as the admin API shows it. */

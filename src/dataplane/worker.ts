@@ -50,6 +50,9 @@ const TICK_MS = 1_000
  */
 const ACCEPTORS = 4
 
+/** Endpoints in one answer about the balancer. */
+const MAX_LOADS = 10_000
+
 /** How long tunnels without connections may take to be closed when the host drains, milliseconds. */
 const CARRIER_DRAIN_MS = 2_000
 
@@ -202,19 +205,52 @@ class Worker {
         void this.drain(message.deadlineMs)
         return
       case 'ask':
-        if (message.what === 'peers')
-          this.post({ kind: 'peers', id: message.id, peers: this.listPeers() })
-        else
-          this.post({
-            kind: 'connections',
-            id: message.id,
-            connections: this.connections.list(message.limit),
-            total: this.connections.size,
-          })
+        this.answer(message)
         return
       default:
         message satisfies never
     }
+  }
+
+  private answer(question: Extract<ToWorker, { readonly kind: 'ask' }>): void {
+    const { id } = question
+    switch (question.what) {
+      case 'peers':
+        return this.post({ kind: 'peers', id, peers: this.listPeers() })
+      case 'connections':
+        return this.post({
+          kind: 'connections',
+          id,
+          connections: this.connections.list(question.limit),
+          total: this.connections.size,
+        })
+      case 'refusals':
+        return this.post({ kind: 'refusals', id, refusals: this.connections.refusals() })
+      case 'connection':
+        return this.post({
+          kind: 'connection',
+          id,
+          connection: this.connections.find(question.connection),
+        })
+      case 'loads':
+        return this.post({ kind: 'loads', id, loads: this.loads(question.service) })
+      default:
+        question satisfies never
+    }
+  }
+
+  /** At most {@link MAX_LOADS}. */
+  private loads(name: string | undefined): Extract<FromWorker, { kind: 'loads' }>['loads'] {
+    const { services } = this.snapshot
+    const asked = name === undefined ? [...services.values()] : [services.get(name)]
+    const loads = []
+    for (const service of asked)
+      for (const endpoint of service?.endpoints ?? []) {
+        const standing = this.plane.balancer.peek(endpoint)
+        if (standing !== undefined) loads.push({ endpoint: endpoint.key, ...standing })
+        if (loads.length >= MAX_LOADS) return loads
+      }
+    return loads
   }
 
   /** Intentions changed: live connections that they now deny are ended (Consul's own proxies leave them). */

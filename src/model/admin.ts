@@ -5,6 +5,8 @@
  * holds a private key, a token or payload. Fields are added in `/v1`, never renamed or removed.
  */
 
+import type { ResponseFlag } from './response-flag.ts'
+
 /** `/v1/status`: is this host well, and if not, why. */
 export interface StatusDocument {
   readonly version: string
@@ -145,6 +147,23 @@ export interface ConnectionEntry {
   readonly sentBytes: number
   readonly receivedBytes: number
   readonly state: 'connecting' | 'open' | 'halfClosed' | 'closing'
+  /** The tunnel's other end, `ip:port`; null on the same host, and before one is picked. */
+  readonly peerAddress: string | null
+}
+
+/** `/v1/refused`: the last connections that were refused or broken off, newest first. */
+export interface RefusedDocument {
+  readonly refused: readonly RefusedEntry[]
+}
+
+/** A connection that did not end in order. */
+export interface RefusedEntry extends ConnectionEntry {
+  /** See `response-flag.ts`. */
+  readonly flag: ResponseFlag
+  readonly code: string
+  /** One sentence. */
+  readonly reason: string
+  readonly endedAt: string
 }
 
 /** `/v1/certs`: the certificates in use. */
@@ -172,7 +191,12 @@ export interface LeafEntry {
 
 /** The body of every answer that is not 200. */
 export interface AdminError {
-  readonly error: { readonly code: string; readonly message: string }
+  readonly error: {
+    readonly code: string
+    readonly message: string
+    /** What the asker can do; absent when there is nothing. */
+    readonly hint?: string
+  }
 }
 
 /** Everything that is wrong with a host, each sentence with its subject; empty when it is well. */

@@ -7,7 +7,10 @@ import { chmod, chown, cp, mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { promisify } from 'node:util'
+import { explain } from '../../src/daemon/explain.ts'
+import { MeshError } from '../../src/lib/errors.ts'
 import type { StatusDocument } from '../../src/model/admin.ts'
+import { facts } from '../unit/explain-fixtures.ts'
 import {
   certs,
   connections,
@@ -380,4 +383,90 @@ test('a user outside of the group is denied with exit code 5', async () => {
     })
   assert.equal(await asNobody(65_534, 65_534), 5)
   assert.equal(await asNobody(65_534, 0), 0, 'a member of the group is let in')
+})
+
+test('explain prints the verdict first, and its exit code is the verdict', async () => {
+  await using server = await startScripted(
+    scriptedView({
+      explain: async (query) => {
+        const words = new URLSearchParams(query)
+        if (words.has('connection')) throw new MeshError('HM_CONNECTION_NOT_FOUND', 'It is gone')
+        const [from, to] = [words.get('from') ?? '', words.get('to') ?? '']
+        return explain(facts(), { kind: 'pair', from, to })
+      },
+    }),
+  )
+  const address = ['--addr', `unix://${server.socketPath}`]
+  for (const [from, to, code, verdict] of [
+    ['web', 'db', 0, 'ALLOWED'],
+    ['web', 'vault', 1, 'DENIED'],
+    ['web', 'gone', 1, 'UNREACHABLE'],
+    ['web', '10.9.9.9:80', 1, 'NOT CAPTURED'],
+    ['web', 'nothing', 4, 'UNKNOWN SERVICE'],
+    ['nobody', 'db', 4, 'UNKNOWN CALLER'],
+  ] as const) {
+    const run = await hostmesh(['explain', '--from', from, '--to', to, ...address])
+    assert.equal(run.code, code, `${from} -> ${to}`)
+    assert.ok(run.stdout.startsWith(`${verdict}: `), run.stdout)
+    assert.equal(run.stderr, '')
+  }
+  const gone = await hostmesh(['explain', '--connection', '0-1', ...address])
+  assert.deepEqual([gone.code, gone.stdout], [4, ''])
+  assert.match(gone.stderr, /It is gone/)
+  for (const wrong of [
+    ['--from', 'web'],
+    [],
+    ['--connection', '0-1', '--to', 'db'],
+    ['--connection', '0-1', '--snapshot', '/dev/null'],
+    ['--from', 'web', '--to', 'db:0', '--snapshot', '/nonexistent'],
+  ]) {
+    const run = await hostmesh(['explain', ...wrong, ...address])
+    assert.equal(run.code, wrong.includes('/nonexistent') ? 1 : 2, wrong.join(' '))
+    assert.equal(run.stdout, '')
+  }
+  const nobody = await hostmesh(['explain', '--from', 'a', '--to', 'b', '--addr', 'unix:///none'])
+  assert.equal(nobody.code, 3)
+})
+
+test('what snapshot writes, explain reads without a daemon', async () => {
+  await using server = await startScripted(
+    scriptedView({ snapshot: () => Promise.resolve(facts()) }),
+  )
+  const file = join(server.directory, 'facts.json')
+  const address = ['--addr', `unix://${server.socketPath}`]
+  assert.equal((await hostmesh(['snapshot', '-o', file, ...address])).code, 0)
+  const printed = await hostmesh(['snapshot', ...address])
+  assert.deepEqual(JSON.parse(printed.stdout), JSON.parse(JSON.stringify(facts())))
+  const run = await hostmesh(['explain', '--snapshot', file, '--from', 'web', '--to', 'vault'])
+  assert.equal(run.code, 1)
+  assert.match(run.stdout, /^DENIED: web may not reach vault/)
+})
+
+test('refused connections are a table with flag and reason, newest first', async () => {
+  const [connection] = connections.connections
+  assert.ok(connection !== undefined)
+  const refused = [2, 1].map((number) => ({
+    ...connection,
+    id: `0-${number}`,
+    flag: 'DENY' as const,
+    code: 'HM_POLICY_DENIED',
+    reason: `Denied web -> db: rule ${number}`,
+    endedAt: new Date(Date.now() - 5_500).toISOString(),
+  }))
+  await using server = await startScripted(
+    scriptedView({ refused: () => Promise.resolve({ refused }) }),
+  )
+  const run = await hostmesh(['connections', '--refused', '--addr', `unix://${server.socketPath}`])
+  const [, first] = lines(run.stdout).map(cells)
+  assert.deepEqual(first, [
+    '0-2',
+    'outbound',
+    'web',
+    'db',
+    '127.0.0.1:40112',
+    '240.1.2.3:5432',
+    '5s',
+    'DENY',
+    'Denied web -> db: rule 2',
+  ])
 })

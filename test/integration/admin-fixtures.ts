@@ -105,6 +105,7 @@ export const connections: ConnectionsDocument = {
       sentBytes: 100,
       receivedBytes: 2_048,
       state: 'open',
+      peerAddress: '10.0.0.7:15443',
     },
   ],
   omitted: 3,
@@ -145,6 +146,9 @@ export function scriptedView(parts: Partial<AdminView> = {}): AdminView {
     peers: () => Promise.resolve(peers),
     connections: () => Promise.resolve(connections),
     certs: () => Promise.resolve(certs),
+    refused: () => Promise.resolve({ refused: [] }),
+    snapshot: () => Promise.reject(new Error('this view has no snapshot')),
+    explain: () => Promise.reject(new Error('this view explains nothing')),
     metrics: () => Promise.resolve('# HELP a A\n# TYPE a gauge\na 1\n'),
     ...parts,
   }

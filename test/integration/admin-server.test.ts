@@ -10,9 +10,11 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import { promisify } from 'node:util'
 import { startAdminServer } from '../../src/daemon/admin-server.ts'
+import { explain } from '../../src/daemon/explain.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import { eventually } from '../harness/eventually.ts'
+import { facts } from '../unit/explain-fixtures.ts'
 import {
   ask,
   certs,
@@ -335,4 +337,37 @@ test('a taken metrics port fails the start and leaves no socket file behind', as
     blocker.close()
   }
   assert.deepEqual(await readdir(directory.path), [])
+})
+
+test('explain hears its query, each its own, and a question that is wrong is told so', async () => {
+  const heard: string[] = []
+  const failures: Record<string, [string, number]> = {
+    'connection=0-1': ['HM_CONNECTION_NOT_FOUND', 404],
+    'from=web': ['HM_USAGE_QUESTION', 400],
+    'from=web&to=%20': ['HM_USAGE_DESTINATION', 400],
+  }
+  await using server = await startScripted(
+    scriptedView({
+      explain: (query) => {
+        heard.push(query)
+        const failure = failures[query]
+        return failure === undefined
+          ? Promise.resolve(explain(facts(), { kind: 'pair', from: 'web', to: query.slice(-2) }))
+          : Promise.reject(new MeshError(failure[0], 'no'))
+      },
+    }),
+  )
+  const [first, second] = await Promise.all(
+    ['from=web&to=db', 'from=web&to=xx'].map((query) =>
+      ask(server.socketPath, `/v1/explain?${query}`),
+    ),
+  )
+  assert.match(first?.body ?? '', /"service":"db"/)
+  assert.match(second?.body ?? '', /"verdict":"unknownService"/)
+  for (const [query, [code, status]] of Object.entries(failures)) {
+    const answer = await ask(server.socketPath, `/v1/explain?${query}`)
+    assert.equal(answer.status, status, query)
+    assert.match(answer.body, new RegExp(code))
+  }
+  assert.equal(heard.length, 5)
 })

@@ -110,6 +110,8 @@ export interface Capture extends AsyncDisposable {
   show(plan?: CapturePlan): Promise<CaptureState>
   /** What does not work now, one sentence each; empty when all is well. */
   problems(): readonly string[]
+  /** The plan as it was last applied: users by number, without what does not exist; undefined before. */
+  plan(): CapturePlan | undefined
 }
 
 /** Other programs may change rules between our look and our change: look again this often. */
@@ -228,6 +230,10 @@ class KernelCapture implements Capture {
         problems: plan === undefined ? this.problems() : (resolved?.problems ?? []),
       }
     })
+  }
+
+  plan(): CapturePlan | undefined {
+    return this.#resolved?.plan
   }
 
   problems(): readonly string[] {

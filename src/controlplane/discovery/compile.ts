@@ -239,13 +239,7 @@ function compilePolicies(
   for (const { name, target } of input.localServices) {
     const source = input.policies.get(name)
     if (target === undefined || source === undefined || policies.has(name)) continue
-    const policy: ServicePolicy = {
-      destination: name,
-      intentions: source.intentions
-        .filter((rule) => rule.destination === name || rule.destination === '*')
-        .toSorted(byPrecedence),
-      defaultPolicy: source.defaultPolicy,
-    }
+    const policy = compilePolicy(source)
     const before = previous.policies.get(name)
     policies.set(
       name,
@@ -253,6 +247,21 @@ function compilePolicies(
     )
   }
   return policies
+}
+
+/** The rules of one destination, as the data plane evaluates them. `destination` names what they are for. */
+export function compilePolicy({
+  destination,
+  intentions,
+  defaultPolicy,
+}: CatalogPolicy): ServicePolicy {
+  return {
+    destination,
+    intentions: intentions
+      .filter((rule) => rule.destination === destination || rule.destination === '*')
+      .toSorted(byPrecedence),
+    defaultPolicy,
+  }
 }
 
 /** Highest first. Of equal ones at most one matches a source, unless two are the same rule: deny first. */

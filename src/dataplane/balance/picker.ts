@@ -18,6 +18,14 @@ import {
 /** Loads remembered of endpoints that are gone; beyond it those without traffic are dropped. */
 const MAX_LOADS = 100_000
 
+/** How an endpoint stands with the balancer of one worker. */
+export interface EndpointStanding {
+  readonly inFlight: number
+  readonly failures: number
+  /** Lower is taken. */
+  readonly cost: number
+}
+
 /** Picks endpoints and learns from what comes of it. One per worker. */
 export class Balancer {
   private readonly loads = new Map<string, EndpointLoad>()
@@ -68,6 +76,17 @@ export class Balancer {
     load.inFlight = Math.max(0, load.inFlight - 1)
   }
 
+  /**
+   * What has been learned of an endpoint, as it is compared; undefined when it was never tried. Changes
+   * nothing: it is for explaining, not for picking.
+   */
+  peek(endpoint: Endpoint): EndpointStanding | undefined {
+    const load = this.loads.get(endpoint.key)
+    if (load === undefined) return undefined
+    const { inFlight, failures } = load
+    return { inFlight, failures, cost: costOf(load, endpoint.weight, this.clock.monotonicMs()) }
+  }
+
   private candidate(
     endpoints: readonly Endpoint[],
     except: ReadonlySet<string>,
@@ -92,6 +111,11 @@ export class Balancer {
   }
 }
 
+/** Why an endpoint takes no connection, whatever the others are like; undefined when it may. */
+export function exclusionOf(endpoint: Endpoint): string | undefined {
+  return endpoint.health === 'critical' ? 'its health is critical' : undefined
+}
+
 function isCandidate(endpoint: Endpoint, except: ReadonlySet<string>): boolean {
-  return endpoint.health !== 'critical' && !except.has(endpoint.key)
+  return exclusionOf(endpoint) === undefined && !except.has(endpoint.key)
 }

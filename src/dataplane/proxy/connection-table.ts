@@ -9,6 +9,7 @@ import { MeshError } from '../../lib/errors.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { Reporter, TrafficCounters } from '../../telemetry/counters.ts'
+import { type Refusal, Refusals } from './refusals.ts'
 
 /** One carried connection. Mutable; written by the stage that has it in hand. */
 export interface Connection {
@@ -73,6 +74,7 @@ export class ConnectionTable {
   private readonly countBySource = new Map<string, number>()
   private readonly limits: ConnectionLimits
   private readonly counters: TrafficCounters
+  private readonly refused = new Refusals()
   private nextId = 1
 
   constructor(limits: ConnectionLimits, counters: TrafficCounters) {
@@ -131,9 +133,14 @@ export class ConnectionTable {
     this.counters.opened(connection.row)
   }
 
-  /** The one ending of a connection. Later calls do nothing. */
-  end(connection: Connection, flag: ResponseFlag): void {
+  /**
+   * The one ending of a connection. Later calls do nothing. With a `reason` it is remembered for a while,
+   * unless the caller itself hung up.
+   */
+  end(connection: Connection, flag: ResponseFlag, reason?: unknown): void {
     if (!this.connections.delete(connection.id)) return
+    if (reason !== undefined && flag !== 'DC' && flag !== '-')
+      this.refused.add(viewOf(connection), flag, reason)
     const left = (this.countBySource.get(connection.source) ?? 1) - 1
     if (left === 0) this.countBySource.delete(connection.source)
     else this.countBySource.set(connection.source, left)
@@ -174,6 +181,17 @@ export class ConnectionTable {
       connection.abort(flag, reason)
     }
     return count
+  }
+
+  /** An open connection as the admin API shows it. */
+  find(id: number): ConnectionView | undefined {
+    const connection = this.connections.get(id)
+    return connection === undefined ? undefined : viewOf(connection)
+  }
+
+  /** The last connections that were refused or broken off, newest first. */
+  refusals(): Refusal[] {
+    return this.refused.list()
   }
 
   /** At most `limit` connections as the admin API shows them, oldest first. */

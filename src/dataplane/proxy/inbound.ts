@@ -45,8 +45,8 @@ export async function carryInbound(plane: Plane, arrival: Arrival): Promise<void
   const connection = plane.connections.add('inbound', peer.service)
   plane.connections.know(connection, arrival.destination)
   connection.peer = arrival.address
-  connection.abort = (flag) => {
-    plane.connections.end(connection, flag)
+  connection.abort = (flag, reason) => {
+    plane.connections.end(connection, flag, reason)
     hangUp(stream, flag)
   }
   try {
@@ -107,7 +107,7 @@ function join(
   const { stream, local, early } = parts
   connection.abort = (flag, reason) => {
     plane.log.info('Connection broken off', { ...about(connection), flag, reason: reason.message })
-    plane.connections.end(connection, flag)
+    plane.connections.end(connection, flag, reason)
     local.reset()
     hangUp(stream, flag)
   }
@@ -138,7 +138,7 @@ function refuse(
   error: unknown,
 ): void {
   const flag = flagOf(error)
-  plane.connections.end(connection, flag)
+  plane.connections.end(connection, flag, error)
   hangUp(stream, flag)
   if (flag === 'DC') return
   plane.log.info('Connection refused', {

@@ -294,13 +294,13 @@ function join(
   carrier: Carrier,
 ): void {
   const { upstream, endpoint } = carrier
-  const finish = (flag: Parameters<typeof plane.connections.end>[1]): void => {
-    plane.connections.end(connection, flag)
+  const finish = (flag: Parameters<typeof plane.connections.end>[1], reason?: unknown): void => {
+    plane.connections.end(connection, flag, reason)
     plane.balancer.finished(endpoint)
   }
   connection.abort = (flag, reason) => {
     plane.log.info('Connection broken off', { ...about(connection), flag, reason: reason.message })
-    finish(flag)
+    finish(flag, reason)
     upstream.reset()
     downstream.stream.reset()
   }
@@ -313,7 +313,7 @@ function join(
     counters: plane.counters,
     onEnding: (ending) => {
       if (ending.kind === 'done') finish('-')
-      else finish(ending.side === 'downstream' ? 'DC' : flagOf(ending.reason))
+      else finish(ending.side === 'downstream' ? 'DC' : flagOf(ending.reason), ending.reason)
     },
   })
 }
@@ -325,7 +325,7 @@ function refuse(
   error: unknown,
 ): void {
   const flag = flagOf(error)
-  plane.connections.end(connection, flag)
+  plane.connections.end(connection, flag, error)
   downstream.stream.reset()
   if (flag === 'DC') return
   plane.log.info('Connection refused', {

@@ -1,0 +1,178 @@
+/**
+ * Reads the facts that `hostmesh snapshot` wrote, on any machine. What explain() walks through is checked
+ * here, so that a file which was cut off or edited is refused with its first fault, not half believed.
+ */
+import { z } from 'zod'
+import { writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
+import { MeshError } from '../lib/errors.ts'
+import { readTextFile } from '../lib/read-text-file.ts'
+import { FACTS_FORMAT, FACTS_VERSION, type HostFacts } from '../model/facts.ts'
+
+/** Beyond it is no document of ours: the admin API makes none so large. */
+const MAX_BYTES = 64 * 1_024 * 1_024
+
+const address = z.looseObject({ ip: z.string(), port: z.number() })
+
+const selector = z.union([
+  z.looseObject({ kind: z.literal('cgroup'), path: z.string() }),
+  z.looseObject({ kind: z.literal('user'), user: z.string() }),
+  z.looseObject({ kind: z.literal('sourceAddress'), ip: z.string() }),
+])
+
+const intention = z.looseObject({
+  source: z.string(),
+  destination: z.string(),
+  action: z.enum(['allow', 'deny']).optional(),
+  precedence: z.number(),
+})
+
+const endpoint = z.looseObject({
+  key: z.string(),
+  id: z.string(),
+  node: z.string(),
+  tunnel: address,
+  application: address.optional(),
+  health: z.enum(['passing', 'warning', 'critical']),
+  weight: z.number(),
+  local: z.boolean(),
+})
+
+const names = z.array(z.string())
+
+/** Loose: what a newer version adds does not matter to this one. */
+const facts = z.looseObject({
+  format: z.literal(FACTS_FORMAT),
+  formatVersion: z.literal(FACTS_VERSION),
+  writtenAt: z.iso.datetime(),
+  node: z.string(),
+  datacenter: z.string(),
+  addresses: names,
+  awaited: names,
+  snapshotVersion: z.number(),
+  catalog: z.looseObject({
+    description: z.string(),
+    ageMs: z.number().nullable(),
+    problems: names,
+  }),
+  services: z.array(
+    z.looseObject({
+      name: z.string(),
+      datacenter: z.string(),
+      virtualIps: names,
+      protocol: z.string(),
+      connectTimeoutMs: z.number(),
+      endpoints: z.array(endpoint),
+    }),
+  ),
+  policies: z.array(
+    z.looseObject({
+      destination: z.string(),
+      origin: z.enum(['snapshot', 'catalog']),
+      intentions: z.array(intention),
+      defaultPolicy: z.enum(['allow', 'deny']),
+    }),
+  ),
+  local: z.array(
+    z.looseObject({
+      name: z.string(),
+      id: z.string(),
+      target: address.optional(),
+      selector: selector.optional(),
+      capturePort: z.number().optional(),
+      upstreams: z.array(z.looseObject({ destination: z.string(), bind: address.optional() })),
+    }),
+  ),
+  domains: names,
+  capture: z.looseObject({
+    mode: z.enum(['off', 'on']),
+    inSync: z.boolean().nullable(),
+    problems: names,
+    plan: z
+      .looseObject({
+        workloads: z.array(z.looseObject({ selector, capturePort: z.number() })),
+        virtualRange: z.string(),
+        virtualRange6: z.string(),
+        daemonUid: z.number(),
+        ownPorts: z.array(z.number()),
+      })
+      .nullable(),
+  }),
+  certificates: z.looseObject({
+    trustDomain: z.string().nullable(),
+    roots: z.array(z.looseObject({ fingerprint: z.string(), notAfter: z.string() })),
+    leaves: z.array(
+      z.looseObject({
+        service: z.string(),
+        spiffeId: z.string(),
+        serialNumber: z.string(),
+        notBefore: z.string(),
+        notAfter: z.string(),
+      }),
+    ),
+    revokedSerials: names,
+    problems: names,
+  }),
+  tunnels: z.array(
+    z.looseObject({
+      source: z.string(),
+      destination: z.string(),
+      peerAddress: z.string(),
+      direction: z.enum(['outbound', 'inbound']),
+      streams: z.number(),
+      rttMs: z.number().nullable(),
+    }),
+  ),
+  loads: z.array(
+    z.looseObject({
+      worker: z.number(),
+      endpoint: z.string(),
+      inFlight: z.number(),
+      cost: z.number(),
+      failures: z.number(),
+    }),
+  ),
+})
+
+/**
+ * The facts in a file.
+ * @throws MeshError HM_FILE_UNREADABLE when it cannot be read, HM_SNAPSHOT_INVALID when it is none.
+ */
+export function readFacts(path: string): HostFacts {
+  return parseFacts(readTextFile(path, MAX_BYTES).text, path)
+}
+
+/**
+ * The facts in a text; `name` is what it is called in messages.
+ * @throws MeshError HM_SNAPSHOT_INVALID with the first fault.
+ */
+export function parseFacts(text: string, name: string): HostFacts {
+  let value: unknown
+  try {
+    value = JSON.parse(text)
+  } catch (error) {
+    throw invalid(name, 'it is no JSON', error)
+  }
+  const parsed = facts.safeParse(value)
+  if (!parsed.success) {
+    const issue = parsed.error.issues[0]
+    const at = issue?.path.join('.') ?? ''
+    throw invalid(name, `${at === '' ? '' : `${at}: `}${issue?.message ?? 'wrong form'}`)
+  }
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- checked above, as far as explain() looks
+  return parsed.data as unknown as HostFacts
+}
+
+/** Writes facts, readable by the owner alone: they draw a map of the mesh. Replaces the file whole. */
+export function writeFacts(path: string, document: object): void {
+  writeFileAtomically(path, `${JSON.stringify(document, null, 2)}\n`, {
+    mode: 0o600,
+    existing: 'replace',
+  })
+}
+
+function invalid(name: string, why: string, cause?: unknown): MeshError {
+  return new MeshError('HM_SNAPSHOT_INVALID', `Cannot explain from ${name}: ${why}`, {
+    ...(cause !== undefined && { cause }),
+    hint: 'Write it again on its host with: hostmesh snapshot -o FILE',
+  })
+}

@@ -1,0 +1,112 @@
+/**
+ * Collects the facts that explain() reasons from, of the running daemon, at the moment they are asked for.
+ *
+ * Public facts only: certificates by name, serial number and dates, never a key. Rules of destinations on
+ * other hosts are asked of the catalog, within {@link POLICY_TIMEOUT_MS}; what does not come is left out.
+ */
+import { networkInterfaces } from 'node:os'
+import type { Catalog, CatalogPolicy } from '../controlplane/catalog/catalog.ts'
+import { compilePolicy } from '../controlplane/discovery/compile.ts'
+import { canonicalIp } from '../model/address.ts'
+import type { CertsDocument, StatusDocument, TunnelEntry } from '../model/admin.ts'
+import { FACTS_FORMAT, FACTS_VERSION, type HostFacts, type PolicyFacts } from '../model/facts.ts'
+import type { DaemonState } from './admin-view.ts'
+
+/** How long the catalog may take to tell the rules of other hosts' services, milliseconds. */
+const POLICY_TIMEOUT_MS = 3_000
+
+/** Destinations whose rules one document asks for. */
+const MAX_POLICIES = 1_000
+
+/** Domains of the resolver whose names are names of services. */
+const SERVICE_DOMAINS = ['mesh', 'virtual.consul']
+
+/** What the admin API has made already. */
+export interface FactSources {
+  readonly status: StatusDocument
+  readonly certs: CertsDocument
+  readonly tunnels: readonly TunnelEntry[]
+}
+
+/** What is wanted beside the host's own facts: everything, or what concerns one service. */
+export type FactScope = 'all' | { readonly service: string | undefined }
+
+/** The facts now. */
+export async function collectFacts(
+  state: DaemonState,
+  sources: FactSources,
+  scope: FactScope,
+): Promise<HostFacts> {
+  const { status, certs, tunnels } = sources
+  const snapshot = state.discovery()?.current()
+  const known = [...(snapshot?.services.values() ?? [])]
+  const own = [...(snapshot?.policies.values() ?? [])]
+  const wanted = scope === 'all' ? known.map(({ name }) => name) : [scope.service ?? '']
+  const elsewhere = wanted.filter((name) => name !== '' && snapshot?.policies.has(name) !== true)
+  // A service of this host whose rules are not loaded must show as such.
+  const offered = new Set(
+    state.services.filter(({ target }) => target !== undefined).map(({ name }) => name),
+  )
+  const [asked, loads] = await Promise.all([
+    askPolicies(
+      state.catalog(),
+      elsewhere.filter((name) => !offered.has(name)).slice(0, MAX_POLICIES),
+    ),
+    scope === 'all' || scope.service !== undefined
+      ? state.pool.loads(scope === 'all' ? undefined : scope.service)
+      : [],
+  ])
+  return {
+    format: FACTS_FORMAT,
+    formatVersion: FACTS_VERSION,
+    writtenAt: new Date().toISOString(),
+    version: state.version,
+    node: status.node,
+    datacenter: status.datacenter,
+    addresses: ownAddresses(),
+    ready: status.ready,
+    awaited: status.awaited,
+    draining: status.draining,
+    catalog: status.catalog,
+    snapshotVersion: status.snapshotVersion,
+    services: known,
+    policies: [
+      ...own.map((policy): PolicyFacts => ({ ...policy, origin: 'snapshot' })),
+      ...asked.map((policy): PolicyFacts => ({ ...compilePolicy(policy), origin: 'catalog' })),
+    ],
+    local: state.services,
+    domains: SERVICE_DOMAINS,
+    capture: { ...status.capture, plan: state.capture().plan ?? null },
+    certificates: {
+      ...certs,
+      revokedSerials: state.bundle()?.revokedSerials ?? [],
+      problems: status.certificates.problems,
+    },
+    tunnels,
+    loads,
+  }
+}
+
+/** The catalog's rules for destinations of other hosts; empty when it does not say in time. */
+function askPolicies(
+  catalog: Catalog | undefined,
+  destinations: readonly string[],
+): Promise<readonly CatalogPolicy[]> {
+  if (catalog === undefined || destinations.length === 0) return Promise.resolve([])
+  return new Promise((resolve) => {
+    const settle = (policies: readonly CatalogPolicy[]): void => {
+      clearTimeout(deadline)
+      // The answer may come before watchPolicies() has returned the watch.
+      setImmediate(() => watch.close())
+      resolve(policies)
+    }
+    const deadline = setTimeout(() => settle([]), POLICY_TIMEOUT_MS)
+    const watch = catalog.watchPolicies(destinations, settle)
+  })
+}
+
+function ownAddresses(): string[] {
+  const addresses = Object.values(networkInterfaces()).flatMap((each) => each ?? [])
+  const ips = addresses.map(({ address }) => canonicalIp(address.split('%')[0] ?? ''))
+  return [...new Set(ips)].filter((ip) => ip !== undefined)
+}

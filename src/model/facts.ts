@@ -1,0 +1,100 @@
+/**
+ * Everything that `hostmesh explain` reasons from: one host's view at one moment, as plain JSON.
+ *
+ * `hostmesh snapshot` writes it, `explain --snapshot` reads it, on this machine or another. It holds the
+ * addresses and rules of a mesh, and never a private key, a token or payload. Fields are added under one
+ * `formatVersion`, never renamed or removed.
+ */
+import type {
+  CaptureStatus,
+  CatalogStatus,
+  LeafEntry,
+  RootEntry,
+  StatusDocument,
+  TunnelEntry,
+} from './admin.ts'
+import type { LocalService, WorkloadSelector } from './service.ts'
+import type { MeshService, ServicePolicy } from './snapshot.ts'
+
+/** What tells the document from any other JSON. */
+export const FACTS_FORMAT = 'hostmesh-snapshot'
+
+/** Raised when a reader of the old form would be misled. */
+export const FACTS_VERSION = 1
+
+/** `/v1/snapshot`: the facts of a host. */
+export interface HostFacts {
+  readonly format: typeof FACTS_FORMAT
+  readonly formatVersion: typeof FACTS_VERSION
+  /** RFC 3339; the "now" of everything below. */
+  readonly writtenAt: string
+  readonly version: string
+  readonly node: string
+  readonly datacenter: string
+  /** This host's own IP addresses, canonical. */
+  readonly addresses: readonly string[]
+  readonly ready: boolean
+  readonly awaited: StatusDocument['awaited']
+  readonly draining: boolean
+  readonly catalog: CatalogStatus
+  readonly snapshotVersion: number
+  readonly services: readonly MeshService[]
+  readonly policies: readonly PolicyFacts[]
+  readonly local: readonly LocalService[]
+  /** DNS domains whose names are names of services. */
+  readonly domains: readonly string[]
+  readonly capture: CaptureFacts
+  readonly certificates: CertificateFacts
+  readonly tunnels: readonly TunnelEntry[]
+  /** What the balancers of the workers have learned; endpoints nobody tried are absent. */
+  readonly loads: readonly LoadFacts[]
+}
+
+/** The rules for one destination. */
+export interface PolicyFacts extends ServicePolicy {
+  /**
+   * `snapshot`: what this host decides by. `catalog`: asked of the catalog for this document; the
+   * destination's own host decides.
+   */
+  readonly origin: 'snapshot' | 'catalog'
+}
+
+/** What the capture rules are made of. */
+export interface CaptureFacts extends CaptureStatus {
+  /** Workloads as the kernel matches them now (users by number, no cgroup that does not exist); null while off. */
+  readonly plan: CapturePlanFacts | null
+}
+
+/** A capture plan, as `controlplane/capture/rules.ts` has it. */
+export interface CapturePlanFacts {
+  readonly workloads: readonly {
+    readonly selector: WorkloadSelector
+    readonly capturePort: number
+  }[]
+  readonly defaultCapturePort?: number | undefined
+  readonly virtualRange: string
+  readonly virtualRange6: string
+  readonly daemonUid: number
+  readonly ownPorts: readonly number[]
+}
+
+/** What this host can prove, and whom it believes. */
+export interface CertificateFacts {
+  readonly trustDomain: string | null
+  readonly roots: readonly RootEntry[]
+  readonly leaves: readonly LeafEntry[]
+  readonly revokedSerials: readonly string[]
+  readonly problems: readonly string[]
+}
+
+/** What one worker's balancer knows of one endpoint. */
+export interface LoadFacts {
+  readonly worker: number
+  readonly endpoint: string
+  /** Connections and attempts under way. */
+  readonly inFlight: number
+  /** What endpoints are compared by: lower is taken. Milliseconds times what is in flight, by weight. */
+  readonly cost: number
+  /** Failures since the last success. */
+  readonly failures: number
+}
