@@ -62,8 +62,12 @@ test('with two workers, one of which crashes', async (t) => {
     assert.equal(await daemon.metric('hostmesh_tcp_connections_lost_total'), 0)
   })
 
-  await t.test('both workers take new connections', async () => {
-    for (const ends of (await spreadOverWorkers()).values())
+  await t.test('both workers take new connections, and no id is given twice', async () => {
+    const spread = await spreadOverWorkers()
+    const { connections } = await daemon.connections()
+    const successors = connections.filter(({ id }) => id.startsWith(`${crashed}.1-`))
+    assert.equal(successors.length, spread.get(crashed)?.length)
+    for (const ends of spread.values())
       for (const [caller, called] of ends) {
         await caller.end()
         await called.end()
@@ -83,7 +87,7 @@ test('with two workers, one of which crashes', async (t) => {
       const fresh = (await daemon.connections()).connections.find(({ id }) => !known.has(id))
       assert.ok(fresh, 'a new connection is listed')
       known.add(fresh.id)
-      const worker = Number(fresh.id.split('-')[0])
+      const worker = Number.parseInt(fresh.id, 10)
       spread.set(worker, [...(spread.get(worker) ?? []), ends])
     }
     assert.equal(spread.size, 2, 'connections went to both workers')
