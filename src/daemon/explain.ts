@@ -153,10 +153,16 @@ function explainPair(facts: HostFacts, from: string, to: string): Explanation {
   const { service } = found
   draft.service = service.name
   const chosen = describeEndpoints(draft, facts, service, found.pinned)
-  const remote = chosen.filter(({ local }) => !local)
-  describeCertificate(draft, facts, { source, service, isNeeded: remote.length > 0 })
+  // When nobody would be picked, the rest is told as if somebody were.
+  const meant = chosen.length > 0 ? chosen : service.endpoints
+  const remote = meant.filter(({ local }) => !local)
+  describeCertificate(draft, facts, {
+    source,
+    service,
+    isNeeded: remote.length > 0 || meant.length === 0,
+  })
   describeTunnel(draft, facts, { source, service, remote })
-  describePolicy(draft, facts, { source, service, chosen })
+  describePolicy(draft, facts, { source, service, chosen: meant })
   describeDelivery(draft, facts, service, chosen)
   const where = remote.length > 0 ? 'through a tunnel' : 'on this host'
   return draft.finish(facts, asked, `${source} may reach ${service.name}, ${where}`)
@@ -811,7 +817,12 @@ function describeTunnel(
 ): void {
   const { source, service, remote } = asked
   if (remote.length === 0) {
-    draft.station('tunnel', 'none', 'None: no other host is involved')
+    const isNobody = service.endpoints.length === 0
+    draft.station(
+      'tunnel',
+      'none',
+      isNobody ? 'None: there is nobody to dial' : 'None: no other host is involved',
+    )
     return
   }
   const addresses = [...new Set(remote.map(({ tunnel }) => formatAddress(tunnel)))]
@@ -895,7 +906,7 @@ function describePolicy(
   const details = [
     isHere
       ? 'Decided on this host, the destination'
-      : `Decided at the destination (${listed(hosts)}); these are the rules that the catalog has for it`,
+      : `Decided at the destination${hosts.length === 0 ? '' : ` (${listed(hosts)})`}; these are the rules that the catalog has for it`,
     ...(known === undefined ? [] : overruled(source, known, rule)),
   ]
   const verb = decision.allow ? 'Allowed' : 'Denied'

@@ -283,6 +283,23 @@ for (const catalog of ['file', 'consul'] as const) {
     )
 
     await t.test(
+      'a connection that a changed intention ends is explained after its end',
+      async () => {
+        const [near, far] = await web.connectTo(chat)
+        const { connections } = await b.daemon.connections()
+        const open = connections.find(({ destination }) => destination === 'chat')
+        assert.ok(open)
+        await mesh.deny('web', 'chat')
+        assert.equal((await near.readRest()).ending, 'ECONNRESET')
+        assert.equal((await far.readRest()).ending, 'ECONNRESET')
+        const said = await explained(b, '--connection', open.id)
+        assert.equal(said.verdict, 'denied')
+        assert.match(station(said, 'connection').summary, /DENY .*intentions have changed/)
+        assert.equal(said.policy?.intention?.destination, 'chat')
+      },
+    )
+
+    await t.test(
       'an instance that leaves makes the service unreachable, in words and in fact',
       async () => {
         await db.leave()

@@ -127,6 +127,11 @@ test('no instance, and none that may be picked, are unreachable', () => {
   const said = ask('web', 'db', { services })
   assert.equal(said.verdict, 'unreachable')
   assert.match(station(said, 'endpoint').details.join(), /left out, its health is critical/)
+  assert.match(station(said, 'certificate').summary, /^It shows/)
+  assert.match(station(said, 'tunnel').summary, /10\.0\.0\.2:15443/)
+  const own = [service('cache', 3, [endpoint('cache', 1, { local: true, health: 'critical' })])]
+  assert.equal(ask('web', 'cache', { services: own }).policy?.decidedAt, 'here')
+  assert.equal(station(ask('web', 'gone'), 'tunnel').summary, 'None: there is nobody to dial')
 })
 
 test('an instance that was asked for by its address is tried whatever its health', () => {
