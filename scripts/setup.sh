@@ -250,6 +250,7 @@ find_missing() {
       want systemd-sysusers systemd
       want systemd-tmpfiles systemd
       want perl perl-base
+      want faketime faketime
       want getent libc-bin
       want go golang-go
       exists /usr/share/gocode/src/github.com/hashicorp/yamux ||

@@ -16,7 +16,7 @@ import { SocketStream } from '../lib/socket-stream.ts'
 import { canonicalIp, formatAddress, isIpv6, type SocketAddress } from '../model/address.ts'
 import type { LocalService } from '../model/service.ts'
 import { applyDelta, emptySnapshot, type Snapshot } from '../model/snapshot.ts'
-import { TrafficCounters, WorkerCounters } from '../telemetry/counters.ts'
+import { TrafficCounters, type WorkerCounterName, WorkerCounters } from '../telemetry/counters.ts'
 import { watchEventLoopLag } from '../telemetry/event-loop-lag.ts'
 import { Balancer } from './balance/picker.ts'
 import { evaluate } from './policy/evaluate.ts'
@@ -37,12 +37,16 @@ import { isViolation } from './tunnel/frame.ts'
 import type { PeerIdentity } from './tunnel/peer.ts'
 import { TunnelPool } from './tunnel/pool.ts'
 import { Session, type SessionOptions, type SessionOwner } from './tunnel/session.ts'
+import { endOf, expiry, type Footing } from './tunnel/trust.ts'
 
 /** How long a connection waits for a snapshot or certificate that has not arrived yet, milliseconds. */
 const READY_TIMEOUT_MS = 5_000
 
 /** Keepalive, idle connections, expired certificates: looked at this often, milliseconds. */
 const TICK_MS = 1_000
+
+/** Tunnels that callers are asked to dial anew in one tick: a new leaf must not bring all their handshakes at once. */
+const MAX_RETIRED_PER_TICK = 100
 
 /**
  * Listening sockets a door has in one worker. Node's event loop accepts one connection a turn from each; with
@@ -62,8 +66,18 @@ interface InboundSession {
   readonly peer: PeerIdentity
   readonly destination: string
   readonly address: SocketAddress | undefined
+  readonly footing: Footing
   /** Wall clock; the session must be gone by then. */
   readonly notAfterMs: number
+}
+
+/** What the end of a session counts as; anything else is `lost`, or a violation of the protocol. */
+const countByReason: Partial<Record<string, WorkerCounterName>> = {
+  HM_TUNNEL_DRAINED: 'sessionsDrained',
+  HM_TUNNEL_EXPIRED: 'sessionsExpired',
+  HM_TLS_REVOKED: 'sessionsRevoked',
+  HM_TLS_UNTRUSTED: 'sessionsUntrusted',
+  HM_TUNNEL_SILENT: 'sessionsSilent',
 }
 
 /** A port where peers come in. */
@@ -120,6 +134,8 @@ class Worker {
       ...sessionOptions,
       idleMs: settings.timeouts.tunnelIdleMs,
       ...this.sessionObserver(),
+      objection: (footing, credential) =>
+        this.credentials.objectionToNew(footing, credential.believed),
       onDialed: (outcome) =>
         this.workerCounters.inc(
           outcome === 'failed' ? 'tunnelHandshakeFailures' : 'tunnelHandshakes',
@@ -162,9 +178,9 @@ class Worker {
         handshakeTimeoutMs: settings.timeouts.handshakeMs,
         maxPending: settings.limits.pendingHandshakes,
         onPeer: (accepted) => this.onPeer(accepted, sessionOptions),
-        onRefused: (code, remoteAddress) => {
+        onRefused: (code, remoteAddress, detail) => {
           this.workerCounters.inc('tunnelHandshakeFailures')
-          this.log.info('Handshake refused', { code, remoteAddress })
+          this.log.info('Handshake refused', { code, remoteAddress, detail })
         },
       }
       return { address, options, server: createTunnelServer(options) }
@@ -192,10 +208,12 @@ class Worker {
         return
       case 'leaf':
         this.credentials.setLeaf(message.leaf)
+        this.pool.renew(message.leaf.service, message.leaf.serialNumber)
         this.credentialsChanged()
         return
       case 'roots':
         this.credentials.setBundle(message.bundle)
+        this.recheckTrust()
         this.credentialsChanged()
         return
       case 'listen':
@@ -263,6 +281,18 @@ class Worker {
       'DENY',
       new MeshError('HM_POLICY_DENIED', 'The intentions have changed and deny it now'),
     )
+  }
+
+  /** Roots or revocations changed: what rests on a certificate that is not believed any more ends now. */
+  private recheckTrust(): void {
+    const nowMs = Date.now()
+    const objection = (footing: Footing): MeshError | undefined =>
+      this.credentials.objection(footing, nowMs)
+    for (const { session, footing } of [...this.pool.list(), ...this.inboundSessions]) {
+      const reason = objection(footing)
+      if (reason !== undefined) session.disown(reason)
+    }
+    this.connections.abortUnfounded(objection)
   }
 
   /**
@@ -350,12 +380,13 @@ class Worker {
 
   private onPeer(accepted: AcceptedPeer, sessionOptions: SessionOptions): void {
     const { socket, peer, destination } = accepted
+    const footing: Footing = { peer, own: accepted.own.proof }
     const ip = canonicalIp(socket.remoteAddress ?? '')
     const address = ip === undefined ? undefined : { ip, port: socket.remotePort ?? 0 }
     this.workerCounters.inc('tunnelHandshakes')
     if (!accepted.isTunnel) {
       const stream = new SocketStream(socket, 'private')
-      void carryInbound(this.plane, { stream, peer, address, destination })
+      void carryInbound(this.plane, { stream, peer, address, destination, footing })
       return
     }
     const session = new Session(
@@ -365,7 +396,7 @@ class Worker {
         ...this.sessionObserver(),
         onStream: (stream) => {
           this.workerCounters.inc('tunnelStreamsOpened')
-          void carryInbound(this.plane, { stream, peer, address, destination })
+          void carryInbound(this.plane, { stream, peer, address, destination, footing: undefined })
         },
         onClosed: (reason) => {
           this.inboundSessions.delete(inbound)
@@ -374,13 +405,13 @@ class Worker {
       },
       sessionOptions,
     )
-    const own = this.credentials.of(destination)
     const inbound: InboundSession = {
       session,
       peer,
       destination,
       address,
-      notAfterMs: Math.min(peer.notAfterMs, own?.leaf.notAfterMs ?? peer.notAfterMs),
+      footing,
+      notAfterMs: endOf(footing),
     }
     this.inboundSessions.add(inbound)
     if (this.draining) session.drain()
@@ -394,8 +425,12 @@ class Worker {
   }
 
   private sessionClosed(reason: MeshError): void {
+    const violates = isViolation(reason.code)
+    this.workerCounters.inc(
+      countByReason[reason.code] ?? (violates ? 'sessionsViolated' : 'sessionsLost'),
+    )
     if (reason.code === 'HM_TUNNEL_DRAINED') return
-    if (isViolation(reason.code)) this.workerCounters.inc('protocolErrors')
+    if (violates) this.workerCounters.inc('protocolErrors')
     this.log.info('Tunnel closed', { code: reason.code, reason: reason.message })
   }
 
@@ -437,12 +472,24 @@ class Worker {
     const nowMs = performance.now()
     const wallMs = Date.now()
     this.connections.sweep(nowMs)
+    this.connections.abortUnfounded((footing) =>
+      wallMs >= endOf(footing) ? expiry(footing, wallMs) : undefined,
+    )
     this.pool.tick(nowMs, wallMs)
     let streams = 0
-    for (const { session, notAfterMs } of this.inboundSessions) {
+    let retired = 0
+    for (const { session, destination, footing, notAfterMs } of this.inboundSessions) {
       session.tick(nowMs)
       streams += session.streamCount
       if (wallMs >= notAfterMs) session.expire()
+      else if (
+        retired < MAX_RETIRED_PER_TICK &&
+        !session.isRetired &&
+        !this.credentials.isCurrent(destination, footing.own.serialNumber)
+      ) {
+        session.retire()
+        retired += 1
+      }
     }
     const outbound = this.pool.list()
     for (const { session } of outbound) streams += session.streamCount

@@ -16,7 +16,7 @@ export const responseFlags = {
   DC: 'The caller broke the connection',
   UT: 'A deadline passed',
   SELF: 'The destination is a port of hostmesh itself',
-  TLS: 'The peer did not prove the identity it must have',
+  TLS: 'A certificate did not hold, or holds no longer: of the peer, or our own',
   DR: 'This host is draining',
   PE: 'The peer broke the tunnel protocol',
 } as const

@@ -206,6 +206,13 @@ function readRow(cells: Float64Array, row: number, labels: TrafficLabels): Traff
 
 /** Counts of a worker that have no service pair. They only grow. */
 export const workerCounterNames = [
+  'sessionsDrained',
+  'sessionsExpired',
+  'sessionsLost',
+  'sessionsRevoked',
+  'sessionsSilent',
+  'sessionsUntrusted',
+  'sessionsViolated',
   'acceptedConnections',
   'captureRefused',
   'overflow',

@@ -169,6 +169,15 @@ const collectors: Record<
   tunnelHandshakeFailures: (reading) => single(reading.counters.tunnelHandshakeFailures),
   tunnelSessionsActive: (reading) =>
     single(sum(reading.gauges.map(({ gauges }) => gauges.tunnelSessionsActive))),
+  tunnelSessionsClosed: ({ counters }) => [
+    { value: counters.sessionsDrained, labels: { reason: 'drained' } },
+    { value: counters.sessionsExpired, labels: { reason: 'expired' } },
+    { value: counters.sessionsLost, labels: { reason: 'lost' } },
+    { value: counters.sessionsRevoked, labels: { reason: 'revoked' } },
+    { value: counters.sessionsSilent, labels: { reason: 'silent' } },
+    { value: counters.sessionsUntrusted, labels: { reason: 'untrusted' } },
+    { value: counters.sessionsViolated, labels: { reason: 'violation' } },
+  ],
   tunnelStreamsActive: (reading) =>
     single(sum(reading.gauges.map(({ gauges }) => gauges.tunnelStreamsActive))),
   tunnelStreamsOpened: (reading) => single(reading.counters.tunnelStreamsOpened),

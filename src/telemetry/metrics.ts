@@ -108,6 +108,12 @@ export const metrics = {
     help: 'Tunnel sessions open now',
     labels: [],
   },
+  tunnelSessionsClosed: {
+    name: 'hostmesh_tunnel_sessions_closed_total',
+    type: 'counter',
+    help: 'Tunnel sessions that ended, by reason',
+    labels: ['reason'],
+  },
   tunnelStreamsActive: {
     name: 'hostmesh_tunnel_streams_active',
     type: 'gauge',

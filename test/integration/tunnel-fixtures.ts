@@ -317,6 +317,7 @@ export function looseConnection(): Connection {
     peer: undefined,
     state: 'open',
     isDecidedHere: false,
+    footing: undefined,
     openedAtMs: Date.now(),
     sentBytes: 0,
     receivedBytes: 0,

@@ -7,6 +7,7 @@
  * contains key material.
  */
 import { createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto'
+import { leadsToRoot } from '../../lib/certificate-path.ts'
 import { MeshError } from '../../lib/errors.ts'
 import { singleUriSan } from '../../lib/uri-san.ts'
 import type { Leaf, TrustBundle } from '../../model/certificate.ts'
@@ -37,7 +38,7 @@ const CERTIFICATE = /-----BEGIN CERTIFICATE-----[\sA-Za-z0-9+/=]+-----END CERTIF
 /**
  * A candidate as a leaf that peers of its mesh will take at `nowMs` (wall clock).
  * @throws MeshError HM_CERT_UNREADABLE, HM_CERT_KEY_UNREADABLE, HM_CERT_KEY_MISMATCH, HM_CERT_IDENTITY,
- * HM_CERT_PURPOSE, HM_CERT_NOT_YET_VALID, HM_CERT_EXPIRED, HM_CERT_UNTRUSTED
+ * HM_CERT_PURPOSE, HM_CERT_NOT_YET_VALID, HM_CERT_EXPIRED, HM_CERT_REVOKED, HM_CERT_UNTRUSTED
  */
 export function readLeaf(candidate: LeafCandidate, bundle: TrustBundle, nowMs: number): Leaf {
   const what = `the certificate of ${candidate.service}`
@@ -52,6 +53,12 @@ export function readLeaf(candidate: LeafCandidate, bundle: TrustBundle, nowMs: n
       { hint: 'Issue the certificate again; certificate and key are made together' },
     )
   requireTime(certificate, what, nowMs)
+  if (bundle.revokedSerials.includes(certificate.serialNumber))
+    throw new MeshError(
+      'HM_CERT_REVOKED',
+      `Cannot use ${what}: its CA has revoked serial ${certificate.serialNumber}`,
+      { hint: 'Enroll or issue it again; until then nothing is sent or taken as this service' },
+    )
   requireChain(certificate, intermediates, { what, bundle, nowMs })
   return {
     service: candidate.service,
@@ -222,30 +229,19 @@ function requireChain(
 ): void {
   const { what, bundle, nowMs } = check
   const roots = bundle.rootsPem.map((pem) => new X509Certificate(pem))
-  const waiting = new Set(intermediates)
-  const reached = [leaf]
   let expired: MeshError | undefined
-  // Breadth first, each intermediate at most once: a loop among them ends the search, not the daemon.
-  for (const certificate of reached) {
-    for (const issuer of [...roots, ...waiting]) {
-      if (!hasIssued(issuer, certificate)) continue
-      waiting.delete(issuer)
-      const problem = outsideValidity(issuer, `${what} with its issuer ${nameOf(issuer)}`, nowMs)
-      if (problem === undefined && roots.includes(issuer)) return
-      if (problem === undefined) reached.push(issuer)
-      expired ??= problem
-    }
-  }
+  const isSound = leadsToRoot({ leaf, intermediates, roots }, (issuer) => {
+    const problem = outsideValidity(issuer, `${what} with its issuer ${nameOf(issuer)}`, nowMs)
+    expired ??= problem
+    return problem === undefined
+  })
+  if (isSound) return
   if (expired !== undefined) throw expired
   throw new MeshError(
     'HM_CERT_UNTRUSTED',
     `Cannot use ${what}: none of the ${roots.length} roots of ${bundle.trustDomain} stands behind it (issued by ${oneLine(leaf.issuer)})`,
     { hint: 'Add the root of its CA to the roots, or issue it from a CA that is among them' },
   )
-}
-
-function hasIssued(issuer: X509Certificate, certificate: X509Certificate): boolean {
-  return issuer.ca && certificate.checkIssued(issuer) && certificate.verify(issuer.publicKey)
 }
 
 function nameOf(certificate: X509Certificate): string {

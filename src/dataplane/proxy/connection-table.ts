@@ -9,6 +9,7 @@ import { MeshError } from '../../lib/errors.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { Reporter, TrafficCounters } from '../../telemetry/counters.ts'
+import type { Footing } from '../tunnel/trust.ts'
 import { type Refusal, Refusals } from './refusals.ts'
 
 /** One carried connection. Mutable; written by the stage that has it in hand. */
@@ -30,6 +31,8 @@ export interface Connection {
   state: 'opening' | 'open' | 'half-closed'
   /** Whether policy was decided on this host: then a changed intention may end it. */
   isDecidedHere: boolean
+  /** The certificates it rests on, when it has a TLS connection to itself; those of a tunnel are its session's. */
+  footing: Footing | undefined
   /** Wall clock, milliseconds. */
   readonly openedAtMs: number
   sentBytes: number
@@ -72,6 +75,8 @@ export interface ConnectionView {
 export class ConnectionTable {
   private readonly connections = new Map<number, Connection>()
   private readonly countBySource = new Map<string, number>()
+  /** Those with a footing of their own. */
+  private readonly founded = new Set<Connection>()
   private readonly limits: ConnectionLimits
   private readonly counters: TrafficCounters
   private readonly refused = new Refusals()
@@ -109,6 +114,7 @@ export class ConnectionTable {
       peer: undefined,
       state: 'opening',
       isDecidedHere: direction === 'inbound',
+      footing: undefined,
       openedAtMs: Date.now(),
       sentBytes: 0,
       receivedBytes: 0,
@@ -133,12 +139,27 @@ export class ConnectionTable {
     this.counters.opened(connection.row)
   }
 
+  /** The connection has a TLS connection to itself, and lasts no longer than the certificates of that. */
+  rest(connection: Connection, footing: Footing): void {
+    connection.footing = footing
+    if (this.connections.has(connection.id)) this.founded.add(connection)
+  }
+
+  /** Breaks off the connections whose certificates `objection` finds fault with. */
+  abortUnfounded(objection: (footing: Footing) => MeshError | undefined): void {
+    for (const connection of Array.from(this.founded)) {
+      const reason = connection.footing === undefined ? undefined : objection(connection.footing)
+      if (reason !== undefined) connection.abort('TLS', reason)
+    }
+  }
+
   /**
    * The one ending of a connection. Later calls do nothing. With a `reason` it is remembered for a while,
    * unless the caller itself hung up.
    */
   end(connection: Connection, flag: ResponseFlag, reason?: unknown): void {
     if (!this.connections.delete(connection.id)) return
+    this.founded.delete(connection)
     if (reason !== undefined && flag !== 'DC' && flag !== '-')
       this.refused.add(viewOf(connection), flag, reason)
     const left = (this.countBySource.get(connection.source) ?? 1) - 1

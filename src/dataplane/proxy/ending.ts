@@ -17,6 +17,10 @@ const flagByCode: Record<string, ResponseFlag> = {
   HM_TUNNEL_FULL: 'UO',
   HM_TLS_IDENTITY: 'TLS',
   HM_TLS_NOT_READY: 'TLS',
+  HM_TLS_REVOKED: 'TLS',
+  HM_TLS_UNTRUSTED: 'TLS',
+  HM_TLS_EXPIRED: 'TLS',
+  HM_TUNNEL_EXPIRED: 'TLS',
   HM_DIAL_FAILED: 'UF',
   HM_DIAL_TIMEOUT: 'UF',
   HM_DELIVER_UNREACHABLE: 'UF',
@@ -67,6 +71,8 @@ const retryableCodes: ReadonlySet<string> = new Set([
   'HM_DIAL_FAILED',
   'HM_DIAL_TIMEOUT',
   'HM_TLS_IDENTITY',
+  'HM_TLS_REVOKED',
+  'HM_TLS_UNTRUSTED',
   'HM_DELIVER_UNREACHABLE',
   'HM_DELIVER_TIMEOUT',
   'HM_TUNNEL_LOST',
@@ -76,6 +82,13 @@ const retryableCodes: ReadonlySet<string> = new Set([
   'HM_TUNNEL_RETIRED',
   'HM_TUNNEL_EXPIRED',
 ])
+
+/** The response flag of an arriving connection that `side` broke off. */
+export function inboundFlagOf(side: 'downstream' | 'upstream', reason: Error): ResponseFlag {
+  if (side === 'upstream') return 'UC'
+  // The caller did not hang up: its certificate, or ours, is good no more.
+  return flagOf(reason) === 'TLS' ? 'TLS' : 'DC'
+}
 
 /** Whether the connection may be offered to another instance: no byte has reached an application. */
 export function mayTryAnother(error: unknown): boolean {

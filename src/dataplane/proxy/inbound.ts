@@ -19,8 +19,9 @@ import { evaluate } from '../policy/evaluate.ts'
 import type { PeerIdentity } from '../tunnel/peer.ts'
 import { MAX_PREFACE_BYTES, type Preface, readPreface } from '../tunnel/preface.ts'
 import { TunnelStream } from '../tunnel/stream.ts'
+import type { Footing } from '../tunnel/trust.ts'
 import type { Connection } from './connection-table.ts'
-import { asMeshError, flagOf, resetReasonOf } from './ending.ts'
+import { asMeshError, flagOf, inboundFlagOf, resetReasonOf } from './ending.ts'
 import type { Plane } from './plane.ts'
 import { splice } from './splice.ts'
 
@@ -32,6 +33,8 @@ export interface Arrival {
   readonly address: SocketAddress | undefined
   /** The local service whose certificate the peer accepted. */
   readonly destination: string
+  /** The certificates of a Connect peer's connection; undefined for a stream, whose session answers for it. */
+  readonly footing: Footing | undefined
 }
 
 /** Carries one arriving connection to its end. Never rejects. */
@@ -49,6 +52,7 @@ export async function carryInbound(plane: Plane, arrival: Arrival): Promise<void
     plane.connections.end(connection, flag, reason)
     hangUp(stream, flag)
   }
+  if (arrival.footing !== undefined) plane.connections.rest(connection, arrival.footing)
   try {
     const early = new EarlyBytes(stream)
     const preface =
@@ -126,7 +130,7 @@ function join(
     onEnding: (ending) =>
       plane.connections.end(
         connection,
-        ending.kind === 'done' ? '-' : ending.side === 'downstream' ? 'DC' : 'UC',
+        ending.kind === 'done' ? '-' : inboundFlagOf(ending.side, ending.reason),
       ),
   })
 }

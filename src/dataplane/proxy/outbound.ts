@@ -202,7 +202,7 @@ async function tunnelTo(
   if (credential === undefined)
     throw new MeshError(
       'HM_TLS_NOT_READY',
-      `Cannot call as ${connection.source}: it has no certificate yet`,
+      `Cannot call as ${connection.source}: ${plane.credentials.lacks(connection.source)}`,
       { hint: 'hostmesh certs shows what is missing' },
     )
   connection.peer = endpoint.tunnel
@@ -217,12 +217,19 @@ async function tunnelTo(
   }
   const giveUpAtMs = performance.now() + plane.timeouts.connectMs
   for (;;) {
-    const reached = await plane.pool.reach(request)
+    // A leaf that arrived while we waited is the one to go on with.
+    const reached = await plane.pool.reach({
+      ...request,
+      credential: plane.credentials.of(connection.source) ?? credential,
+    })
     if (downstream.isGone) {
       if (reached.kind === 'connection') reached.socket.destroy()
       throw downstream.goneError()
     }
-    if (reached.kind === 'connection') return new SocketStream(reached.socket, 'private')
+    if (reached.kind === 'connection') {
+      plane.connections.rest(connection, reached.footing)
+      return new SocketStream(reached.socket, 'private')
+    }
     if (reached.session.canOpen) {
       plane.workerCounters.inc('tunnelStreamsOpened')
       return openStream(plane, connection, downstream, { session: reached.session, endpoint })

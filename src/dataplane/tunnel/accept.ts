@@ -5,11 +5,13 @@
  * Bounded: handshakes under way, and the time each may take. Callbacks that Node calls during a
  * handshake must not throw (it would leave the process), so each answers with an error instead.
  */
-import { createServer, type Server, type TLSSocket } from 'node:tls'
-import { errorCode, MeshError } from '../../lib/errors.ts'
+import { createServer, type Server, TLSSocket } from 'node:tls'
+import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import { type ServiceIdentity, serviceOfServerName } from '../../model/spiffe-id.ts'
 import type { Credential, Credentials } from './credentials.ts'
 import { ALPN, identifyPeer, type PeerIdentity } from './peer.ts'
+import type { Trust } from './trust.ts'
+import { noteValidity, skewText } from './validity.ts'
 
 /** An authenticated peer, not yet read from. Whoever gets it owns the socket. */
 export interface AcceptedPeer {
@@ -17,6 +19,8 @@ export interface AcceptedPeer {
   readonly peer: PeerIdentity
   /** Name of the local service whose certificate was shown. */
   readonly destination: string
+  /** What we have shown. */
+  readonly own: Credential
   readonly isTunnel: boolean
 }
 
@@ -30,8 +34,8 @@ export interface AcceptOptions {
   /** Handshakes under way; further connections are reset. */
   readonly maxPending: number
   readonly onPeer: (accepted: AcceptedPeer) => void
-  /** A handshake that came to nothing; `code` is a stable name of the reason. */
-  readonly onRefused: (code: string, remoteAddress: string | undefined) => void
+  /** A handshake that came to nothing; `code` is a stable name of the reason, `detail` says more where there is more. */
+  readonly onRefused: (code: string, remoteAddress: string | undefined, detail?: string) => void
 }
 
 /** The server of the tunnel port; not yet listening. Closing it is the caller's. */
@@ -46,10 +50,10 @@ export function createTunnelServer(options: AcceptOptions): Server {
     allowHalfOpen: true,
     noDelay: true,
     highWaterMark: 262_144,
-    SNICallback: (name, callback) => {
+    SNICallback(this: unknown, name, callback) {
+      if (this instanceof TLSSocket) noteValidity(this)
       const credential = credentialFor(name, options)
-      if (credential === undefined)
-        callback(new MeshError('HM_TLS_UNKNOWN_SERVICE', 'No such service on this host'))
+      if (credential === undefined) callback(whyNot(name, options))
       else callback(null, credential.context)
     },
     ALPNCallback: ({ protocols }) => (protocols.includes(ALPN) ? ALPN : protocols[0]),
@@ -68,38 +72,40 @@ export function createTunnelServer(options: AcceptOptions): Server {
       isPending = false
     }
     socket.once('close', done)
-    pendingDone.set(socket, done)
+    pendingHandshakes.set(socket, { done, believed: options.credentials.believed })
   })
   server.on('tlsClientError', (error, socket) => {
     const raw = connectionUnder(socket)
     if (raw !== undefined && turnedAway.has(raw)) return
     // Node says ECONNRESET of a peer that it has turned away itself; the verdict on its certificate is here.
     const verdict: unknown = socket.authorizationError
-    options.onRefused(
-      typeof verdict === 'string' ? verdict : errorCode(error),
-      socket.remoteAddress,
-    )
+    const code = typeof verdict === 'string' ? verdict : errorCode(error)
+    const detail = error instanceof MeshError ? error.message : skewText(socket, code)
+    options.onRefused(code, socket.remoteAddress, detail)
     socket.destroy()
   })
   server.on('secureConnection', (socket) => {
-    handshakeDone(socket)
+    const raw = connectionUnder(socket)
+    const handshake = raw === undefined ? undefined : pendingHandshakes.get(raw)
+    handshake?.done()
     try {
-      options.onPeer(admit(socket, options))
+      options.onPeer(admit(socket, options, handshake?.believed))
     } catch (error) {
-      options.onRefused(errorCode(error), socket.remoteAddress)
+      options.onRefused(errorCode(error), socket.remoteAddress, describeError(error))
       socket.destroy()
     }
   })
   return server
 }
 
-/** From the raw socket of a handshake to what counts it as finished. */
-const pendingDone = new WeakMap<object, () => void>()
-
-function handshakeDone(socket: TLSSocket): void {
-  const raw = connectionUnder(socket)
-  if (raw !== undefined) pendingDone.get(raw)?.()
+/** A handshake under way: what counts it as finished, and what was believed when it began. */
+interface PendingHandshake {
+  readonly done: () => void
+  readonly believed: Trust | undefined
 }
+
+/** By raw socket. */
+const pendingHandshakes = new WeakMap<object, PendingHandshake>()
 
 /** The TCP connection that a TLS connection runs over. */
 function connectionUnder(socket: TLSSocket): object | undefined {
@@ -107,8 +113,13 @@ function connectionUnder(socket: TLSSocket): object | undefined {
   return typeof raw === 'object' && raw !== null ? raw : undefined
 }
 
-function admit(socket: TLSSocket, options: AcceptOptions): AcceptedPeer {
-  const { trustDomain } = options.credentials
+function admit(
+  socket: TLSSocket,
+  options: AcceptOptions,
+  believed: Trust | undefined,
+): AcceptedPeer {
+  const { credentials } = options
+  const { trustDomain } = credentials
   if (trustDomain === undefined) throw new MeshError('HM_TLS_NOT_READY', 'No roots yet')
   const destination = destinationOf(socket, options)
   if (destination === undefined)
@@ -116,7 +127,16 @@ function admit(socket: TLSSocket, options: AcceptOptions): AcceptedPeer {
   const isTunnel = socket.alpnProtocol === ALPN
   if (isTunnel && socket.getProtocol() !== 'TLSv1.3')
     throw new MeshError('HM_TLS_VERSION', `${ALPN} needs TLS 1.3`)
-  return { socket, peer: identifyPeer(socket, trustDomain), destination, isTunnel }
+  const own = credentials.of(destination)
+  if (own === undefined)
+    throw new MeshError(
+      'HM_TLS_NOT_READY',
+      `Cannot answer as ${destination}: ${credentials.lacks(destination)}`,
+    )
+  const peer = identifyPeer(socket, trustDomain)
+  const objection = credentials.objectionToNew({ peer, own: own.proof }, believed)
+  if (objection !== undefined) throw objection
+  return { socket, peer, destination, own, isTunnel }
 }
 
 /** The local service that a handshake asked for; without a name, the only one there is. */
@@ -139,11 +159,24 @@ function credentialFor(serverName: string, options: AcceptOptions): Credential |
   return service === undefined ? undefined : options.credentials.of(service)
 }
 
+/** Why a server name has no certificate to answer with. */
+function whyNot(serverName: string, options: AcceptOptions): MeshError {
+  const service = serviceFor(serverName, options)
+  if (service === undefined)
+    return new MeshError('HM_TLS_UNKNOWN_SERVICE', 'No such service on this host')
+  return new MeshError(
+    'HM_TLS_NOT_READY',
+    `Cannot answer as ${service}: ${options.credentials.lacks(service)}`,
+  )
+}
+
 /** Gives peers that send no server name the certificate of the host's only service. Call it whenever that changes. */
 export function setDefaultCredential(server: Server, options: AcceptOptions): void {
   if (options.services.size !== 1) return
   const [only] = options.services
   const credential = only === undefined ? undefined : options.credentials.of(only)
-  if (credential === undefined) return
-  server.setSecureContext({ ...credential.secureContextOptions })
+  // Without a certificate no handshake succeeds: what does not hold any more is not shown either.
+  server.setSecureContext({
+    ...(credential?.secureContextOptions ?? options.credentials.protocolOptions),
+  })
 }

@@ -1,10 +1,15 @@
 /**
  * The certificates of this host's services as TLS contexts, swapped whole when a new leaf or new roots
- * arrive. Handshakes take what is current; connections that are already open keep what they began with.
+ * arrive. Handshakes take what is current; connections that are already open are judged again (trust.ts).
+ *
+ * A leaf that its own roots do not believe any more, or whose time is over, is not used: no certificate is
+ * better than one that says what is no longer so.
  */
-import { constants } from 'node:crypto'
+import { constants, type X509Certificate } from 'node:crypto'
 import { createSecureContext, type SecureContext, type SecureContextOptions } from 'node:tls'
+import type { MeshError } from '../../lib/errors.ts'
 import type { Leaf, TrustBundle } from '../../model/certificate.ts'
+import { clockText, type Footing, intermediatesIn, type Proof, proofOf, Trust } from './trust.ts'
 
 /** TLS 1.3 first with the suite that costs least; below, for Connect peers, ECDHE with AEAD only. */
 const CIPHERS = [
@@ -24,10 +29,17 @@ const CIPHERS = [
  */
 const SECURE_OPTIONS = constants.SSL_OP_NO_TICKET | constants.SSL_OP_NO_RENEGOTIATION
 
+/** Intermediates kept; a CA has one or two at a time. */
+const MAX_INTERMEDIATES = 64
+
 /** A service's leaf with the roots of its time. */
 export interface Credential {
   readonly leaf: Leaf
+  /** The leaf, to be judged again. */
+  readonly proof: Proof
   readonly trustDomain: string
+  /** What was believed when the context was made. */
+  readonly believed: Trust
   readonly context: SecureContext
   /** The same for `setSecureContext`, which takes no ready context. */
   readonly secureContextOptions: SecureContextOptions
@@ -37,7 +49,11 @@ export interface Credential {
 export class Credentials {
   private readonly leaves = new Map<string, Leaf>()
   private readonly contexts = new Map<string, Credential>()
+  /** Seen beside our own leaves; peers of the same CA have the same. */
+  private readonly intermediates = new Map<string, X509Certificate>()
+  private readonly objections = new Map<string, MeshError>()
   private bundle: TrustBundle | undefined
+  private trust: Trust | undefined
   private readonly minVersion: 'TLSv1.2' | 'TLSv1.3'
 
   /** @param minVersion least version taken from peers that are not hostmesh. */
@@ -52,31 +68,84 @@ export class Credentials {
 
   /** Takes a new leaf; used from the next handshake on. */
   setLeaf(leaf: Leaf): void {
+    if (this.intermediates.size > MAX_INTERMEDIATES) this.intermediates.clear()
+    for (const certificate of intermediatesIn(leaf.certificatePem))
+      this.intermediates.set(certificate.fingerprint256, certificate)
     this.leaves.set(leaf.service, leaf)
     this.contexts.delete(leaf.service)
+    this.objections.delete(leaf.service)
   }
 
   /** Takes new roots; used from the next handshake on. */
   setBundle(bundle: TrustBundle): void {
     this.bundle = bundle
+    this.trust = new Trust(bundle, this.intermediates, this.trust)
     this.contexts.clear()
+    this.objections.clear()
   }
 
-  /** What a service of this host proves itself with; undefined while leaf or roots are missing. */
-  of(service: string): Credential | undefined {
-    const ready = this.contexts.get(service)
-    if (ready !== undefined) return ready
+  /** The judgment of the current roots; another object for each bundle. */
+  get believed(): Trust | undefined {
+    return this.trust
+  }
+
+  /** Why a connection with these certificates may not go on; undefined when it may. `nowMs` is wall clock. */
+  objection(footing: Footing, nowMs: number): MeshError | undefined {
+    return this.trust?.objection(footing, nowMs)
+  }
+
+  /**
+   * Judges a connection whose handshake has just succeeded. `verifiedBy` is what was {@link believed} when it
+   * began: revocation is always asked, chains only when the roots have changed meanwhile.
+   */
+  objectionToNew(footing: Footing, verifiedBy: Trust | undefined): MeshError | undefined {
+    return this.trust?.objection(footing, Date.now(), verifiedBy)
+  }
+
+  /** Whether the service has no newer leaf than the one with this serial number. */
+  isCurrent(service: string, serialNumber: string): boolean {
     const leaf = this.leaves.get(service)
-    if (leaf === undefined || this.bundle === undefined) return undefined
+    return leaf === undefined || leaf.serialNumber === serialNumber
+  }
+
+  /** What a service of this host proves itself with; undefined while it has nothing that holds. */
+  of(service: string): Credential | undefined {
+    const ready = this.contexts.get(service) ?? this.build(service)
+    return ready === undefined || Date.now() >= ready.leaf.notAfterMs ? undefined : ready
+  }
+
+  /** Why {@link of} has nothing, as the end of a sentence about the service. */
+  lacks(service: string): string {
+    const leaf = this.leaves.get(service)
+    if (leaf === undefined) return 'it has no certificate yet'
+    if (this.bundle === undefined) return 'there are no roots yet'
+    const objection = this.objections.get(service)
+    if (objection !== undefined) return objection.message
+    return `its certificate ended at ${clockText(leaf.notAfterMs)}, and the clock of this host says ${clockText(Date.now())}`
+  }
+
+  private build(service: string): Credential | undefined {
+    const leaf = this.leaves.get(service)
+    const { bundle, trust } = this
+    if (leaf === undefined || bundle === undefined || trust === undefined) return undefined
+    if (this.objections.has(service)) return undefined
+    const proof = proofOf(leaf)
+    const objection = trust.objectionTo(proof, Date.now())
+    if (objection !== undefined) {
+      this.objections.set(service, objection)
+      return undefined
+    }
     const secureContextOptions: SecureContextOptions = {
       cert: leaf.certificatePem,
       key: leaf.privateKeyPem,
-      ca: [...this.bundle.rootsPem],
+      ca: [...bundle.rootsPem],
       ...this.protocolOptions,
     }
     const credential: Credential = {
       leaf,
-      trustDomain: this.bundle.trustDomain,
+      proof,
+      trustDomain: bundle.trustDomain,
+      believed: trust,
       context: createSecureContext(secureContextOptions),
       secureContextOptions,
     }

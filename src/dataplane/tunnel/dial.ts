@@ -5,11 +5,13 @@
  * show the SPIFFE ID of the service that was asked for, nothing else will do.
  */
 import { type ConnectionOptions, connect, type TLSSocket } from 'node:tls'
-import { describeError, MeshError } from '../../lib/errors.ts'
+import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import { formatServerName, formatSpiffeId, type ServiceIdentity } from '../../model/spiffe-id.ts'
 import type { Credential } from './credentials.ts'
 import { ALPN, identifyPeer, type PeerIdentity, spiffeIdOf } from './peer.ts'
+import { chainIn } from './trust.ts'
+import { noteValidity, skewText } from './validity.ts'
 
 /** An authenticated connection, not yet read from. Whoever gets it owns it. */
 export interface DialedPeer {
@@ -38,6 +40,7 @@ export function dialPeer(request: DialRequest): Promise<DialedPeer> {
   const where = `${request.destination.service} at ${formatAddress(address)}`
   return new Promise((resolve, reject) => {
     // `allowHalfOpen` is documented for tls.connect; its type declaration lacks it.
+    let chain: readonly Uint8Array[] = []
     const options: ConnectionOptions & { allowHalfOpen: boolean } = {
       host: address.ip,
       port: address.port,
@@ -47,6 +50,7 @@ export function dialPeer(request: DialRequest): Promise<DialedPeer> {
       rejectUnauthorized: true,
       allowHalfOpen: true,
       checkServerIdentity: (_host, certificate) => {
+        chain = chainIn(certificate)
         const shown = spiffeIdOrError(certificate.raw)
         if (shown === wantedId) return undefined
         return new MeshError(
@@ -57,6 +61,7 @@ export function dialPeer(request: DialRequest): Promise<DialedPeer> {
     }
     const socket = connect(options)
     socket.setNoDelay(true)
+    noteValidity(socket)
     const fail = (error: MeshError): void => {
       clearTimeout(deadline)
       socket.destroy()
@@ -67,11 +72,15 @@ export function dialPeer(request: DialRequest): Promise<DialedPeer> {
         fail(new MeshError('HM_DIAL_TIMEOUT', `Cannot reach ${where} in ${request.timeoutMs} ms`)),
       request.timeoutMs,
     )
+    const cannotReach = (error: Error): string => {
+      const skew = skewText(socket, errorCode(error))
+      return `Cannot reach ${where}${skew === undefined ? '' : `: ${skew}`}`
+    }
     const onError = (error: Error): void =>
       fail(
         error instanceof MeshError
           ? error
-          : new MeshError('HM_DIAL_FAILED', `Cannot reach ${where}`, { cause: error }),
+          : new MeshError('HM_DIAL_FAILED', cannotReach(error), { cause: error }),
       )
     const onClose = (): void =>
       fail(new MeshError('HM_DIAL_FAILED', `Cannot reach ${where}: the peer hung up`))
@@ -80,7 +89,7 @@ export function dialPeer(request: DialRequest): Promise<DialedPeer> {
     socket.once('secureConnect', () => {
       const isTunnel = socket.alpnProtocol === ALPN
       try {
-        const peer = identifyPeer(socket, credential.trustDomain)
+        const peer = identifyPeer(socket, credential.trustDomain, chain)
         if (isTunnel && socket.getProtocol() !== 'TLSv1.3')
           throw new MeshError('HM_DIAL_FAILED', `Cannot tunnel to ${where}: TLS below 1.3`)
         clearTimeout(deadline)

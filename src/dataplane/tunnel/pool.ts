@@ -11,6 +11,7 @@ import type { Credential } from './credentials.ts'
 import { type DialedPeer, dialPeer } from './dial.ts'
 import type { PeerIdentity } from './peer.ts'
 import { Session, type SessionOptions } from './session.ts'
+import { endOf, type Footing } from './trust.ts'
 
 /** Whom a caller wants to reach. */
 export interface PoolRequest {
@@ -25,7 +26,7 @@ export interface PoolRequest {
 /** A way to a peer: a session that takes streams, or a connection of one's own. */
 export type Reached =
   | { readonly kind: 'session'; readonly session: Session }
-  | { readonly kind: 'connection'; readonly socket: TLSSocket }
+  | { readonly kind: 'connection'; readonly socket: TLSSocket; readonly footing: Footing }
 
 /** One pooled session, for status. */
 export interface PooledSession {
@@ -34,16 +35,22 @@ export interface PooledSession {
   readonly address: SocketAddress
   readonly peer: PeerIdentity
   readonly session: Session
-  /** Serial number of the leaf it was dialed with. */
-  readonly leafSerialNumber: string
+  readonly footing: Footing
+  /** Wall clock; from then on new connections dial anew, so that none is cut at the end. */
+  readonly renewAtMs: number
   /** Wall clock; the session must be gone by then. */
   readonly notAfterMs: number
 }
+
+/** Time before the end of a certificate in which a session takes no new streams: a quarter of what is left, at most this. */
+const RENEW_BEFORE_MS = 60_000
 
 /** What the pool needs and tells. */
 export interface PoolOptions extends SessionOptions {
   /** A session without streams for so long is closed. */
   readonly idleMs: number
+  /** Why a connection may not go on that has just been made; roots may have changed since its handshake began. */
+  readonly objection: (footing: Footing, credential: Credential) => MeshError | undefined
   readonly onRoundTrip: (tookMs: number) => void
   readonly onStreamReset: () => void
   readonly onDialed: (outcome: 'tunnel' | 'connection' | 'failed') => void
@@ -90,12 +97,19 @@ export class TunnelPool {
   /** Once a second or so: keepalive, idle and expired sessions. `nowMs` monotonic, `wallMs` wall clock. */
   tick(nowMs: number, wallMs: number): void {
     for (const [key, pooled] of this.sessions) {
-      if (pooled.session.isRetired || pooled.session.idleMs(nowMs) > this.options.idleMs)
-        this.retire(key, pooled)
+      const isIdle = pooled.session.idleMs(nowMs) > this.options.idleMs
+      if (pooled.session.isRetired || isIdle || wallMs >= pooled.renewAtMs) this.retire(key, pooled)
       else pooled.session.tick(nowMs)
     }
     for (const pooled of this.retiring) pooled.session.tick(nowMs)
     for (const pooled of this.list()) if (wallMs >= pooled.notAfterMs) pooled.session.expire()
+  }
+
+  /** A service has a new leaf: sessions that show another one take no new streams. */
+  renew(service: string, serialNumber: string): void {
+    for (const [key, pooled] of this.sessions)
+      if (pooled.source === service && pooled.footing.own.serialNumber !== serialNumber)
+        this.retire(key, pooled)
   }
 
   /** No new streams anywhere; sessions close as their streams end. */
@@ -106,8 +120,10 @@ export class TunnelPool {
   private usable(key: string, credential: Credential): Session | undefined {
     const pooled = this.sessions.get(key)
     if (pooled === undefined) return undefined
-    if (!pooled.session.isRetired && pooled.leafSerialNumber === credential.leaf.serialNumber)
-      return pooled.session
+    const isCurrent =
+      pooled.footing.own.serialNumber === credential.leaf.serialNumber &&
+      Date.now() < pooled.renewAtMs
+    if (!pooled.session.isRetired && isCurrent) return pooled.session
     this.retire(key, pooled)
     return undefined
   }
@@ -125,18 +141,32 @@ export class TunnelPool {
       this.options.onDialed('failed')
       throw error
     }
+    const footing: Footing = { peer: dialed.peer, own: request.credential.proof }
+    const objection = this.options.objection(footing, request.credential)
+    if (objection !== undefined) {
+      this.options.onDialed('failed')
+      dialed.socket.on('error', () => undefined)
+      dialed.socket.destroy()
+      throw objection
+    }
     if (!dialed.isTunnel) {
       this.options.onDialed('connection')
       if (this.plainPeers.size > 10_000) this.plainPeers.clear()
       this.plainPeers.add(key)
-      return { kind: 'connection', socket: dialed.socket }
+      return { kind: 'connection', socket: dialed.socket, footing }
     }
     this.options.onDialed('tunnel')
     this.plainPeers.delete(key)
-    return { kind: 'session', session: this.pool(key, request, dialed) }
+    return { kind: 'session', session: this.pool(key, request, { dialed, footing }) }
   }
 
-  private pool(key: string, request: PoolRequest, dialed: DialedPeer): Session {
+  private pool(
+    key: string,
+    request: PoolRequest,
+    { dialed, footing }: { readonly dialed: DialedPeer; readonly footing: Footing },
+  ): Session {
+    const notAfterMs = endOf(footing)
+    const leftMs = notAfterMs - Date.now()
     const session = new Session(
       dialed.socket,
       'opener',
@@ -158,8 +188,9 @@ export class TunnelPool {
       address: request.address,
       peer: dialed.peer,
       session,
-      leafSerialNumber: request.credential.leaf.serialNumber,
-      notAfterMs: Math.min(dialed.peer.notAfterMs, request.credential.leaf.notAfterMs),
+      footing,
+      renewAtMs: notAfterMs - Math.min(RENEW_BEFORE_MS, leftMs / 4),
+      notAfterMs,
     }
     const before = this.sessions.get(key)
     if (before !== undefined) this.retire(key, before)

@@ -11,6 +11,7 @@
  *
  * ```
  *   open --go-away sent or received--> draining --last stream ends--> closed
+ *     \--retire(): go-away sent, late streams taken--/
  *     \---- violation, carrier lost, keepalive missed ---------------> closed
  * ```
  */
@@ -140,6 +141,8 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   private isFlushDue = false
   private closed = false
   private draining = false
+  /** Go-away has been sent, but what the opener sent before it arrived is taken. */
+  private retiring = false
   private nextId = 1
   private highestId = 0
   private unconfirmed = 0
@@ -182,9 +185,10 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
         }),
       ),
     )
-    socket.on('end', () =>
-      this.fail(new MeshError('HM_TUNNEL_LOST', 'The tunnel broke: the peer ended it')),
-    )
+    socket.on('end', () => {
+      if (this.retiring && this.streams.size === 0) this.finish()
+      else this.fail(new MeshError('HM_TUNNEL_LOST', 'The tunnel broke: the peer ended it'))
+    })
     socket.on('close', () => this.fail(new MeshError('HM_TUNNEL_LOST', 'The tunnel broke')))
     if (!readDirect(socket, this.readBuffer, this))
       socket.on('data', (bytes: Buffer) => this.receive(bytes))
@@ -210,7 +214,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
 
   /** Whether it is over, or takes no new streams any more. */
   get isRetired(): boolean {
-    return this.closed || this.draining || this.nextId >= MAX_STREAM_ID
+    return this.closed || this.draining || this.retiring || this.nextId >= MAX_STREAM_ID
   }
 
   /** Whether its connection is closed: nothing that was sent is still on its way out of this process. */
@@ -244,6 +248,16 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     if (this.streams.size === 0) this.finish()
   }
 
+  /**
+   * Acceptor: asks the opener to dial anew and goes on serving what it still sends, so that a certificate
+   * is replaced without one refused stream. Closed by the opener, or by {@link expire} when that is due.
+   */
+  retire(): void {
+    if (this.closed || this.draining || this.retiring) return
+    this.retiring = true
+    this.appendControl(GO_AWAY, 0, 0, goAwayCodes.normal)
+  }
+
   /** Resolves when a stream may be opened, the session is retired or the time is over; the caller looks which. */
   room(timeoutMs: number): Promise<void> {
     if (this.canOpen || this.isRetired) return Promise.resolve()
@@ -263,9 +277,14 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
 
   /** A certificate of this connection is no longer valid: ends the session now. */
   expire(): void {
-    this.fail(
+    this.disown(
       new MeshError('HM_TUNNEL_EXPIRED', 'The tunnel was closed: a certificate of it has expired'),
     )
+  }
+
+  /** A certificate of this connection is not believed any more: ends the session now, streams see `reason`. */
+  disown(reason: MeshError): void {
+    this.fail(reason)
   }
 
   /** Once a second or so: keepalive and rate windows. Times are monotonic milliseconds. */
