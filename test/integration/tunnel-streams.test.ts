@@ -629,4 +629,21 @@ describe('keepalive', () => {
     assert.ok(near.reset instanceof MeshError)
     await far.until(() => far.reset !== undefined)
   })
+
+  test('an acceptor that retires still serves what the opener sent before it knew', async () => {
+    await using tunnel = await openTunnel()
+    const { opener, acceptor } = tunnel
+    acceptor.session.retire()
+    assert.ok(acceptor.session.isRetired && !opener.session.isRetired)
+    const late = opener.session.open(preface)
+    const far = await within(5_000, 'the late stream', acceptor.nextStream())
+    const ends = [new Collector(late), new Collector(far)]
+    far.confirm()
+    await eventually(() => assert.ok(opener.session.isRetired && late.isConfirmed))
+    for (const end of ends) end.stream.resume()
+    for (const end of ends) end.stream.end()
+    assert.equal((await within(5_000, 'the end', opener.closed)).code, 'HM_TUNNEL_DRAINED')
+    assert.equal((await within(5_000, 'the end', acceptor.closed)).code, 'HM_TUNNEL_DRAINED')
+    assert.ok(ends.every(({ reset }) => reset === undefined))
+  })
 })

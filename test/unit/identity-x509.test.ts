@@ -52,6 +52,13 @@ function refusal(
   throw new Error('It was taken')
 }
 
+test('a leaf that its CA has revoked is refused, and the message has its serial number', () => {
+  const { serialNumber } = new X509Certificate(leaf.certificatePem)
+  const error = refusal({}, { ...authority.bundle, revokedSerials: [serialNumber] })
+  assert.equal(error.code, 'HM_CERT_REVOKED')
+  assert.ok(error.message.includes(serialNumber))
+})
+
 test('a leaf is read with the facts of its certificate', () => {
   const read = readLeaf({ service: 'web', datacenter: 'dc1', ...leaf }, authority.bundle, nowMs)
   const certificate = new X509Certificate(leaf.certificatePem)
