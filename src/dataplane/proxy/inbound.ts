@@ -127,11 +127,11 @@ function join(
     downstream: stream,
     upstream: local,
     copies: false,
-    onEnding: (ending) =>
-      plane.connections.end(
-        connection,
-        ending.kind === 'done' ? '-' : inboundFlagOf(ending.side, ending.reason),
-      ),
+    onEnding: (ending) => {
+      const flag = ending.kind === 'done' ? '-' : inboundFlagOf(ending.side, ending.reason)
+      const isOurVerdict = ending.kind === 'broken' && flag === 'TLS'
+      plane.connections.end(connection, flag, isOurVerdict ? ending.reason : undefined)
+    },
   })
 }
 
