@@ -200,6 +200,7 @@ function daemonConfig(scale: Scale, directory: string): string {
       { name: 'echo', port: ECHO_DIRECT },
       { name: 'pinger', upstreams: [{ destination: 'echo', bindPort: ECHO_THROUGH }] },
     ],
+    state: { directory: join(directory, 'state') },
     admin: { socket: join(directory, 'admin.sock') },
     timeouts: { drain: '1s' },
     log: { level: 'error', format: 'text' },

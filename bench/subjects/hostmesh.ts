@@ -126,6 +126,7 @@ function daemonConfig(site: Site, side: 'a' | 'b', variant: Variant, files: File
     capture: { mode: variant.capture && side === 'a' ? 'on' : 'off' },
     tunnel: { port: TUNNEL_PORT },
     workers: variant.workers,
+    state: { directory: join(site.directory, `state-${side}`) },
     admin: { socket: join(site.directory, `admin-${side}.sock`) },
     timeouts: { drain: '1s' },
     log: { level: 'warn', format: 'text' },

@@ -69,7 +69,7 @@ function isStatusDocument(value: unknown): value is StatusDocument {
   return (
     hasKey(value, 'workers', Array.isArray) &&
     hasKey(value, 'problems', Array.isArray) &&
-    ['catalog', 'certificates', 'capture'].every((part) =>
+    ['catalog', 'certificates', 'capture', 'state'].every((part) =>
       hasKey(value, part, (field) => hasKey(field, 'problems', Array.isArray)),
     )
   )
@@ -93,6 +93,7 @@ export function renderStatus(status: StatusDocument, nowMs: number): string {
       ['Catalog', `${catalog.description}, ${age}`],
       ['Certificates', certificates.description],
       ['Capture', captureText(capture.mode, capture.inSync)],
+      ...stateRows(status.state),
       ['Snapshot', status.snapshotVersion === 0 ? 'none yet' : `version ${status.snapshotVersion}`],
     ],
   )
@@ -107,6 +108,16 @@ export function renderStatus(status: StatusDocument, nowMs: number): string {
   )
   const wrong = problems.map((text) => `  ${paint({ text, tone: 'bad' })}`)
   return [facts, '', workers, ...(wrong.length === 0 ? [] : ['', 'Problems:', ...wrong])].join('\n')
+}
+
+/** What is live and what is only remembered; nothing where all comes from files. */
+function stateRows({ parts }: StatusDocument['state']): [string, string][] {
+  if (parts.length === 0) return []
+  const texts = parts.map(({ part, state, remembered, ageMs }) => {
+    const age = ageMs === null || state === 'live' ? '' : ` (${formatAge(ageMs)})`
+    return `${part} ${remembered > 0 && state === 'stale' ? 'remembered, stale' : state}${age}`
+  })
+  return [['State', texts.join(', ')]]
 }
 
 function captureText(mode: 'off' | 'on', inSync: boolean | null): string {

@@ -88,7 +88,7 @@ export function checkConfigText(text: string, origin: ConfigOrigin): CheckedConf
 
 function withAbsolutePaths(config: Config, folder: string): Config {
   const absolute = (path: string): string => resolve(folder, path)
-  const { catalog, certificates, admin } = config
+  const { catalog, certificates, admin, state } = config
   return {
     ...config,
     catalog:
@@ -104,6 +104,7 @@ function withAbsolutePaths(config: Config, folder: string): Config {
         ? { ...certificates, directory: absolute(certificates.directory) }
         : certificates,
     admin: { ...admin, socket: absolute(admin.socket) },
+    state: { ...state, directory: absolute(state.directory) },
   }
 }
 

@@ -195,6 +195,19 @@ export const configSchema = z.strictObject({
         .describe('Least TLS version taken from Connect sidecars; hostmesh hosts always use 1.3'),
     })
     .prefault({}),
+  state: z
+    .strictObject({
+      directory: path
+        .default('/var/lib/hostmesh')
+        .describe(
+          'What outlives a restart: the last good answers of Consul, certificates with their keys, virtual addresses',
+        ),
+      maxStale: duration(
+        '1h',
+        'Older answers are called stale in status; they are used all the same',
+      ),
+    })
+    .prefault({}),
   workers: z.int().min(1).max(64).default(1).describe('Data-plane threads'),
   admin: z
     .strictObject({

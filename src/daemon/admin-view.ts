@@ -15,6 +15,7 @@ import type {
   PeersDocument,
   RefusedEntry,
   ServiceEntry,
+  StateStatus,
   StatusDocument,
   TunnelEntry,
 } from '../model/admin.ts'
@@ -51,6 +52,7 @@ export interface DaemonState {
     readonly problems: readonly string[]
     readonly plan: CapturePlan | undefined
   }
+  state(): StateStatus
   awaited(): readonly string[]
   isDraining(): boolean
 }
@@ -181,6 +183,7 @@ function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusD
       inSync: state.captureMode === 'off' ? null : (capture.inSync ?? false),
       problems: capture.problems,
     },
+    state: state.state(),
     snapshotVersion: state.discovery()?.current().version ?? 0,
     problems: state.discovery()?.problems() ?? [],
   }

@@ -38,12 +38,16 @@ import { startAdminServer } from './admin-server.ts'
 import { createAdminView, type DaemonState } from './admin-view.ts'
 import { capturePlan } from './capture-operations.ts'
 import { capturedInstances } from './captured-instances.ts'
+import { Memory, NOTHING_KEPT } from './memory.ts'
 import { Readiness } from './readiness.ts'
 import { connectSystemd, takeSystemdEnvironment } from './systemd.ts'
 import { WorkerPool } from './worker-pool.ts'
 
 /** The rules in the kernel are compared with the plan this often; new cgroups are noticed faster. Milliseconds. */
 const CAPTURE_UPKEEP = { verifyEveryMs: 10_000, cgroupEveryMs: 1_000 }
+
+/** A start does not wait longer for the first registration: it is tried until it works. Milliseconds. */
+const REGISTER_PATIENCE_MS = 1_000
 
 /** How long taking back the registration may hold up a stop, milliseconds. */
 const STOP_STEP_TIMEOUT_MS = 6_000
@@ -81,6 +85,7 @@ class Daemon {
   private readonly readiness = new Readiness()
   private readonly leaves = new Map<string, Leaf>()
   private readonly pool: WorkerPool
+  private memory: Memory | undefined
   private readonly state: DaemonState
   private bundle: TrustBundle | undefined
   private catalog: Catalog | undefined
@@ -122,6 +127,7 @@ class Daemon {
         problems: this.capture?.problems() ?? [],
         plan: this.capture?.plan(),
       }),
+      state: () => this.memory?.status() ?? NOTHING_KEPT,
       awaited: () => [...this.readiness.awaited(), ...(this.discovery?.awaited() ?? [])],
       isDraining: () => this.draining,
     }
@@ -136,11 +142,14 @@ class Daemon {
     const { config, log, parts } = this
     parts.use(watchEventLoopLag((longestMs) => (this.eventLoopLagMs = longestMs)))
     await this.startAdmin()
-    const catalog = parts.use(openCatalog(config, this.nodeName, log))
+    const memory = parts.use(new Memory(config, log))
+    this.memory = memory
+    const source = openCatalog(config, this.nodeName, log)
+    const catalog = parts.use(memory.catalog(source))
     this.catalog = catalog
-    if ('readAgentSelf' in catalog && config.node.name === undefined)
-      this.nodeName = await nameInConsul(catalog, this.nodeName, log)
-    const certificates = parts.use(openCertificates(config, catalog, log))
+    if ('readAgentSelf' in source && config.node.name === undefined)
+      this.nodeName = await memory.nodeName(source, this.nodeName)
+    const certificates = parts.use(memory.certificates(openCertificates(config, source, log)))
     this.certificates = certificates
     this.followCertificates(certificates)
     // Before they start: one that cannot listen is a thread all the same, and would keep the process alive.
@@ -156,17 +165,20 @@ class Daemon {
           localServices: this.services,
           mode: config.catalog.kind === 'consul' ? config.catalog.watch : 'all',
           virtualRanges: [config.capture.virtualRange, config.capture.virtualRange6],
+          virtualAddresses: memory.virtualAddresses(),
           log,
         },
         (delta, snapshot) => {
           this.pool.publish(delta, snapshot)
           this.followInstances(snapshot)
+          if (this.discovery !== undefined)
+            memory.keepVirtualAddresses(this.discovery.virtualAddresses())
           firstSnapshot.release()
         },
       ),
     )
     await this.startCapture()
-    await catalog.register(this.services, config.tunnel.port)
+    await within(REGISTER_PATIENCE_MS, catalog.register(this.services, config.tunnel.port))
     log.info('Ready', {
       node: this.nodeName,
       services: this.serviceNames(),
@@ -194,6 +206,7 @@ class Daemon {
           ready: this.state.awaited().length === 0 && !this.draining,
           snapshotVersion: this.discovery?.current().version ?? 0,
           catalogLastSuccessMs: wallClockOf(this.catalog?.health().lastGoodAtMs),
+          state: this.state.state(),
           captureInSync: this.captureInSync,
           certificates: [...this.leaves.values()],
           workersRunning: this.pool.statuses(() => 0).filter(({ state }) => state === 'running')
@@ -329,19 +342,6 @@ function openCertificates(
     log: log.child('certificates'),
     datacenter: config.datacenter,
   })
-}
-
-/** The name under which the catalog knows this host; the machine's own when the agent does not say. */
-async function nameInConsul(catalog: ConsulCatalog, fallback: string, log: Log): Promise<string> {
-  try {
-    return (await catalog.readAgentSelf()).nodeName
-  } catch (error) {
-    log.warn('Cannot ask Consul for the name of this node; taking the host name', {
-      node: fallback,
-      error: describeError(error),
-    })
-    return fallback
-  }
 }
 
 function workerSettings(

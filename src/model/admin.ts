@@ -5,6 +5,7 @@
  * holds a private key, a token or payload. Fields are added in `/v1`, never renamed or removed.
  */
 
+import { formatDuration } from '../lib/duration.ts'
 import type { ResponseFlag } from './response-flag.ts'
 
 /** `/v1/status`: is this host well, and if not, why. */
@@ -22,6 +23,7 @@ export interface StatusDocument {
   readonly catalog: CatalogStatus
   readonly certificates: CertificatesStatus
   readonly capture: CaptureStatus
+  readonly state: StateStatus
   /** 0 before the first. */
   readonly snapshotVersion: number
   /** What is wrong beside what the parts above say, one sentence each. */
@@ -56,6 +58,25 @@ export interface CaptureStatus {
   /** Null while capture is off. */
   readonly inSync: boolean | null
   readonly problems: readonly string[]
+}
+
+/** What outlives a restart, and how much of what the host acts on is only remembered. */
+export interface StateStatus {
+  readonly directory: string
+  /** Of what comes from Consul; what comes from files is not remembered. */
+  readonly parts: readonly StatePart[]
+  readonly problems: readonly string[]
+}
+
+/** One kind of what the host acts on. */
+export interface StatePart {
+  readonly part: 'services' | 'policies' | 'certificates'
+  /** `remembered`: some of it is of an earlier run. `stale`: older than `state.maxStale`. `none`: nothing is known, or needed. */
+  readonly state: 'none' | 'live' | 'remembered' | 'stale'
+  /** How many of them nothing has confirmed since the start. */
+  readonly remembered: number
+  /** Since the last good answer (remembered certificates: since they were written down); null when not known. */
+  readonly ageMs: number | null
 }
 
 /** `/v1/services`: the mesh as this host sees it, and what runs here. */
@@ -208,6 +229,10 @@ export function statusProblems(status: StatusDocument): readonly string[] {
   problems.push(...status.catalog.problems.map((problem) => `Catalog: ${problem}`))
   problems.push(...status.certificates.problems.map((problem) => `Certificates: ${problem}`))
   problems.push(...status.capture.problems.map((problem) => `Capture: ${problem}`))
+  problems.push(
+    ...status.state.parts.flatMap((part) => partProblem(part) ?? []),
+    ...status.state.problems.map((problem) => `State: ${problem}`),
+  )
   if (status.capture.inSync === false && status.capture.problems.length === 0)
     problems.push('Capture: the rules in the kernel are not the wanted ones')
   for (const worker of status.workers) {
@@ -215,4 +240,19 @@ export function statusProblems(status: StatusDocument): readonly string[] {
   }
   problems.push(...status.problems)
   return problems
+}
+
+function partProblem({ part, state, remembered, ageMs }: StatePart): string | undefined {
+  if (state === 'live' || state === 'none') return undefined
+  const age = ageMs === null ? '' : `, last confirmed ${formatDuration(wholeSeconds(ageMs))} ago`
+  if (remembered === 0) return `State: ${part} are stale${age}`
+  const words =
+    state === 'stale'
+      ? 'remembered from an earlier run and stale'
+      : 'remembered from an earlier run'
+  return `State: ${remembered} ${part} are ${words}${age}`
+}
+
+function wholeSeconds(ms: number): number {
+  return Math.max(1, Math.round(ms / 1_000)) * 1_000
 }

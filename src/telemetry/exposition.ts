@@ -24,6 +24,11 @@ export interface HostReading {
   readonly snapshotVersion: number
   /** Wall clock; undefined before the first good answer. */
   readonly catalogLastSuccessMs: number | undefined
+  /** What is only remembered, by part, and what is wrong with the files it is kept in. */
+  readonly state: {
+    readonly parts: readonly { readonly part: string; readonly remembered: number }[]
+    readonly problems: readonly string[]
+  }
   /** Undefined while capture is off. */
   readonly captureInSync: boolean | undefined
   readonly certificates: readonly { readonly service: string; readonly notAfterMs: number }[]
@@ -196,6 +201,13 @@ const collectors: Record<
     })),
   catalogLastSuccess: ({ host }) =>
     host.catalogLastSuccessMs === undefined ? [] : single(host.catalogLastSuccessMs / 1_000),
+  catalogAge: ({ host }) =>
+    host.catalogLastSuccessMs === undefined
+      ? []
+      : single(Math.max(0, Date.now() - host.catalogLastSuccessMs) / 1_000),
+  stateRemembered: ({ host }) =>
+    host.state.parts.map(({ part, remembered }) => ({ value: remembered, labels: { part } })),
+  stateProblems: ({ host }) => single(host.state.problems.length),
   snapshotVersion: ({ host }) => single(host.snapshotVersion),
   captureRulesInSync: ({ host }) =>
     host.captureInSync === undefined ? [] : single(Number(host.captureInSync)),

@@ -150,6 +150,24 @@ export const metrics = {
     help: 'When the catalog last gave a good answer, seconds since the epoch; absent before the first',
     labels: [],
   },
+  catalogAge: {
+    name: 'hostmesh_catalog_age_seconds',
+    type: 'gauge',
+    help: 'Since the last good answer of the catalog, of an earlier run if there was none in this; absent before the first',
+    labels: [],
+  },
+  stateRemembered: {
+    name: 'hostmesh_state_remembered',
+    type: 'gauge',
+    help: 'Services, policies and certificates that the host acts on and that nothing has confirmed since its start',
+    labels: ['part'],
+  },
+  stateProblems: {
+    name: 'hostmesh_state_problems',
+    type: 'gauge',
+    help: 'Reasons why something is not kept for a restart, such as a full disk; 0 when all is',
+    labels: [],
+  },
   snapshotVersion: {
     name: 'hostmesh_snapshot_version',
     type: 'gauge',

@@ -42,6 +42,7 @@ export class Daemon implements AsyncDisposable {
   readonly folder: string
   readonly configPath: string
   readonly socketPath: string
+  readonly stateFolder: string
   private readonly namespace: Namespace
   private readonly name: string
   private process: OwnedProcess | undefined
@@ -53,6 +54,7 @@ export class Daemon implements AsyncDisposable {
     this.folder = folder
     this.configPath = join(folder, 'hostmesh.yaml')
     this.socketPath = join(folder, 'admin.sock')
+    this.stateFolder = join(folder, 'state')
   }
 
   get isRunning(): boolean {

@@ -62,6 +62,7 @@ export class Host {
       })),
       capture: { mode: options.capture ?? 'on' },
       workers: options.workers ?? 1,
+      state: { directory: this.daemon.stateFolder },
       admin: { socket: this.daemon.socketPath },
       timeouts: { connect: '3s', handshake: '3s', keepalive: '2s', drain: '5s' },
       log: { level: 'info', format: 'json' },

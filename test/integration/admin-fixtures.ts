@@ -40,6 +40,7 @@ export const wellStatus: StatusDocument = {
   ],
   catalog: { description: 'consul http://127.0.0.1:8500', ageMs: 2_500, problems: [] },
   certificates: { description: 'builtin /etc/hostmesh/certs', problems: [] },
+  state: { directory: '/var/lib/hostmesh', parts: [], problems: [] },
   capture: { mode: 'on', inSync: true, problems: [] },
   snapshotVersion: 17,
   problems: [],

@@ -17,6 +17,7 @@ const well: StatusDocument = {
   workers: [{ id: 0, state: 'running', connections: 0, restarts: 3 }],
   catalog: { description: 'file x', ageMs: 10, problems: [] },
   certificates: { description: 'builtin x', problems: [] },
+  state: { directory: '/var/lib/hostmesh', parts: [], problems: [] },
   capture: { mode: 'off', inSync: null, problems: [] },
   snapshotVersion: 1,
   problems: [],
@@ -46,6 +47,38 @@ test('each part that is wrong is named with its subject', () => {
     [
       { capture: { mode: 'on', inSync: false, problems: [] } },
       'Capture: the rules in the kernel are not the wanted ones',
+    ],
+    [{ state: { ...well.state, problems: ['the disk is full'] } }, 'State: the disk is full'],
+    [
+      {
+        state: {
+          ...well.state,
+          parts: [
+            { part: 'services', state: 'live', remembered: 0, ageMs: 10 },
+            { part: 'policies', state: 'none', remembered: 0, ageMs: null },
+            { part: 'certificates', state: 'remembered', remembered: 3, ageMs: 95_400 },
+          ],
+        },
+      },
+      'State: 3 certificates are remembered from an earlier run, last confirmed 1m35s ago',
+    ],
+    [
+      {
+        state: {
+          ...well.state,
+          parts: [{ part: 'services', state: 'stale', remembered: 2, ageMs: 7_200_000 }],
+        },
+      },
+      'State: 2 services are remembered from an earlier run and stale, last confirmed 2h ago',
+    ],
+    [
+      {
+        state: {
+          ...well.state,
+          parts: [{ part: 'policies', state: 'stale', remembered: 0, ageMs: 5_400_000 }],
+        },
+      },
+      'State: policies are stale, last confirmed 1h30m ago',
     ],
     [
       { workers: [{ id: 4, state: 'stopped', connections: 0, restarts: 0 }] },

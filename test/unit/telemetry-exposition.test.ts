@@ -114,6 +114,7 @@ const quietHost: HostReading = {
   ready: false,
   snapshotVersion: 0,
   catalogLastSuccessMs: undefined,
+  state: { parts: [], problems: [] },
   captureInSync: undefined,
   certificates: [],
   workersRunning: 0,
@@ -169,6 +170,7 @@ test('every metric of the table is in the text, with its type, its help and no o
   const text = await createExposition(
     source(totals, {
       catalogLastSuccessMs: 1,
+      state: { parts: [{ part: 'services', remembered: 1 }], problems: [] },
       captureInSync: true,
       certificates: [{ service: 'web', notAfterMs: 1 }],
     }),
@@ -221,6 +223,13 @@ test('counts appear under the labels they were counted with', async () => {
         ready: true,
         snapshotVersion: 17,
         catalogLastSuccessMs: 1_700_000_000_500,
+        state: {
+          parts: [
+            { part: 'services', remembered: 3 },
+            { part: 'policies', remembered: 0 },
+          ],
+          problems: ['full'],
+        },
         captureInSync: false,
         certificates: [{ service: 'db', notAfterMs: 1_700_000_000_000 }],
         workersRunning: 2,
@@ -251,6 +260,9 @@ test('counts appear under the labels they were counted with', async () => {
     ['hostmesh_event_loop_lag_seconds', { thread: '0' }, 0.25],
     ['hostmesh_certificate_expiry_timestamp_seconds', { service: 'db' }, 1_700_000_000],
     ['hostmesh_catalog_last_success_timestamp_seconds', {}, 1_700_000_000.5],
+    ['hostmesh_state_remembered', { part: 'services' }, 3],
+    ['hostmesh_state_remembered', { part: 'policies' }, 0],
+    ['hostmesh_state_problems', {}, 1],
     ['hostmesh_snapshot_version', {}, 17],
     ['hostmesh_capture_rules_in_sync', {}, 0],
     ['hostmesh_ready', {}, 1],

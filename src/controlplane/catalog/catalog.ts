@@ -9,7 +9,11 @@ import type { Endpoint } from '../../model/endpoint.ts'
 import type { DefaultPolicy, Intention } from '../../model/intention.ts'
 import type { LocalService } from '../../model/service.ts'
 
-/** What a catalog says of one service. `local` of its endpoints is left false: compile() decides it. */
+/**
+ * What a catalog says of one service. `local` of its endpoints is left false: compile() decides it.
+ * Plain JSON, because it is remembered on disk; who changes its shape, that of a policy or of their parts
+ * raises `CATALOG_STATE_VERSION` in remembered.ts.
+ */
 export interface CatalogService {
   readonly name: string
   readonly protocol: string
@@ -45,15 +49,21 @@ export interface Catalog extends AsyncDisposable {
   readonly description: string
   /**
    * Follows the instances of one service. `onChange` is called with every answer that differs from the
-   * last, never with an error; a service that the catalog does not know has no endpoints.
+   * last, never with an error; a service that the catalog does not know has no endpoints. `last` is the
+   * answer of an earlier run: the first one is doubted in its light, as every later one is.
    */
-  watchService(name: string, onChange: (service: CatalogService) => void): Watch
-  /** Follows the names of all mesh services. */
-  watchServiceNames(onChange: (names: readonly string[]) => void): Watch
-  /** Follows the rules for these destinations. */
+  watchService(
+    name: string,
+    onChange: (service: CatalogService) => void,
+    last?: CatalogService,
+  ): Watch
+  /** Follows the names of all mesh services. `last` as above. */
+  watchServiceNames(onChange: (names: readonly string[]) => void, last?: readonly string[]): Watch
+  /** Follows the rules for these destinations. `last` as above. */
   watchPolicies(
     destinations: readonly string[],
     onChange: (policies: readonly CatalogPolicy[]) => void,
+    last?: readonly CatalogPolicy[],
   ): Watch
   /**
    * Makes this host's services known, each reachable at `tunnelPort`, and keeps them known until

@@ -22,6 +22,7 @@ import {
   decodeServiceNames,
   defaultChain,
 } from './decode.ts'
+import { DOUBT_MS, isSuddenLoss } from './doubt.ts'
 import { type IntentionWatch, watchIntentions } from './intentions.ts'
 import { createRegistrar } from './registration.ts'
 import { type ServiceNamesWatch, watchServiceNames } from './service-names.ts'
@@ -53,9 +54,6 @@ export interface ConsulCatalog extends Catalog {
   /** Asks the agent who it is. @throws MeshError HM_CONSUL_UNREACHABLE, HM_CONSUL_FORBIDDEN and others */
   readAgentSelf(): Promise<AgentSelf>
 }
-
-/** How long a doubted answer is held back, milliseconds. */
-const DOUBT_MS = 3_000
 
 /** How long it is remembered whether the token sees any service, milliseconds. */
 const SIGHT_MS = 5_000
@@ -120,12 +118,15 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
     description: `consul ${options.address}`,
     follower,
     readAgentSelf: () => readAgentSelf(transport),
-    watchService: (name, onChange) =>
-      kept(watchOneService(name, onChange, { ...options, follower, clock, sight }), serviceWatches),
-    watchServiceNames: (onChange) =>
-      kept(watchServiceNames(onChange, { ...parts, follower }), otherWatches),
-    watchPolicies: (destinations, onChange) =>
-      kept(watchIntentions(destinations, onChange, { ...parts, follower }), otherWatches),
+    watchService: (name, onChange, last) =>
+      kept(
+        watchOneService(name, onChange, { ...options, follower, clock, sight, last }),
+        serviceWatches,
+      ),
+    watchServiceNames: (onChange, last) =>
+      kept(watchServiceNames(onChange, { ...parts, follower, last }), otherWatches),
+    watchPolicies: (destinations, onChange, last) =>
+      kept(watchIntentions(destinations, onChange, { ...parts, follower, last }), otherWatches),
     register: async (services, tunnelPort) => {
       if (options.register !== false) await registrar.register(services, tunnelPort)
     },
@@ -187,6 +188,8 @@ interface ServiceWatchOptions {
   readonly clock: Clock
   readonly node?: string | undefined
   readonly datacenter?: string | undefined
+  /** The answer of an earlier run. */
+  readonly last: CatalogService | undefined
 }
 
 function watchOneService(
@@ -194,8 +197,9 @@ function watchOneService(
   onChange: (service: CatalogService) => void,
   options: ServiceWatchOptions,
 ): ServiceWatch {
-  const { follower, clock, sight } = options
+  const { follower, clock, sight, last } = options
   let instances: DecodedHealth | undefined
+  let believed = last?.endpoints ?? []
   let chain: DecodedChain | undefined
   let doubtedAtMs: number | undefined
   let published: string | undefined
@@ -221,7 +225,7 @@ function watchOneService(
     `/v1/health/connect/${encoded}`,
     (body) => {
       const decoded = decodeHealth(name, body, options)
-      if (instances !== undefined && isDoubtful(instances.endpoints, decoded.endpoints)) {
+      if (isDoubtful(believed, decoded.endpoints)) {
         doubtedAtMs ??= clock.monotonicMs()
         sight.look()
         const isOld = clock.monotonicMs() - doubtedAtMs >= DOUBT_MS
@@ -229,7 +233,7 @@ function watchOneService(
           throw new MeshError(
             'HM_CONSUL_ANSWER_DOUBTED',
             `Consul suddenly names ${decoded.endpoints.length} instances of ${name} in place of ` +
-              `${instances.endpoints.length}: ` +
+              `${believed.length}: ` +
               (isOld
                 ? 'the token seems to have lost service:read, so that is not believed'
                 : 'asking again before that is believed'),
@@ -237,6 +241,7 @@ function watchOneService(
       }
       doubtedAtMs = undefined
       instances = decoded
+      believed = decoded.endpoints
       publish()
     },
     { subject: name },
@@ -250,7 +255,7 @@ function watchOneService(
     { priority: 'cold' },
   )
   const patience = setTimeout(() => {
-    chain ??= defaultChain
+    chain ??= last === undefined ? defaultChain : chainOf(last)
     publish()
   }, CHAIN_PATIENCE_MS)
 
@@ -265,9 +270,15 @@ function watchOneService(
   }
 }
 
-/** Whether more vanished at once than a deployment takes away: the last ones, or three and more than half. */
+/** What an earlier answer says in place of a chain that has not been read yet. */
+function chainOf({ protocol, connectTimeoutMs }: CatalogService): DecodedChain {
+  return { protocol, connectTimeoutMs }
+}
+
+/** Whether more instances vanished at once than a deployment takes away. */
 export function isDoubtful(before: readonly Endpoint[], after: readonly Endpoint[]): boolean {
-  const still = new Set(after.map((endpoint) => endpoint.key))
-  const gone = before.filter((endpoint) => !still.has(endpoint.key)).length
-  return gone > 0 && (after.length === 0 || (gone >= 3 && gone > before.length / 2))
+  return isSuddenLoss(
+    before.map((endpoint) => endpoint.key),
+    after.map((endpoint) => endpoint.key),
+  )
 }

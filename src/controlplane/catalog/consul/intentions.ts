@@ -34,6 +34,8 @@ export interface IntentionOptions {
   readonly random?: Random
   /** Milliseconds between two reads without a wake-up. */
   readonly rereadMs?: number
+  /** The rules of an earlier run: known, though not read yet. */
+  readonly last?: readonly CatalogPolicy[] | undefined
 }
 
 /** Without a wake-up, rules and default policy are read this often, milliseconds. */
@@ -64,7 +66,8 @@ export function watchIntentions(
   let decodeProblems: string[] = []
   let matchBlocks = false
   let toldDefaultPolicy: DefaultPolicy | undefined
-  let defaultPolicy: DefaultPolicy | undefined
+  const remembered = new Set(options.last?.map((policy) => policy.destination))
+  let defaultPolicy: DefaultPolicy | undefined = options.last?.[0]?.defaultPolicy
   let defaultProblem: string | undefined
   let selfReadAtMs = Number.NEGATIVE_INFINITY
   let lastGoodAtMs: number | undefined
@@ -123,7 +126,9 @@ export function watchIntentions(
     const first = await transport.call('GET', path, { signal })
     // Without a leader only a stale read is answered. It may be older than what we know, so it is only
     // good enough while we know nothing.
-    if (first.status === 500 && names.some((name) => !rulesByDestination.has(name)))
+    const isUnknown = (name: string): boolean =>
+      !rulesByDestination.has(name) && !remembered.has(name)
+    if (first.status === 500 && names.some(isUnknown))
       return requireOk(await transport.call('GET', `${path}&stale`, { signal }), what)
     return requireOk(first, what)
   }

@@ -5,14 +5,18 @@
  * asked once whether anybody answers Connect for it, and again when its answer is old or when a service
  * named after it (`<name>-…`, as proxies are) appears. The cost is one small stale read a name and five
  * minutes: following all services is for small fleets.
+ *
+ * A list that is suddenly short is held back for a moment, and one that does not even name Consul itself is
+ * never believed: that is what a token without rights sees.
  */
 import { sleep } from '../../../lib/abort.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
-import { describeError } from '../../../lib/errors.ts'
+import { describeError, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
 import type { Watch } from '../catalog.ts'
 import type { Follower } from './blocking-query.ts'
 import { decodeServiceNames } from './decode.ts'
+import { DOUBT_MS, isSuddenLoss } from './doubt.ts'
 import { type ConsulTransport, requireOk } from './transport.ts'
 
 /** A running watch of names. */
@@ -28,6 +32,8 @@ export interface ServiceNamesOptions {
   readonly log: Log
   readonly clock?: Clock
   readonly random?: Random
+  /** The names of an earlier run. */
+  readonly last?: readonly string[] | undefined
 }
 
 /** More names than this are not asked about; the first in order of the alphabet are. */
@@ -53,6 +59,8 @@ export function watchServiceNames(
   const verdictByName = new Map<string, { isMesh: boolean; untilMs: number }>()
   let names: readonly string[] | undefined
   let published: string | undefined
+  let believed = options.last ?? []
+  let doubtedAtMs: number | undefined
   let problem: string | undefined
   let napping = new AbortController()
 
@@ -60,6 +68,12 @@ export function watchServiceNames(
     '/v1/catalog/services',
     (body) => {
       const now = decodeServiceNames(body).slice(0, MAX_NAMES)
+      // Consul's own servers are always in the catalog.
+      if (now.length === 0)
+        throw new MeshError(
+          'HM_CONSUL_ANSWER_DOUBTED',
+          'Consul names no service, not even itself: the token seems to have lost service:read, so that is not believed',
+        )
       const known = new Set(names)
       for (const name of now) if (!known.has(name)) doubtParents(name)
       const present = new Set(now)
@@ -100,9 +114,24 @@ export function watchServiceNames(
     if (names === undefined || signal.aborted) return
     const mesh = names.filter((name) => verdictByName.get(name)?.isMesh === true)
     const mark = mesh.join('\n')
-    if (mark === published) return
+    if (isHeldBack(mesh) || mark === published) return
     published = mark
+    believed = mesh
+    doubtedAtMs = undefined
     onChange(mesh)
+  }
+
+  /** Whether too many names are gone to believe it yet; those are asked about again then. */
+  function isHeldBack(mesh: readonly string[]): boolean {
+    if (!isSuddenLoss(believed, mesh)) {
+      doubtedAtMs = undefined
+      return false
+    }
+    doubtedAtMs ??= clock.monotonicMs()
+    if (clock.monotonicMs() - doubtedAtMs >= DOUBT_MS) return false
+    const present = new Set(mesh)
+    for (const name of believed) if (!present.has(name)) verdictByName.delete(name)
+    return true
   }
 
   async function run(): Promise<void> {
@@ -118,7 +147,11 @@ export function watchServiceNames(
         problem = describeError(error)
       }
       await sleep(
-        problem === undefined ? SWEEP_MS : 1_000 + random() * 4_000,
+        problem === undefined
+          ? doubtedAtMs === undefined
+            ? SWEEP_MS
+            : DOUBT_MS
+          : 1_000 + random() * 4_000,
         AbortSignal.any([signal, napping.signal]),
       )
     }

@@ -1,0 +1,428 @@
+/**
+ * A catalog that knows at once what it knew before the daemon was restarted.
+ *
+ * Stands before another catalog. Until that one has answered for a service, the names or the rules, the
+ * answer of the earlier run is given; every new answer is passed on and remembered. The inner catalog gets the
+ * remembered answer too, so that it doubts a sudden emptiness after a restart as it does at any other time.
+ */
+import { z } from 'zod'
+import { type Clock, systemClock } from '../../lib/clock.ts'
+import type { StateFile } from '../../lib/state-file.ts'
+import type { Catalog, CatalogHealth, CatalogPolicy, CatalogService, Watch } from './catalog.ts'
+
+/** Version of what is remembered: raised with every change in the shape of a service or policy. */
+export const CATALOG_STATE_VERSION = 1
+
+/** Longest body of the file, bytes. */
+export const MAX_CATALOG_STATE_BYTES = 32 * 1024 * 1024
+
+/** What a memory is built from. */
+export interface RememberedCatalogOptions {
+  /** Disposed with the catalog. */
+  readonly file: StateFile
+  /** Where this host is: answers of another datacenter are not remembered ones of this. */
+  readonly datacenter: string
+  readonly clock?: Clock
+  /** How often the age of unchanged answers is written down, milliseconds. */
+  readonly refreshMs?: number
+}
+
+/** A catalog, and how much of what it said is only remembered. */
+export interface RememberedCatalog extends Catalog {
+  /** What is acted on and has not been confirmed since the start. */
+  remembered(): RememberedAnswers
+}
+
+/** What is acted on and has not been confirmed since the start. */
+export interface RememberedAnswers {
+  readonly services: Unconfirmed
+  readonly policies: Unconfirmed
+}
+
+/** How much of one kind of answer is of an earlier run. */
+export interface Unconfirmed {
+  /** All that is known of what is followed now. */
+  readonly known: number
+  /** How many of those nothing has confirmed since the start. */
+  readonly count: number
+  /** Wall clock of the oldest; undefined when there is none. */
+  readonly sinceMs: number | undefined
+}
+
+/** A service that nobody has followed for so long is forgotten: 7 days. */
+const FORGET_AFTER_MS = 7 * 24 * 3_600_000
+
+/** Services in the file; those followed now come first, then those followed last. */
+const MAX_SERVICES = 4_000
+
+/** Characters of services in the file, which leaves room for rules, names and letters of several bytes. */
+const SERVICE_BYTES = MAX_CATALOG_STATE_BYTES / 2
+
+const REFRESH_MS = 60_000
+
+interface Entry {
+  readonly service: CatalogService
+  /** The service as JSON, made once a change: a write only joins such texts. */
+  readonly text: string
+  /** Wall clock of when it was last followed. */
+  followedAtMs: number
+  /** Wall clock of the last good answer of an earlier run; undefined once this run has had one. */
+  readonly confirmedAtMs: number | undefined
+}
+
+interface PolicyEntry {
+  readonly policy: CatalogPolicy
+  /** As above. */
+  readonly confirmedAtMs: number | undefined
+}
+
+/** Puts a memory before `inner`, which is disposed with it. */
+export function rememberCatalog(
+  inner: Catalog,
+  options: RememberedCatalogOptions,
+): RememberedCatalog {
+  return new Memory(inner, options)
+}
+
+class Memory implements RememberedCatalog {
+  readonly description: string
+  readonly #inner: Catalog
+  readonly #options: RememberedCatalogOptions
+  readonly #clock: Clock
+  readonly #entryByService = new Map<string, Entry>()
+  readonly #watchesByService = new Map<string, number>()
+  readonly #policyByDestination = new Map<string, PolicyEntry>()
+  readonly #destinations = new Set<string>()
+  readonly #timer: NodeJS.Timeout
+  #names: readonly string[] | undefined
+  #confirmedAtMs: number | undefined
+  #savedAtMs = 0
+  #hasAnswered = false
+  #isFrozen = false
+  #leftOut = 0
+
+  constructor(inner: Catalog, options: RememberedCatalogOptions) {
+    this.#inner = inner
+    this.#options = options
+    this.#clock = options.clock ?? systemClock
+    this.description = inner.description
+    this.#recall()
+    this.#timer = setInterval(() => this.#refresh(), options.refreshMs ?? REFRESH_MS)
+    this.#timer.unref()
+  }
+
+  watchService(name: string, onChange: (service: CatalogService) => void): Watch {
+    const known = this.#entryByService.get(name)
+    let isOpen = true
+    let isAnswered = false
+    this.#countWatch(name, 1)
+    const watch = this.#inner.watchService(
+      name,
+      (service) => {
+        isAnswered = true
+        this.#takeService(service)
+        onChange(service)
+      },
+      known?.service,
+    )
+    if (known !== undefined)
+      // Never inside the call that opens: the caller does not have its watch yet.
+      queueMicrotask(() => {
+        if (isOpen && !isAnswered) onChange(known.service)
+      })
+    return {
+      close: () => {
+        if (!isOpen) return
+        isOpen = false
+        this.#countWatch(name, -1)
+        const entry = this.#entryByService.get(name)
+        if (entry !== undefined) entry.followedAtMs = this.#clock.wallMs()
+        watch.close()
+      },
+    }
+  }
+
+  watchServiceNames(onChange: (names: readonly string[]) => void): Watch {
+    const known = this.#names
+    let isDone = false
+    const watch = this.#inner.watchServiceNames((names) => {
+      isDone = true
+      this.#names = names
+      this.#changed()
+      onChange(names)
+    }, known)
+    if (known !== undefined)
+      queueMicrotask(() => {
+        if (!isDone) onChange(known)
+      })
+    return {
+      close: () => {
+        isDone = true
+        watch.close()
+      },
+    }
+  }
+
+  watchPolicies(
+    destinations: readonly string[],
+    onChange: (policies: readonly CatalogPolicy[]) => void,
+  ): Watch {
+    const known = destinations.flatMap((name) => this.#policyByDestination.get(name)?.policy ?? [])
+    for (const destination of destinations) this.#destinations.add(destination)
+    let isOpen = true
+    const watch = this.#inner.watchPolicies(
+      destinations,
+      (policies) => {
+        for (const policy of policies)
+          this.#policyByDestination.set(policy.destination, { policy, confirmedAtMs: undefined })
+        this.#changed()
+        onChange(policies)
+      },
+      known,
+    )
+    if (known.length > 0)
+      queueMicrotask(() => {
+        // What has been answered since is newer; the rest is all there is.
+        const still = known.filter(
+          (policy) => this.#policyByDestination.get(policy.destination)?.policy === policy,
+        )
+        if (isOpen && still.length > 0) onChange(still)
+      })
+    return {
+      close: () => {
+        isOpen = false
+        watch.close()
+      },
+    }
+  }
+
+  register(...args: Parameters<Catalog['register']>): Promise<void> {
+    return this.#inner.register(...args)
+  }
+
+  deregister(): Promise<void> {
+    // From here on the catalog says of this host's own services what a stopped host is: that is no memory
+    // to start from.
+    this.#freeze()
+    return this.#inner.deregister()
+  }
+
+  health(): CatalogHealth {
+    const health = this.#inner.health()
+    const problems = [...health.problems]
+    if (this.#leftOut > 0)
+      problems.push(`${this.#leftOut} services are too large to be kept for a restart`)
+    if (this.#hasAnswered || this.#confirmedAtMs === undefined) return { ...health, problems }
+    const ageMs = Math.max(0, this.#clock.wallMs() - this.#confirmedAtMs)
+    return { lastGoodAtMs: this.#clock.monotonicMs() - ageMs, problems }
+  }
+
+  remembered(): RememberedAnswers {
+    return {
+      services: counted(
+        [...this.#entryByService.values()].filter(({ service }) =>
+          this.#watchesByService.has(service.name),
+        ),
+      ),
+      policies: counted(
+        [...this.#policyByDestination.values()].filter(({ policy }) =>
+          this.#destinations.has(policy.destination),
+        ),
+      ),
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    clearInterval(this.#timer)
+    this.#freeze()
+    await this.#inner[Symbol.asyncDispose]()
+    await this.#options.file[Symbol.asyncDispose]()
+  }
+
+  #countWatch(name: string, change: number): void {
+    const watches = (this.#watchesByService.get(name) ?? 0) + change
+    if (watches > 0) this.#watchesByService.set(name, watches)
+    else this.#watchesByService.delete(name)
+  }
+
+  #takeService(service: CatalogService): void {
+    this.#entryByService.set(service.name, {
+      service,
+      text: JSON.stringify(service),
+      followedAtMs: this.#clock.wallMs(),
+      confirmedAtMs: undefined,
+    })
+    this.#changed()
+  }
+
+  #changed(): void {
+    this.#hasAnswered = true
+    this.#save()
+  }
+
+  /** The age is part of what is remembered, so it is written down although nothing else has changed. */
+  #refresh(): void {
+    const goodAtMs = this.#goodAtMs()
+    if (goodAtMs !== undefined && goodAtMs > this.#savedAtMs) this.#save()
+  }
+
+  /** Wall clock of the last good answer, of this run or of the earlier one. */
+  #goodAtMs(): number | undefined {
+    const { lastGoodAtMs } = this.#inner.health()
+    if (!this.#hasAnswered || lastGoodAtMs === undefined) return this.#confirmedAtMs
+    return this.#clock.wallMs() - (this.#clock.monotonicMs() - lastGoodAtMs)
+  }
+
+  #save(): void {
+    // Without an answer there is nothing that the file does not say already.
+    if (this.#isFrozen || !this.#hasAnswered) return
+    this.#savedAtMs = this.#goodAtMs() ?? 0
+    this.#options.file.save(() => this.#render())
+  }
+
+  /** What is known now is what is remembered, whatever comes. */
+  #freeze(): void {
+    if (this.#isFrozen) return
+    this.#isFrozen = true
+    if (!this.#hasAnswered) return
+    const text = this.#render()
+    this.#options.file.save(() => text)
+  }
+
+  #render(): string {
+    const nowMs = this.#clock.wallMs()
+    const goodAtMs = Math.round(this.#goodAtMs() ?? nowMs)
+    const kept: string[] = []
+    let leftBytes = SERVICE_BYTES
+    this.#leftOut = 0
+    for (const { service, text, ...entry } of this.#byUse()) {
+      const isFollowed = this.#watchesByService.has(service.name)
+      if (!isFollowed && nowMs - entry.followedAtMs > FORGET_AFTER_MS) {
+        this.#entryByService.delete(service.name)
+        continue
+      }
+      leftBytes -= text.length
+      if (leftBytes < 0 || kept.length >= MAX_SERVICES) {
+        if (isFollowed) this.#leftOut += 1
+        continue
+      }
+      const confirmedAtMs = entry.confirmedAtMs ?? goodAtMs
+      const followedAtMs = isFollowed ? nowMs : Math.round(entry.followedAtMs)
+      kept.push(`{${members({ confirmedAtMs, followedAtMs })},"service":${text}}`)
+    }
+    const head = members({
+      source: this.#source(),
+      confirmedAtMs: goodAtMs,
+      names: this.#names ?? null,
+      policies: [...this.#policyByDestination.values()]
+        // Services that do not run here any more have no rules here.
+        .filter(({ policy }) => this.#destinations.has(policy.destination))
+        .map(({ policy, confirmedAtMs = goodAtMs }) => ({ confirmedAtMs, policy })),
+    })
+    return `{${head},"services":[${kept.join(',')}]}`
+  }
+
+  /** Followed ones first, then those that were followed last. */
+  #byUse(): readonly Entry[] {
+    const rank = ({ service }: Entry): number => Number(this.#watchesByService.has(service.name))
+    return [...this.#entryByService.values()].toSorted(
+      (a, b) => rank(b) - rank(a) || b.followedAtMs - a.followedAtMs,
+    )
+  }
+
+  /** Another Consul may know other services by the same names. */
+  #source(): string {
+    return `${this.#options.datacenter} ${this.#inner.description}`
+  }
+
+  #recall(): void {
+    const { file } = this.#options
+    if (file.stored === undefined) return
+    const parsed = storedCatalog.safeParse(file.stored.body)
+    if (!parsed.success) {
+      file.reject('its body does not have the shape of a catalog')
+      return
+    }
+    const { source, confirmedAtMs, names, policies, services } = parsed.data
+    if (source !== this.#source()) return
+    this.#confirmedAtMs = confirmedAtMs
+    this.#names = names ?? undefined
+    for (const entry of policies) this.#policyByDestination.set(entry.policy.destination, entry)
+    for (const entry of services)
+      this.#entryByService.set(entry.service.name, {
+        ...entry,
+        text: JSON.stringify(entry.service),
+      })
+  }
+}
+
+function counted(entries: readonly Pick<Entry, 'confirmedAtMs'>[]): Unconfirmed {
+  const times = entries.flatMap(({ confirmedAtMs }) => confirmedAtMs ?? [])
+  return {
+    known: entries.length,
+    count: times.length,
+    sinceMs: times.length === 0 ? undefined : Math.min(...times),
+  }
+}
+
+/** The members of an object as JSON, without its braces. */
+function members(object: Readonly<Record<string, unknown>>): string {
+  return JSON.stringify(object).slice(1, -1)
+}
+
+const address = z.looseObject({ ip: z.string(), port: z.number() })
+
+/**
+ * What every reader relies on. The checksum says that we wrote it and the version that it has the shape of
+ * today; members that are not named here are kept as they are.
+ */
+const serviceShape = z.looseObject({
+  name: z.string(),
+  protocol: z.string(),
+  connectTimeoutMs: z.number(),
+  virtualIps: z.array(z.string()),
+  endpoints: z.array(
+    z.looseObject({
+      key: z.string(),
+      id: z.string(),
+      node: z.string(),
+      tunnel: address,
+      application: address.optional(),
+      health: z.enum(['passing', 'warning', 'critical']),
+      weight: z.number(),
+      local: z.boolean(),
+    }),
+  ),
+})
+
+const policyShape = z.looseObject({
+  destination: z.string(),
+  intentions: z.array(
+    z.looseObject({
+      source: z.string(),
+      destination: z.string(),
+      action: z.enum(['allow', 'deny']).optional(),
+      precedence: z.number(),
+    }),
+  ),
+  defaultPolicy: z.enum(['allow', 'deny']),
+})
+
+const storedCatalog = z.object({
+  source: z.string(),
+  confirmedAtMs: z.number(),
+  names: z.array(z.string()).nullable(),
+  policies: z.array(
+    z.object({
+      confirmedAtMs: z.number(),
+      policy: z.custom<CatalogPolicy>((value) => policyShape.safeParse(value).success),
+    }),
+  ),
+  services: z.array(
+    z.object({
+      confirmedAtMs: z.number(),
+      followedAtMs: z.number(),
+      service: z.custom<CatalogService>((value) => serviceShape.safeParse(value).success),
+    }),
+  ),
+})

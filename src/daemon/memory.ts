@@ -1,0 +1,222 @@
+/**
+ * What this host remembers of its last run, so that it serves at once when Consul is away: catalog answers
+ * and policy, certificates, its own name in Consul, virtual addresses. One file each in `state.directory`.
+ *
+ * A folder that cannot be used costs the memory and is said in the status; the daemon runs all the same.
+ */
+import { join } from 'node:path'
+import { z } from 'zod'
+import type { Config } from '../config/schema.ts'
+import type { Catalog } from '../controlplane/catalog/catalog.ts'
+import {
+  CATALOG_STATE_VERSION,
+  MAX_CATALOG_STATE_BYTES,
+  type RememberedCatalog,
+  rememberCatalog,
+} from '../controlplane/catalog/remembered.ts'
+import type { VirtualAddresses } from '../controlplane/discovery/virtual-addresses.ts'
+import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
+import {
+  CERTIFICATE_STATE_VERSION,
+  MAX_CERTIFICATE_STATE_BYTES,
+  type RememberedCertificates,
+  rememberCertificates,
+} from '../controlplane/identity/remembered.ts'
+import { sleep } from '../lib/abort.ts'
+import { describeError } from '../lib/errors.ts'
+import type { Log } from '../lib/log.ts'
+import {
+  noStateFile,
+  openStateFile,
+  prepareStateDirectory,
+  type StateFile,
+} from '../lib/state-file.ts'
+import type { StatePart, StateStatus } from '../model/admin.ts'
+
+/** A start waits so long for the agent to say who it is when it has said so before, milliseconds. */
+const NAME_PATIENCE_MS = 500
+
+const VIRTUAL_ADDRESSES_VERSION = 1
+const NODE_VERSION = 1
+
+const storedAddresses = z.record(z.string(), z.array(z.string()).max(8))
+const storedNode = z.object({ source: z.string(), nodeName: z.string().min(1) })
+
+/** The status before there is a memory. */
+export const NOTHING_KEPT: StateStatus = { directory: '', parts: [], problems: [] }
+
+/** Who the agent says it is. */
+interface NamedCatalog extends Pick<Catalog, 'description'> {
+  readAgentSelf(): Promise<{ readonly nodeName: string }>
+}
+
+/** The state files of one daemon, and what stands on them. */
+export class Memory implements AsyncDisposable {
+  private readonly config: Config
+  private readonly log: Log
+  private readonly folderProblem: string | undefined
+  private readonly files: StateFile[] = []
+  private readonly addresses: StateFile
+  private keptAddresses: VirtualAddresses
+  private nameProblem: string | undefined
+  private catalogMemory: RememberedCatalog | undefined
+  private certificateMemory: RememberedCertificates | undefined
+
+  constructor(config: Config, log: Log) {
+    this.config = config
+    this.log = log.child('state')
+    this.folderProblem = prepareStateDirectory(config.state.directory)
+    if (this.folderProblem !== undefined)
+      this.log.warn('Nothing is kept for a restart', { problem: this.folderProblem })
+    this.addresses = this.open('virtual-addresses', VIRTUAL_ADDRESSES_VERSION, 4 * 1024 * 1024)
+    this.keptAddresses = new Map(Object.entries(valid(this.addresses, storedAddresses) ?? {}))
+  }
+
+  /** The catalog to follow: a file is at hand after a restart, what an agent said is remembered. */
+  catalog<C extends Catalog>(inner: C): C | RememberedCatalog {
+    if (this.config.catalog.kind === 'file') return inner
+    this.catalogMemory = rememberCatalog(inner, {
+      file: this.open('catalog', CATALOG_STATE_VERSION, MAX_CATALOG_STATE_BYTES),
+      datacenter: this.config.datacenter,
+    })
+    return this.catalogMemory
+  }
+
+  /** The certificates to use. A source that keeps files of its own needs no other memory. */
+  certificates(inner: CertificateSource): CertificateSource {
+    if (this.config.certificates.kind !== 'consul') return inner
+    this.certificateMemory = rememberCertificates(inner, {
+      file: this.open('certificates', CERTIFICATE_STATE_VERSION, MAX_CERTIFICATE_STATE_BYTES),
+      log: this.log,
+      datacenter: this.config.datacenter,
+    })
+    return this.certificateMemory
+  }
+
+  /** The name under which Consul knows this host; `fallback` when neither the agent nor memory says. */
+  async nodeName(consul: NamedCatalog, fallback: string): Promise<string> {
+    const file = this.open('node', NODE_VERSION, 4_096)
+    const stored = valid(file, storedNode)
+    const known = stored?.source === consul.description ? stored.nodeName : undefined
+    const asked = consul.readAgentSelf().then(
+      ({ nodeName }) => {
+        file.save(() => JSON.stringify({ source: consul.description, nodeName }))
+        return nodeName
+      },
+      (error: unknown) => {
+        this.log.warn('Cannot ask Consul for the name of this node', {
+          taken: known ?? fallback,
+          error: describeError(error),
+        })
+        return undefined
+      },
+    )
+    if (known === undefined) return (await asked) ?? fallback
+    const patience = new AbortController()
+    const name = await Promise.race([
+      asked,
+      sleep(NAME_PATIENCE_MS, patience.signal).then(() => undefined),
+    ])
+    patience.abort()
+    void asked.then((late) => {
+      if (late === undefined || late === (name ?? known)) return
+      this.nameProblem = `Consul calls this host ${late}, and it was started as ${known}, which is remembered; restart it`
+      this.log.warn(this.nameProblem)
+    })
+    return name ?? known
+  }
+
+  /** What earlier runs assigned. */
+  virtualAddresses(): VirtualAddresses {
+    return this.keptAddresses
+  }
+
+  /** Keeps assignments for the next run; cheap when they have not changed. */
+  keepVirtualAddresses(assigned: VirtualAddresses): void {
+    if (assigned === this.keptAddresses) return
+    this.keptAddresses = assigned
+    this.addresses.save(() => JSON.stringify(Object.fromEntries(assigned)))
+  }
+
+  /** What is live and what is remembered, and what is wrong with the files. */
+  status(): StateStatus {
+    const problems = [
+      this.folderProblem,
+      this.nameProblem,
+      ...this.files.map((file) => file.problem()),
+    ]
+    return {
+      directory: this.config.state.directory,
+      parts: [...this.catalogParts(), ...this.certificateParts()],
+      problems: problems.filter((problem) => problem !== undefined),
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const file of this.files) await file[Symbol.asyncDispose]()
+  }
+
+  private catalogParts(): StatePart[] {
+    if (this.catalogMemory === undefined) return []
+    const { lastGoodAtMs } = this.catalogMemory.health()
+    const liveAgeMs = lastGoodAtMs === undefined ? undefined : performance.now() - lastGoodAtMs
+    const remembered = this.catalogMemory.remembered()
+    return (['services', 'policies'] as const).map((part) => {
+      const { known, count, sinceMs } = remembered[part]
+      const ageMs = sinceMs === undefined ? liveAgeMs : Date.now() - sinceMs
+      const isStale = known > 0 && ageMs !== undefined && ageMs > this.config.state.maxStale
+      return {
+        part,
+        state: isStale ? 'stale' : stateOf(count, known > 0),
+        remembered: count,
+        ageMs: known === 0 ? null : rounded(ageMs),
+      }
+    })
+  }
+
+  /** Never stale: a certificate is as good as on its first day until it ends. */
+  private certificateParts(): StatePart[] {
+    if (this.certificateMemory === undefined) return []
+    const { count, sinceMs, isKnown } = this.certificateMemory.remembered()
+    const ageMs = sinceMs === undefined ? undefined : Date.now() - sinceMs
+    return [
+      {
+        part: 'certificates',
+        state: stateOf(count, isKnown),
+        remembered: count,
+        ageMs: rounded(ageMs),
+      },
+    ]
+  }
+
+  private open(name: string, version: number, maxBytes: number): StateFile {
+    if (this.folderProblem !== undefined) return noStateFile
+    const path = join(this.config.state.directory, `${name}.json`)
+    const file = openStateFile({
+      path,
+      format: `hostmesh-${name}`,
+      version,
+      maxBytes,
+      log: this.log,
+    })
+    this.files.push(file)
+    return file
+  }
+}
+
+function stateOf(remembered: number, isKnown: boolean): StatePart['state'] {
+  if (remembered > 0) return 'remembered'
+  return isKnown ? 'live' : 'none'
+}
+
+function rounded(ageMs: number | undefined): number | null {
+  return ageMs === undefined ? null : Math.max(0, Math.round(ageMs))
+}
+
+function valid<Output>(file: StateFile, schema: z.ZodType<Output>): Output | undefined {
+  if (file.stored === undefined) return undefined
+  const parsed = schema.safeParse(file.stored.body)
+  if (parsed.success) return parsed.data
+  file.reject('its body does not have the expected shape')
+  return undefined
+}
