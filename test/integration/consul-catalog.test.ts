@@ -49,6 +49,16 @@ function instances(count: number): unknown[] {
   }))
 }
 
+const ENDPOINT = {
+  id: 'db-hostmesh',
+  node: 'n0',
+  tunnel: { ip: '10.0.0.1', port: 15_443 },
+  application: undefined,
+  health: 'passing',
+  weight: 1,
+  local: false,
+} as const
+
 function rule(action: string, source = 'web'): unknown {
   return { SourceName: source, DestinationName: 'db', Action: action, Precedence: 9 }
 }
@@ -121,6 +131,98 @@ describe('the Consul catalog', { concurrency: true }, () => {
     world.agent.always(HEALTH, () => indexed(8, []))
     await eventually('empty', () => counts.at(-1) === 0, 15_000)
     assert.deepEqual(counts, [3, 0])
+  })
+
+  test('an emptiness right after a start is doubted in the light of the last run', async () => {
+    await using world = await setUp()
+    const seen: CatalogService[] = []
+    const last: CatalogService = {
+      name: 'db',
+      protocol: 'http',
+      connectTimeoutMs: 1_000,
+      virtualIps: [],
+      endpoints: ['n0/db-hostmesh', 'n1/db-hostmesh'].map((key) => ({ ...ENDPOINT, key })),
+    }
+    world.agent.answer(CHAIN, indexed(7, { Chain: {} }))
+    world.agent.answer(HEALTH, indexed(7, []))
+    world.agent.always(HEALTH, () => indexed(8, instances(2)))
+    world.catalog.watchService('db', (service) => seen.push(service), last)
+    await eventually('an answer', () => seen.length > 0)
+    assert.equal(seen[0]?.endpoints.length, 2)
+    assert.equal(seen.length, 1)
+  })
+
+  test('without a chain a service keeps the protocol and timeout of the last run', async () => {
+    await using world = await setUp()
+    const seen: CatalogService[] = []
+    world.agent.answer(HEALTH, indexed(7, instances(1)))
+    world.agent.always(CHAIN, () => ({ status: 500, body: 'no leader' }))
+    const last = { name: 'db', protocol: 'http', connectTimeoutMs: 700, virtualIps: [] }
+    world.catalog.watchService('db', (service) => seen.push(service), { ...last, endpoints: [] })
+    await eventually('service', () => seen[0], 4_000)
+    assert.equal(seen[0]?.protocol, 'http')
+    assert.equal(seen[0]?.connectTimeoutMs, 700)
+  })
+
+  test('a list of services that is empty, at the start too, takes no name away', async () => {
+    await using world = await setUp()
+    world.agent.always('/v1/catalog/services', () => indexed(1, {}))
+    const seen: (readonly string[])[] = []
+    world.catalog.watchServiceNames((names) => seen.push(names), ['db', 'web'])
+    await eventually('problem', () =>
+      world.catalog.health().problems.find((text) => text.includes('not even itself')),
+    )
+    assert.deepEqual(seen, [])
+  })
+
+  test('names that are suddenly gone are believed 3 s later, and not when they come back', async () => {
+    await using world = await setUp()
+    let isMesh = false
+    for (const name of ['db', 'web'])
+      world.agent.always(`/v1/catalog/connect/${name}`, () => ({ body: isMesh ? [{}] : [] }))
+    world.agent.always('/v1/catalog/connect/consul', () => ({ body: [] }))
+    world.agent.always('/v1/catalog/services', () => indexed(1, { consul: [], db: [], web: [] }))
+    const seen: (readonly string[])[] = []
+    world.catalog.watchServiceNames((names) => seen.push(names), ['db', 'web'])
+    await eventually('a look at each', () => {
+      return world.agent.requestsFor('/v1/catalog/connect/web').length > 0
+    })
+    isMesh = true
+    await eventually('names', () => seen[0], 6_000)
+    assert.deepEqual(seen, [['db', 'web']])
+
+    const gone: (readonly string[])[] = []
+    isMesh = false
+    const startedAtMs = performance.now()
+    world.catalog.watchServiceNames((names) => gone.push(names), ['db', 'web'])
+    await eventually('no names', () => gone[0], 8_000)
+    assert.deepEqual(gone, [[]])
+    assert.ok(performance.now() - startedAtMs >= 2_900)
+  })
+
+  test('the default policy of the last run stays until Consul tells its own', async () => {
+    await using world = await setUp()
+    world.agent.always('/v1/agent/self', () => ({ status: 403, body: 'Permission denied' }))
+    world.agent.always(MATCH, () => ({ body: { db: [rule('deny')] } }))
+    world.agent.always(LIST, () => undefined)
+    const seen: (readonly CatalogPolicy[])[] = []
+    const last = { destination: 'db', intentions: [], defaultPolicy: 'allow' } as const
+    world.catalog.watchPolicies(['db'], (policies) => seen.push(policies), [last])
+    await eventually('rules', () => seen[0])
+    assert.equal(seen[0]?.[0]?.defaultPolicy, 'allow')
+    assert.equal(seen[0]?.[0]?.intentions[0]?.action, 'deny')
+    assert.match(world.catalog.health().problems.join(), /"allow" stays/)
+  })
+
+  test('rules of the last run are not replaced by what a server without a leader says', async () => {
+    await using world = await setUp()
+    answerPolicies(world.agent, () => ({}), 'deny')
+    world.agent.always(MATCH, () => ({ status: 500, body: 'No cluster leader' }))
+    world.agent.always(LIST, () => undefined)
+    const last = { destination: 'db', intentions: [], defaultPolicy: 'deny' } as const
+    world.catalog.watchPolicies(['db'], () => assert.fail('answered'), [last])
+    await eventually('two reads', () => world.agent.requestsFor(MATCH).length >= 2)
+    assert.ok(world.agent.requestsFor(MATCH).every(({ query }) => !query.has('stale')))
   })
 
   test('an empty answer is not obeyed while the token sees no service at all', async () => {
