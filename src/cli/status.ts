@@ -117,7 +117,7 @@ function stateRows({ parts }: StatusDocument['state']): [string, string][] {
     const age = ageMs === null || state === 'live' ? '' : ` (${formatAge(ageMs)})`
     return `${part} ${remembered > 0 && state === 'stale' ? 'remembered, stale' : state}${age}`
   })
-  return [['State', texts.join(', ')]]
+  return [['Freshness', texts.join(', ')]]
 }
 
 function captureText(mode: 'off' | 'on', inSync: boolean | null): string {

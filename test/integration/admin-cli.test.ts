@@ -65,6 +65,15 @@ test('status of a host that is not well says every problem and exits 1', async (
     ...wellStatus,
     catalog: { ...wellStatus.catalog, ageMs: 720_000, problems: ['Cannot reach the agent'] },
     capture: { mode: 'on', inSync: false, problems: [] },
+    state: {
+      directory: '/var/lib/hostmesh',
+      parts: [
+        { part: 'services', state: 'stale', remembered: 2, ageMs: 7_200_000 },
+        { part: 'policies', state: 'live', remembered: 0, ageMs: 400 },
+        { part: 'certificates', state: 'remembered', remembered: 3, ageMs: 240_000 },
+      ],
+      problems: ['the disk is full'],
+    },
     workers: [{ id: 0, state: 'stopped', connections: 0, restarts: 9 }],
     problems: ['Two services share a virtual address'],
   }
@@ -76,11 +85,18 @@ test('status of a host that is not well says every problem and exits 1', async (
   const said = lines(stdout)
   assert.deepEqual(said.slice(said.indexOf('Problems:') + 1), [
     '  Catalog: Cannot reach the agent',
+    '  State: 2 services are remembered from an earlier run and stale, last confirmed 2h ago',
+    '  State: 3 certificates are remembered from an earlier run, last confirmed 4m ago',
+    '  State: the disk is full',
     '  Capture: the rules in the kernel are not the wanted ones',
     '  Worker 0 is stopped',
     '  Two services share a virtual address',
   ])
   assert.match(stdout, /last answer 12m ago/)
+  assert.match(
+    stdout,
+    /Freshness +services remembered, stale \(2h\), policies live, certificates remembered \(4m\)/,
+  )
 })
 
 test('-o json prints exactly the document of the daemon, for every command', async () => {
