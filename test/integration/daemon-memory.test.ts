@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, test } from 'node:test'
 import { type Config, configSchema } from '../../src/config/schema.ts'
+import type { Catalog, CatalogService } from '../../src/controlplane/catalog/catalog.ts'
 import { Memory } from '../../src/daemon/memory.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import { eventually, within } from '../harness/eventually.ts'
@@ -81,6 +82,54 @@ describe('the memory of a daemon', () => {
     memory.keepVirtualAddresses(memory.virtualAddresses())
     await memory[Symbol.asyncDispose]()
     assert.deepEqual(readFileSync(path), before, 'the same addresses are not written again')
+  })
+
+  test('answers older than state.maxStale are called stale, remembered or not', async () => {
+    const HOUR_MS = 3_600_000
+    const silent = { close: () => undefined }
+    let goodAtMs: number | undefined
+    let give: (service: CatalogService) => void = () => assert.fail('not watched')
+    const inner: Catalog = {
+      description: 'consul http://one',
+      watchService: (_name, onChange) => {
+        give = onChange
+        return silent
+      },
+      watchServiceNames: () => silent,
+      watchPolicies: () => silent,
+      register: async () => undefined,
+      deregister: async () => undefined,
+      health: () => ({ lastGoodAtMs: goodAtMs, problems: [] }),
+      [Symbol.asyncDispose]: async () => undefined,
+    }
+    const db = { name: 'db', protocol: 'tcp', connectTimeoutMs: 5_000 } as const
+    const service: CatalogService = { ...db, virtualIps: [], endpoints: [] }
+    const states = (memory: Memory): string =>
+      memory
+        .status()
+        .parts.map(({ state, remembered }) => `${state} ${remembered}`)
+        .join(', ')
+    {
+      await using memory = new Memory(config(), silentLog)
+      await using catalog = memory.catalog(inner)
+      catalog.watchService('db', () => undefined)
+      assert.equal(states(memory), 'none 0, none 0')
+      goodAtMs = performance.now()
+      give(service)
+      assert.equal(states(memory), 'live 0, none 0')
+      goodAtMs -= 2 * HOUR_MS
+      assert.equal(states(memory), 'stale 0, none 0')
+    }
+    goodAtMs = undefined
+    await using memory = new Memory(config(), silentLog)
+    await using catalog = memory.catalog(inner)
+    catalog.watchService('db', () => undefined)
+    assert.equal(states(memory), 'stale 1, none 0')
+    const age = memory.status().parts[0]?.ageMs ?? 0
+    assert.ok(age >= 2 * HOUR_MS && age < 2.1 * HOUR_MS, String(age))
+    goodAtMs = performance.now()
+    give(service)
+    assert.equal(states(memory), 'live 0, none 0')
   })
 
   test('a folder that cannot be made costs the memory and nothing else', async () => {
