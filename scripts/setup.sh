@@ -253,6 +253,8 @@ find_missing() {
       want faketime faketime
       want getent libc-bin
       want go golang-go
+      want dnsmasq dnsmasq-base
+      want dig bind9-dnsutils
       exists /usr/share/gocode/src/github.com/hashicorp/yamux ||
         packages="$packages golang-github-hashicorp-yamux-dev"
       ;;

@@ -81,7 +81,7 @@ export function renderStatus(status: StatusDocument, nowMs: number): string {
   const uptime = formatSince(status.startedAt, nowMs)
   const state: Cell =
     problems.length === 0 ? { text: 'well', tone: 'good' } : { text: 'not well', tone: 'bad' }
-  const { catalog, certificates, capture } = status
+  const { catalog, certificates, capture, dns } = status
   const age =
     catalog.ageMs === null ? 'no answer yet' : `last answer ${formatAge(catalog.ageMs)} ago`
   const facts = renderTable(
@@ -93,6 +93,7 @@ export function renderStatus(status: StatusDocument, nowMs: number): string {
       ['Catalog', `${catalog.description}, ${age}`],
       ['Certificates', certificates.description],
       ['Capture', captureText(capture.mode, capture.inSync)],
+      ['DNS', dns.address ?? 'off'],
       ...stateRows(status.state),
       ['Snapshot', status.snapshotVersion === 0 ? 'none yet' : `version ${status.snapshotVersion}`],
     ],

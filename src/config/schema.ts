@@ -140,9 +140,11 @@ export const configSchema = z.strictObject({
         kind: z.literal('consul'),
         ...consul.shape,
         watch: z
-          .enum(['upstreams', 'all'])
-          .default('upstreams')
-          .describe('Follow the services that are named as upstreams, or all mesh services'),
+          .enum(['upstreams', 'on-demand', 'all'])
+          .default('on-demand')
+          .describe(
+            'Follow the services that are named as upstreams; beside these, each one that is used (a DNS question, a captured connection), until it has not been for 15 minutes; or all mesh services',
+          ),
       }),
     ])
     .describe('Where services, instances and intentions come from'),
@@ -183,6 +185,21 @@ export const configSchema = z.strictObject({
         .describe(
           '`open` removes the rules on stop, `closed` keeps them so that nothing leaves in plaintext',
         ),
+    })
+    .prefault({}),
+  dns: z
+    .strictObject({
+      mode: z
+        .enum(['off', 'on'])
+        .optional()
+        .describe(
+          '`on` answers for the names of mesh services (docs/dns.md); `on` when capture is on unless given, else `off`',
+        ),
+      address: ip
+        .default('127.0.0.1')
+        .describe('Address where questions are taken; anyone who reaches it may ask'),
+      port: port.default(15_053).describe('Port where questions are taken, UDP and TCP'),
+      ttl: duration('30s', 'How long callers may keep an answer, in whole seconds', 1_000),
     })
     .prefault({}),
   tunnel: z
@@ -283,6 +300,11 @@ export const configSchema = z.strictObject({
 
 /** A parsed configuration: all defaults filled in, durations in milliseconds, addresses canonical. */
 export type Config = z.output<typeof configSchema>
+
+/** Whether the resolver runs. */
+export function isDnsOn({ dns, capture }: Pick<Config, 'dns' | 'capture'>): boolean {
+  return (dns.mode ?? capture.mode) === 'on'
+}
 
 /** What a user may write. */
 export type ConfigInput = z.input<typeof configSchema>

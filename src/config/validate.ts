@@ -5,7 +5,7 @@
 import { canonicalIp, formatAddress, isIpv6, isLoopback } from '../model/address.ts'
 import { type Cidr, cidrContains, cidrSize, cidrsOverlap, parseCidr } from '../model/cidr.ts'
 import { localServices } from './local-services.ts'
-import type { Config } from './schema.ts'
+import { type Config, isDnsOn } from './schema.ts'
 
 /** A broken rule, at the key where it is best mended. */
 export interface ConfigProblem {
@@ -182,6 +182,8 @@ function portUses(config: Config): PortUse[] {
   })
   if (config.metrics.port !== undefined)
     uses.push(own('the metrics', config.metrics.address, config.metrics.port, ['metrics', 'port']))
+  if (isDnsOn(config))
+    uses.push(own('the resolver', config.dns.address, config.dns.port, ['dns', 'port']))
   // Diverted connections arrive at whatever address the kernel picks: the port must be free on all.
   for (const service of localServices(config))
     if (service.capturePort !== undefined)

@@ -7,7 +7,7 @@ import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import type { Discovery } from '../controlplane/discovery/publisher.ts'
 import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
 import { MeshError } from '../lib/errors.ts'
-import { formatAddress } from '../model/address.ts'
+import { formatAddress, type SocketAddress } from '../model/address.ts'
 import type {
   CertsDocument,
   ConnectionEntry,
@@ -47,6 +47,8 @@ export interface DaemonState {
   catalog(): Catalog | undefined
   certificates(): CertificateSource | undefined
   discovery(): Discovery | undefined
+  /** Where the resolver listens; undefined while it is off. */
+  dnsAddress(): SocketAddress | undefined
   capture(): {
     readonly inSync: boolean | undefined
     readonly problems: readonly string[]
@@ -156,6 +158,7 @@ function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusD
   const catalog = state.catalog()
   const health = catalog?.health()
   const capture = state.capture()
+  const dnsAddress = state.dnsAddress()
   return {
     version: state.version,
     node: state.node(),
@@ -184,6 +187,7 @@ function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusD
       problems: capture.problems,
     },
     state: state.state(),
+    dns: { address: dnsAddress === undefined ? null : formatAddress(dnsAddress) },
     snapshotVersion: state.discovery()?.current().version ?? 0,
     problems: state.discovery()?.problems() ?? [],
   }

@@ -13,7 +13,7 @@
 import { hostname } from 'node:os'
 import { loadConfig } from '../config/load.ts'
 import { localServices } from '../config/local-services.ts'
-import type { Config } from '../config/schema.ts'
+import { type Config, isDnsOn } from '../config/schema.ts'
 import { type Capture, createCapture } from '../controlplane/capture/capture.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import {
@@ -22,6 +22,7 @@ import {
 } from '../controlplane/catalog/consul/consul-catalog.ts'
 import { createFileCatalog } from '../controlplane/catalog/file/file-catalog.ts'
 import { type Discovery, startDiscovery } from '../controlplane/discovery/publisher.ts'
+import { type DnsServer, startDnsServer } from '../controlplane/dns/server.ts'
 import { createBuiltinSource } from '../controlplane/identity/builtin-ca.ts'
 import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
 import { createConsulSource } from '../controlplane/identity/consul-ca.ts'
@@ -48,6 +49,9 @@ const CAPTURE_UPKEEP = { verifyEveryMs: 10_000, cgroupEveryMs: 1_000 }
 
 /** A start does not wait longer for the first registration: it is tried until it works. Milliseconds. */
 const REGISTER_PATIENCE_MS = 1_000
+
+/** How long a question waits for what the catalog says of a service that was not followed before. Milliseconds. */
+const DNS_PATIENCE_MS = 2_000
 
 /** How long taking back the registration may hold up a stop, milliseconds. */
 const STOP_STEP_TIMEOUT_MS = 6_000
@@ -91,6 +95,7 @@ class Daemon {
   private catalog: Catalog | undefined
   private certificates: CertificateSource | undefined
   private discovery: Discovery | undefined
+  private dns: DnsServer | undefined
   private capture: Capture | undefined
   private captureInSync: boolean | undefined
   private draining = false
@@ -107,6 +112,10 @@ class Daemon {
       settings: workerSettings(config, this.services),
       totals: this.totals,
       log,
+      onUse: (message) => {
+        if (message.kind === 'wanted') this.discovery?.wanted(message.virtualIp)
+        else this.discovery?.used(message.services)
+      },
     })
     this.state = {
       version: hostmeshVersion,
@@ -122,6 +131,7 @@ class Daemon {
       catalog: () => this.catalog,
       certificates: () => this.certificates,
       discovery: () => this.discovery,
+      dnsAddress: () => this.dns?.address,
       capture: () => ({
         inSync: this.captureInSync,
         problems: this.capture?.problems() ?? [],
@@ -177,6 +187,7 @@ class Daemon {
         },
       ),
     )
+    await this.startDns()
     await this.startCapture()
     await within(REGISTER_PATIENCE_MS, catalog.register(this.services, config.tunnel.port))
     log.info('Ready', {
@@ -208,6 +219,8 @@ class Daemon {
           catalogLastSuccessMs: wallClockOf(this.catalog?.health().lastGoodAtMs),
           state: this.state.state(),
           captureInSync: this.captureInSync,
+          dnsQueries: this.dns?.counts(),
+          watchedServices: this.discovery?.watchedServices() ?? 0,
           certificates: [...this.leaves.values()],
           workersRunning: this.pool.statuses(() => 0).filter(({ state }) => state === 'running')
             .length,
@@ -247,6 +260,21 @@ class Daemon {
       })
       this.parts.defer(() => watch.close())
     }
+  }
+
+  private async startDns(): Promise<void> {
+    const { dns, datacenter } = this.config
+    if (!isDnsOn(this.config)) return
+    this.dns = this.parts.use(
+      await startDnsServer({
+        address: { ip: dns.address, port: dns.port },
+        datacenter,
+        ttlS: Math.floor(dns.ttl / 1_000),
+        lookup: async (service) =>
+          (await this.discovery?.lookup(service, DNS_PATIENCE_MS)) ?? { kind: 'unavailable' },
+        log: this.log.child('dns'),
+      }),
+    )
   }
 
   private async startCapture(): Promise<void> {

@@ -36,7 +36,12 @@ export interface WorkerPoolOptions {
   readonly settings: Omit<WorkerSettings, 'id' | 'trafficMemory' | 'workerMemory'>
   readonly totals: WorkerTotals
   readonly log: Log
+  /** What workers say of the use of services; must not throw. */
+  readonly onUse?: (message: UseMessage) => void
 }
+
+/** An address is wanted, or services are in use. */
+export type UseMessage = Extract<FromWorker, { readonly kind: 'wanted' | 'used' }>
 
 /** A dead worker is replaced after this. */
 const RESTART_BACKOFF = { minMs: 50, maxMs: 5_000 }
@@ -302,6 +307,10 @@ export class WorkerPool {
       case 'connection':
       case 'loads':
         this.questions.get(message.id)?.(message)
+        break
+      case 'wanted':
+      case 'used':
+        this.options.onUse?.(message)
         break
       case 'alive':
         member.aliveAtMs = performance.now()

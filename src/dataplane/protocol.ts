@@ -86,6 +86,10 @@ export type FromWorker =
     }
   | { readonly kind: 'row'; readonly row: number; readonly labels: TrafficLabels }
   | { readonly kind: 'drained' }
+  /** An application asked for this virtual address, and the snapshot has no service there. */
+  | { readonly kind: 'wanted'; readonly virtualIp: string }
+  /** Services that local applications have called since the last time, or have connections to. */
+  | { readonly kind: 'used'; readonly services: readonly string[] }
   /** Sent every second: the thread's event loop turns. */
   | { readonly kind: 'alive' }
   | { readonly kind: 'peers'; readonly id: number; readonly peers: readonly PeerView[] }

@@ -57,6 +57,12 @@ const ACCEPTORS = 4
 /** Endpoints in one answer about the balancer. */
 const MAX_LOADS = 10_000
 
+/** The main thread is told which services are in use this often, in ticks. */
+const USE_TICKS = 30
+
+/** Addresses that one calling service may ask the main thread about in one tick; the others' turn comes in a later one. */
+const WANTED_PER_TICK = 100
+
 /** How long tunnels without connections may take to be closed when the host drains, milliseconds. */
 const CARRIER_DRAIN_MS = 2_000
 
@@ -103,6 +109,9 @@ class Worker {
   private readonly servers: (Server | TlsServer)[] = []
   private readonly servicesByName = new Map<string, LocalService[]>()
   private readonly waiters = new Set<() => void>()
+  /** Virtual addresses asked about in this tick, by the calling service. */
+  private readonly wanted = new Map<string, Set<string>>()
+  private ticks = 0
   private readonly tunnelDoors: readonly TunnelDoor[]
   private snapshot: Snapshot = emptySnapshot
   private draining = false
@@ -160,6 +169,7 @@ class Worker {
       snapshot: () => this.snapshot,
       localInstance: (service, id) => this.localInstance(service, id),
       isDraining: () => this.draining,
+      want: (caller, ip) => this.want(caller, ip),
       until: (look, timeoutMs) => this.until(look, timeoutMs),
     }
     this.tunnelDoors = this.openTunnelDoors(sessionOptions)
@@ -468,7 +478,23 @@ class Worker {
     })
   }
 
+  /** Once an address and tick, however many connections wait for it. */
+  private want(caller: string, ip: string): void {
+    const asked = this.wanted.get(caller) ?? new Set()
+    if (asked.has(ip) || asked.size >= WANTED_PER_TICK) return
+    this.wanted.set(caller, asked.add(ip))
+    this.post({ kind: 'wanted', virtualIp: ip })
+  }
+
   private tick(): void {
+    this.wanted.clear()
+    // Those who wait ask again: the main thread may have known nothing of their address the last time.
+    this.wake()
+    this.ticks += 1
+    if (this.ticks % USE_TICKS === 0) {
+      const services = this.connections.takeCalled()
+      if (services.length > 0) this.post({ kind: 'used', services })
+    }
     const nowMs = performance.now()
     const wallMs = Date.now()
     this.connections.sweep(nowMs)

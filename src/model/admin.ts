@@ -24,6 +24,7 @@ export interface StatusDocument {
   readonly certificates: CertificatesStatus
   readonly capture: CaptureStatus
   readonly state: StateStatus
+  readonly dns: DnsStatus
   /** 0 before the first. */
   readonly snapshotVersion: number
   /** What is wrong beside what the parts above say, one sentence each. */
@@ -77,6 +78,12 @@ export interface StatePart {
   readonly remembered: number
   /** Since the last good answer (remembered certificates: since they were written down); null when not known. */
   readonly ageMs: number | null
+}
+
+/** The resolver of the mesh's names. */
+export interface DnsStatus {
+  /** Where it takes questions, `ip:port`; null while it is off. */
+  readonly address: string | null
 }
 
 /** `/v1/services`: the mesh as this host sees it, and what runs here. */

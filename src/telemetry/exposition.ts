@@ -31,6 +31,10 @@ export interface HostReading {
   }
   /** Undefined while capture is off. */
   readonly captureInSync: boolean | undefined
+  /** By outcome; undefined while the resolver is off. */
+  readonly dnsQueries: Readonly<Record<string, number>> | undefined
+  /** Services that are followed in the catalog. */
+  readonly watchedServices: number
   readonly certificates: readonly { readonly service: string; readonly notAfterMs: number }[]
   readonly workersRunning: number
   readonly workerRestarts: number
@@ -211,6 +215,12 @@ const collectors: Record<
   snapshotVersion: ({ host }) => single(host.snapshotVersion),
   captureRulesInSync: ({ host }) =>
     host.captureInSync === undefined ? [] : single(Number(host.captureInSync)),
+  dnsQueries: ({ host }) =>
+    Object.entries(host.dnsQueries ?? {}).map(([outcome, value]) => ({
+      value,
+      labels: { outcome: snakeCase(outcome) },
+    })),
+  watchedServices: ({ host }) => single(host.watchedServices),
   ready: ({ host }) => single(Number(host.ready)),
   workers: ({ host }) => single(host.workersRunning),
   workerRestarts: ({ host }) => single(host.workerRestarts),
@@ -234,6 +244,10 @@ const collectors: Record<
     return names === undefined ? [] : single(names.length - 1)
   },
   processStart: () => single(performance.timeOrigin / 1_000),
+}
+
+function snakeCase(name: string): string {
+  return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
 }
 
 function single(value: number): readonly Sample[] {

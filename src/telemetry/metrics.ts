@@ -180,6 +180,18 @@ export const metrics = {
     help: '1 when the capture rules in the kernel are the wanted ones, else 0; absent while capture is off',
     labels: [],
   },
+  dnsQueries: {
+    name: 'hostmesh_dns_queries_total',
+    type: 'counter',
+    help: 'DNS questions to the resolver, by what became of them; absent while it is off',
+    labels: ['outcome'],
+  },
+  watchedServices: {
+    name: 'hostmesh_watched_services',
+    type: 'gauge',
+    help: 'Services that this host follows in the catalog',
+    labels: [],
+  },
   ready: {
     name: 'hostmesh_ready',
     type: 'gauge',

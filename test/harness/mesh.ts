@@ -39,7 +39,10 @@ export interface MeshOptions {
   readonly users?: 'distinct' | 'one'
   /** Hosts without a daemon of ours: Connect sidecars, impostors. */
   readonly daemonless?: readonly string[]
-  /** Sections that replace the harness's own in every host's configuration. */
+  /**
+   * Sections that replace the harness's own in every host's configuration. With a Consul `catalog` that follows
+   * less than all services, {@link Mesh.settled} waits for those that a host follows.
+   */
   readonly config?: Partial<ConfigInput>
 }
 
@@ -240,7 +243,12 @@ export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposabl
   private async assertKnown(host: Host): Promise<void> {
     const { services } = await host.daemon.services()
     const expected = Map.groupBy(this.instances.values(), ({ service }) => service)
-    const names = new Set([...expected.keys(), ...services.map(({ name }) => name)])
+    const { catalog } = this.options.config ?? {}
+    const followsAll = catalog?.kind !== 'consul' || catalog.watch === 'all'
+    const names = new Set([
+      ...(followsAll ? expected.keys() : []),
+      ...services.map(({ name }) => name),
+    ])
     for (const name of names) {
       const known = services.find((service) => service.name === name)?.endpoints ?? []
       const wanted = (expected.get(name) ?? []).map((instance) => instance.host).toSorted()

@@ -42,7 +42,7 @@ test('status of a well host is a table, exit code 0, and nothing on standard err
   assert.equal(stderr, '')
   assert.equal(code, 0)
   const printed = lines(stdout).map(cells)
-  assert.deepEqual(printed.slice(0, 8), [
+  assert.deepEqual(printed.slice(0, 9), [
     ['HOST', 'host-a'],
     ['State', 'well'],
     ['Daemon', 'hostmesh 1.2.3, process 4242, up 3h'],
@@ -50,9 +50,10 @@ test('status of a well host is a table, exit code 0, and nothing on standard err
     ['Catalog', 'consul http://127.0.0.1:8500, last answer 2s ago'],
     ['Certificates', 'builtin /etc/hostmesh/certs'],
     ['Capture', 'on, rules in place'],
+    ['DNS', '127.0.0.1:15053'],
     ['Snapshot', 'version 17'],
   ])
-  assert.deepEqual(printed.slice(9), [
+  assert.deepEqual(printed.slice(10), [
     ['WORKER', 'STATE', 'CONNECTIONS', 'RESTARTS'],
     ['0', 'running', '12', '0'],
     ['1', 'running', '7', '2'],

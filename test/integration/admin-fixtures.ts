@@ -42,6 +42,7 @@ export const wellStatus: StatusDocument = {
   certificates: { description: 'builtin /etc/hostmesh/certs', problems: [] },
   state: { directory: '/var/lib/hostmesh', parts: [], problems: [] },
   capture: { mode: 'on', inSync: true, problems: [] },
+  dns: { address: '127.0.0.1:15053' },
   snapshotVersion: 17,
   problems: [],
 }

@@ -19,6 +19,7 @@ const well: StatusDocument = {
   certificates: { description: 'builtin x', problems: [] },
   state: { directory: '/var/lib/hostmesh', parts: [], problems: [] },
   capture: { mode: 'off', inSync: null, problems: [] },
+  dns: { address: null },
   snapshotVersion: 1,
   problems: [],
 }

@@ -4,12 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import type {
-  Catalog,
-  CatalogPolicy,
-  CatalogService,
-  Watch,
-} from '../../src/controlplane/catalog/catalog.ts'
+import type { CatalogPolicy } from '../../src/controlplane/catalog/catalog.ts'
 import {
   type Discovery,
   type DiscoveryOptions,
@@ -18,7 +13,6 @@ import {
 import { MAX_WATCHED_SERVICES, openWatchSet } from '../../src/controlplane/discovery/watch-set.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { silentLog } from '../../src/lib/log.ts'
-import type { LocalService } from '../../src/model/service.ts'
 import {
   applyDelta,
   emptySnapshot,
@@ -26,82 +20,11 @@ import {
   type SnapshotDelta,
 } from '../../src/model/snapshot.ts'
 import { eventually } from '../harness/eventually.ts'
-
-/** A catalog that answers when told to, and knows which watches are open. */
-class HandCatalog implements Catalog {
-  readonly description = 'by hand'
-  readonly services = new Map<string, (service: CatalogService) => void>()
-  /** Callbacks of every watch ever opened, as a slow source would still call them after closing. */
-  readonly everOpened = new Map<string, (service: CatalogService) => void>()
-  policyDestinations: readonly string[] | undefined
-  givePolicies: (policies: readonly CatalogPolicy[]) => void = () => assert.fail('no policy watch')
-  giveNames: ((names: readonly string[]) => void) | undefined
-
-  watchService(name: string, onChange: (service: CatalogService) => void): Watch {
-    assert.ok(!this.services.has(name), `${name} is watched twice`)
-    this.services.set(name, onChange)
-    this.everOpened.set(name, onChange)
-    return { close: () => this.services.delete(name) }
-  }
-
-  watchServiceNames(onChange: (names: readonly string[]) => void): Watch {
-    this.giveNames = onChange
-    return {
-      close: () => {
-        this.giveNames = undefined
-      },
-    }
-  }
-
-  watchPolicies(
-    destinations: readonly string[],
-    onChange: (policies: readonly CatalogPolicy[]) => void,
-  ): Watch {
-    this.policyDestinations = destinations
-    this.givePolicies = onChange
-    return {
-      close: () => {
-        this.policyDestinations = undefined
-      },
-    }
-  }
-
-  give(answer: CatalogService): void {
-    const onChange = this.services.get(answer.name)
-    assert.ok(onChange !== undefined, `${answer.name} is not watched`)
-    onChange(answer)
-  }
-
-  async register(): Promise<void> {}
-  async deregister(): Promise<void> {}
-  health(): { lastGoodAtMs: undefined; problems: readonly string[] } {
-    return { lastGoodAtMs: undefined, problems: [] }
-  }
-  async [Symbol.asyncDispose](): Promise<void> {}
-}
-
-function service(name: string, change: Partial<CatalogService> = {}): CatalogService {
-  return {
-    name,
-    protocol: 'tcp',
-    connectTimeoutMs: 5_000,
-    virtualIps: [],
-    endpoints: [],
-    ...change,
-  }
-}
-
-function local(name: string, upstreams: string[] = [], hasTarget = true): LocalService {
-  return {
-    name,
-    id: name,
-    target: hasTarget ? { ip: '127.0.0.1', port: 80 } : undefined,
-    selector: undefined,
-    capturePort: undefined,
-    connectPort: undefined,
-    upstreams: upstreams.map((destination) => ({ destination, bind: undefined })),
-  }
-}
+import {
+  HandCatalog,
+  localService as local,
+  catalogService as service,
+} from './discovery-fixtures.ts'
 
 /** Running discovery and everything that it published. */
 function start(change: Partial<DiscoveryOptions>): {

@@ -116,6 +116,8 @@ const quietHost: HostReading = {
   catalogLastSuccessMs: undefined,
   state: { parts: [], problems: [] },
   captureInSync: undefined,
+  dnsQueries: undefined,
+  watchedServices: 0,
   certificates: [],
   workersRunning: 0,
   workerRestarts: 0,
@@ -172,6 +174,7 @@ test('every metric of the table is in the text, with its type, its help and no o
       catalogLastSuccessMs: 1,
       state: { parts: [{ part: 'services', remembered: 1 }], problems: [] },
       captureInSync: true,
+      dnsQueries: { answered: 1, noName: 0 },
       certificates: [{ service: 'web', notAfterMs: 1 }],
     }),
   ).metrics()
@@ -231,6 +234,8 @@ test('counts appear under the labels they were counted with', async () => {
           problems: ['full'],
         },
         captureInSync: false,
+        dnsQueries: { answered: 6, notImplemented: 7 },
+        watchedServices: 8,
         certificates: [{ service: 'db', notAfterMs: 1_700_000_000_000 }],
         workersRunning: 2,
         workerRestarts: 1,
@@ -240,6 +245,9 @@ test('counts appear under the labels they were counted with', async () => {
   )
   const pair = { reporter: 'destination', source_service: 'web', destination_service: 'db' }
   const expected: [string, Record<string, string>, number][] = [
+    ['hostmesh_dns_queries_total', { outcome: 'answered' }, 6],
+    ['hostmesh_dns_queries_total', { outcome: 'not_implemented' }, 7],
+    ['hostmesh_watched_services', {}, 8],
     ['hostmesh_tcp_connections_opened_total', pair, 4],
     ['hostmesh_tcp_connections_closed_total', { ...pair, response_flags: '-' }, 2],
     ['hostmesh_tcp_connections_closed_total', { ...pair, response_flags: 'DENY' }, 1],

@@ -7,13 +7,19 @@
  */
 import { MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
-import { type Cidr, formatCidr, parseCidr } from '../../model/cidr.ts'
+import { type Cidr, parseCidr } from '../../model/cidr.ts'
 import type { LocalService } from '../../model/service.ts'
-import { diffSnapshots, type Snapshot, type SnapshotDelta } from '../../model/snapshot.ts'
+import {
+  diffSnapshots,
+  type MeshService,
+  type Snapshot,
+  type SnapshotDelta,
+} from '../../model/snapshot.ts'
 import type { Catalog, CatalogPolicy } from '../catalog/catalog.ts'
+import { AddressBook } from './address-book.ts'
 import { compile, nothingCompiled } from './compile.ts'
-import { assignVirtualAddresses, type VirtualAddresses } from './virtual-addresses.ts'
-import { openWatchSet, type WatchMode } from './watch-set.ts'
+import type { VirtualAddresses } from './virtual-addresses.ts'
+import { openWatchSet, type WatchMode, type WatchSetOptions } from './watch-set.ts'
 
 /** What discovery works with. */
 export interface DiscoveryOptions {
@@ -28,7 +34,17 @@ export interface DiscoveryOptions {
   /** Assignments of an earlier run, which stay valid where they fit. */
   readonly virtualAddresses?: VirtualAddresses
   readonly log: Log
+  /** How long services that are followed on demand are, and how many. The watch set's own limits unless given. */
+  readonly onDemand?: Pick<WatchSetOptions, 'idleMs' | 'maxOnDemand' | 'clock'>
 }
+
+/** What is known of a name that somebody has asked for. */
+export type Lookup =
+  | { readonly kind: 'service'; readonly service: MeshService }
+  /** The mesh has no such service. `isParent`: but some whose name ends in `.` and this one. */
+  | { readonly kind: 'unknown'; readonly isParent: boolean }
+  /** The mesh may have it, but nothing is known of it yet. */
+  | { readonly kind: 'unavailable' }
 
 /** Takes a new snapshot, and what turns the one before into it. Must not throw. */
 export type Publish = (delta: SnapshotDelta, snapshot: Snapshot) => void
@@ -41,12 +57,23 @@ export interface Discovery extends AsyncDisposable {
   problems(): readonly string[]
   /** What has had no first answer yet: services, `policies`. Empty once this host knows what it needs. */
   awaited(): readonly string[]
-  /** Our own virtual addresses by service, to be passed in again by the next run. */
+  /** Virtual addresses by service, to be passed in again by the next run. */
   virtualAddresses(): VirtualAddresses
+  /**
+   * The service of that name. One that is not followed is followed from now on, and its first answer is
+   * waited for, at most `patienceMs`.
+   */
+  lookup(name: string, patienceMs: number): Promise<Lookup>
+  /** Somebody has asked for this virtual address, and no snapshot has it: follows the service it is of. */
+  wanted(virtualIp: string): void
+  /** These services have open connections, or had some just now: they go on being followed. */
+  used(services: readonly string[]): void
+  /** Services that are followed now. */
+  watchedServices(): number
 }
 
-/** Services that are gone and keep their virtual address; the rest is forgotten. */
-const MAX_REMEMBERED_NAMES = 4_000
+/** Lookups that wait at once; more are unavailable. Each is somebody's open question. */
+const MAX_WAITING_LOOKUPS = 1_000
 
 /** Changes are collected for so long before they are compiled. */
 const COALESCE_MS = 20
@@ -62,12 +89,17 @@ export function startDiscovery(options: DiscoveryOptions, publish: Publish): Dis
 class RunningDiscovery implements Discovery {
   readonly #options: DiscoveryOptions
   readonly #publish: Publish
-  readonly #ranges: readonly Cidr[]
+  readonly #addresses: AddressBook
   readonly #closing = new DisposableStack()
   readonly #policies = new Map<string, CatalogPolicy>()
   readonly #watchSet
   #compiled = nothingCompiled
-  #virtualAddresses: VirtualAddresses
+  readonly #lookups = new Set<() => void>()
+  #parents: { readonly of: ReadonlySet<string> | undefined; readonly names: ReadonlySet<string> } =
+    {
+      of: undefined,
+      names: new Set(),
+    }
   #timer: NodeJS.Timeout | undefined
   #arePoliciesAwaited: boolean
   #loggedProblems = new Set<string>()
@@ -75,10 +107,16 @@ class RunningDiscovery implements Discovery {
   constructor(options: DiscoveryOptions, publish: Publish) {
     this.#options = options
     this.#publish = publish
-    this.#ranges = options.virtualRanges.map(toRange)
-    this.#virtualAddresses = options.virtualAddresses ?? new Map()
+    this.#addresses = new AddressBook(options.virtualRanges.map(toRange), options.virtualAddresses)
     const { catalog, localServices, mode } = options
-    this.#watchSet = openWatchSet({ catalog, localServices, mode, onChange: () => this.#changed() })
+    this.#watchSet = openWatchSet({
+      catalog,
+      localServices,
+      mode,
+      onChange: () => this.#changed(),
+      onNames: () => this.#namesChanged(),
+      ...options.onDemand,
+    })
     this.#closing.defer(() => this.#watchSet.close())
     const destinations = policyDestinations(localServices)
     this.#arePoliciesAwaited = destinations.length > 0
@@ -87,6 +125,7 @@ class RunningDiscovery implements Discovery {
       this.#closing.defer(() => watch.close())
     }
     this.#closing.defer(() => clearTimeout(this.#timer))
+    this.#closing.defer(() => this.#lookAgain())
     // A host that needs nothing gets its first snapshot too: whoever waits for one must not wait for ever.
     if (this.awaited().length === 0) this.#changed()
   }
@@ -99,7 +138,7 @@ class RunningDiscovery implements Discovery {
     return [
       ...this.#watchSet.problems(),
       ...this.#compiled.problems.map((problem) => problem.message),
-      ...this.#rangeProblems(),
+      ...this.#addresses.problems(this.#watchSet.services),
     ]
   }
 
@@ -108,11 +147,73 @@ class RunningDiscovery implements Discovery {
   }
 
   virtualAddresses(): VirtualAddresses {
-    return this.#virtualAddresses
+    return this.#addresses.all()
+  }
+
+  lookup(name: string, patienceMs: number): Promise<Lookup> {
+    const now = this.#look(name)
+    if (now.kind !== 'unavailable' || this.#lookups.size >= MAX_WAITING_LOOKUPS)
+      return Promise.resolve(now)
+    return new Promise((resolve) => {
+      const settle = (found: Lookup): void => {
+        clearTimeout(deadline)
+        this.#lookups.delete(again)
+        resolve(found)
+      }
+      const again = (): void => {
+        const found = this.#look(name)
+        if (found.kind !== 'unavailable' || this.#closing.disposed) settle(found)
+      }
+      const deadline = setTimeout(() => settle(this.#look(name)), patienceMs)
+      this.#lookups.add(again)
+    })
+  }
+
+  wanted(virtualIp: string): void {
+    const name = this.#addresses.ownerOf(virtualIp)
+    if (name !== undefined) this.#watchSet.use(name)
+  }
+
+  used(services: readonly string[]): void {
+    for (const name of services) this.#watchSet.touch(name)
+  }
+
+  watchedServices(): number {
+    return this.#watchSet.size
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closing.dispose()
+  }
+
+  #look(name: string): Lookup {
+    const use = this.#watchSet.use(name)
+    if (use === 'unknown') return this.#unknown(name)
+    const service = this.current().services.get(name)
+    if (service === undefined) return { kind: 'unavailable' }
+    // Followed, but the mesh does not list it any more, and the last instance is gone: that was it.
+    const isGone = service.endpoints.length === 0 && this.#watchSet.names()?.has(name) === false
+    return isGone ? this.#unknown(name) : { kind: 'service', service }
+  }
+
+  #unknown(name: string): Lookup {
+    const listed = this.#watchSet.names()
+    if (listed !== this.#parents.of) this.#parents = { of: listed, names: parentsOf(listed ?? []) }
+    return { kind: 'unknown', isParent: this.#parents.names.has(name) }
+  }
+
+  #lookAgain(): void {
+    for (const again of this.#lookups) again()
+  }
+
+  /** Every listed service has a virtual address, whether it is followed or not: see {@link wanted}. */
+  #namesChanged(): void {
+    this.#assignAddresses()
+    this.#lookAgain()
+  }
+
+  #assignAddresses(): void {
+    this.#addresses.update(this.#watchSet.services, this.#watchSet.names() ?? new Set())
   }
 
   #takePolicies(policies: readonly CatalogPolicy[]): void {
@@ -142,52 +243,14 @@ class RunningDiscovery implements Discovery {
         localServices,
         catalogServices,
         policies: this.#policies,
-        virtualIps: (service) => this.#virtualAddresses.get(service) ?? [],
+        virtualIps: (service) => this.#addresses.of(service),
       },
       this.#compiled,
     )
     this.#logProblems()
     const { snapshot } = this.#compiled
     if (snapshot !== before) this.#publish(diffSnapshots(before, snapshot), snapshot)
-  }
-
-  /**
-   * Names that are gone keep their address as long as there are few of them: they may come back, and
-   * those of an earlier run may not have had their first answer yet.
-   */
-  #assignAddresses(): void {
-    const names: string[] = []
-    const taken = new Set<string>()
-    for (const [name, service] of this.#watchSet.services) {
-      if (service.virtualIps.length === 0) names.push(name)
-      for (const ip of service.virtualIps) taken.add(ip)
-    }
-    const assigned = this.#virtualAddresses
-    const isSettled =
-      names.every((name) => assigned.has(name)) &&
-      (taken.size === 0 || ![...assigned.values()].some((ips) => ips.some((ip) => taken.has(ip))))
-    if (isSettled) return
-    const remembered = [...assigned.keys()].slice(-MAX_REMEMBERED_NAMES)
-    this.#virtualAddresses = assignVirtualAddresses({
-      ranges: this.#ranges,
-      names: [...names, ...remembered],
-      existing: assigned,
-      taken,
-    })
-  }
-
-  #rangeProblems(): string[] {
-    const homeless = [...this.#virtualAddresses]
-      .filter(
-        ([name, ips]) => ips.length < this.#ranges.length && this.#watchSet.services.has(name),
-      )
-      .map(([name]) => name)
-    if (homeless.length === 0) return []
-    const ranges = this.#ranges.map(formatCidr).join(', ')
-    const more = homeless.length > 5 ? ` and ${homeless.length - 5} more` : ''
-    return [
-      `No virtual address of each kind for ${homeless.slice(0, 5).join(', ')}${more}: one of ${ranges} is full`,
-    ]
+    this.#lookAgain()
   }
 
   /** Logs each problem once, when it appears. */
@@ -211,4 +274,13 @@ function toRange(text: string): Cidr {
 function policyDestinations(localServices: readonly LocalService[]): readonly string[] {
   const offered = localServices.filter((service) => service.target !== undefined)
   return [...new Set(offered.map((service) => service.name))]
+}
+
+/** Every name below which there are others: `b.c` and `c` for `a.b.c`. */
+function parentsOf(names: Iterable<string>): ReadonlySet<string> {
+  const parents = new Set<string>()
+  for (const name of names)
+    for (let dot = name.indexOf('.'); dot >= 0; dot = name.indexOf('.', dot + 1))
+      parents.add(name.slice(dot + 1))
+  return parents
 }

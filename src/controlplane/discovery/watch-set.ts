@@ -1,18 +1,41 @@
 /**
- * Which services this host follows: its own, those it calls, and in mode `all` every mesh service, up
- * to a limit. Opens and closes the catalog's watches accordingly and keeps the last answer of each.
+ * Which services this host follows: its own and those it names as upstreams always; beyond these none, all,
+ * or each from its first use on until nobody has used it for a while. Opens and closes the catalog's
+ * watches accordingly and keeps the last answer of each.
+ *
+ * ```
+ *   listed --use()--> followed --not used for idleMs, or the least used of too many--> listed
+ * ```
  */
+import { type Clock, systemClock } from '../../lib/clock.ts'
 import type { LocalService } from '../../model/service.ts'
 import type { Catalog, CatalogService, Watch } from '../catalog/catalog.ts'
 
-/** Follow only what this host offers and names as upstream, or every service of the mesh. */
-export type WatchMode = 'upstreams' | 'all'
+/**
+ * Follow only what this host offers and names as upstream; beside these, every service that is used; or
+ * every service of the mesh.
+ */
+export type WatchMode = 'upstreams' | 'on-demand' | 'all'
+
+/**
+ * What became of a use: `followed`, or why not. `unknown`: the mesh has no such service. `undecided`: it may
+ * have one, which this host cannot tell (yet).
+ */
+export type Use = 'followed' | 'unknown' | 'undecided'
 
 /** The open watches of one host. */
 export interface WatchSet {
   /** The last answer for each watched service that has had one. */
   readonly services: ReadonlyMap<string, CatalogService>
-  /** Watched services without an answer yet, and `names` in mode `all` before the first list. */
+  /** Services that are watched, answered or not. */
+  readonly size: number
+  /** The services that the mesh has, as far as this host may follow them; undefined while that is not known. */
+  names(): ReadonlySet<string> | undefined
+  /** A service is about to be used: follows it if this host may, and goes on following it if it does. */
+  use(name: string): Use
+  /** A service is in use. Changes nothing for one that is not followed. */
+  touch(name: string): void
+  /** Services this host needs that have no answer yet, and the list of services in mode `all` before the first. */
   awaited(): readonly string[]
   /** One sentence each; empty when every wanted service is watched. */
   problems(): readonly string[]
@@ -26,77 +49,172 @@ export interface WatchSetOptions {
   readonly mode: WatchMode
   /** Called after every change of {@link WatchSet.services}. */
   readonly onChange: () => void
+  /** Called after every change of {@link WatchSet.names}. */
+  readonly onNames?: () => void
+  /** Milliseconds; {@link IDLE_MS} unless given. */
+  readonly idleMs?: number | undefined
+  /** {@link MAX_ON_DEMAND} unless given. */
+  readonly maxOnDemand?: number | undefined
+  readonly clock?: Clock | undefined
 }
 
 /** Services followed at once. Each costs a blocking query in Consul; a host that needs more is not a host. */
 export const MAX_WATCHED_SERVICES = 1_000
 
+/** Services followed at once because they were used; one more ends the watch of the least recently used. */
+export const MAX_ON_DEMAND = 500
+
+/** A service that was followed because it was used, and has not been used for so long, is let go. */
+export const IDLE_MS = 15 * 60_000
+
+/** Unused services are looked for so many times within the time after which they are let go. */
+const SWEEPS = 15
+
 /** Opens the watches; the owner closes the set. */
 export function openWatchSet(options: WatchSetOptions): WatchSet {
-  const { catalog, onChange } = options
-  const needed = neededNames(options.localServices)
-  const watches = new Map<string, Watch>()
-  const services = new Map<string, CatalogService>()
-  let isListAwaited = options.mode === 'all'
-  let unwatched = 0
-  let isClosed = false
+  return new OpenWatchSet(options)
+}
 
-  const open = (name: string): void => {
-    watches.set(
+class OpenWatchSet implements WatchSet {
+  readonly services = new Map<string, CatalogService>()
+  readonly #options: WatchSetOptions
+  readonly #clock: Clock
+  readonly #idleMs: number
+  readonly #maxOnDemand: number
+  readonly #needed: ReadonlySet<string>
+  readonly #watches = new Map<string, Watch>()
+  /** When each service that is followed on demand was last used, the least recently used first. */
+  readonly #usedAtMs = new Map<string, number>()
+  readonly #list: Watch | undefined
+  readonly #sweeper: NodeJS.Timeout | undefined
+  #names: ReadonlySet<string> | undefined
+  #unwatched = 0
+  #isClosed = false
+
+  constructor(options: WatchSetOptions) {
+    const { mode } = options
+    this.#options = options
+    this.#clock = options.clock ?? systemClock
+    this.#idleMs = options.idleMs ?? IDLE_MS
+    this.#maxOnDemand = options.maxOnDemand ?? MAX_ON_DEMAND
+    this.#needed = new Set(neededNames(options.localServices))
+    if (mode === 'upstreams') this.#names = this.#needed
+    this.#follow(this.#needed)
+    if (mode !== 'upstreams')
+      this.#list = options.catalog.watchServiceNames((listed) => this.#take(listed))
+    if (mode === 'on-demand') {
+      this.#sweeper = setInterval(() => this.#sweep(), this.#idleMs / SWEEPS)
+      this.#sweeper.unref()
+    }
+  }
+
+  get size(): number {
+    return this.#watches.size
+  }
+
+  names(): ReadonlySet<string> | undefined {
+    return this.#names
+  }
+
+  use(name: string): Use {
+    this.touch(name)
+    if (this.#watches.has(name)) return 'followed'
+    if (this.#isClosed || this.#names === undefined) return 'undecided'
+    if (!this.#names.has(name)) return 'unknown'
+    if (this.#options.mode !== 'on-demand') return 'undecided'
+    if (this.#usedAtMs.size >= this.#maxOnDemand) {
+      const [leastRecentlyUsed] = this.#usedAtMs.keys()
+      if (leastRecentlyUsed !== undefined) this.#letGo([leastRecentlyUsed])
+    }
+    this.#usedAtMs.set(name, this.#clock.monotonicMs())
+    this.#open(name)
+    return 'followed'
+  }
+
+  touch(name: string): void {
+    // Taken out and put in again: the order of the map is the order of use.
+    if (this.#usedAtMs.delete(name)) this.#usedAtMs.set(name, this.#clock.monotonicMs())
+  }
+
+  awaited(): readonly string[] {
+    const { mode } = this.#options
+    return [
+      ...(mode === 'all' && this.#names === undefined ? ['the list of services'] : []),
+      // A service that somebody has just asked for does not make the host unready.
+      ...[...this.#watches.keys()].filter(
+        (name) => !this.services.has(name) && !this.#usedAtMs.has(name),
+      ),
+    ]
+  }
+
+  problems(): readonly string[] {
+    return this.#unwatched === 0
+      ? []
+      : [
+          `${this.#unwatched} services are not followed: at most ${MAX_WATCHED_SERVICES} are; use watch: on-demand`,
+        ]
+  }
+
+  close(): void {
+    this.#isClosed = true
+    clearInterval(this.#sweeper)
+    this.#list?.close()
+    for (const watch of this.#watches.values()) watch.close()
+    this.#watches.clear()
+    this.#usedAtMs.clear()
+  }
+
+  #open(name: string): void {
+    this.#watches.set(
       name,
-      catalog.watchService(name, (service) => {
+      this.#options.catalog.watchService(name, (service) => {
         // A catalog may still deliver an answer that was under way when its watch was closed.
-        if (isClosed || !watches.has(name)) return
-        services.set(name, service)
-        onChange()
+        if (this.#isClosed || !this.#watches.has(name)) return
+        this.services.set(name, service)
+        this.#options.onChange()
       }),
     )
   }
-  const follow = (listed: readonly string[]): void => {
-    const wanted = new Set([...needed, ...listed])
-    let hasLost = false
-    for (const [name, watch] of watches)
-      if (!wanted.has(name)) {
-        watch.close()
-        watches.delete(name)
-        hasLost = services.delete(name) || hasLost
-      }
-    // Needed names come first in the set; those already open stay, so that a full set does not churn.
-    for (const name of wanted)
-      if (!watches.has(name) && watches.size < MAX_WATCHED_SERVICES) open(name)
-    unwatched = wanted.size - watches.size
-    if (hasLost) onChange()
+
+  #take(listed: readonly string[]): void {
+    if (this.#isClosed) return
+    this.#names = new Set([...this.#needed, ...listed])
+    if (this.#options.mode === 'all') {
+      this.#follow(new Set([...this.#needed, ...listed.toSorted()]))
+      this.#options.onChange()
+    }
+    // On demand, a service that is listed no more keeps its watch: that says itself whether instances are
+    // left, and doubts a sudden end. When nobody uses it, it is let go like any other.
+    this.#options.onNames?.()
   }
 
-  follow([])
-  const names =
-    options.mode === 'all'
-      ? catalog.watchServiceNames((listed) => {
-          if (isClosed) return
-          isListAwaited = false
-          follow(listed.toSorted())
-          onChange()
-        })
-      : undefined
+  #follow(wanted: ReadonlySet<string>): void {
+    this.#letGo([...this.#watches.keys()].filter((name) => !wanted.has(name)))
+    // Needed names come first in the set; those already open stay, so that a full set does not churn.
+    for (const name of wanted)
+      if (!this.#watches.has(name) && this.#watches.size < MAX_WATCHED_SERVICES) this.#open(name)
+    this.#unwatched = wanted.size - this.#watches.size
+  }
 
-  return {
-    services,
-    awaited: () => [
-      ...(isListAwaited ? ['the list of services'] : []),
-      ...[...watches.keys()].filter((name) => !services.has(name)),
-    ],
-    problems: () =>
-      unwatched === 0
-        ? []
-        : [
-            `${unwatched} services are not followed: at most ${MAX_WATCHED_SERVICES} are; use watch: upstreams`,
-          ],
-    close: () => {
-      isClosed = true
-      names?.close()
-      for (const watch of watches.values()) watch.close()
-      watches.clear()
-    },
+  #sweep(): void {
+    const before = this.#clock.monotonicMs() - this.#idleMs
+    const unused: string[] = []
+    for (const [name, atMs] of this.#usedAtMs) {
+      if (atMs > before) break
+      unused.push(name)
+    }
+    this.#letGo(unused)
+  }
+
+  #letGo(names: readonly string[]): void {
+    let hasLost = false
+    for (const name of names) {
+      this.#watches.get(name)?.close()
+      this.#watches.delete(name)
+      this.#usedAtMs.delete(name)
+      hasLost = this.services.delete(name) || hasLost
+    }
+    if (hasLost) this.#options.onChange()
   }
 }
 
@@ -104,10 +222,5 @@ export function openWatchSet(options: WatchSetOptions): WatchSet {
 function neededNames(localServices: readonly LocalService[]): readonly string[] {
   const own = localServices.filter((service) => service.target !== undefined)
   const called = localServices.flatMap((service) => service.upstreams)
-  return [
-    ...new Set([
-      ...own.map((service) => service.name),
-      ...called.map((upstream) => upstream.destination),
-    ]),
-  ]
+  return [...own.map((service) => service.name), ...called.map((upstream) => upstream.destination)]
 }

@@ -77,6 +77,8 @@ export class ConnectionTable {
   private readonly countBySource = new Map<string, number>()
   /** Those with a footing of their own. */
   private readonly founded = new Set<Connection>()
+  /** Services called since {@link takeCalled}. */
+  private readonly called = new Set<string>()
   private readonly limits: ConnectionLimits
   private readonly counters: TrafficCounters
   private readonly refused = new Refusals()
@@ -137,6 +139,16 @@ export class ConnectionTable {
     connection.destination = destination
     connection.row = this.counters.row(reporter, connection.source, destination)
     this.counters.opened(connection.row)
+    if (connection.direction === 'outbound') this.called.add(destination)
+  }
+
+  /** The services that were called since the last time, or have connections now. */
+  takeCalled(): string[] {
+    for (const { direction, destination } of this.connections.values())
+      if (direction === 'outbound' && destination !== undefined) this.called.add(destination)
+    const called = [...this.called]
+    this.called.clear()
+    return called
   }
 
   /** The connection has a TLS connection to itself, and lasts no longer than the certificates of that. */

@@ -56,7 +56,8 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
   connection.abort = (_flag, reason) => downstream.giveUp(reason)
   try {
     const snapshot = await currentSnapshot(plane)
-    const target = await route(plane, snapshot, wantedBy(plane, socket, door, connection))
+    const wanted = wantedBy(plane, socket, door, connection)
+    const target = await route(plane, snapshot, door.caller, wanted)
     plane.connections.know(connection, target.service.name)
     const carrier = await reachAnInstance(plane, connection, downstream, target)
     connection.endpoint = carrier.endpoint.key
@@ -104,6 +105,7 @@ function wantedBy(
 async function route(
   plane: Plane,
   snapshot: Snapshot,
+  caller: string,
   wanted: string | SocketAddress,
 ): Promise<Target> {
   const find = (within: Snapshot): Target | undefined => {
@@ -123,7 +125,11 @@ async function route(
   }
   const known = find(snapshot)
   if (known !== undefined) return known
-  const later = await plane.until(() => find(plane.snapshot()), plane.timeouts.readyMs)
+  const later = await plane.until(() => {
+    const found = find(plane.snapshot())
+    if (found === undefined && typeof wanted !== 'string') plane.want(caller, wanted.ip)
+    return found
+  }, plane.timeouts.readyMs)
   if (later !== undefined) return later
   const text = typeof wanted === 'string' ? wanted : formatAddress(wanted)
   throw new MeshError('HM_ROUTE_UNKNOWN', `Cannot route to ${text}: no mesh service is known there`)

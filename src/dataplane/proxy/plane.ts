@@ -41,7 +41,9 @@ export interface Plane {
   localInstance(service: string, id: string | undefined): LocalService | undefined
   /** Whether the host is shutting down. */
   isDraining(): boolean
-  /** Asks `look` again whenever something has changed, until it answers or `timeoutMs` is over. */
+  /** Says that a local service asked for an address that the snapshot does not know: it may be followed then. */
+  want(caller: string, ip: string): void
+  /** Asks `look` again whenever something has changed, and once a second, until it answers or `timeoutMs` is over. */
   until<T>(look: () => T | undefined, timeoutMs: number): Promise<T | undefined>
 }
 

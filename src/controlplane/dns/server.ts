@@ -1,0 +1,303 @@
+/**
+ * The resolver's sockets, UDP and TCP on one address: takes questions, has them answered, gives answers back.
+ *
+ * Whoever can reach the port may send anything: messages, connections, questions at once and the time that each
+ * takes are limited. What the answers are is in `answer.ts`, their bytes in `message.ts`.
+ */
+import { createSocket, type RemoteInfo, type Socket as UdpSocket } from 'node:dgram'
+import { createServer, type Server, type Socket } from 'node:net'
+import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
+import type { Log } from '../../lib/log.ts'
+import { formatAddress, isIpv6, type SocketAddress } from '../../model/address.ts'
+import {
+  type AnswerTimes,
+  answerService,
+  answerWithout,
+  placeOf,
+  type ServiceLookup,
+  zonesOf,
+} from './answer.ts'
+import {
+  failure,
+  MAX_MESSAGE_BYTES,
+  type Query,
+  type Rcode,
+  type Reply,
+  rcodes,
+  readQuery,
+  writeReply,
+} from './message.ts'
+
+/** What the resolver works with. */
+export interface DnsServerOptions extends AnswerTimes {
+  readonly address: SocketAddress
+  readonly datacenter: string
+  /** What is known of a service. Bounded in time by whoever provides it; must not reject. */
+  readonly lookup: (service: string) => Promise<ServiceLookup>
+  readonly log: Log
+  /** Milliseconds; {@link TCP_IDLE_MS} unless given. */
+  readonly tcpIdleMs?: number
+}
+
+/** How questions ended. `dropped`: what was no question, and was not answered. */
+export type DnsOutcome =
+  | 'answered'
+  | 'noRecord'
+  | 'noName'
+  | 'refused'
+  | 'failed'
+  | 'malformed'
+  | 'notImplemented'
+  | 'dropped'
+
+/** A running resolver; disposing closes its sockets. */
+export interface DnsServer extends AsyncDisposable {
+  /** Where it listens. */
+  readonly address: SocketAddress
+  /** Questions since the start. */
+  counts(): Readonly<Record<DnsOutcome, number>>
+}
+
+/** Questions that wait for the catalog at once; one more fails at once. */
+const MAX_PENDING = 1_000
+
+const MAX_TCP_CONNECTIONS = 64
+
+/** Questions of one connection that are answered at once; it is not read while there are more. */
+const MAX_PENDING_PER_CONNECTION = 16
+
+/** A connection on which no byte has moved for so long is closed. */
+const TCP_IDLE_MS = 10_000
+
+/** A connection is closed after this, whatever it does. */
+const TCP_LIFE_MS = 120_000
+
+/** A connection whose reader leaves so many bytes of answers lying is closed. */
+const MAX_UNREAD_BYTES = 64 * 1_024
+
+/**
+ * Listens on both protocols.
+ * @throws MeshError HM_DNS_LISTEN_FAILED when the address cannot be had.
+ */
+export async function startDnsServer(options: DnsServerOptions): Promise<DnsServer> {
+  const server = new RunningDnsServer(options)
+  try {
+    await server.listen()
+  } catch (cause) {
+    await server[Symbol.asyncDispose]()
+    const { port } = options.address
+    throw new MeshError(
+      'HM_DNS_LISTEN_FAILED',
+      `Cannot listen for DNS questions on ${formatAddress(options.address)}`,
+      {
+        cause,
+        ...(errorCode(cause) === 'EADDRINUSE' && {
+          hint: `Choose another dns.port, or find who holds this one with: ss -lntup 'sport = :${port}'`,
+        }),
+      },
+    )
+  }
+  return server
+}
+
+class RunningDnsServer implements DnsServer {
+  readonly #options: DnsServerOptions
+  readonly #zones: readonly string[]
+  readonly #udp: UdpSocket
+  readonly #tcp: Server
+  readonly #conversations = new Set<Socket>()
+  readonly #counts: Record<DnsOutcome, number> = {
+    answered: 0,
+    noRecord: 0,
+    noName: 0,
+    refused: 0,
+    failed: 0,
+    malformed: 0,
+    notImplemented: 0,
+    dropped: 0,
+  }
+  #address: SocketAddress
+  #pending = 0
+
+  constructor(options: DnsServerOptions) {
+    this.#options = options
+    this.#address = options.address
+    this.#zones = zonesOf(options.datacenter)
+    const type = isIpv6(options.address.ip) ? 'udp6' : 'udp4'
+    this.#udp = createSocket({ type, ipv6Only: options.address.ip !== '::' && type === 'udp6' })
+    this.#tcp = createServer({ allowHalfOpen: true, noDelay: true }, (socket) =>
+      this.#converse(socket),
+    )
+    this.#tcp.maxConnections = MAX_TCP_CONNECTIONS
+  }
+
+  get address(): SocketAddress {
+    return this.#address
+  }
+
+  counts(): Readonly<Record<DnsOutcome, number>> {
+    return { ...this.#counts }
+  }
+
+  async listen(): Promise<void> {
+    const { ip, port } = this.#options.address
+    const ipv6Only = isIpv6(ip) && ip !== '::'
+    // TCP first: with port 0 (in tests) its port decides that of both.
+    await listening(this.#tcp, (done) => this.#tcp.listen({ host: ip, port, ipv6Only }, done))
+    const bound = this.#tcp.address()
+    if (bound !== null && typeof bound === 'object') this.#address = { ip, port: bound.port }
+    await listening(this.#udp, (done) =>
+      this.#udp.bind({ address: ip, port: this.#address.port, exclusive: true }, done),
+    )
+    const { log } = this.#options
+    this.#tcp.on('error', (error) =>
+      log.warn('DNS over TCP fails', { error: describeError(error) }),
+    )
+    this.#udp.on('error', (error) =>
+      log.warn('DNS over UDP fails', { error: describeError(error) }),
+    )
+    this.#udp.on('message', (message, from) => void this.#takeDatagram(message, from))
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const socket of this.#conversations) socket.destroy()
+    await Promise.all([
+      closed((done) => this.#udp.close(done)),
+      closed((done) => this.#tcp.close(done)),
+    ])
+  }
+
+  async #takeDatagram(message: Buffer, from: RemoteInfo): Promise<void> {
+    const response = await this.#respond(message, 'udp')
+    if (response === undefined) return
+    try {
+      // A caller that is gone is no failure of ours.
+      this.#udp.send(response, from.port, from.address, () => undefined)
+    } catch {
+      // Closed meanwhile, or from port 0, where nobody can be.
+    }
+  }
+
+  /** One TCP connection: questions with their length before them, answered in the order they are ready. */
+  #converse(socket: Socket): void {
+    let unread: Buffer = Buffer.alloc(0)
+    let pending = 0
+    let hasEnded = false
+    this.#conversations.add(socket)
+    const life = setTimeout(() => socket.destroy(), TCP_LIFE_MS)
+    socket.setTimeout(this.#options.tcpIdleMs ?? TCP_IDLE_MS, () => socket.destroy())
+    socket.on('error', () => socket.destroy())
+    socket.on('close', () => {
+      clearTimeout(life)
+      this.#conversations.delete(socket)
+    })
+    const read = (): void => {
+      while (unread.length >= 2 && pending < MAX_PENDING_PER_CONNECTION) {
+        const length = unread.readUInt16BE(0)
+        if (length > MAX_MESSAGE_BYTES) {
+          socket.destroy()
+          return
+        }
+        if (unread.length < 2 + length) break
+        const message = unread.subarray(2, 2 + length)
+        unread = unread.subarray(2 + length)
+        pending += 1
+        void answer(message)
+      }
+      if (pending >= MAX_PENDING_PER_CONNECTION) socket.pause()
+      else if (hasEnded && pending === 0) socket.end()
+      else socket.resume()
+    }
+    const answer = async (message: Buffer): Promise<void> => {
+      const response = await this.#respond(message, 'tcp')
+      pending -= 1
+      if (socket.destroyed) return
+      if (response !== undefined) {
+        const length = Buffer.alloc(2)
+        length.writeUInt16BE(response.length)
+        socket.write(Buffer.concat([length, response]))
+        if (socket.writableLength > MAX_UNREAD_BYTES) socket.destroy()
+      }
+      read()
+    }
+    socket.on('data', (chunk: Buffer) => {
+      unread = unread.length === 0 ? chunk : Buffer.concat([unread, chunk])
+      read()
+    })
+    socket.on('end', () => {
+      hasEnded = true
+      read()
+    })
+  }
+
+  /** The bytes to send; undefined for what gets no answer. Never rejects. */
+  async #respond(message: Buffer, over: 'udp' | 'tcp'): Promise<Buffer | undefined> {
+    const read = readQuery(message)
+    if (read.kind === 'noise') {
+      this.#counts.dropped += 1
+      return undefined
+    }
+    if (read.kind === 'bad') {
+      this.#counts[read.rcode === rcodes.formatError ? 'malformed' : 'notImplemented'] += 1
+      return read.response
+    }
+    const reply = await this.#answer(read.query)
+    this.#counts[outcomeOf(reply)] += 1
+    return writeReply(read.query, reply, over)
+  }
+
+  async #answer({ question }: Query): Promise<Reply> {
+    const place = placeOf(question, this.#zones)
+    if (place.kind !== 'service') return answerWithout(question, place, this.#options)
+    if (this.#pending >= MAX_PENDING) return failure(rcodes.serverFailure)
+    this.#pending += 1
+    try {
+      const found = await this.#options.lookup(place.service)
+      return answerService(question, place, found, this.#options)
+    } catch (error) {
+      this.#options.log.error('Cannot answer a DNS question', { error: describeError(error) })
+      return failure(rcodes.serverFailure)
+    } finally {
+      this.#pending -= 1
+    }
+  }
+}
+
+const outcomeByRcode: Readonly<Record<Rcode, DnsOutcome>> = {
+  [rcodes.noError]: 'answered',
+  [rcodes.formatError]: 'malformed',
+  [rcodes.serverFailure]: 'failed',
+  [rcodes.nameError]: 'noName',
+  [rcodes.notImplemented]: 'notImplemented',
+  [rcodes.refused]: 'refused',
+  [rcodes.badVersion]: 'notImplemented',
+}
+
+function outcomeOf(reply: Reply): DnsOutcome {
+  const outcome = outcomeByRcode[reply.rcode]
+  return outcome === 'answered' && reply.answers.length === 0 ? 'noRecord' : outcome
+}
+
+function listening(
+  socket: UdpSocket | Server,
+  start: (done: () => void) => unknown,
+): Promise<void> {
+  return new Promise((resolve, reject) => {
+    socket.once('error', reject)
+    start(() => {
+      socket.off('error', reject)
+      resolve()
+    })
+  })
+}
+
+/** One that never listened throws, or says so: it is closed either way. */
+function closed(close: (done: () => void) => unknown): Promise<void> {
+  return new Promise((resolve) => {
+    try {
+      close(() => resolve())
+    } catch {
+      resolve()
+    }
+  })
+}

@@ -1,0 +1,93 @@
+/**
+ * A catalog whose answers a test gives by hand, and what it answers with, for the tests of discovery.
+ */
+import assert from 'node:assert/strict'
+import type {
+  Catalog,
+  CatalogPolicy,
+  CatalogService,
+  Watch,
+} from '../../src/controlplane/catalog/catalog.ts'
+import type { LocalService } from '../../src/model/service.ts'
+
+/** A catalog that answers when told to, and knows which watches are open. */
+export class HandCatalog implements Catalog {
+  readonly description = 'by hand'
+  readonly services = new Map<string, (service: CatalogService) => void>()
+  /** Callbacks of every watch ever opened, as a slow source would still call them after closing. */
+  readonly everOpened = new Map<string, (service: CatalogService) => void>()
+  policyDestinations: readonly string[] | undefined
+  givePolicies: (policies: readonly CatalogPolicy[]) => void = () => assert.fail('no policy watch')
+  giveNames: ((names: readonly string[]) => void) | undefined
+
+  watchService(name: string, onChange: (service: CatalogService) => void): Watch {
+    assert.ok(!this.services.has(name), `${name} is watched twice`)
+    this.services.set(name, onChange)
+    this.everOpened.set(name, onChange)
+    return { close: () => this.services.delete(name) }
+  }
+
+  watchServiceNames(onChange: (names: readonly string[]) => void): Watch {
+    this.giveNames = onChange
+    return {
+      close: () => {
+        this.giveNames = undefined
+      },
+    }
+  }
+
+  watchPolicies(
+    destinations: readonly string[],
+    onChange: (policies: readonly CatalogPolicy[]) => void,
+  ): Watch {
+    this.policyDestinations = destinations
+    this.givePolicies = onChange
+    return {
+      close: () => {
+        this.policyDestinations = undefined
+      },
+    }
+  }
+
+  give(answer: CatalogService): void {
+    const onChange = this.services.get(answer.name)
+    assert.ok(onChange !== undefined, `${answer.name} is not watched`)
+    onChange(answer)
+  }
+
+  async register(): Promise<void> {}
+  async deregister(): Promise<void> {}
+  health(): { lastGoodAtMs: undefined; problems: readonly string[] } {
+    return { lastGoodAtMs: undefined, problems: [] }
+  }
+  async [Symbol.asyncDispose](): Promise<void> {}
+}
+
+/** What a catalog says of a service without instances. */
+export function catalogService(name: string, change: Partial<CatalogService> = {}): CatalogService {
+  return {
+    name,
+    protocol: 'tcp',
+    connectTimeoutMs: 5_000,
+    virtualIps: [],
+    endpoints: [],
+    ...change,
+  }
+}
+
+/** A service of this host, with the services that it calls. */
+export function localService(
+  name: string,
+  upstreams: string[] = [],
+  hasTarget = true,
+): LocalService {
+  return {
+    name,
+    id: name,
+    target: hasTarget ? { ip: '127.0.0.1', port: 80 } : undefined,
+    selector: undefined,
+    capturePort: undefined,
+    connectPort: undefined,
+    upstreams: upstreams.map((destination) => ({ destination, bind: undefined })),
+  }
+}

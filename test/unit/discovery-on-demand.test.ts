@@ -1,0 +1,243 @@
+/**
+ * Claims about services that are followed from their first use on (src/controlplane/discovery), with a
+ * catalog whose answers the test gives by hand and a clock that it moves.
+ */
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { AddressBook } from '../../src/controlplane/discovery/address-book.ts'
+import {
+  type Discovery,
+  type DiscoveryOptions,
+  startDiscovery,
+} from '../../src/controlplane/discovery/publisher.ts'
+import { openWatchSet, type WatchSetOptions } from '../../src/controlplane/discovery/watch-set.ts'
+import { silentLog } from '../../src/lib/log.ts'
+import { parseCidr } from '../../src/model/cidr.ts'
+import type { SnapshotDelta } from '../../src/model/snapshot.ts'
+import { eventually } from '../harness/eventually.ts'
+import { catalogService, HandCatalog, localService } from './discovery-fixtures.ts'
+
+/** Waits for nothing: what is not known at once is unavailable. */
+const AT_ONCE = 0
+const LONG = 60_000
+
+function openSet(change: Partial<WatchSetOptions> = {}): {
+  catalog: HandCatalog
+  set: ReturnType<typeof openWatchSet>
+} {
+  const catalog = new HandCatalog()
+  const set = openWatchSet({
+    catalog,
+    localServices: [localService('web', ['cache'])],
+    mode: 'on-demand',
+    onChange: () => undefined,
+    ...change,
+  })
+  return { catalog, set }
+}
+
+function start(change: Partial<DiscoveryOptions> = {}): {
+  catalog: HandCatalog
+  discovery: Discovery
+  deltas: SnapshotDelta[]
+} {
+  const catalog = new HandCatalog()
+  const deltas: SnapshotDelta[] = []
+  const discovery = startDiscovery(
+    {
+      catalog,
+      datacenter: 'dc1',
+      nodeName: 'host-a',
+      localServices: [],
+      mode: 'on-demand',
+      virtualRanges: ['10.99.0.0/16'],
+      log: silentLog,
+      ...change,
+    },
+    (delta) => deltas.push(delta),
+  )
+  return { catalog, discovery, deltas }
+}
+
+test('a service is followed from its first use on, and only if the mesh lists it', () => {
+  const { catalog, set } = openSet()
+  assert.equal(set.use('db'), 'undecided', 'the list has not come')
+  catalog.giveNames?.(['db', 'queue'])
+  assert.deepEqual([...catalog.services.keys()], ['web', 'cache'])
+  assert.equal(set.use('nothing'), 'unknown')
+  assert.equal(set.use('db'), 'followed')
+  assert.equal(set.use('db'), 'followed')
+  assert.deepEqual([...catalog.services.keys()], ['web', 'cache', 'db'])
+  set.close()
+  assert.equal(catalog.services.size, 0)
+  assert.equal(catalog.giveNames, undefined)
+})
+
+test('what somebody has just asked for does not make the host unready', () => {
+  const { catalog, set } = openSet()
+  assert.deepEqual(set.awaited(), ['web', 'cache'])
+  catalog.giveNames?.(['db'])
+  set.use('db')
+  assert.deepEqual(set.awaited(), ['web', 'cache'])
+  set.close()
+})
+
+test('in mode upstreams only what is declared is known, and nothing is listed', () => {
+  const { catalog, set } = openSet({ mode: 'upstreams' })
+  assert.equal(catalog.giveNames, undefined)
+  assert.equal(set.use('cache'), 'followed')
+  assert.equal(set.use('db'), 'unknown')
+  set.close()
+})
+
+test('a service that nobody has used for the idle time is let go; used, needed and connected ones stay', async () => {
+  let nowMs = 0
+  const clock = { wallMs: () => nowMs, monotonicMs: () => nowMs }
+  const lost: number[] = []
+  const { catalog, set } = openSet({ clock, idleMs: 150, onChange: () => lost.push(nowMs) })
+  catalog.giveNames?.(['db', 'queue', 'mail'])
+  for (const name of ['db', 'queue', 'mail']) {
+    set.use(name)
+    catalog.give(catalogService(name))
+  }
+  nowMs = 140
+  set.use('queue')
+  set.touch('mail')
+  nowMs = 160
+  await eventually(() => assert.ok(!catalog.services.has('db')))
+  assert.deepEqual([...catalog.services.keys()], ['web', 'cache', 'queue', 'mail'])
+  assert.deepEqual([...set.services.keys()], ['queue', 'mail'])
+  nowMs = 290
+  await eventually(() => assert.deepEqual([...catalog.services.keys()], ['web', 'cache']))
+  assert.equal(set.use('db'), 'followed', 'and is followed again')
+  set.close()
+})
+
+test('of too many services the least recently used one is let go', () => {
+  const { catalog, set } = openSet({ maxOnDemand: 3 })
+  catalog.giveNames?.(['a', 'b', 'c', 'd', 'e'])
+  for (const name of ['a', 'b', 'c']) set.use(name)
+  set.touch('a')
+  set.use('d')
+  assert.deepEqual([...catalog.services.keys()], ['web', 'cache', 'a', 'c', 'd'])
+  set.use('e')
+  assert.deepEqual([...catalog.services.keys()], ['web', 'cache', 'a', 'd', 'e'])
+  set.close()
+})
+
+test('a service that is listed no more stays followed until its own watch says that it is gone', async () => {
+  const { catalog, discovery } = start()
+  await using _ = discovery
+  catalog.giveNames?.(['db', 'mail'])
+  const asked = discovery.lookup('db', LONG)
+  const endpoint = {
+    key: 'b/db',
+    id: 'db',
+    node: 'b',
+    tunnel: { ip: '10.0.0.2', port: 15_443 },
+    application: undefined,
+    health: 'passing',
+    weight: 1,
+    local: false,
+  }
+  catalog.give(catalogService('db', { endpoints: [endpoint as never] }))
+  assert.equal((await asked).kind, 'service')
+  catalog.giveNames?.(['mail'])
+  assert.equal((await discovery.lookup('db', AT_ONCE)).kind, 'service')
+  catalog.give(catalogService('db'))
+  await eventually(async () =>
+    assert.equal((await discovery.lookup('db', AT_ONCE)).kind, 'unknown'),
+  )
+})
+
+test('a lookup waits for the first answer, and is unavailable when that does not come in time', async () => {
+  const { catalog, discovery } = start()
+  await using _ = discovery
+  assert.deepEqual(await discovery.lookup('db', AT_ONCE), { kind: 'unavailable' })
+  const early = discovery.lookup('db', LONG)
+  const missing = discovery.lookup('nothing', LONG)
+  catalog.giveNames?.(['db', 'x.y'])
+  assert.deepEqual(await missing, { kind: 'unknown', isParent: false })
+  assert.deepEqual(await discovery.lookup('y', AT_ONCE), { kind: 'unknown', isParent: true })
+  // The list alone has begun to follow it.
+  catalog.give(catalogService('db'))
+  const found = await early
+  assert.ok(found.kind === 'service')
+  assert.equal(found.service.name, 'db')
+  assert.equal(found.service.virtualIps.length, 1)
+})
+
+test('lookups that still wait when discovery ends are unavailable', async () => {
+  const { discovery } = start()
+  const waiting = discovery.lookup('db', LONG)
+  await discovery[Symbol.asyncDispose]()
+  assert.deepEqual(await waiting, { kind: 'unavailable' })
+})
+
+test('the virtual address of a service that is listed but not followed leads to it', async () => {
+  const { catalog, discovery } = start()
+  await using _ = discovery
+  catalog.giveNames?.(['db', 'queue'])
+  const [ip = ''] = discovery.virtualAddresses().get('queue') ?? []
+  discovery.wanted('10.99.0.0')
+  assert.equal(catalog.services.size, 0)
+  discovery.wanted(ip)
+  assert.deepEqual([...catalog.services.keys()], ['queue'])
+  catalog.give(catalogService('queue'))
+  await eventually(() =>
+    assert.deepEqual(discovery.current().services.get('queue')?.virtualIps, [ip]),
+  )
+})
+
+test('addresses do not change when services are followed, let go, listed and delisted', async () => {
+  const { catalog, discovery } = start({ onDemand: { maxOnDemand: 1 } })
+  await using _ = discovery
+  const names = Array.from({ length: 50 }, (_, index) => `s-${index}`)
+  catalog.giveNames?.(names)
+  const before = discovery.virtualAddresses()
+  assert.equal(new Set([...before.values()].flat()).size, 50, 'each has its own')
+  for (const name of names.slice(0, 10)) {
+    void discovery.lookup(name, AT_ONCE)
+    catalog.give(catalogService(name))
+  }
+  catalog.giveNames?.(names.slice(25))
+  catalog.giveNames?.(names)
+  await eventually(() => assert.ok(discovery.current().services.has('s-9')))
+  assert.deepEqual(discovery.virtualAddresses(), before)
+})
+
+test("the catalog's address of a service leads to it after the service was let go", async () => {
+  const { catalog, discovery } = start({ onDemand: { maxOnDemand: 1 } })
+  await using _ = discovery
+  catalog.giveNames?.(['db', 'queue'])
+  void discovery.lookup('db', AT_ONCE)
+  catalog.give(catalogService('db', { virtualIps: ['240.0.0.9'] }))
+  await eventually(() => assert.ok(discovery.current().services.has('db')))
+  void discovery.lookup('queue', AT_ONCE)
+  assert.deepEqual([...catalog.services.keys()], ['queue'])
+  discovery.wanted('240.0.0.9')
+  assert.deepEqual([...catalog.services.keys()], ['db'])
+})
+
+test("an address of the catalog stays its service's without instances, until another service gets it", () => {
+  const book = new AddressBook([parseCidr('10.99.0.0/24') ?? assert.fail()])
+  const update = (given: Record<string, readonly string[]>): void =>
+    book.update(
+      new Map(
+        Object.entries(given).map(([name, virtualIps]) => [
+          name,
+          catalogService(name, { virtualIps }),
+        ]),
+      ),
+      new Set(['db', 'queue']),
+    )
+  update({ db: ['240.0.0.9'] })
+  update({ db: [] })
+  assert.deepEqual(book.of('db'), ['240.0.0.9'])
+  assert.equal(book.ownerOf('240.0.0.9'), 'db')
+  update({ db: [], queue: ['240.0.0.9'] })
+  assert.deepEqual(book.of('queue'), ['240.0.0.9'])
+  assert.equal(book.ownerOf('240.0.0.9'), 'queue')
+  assert.match(book.of('db')[0] ?? '', /^10\.99\./)
+  assert.equal(book.ownerOf(book.of('db')[0] ?? ''), 'db')
+})
