@@ -128,7 +128,7 @@ test('questions of one TCP connection are answered as they are ready, in any pie
   ])
   for (let at = 0; at < bytes.length; at += 7) socket.write(bytes.subarray(at, at + 7))
   const first = await readAnswers(socket, 2)
-  assert.deepEqual(first.map(({ id }) => id).toSorted(), [2, 3])
+  assert.deepEqual(new Set(first.map(({ id }) => id)), new Set([2, 3]))
   for (const answer of release.splice(0)) answer()
   const [last] = await readAnswers(socket, 1)
   assert.equal(last?.id, 1)
@@ -211,7 +211,7 @@ test('a thousand questions may wait for the catalog; one more fails at once, and
 })
 
 test('noise gets no answer and is counted', async () => {
-  const before = server.counts()
+  const earlier = server.counts()
   const socket = createSocket('udp4')
   const answers: Buffer[] = []
   socket.on('message', (message) => answers.push(message))
@@ -221,10 +221,10 @@ test('noise gets no answer and is counted', async () => {
   send(dnsPacket.encode({ type: 'response', id: 9, questions: [{ type: 'A', name: 'db.mesh' }] }))
   send(question('db.mesh', 11))
   await eventually(() => {
-    assert.equal(server.counts().dropped, before.dropped + 2)
+    assert.equal(server.counts().dropped, earlier.dropped + 2)
     assert.equal(answers.length, 1)
   })
-  assert.equal(server.counts().answered, before.answered + 1)
+  assert.equal(server.counts().answered, earlier.answered + 1)
   socket.close()
 })
 

@@ -192,7 +192,7 @@ test('the virtual address of a service that is listed but not followed leads to 
 test('addresses do not change when services are followed, let go, listed and delisted', async () => {
   const { catalog, discovery } = start({ onDemand: { maxOnDemand: 1 } })
   await using _ = discovery
-  const names = Array.from({ length: 50 }, (_, index) => `s-${index}`)
+  const names = Array.from({ length: 50 }, (__, index) => `s-${index}`)
   catalog.giveNames?.(names)
   const before = discovery.virtualAddresses()
   assert.equal(new Set([...before.values()].flat()).size, 50, 'each has its own')

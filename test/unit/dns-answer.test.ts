@@ -27,7 +27,7 @@ function endpoint(key: string, port: number | undefined): Endpoint {
     health: 'passing',
     weight: 1,
     local: false,
-  } as Endpoint
+  }
 }
 
 const db = {

@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import dnsPacket, { type Answer, type Packet } from 'dns-packet'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import {
   failure,
   MAX_MESSAGE_BYTES,
@@ -37,7 +37,7 @@ function edns(change: Partial<Extract<Answer, { type: 'OPT' }>> = {}): Answer {
     flag_do: false,
     options: [],
     ...change,
-  } as Answer
+  }
 }
 
 function queryOf(message: Buffer): Query {
