@@ -20,7 +20,7 @@ bullseye_source=/etc/apt/sources.list.d/hostmesh-bullseye.sources
 bullseye_pin=/etc/apt/preferences.d/hostmesh-bullseye
 machine_root="$cache/fleet/root"
 # What a test machine has beside Debian's least: as a server of a fleet, before hostmesh comes.
-machine_packages=systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,iptables,ipset,iproute2,procps
+machine_packages=systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,iptables,ipset,iproute2,procps,systemd-resolved
 policy_rc=/usr/sbin/policy-rc.d
 
 say() { printf '%s\n' "$*"; }

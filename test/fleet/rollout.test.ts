@@ -45,7 +45,12 @@ before(async () => {
     '/etc/systemd/system/web.service': unit(`front ${WEB_PORT} ${DB_VIRTUAL_IP} ${DB_PORT}`),
     '/etc/systemd/system/db.service': unit(`echo ${DB_PORT}`),
   }
-  a = cleanUp.use(await Machine.create('host-a', network.host('a'), files))
+  a = cleanUp.use(
+    await Machine.create('host-a', network.host('a'), {
+      ...files,
+      '/etc/resolv.conf': 'nameserver 127.0.0.53\n',
+    }),
+  )
   b = cleanUp.use(await Machine.create('host-b', network.host('b'), files))
   await Promise.all([a.boot(), b.boot()])
   await a.must('systemctl', 'enable', '--now', '--quiet', 'web.service')
@@ -81,6 +86,34 @@ test('what one service asks is captured, and answered by the other on its own ma
   await eventually(async () => assert.equal(await askWeb(), 'host-b heard ping\n'))
   const { stdout } = await a.run('hostmesh', 'peers', '-o', 'json')
   assert.match(stdout, /svc\/db/)
+})
+
+test('with systemd-resolved an application finds a service by its name, and reaches it', async () => {
+  assert.match(await a.must('resolvectl', 'query', '--legend=no', 'db.mesh'), /240\.88\.0\.2\b/)
+  // In web's cgroup, and by way of the C library.
+  const ask = `
+import socket
+with open("/sys/fs/cgroup/system.slice/web.service/cgroup.procs", "w") as procs: procs.write("0")
+connection = socket.create_connection(("db.mesh", ${DB_PORT}), 5)
+connection.sendall(b"ping\\n")
+print(connection.makefile().readline(), end="")
+`
+  assert.equal(await a.must('python3', '-c', ask), 'host-b heard ping\n')
+})
+
+test('with systemd-resolved no other name is asked of hostmesh', async () => {
+  const { code } = await a.run('resolvectl', 'query', 'outside.example')
+  assert.notEqual(code, 0, 'the machine has no other server')
+  const read = `
+import socket
+admin = socket.socket(socket.AF_UNIX)
+admin.connect("/run/hostmesh/admin.sock")
+admin.sendall(b"GET /metrics HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n")
+print(admin.makefile().read())
+`
+  const metrics = await a.must('python3', '-c', read)
+  assert.match(metrics, /hostmesh_dns_queries_total\{outcome="answered"\} [1-9]/)
+  assert.match(metrics, /hostmesh_dns_queries_total\{outcome="refused"\} 0/)
 })
 
 test('a service whose unit restarts has a new cgroup, and is captured again', async () => {
@@ -327,7 +360,13 @@ async function describeFleet(options: {
   const unitOf = (name: string) => ({ name, identity: { cgroup: `system.slice/${name}.service` } })
   await controller.manage(
     new Map([
-      [a, { hostmesh_agent_config: config(a, [{ ...unitOf('web'), upstreams }]) }],
+      [
+        a,
+        {
+          hostmesh_agent_config: config(a, [{ ...unitOf('web'), upstreams }]),
+          hostmesh_agent_resolver: 'systemd-resolved',
+        },
+      ],
       [b, { hostmesh_agent_config: config(b, [{ ...unitOf('db'), port: DB_PORT }]) }],
     ]),
     {

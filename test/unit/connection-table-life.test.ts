@@ -38,6 +38,21 @@ function makeTable(): {
   }
 }
 
+test('services are in use that were called since the last look or have connections, but not their callers', () => {
+  const { table } = makeTable()
+  const long = table.add('outbound', 'web')
+  table.know(long, 'db')
+  const short = table.add('outbound', 'web')
+  table.know(short, 'cache')
+  table.end(short, '-')
+  const inbound = table.add('inbound', 'api')
+  table.know(inbound, 'web')
+  assert.deepEqual(new Set(table.takeCalled()), new Set(['db', 'cache']))
+  assert.deepEqual(table.takeCalled(), ['db'], 'for as long as it is open')
+  table.end(long, '-')
+  assert.deepEqual(table.takeCalled(), [])
+})
+
 test('caps hold for all and for each caller, and endings make room', () => {
   const { table } = makeTable()
   const web = [1, 2, 3].map(() => table.add('outbound', 'web'))
