@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { localServices } from '../../src/config/local-services.ts'
-import { type ConfigInput, configSchema } from '../../src/config/schema.ts'
+import { type ConfigInput, configSchema, isDnsOn } from '../../src/config/schema.ts'
 import { validateConfig } from '../../src/config/validate.ts'
 
 type Change = Partial<ConfigInput>
@@ -121,6 +121,15 @@ const BROKEN: readonly [claim: string, change: Change, key: string, says: RegExp
     { services: [{ name: 'a', upstreams: [{ destination: 'b', bindPort: 15_443 }] }] },
     'services.0.upstreams.0.bindPort',
     /clashes with the tunnel/,
+  ],
+  [
+    'the resolver on the port of an upstream',
+    {
+      dns: { mode: 'on', port: 5 },
+      services: [{ name: 'a', upstreams: [{ destination: 'x', bindPort: 5 }] }],
+    },
+    'services.0.upstreams.0.bindPort',
+    /clashes with the resolver \(dns\.port\)/,
   ],
   [
     'two upstreams on one port',
@@ -377,4 +386,19 @@ test('services with an identity get consecutive capture ports in the order of th
     { destination: 'b', bind: { ip: '127.0.0.1', port: 9 } },
     { destination: 'd', bind: undefined },
   ])
+})
+
+test('the resolver runs when capture is on, unless it is told otherwise', () => {
+  const isOn = (change: Change): boolean =>
+    isDnsOn(
+      configSchema.parse({
+        catalog: { kind: 'file', path: '/c' },
+        certificates: { kind: 'builtin', directory: '/d' },
+        ...change,
+      }),
+    )
+  assert.equal(isOn({ capture: { mode: 'on' } }), true)
+  assert.equal(isOn({}), false)
+  assert.equal(isOn({ dns: { mode: 'on' } }), true)
+  assert.equal(isOn({ dns: { mode: 'off' }, capture: { mode: 'on' } }), false)
 })
