@@ -226,6 +226,8 @@ want_for_fleet() {
   want ansible-playbook ansible-core
   want ansible-lint ansible-lint
   want ssh openssh-client
+  want dnsmasq dnsmasq-base
+  want dig bind9-dnsutils
   want ip iproute2
   want iptables iptables
   want ipset ipset

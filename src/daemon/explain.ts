@@ -638,13 +638,13 @@ function describeRoute(
   const service = facts.services.find(({ name }) => name === route?.service)
   if (route === undefined || service === undefined) {
     draft.station('route', 'bad', `No mesh service is known at ${text}`, [
-      'To be known it must be in the catalog and followed: offered or named as upstream here, or catalog.watch: all',
+      'To be known it must be in the catalog; with catalog.watch: upstreams also offered or named as upstream here',
     ])
     draft.fail(
       target.kind === 'service' ? 'unknownService' : 'unreachable',
       `${facts.node} knows no mesh service ${target.kind === 'service' ? target.name : `at ${text}`}`,
       'hostmesh services lists what this host knows',
-      'A service that is in the catalog and not in the list: name it under services[].upstreams',
+      'Is it in the catalog, with a mesh listener? With catalog.watch: upstreams, name it under services[].upstreams',
     )
     return undefined
   }

@@ -15,6 +15,9 @@ import type { DaemonState } from './admin-view.ts'
 /** How long the catalog may take to tell the rules of other hosts' services, milliseconds. */
 const POLICY_TIMEOUT_MS = 3_000
 
+/** How long the first answer about a service that was not followed may take, milliseconds. */
+const FIRST_ANSWER_MS = 2_000
+
 /** Destinations whose rules one document asks for. */
 const MAX_POLICIES = 1_000
 
@@ -38,6 +41,9 @@ export async function collectFacts(
   scope: FactScope,
 ): Promise<HostFacts> {
   const { status, certs, tunnels } = sources
+  // A connection would make this host follow the service: so does the question what would become of one.
+  if (scope !== 'all' && scope.service !== undefined)
+    await state.discovery()?.lookup(scope.service, FIRST_ANSWER_MS)
   const snapshot = state.discovery()?.current()
   const known = [...(snapshot?.services.values() ?? [])]
   const own = [...(snapshot?.policies.values() ?? [])]

@@ -153,6 +153,13 @@ test('names and on-demand watches', async (t) => {
     },
   )
 
+  await t.test('a service that nobody has used can be explained', async () => {
+    assert.ok(!(await followed(a)).includes('mail'))
+    const { code, stdout } = await a.daemon.cli('explain', '--from', 'web', '--to', 'mail:2525')
+    assert.equal(code, 0, stdout)
+    assert.match(stdout, /mail/)
+  })
+
   await t.test('status says where questions are taken', async () => {
     assert.equal((await a.daemon.status()).dns.address, '127.0.0.1:15053')
   })
