@@ -232,6 +232,9 @@ test("an address of the catalog stays its service's without instances, until ano
       new Set(['db', 'queue']),
     )
   update({ db: ['240.0.0.9'] })
+  const kept = book.all()
+  update({ db: ['240.0.0.9'] })
+  assert.equal(book.all(), kept, 'the same object, as nothing has changed')
   update({ db: [] })
   assert.deepEqual(book.of('db'), ['240.0.0.9'])
   assert.equal(book.ownerOf('240.0.0.9'), 'db')

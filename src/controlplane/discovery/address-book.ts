@@ -5,6 +5,7 @@
  * has lost its last instance (Consul writes it on instances): an application may still have it from an
  * earlier answer. It goes when the catalog gives it to another service.
  */
+import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import { type Cidr, formatCidr } from '../../model/cidr.ts'
 import type { CatalogService } from '../catalog/catalog.ts'
 import { assignVirtualAddresses, type VirtualAddresses } from './virtual-addresses.ts'
@@ -19,6 +20,8 @@ export class AddressBook {
   /** What the catalog gave last, by service. */
   readonly #given = new Map<string, readonly string[]>()
   #names: ReadonlySet<string> = new Set()
+  /** Made when they are asked for; undefined again after a change. */
+  #all: VirtualAddresses | undefined
   #ownerByIp: ReadonlyMap<string, string> | undefined
 
   /** @param assigned those of an earlier run, which stay valid where they fit */
@@ -40,9 +43,10 @@ export class AddressBook {
     return this.#ownerByIp.get(ip)
   }
 
-  /** All of them, to begin the next run with. */
+  /** All of them, to begin the next run with. The same object until something changes. */
   all(): VirtualAddresses {
-    return new Map([...this.#assigned, ...this.#given])
+    this.#all ??= new Map([...this.#assigned, ...this.#given])
+    return this.#all
   }
 
   /**
@@ -68,7 +72,7 @@ export class AddressBook {
       existing: assigned,
       taken,
     })
-    this.#ownerByIp = undefined
+    this.#changed()
   }
 
   /** What is wrong, one sentence each: services that found no room. */
@@ -84,17 +88,22 @@ export class AddressBook {
     ]
   }
 
+  #changed(): void {
+    this.#all = undefined
+    this.#ownerByIp = undefined
+  }
+
   /** @returns every address that the catalog has given to somebody */
   #takeGiven(followed: ReadonlyMap<string, CatalogService>): ReadonlySet<string> {
     const ownerNow = new Map<string, string>()
     for (const [name, { virtualIps }] of followed) {
       if (virtualIps.length === 0) continue
       for (const ip of virtualIps) ownerNow.set(ip, name)
-      if (this.#given.get(name) === virtualIps) continue
+      if (isStructurallyEqual(this.#given.get(name), virtualIps)) continue
       // Newest last.
       this.#given.delete(name)
       this.#given.set(name, virtualIps)
-      this.#ownerByIp = undefined
+      this.#changed()
     }
     for (const [name, ips] of this.#given) {
       const isTaken =
@@ -103,7 +112,7 @@ export class AddressBook {
       const isForgotten = this.#given.size > MAX_REMEMBERED_NAMES && !followed.has(name)
       if (!isTaken && !isForgotten) continue
       this.#given.delete(name)
-      this.#ownerByIp = undefined
+      this.#changed()
     }
     return new Set([...this.#given.values()].flat())
   }
