@@ -10,6 +10,7 @@ import type {
   ServicesDocument,
 } from '../model/admin.ts'
 import { type AdminOptions, adminCommand, fetchList, printJson } from './admin-command.ts'
+import { formatAge } from './render/format.ts'
 import { type Cell, renderTable, type Tone } from './render/table.ts'
 
 /** The `services` command. */
@@ -61,19 +62,53 @@ export function renderService(document: ServicesDocument): string {
   const parts = document.services.map((service) =>
     service.endpoints.length === 0
       ? `Service ${service.name} has no instances`
-      : renderTable(
-          ['INSTANCE', 'NODE', 'ADDRESS', 'HEALTH', 'LOCAL'],
-          service.endpoints.map((endpoint) => [
-            endpoint.id,
-            endpoint.node,
-            endpoint.address,
-            { text: endpoint.health, tone: healthTone(endpoint.health) },
-            endpoint.local ? 'yes' : '-',
-          ]),
-        ),
+      : renderInstances(service),
   )
   if (document.local.length > 0) parts.push(renderLocal(document.local))
   return parts.join('\n\n')
+}
+
+/** The last two columns are there when somebody has something to say in them. */
+function renderInstances({ name, datacenter, endpoints }: ServiceEntry): string {
+  const hasRoles = endpoints.some(
+    (endpoint) =>
+      endpoint.service !== name || endpoint.datacenter !== datacenter || endpoint.priority !== 0,
+  )
+  const hasEjected = endpoints.some(({ ejected }) => ejected !== null)
+  return renderTable(
+    [
+      'INSTANCE',
+      'NODE',
+      'ADDRESS',
+      'HEALTH',
+      'LOCAL',
+      ...(hasRoles ? ['SERVES AS'] : []),
+      ...(hasEjected ? ['AVOIDED'] : []),
+    ],
+    endpoints.map((endpoint) => [
+      endpoint.id,
+      endpoint.node,
+      endpoint.address,
+      { text: endpoint.health, tone: healthTone(endpoint.health) },
+      endpoint.local ? 'yes' : '-',
+      ...(hasRoles ? [roleOf(endpoint)] : []),
+      ...(hasEjected ? [ejectionCell(endpoint.ejected)] : []),
+    ]),
+  )
+}
+
+/** Of which service and datacenter, and whether it is there for failover only. */
+function roleOf(endpoint: EndpointEntry): string {
+  const role = endpoint.priority === 0 ? '' : `, failover ${endpoint.priority}`
+  return `${endpoint.service} in ${endpoint.datacenter}${role}`
+}
+
+function ejectionCell(ejected: EndpointEntry['ejected']): Cell {
+  if (ejected === null) return '-'
+  const { workers, ofWorkers, leftMs, reason } = ejected
+  const by = ofWorkers === 1 ? '' : ` by ${workers}/${ofWorkers} workers`
+  const until = leftMs === 0 ? 'until a connection succeeds' : `for ${formatAge(leftMs)} more`
+  return { text: `${until}${by}: ${reason}`, tone: 'bad' }
 }
 
 function renderLocal(local: readonly LocalServiceEntry[]): string {

@@ -11,6 +11,7 @@ import { formatAddress, type SocketAddress } from '../model/address.ts'
 import type {
   CertsDocument,
   ConnectionEntry,
+  EjectionEntry,
   LocalServiceEntry,
   PeersDocument,
   RefusedEntry,
@@ -81,10 +82,14 @@ export function createAdminView(state: DaemonState, exposition: Exposition): Adm
   }
   return {
     status: async () => statusOf(state, (await state.pool.connections(0)).countByWorker),
-    services: async () => ({
-      services: [...(state.discovery()?.current().services.values() ?? [])].map(serviceEntry),
-      local: state.services.map(localEntry),
-    }),
+    services: async () => {
+      const ejections = ejectionsByKey(await state.pool.ejections())
+      const services = [...(state.discovery()?.current().services.values() ?? [])]
+      return {
+        services: services.map((service) => serviceEntry(service, ejections)),
+        local: state.services.map(localEntry),
+      }
+    },
     peers,
     connections: async () => {
       const { connections, countByWorker } = await state.pool.connections(MAX_CONNECTIONS)
@@ -193,17 +198,42 @@ function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusD
   }
 }
 
-function serviceEntry(service: MeshService): ServiceEntry {
+/** What the workers avoid, put together. */
+function ejectionsByKey(
+  byWorker: Awaited<ReturnType<WorkerPool['ejections']>>,
+): ReadonlyMap<string, EjectionEntry> {
+  const entries = new Map<string, EjectionEntry>()
+  for (const { key, reason, leftMs } of byWorker.flat()) {
+    const before = entries.get(key)
+    entries.set(key, {
+      workers: (before?.workers ?? 0) + 1,
+      ofWorkers: byWorker.length,
+      reason,
+      leftMs: Math.round(Math.max(before?.leftMs ?? 0, leftMs)),
+    })
+  }
+  return entries
+}
+
+function serviceEntry(
+  service: MeshService,
+  ejections: ReadonlyMap<string, EjectionEntry>,
+): ServiceEntry {
   return {
     name: service.name,
+    datacenter: service.datacenter,
     protocol: service.protocol,
     virtualIps: service.virtualIps,
-    endpoints: service.endpoints.map(({ id, node, tunnel, health, local }) => ({
-      id,
-      node,
-      address: formatAddress(tunnel),
-      health,
-      local,
+    endpoints: service.endpoints.map((endpoint) => ({
+      id: endpoint.id,
+      node: endpoint.node,
+      address: formatAddress(endpoint.tunnel),
+      health: endpoint.health,
+      local: endpoint.local,
+      service: endpoint.service,
+      datacenter: endpoint.datacenter,
+      priority: endpoint.priority,
+      ejected: ejections.get(endpoint.key) ?? null,
     })),
   }
 }

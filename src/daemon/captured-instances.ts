@@ -8,8 +8,9 @@ import type { MeshService } from '../model/snapshot.ts'
 /** The addresses that belong into the sets. */
 export function capturedInstances(services: Iterable<MeshService>): SocketAddress[] {
   const addresses: SocketAddress[] = []
+  // What a service is redirected to is captured if that other service is used as well.
   for (const service of services)
-    for (const { application, local } of service.endpoints)
-      if (application !== undefined && !local) addresses.push(application)
+    for (const { application, local, service: owner } of service.endpoints)
+      if (application !== undefined && !local && owner === service.name) addresses.push(application)
   return addresses
 }

@@ -154,16 +154,17 @@ function explainPair(facts: HostFacts, from: string, to: string): Explanation {
   draft.service = service.name
   const chosen = describeEndpoints(draft, facts, service, found.pinned)
   // When nobody would be picked, the rest is told as if somebody were.
-  const meant = chosen.length > 0 ? chosen : service.endpoints
+  const meant = chosen.length > 0 ? chosen : firstOf(service.endpoints)
+  const reached = reachedBy(service, meant)
   const remote = meant.filter(({ local }) => !local)
   describeCertificate(draft, facts, {
     source,
-    service,
+    service: reached,
     isNeeded: remote.length > 0 || meant.length === 0,
   })
-  describeTunnel(draft, facts, { source, service, remote })
-  describePolicy(draft, facts, { source, service, chosen: meant })
-  describeDelivery(draft, facts, service, chosen)
+  describeTunnel(draft, facts, { source, service: reached, remote })
+  describePolicy(draft, facts, { source, service: reached, chosen: meant })
+  describeDelivery(draft, facts, reached, chosen)
   const where = remote.length > 0 ? 'through a tunnel' : 'on this host'
   return draft.finish(facts, asked, `${source} may reach ${service.name}, ${where}`)
 }
@@ -662,6 +663,33 @@ function describeRoute(
   return { service, pinned }
 }
 
+/** Those of the first priority that there is. */
+function firstOf(endpoints: readonly Endpoint[]): readonly Endpoint[] {
+  const first = Math.min(...endpoints.map(({ priority }) => priority))
+  return endpoints.filter(({ priority }) => priority === first)
+}
+
+/** The service as its peers prove it: endpoints of one priority are of one service in one datacenter. */
+function reachedBy(service: MeshService, endpoints: readonly Endpoint[]): MeshService {
+  const [first] = endpoints
+  if (first === undefined) return service
+  return { ...service, name: first.service, datacenter: first.datacenter }
+}
+
+/** Leaves out, as the balancer does, what comes later than the first priority that has somebody. */
+function withoutLater(choices: readonly EndpointChoice[]): readonly EndpointChoice[] {
+  const healthy = choices.filter(({ excluded }) => excluded === null)
+  // When nobody else remains, those that failed are used.
+  const isPanic = healthy.length === 0
+  const candidates = isPanic ? choices.filter(({ health }) => health !== 'critical') : healthy
+  const first = Math.min(...candidates.map(({ priority }) => priority))
+  return choices.map((choice) => {
+    if (!candidates.includes(choice)) return choice
+    if (choice.priority === first) return { ...choice, excluded: null }
+    return { ...choice, excluded: `it is for failover (step ${choice.priority})` }
+  })
+}
+
 /** Returns the endpoints of which one would be taken. */
 function describeEndpoints(
   draft: Draft,
@@ -669,7 +697,8 @@ function describeEndpoints(
   service: MeshService,
   pinned: Endpoint | undefined,
 ): readonly Endpoint[] {
-  const choices = service.endpoints.map((endpoint) => choiceOf(facts, endpoint, pinned))
+  const all = service.endpoints.map((endpoint) => choiceOf(facts, endpoint, pinned))
+  const choices = pinned === undefined ? withoutLater(all) : all
   const byCost = (left: EndpointChoice, right: EndpointChoice): number =>
     Number(left.excluded !== null) - Number(right.excluded !== null) ||
     (left.cost ?? 0) - (right.cost ?? 0)
@@ -678,7 +707,7 @@ function describeEndpoints(
     choices.filter(({ excluded }) => excluded === null).map(({ endpoint }) => endpoint),
   )
   const chosen = service.endpoints.filter(({ key }) => keys.has(key))
-  const details = draft.endpoints.map(endpointText)
+  const details = draft.endpoints.map((choice) => endpointText(choice, service))
   const [first] = chosen
   if (first === undefined) {
     const why = choices.length === 0 ? 'it has no instance' : 'none of its instances may be picked'
@@ -717,13 +746,16 @@ function choiceOf(
   return {
     endpoint: endpoint.key,
     node: endpoint.node,
+    service: endpoint.service,
+    datacenter: endpoint.datacenter,
+    priority: endpoint.priority,
     address: formatAddress(endpoint.tunnel),
     health: endpoint.health,
     weight: endpoint.weight,
     local: endpoint.local,
     excluded:
       pinned === undefined
-        ? (exclusionOf(endpoint) ?? null)
+        ? (exclusionOf(endpoint) ?? ejectionOf(loads))
         : isOther
           ? 'another instance was asked for'
           : null,
@@ -733,14 +765,23 @@ function choiceOf(
   }
 }
 
-function endpointText(choice: EndpointChoice): string {
+/** Why no worker would pick it for its failures; null when one would. */
+function ejectionOf(loads: HostFacts['loads']): string | null {
+  const [first] = loads
+  if (first === undefined || loads.some(({ ejectedFor }) => ejectedFor === null)) return null
+  return `connections to it failed (${first.ejectedFor})`
+}
+
+function endpointText(choice: EndpointChoice, asked: MeshService): string {
+  const isOther = choice.service !== asked.name || choice.datacenter !== asked.datacenter
+  const role = isOther ? ` of ${choice.service} in ${choice.datacenter}` : ''
   const where = choice.local ? 'on this host' : choice.address
   const known =
     choice.cost === null
       ? 'not tried yet'
       : `cost ${choice.cost.toFixed(2)}, ${choice.inFlight} in flight${choice.failures > 0 ? `, ${choice.failures} failures` : ''}`
   const out = choice.excluded === null ? '' : `: left out, ${choice.excluded}`
-  return `${choice.endpoint} ${where}, ${choice.health}, weight ${choice.weight}, ${known}${out}`
+  return `${choice.endpoint}${role} ${where}, ${choice.health}, weight ${choice.weight}, ${known}${out}`
 }
 
 function describeCertificate(

@@ -28,6 +28,9 @@ const intention = z.looseObject({
 
 const endpoint = z.looseObject({
   key: z.string(),
+  service: z.string(),
+  datacenter: z.string(),
+  priority: z.number(),
   id: z.string(),
   node: z.string(),
   tunnel: address,
@@ -129,6 +132,7 @@ const facts = z.looseObject({
       inFlight: z.number(),
       cost: z.number(),
       failures: z.number(),
+      ejectedFor: z.string().nullable(),
     }),
   ),
 })

@@ -10,6 +10,7 @@ import { compilePolicy } from '../controlplane/discovery/compile.ts'
 import { canonicalIp } from '../model/address.ts'
 import type { CertsDocument, StatusDocument, TunnelEntry } from '../model/admin.ts'
 import { FACTS_FORMAT, FACTS_VERSION, type HostFacts, type PolicyFacts } from '../model/facts.ts'
+import type { MeshService } from '../model/snapshot.ts'
 import type { DaemonState } from './admin-view.ts'
 
 /** How long the catalog may take to tell the rules of other hosts' services, milliseconds. */
@@ -47,13 +48,21 @@ export async function collectFacts(
   const snapshot = state.discovery()?.current()
   const known = [...(snapshot?.services.values() ?? [])]
   const own = [...(snapshot?.policies.values() ?? [])]
-  const wanted = scope === 'all' ? known.map(({ name }) => name) : [scope.service ?? '']
-  const elsewhere = wanted.filter((name) => name !== '' && snapshot?.policies.has(name) !== true)
+  const asked =
+    scope === 'all' ? known : [snapshot?.services.get(scope.service ?? '')].filter(isKnown)
+  // A redirect leads to another service, and the rules for that one decide.
+  const wanted = new Set([
+    ...(scope === 'all' ? [] : [scope.service ?? '']),
+    ...asked.flatMap(({ name, endpoints }) => [name, ...endpoints.map((each) => each.service)]),
+  ])
+  const elsewhere = [...wanted].filter(
+    (name) => name !== '' && snapshot?.policies.has(name) !== true,
+  )
   // A service of this host whose rules are not loaded must show as such.
   const offered = new Set(
     state.services.filter(({ target }) => target !== undefined).map(({ name }) => name),
   )
-  const [asked, loads] = await Promise.all([
+  const [rules, loads] = await Promise.all([
     askPolicies(
       state.catalog(),
       elsewhere.filter((name) => !offered.has(name)).slice(0, MAX_POLICIES),
@@ -78,7 +87,7 @@ export async function collectFacts(
     services: known,
     policies: [
       ...own.map((policy): PolicyFacts => ({ ...policy, origin: 'snapshot' })),
-      ...asked.map((policy): PolicyFacts => ({ ...compilePolicy(policy), origin: 'catalog' })),
+      ...rules.map((policy): PolicyFacts => ({ ...compilePolicy(policy), origin: 'catalog' })),
     ],
     local: state.services,
     domains: SERVICE_DOMAINS,
@@ -91,6 +100,10 @@ export async function collectFacts(
     tunnels,
     loads,
   }
+}
+
+function isKnown(service: MeshService | undefined): service is MeshService {
+  return service !== undefined
 }
 
 /** The catalog's rules for destinations of other hosts; empty when it does not say in time. */

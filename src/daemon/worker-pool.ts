@@ -11,6 +11,7 @@
  * ```
  */
 import { Worker } from 'node:worker_threads'
+import type { Ejection } from '../dataplane/balance/outlier.ts'
 import type { FromWorker, PeerView, ToWorker, WorkerSettings } from '../dataplane/protocol.ts'
 import type { ConnectionView } from '../dataplane/proxy/connection-table.ts'
 import type { Refusal } from '../dataplane/proxy/refusals.ts'
@@ -152,6 +153,12 @@ export class WorkerPool {
   async peers(): Promise<readonly PeerView[]> {
     const answers = await this.ask({ what: 'peers' })
     return answers.flatMap((answer) => (answer?.kind === 'peers' ? answer.peers : []))
+  }
+
+  /** The instances that each worker avoids. A worker that does not answer is left out. */
+  async ejections(): Promise<readonly (readonly Ejection[])[]> {
+    const answers = await this.ask({ what: 'ejections' })
+    return answers.flatMap((answer) => (answer?.kind === 'ejections' ? [answer.ejections] : []))
   }
 
   /**
@@ -302,6 +309,7 @@ export class WorkerPool {
         if (member.restarts > 0) void member.thread?.terminate()
         break
       case 'peers':
+      case 'ejections':
       case 'connections':
       case 'refusals':
       case 'connection':

@@ -7,6 +7,7 @@ import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import type { LocalService } from '../model/service.ts'
 import type { SnapshotDelta } from '../model/snapshot.ts'
 import type { TrafficLabels } from '../telemetry/counters.ts'
+import type { Ejection } from './balance/outlier.ts'
 import type { EndpointStanding } from './balance/picker.ts'
 import type { ConnectionView } from './proxy/connection-table.ts'
 import type { Refusal } from './proxy/refusals.ts'
@@ -51,7 +52,7 @@ export type ToWorker =
   | { readonly kind: 'roots'; readonly bundle: TrustBundle }
   | { readonly kind: 'listen' }
   | { readonly kind: 'drain'; readonly deadlineMs: number }
-  | { readonly kind: 'ask'; readonly id: number; readonly what: 'peers' }
+  | { readonly kind: 'ask'; readonly id: number; readonly what: 'peers' | 'ejections' }
   /** At most `limit` connections are listed; all are counted. */
   | {
       readonly kind: 'ask'
@@ -93,6 +94,7 @@ export type FromWorker =
   /** Sent every second: the thread's event loop turns. */
   | { readonly kind: 'alive' }
   | { readonly kind: 'peers'; readonly id: number; readonly peers: readonly PeerView[] }
+  | { readonly kind: 'ejections'; readonly id: number; readonly ejections: readonly Ejection[] }
   | {
       readonly kind: 'connections'
       readonly id: number

@@ -260,6 +260,8 @@ class Worker {
           id,
           connection: this.connections.find(question.connection),
         })
+      case 'ejections':
+        return this.post({ kind: 'ejections', id, ejections: this.plane.balancer.ejections() })
       case 'loads':
         return this.post({ kind: 'loads', id, loads: this.loads(question.service) })
       default:
@@ -284,10 +286,10 @@ class Worker {
   /** Intentions changed: live connections that they now deny are ended (Consul's own proxies leave them). */
   private recheckPolicies(): void {
     this.connections.abortWhere(
-      ({ isDecidedHere, source, destination }) =>
+      ({ isDecidedHere, source, destination, reached = destination }) =>
         isDecidedHere &&
-        destination !== undefined &&
-        !evaluate(source, this.snapshot.policies.get(destination)).allow,
+        reached !== undefined &&
+        !evaluate(source, this.snapshot.policies.get(reached)).allow,
       'DENY',
       new MeshError('HM_POLICY_DENIED', 'The intentions have changed and deny it now'),
     )
@@ -502,6 +504,7 @@ class Worker {
       wallMs >= endOf(footing) ? expiry(footing, wallMs) : undefined,
     )
     this.pool.tick(nowMs, wallMs)
+    this.plane.balancer.tick()
     let streams = 0
     let retired = 0
     for (const { session, destination, footing, notAfterMs } of this.inboundSessions) {
@@ -521,6 +524,7 @@ class Worker {
     for (const { session } of outbound) streams += session.streamCount
     this.workerCounters.set('tunnelSessionsActive', this.inboundSessions.size + outbound.length)
     this.workerCounters.set('tunnelStreamsActive', streams)
+    this.workerCounters.set('ejectedEndpoints', this.plane.balancer.ejectedCount)
     this.post({ kind: 'alive' })
   }
 

@@ -95,6 +95,8 @@ export interface ServicesDocument {
 /** A service of the mesh. */
 export interface ServiceEntry {
   readonly name: string
+  /** This host's own: where the name is looked up. Its instances may be of another. */
+  readonly datacenter: string
   readonly protocol: string
   readonly virtualIps: readonly string[]
   readonly endpoints: readonly EndpointEntry[]
@@ -108,6 +110,23 @@ export interface EndpointEntry {
   readonly address: string
   readonly health: 'passing' | 'warning' | 'critical'
   readonly local: boolean
+  /** What it is an instance of: another service than the listed one after a redirect or as failover. */
+  readonly service: string
+  readonly datacenter: string
+  /** 0 takes the traffic; 1 and up when no instance before has remained. */
+  readonly priority: number
+  /** Null unless connections to it failed and it is avoided for that. */
+  readonly ejected: EjectionEntry | null
+}
+
+/** Why an instance is avoided whatever the catalog says of it. */
+export interface EjectionEntry {
+  /** Data-plane workers that avoid it, and those that were asked: each learns for itself. */
+  readonly workers: number
+  readonly ofWorkers: number
+  readonly reason: string
+  /** Until the last of them lets a connection try it again. */
+  readonly leftMs: number
 }
 
 /** A service of this host. */

@@ -42,6 +42,11 @@ export interface Station {
 export interface EndpointChoice {
   readonly endpoint: string
   readonly node: string
+  /** What it is an instance of: another service than was asked for after a redirect or as failover. */
+  readonly service: string
+  readonly datacenter: string
+  /** 0 takes the traffic; 1 and up when no instance before has remained. */
+  readonly priority: number
   /** Its mesh listener, `ip:port`. */
   readonly address: string
   readonly health: string

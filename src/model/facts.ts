@@ -97,4 +97,6 @@ export interface LoadFacts {
   readonly cost: number
   /** Failures since the last success. */
   readonly failures: number
+  /** Why this worker avoids it while anybody else remains; null when it does not. */
+  readonly ejectedFor: string | null
 }

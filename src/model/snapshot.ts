@@ -12,12 +12,14 @@ import type { DefaultPolicy, Intention } from './intention.ts'
 /** One service of the mesh and all its instances. */
 export interface MeshService {
   readonly name: string
+  /** This host's own: where the name was looked up. What serves it says its own. */
   readonly datacenter: string
   /** Addresses that exist only for capture, canonical; empty when the service has none. */
   readonly virtualIps: readonly string[]
   /** From service-defaults; 'tcp' when nothing says otherwise. Traffic is opaque bytes whatever it says. */
   readonly protocol: string
   readonly connectTimeoutMs: number
+  /** Of the service itself, or of those that it is redirected and fails over to; in the order of their priority. */
   readonly endpoints: readonly Endpoint[]
 }
 

@@ -36,19 +36,29 @@ export function formatServerName(identity: ServiceIdentity): string {
 }
 
 /**
- * The service that a TLS server name asks for, given our own datacenter and trust domain; undefined
- * when the name is of another shape or place. Compared without regard to case, as DNS names are.
+ * Which of the services offered in our datacenter and trust domain a TLS server name asks for; undefined
+ * when none is, or when the name is of another shape or place. Sidecars put a resolver's subset in front
+ * (`v1.db.default.…`): that is the same service. Compared without regard to case, as DNS names are.
  */
 export function serviceOfServerName(
   serverName: string,
   place: Omit<ServiceIdentity, 'service'>,
+  offered: ReadonlySet<string>,
 ): string | undefined {
   const suffix = `.default.${place.datacenter}.internal.${place.trustDomain}`.toLowerCase()
   const name = serverName.toLowerCase()
   if (!name.endsWith(suffix)) return undefined
   const service = name.slice(0, -suffix.length)
-  return isServiceName(service) ? service : undefined
+  if (!isServiceName(service)) return undefined
+  // Service names may have dots as well: the whole name is tried first.
+  if (offered.has(service)) return service
+  const [subset = ''] = service.split('.', 1)
+  const rest = service.slice(subset.length + 1)
+  return SUBSET_NAME.test(subset) && isServiceName(rest) && offered.has(rest) ? rest : undefined
 }
+
+/** What Consul takes as the name of a subset: one DNS label. */
+const SUBSET_NAME = /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/
 
 /** Whether a name can be a mesh service: what fits a SPIFFE path and a server name, no pattern characters. */
 export function isServiceName(name: string): boolean {

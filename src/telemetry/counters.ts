@@ -216,6 +216,7 @@ export const workerCounterNames = [
   'acceptedConnections',
   'captureRefused',
   'overflow',
+  'outlierEjections',
   'protocolErrors',
   'tunnelHandshakes',
   'tunnelHandshakeFailures',
@@ -227,6 +228,7 @@ export const workerCounterNames = [
 export const workerGaugeNames = [
   'tunnelSessionsActive',
   'tunnelStreamsActive',
+  'ejectedEndpoints',
   'eventLoopDelayMs',
 ] as const
 

@@ -173,6 +173,12 @@ const collectors: Record<
   acceptedConnections: (reading) => single(reading.counters.acceptedConnections),
   captureRefused: (reading) => single(reading.counters.captureRefused),
   overflow: (reading) => single(reading.counters.overflow),
+  outlierEjections: (reading) => single(reading.counters.outlierEjections),
+  ejectedEndpoints: ({ gauges }) =>
+    gauges.map((worker) => ({
+      value: worker.gauges.ejectedEndpoints,
+      labels: { thread: String(worker.worker) },
+    })),
   protocolErrors: (reading) => single(reading.counters.protocolErrors),
   tunnelHandshakes: (reading) => single(reading.counters.tunnelHandshakes),
   tunnelHandshakeFailures: (reading) => single(reading.counters.tunnelHandshakeFailures),

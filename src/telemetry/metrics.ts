@@ -84,6 +84,18 @@ export const metrics = {
     help: 'Connections and streams refused because a limit of this host was reached',
     labels: [],
   },
+  outlierEjections: {
+    name: 'hostmesh_outlier_ejections_total',
+    type: 'counter',
+    help: 'Times an instance was ejected because connections to it failed, each worker for itself',
+    labels: [],
+  },
+  ejectedEndpoints: {
+    name: 'hostmesh_outlier_ejected_endpoints',
+    type: 'gauge',
+    help: 'Instances that a data-plane worker avoids now because connections to them failed',
+    labels: ['thread'],
+  },
   protocolErrors: {
     name: 'hostmesh_tunnel_protocol_errors_total',
     type: 'counter',

@@ -1,5 +1,6 @@
 /**
- * A real Consul for a test: one server on a host of its own and a client agent on every mesh host.
+ * A real Consul for a test: one server on a host of its own and a client agent on every mesh host. With several
+ * datacenters, a server for each; they are joined over the WAN, and dc1 is the primary of them.
  *
  * Each agent also listens on a unix socket, which is how the test process talks to it from outside of its
  * namespace. ACLs are off, so Consul's default is to allow; a `* -> *` deny makes it the harness's default.
@@ -16,6 +17,14 @@ import type { Instance, TestCatalog } from './test-catalog.ts'
 
 /** Name of the host that the server runs on; add it to the network. */
 export const CONSUL_HOST = 'consul'
+
+/** The datacenter of a host that is given no other. */
+export const PRIMARY_DATACENTER = 'dc1'
+
+/** Name of the host that a datacenter's server runs on. */
+export function consulHostOf(datacenter: string): string {
+  return datacenter === PRIMARY_DATACENTER ? CONSUL_HOST : `${CONSUL_HOST}-${datacenter}`
+}
 
 /** Timers that make a failed agent known in a second instead of ten. */
 const FAST_GOSSIP = {
@@ -63,6 +72,17 @@ export class ConsulAgent implements AsyncDisposable {
     )
   }
 
+  /** Waits until its datacenter has a CA: a secondary gets it from the primary. */
+  async signs(): Promise<void> {
+    await eventually(
+      async () => {
+        const { Roots } = (await this.get('/v1/connect/ca/roots')) as { Roots: unknown[] | null }
+        if ((Roots ?? []).length === 0) throw new Error('The datacenter has no CA yet')
+      },
+      { withinMs: 60_000, everyMs: 100 },
+    )
+  }
+
   /** Ends it without a farewell, as a crash does: its node stays in the catalog. */
   async kill(): Promise<void> {
     await this.process?.kill()
@@ -83,12 +103,13 @@ export class ConsulAgent implements AsyncDisposable {
 
   private common(): Record<string, unknown> {
     return {
-      datacenter: 'dc1',
+      datacenter: PRIMARY_DATACENTER,
       data_dir: join(this.folder, 'data'),
       bind_addr: this.namespace.ip,
       client_addr: '127.0.0.1',
       addresses: { http: `127.0.0.1 unix://${this.socketPath}` },
       gossip_lan: FAST_GOSSIP,
+      gossip_wan: FAST_GOSSIP,
       disable_update_check: true,
       log_level: 'warn',
       // Names are resolved by nobody here, and two ports fewer can clash.
@@ -97,45 +118,78 @@ export class ConsulAgent implements AsyncDisposable {
   }
 }
 
-/** The server, the agents of all hosts, and the catalog they make up. */
-export class Consul implements TestCatalog {
-  readonly server: ConsulAgent
-  private readonly agents: ReadonlyMap<string, ConsulAgent>
+/** Which hosts are in another datacenter than dc1. */
+export type Datacenters = Readonly<Record<string, string>>
 
-  private constructor(server: ConsulAgent, agents: ReadonlyMap<string, ConsulAgent>) {
-    this.server = server
+/** The servers, the agents of all hosts, and the catalog they make up. */
+export class Consul implements TestCatalog {
+  /** That of dc1. */
+  readonly server: ConsulAgent
+  private readonly servers: ReadonlyMap<string, ConsulAgent>
+  private readonly agents: ReadonlyMap<string, ConsulAgent>
+  private readonly datacenters: Datacenters
+
+  private constructor(
+    servers: ReadonlyMap<string, ConsulAgent>,
+    agents: ReadonlyMap<string, ConsulAgent>,
+    datacenters: Datacenters,
+  ) {
+    this.servers = servers
     this.agents = agents
+    this.datacenters = datacenters
+    this.server = this.serverOf(PRIMARY_DATACENTER)
   }
 
-  /** Starts a server and one client agent a host, and waits until all of them answer. */
-  static async create(folder: string, network: Network, hosts: readonly string[]): Promise<Consul> {
-    const serverHost = network.host(CONSUL_HOST)
-    const server = new ConsulAgent(join(folder, 'consul-server'), serverHost)
-    const agents = new Map(
-      hosts.map((host) => [
-        host,
-        new ConsulAgent(join(folder, `consul-${host}`), network.host(host)),
+  /** Starts a server a datacenter and one client agent a host, and waits until all of them answer. */
+  static async create(
+    folder: string,
+    network: Network,
+    hosts: readonly string[],
+    datacenters: Datacenters = {},
+  ): Promise<Consul> {
+    const agentOn = (host: string): readonly [string, ConsulAgent] => [
+      host,
+      new ConsulAgent(join(folder, `consul-${host}`), network.host(host)),
+    ]
+    const names = [...new Set([PRIMARY_DATACENTER, ...Object.values(datacenters)])]
+    const servers = new Map(
+      names.map((name) => [
+        name,
+        new ConsulAgent(join(folder, `server-${name}`), network.host(consulHostOf(name))),
       ]),
     )
-    const consul = new Consul(server, agents)
+    const consul = new Consul(servers, new Map(hosts.map(agentOn)), datacenters)
+    const federation = (datacenter: string): Record<string, unknown> =>
+      names.length === 1 ? {} : { datacenter, primary_datacenter: PRIMARY_DATACENTER }
     try {
-      await server.start({
-        server: true,
-        bootstrap_expect: 1,
-        node_name: 'consul-server',
-        connect: { enabled: true },
-        performance: { raft_multiplier: 1 },
-      })
+      for (const [datacenter, server] of servers) {
+        const isPrimary = datacenter === PRIMARY_DATACENTER
+        await server.start({
+          server: true,
+          bootstrap_expect: 1,
+          node_name: isPrimary ? 'consul-server' : `consul-server-${datacenter}`,
+          connect: { enabled: true },
+          performance: { raft_multiplier: 1 },
+          ...federation(datacenter),
+          ...(isPrimary ? {} : { retry_join_wan: [network.host(CONSUL_HOST).ip] }),
+        })
+        // A secondary that finds no primary has no certificates for half a minute.
+        if (names.length > 1) await server.ready()
+        if (!isPrimary) await server.signs()
+      }
       await Promise.all(
-        [...agents].map(([host, agent]) =>
+        [...consul.agents].map(([host, agent]) =>
           agent.start({
             node_name: host,
-            retry_join: [serverHost.ip],
+            retry_join: [network.host(consulHostOf(consul.datacenterOf(host))).ip],
             retry_interval: '500ms',
+            ...federation(consul.datacenterOf(host)),
           }),
         ),
       )
-      await Promise.all([server, ...agents.values()].map((agent) => agent.ready()))
+      await Promise.all(
+        [...servers.values(), ...consul.agents.values()].map((agent) => agent.ready()),
+      )
       await consul.setIntention('*', '*', 'deny')
     } catch (error) {
       await consul[Symbol.asyncDispose]()
@@ -151,8 +205,24 @@ export class Consul implements TestCatalog {
     return agent
   }
 
-  sections(): Pick<ConfigInput, 'catalog' | 'certificates'> {
-    return { catalog: { kind: 'consul', watch: 'all' }, certificates: { kind: 'consul' } }
+  /** The server of one datacenter. */
+  serverOf(datacenter: string): ConsulAgent {
+    const server = this.servers.get(datacenter)
+    if (server === undefined) throw new Error(`No Consul server of datacenter '${datacenter}'`)
+    return server
+  }
+
+  /** The datacenter of one host. */
+  datacenterOf(host: string): string {
+    return this.datacenters[host] ?? PRIMARY_DATACENTER
+  }
+
+  sections(host: string): Pick<ConfigInput, 'catalog' | 'certificates' | 'datacenter'> {
+    return {
+      datacenter: this.datacenterOf(host),
+      catalog: { kind: 'consul', watch: 'all' },
+      certificates: { kind: 'consul' },
+    }
   }
 
   async prepare(): Promise<void> {
@@ -193,7 +263,9 @@ export class Consul implements TestCatalog {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all(
-      [this.server, ...this.agents.values()].map((agent) => agent[Symbol.asyncDispose]()),
+      [...this.servers.values(), ...this.agents.values()].map((agent) =>
+        agent[Symbol.asyncDispose](),
+      ),
     )
   }
 }

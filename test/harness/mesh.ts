@@ -19,7 +19,7 @@ import { chmod, mkdir, mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { ConfigInput } from '../../src/config/schema.ts'
-import { CONSUL_HOST, Consul } from './consul.ts'
+import { CONSUL_HOST, Consul, consulHostOf, type Datacenters } from './consul.ts'
 import { eventually } from './eventually.ts'
 import { FileCatalog } from './file-catalog.ts'
 import { Host } from './host.ts'
@@ -39,6 +39,8 @@ export interface MeshOptions {
   readonly users?: 'distinct' | 'one'
   /** Hosts without a daemon of ours: Connect sidecars, impostors. */
   readonly daemonless?: readonly string[]
+  /** Hosts of another datacenter than dc1; only with Consul. */
+  readonly datacenters?: Datacenters
   /**
    * Sections that replace the harness's own in every host's configuration. With a Consul `catalog` that follows
    * less than all services, {@link Mesh.settled} waits for those that a host follows.
@@ -67,9 +69,13 @@ export async function startMesh(options: MeshOptions): Promise<Mesh> {
   undo.defer(onEarlyExit(() => rmSync(folder, { recursive: true, force: true })))
   const { hosts } = options
   const isConsul = options.catalog === 'consul'
-  const network = undo.use(await Network.create(isConsul ? [...hosts, CONSUL_HOST] : hosts))
+  const { datacenters = {} } = options
+  const consulHosts = [CONSUL_HOST, ...new Set(Object.values(datacenters).map(consulHostOf))]
+  const network = undo.use(await Network.create(isConsul ? [...hosts, ...consulHosts] : hosts))
   const catalog: TestCatalog = undo.use(
-    isConsul ? await Consul.create(folder, network, hosts) : await FileCatalog.create(folder),
+    isConsul
+      ? await Consul.create(folder, network, hosts, datacenters)
+      : await FileCatalog.create(folder),
   )
   return new Mesh({ options, folder, network, catalog, undo: undo.move() })
 }
@@ -242,7 +248,13 @@ export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposabl
 
   private async assertKnown(host: Host): Promise<void> {
     const { services } = await host.daemon.services()
-    const expected = Map.groupBy(this.instances.values(), ({ service }) => service)
+    const datacenterOf = (name: string): string | undefined => this.options.datacenters?.[name]
+    const expected = Map.groupBy(
+      [...this.instances.values()].filter(
+        (instance) => datacenterOf(instance.host) === datacenterOf(host.name),
+      ),
+      ({ service }) => service,
+    )
     const { catalog } = this.options.config ?? {}
     const followsAll = catalog?.kind !== 'consul' || catalog.watch === 'all'
     const names = new Set([
@@ -250,7 +262,10 @@ export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposabl
       ...services.map(({ name }) => name),
     ])
     for (const name of names) {
-      const known = services.find((service) => service.name === name)?.endpoints ?? []
+      const known =
+        services
+          .find((service) => service.name === name)
+          ?.endpoints.filter(({ priority }) => priority === 0) ?? []
       const wanted = (expected.get(name) ?? []).map((instance) => instance.host).toSorted()
       const healthy = known
         .filter(({ health }) => health === 'passing')

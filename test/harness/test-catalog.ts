@@ -15,8 +15,8 @@ export interface Instance {
 
 /** Where services, intentions and certificates come from in a test. */
 export interface TestCatalog extends AsyncDisposable {
-  /** The `catalog` and `certificates` sections of a host's configuration. */
-  sections(host: string): Pick<ConfigInput, 'catalog' | 'certificates'>
+  /** The `catalog` and `certificates` sections of a host's configuration, and its datacenter unless it is dc1. */
+  sections(host: string): Pick<ConfigInput, 'catalog' | 'certificates' | 'datacenter'>
   /** Makes certificates for these services available on a host. */
   prepare(host: string, services: readonly string[]): Promise<void>
   /** The application exists from now on. */

@@ -142,6 +142,38 @@ test('services lists those of the mesh and of this host; with a name, its instan
     ['db-1', 'host-b', '10.0.0.7:15443', 'passing', '-'],
     ['db-2', 'host-c', '10.0.0.8:15443', 'critical', '-'],
   ])
+  const [{ endpoints } = { endpoints: [] }] = services.services
+  const [first, second] = endpoints
+  assert.ok(first !== undefined && second !== undefined)
+  const reason = 'Cannot reach db at 10.0.0.7:15443'
+  await using odd = await startScripted(
+    scriptedView({
+      services: () =>
+        Promise.resolve({
+          services: [
+            {
+              ...services.services[0]!,
+              endpoints: [
+                { ...first, ejected: { workers: 1, ofWorkers: 2, leftMs: 42_000, reason } },
+                { ...second, service: 'db-copy', datacenter: 'dc2', priority: 1 },
+              ],
+            },
+          ],
+          local: [],
+        }),
+    }),
+  )
+  const other = await hostmesh(['services', 'db', '--addr', `unix://${odd.socketPath}`])
+  assert.deepEqual(
+    lines(other.stdout)
+      .map(cells)
+      .map((row) => row.slice(-2)),
+    [
+      ['SERVES AS', 'AVOIDED'],
+      ['db in dc1', `for 42s more by 1/2 workers: ${reason}`],
+      ['db-copy in dc2, failover 1', '-'],
+    ],
+  )
   const unknown = await hostmesh(['services', 'nosuch', ...address])
   assert.equal(unknown.code, 4)
   assert.equal(unknown.stdout, '')

@@ -52,14 +52,35 @@ export const services: ServicesDocument = {
   services: [
     {
       name: 'db',
+      datacenter: 'dc1',
       protocol: 'tcp',
       virtualIps: ['240.1.2.3'],
       endpoints: [
-        { id: 'db-1', node: 'host-b', address: '10.0.0.7:15443', health: 'passing', local: false },
-        { id: 'db-2', node: 'host-c', address: '10.0.0.8:15443', health: 'critical', local: false },
+        {
+          id: 'db-1',
+          node: 'host-b',
+          address: '10.0.0.7:15443',
+          health: 'passing',
+          local: false,
+          service: 'db',
+          datacenter: 'dc1',
+          priority: 0,
+          ejected: null,
+        },
+        {
+          id: 'db-2',
+          node: 'host-c',
+          address: '10.0.0.8:15443',
+          health: 'critical',
+          local: false,
+          service: 'db',
+          datacenter: 'dc1',
+          priority: 0,
+          ejected: null,
+        },
       ],
     },
-    { name: 'cache', protocol: 'tcp', virtualIps: [], endpoints: [] },
+    { name: 'cache', datacenter: 'dc1', protocol: 'tcp', virtualIps: [], endpoints: [] },
   ],
   local: [
     {

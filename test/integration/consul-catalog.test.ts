@@ -52,6 +52,9 @@ function instances(count: number): unknown[] {
 const ENDPOINT = {
   id: 'db-hostmesh',
   node: 'n0',
+  service: 'db',
+  datacenter: 'dc1',
+  priority: 0,
   tunnel: { ip: '10.0.0.1', port: 15_443 },
   application: undefined,
   health: 'passing',

@@ -184,6 +184,9 @@ export function endpoint(
   const id = parts.id ?? service
   return {
     key: `host-${tunnelPort}/${id}`,
+    service,
+    datacenter: 'dc1',
+    priority: 0,
     id,
     node: `host-${tunnelPort}`,
     tunnel: { ip: '127.0.0.1', port: tunnelPort },

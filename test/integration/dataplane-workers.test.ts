@@ -457,6 +457,39 @@ describe('an instance on the same host', () => {
     )
     assert.equal((await within(5_000, 'the reset', fate)).how, 'ECONNRESET')
   })
+
+  test('is guarded as the service that it is, under whatever name it was called', async () => {
+    await using undo = new AsyncDisposableStack()
+    const echo = undo.use(await startEcho())
+    const port = await freePort()
+    const upstreams = [{ destination: 'old-db', bind: { ip: '127.0.0.1', port } }]
+    const host = undo.use(
+      await startHost({
+        services: [
+          localService('web', { upstreams }),
+          localService('db', { target: { ip: '127.0.0.1', port: echo.port } }),
+        ],
+      }),
+    )
+    const own = endpoint('db', host.tunnelPort, { local: true })
+    const publish = (...rules: [string, 'allow' | 'deny'][]): void =>
+      host.publish({
+        ...snapshotOf('old-db', [own]),
+        policies: snapshotOf('db', [], rules).policies,
+      })
+    publish(['web', 'deny'])
+    assert.equal((await roundTrip(port, Buffer.from('x'))).how, 'ECONNRESET')
+    publish(['web', 'allow'])
+    const caller = await dial(port)
+    caller.write('x')
+    assert.equal(await read(caller, 1), 'x')
+    publish(['web', 'allow'], ['other', 'deny'])
+    caller.write('y')
+    assert.equal(await read(caller, 1), 'y', 'another rule has changed')
+    const fate = ending(caller)
+    publish(['web', 'deny'])
+    assert.equal((await within(5_000, 'the reset', fate)).how, 'ECONNRESET')
+  })
 })
 
 describe('a peer that opens streams by hand', () => {

@@ -316,6 +316,7 @@ export function looseConnection(): Connection {
     endpoint: undefined,
     peer: undefined,
     state: 'open',
+    reached: undefined,
     isDecidedHere: false,
     footing: undefined,
     openedAtMs: Date.now(),

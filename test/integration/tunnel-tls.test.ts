@@ -280,7 +280,9 @@ describe('the tunnel port refuses', () => {
         `db.default.${DATACENTER}.internal.other.test`,
         `*.default.${DATACENTER}.internal.${TRUST_DOMAIN}`,
         `.default.${DATACENTER}.internal.${TRUST_DOMAIN}`,
-        `db.db.default.${DATACENTER}.internal.${TRUST_DOMAIN}`,
+        `v1.evil.default.${DATACENTER}.internal.${TRUST_DOMAIN}`,
+        `a.v1.db.default.${DATACENTER}.internal.${TRUST_DOMAIN}`,
+        `_v1.db.default.${DATACENTER}.internal.${TRUST_DOMAIN}`,
         'db',
       ])
         test(`the server name ${name}`, async () => {
@@ -368,6 +370,13 @@ describe('the tunnel port admits', () => {
   test('a server name in capitals', async () => {
     await using port = await openTunnelPort(['db', 'cache'])
     const socket = client(port.port, { servername: SERVER_NAME.toUpperCase() })
+    assert.equal((await port.next()).destination, 'db')
+    socket.destroy()
+  })
+
+  test('a sidecar that asks for a subset of the service', async () => {
+    await using port = await openTunnelPort(['db', 'cache'])
+    const socket = client(port.port, { servername: `v1.${SERVER_NAME}` })
     assert.equal((await port.next()).destination, 'db')
     socket.destroy()
   })

@@ -39,9 +39,15 @@ function uniform(seed: number): () => number {
   }
 }
 
-function endpoint(key: string, parts: { health?: Health; weight?: number } = {}): Endpoint {
+function endpoint(
+  key: string,
+  parts: { health?: Health; weight?: number; priority?: number } = {},
+): Endpoint {
   return {
     key,
+    service: 'db',
+    datacenter: 'dc1',
+    priority: parts.priority ?? 0,
     id: key,
     node: key,
     tunnel: { ip: '10.0.0.1', port: 1 },
@@ -127,7 +133,7 @@ test('a slow instance is avoided at once, and comes back as time goes by', () =>
 test('a failed instance is avoided until its failure is old', () => {
   const clock = new StandingClock()
   const balancer = new Balancer(clock, dice(0, 0.99))
-  balancer.failed(a)
+  balancer.failed(a, [a, b], { cost: 'quick', reason: 'refused' })
   for (let i = 0; i < 50; i += 1) balancer.started(b)
   assert.equal(balancer.pick([a, b], none)?.key, 'b')
   clock.nowMs += 120_000

@@ -17,6 +17,9 @@ import { applyDelta, diffSnapshots } from '../../src/model/snapshot.ts'
 function endpoint(node: string, id: string, change: Partial<Endpoint> = {}): Endpoint {
   return {
     key: `${node}/${id}`,
+    service: id.replace(/-\d+$/, ''),
+    datacenter: '',
+    priority: 0,
     id,
     node,
     tunnel: { ip: '10.0.0.7', port: 15_443 },
@@ -299,6 +302,9 @@ const anyNumber = fc.oneof(fc.integer(), fc.double())
 const anyEndpoint = fc
   .record({
     node: fc.constantFrom('host-a', 'host-b'),
+    service: name,
+    datacenter: fc.constantFrom('', 'dc1', 'dc2'),
+    priority: fc.constantFrom(0, 1, 2),
     id: name,
     tunnel: fc.record({ ip, port: anyNumber }, plain),
     application: fc.option(fc.record({ ip, port: anyNumber }, plain), { nil: undefined }),
@@ -412,5 +418,45 @@ test('whatever came before, a compile says the same as one from nothing, virtual
       assert.deepEqual(warm.policies, cold.policies)
     }),
     { numRuns: 300 },
+  )
+})
+
+test('an instance of another service or datacenter is local only where this host runs it for real', () => {
+  const at = (change: Partial<Endpoint>): boolean | undefined => {
+    const source = service('old-db', { endpoints: [endpoint('host-a', 'db', change)] })
+    const { snapshot } = compile(
+      {
+        ...input({ localServices: [local('db')] }),
+        catalogServices: new Map([['old-db', source]]),
+      },
+      nothingCompiled,
+    )
+    return snapshot.services.get('old-db')?.endpoints[0]?.local
+  }
+  assert.equal(at({ service: 'db', datacenter: '' }), true, 'redirected to our own')
+  assert.equal(at({ service: 'db', datacenter: 'dc1' }), true)
+  assert.equal(at({ service: 'db', datacenter: 'dc2' }), false, 'a namesake of our node elsewhere')
+  assert.equal(at({ service: 'other', datacenter: 'dc1' }), false)
+})
+
+test('instances come in the order of their priority, whatever order the catalog has', () => {
+  const source = service('db', {
+    endpoints: [
+      endpoint('host-a', 'a', { service: 'db', priority: 2 }),
+      endpoint('host-b', 'b', { service: 'db', priority: 0 }),
+      endpoint('host-c', 'c', { service: 'db', priority: 1, datacenter: 'dc2' }),
+    ],
+  })
+  const { snapshot } = compile(
+    { ...input({}), catalogServices: new Map([['db', source]]) },
+    nothingCompiled,
+  )
+  assert.deepEqual(
+    snapshot.services.get('db')?.endpoints.map((one) => [one.id, one.datacenter]),
+    [
+      ['b', 'dc1'],
+      ['c', 'dc2'],
+      ['a', 'dc1'],
+    ],
   )
 })

@@ -5,17 +5,16 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { assert as check, jsonValue, property } from 'fast-check'
 import { fingerprint } from '../../src/controlplane/catalog/consul/blocking-query.ts'
-import { isDoubtful } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
 import {
   decodeAgentSelf,
   decodeAgentServices,
-  decodeChain,
   decodeHealth,
   decodeIntentions,
   decodeServiceNames,
   MAX_INSTANCES,
   parseGoDuration,
 } from '../../src/controlplane/catalog/consul/decode.ts'
+import { isDoubtful } from '../../src/controlplane/catalog/consul/service-watch.ts'
 import { errorCode } from '../../src/lib/errors.ts'
 
 interface ProxyFields {
@@ -69,6 +68,9 @@ test('a proxy becomes the endpoint of the instance that it stands for', () => {
   assert.deepEqual(endpoints, [
     {
       key: 'n1/db',
+      service: 'db',
+      datacenter: 'dc1',
+      priority: 0,
       id: 'db',
       node: 'n1',
       tunnel: { ip: '10.0.0.1', port: 15_443 },
@@ -371,7 +373,6 @@ test('decoders never crash, whatever JSON they are given', () => {
         () => decodeHealth('db', value),
         () => decodeHealth('db', [value, { Node: value, Service: value, Checks: value }]),
         () => decodeIntentions(['db'], { db: [value] }),
-        () => decodeChain('db', { Chain: value }),
         () => decodeAgentServices(value),
         () => decodeServiceNames(value),
         () => decodeAgentSelf(value),
@@ -385,29 +386,6 @@ test('decoders never crash, whatever JSON they are given', () => {
     }),
     { seed: 3, numRuns: 500 },
   )
-})
-
-test('protocol and connect timeout come from the chain, following references only', () => {
-  const chain = {
-    Protocol: 'http',
-    StartNode: 'router:db.default',
-    Nodes: {
-      'router:db.default': { Type: 'router', Routes: [] },
-      'resolver:x': { Type: 'resolver', Resolver: { ConnectTimeout: '7s', Target: 't1' } },
-      'resolver:y': { Type: 'resolver', Resolver: { ConnectTimeout: '60s', Target: 't2' } },
-    },
-    Targets: { t1: { Service: 'db' }, t2: { Service: 'other' } },
-  }
-  assert.deepEqual(decodeChain('db', { Chain: chain }), {
-    protocol: 'http',
-    connectTimeoutMs: 7_000,
-  })
-})
-
-test('a chain without protocol or timeout means tcp and five seconds', () => {
-  assert.deepEqual(decodeChain('db', { Chain: {} }), { protocol: 'tcp', connectTimeoutMs: 5_000 })
-  assert.equal(decodeChain('db', { Chain: { Protocol: 'HT\nTP' } }).protocol, 'tcp')
-  assert.throws(() => decodeChain('db', {}))
 })
 
 test('Go durations are read as Go writes them', () => {

@@ -153,3 +153,32 @@ test("the operator's own ID for the same process is pointed out", () => {
   const plan = planRegistration([local('db')], 15_443, present)
   assert.match(plan.problems[0] ?? '', /set `id: db-1`/)
 })
+
+test("a proxy has the operator's tags and meta, so that a resolver's subset finds it", () => {
+  const withMeta = (version: string, Tags: readonly string[]) => ({
+    db: { ID: 'db', Service: 'db', Port: 5_432, Meta: { version }, Tags },
+  })
+  const first = planRegistration(
+    [local('db')],
+    15_443,
+    decodeAgentServices(withMeta('1', ['blue'])),
+  )
+  assert.equal(first.proxies[0]?.Meta['version'], '1')
+  assert.deepEqual(first.proxies[0]?.Tags, ['blue'])
+  const settled = after([local('db')], withMeta('1', ['blue']))
+  assert.deepEqual(planRegistration([local('db')], 15_443, settled).proxies, [])
+  for (const changed of [withMeta('2', ['blue']), withMeta('1', ['green']), withMeta('1', [])]) {
+    const present = new Map([...settled, ...decodeAgentServices(changed)])
+    assert.equal(planRegistration([local('db')], 15_443, present).proxies.length, 1)
+  }
+})
+
+test("an operator's meta cannot pass for a mark of ours", () => {
+  const meta = Object.fromEntries(Array.from({ length: 64 }, (_, i) => [`k${i}`, 'v']))
+  const plain = {
+    db: { ID: 'db', Service: 'db', Port: 5_432, Meta: { ...meta, 'hostmesh-proto': '9' } },
+  }
+  const [proxy] = planRegistration([local('db')], 15_443, decodeAgentServices(plain)).proxies
+  assert.equal(proxy?.Meta['hostmesh-proto'], '1')
+  assert.ok(Object.keys(proxy?.Meta ?? {}).length <= 64)
+})

@@ -12,6 +12,9 @@ export const NOW = '2026-03-01T12:00:00.000Z'
 export function endpoint(name: string, number: number, parts: Partial<Endpoint> = {}): Endpoint {
   return {
     key: `host-${number}/${name}-${number}`,
+    service: name,
+    datacenter: 'dc1',
+    priority: 0,
     id: `${name}-${number}`,
     node: `host-${number}`,
     tunnel: { ip: `10.0.0.${number}`, port: 15_443 },
@@ -150,8 +153,15 @@ export function facts(parts: Partial<HostFacts> = {}): HostFacts {
       },
     ],
     loads: [
-      { worker: 0, endpoint: 'host-2/db-2', inFlight: 2, cost: 4.5, failures: 0 },
-      { worker: 1, endpoint: 'host-2/db-2', inFlight: 1, cost: 3.25, failures: 0 },
+      { worker: 0, endpoint: 'host-2/db-2', inFlight: 2, cost: 4.5, failures: 0, ejectedFor: null },
+      {
+        worker: 1,
+        endpoint: 'host-2/db-2',
+        inFlight: 1,
+        cost: 3.25,
+        failures: 0,
+        ejectedFor: null,
+      },
     ],
     ...parts,
   }

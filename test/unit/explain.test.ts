@@ -302,3 +302,52 @@ test('facts go through a file unchanged as far as explaining goes; broken files 
   ] as const)
     assert.throws(() => parseFacts(text, 'f.json'), { code: 'HM_SNAPSHOT_INVALID', message: why })
 })
+
+test('a redirect is told by the service and datacenter that it reaches, failover by its order', () => {
+  const services = [
+    service('db', 9, [
+      endpoint('api', 4, { datacenter: 'dc2' }),
+      endpoint('spare', 5, { priority: 1 }),
+    ]),
+  ]
+  const policies = [policy('api', 'catalog', [['web', 'api', 'allow']])]
+  const said = ask('web', 'db', { services, policies })
+  assert.equal(said.verdict, 'allowed')
+  assert.equal(said.service, 'db')
+  assert.equal(said.expectedSpiffeId, 'spiffe://mesh.example/ns/default/dc/dc2/svc/api')
+  assert.equal(said.serverName, 'api.default.dc2.internal.mesh.example')
+  assert.equal(said.policy?.intention?.destination, 'api')
+  assert.deepEqual(
+    said.endpoints.map(({ endpoint: key, excluded }) => [key, excluded]),
+    [
+      ['host-4/api-4', null],
+      ['host-5/spare-5', 'it is for failover (step 1)'],
+    ],
+  )
+})
+
+test('an instance that every worker avoids is left out with the reason, unless it is the last', () => {
+  const services = [service('db', 9, [endpoint('db', 2), endpoint('db', 4, { priority: 1 })])]
+  const load = (worker: number, ejectedFor: string | null): HostFacts['loads'][number] => ({
+    worker,
+    endpoint: 'host-2/db-2',
+    inFlight: 0,
+    cost: 1,
+    failures: 3,
+    ejectedFor,
+  })
+  const chosen = (loads: HostFacts['loads'], list = services): string[] =>
+    ask('web', 'db', { services: list, loads }).endpoints.map(
+      ({ endpoint: key, excluded }) => `${key}: ${excluded ?? 'candidate'}`,
+    )
+  assert.deepEqual(chosen([load(0, 'refused'), load(1, null)]), [
+    'host-2/db-2: candidate',
+    'host-4/db-4: it is for failover (step 1)',
+  ])
+  assert.deepEqual(chosen([load(0, 'refused'), load(1, 'refused')]), [
+    'host-4/db-4: candidate',
+    'host-2/db-2: connections to it failed (refused)',
+  ])
+  const alone = [service('db', 9, [endpoint('db', 2)])]
+  assert.deepEqual(chosen([load(0, 'refused')], alone), ['host-2/db-2: candidate'])
+})

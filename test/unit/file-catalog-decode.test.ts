@@ -36,6 +36,9 @@ test('an instance with only a node and an address gets the defaults', () => {
     endpoints: [
       {
         key: 'host-b/db',
+        service: 'db',
+        datacenter: '',
+        priority: 0,
         id: 'db',
         node: 'host-b',
         tunnel: { ip: '10.0.0.7', port: 15_443 },
@@ -65,6 +68,9 @@ test('every key of an instance is taken', () => {
     endpoints: [
       {
         key: 'b/db-2',
+        service: 'db',
+        datacenter: '',
+        priority: 0,
         id: 'db-2',
         node: 'b',
         tunnel: { ip: '10.0.0.7', port: 1 },

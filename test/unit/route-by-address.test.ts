@@ -11,6 +11,9 @@ import type { MeshService, SnapshotDelta } from '../../src/model/snapshot.ts'
 function endpoint(key: string, ip?: string, port = 80): Endpoint {
   return {
     key,
+    service: 'db',
+    datacenter: 'dc1',
+    priority: 0,
     id: key,
     node: 'n',
     tunnel: { ip: '10.0.0.1', port: 15_443 },
@@ -26,7 +29,14 @@ function service(
   virtualIps: readonly string[],
   endpoints: readonly Endpoint[] = [],
 ): MeshService {
-  return { name, datacenter: 'dc1', virtualIps, protocol: 'tcp', connectTimeoutMs: 1, endpoints }
+  return {
+    name,
+    datacenter: 'dc1',
+    virtualIps,
+    protocol: 'tcp',
+    connectTimeoutMs: 1,
+    endpoints: endpoints.map((one) => ({ ...one, service: name })),
+  }
 }
 
 function delta(
@@ -186,4 +196,13 @@ test('whatever the changes, every address of a known service is found, and none 
     }),
     { seed: 8, numRuns: 500 },
   )
+})
+
+test('the address of an instance stays with its own service, whoever else is redirected to it', () => {
+  const index = new AddressIndex()
+  const shared = { ...endpoint('n/api', '10.0.0.9'), service: 'api' }
+  index.apply(delta([{ ...service('old-api', ['240.0.0.1']), endpoints: [shared] }]))
+  assert.equal(index.find({ ip: '10.0.0.9', port: 80 }), undefined)
+  index.apply(delta([service('api', ['240.0.0.2'], [shared])]))
+  assert.equal(index.find({ ip: '10.0.0.9', port: 80 })?.service, 'api')
 })

@@ -83,8 +83,8 @@ test('a server name leads back to its service, in any case', () => {
   fc.assert(
     fc.property(service, (name) => {
       const serverName = formatServerName({ ...place, service: name })
-      assert.equal(serviceOfServerName(serverName, place), name)
-      assert.equal(serviceOfServerName(serverName.toUpperCase(), place), name)
+      assert.equal(serviceOfServerName(serverName, place, new Set([name])), name)
+      assert.equal(serviceOfServerName(serverName.toUpperCase(), place, new Set([name])), name)
     }),
   )
 })
@@ -102,7 +102,32 @@ test('a server name of another datacenter, trust domain or shape names no servic
     `*.default.dc1.internal.${TRUST_DOMAIN}`,
     `-.default.dc1.internal.${TRUST_DOMAIN}`,
   ])
-    assert.equal(serviceOfServerName(name, place), undefined, name)
+    assert.equal(
+      serviceOfServerName(name, place, new Set(['', 'db', '*', '-', 'other'])),
+      undefined,
+      name,
+    )
+})
+
+test('a subset in front of a server name asks for the same service', () => {
+  const ask = (name: string, offered: readonly string[]): string | undefined =>
+    serviceOfServerName(`${name}.default.dc1.internal.${TRUST_DOMAIN}`, place, new Set(offered))
+  assert.equal(ask('v1.db', ['db']), 'db')
+  assert.equal(ask('V1.DB', ['db']), 'db')
+  assert.equal(ask('v1.a.b', ['a.b']), 'a.b')
+  assert.equal(ask('v1.db', ['db', 'v1.db']), 'v1.db', 'a service may be called so')
+  for (const name of [
+    'v1.other',
+    'a.v1.db',
+    '.db',
+    '-v.db',
+    'v_1.db',
+    'v1..db',
+    '*.db',
+    'v1.db.',
+    `${'x'.repeat(64)}.db`,
+  ])
+    assert.equal(ask(name, ['db']), undefined, name)
 })
 
 test('names with pattern characters, upper case or a dot at an end are no service names', () => {

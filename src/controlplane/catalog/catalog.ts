@@ -10,7 +10,8 @@ import type { DefaultPolicy, Intention } from '../../model/intention.ts'
 import type { LocalService } from '../../model/service.ts'
 
 /**
- * What a catalog says of one service. `local` of its endpoints is left false: compile() decides it.
+ * What a catalog says of one service. Its endpoints are those that its traffic goes to: of other services or
+ * datacenters where it is redirected or fails over to them. `local` is left false: compile() decides it.
  * Plain JSON, because it is remembered on disk; who changes its shape, that of a policy or of their parts
  * raises `CATALOG_STATE_VERSION` in remembered.ts.
  */

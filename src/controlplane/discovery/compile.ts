@@ -54,7 +54,7 @@ export interface Compiled {
 export interface CompiledService {
   readonly source: CatalogService
   readonly virtualIps: readonly string[]
-  /** The host's node, datacenter and own instances of the service, as one comparable text. */
+  /** The host's node, datacenter and own instances, as one comparable text. */
   readonly host: string
   /** Undefined when the service is broken and never was good. */
   readonly service: MeshService | undefined
@@ -72,16 +72,12 @@ const DEFAULT_CONNECT_TIMEOUT_MS = 5_000
 /** The next snapshot. `previous` is the outcome of the last compile, or {@link nothingCompiled}. */
 export function compile(input: CompileInput, previous: Compiled): Compiled {
   const addresses = shareVirtualIps(input, previous.snapshot)
-  const localIdsByName = Map.groupBy(
-    input.localServices.filter((service) => service.target !== undefined),
-    (service) => service.name,
-  )
+  const host = hostOf(input)
   const parts = new Map<string, CompiledService>()
   const services = new Map<string, MeshService>()
   for (const [name, source] of input.catalogServices) {
-    const localIds = (localIdsByName.get(name) ?? []).map((service) => service.id)
     const part = compileService(
-      { input, name, source, localIds, virtualIps: addresses.byService.get(name) ?? [] },
+      { host, name, source, virtualIps: addresses.byService.get(name) ?? [] },
       previous.parts.get(name),
     )
     parts.set(name, part)
@@ -95,11 +91,32 @@ export function compile(input: CompileInput, previous: Compiled): Compiled {
   }
 }
 
+/** What of this host decides which endpoints are its own. */
+interface Host {
+  readonly nodeName: string
+  readonly datacenter: string
+  /** `<service>/<service id>` of the instances that it runs. */
+  readonly instances: ReadonlySet<string>
+  /** All of it, to compare. */
+  readonly text: string
+}
+
+function hostOf({ nodeName, datacenter, localServices }: CompileInput): Host {
+  const instances = localServices
+    .filter((service) => service.target !== undefined)
+    .map((service) => `${service.name}/${service.id}`)
+  return {
+    nodeName,
+    datacenter,
+    instances: new Set(instances),
+    text: [nodeName, datacenter, ...instances].join(' '),
+  }
+}
+
 interface ServiceInput {
-  readonly input: CompileInput
+  readonly host: Host
   readonly name: string
   readonly source: CatalogService
-  readonly localIds: readonly string[]
   readonly virtualIps: readonly string[]
 }
 
@@ -107,8 +124,8 @@ function compileService(
   given: ServiceInput,
   previous: CompiledService | undefined,
 ): CompiledService {
-  const { input, name, source, virtualIps } = given
-  const host = [input.nodeName, input.datacenter, ...given.localIds].join('/')
+  const { name, source, virtualIps } = given
+  const host = given.host.text
   if (
     previous !== undefined &&
     previous.source === source &&
@@ -126,7 +143,7 @@ function compileService(
 }
 
 function toMeshService(
-  { input, name, source, localIds, virtualIps }: ServiceInput,
+  { host, name, source, virtualIps }: ServiceInput,
   report: (message: string) => void,
 ): MeshService | undefined {
   if (!isServiceName(name) || source.name !== name) {
@@ -148,17 +165,17 @@ function toMeshService(
   }
   return {
     name,
-    datacenter: input.datacenter,
+    datacenter: host.datacenter,
     virtualIps,
     protocol: source.protocol,
     connectTimeoutMs,
-    endpoints: toEndpoints(source, { nodeName: input.nodeName, localIds }, report),
+    endpoints: toEndpoints(source, host, report),
   }
 }
 
 function toEndpoints(
   source: CatalogService,
-  host: { readonly nodeName: string; readonly localIds: readonly string[] },
+  host: Host,
   report: (message: string) => void,
 ): readonly Endpoint[] {
   const endpointByKey = new Map<string, Endpoint>()
@@ -168,20 +185,34 @@ function toEndpoints(
       report(`Instance ${key} is left out: no host answers at ${formatAddress(tunnel)}`)
       continue
     }
+    if (!isServiceName(endpoint.service)) {
+      report(
+        `Instance ${key} is left out: no certificate can carry the name ${JSON.stringify(endpoint.service)}`,
+      )
+      continue
+    }
     if (endpointByKey.has(key)) {
       report(`Instance ${key} is listed twice; the first one is used`)
       continue
     }
+    const datacenter = endpoint.datacenter === '' ? host.datacenter : endpoint.datacenter
     endpointByKey.set(key, {
       ...endpoint,
+      datacenter,
       application: application !== undefined && isDialable(application) ? application : undefined,
       weight: weight >= 1 && Number.isFinite(weight) ? weight : 1,
       // Another mesh listener on this host (a sidecar) is not ours to deliver for: it is dialed.
-      local: endpoint.node === host.nodeName && host.localIds.includes(endpoint.id),
+      local:
+        endpoint.node === host.nodeName &&
+        datacenter === host.datacenter &&
+        host.instances.has(`${endpoint.service}/${endpoint.id}`),
     })
   }
-  // Catalogs list instances in any order; in one order, the same instances are the same service.
-  return [...endpointByKey.values()].toSorted((a, b) => compareText(a.key, b.key))
+  // Catalogs list instances in any order; in one order, the same instances are the same service. The
+  // balancer finds its groups by this order.
+  return [...endpointByKey.values()].toSorted(
+    (a, b) => a.priority - b.priority || compareText(a.key, b.key),
+  )
 }
 
 function isDialable(address: SocketAddress): boolean {

@@ -22,6 +22,8 @@ export interface Connection {
   destination: string | undefined
   /** The calling application's socket, at its own host; undefined when it is not known. */
   downstream: SocketAddress | undefined
+  /** The service that serves it: another than the called one after a redirect or failover. */
+  reached: string | undefined
   /** What the application asked for. */
   wanted: SocketAddress | undefined
   /** Who serves it: `<node>/<service id>`, or a local address. */
@@ -110,6 +112,7 @@ export class ConnectionTable {
       direction,
       source,
       destination: undefined,
+      reached: undefined,
       downstream: undefined,
       wanted: undefined,
       endpoint: undefined,

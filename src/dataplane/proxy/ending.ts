@@ -4,6 +4,7 @@
  */
 import { errorCode, MeshError } from '../../lib/errors.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
+import type { FailureCost } from '../balance/outlier.ts'
 import type { ResetReason } from '../tunnel/frame.ts'
 import { StreamResetError } from '../tunnel/stream.ts'
 
@@ -95,6 +96,37 @@ export function mayTryAnother(error: unknown): boolean {
   if (error instanceof StreamResetError)
     return ['unknownService', 'unreachable', 'overloaded', 'draining'].includes(error.reason)
   return retryableCodes.has(errorCode(error))
+}
+
+/** What a failure says against the instance that was tried; an error that is absent says nothing. */
+const costByCode: Record<string, FailureCost> = {
+  HM_DIAL_FAILED: 'quick',
+  HM_DIAL_TIMEOUT: 'slow',
+  HM_TLS_IDENTITY: 'quick',
+  HM_DELIVER_UNREACHABLE: 'quick',
+  HM_DELIVER_TIMEOUT: 'slow',
+  HM_CONNECT_TIMEOUT: 'slow',
+  HM_TUNNEL_LOST: 'slow',
+  HM_TUNNEL_SILENT: 'slow',
+}
+
+const costByResetReason: Partial<Record<ResetReason, FailureCost>> = {
+  unknownService: 'quick',
+  unreachable: 'quick',
+  draining: 'quick',
+  timeout: 'slow',
+}
+
+/** What an error says against the instance; undefined when it is about the caller, a policy or a limit. */
+export function failureCostOf(error: unknown): FailureCost | undefined {
+  if (error instanceof StreamResetError) return costByResetReason[error.reason]
+  return costByCode[errorCode(error)]
+}
+
+/** Whether the connection broke because the tunnel under it did. */
+export function isTunnelLoss(error: unknown): boolean {
+  const code = errorCode(error)
+  return code === 'HM_TUNNEL_LOST' || code === 'HM_TUNNEL_SILENT'
 }
 
 /** Anything thrown as a MeshError, for logs and for abort(). */

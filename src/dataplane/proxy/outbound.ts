@@ -24,7 +24,7 @@ import { encodePreface } from '../tunnel/preface.ts'
 import type { Session } from '../tunnel/session.ts'
 import { type TunnelStream, UNCONFIRMED_LIMIT } from '../tunnel/stream.ts'
 import type { Connection } from './connection-table.ts'
-import { asMeshError, flagOf, mayTryAnother } from './ending.ts'
+import { asMeshError, failureCostOf, flagOf, isTunnelLoss, mayTryAnother } from './ending.ts'
 import type { Door, Plane } from './plane.ts'
 import { splice } from './splice.ts'
 
@@ -41,6 +41,7 @@ interface Target {
 interface Carrier {
   readonly upstream: ByteStream
   readonly endpoint: Endpoint
+  readonly service: MeshService
 }
 
 /** Carries one accepted connection (paused, half-open allowed) to its end. Never rejects. */
@@ -152,15 +153,15 @@ async function reachAnInstance(
     plane.balancer.started(endpoint)
     try {
       const upstream = endpoint.local
-        ? await deliverHere(plane, connection, endpoint, target.service)
+        ? await deliverHere(plane, connection, endpoint)
         : await tunnelTo(plane, connection, downstream, { endpoint, service: target.service })
       plane.balancer.succeeded(endpoint, performance.now() - startedMs)
-      return { upstream, endpoint }
+      return { upstream, endpoint, service: target.service }
     } catch (error) {
+      if (!downstream.isGone) noteFailure(plane, target.service, endpoint, error)
       plane.balancer.finished(endpoint)
       if (connection.row !== undefined) plane.counters.connectFailed(connection.row)
       if (!mayTryAnother(error) || downstream.isGone) throw error
-      plane.balancer.failed(endpoint)
       failure = error
     }
   }
@@ -171,20 +172,32 @@ async function reachAnInstance(
   )
 }
 
+/** Tells the balancer what a failure says against the instance. */
+function noteFailure(plane: Plane, service: MeshService, endpoint: Endpoint, error: unknown): void {
+  const cost = failureCostOf(error)
+  if (cost === undefined && !mayTryAnother(error)) return
+  const reason = describeError(error)
+  const failure = cost === undefined ? undefined : { cost, reason }
+  if (!plane.balancer.failed(endpoint, service.endpoints, failure)) return
+  plane.workerCounters.inc('outlierEjections')
+  plane.log.warn('Instance is avoided', { service: service.name, endpoint: endpoint.key, reason })
+}
+
 /** The instance runs on this host: no tunnel, but the same policy. */
 async function deliverHere(
   plane: Plane,
   connection: Connection,
   endpoint: Endpoint,
-  service: MeshService,
 ): Promise<ByteStream> {
-  const decision = evaluate(connection.source, plane.snapshot().policies.get(service.name))
+  // Decided before anything is looked up: the policy is that of the service which is reached.
+  connection.reached = endpoint.service
+  const decision = evaluate(connection.source, plane.snapshot().policies.get(endpoint.service))
   if (!decision.allow)
     throw new MeshError(
       'HM_POLICY_DENIED',
-      `Denied ${connection.source} -> ${service.name}: ${decision.reason}`,
+      `Denied ${connection.source} -> ${endpoint.service}: ${decision.reason}`,
     )
-  const local = plane.localInstance(service.name, endpoint.id)
+  const local = plane.localInstance(endpoint.service, endpoint.id)
   if (local?.target === undefined)
     throw new MeshError(
       'HM_DELIVER_UNKNOWN',
@@ -212,11 +225,12 @@ async function tunnelTo(
       { hint: 'hostmesh certs shows what is missing' },
     )
   connection.peer = endpoint.tunnel
+  connection.reached = endpoint.service
   connection.isDecidedHere = false
   const request = {
     source: connection.source,
-    destination: service.name,
-    datacenter: service.datacenter,
+    destination: endpoint.service,
+    datacenter: endpoint.datacenter,
     address: endpoint.tunnel,
     credential,
     timeoutMs: Math.min(plane.timeouts.connectMs, service.connectTimeoutMs),
@@ -306,7 +320,7 @@ function join(
   downstream: Downstream,
   carrier: Carrier,
 ): void {
-  const { upstream, endpoint } = carrier
+  const { upstream, endpoint, service } = carrier
   const finish = (flag: Parameters<typeof plane.connections.end>[1], reason?: unknown): void => {
     plane.connections.end(connection, flag, reason)
     plane.balancer.finished(endpoint)
@@ -326,7 +340,12 @@ function join(
     counters: plane.counters,
     onEnding: (ending) => {
       if (ending.kind === 'done') finish('-')
-      else finish(ending.side === 'downstream' ? 'DC' : flagOf(ending.reason), ending.reason)
+      else if (ending.side === 'downstream') finish('DC', ending.reason)
+      else {
+        // The application breaking off is its own affair; a tunnel that broke under it is the instance's.
+        if (isTunnelLoss(ending.reason)) noteFailure(plane, service, endpoint, ending.reason)
+        finish(flagOf(ending.reason), ending.reason)
+      }
     },
   })
 }

@@ -60,13 +60,16 @@ export class AddressIndex {
   }
 }
 
-/** Application address to endpoint key; the first endpoint at an address has it. */
+/**
+ * Application address to endpoint key; the first endpoint at an address has it. What a service is redirected to
+ * stays the address of that other service.
+ */
 function instancesOf(service: MeshService): Map<string, string> {
   const keys = new Map<string, string>()
-  for (const { application, key } of service.endpoints) {
-    if (application === undefined) continue
-    const address = formatAddress(application)
-    if (!keys.has(address)) keys.set(address, key)
+  for (const endpoint of service.endpoints) {
+    if (endpoint.application === undefined || endpoint.service !== service.name) continue
+    const address = formatAddress(endpoint.application)
+    if (!keys.has(address)) keys.set(address, endpoint.key)
   }
   return keys
 }

@@ -150,8 +150,7 @@ function serviceFor(serverName: string, options: AcceptOptions): string | undefi
   const { trustDomain } = options.credentials
   if (trustDomain === undefined) return undefined
   const place: Omit<ServiceIdentity, 'service'> = { trustDomain, datacenter: options.datacenter }
-  const service = serviceOfServerName(serverName, place)
-  return service !== undefined && options.services.has(service) ? service : undefined
+  return serviceOfServerName(serverName, place, options.services)
 }
 
 function credentialFor(serverName: string, options: AcceptOptions): Credential | undefined {

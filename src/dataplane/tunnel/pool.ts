@@ -1,5 +1,6 @@
 /**
- * Sessions to other hosts, kept for the next connection: one per caller, destination and peer address.
+ * Sessions to other hosts, kept for the next connection: one per caller, destination (service and datacenter) and
+ * peer address.
  *
  * A session is dialed when the first connection needs it; whoever comes meanwhile waits for the same dial.
  * A peer that turns out not to speak the tunnel protocol (a sidecar) gets one connection each.
@@ -75,7 +76,7 @@ export class TunnelPool {
    * @throws MeshError of {@link dialPeer}.
    */
   async reach(request: PoolRequest): Promise<Reached> {
-    const key = `${request.source} ${request.destination} ${formatAddress(request.address)}`
+    const key = `${request.source} ${request.destination} ${request.datacenter} ${formatAddress(request.address)}`
     const ready = this.usable(key, request.credential)
     if (ready !== undefined) return { kind: 'session', session: ready }
     if (this.plainPeers.has(key)) return this.dial(key, request)

@@ -1,31 +1,18 @@
 /**
  * The catalog that a local Consul agent keeps: instances, intentions, registration.
  *
- * Puts the parts of this folder together; each part keeps its own last good answer. What is decided here:
- * an answer in which many instances of a service, or its last ones, are suddenly gone is doubted until it has been
- * repeated, because an emptied catalog, a restored server and a token without rights all look like that.
+ * Puts the parts of this folder together; each part keeps its own last good answer.
  */
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
-import { MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
-import type { Endpoint } from '../../../model/endpoint.ts'
-import type { Catalog, CatalogHealth, CatalogService, Watch } from '../catalog.ts'
+import type { Catalog, CatalogHealth, Watch } from '../catalog.ts'
 import { createFollower, type Follower } from './blocking-query.ts'
 import { SUMMARY_PATH, startChangeHints } from './change-hints.ts'
-import {
-  type AgentSelf,
-  type DecodedChain,
-  type DecodedHealth,
-  decodeAgentSelf,
-  decodeChain,
-  decodeHealth,
-  decodeServiceNames,
-  defaultChain,
-} from './decode.ts'
-import { DOUBT_MS, isSuddenLoss } from './doubt.ts'
+import { type AgentSelf, decodeAgentSelf, decodeServiceNames } from './decode.ts'
 import { type IntentionWatch, watchIntentions } from './intentions.ts'
 import { createRegistrar } from './registration.ts'
 import { type ServiceNamesWatch, watchServiceNames } from './service-names.ts'
+import { type ServiceWatch, SIGHT_MS, type Sight, watchOneService } from './service-watch.ts'
 import {
   type ConsulAddress,
   type ConsulTransport,
@@ -54,12 +41,6 @@ export interface ConsulCatalog extends Catalog {
   /** Asks the agent who it is. @throws MeshError HM_CONSUL_UNREACHABLE, HM_CONSUL_FORBIDDEN and others */
   readAgentSelf(): Promise<AgentSelf>
 }
-
-/** How long it is remembered whether the token sees any service, milliseconds. */
-const SIGHT_MS = 5_000
-
-/** The first answer waits this long for protocol and timeout, milliseconds. */
-const CHAIN_PATIENCE_MS = 2_000
 
 /** Problems in {@link CatalogHealth}; the rest is in the log. */
 const MAX_PROBLEMS = 50
@@ -148,137 +129,26 @@ export async function readAgentSelf(transport: ConsulTransport): Promise<AgentSe
   return decodeAgentSelf(requireOk(answer, 'reading /v1/agent/self (agent:read)').body)
 }
 
-interface ServiceWatch extends Watch {
-  problems(): readonly string[]
-}
-
-/** Whether the token sees any service at all: lost rights show as empty lists, not as errors. */
-interface Sight {
-  /** Looks again when the last look is old. */
-  look(): void
-  /** Whether the last look, not older than `sinceMs`, saw something. */
-  isClear(sinceMs: number): boolean
-}
-
 function createSight(transport: ConsulTransport, clock: Clock): Sight {
-  let lookedAtMs = Number.NEGATIVE_INFINITY
-  let clearAtMs = Number.NEGATIVE_INFINITY
+  const lookedAtMs = new Map<string, number>()
+  const clearAtMs = new Map<string, number>()
   return {
-    isClear: (sinceMs) => clearAtMs >= sinceMs,
-    look() {
+    isClear: (datacenter = '', sinceMs) =>
+      (clearAtMs.get(datacenter) ?? Number.NEGATIVE_INFINITY) >= sinceMs,
+    look(datacenter = '') {
       const nowMs = clock.monotonicMs()
-      if (nowMs - lookedAtMs < SIGHT_MS) return
-      lookedAtMs = nowMs
-      transport.call('GET', '/v1/catalog/services').then(
+      if (nowMs - (lookedAtMs.get(datacenter) ?? Number.NEGATIVE_INFINITY) < SIGHT_MS) return
+      lookedAtMs.set(datacenter, nowMs)
+      const query = datacenter === '' ? '' : `?dc=${encodeURIComponent(datacenter)}`
+      transport.call('GET', `/v1/catalog/services${query}`).then(
         (answer) => {
           // Consul's own servers are always in the catalog: an empty one means that we may not read it.
           if (decodeServiceNames(requireOk(answer, 'reading services').body).length > 0)
-            clearAtMs = clock.monotonicMs()
+            clearAtMs.set(datacenter, clock.monotonicMs())
         },
         // Not seeing is the point; the watches report what is wrong.
         () => undefined,
       )
     },
   }
-}
-
-interface ServiceWatchOptions {
-  readonly sight: Sight
-  readonly follower: Follower
-  readonly clock: Clock
-  readonly node?: string | undefined
-  readonly datacenter?: string | undefined
-  /** The answer of an earlier run. */
-  readonly last: CatalogService | undefined
-}
-
-function watchOneService(
-  name: string,
-  onChange: (service: CatalogService) => void,
-  options: ServiceWatchOptions,
-): ServiceWatch {
-  const { follower, clock, sight, last } = options
-  let instances: DecodedHealth | undefined
-  let believed = last?.endpoints ?? []
-  let chain: DecodedChain | undefined
-  let doubtedAtMs: number | undefined
-  let published: string | undefined
-  let isClosed = false
-
-  function publish(): void {
-    if (instances === undefined || chain === undefined || isClosed) return
-    const service: CatalogService = {
-      name,
-      protocol: chain.protocol,
-      connectTimeoutMs: chain.connectTimeoutMs,
-      virtualIps: instances.virtualIps,
-      endpoints: instances.endpoints,
-    }
-    const mark = JSON.stringify(service)
-    if (mark === published) return
-    published = mark
-    onChange(service)
-  }
-
-  const encoded = encodeURIComponent(name)
-  const instanceWatch = follower.follow(
-    `/v1/health/connect/${encoded}`,
-    (body) => {
-      const decoded = decodeHealth(name, body, options)
-      if (isDoubtful(believed, decoded.endpoints)) {
-        doubtedAtMs ??= clock.monotonicMs()
-        sight.look()
-        const isOld = clock.monotonicMs() - doubtedAtMs >= DOUBT_MS
-        if (!isOld || !sight.isClear(doubtedAtMs - SIGHT_MS))
-          throw new MeshError(
-            'HM_CONSUL_ANSWER_DOUBTED',
-            `Consul suddenly names ${decoded.endpoints.length} instances of ${name} in place of ` +
-              `${believed.length}: ` +
-              (isOld
-                ? 'the token seems to have lost service:read, so that is not believed'
-                : 'asking again before that is believed'),
-          )
-      }
-      doubtedAtMs = undefined
-      instances = decoded
-      believed = decoded.endpoints
-      publish()
-    },
-    { subject: name },
-  )
-  const chainWatch = follower.follow(
-    `/v1/discovery-chain/${encoded}`,
-    (body) => {
-      chain = body === undefined ? defaultChain : decodeChain(name, body)
-      publish()
-    },
-    { priority: 'cold' },
-  )
-  const patience = setTimeout(() => {
-    chain ??= last === undefined ? defaultChain : chainOf(last)
-    publish()
-  }, CHAIN_PATIENCE_MS)
-
-  return {
-    problems: () => instances?.problems ?? [],
-    close() {
-      isClosed = true
-      clearTimeout(patience)
-      instanceWatch.close()
-      chainWatch.close()
-    },
-  }
-}
-
-/** What an earlier answer says in place of a chain that has not been read yet. */
-function chainOf({ protocol, connectTimeoutMs }: CatalogService): DecodedChain {
-  return { protocol, connectTimeoutMs }
-}
-
-/** Whether more instances vanished at once than a deployment takes away. */
-export function isDoubtful(before: readonly Endpoint[], after: readonly Endpoint[]): boolean {
-  return isSuddenLoss(
-    before.map((endpoint) => endpoint.key),
-    after.map((endpoint) => endpoint.key),
-  )
 }

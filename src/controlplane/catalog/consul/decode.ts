@@ -28,6 +28,8 @@ export interface Place {
   readonly node?: string | undefined
   /** An answer from another datacenter is refused. */
   readonly datacenter?: string | undefined
+  /** Whether that datacenter is another than this host's: then `wan` addresses count, and loopback is nobody's. */
+  readonly isRemote?: boolean | undefined
 }
 
 /** Instances of one service. */
@@ -73,39 +75,6 @@ export function decodeHealth(service: string, body: unknown, place: Place = {}):
       .toSorted((a, b) => (a.key < b.key ? -1 : 1)),
     virtualIps: [...virtualIps].toSorted(),
     problems: shortened(problems),
-  }
-}
-
-/** What a discovery chain says of the service itself. */
-export interface DecodedChain {
-  readonly protocol: string
-  readonly connectTimeoutMs: number
-}
-
-/** Consul's own defaults, for a service without config entries. */
-export const defaultChain: DecodedChain = { protocol: 'tcp', connectTimeoutMs: 5_000 }
-
-/**
- * Reads protocol and connect timeout from `/v1/discovery-chain/<service>`. Anything missing or odd falls
- * back to {@link defaultChain}.
- * @throws MeshError HM_CONSUL_ANSWER_MALFORMED when the answer has no chain at all.
- */
-export function decodeChain(service: string, body: unknown): DecodedChain {
-  const chain = member(body, 'Chain')
-  if (!isRecord(chain)) throw malformed(`chain of ${service}`, 'an object "Chain"', body)
-  const protocol = member(chain, 'Protocol')
-  const timeouts = Object.values(asRecord(member(chain, 'Nodes')))
-    .map((node) => member(node, 'Resolver'))
-    .filter((resolver) => serviceOfTarget(chain, member(resolver, 'Target')) === service)
-    .map((resolver) => parseGoDuration(member(resolver, 'ConnectTimeout')))
-    .filter((ms) => ms !== undefined)
-  const longest = Math.max(0, ...timeouts)
-  return {
-    protocol:
-      typeof protocol === 'string' && /^[a-z0-9._-]{1,32}$/.test(protocol)
-        ? protocol
-        : defaultChain.protocol,
-    connectTimeoutMs: longest === 0 ? defaultChain.connectTimeoutMs : Math.min(longest, 300_000),
   }
 }
 
@@ -234,6 +203,7 @@ export interface AgentService {
   readonly address: unknown
   readonly port: number
   readonly meta: Readonly<Record<string, unknown>>
+  readonly tags: readonly string[]
   readonly proxy: {
     readonly destinationName: unknown
     readonly destinationId: unknown
@@ -262,6 +232,7 @@ export function decodeAgentServices(body: unknown): ReadonlyMap<string, AgentSer
       address: member(entry, 'Address'),
       port: typeof port === 'number' ? port : 0,
       meta: asRecord(member(entry, 'Meta')),
+      tags: textsOf(member(entry, 'Tags')),
       proxy: {
         destinationName: member(proxy, 'DestinationServiceName'),
         destinationId: member(proxy, 'DestinationServiceID'),
@@ -296,11 +267,14 @@ function decodeInstance(service: string, entry: unknown, place: Place): Instance
   if (!isName(nodeName) || nodeName.includes('/')) return 'its node has no usable name'
   const who = decodeDestination(service, registration)
   if (typeof who === 'string') return who
-  const ip = decodeAddress(registration, node)
+  const isRemote = place.isRemote === true
+  const wan = isRemote ? member(member(registration, 'TaggedAddresses'), 'wan') : undefined
+  const ip = decodeAddress(registration, node, isRemote)
   if (typeof ip === 'string') return ip
-  if (isLoopback(ip.ip) && place.node !== undefined && nodeName !== place.node)
+  if (isLoopback(ip.ip) && (isRemote || (place.node !== undefined && nodeName !== place.node)))
     return `it is on another host, at the loopback address ${ip.ip}`
-  const port = member(registration, 'Port')
+  const wanPort = member(wan, 'Port')
+  const port = isPort(wanPort) ? wanPort : member(registration, 'Port')
   if (!isPort(port)) return `its port is ${shown(port)}`
   const health = worstHealth(member(entry, 'Checks'))
   if (health === undefined) return 'its Checks are not a list'
@@ -309,7 +283,10 @@ function decodeInstance(service: string, entry: unknown, place: Place): Instance
   const modifyIndex = member(registration, 'ModifyIndex')
   return {
     endpoint: {
-      key: `${nodeName}/${who.id}`,
+      key: isRemote ? `${place.datacenter ?? ''}/${nodeName}/${who.id}` : `${nodeName}/${who.id}`,
+      service,
+      datacenter: place.datacenter ?? nodeDatacenter(node),
+      priority: 0,
       id: who.id,
       node: nodeName,
       tunnel,
@@ -347,13 +324,25 @@ function decodeDestination(
   return { id, isNative: false, localPort: member(proxy, 'LocalServicePort') }
 }
 
+function nodeDatacenter(node: Record<string, unknown>): string {
+  const datacenter = member(node, 'Datacenter')
+  return typeof datacenter === 'string' ? datacenter : ''
+}
+
+/** As Consul's own proxies choose: of the service, else of its node; seen from another datacenter, `wan` first. */
 function decodeAddress(
   registration: Record<string, unknown>,
   node: Record<string, unknown>,
+  isRemote: boolean,
 ): { ip: string } | string {
-  const own = member(registration, 'Address')
-  const text = own === undefined || own === null || own === '' ? member(node, 'Address') : own
-  if (typeof text !== 'string' || text === '') return 'it has no address'
+  const ofService = member(member(registration, 'TaggedAddresses'), 'wan')
+  const text = [
+    isRemote ? member(ofService, 'Address') : undefined,
+    member(registration, 'Address'),
+    isRemote ? member(member(node, 'TaggedAddresses'), 'wan') : undefined,
+    member(node, 'Address'),
+  ].find((candidate) => candidate !== undefined && candidate !== null && candidate !== '')
+  if (typeof text !== 'string') return 'it has no address'
   const ip = canonicalIp(text)
   if (ip === undefined)
     return `its address ${shown(text)} is not an IP address (host names are not resolved)`
@@ -451,22 +440,22 @@ function byPrecedence(a: Intention, b: Intention): number {
   return Number(a.action === 'allow') - Number(b.action === 'allow')
 }
 
-function serviceOfTarget(chain: unknown, target: unknown): unknown {
-  if (typeof target !== 'string') return undefined
-  return member(member(member(chain, 'Targets'), target), 'Service')
-}
-
 /** An own property of a JSON object; undefined for anything else (`__proto__` is only a name here). */
-function member(value: unknown, key: string): unknown {
+export function member(value: unknown, key: string): unknown {
   return isRecord(value) && Object.hasOwn(value, key) ? value[key] : undefined
 }
 
-function isRecord(value: unknown): value is Record<string, unknown> {
+/** Whether a value is a JSON object. */
+export function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
 
 function asRecord(value: unknown): Record<string, unknown> {
   return isRecord(value) ? value : {}
+}
+
+function textsOf(value: unknown): readonly string[] {
+  return Array.isArray(value) ? value.filter((one) => typeof one === 'string') : []
 }
 
 function isName(value: unknown): value is string {
@@ -482,14 +471,15 @@ function nameOf(entry: unknown, position: number): string {
 }
 
 /** A value for a message: short, and never a whole answer. */
-function shown(value: unknown): string {
+export function shown(value: unknown): string {
   if (Array.isArray(value)) return 'a list'
   if (isRecord(value)) return 'an object'
   const text = JSON.stringify(typeof value === 'string' ? value.slice(0, 80) : value) ?? 'nothing'
   return text.replace(/[^\x20-\x7e]+/g, ' ')
 }
 
-function malformed(what: string, expected: string, got: unknown): MeshError {
+/** The error for an answer of the wrong shape. */
+export function malformed(what: string, expected: string, got: unknown): MeshError {
   return new MeshError(
     'HM_CONSUL_ANSWER_MALFORMED',
     `Answer of Consul about ${what} should have ${expected}, not ${shown(got)}`,

@@ -26,6 +26,8 @@ export interface ConsulProxyRegistration {
   /** Left out: the agent's own address. */
   readonly Address?: string
   readonly Port: number
+  /** Those of the plain service, as a sidecar has them. */
+  readonly Tags?: readonly string[]
   readonly Meta: Readonly<Record<string, string>>
   readonly Proxy: {
     readonly DestinationServiceName: string
@@ -121,7 +123,12 @@ export function planRegistration(
     }
     if (isOperators && there === undefined) withdrawn.push(id)
     const owner = isOperators ? 'operator' : 'hostmesh'
-    const proxy = proxyRegistration(service, target, { tunnelPort, owner, nodeAddress })
+    const proxy = proxyRegistration(service, target, {
+      tunnelPort,
+      owner,
+      nodeAddress,
+      plain: isOperators ? there : undefined,
+    })
     if (proxyThere !== undefined && !(PROXY_MARK in proxyThere.meta))
       problems.push(
         `Service ${name} has no proxy: the agent has another service with ID "${proxy.ID}"`,
@@ -148,16 +155,24 @@ function proxyRegistration(
     readonly tunnelPort: number
     readonly owner: 'hostmesh' | 'operator'
     readonly nodeAddress: string | undefined
+    /** What the operator registered. */
+    readonly plain: AgentService | undefined
   },
 ): ConsulProxyRegistration {
-  const { tunnelPort, owner, nodeAddress } = place
+  const { tunnelPort, owner, nodeAddress, plain } = place
   return {
     Kind: 'connect-proxy',
     Name: `${service.name}-hostmesh`,
     ID: proxyIdOf(service.id),
     ...(nodeAddress !== undefined && { Address: nodeAddress }),
     Port: service.connectPort ?? tunnelPort,
-    Meta: { [PROXY_MARK]: '1', [HOST_MARK]: String(tunnelPort), [OWNER_MARK]: owner },
+    ...(plain !== undefined && plain.tags.length > 0 && { Tags: plain.tags }),
+    Meta: {
+      ...inherited(plain),
+      [PROXY_MARK]: '1',
+      [HOST_MARK]: String(tunnelPort),
+      [OWNER_MARK]: owner,
+    },
     Proxy: {
       DestinationServiceName: service.name,
       DestinationServiceID: service.id,
@@ -179,6 +194,15 @@ function proxyRegistration(
       },
     ],
   }
+}
+
+/** Meta that the proxy takes over: the filters of a resolver's subsets are applied to proxies. */
+function inherited(plain: AgentService | undefined): Record<string, string> {
+  const entries = Object.entries(plain?.meta ?? {}).filter(
+    (entry): entry is [string, string] => typeof entry[1] === 'string',
+  )
+  // Consul takes 64 pairs, and three of them are ours.
+  return Object.fromEntries(entries.slice(0, 61))
 }
 
 function isOurPlain(service: AgentService): boolean {
@@ -204,6 +228,7 @@ function isSameProxy(there: AgentService, wanted: ConsulProxyRegistration): bool
     there.port === wanted.Port &&
     (there.address ?? '') === (wanted.Address ?? '') &&
     isSameMeta(there.meta, wanted.Meta) &&
+    there.tags.toSorted().join('\n') === (wanted.Tags ?? []).toSorted().join('\n') &&
     there.proxy.destinationName === wanted.Proxy.DestinationServiceName &&
     there.proxy.destinationId === wanted.Proxy.DestinationServiceID &&
     there.proxy.localAddress === wanted.Proxy.LocalServiceAddress &&

@@ -80,6 +80,9 @@ function toEndpoint(instance: FileInstance, serviceName: string): Endpoint {
   const id = instance.ID ?? serviceName
   return {
     key: `${instance.Node}/${id}`,
+    service: serviceName,
+    datacenter: '',
+    priority: 0,
     id,
     node: instance.Node,
     tunnel: { ip: instance.Address, port: instance.Port },

@@ -1,0 +1,262 @@
+/**
+ * Follows one service: its discovery chain, and the instances of every target that the chain leads to.
+ *
+ * Each target has a watch of its own, so that a datacenter that cannot be reached costs its own instances' news and
+ * nothing else: the other targets go on, and its last good instances stay. What is decided here: an answer in
+ * which many instances of a target, or its last ones, are suddenly gone is doubted until it has been repeated,
+ * because an emptied catalog, a restored server and a token without rights all look like that.
+ */
+import type { Clock } from '../../../lib/clock.ts'
+import { MeshError } from '../../../lib/errors.ts'
+import type { Endpoint } from '../../../model/endpoint.ts'
+import type { CatalogService, Watch } from '../catalog.ts'
+import type { Follower, FollowWatch } from './blocking-query.ts'
+import { type DecodedHealth, decodeHealth } from './decode.ts'
+import {
+  type ChainTarget,
+  type DecodedChain,
+  decodeChain,
+  defaultChain,
+} from './discovery-chain.ts'
+import { DOUBT_MS, isSuddenLoss } from './doubt.ts'
+
+/** A watch that can say what is odd about its answers. */
+export interface ServiceWatch extends Watch {
+  problems(): readonly string[]
+}
+
+/**
+ * Whether the token sees any service at all: lost rights show as empty lists, not as errors. Asked for another
+ * datacenter, or for the agent's own when it is undefined.
+ */
+export interface Sight {
+  /** Looks again when the last look is old. */
+  look(datacenter: string | undefined): void
+  /** Whether the last look, not older than `sinceMs`, saw something. */
+  isClear(datacenter: string | undefined, sinceMs: number): boolean
+}
+
+/** What a watch needs to know. */
+export interface ServiceWatchOptions {
+  readonly sight: Sight
+  readonly follower: Follower
+  readonly clock: Clock
+  readonly node?: string | undefined
+  readonly datacenter?: string | undefined
+  /** The answer of an earlier run. */
+  readonly last?: CatalogService | undefined
+}
+
+/** How long it is remembered whether the token sees any service, milliseconds. */
+export const SIGHT_MS = 5_000
+
+/** Chain and first target are waited for so long; then what else is known has to do. Milliseconds. */
+const PATIENCE_MS = 2_000
+
+interface TargetWatch {
+  readonly watch: FollowWatch
+  /** The last good answer. */
+  instances: DecodedHealth | undefined
+}
+
+/** Follows `name` until it is closed; `onChange` gets every state that differs from the last. */
+export function watchOneService(
+  name: string,
+  onChange: (service: CatalogService) => void,
+  options: ServiceWatchOptions,
+): ServiceWatch {
+  const { follower } = options
+  const itself: ChainTarget = {
+    service: name,
+    datacenter: options.datacenter ?? '',
+    isRemote: false,
+    filter: undefined,
+    onlyPassing: false,
+  }
+  /** By path. */
+  const watches = new Map<string, TargetWatch>()
+  let chain: DecodedChain | undefined
+  let targets: readonly ChainTarget[] = [itself]
+  let virtualIps: readonly string[] = []
+  let isPatient = true
+  let patience: NodeJS.Timeout | undefined
+  let published: string | undefined
+  let isClosed = false
+
+  function publish(): void {
+    if (chain === undefined || isClosed) return
+    const answers = targets.map((target) => watches.get(pathOf(target))?.instances)
+    // Sending everybody to the failover because it answered a moment earlier would be wrong.
+    if (answers[0] === undefined && isPatient) return
+    if (answers.every((answer) => answer === undefined)) return
+    const service: CatalogService = {
+      name,
+      protocol: chain.protocol,
+      connectTimeoutMs: chain.connectTimeoutMs,
+      virtualIps,
+      endpoints: combine(targets, answers),
+    }
+    const mark = JSON.stringify(service)
+    if (mark === published) return
+    published = mark
+    onChange(service)
+  }
+
+  function openTarget(target: ChainTarget): void {
+    const path = pathOf(target)
+    if (watches.has(path)) return
+    const judge = createJudge(target, options)
+    const opened: TargetWatch = {
+      instances: undefined,
+      watch: follower.follow(
+        path,
+        (body) => {
+          opened.instances = judge(body)
+          // Others' virtual addresses lead to those others.
+          if (path === pathOf(itself)) virtualIps = opened.instances.virtualIps
+          publish()
+        },
+        // The agent's summary of services is about its own datacenter.
+        target.isRemote ? {} : { subject: target.service },
+      ),
+    }
+    watches.set(path, opened)
+  }
+
+  function beImpatientLater(): void {
+    isPatient = true
+    clearTimeout(patience)
+    patience = setTimeout(() => {
+      isPatient = false
+      chain ??= chainWithout(name, options.last)
+      publish()
+    }, PATIENCE_MS)
+  }
+
+  /** Follows what the chain leads to, and nothing else. */
+  function take(next: DecodedChain): void {
+    chain = next
+    targets = next.targets ?? [itself]
+    const wanted = new Set(targets.map(pathOf))
+    for (const [path, { watch }] of watches)
+      if (!wanted.has(path)) {
+        watch.close()
+        watches.delete(path)
+      }
+    for (const target of targets) openTarget(target)
+    const [first = itself] = targets
+    if (watches.get(pathOf(first))?.instances === undefined) beImpatientLater()
+    publish()
+  }
+
+  // Most chains lead to the service itself: its instances are asked for at once.
+  openTarget(itself)
+  const chainWatch = follower.follow(
+    `/v1/discovery-chain/${encodeURIComponent(name)}`,
+    (body) => take(body === undefined ? defaultChain : decodeChain(name, body)),
+    { priority: 'cold' },
+  )
+  beImpatientLater()
+
+  return {
+    problems: () => [
+      ...(chain?.problems ?? []),
+      ...[...watches.values()].flatMap(({ instances }) => instances?.problems ?? []),
+    ],
+    close() {
+      isClosed = true
+      clearTimeout(patience)
+      chainWatch.close()
+      for (const { watch } of watches.values()) watch.close()
+    },
+  }
+}
+
+/** Where a target's instances are read. */
+function pathOf(target: ChainTarget): string {
+  const query = [
+    ...(target.isRemote ? [`dc=${encodeURIComponent(target.datacenter)}`] : []),
+    ...(target.filter === undefined ? [] : [`filter=${encodeURIComponent(target.filter)}`]),
+  ]
+  const path = `/v1/health/connect/${encodeURIComponent(target.service)}`
+  return query.length === 0 ? path : `${path}?${query.join('&')}`
+}
+
+/** The endpoints of all targets; one that several targets have belongs to the first of them. */
+function combine(
+  targets: readonly ChainTarget[],
+  answers: readonly (DecodedHealth | undefined)[],
+): readonly Endpoint[] {
+  const endpointByKey = new Map<string, Endpoint>()
+  for (const [priority, { onlyPassing }] of targets.entries())
+    for (const endpoint of answers[priority]?.endpoints ?? []) {
+      if (endpointByKey.has(endpoint.key)) continue
+      if (onlyPassing && endpoint.health !== 'passing') continue
+      endpointByKey.set(endpoint.key, { ...endpoint, priority })
+    }
+  return [...endpointByKey.values()]
+}
+
+/**
+ * What holds of a chain that has not been read in time; undefined to go on waiting: a service that was led
+ * elsewhere must not be taken for itself.
+ */
+function chainWithout(name: string, last: CatalogService | undefined): DecodedChain | undefined {
+  if (last === undefined) return defaultChain
+  if (last.endpoints.some(({ service, priority }) => service !== name || priority > 0))
+    return undefined
+  const { protocol, connectTimeoutMs } = last
+  return { ...defaultChain, protocol, connectTimeoutMs }
+}
+
+/** The instances of a target in the answer of an earlier run. */
+function remembered(target: ChainTarget, last: CatalogService | undefined): readonly Endpoint[] {
+  return (last?.endpoints ?? []).filter(
+    ({ service, datacenter }) =>
+      service === target.service && (target.datacenter === '' || datacenter === target.datacenter),
+  )
+}
+
+/** Reads the answers about one target, and refuses those that are to be doubted. */
+function createJudge(
+  target: ChainTarget,
+  options: ServiceWatchOptions,
+): (body: unknown) => DecodedHealth {
+  const { clock, sight } = options
+  let believed = remembered(target, options.last)
+  const place = {
+    node: options.node,
+    datacenter: target.isRemote ? target.datacenter : options.datacenter,
+    isRemote: target.isRemote,
+  }
+  const elsewhere = target.isRemote ? target.datacenter : undefined
+  let doubtedAtMs: number | undefined
+  return (body) => {
+    const after = decodeHealth(target.service, body, place)
+    if (isDoubtful(believed, after.endpoints)) {
+      doubtedAtMs ??= clock.monotonicMs()
+      sight.look(elsewhere)
+      const isOld = clock.monotonicMs() - doubtedAtMs >= DOUBT_MS
+      if (!isOld || !sight.isClear(elsewhere, doubtedAtMs - SIGHT_MS))
+        throw new MeshError(
+          'HM_CONSUL_ANSWER_DOUBTED',
+          `Consul suddenly names ${after.endpoints.length} instances of ${target.service} in place of ` +
+            `${believed.length}: ` +
+            (isOld
+              ? 'the token seems to have lost service:read, so that is not believed'
+              : 'asking again before that is believed'),
+        )
+    }
+    doubtedAtMs = undefined
+    believed = after.endpoints
+    return after
+  }
+}
+
+/** Whether more instances vanished at once than a deployment takes away. */
+export function isDoubtful(before: readonly Endpoint[], after: readonly Endpoint[]): boolean {
+  return isSuddenLoss(
+    before.map((endpoint) => endpoint.key),
+    after.map((endpoint) => endpoint.key),
+  )
+}
