@@ -2,9 +2,11 @@
  * Consul's intentions: may a source service reach a destination service.
  */
 
+import type { IntentionPermission } from './permission.ts'
+
 /**
- * One rule. `action` is undefined when the rule decides by L7 permissions only, or names an action that
- * we do not know: for a TCP destination both deny.
+ * One rule. It has an action, or permissions that decide by HTTP request, or it is undecidable. Opaque
+ * TCP is allowed by the action `allow` only: the other two deny.
  */
 export interface Intention {
   /** Service name or `*`. */
@@ -14,6 +16,10 @@ export interface Intention {
   readonly action: 'allow' | 'deny' | undefined
   /** Consul's number: exact/exact 9, wildcard source 8, wildcard destination 6, both 5. Higher decides first. */
   readonly precedence: number
+  /** L7 rules in the order in which they decide; only ever there without an action. */
+  readonly permissions?: readonly IntentionPermission[]
+  /** What of the rule cannot be obeyed, so that it denies: `has JWT requirements`. */
+  readonly undecidable?: string
 }
 
 /** What holds when no intention matches. */

@@ -9,11 +9,11 @@ import {
   decodeAgentSelf,
   decodeAgentServices,
   decodeHealth,
-  decodeIntentions,
   decodeServiceNames,
   MAX_INSTANCES,
   parseGoDuration,
 } from '../../src/controlplane/catalog/consul/decode.ts'
+import { decodeIntentions } from '../../src/controlplane/catalog/consul/decode-intentions.ts'
 import { isDoubtful } from '../../src/controlplane/catalog/consul/service-watch.ts'
 import { errorCode } from '../../src/lib/errors.ts'
 
@@ -257,113 +257,6 @@ test("Consul's virtual addresses are taken from 240.0.0.0/4 only", () => {
     '::1',
   ])
     assert.deepEqual(virtual(address), [], String(address))
-})
-
-function intention(fields: Record<string, unknown>): Record<string, unknown> {
-  return {
-    ID: '8bea',
-    SourceNS: 'default',
-    SourceName: 'web',
-    DestinationNS: 'default',
-    DestinationName: 'db',
-    SourceType: 'consul',
-    Action: 'allow',
-    Precedence: 9,
-    ...fields,
-  }
-}
-
-function decodeRules(...rules: unknown[]) {
-  const decoded = decodeIntentions(['db'], { db: rules })
-  return { rules: decoded.byDestination.get('db') ?? [], problems: decoded.problems }
-}
-
-test('intentions keep their action and precedence, highest first', () => {
-  const { rules } = decodeRules(
-    intention({ SourceName: '*', DestinationName: '*', Action: 'deny', Precedence: 5 }),
-    intention({}),
-    intention({ SourceName: '*', Precedence: 8 }),
-  )
-  assert.deepEqual(
-    rules.map((rule) => [rule.source, rule.destination, rule.action, rule.precedence]),
-    [
-      ['web', 'db', 'allow', 9],
-      ['*', 'db', 'allow', 8],
-      ['*', '*', 'deny', 5],
-    ],
-  )
-})
-
-test('null stands for no intentions, and a destination that is not mentioned refuses the answer', () => {
-  assert.deepEqual(decodeIntentions(['db'], { db: null }).byDestination.get('db'), [])
-  for (const body of [{}, { web: [] }, [], null, 'x', { db: 'x' }, { db: {} }])
-    assert.throws(
-      () => decodeIntentions(['db'], body),
-      (error) => errorCode(error) === 'HM_CONSUL_ANSWER_MALFORMED',
-      JSON.stringify(body),
-    )
-})
-
-test('a destination called __proto__ or constructor is no more than a name', () => {
-  assert.throws(() => decodeIntentions(['constructor'], {}))
-  const body: unknown = JSON.parse('{"__proto__":[]}')
-  assert.deepEqual(decodeIntentions(['__proto__'], body).byDestination.get('__proto__'), [])
-})
-
-test('unknown actions, L7 permissions, JWT and sameness groups deny, and say so', () => {
-  for (const fields of [
-    { Action: '' },
-    { Action: 'ALLOW' },
-    { Action: undefined },
-    { Action: 7 },
-    { Permissions: [{ Action: 'allow', HTTP: { PathPrefix: '/' } }] },
-    { Action: undefined, Permissions: [{ Action: 'allow' }] },
-    { JWT: { Providers: [{ Name: 'okta' }] } },
-    { SourceSamenessGroup: 'all' },
-  ]) {
-    const { rules, problems } = decodeRules(intention(fields))
-    assert.equal(rules[0]?.action, undefined, JSON.stringify(fields))
-    assert.match(problems[0] ?? '', /denies/)
-  }
-  assert.equal(decodeRules(intention({ Permissions: [], JWT: null })).rules[0]?.action, 'allow')
-})
-
-test('a missing precedence is computed as Consul would', () => {
-  const precedence = (SourceName: string, DestinationName: string): number | undefined =>
-    decodeRules(intention({ SourceName, DestinationName, Precedence: undefined })).rules[0]
-      ?.precedence
-  assert.equal(precedence('web', 'db'), 9)
-  assert.equal(precedence('*', 'db'), 8)
-  assert.equal(precedence('web', '*'), 6)
-  assert.equal(precedence('*', '*'), 5)
-})
-
-test('of two rules for the same pair the one that does not allow decides', () => {
-  const { rules } = decodeRules(intention({}), intention({ Action: 'deny' }))
-  assert.equal(rules[0]?.action, 'deny')
-})
-
-test('a rule that cannot be read refuses the answer rather than vanish', () => {
-  for (const rule of [null, 'x', {}, intention({ SourceName: 7 }), intention({ SourceName: '' })])
-    assert.throws(
-      () => decodeRules(rule),
-      (error) => errorCode(error) === 'HM_CONSUL_ANSWER_MALFORMED',
-    )
-  assert.throws(() => decodeRules(intention({ DestinationName: 'web' })))
-})
-
-test('rules about callers of another cluster or namespace do not speak of ours', () => {
-  for (const fields of [{ SourcePeer: 'east' }, { SourceNS: 'team' }, { SourcePartition: 'p2' }])
-    assert.deepEqual(decodeRules(intention(fields)).rules, [], JSON.stringify(fields))
-  assert.equal(
-    decodeRules(intention({ SourcePeer: '', SourcePartition: 'default' })).rules.length,
-    1,
-  )
-})
-
-test('source names are kept byte for byte: only * is special to those who compare', () => {
-  for (const name of ['a.b', 'a*', '.*', 'é', '__proto__', 'x'.repeat(300)])
-    assert.equal(decodeRules(intention({ SourceName: name })).rules[0]?.source, name)
 })
 
 test('decoders never crash, whatever JSON they are given', () => {

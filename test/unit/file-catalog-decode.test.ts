@@ -105,6 +105,13 @@ const RULES = `intentions:
   - {SourceName: api, DestinationName: db, Permissions: [{Action: allow, HTTP: {PathPrefix: /}}]}
 `
 
+test('the permissions of a rule are kept as they are written', () => {
+  const [rule] = policyOf(contentOf(RULES), 'db').intentions
+  assert.deepEqual(rule?.permissions, [
+    { action: 'allow', path: { kind: 'prefix', value: '/' }, methods: [], headers: [] },
+  ])
+})
+
 test('rules of a destination come highest precedence first, wildcards included, others left out', () => {
   assert.deepEqual(
     policyOf(contentOf(RULES), 'db').intentions.map(
@@ -153,6 +160,16 @@ const MISTAKES: readonly [claim: string, text: string, problem: RegExp][] = [
     'a rule with action and permissions',
     'intentions: [{SourceName: a, DestinationName: b, Action: allow, Permissions: [{}]}]\n',
     /either Action or Permissions/,
+  ],
+  [
+    'a permission with an unknown field',
+    'intentions:\n  - SourceName: a\n    DestinationName: b\n    Permissions:\n      - {Action: allow, HTTP: {PathPrefix: /, Query: x}}\n',
+    /:5:9: intentions\[0\]\.Permissions\[0\]: This permission has the unknown field "Query"/,
+  ],
+  [
+    'a permission without a condition',
+    'intentions: [{SourceName: a, DestinationName: b, Permissions: [{Action: allow, HTTP: {}}]}]\n',
+    /has no condition at all/,
   ],
   [
     'two rules for one pair',

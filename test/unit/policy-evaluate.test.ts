@@ -62,7 +62,7 @@ test('an intention without an action that TCP can apply denies, whatever else ma
     policy('allow', rule('web', 'db', undefined), rule('*', 'db', 'allow')),
   )
   assert.equal(decision.allow, false)
-  assert.match(decision.reason, /permissions/)
+  assert.match(decision.reason, /HTTP request/)
 })
 
 test('names are compared whole and exactly', () => {

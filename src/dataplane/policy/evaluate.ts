@@ -2,7 +2,7 @@
  * May this source reach this destination: Consul's intention rules for TCP. Pure.
  *
  * Names are compared as text; only the whole name `*` is a wildcard. Rules come sorted by precedence, so
- * the first match decides. A rule that decides by L7 permissions, or by an action we do not know, denies.
+ * the first match decides. A rule that decides by L7 permissions, or that cannot be obeyed, denies.
  */
 import type { Decision, Intention } from '../../model/intention.ts'
 import type { ServicePolicy } from '../../model/snapshot.ts'
@@ -14,11 +14,10 @@ export function evaluate(source: string, policy: ServicePolicy | undefined): Dec
   for (const intention of policy.intentions) {
     if (!matches(intention, source, policy.destination)) continue
     const rule = `intention ${intention.source} -> ${intention.destination} (precedence ${intention.precedence})`
+    if (intention.undecidable !== undefined)
+      return { allow: false, reason: `${rule} ${intention.undecidable}, which cannot be obeyed` }
     if (intention.action === undefined)
-      return {
-        allow: false,
-        reason: `${rule} has permissions or an action that a TCP service cannot apply`,
-      }
+      return { allow: false, reason: `${rule} decides by HTTP request, and this is opaque TCP` }
     return { allow: intention.action === 'allow', reason: `${rule} says ${intention.action}` }
   }
   return {

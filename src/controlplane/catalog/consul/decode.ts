@@ -4,20 +4,17 @@
  *
  * Two kinds of bad input. An answer of the wrong shape is refused whole (HM_CONSUL_ANSWER_MALFORMED), and
  * the last good one stays. One bad instance in a good answer is left out and named in `problems`: it
- * costs that instance, not the service. Intentions are different: leaving out a rule could open what it
- * closes, so a rule that cannot be read refuses the answer, and one that cannot be obeyed denies.
+ * costs that instance, not the service. Intentions are different: see decode-intentions.ts.
  */
 import { MeshError } from '../../../lib/errors.ts'
+import { isRecord, member, shown } from '../../../lib/json-value.ts'
 import { canonicalIp, isLoopback, isPort, isUndialable } from '../../../model/address.ts'
 import type { Endpoint, Health } from '../../../model/endpoint.ts'
-import { type DefaultPolicy, type Intention, precedenceOf } from '../../../model/intention.ts'
+import type { DefaultPolicy } from '../../../model/intention.ts'
 import { isServiceName } from '../../../model/spiffe-id.ts'
 
 /** Most instances of one service; an answer with more is refused. */
 export const MAX_INSTANCES = 5_000
-
-/** Most rules for one destination; an answer with more is refused. */
-const MAX_INTENTIONS = 5_000
 
 /** Problems named one by one; the rest is counted. */
 const MAX_PROBLEMS = 10
@@ -98,49 +95,6 @@ const MS_BY_GO_UNIT: Record<string, number> = {
   s: 1_000,
   m: 60_000,
   h: 3_600_000,
-}
-
-/** Rules by destination, and what was odd about them. */
-export interface DecodedIntentions {
-  /** Has every destination that was asked for; highest precedence first. */
-  readonly byDestination: ReadonlyMap<string, readonly Intention[]>
-  readonly problems: readonly string[]
-}
-
-/**
- * Reads `/v1/connect/intentions/match?by=destination&name=…` for `destinations`. A rule that decides by L7
- * permissions, by JWT or by an unknown action has no action: it denies.
- * @throws MeshError HM_CONSUL_ANSWER_MALFORMED, HM_CONSUL_ANSWER_TOO_LARGE
- */
-export function decodeIntentions(
-  destinations: readonly string[],
-  body: unknown,
-): DecodedIntentions {
-  if (!isRecord(body)) throw malformed('intentions', 'an object', body)
-  const problems: string[] = []
-  const byDestination = new Map<string, readonly Intention[]>()
-  for (const destination of destinations) {
-    if (!Object.hasOwn(body, destination))
-      throw new MeshError(
-        'HM_CONSUL_ANSWER_MALFORMED',
-        `Answer of Consul does not speak of the intentions for ${destination}`,
-      )
-    const rules = body[destination] ?? []
-    if (!Array.isArray(rules)) throw malformed(`intentions for ${destination}`, 'a list', rules)
-    if (rules.length > MAX_INTENTIONS)
-      throw new MeshError(
-        'HM_CONSUL_ANSWER_TOO_LARGE',
-        `Consul names ${rules.length} intentions for ${destination}; the limit is ${MAX_INTENTIONS}`,
-      )
-    byDestination.set(
-      destination,
-      rules
-        .map((rule) => decodeIntention(destination, rule, problems))
-        .filter((rule) => rule !== undefined)
-        .toSorted(byPrecedence),
-    )
-  }
-  return { byDestination, problems: shortened(problems) }
 }
 
 /**
@@ -380,76 +334,6 @@ function decodeVirtualIp(registration: Record<string, unknown>): string | undefi
   return Number(ip.slice(0, ip.indexOf('.'))) >= 240 ? ip : undefined
 }
 
-function decodeIntention(
-  destination: string,
-  rule: unknown,
-  problems: string[],
-): Intention | undefined {
-  const source = member(rule, 'SourceName')
-  const target = member(rule, 'DestinationName')
-  if (typeof source !== 'string' || source === '' || typeof target !== 'string')
-    throw malformed(`intention for ${destination}`, 'SourceName and DestinationName', rule)
-  if (target !== destination && target !== '*')
-    throw malformed(`intention for ${destination}`, `destination ${destination}`, target)
-  if (isElsewhere(rule)) return undefined
-  const precedence = member(rule, 'Precedence')
-  const action = decodeAction(rule)
-  if (action === undefined)
-    problems.push(
-      `Intention ${shown(source)} -> ${shown(target)} denies: its action or permissions are not supported`,
-    )
-  return {
-    source,
-    destination: target,
-    action,
-    precedence:
-      typeof precedence === 'number' && Number.isInteger(precedence) && precedence > 0
-        ? precedence
-        : precedenceOf(source, target),
-  }
-}
-
-/** Whether the rule is about callers of another cluster or namespace: none of ours can be meant. */
-function isElsewhere(rule: unknown): boolean {
-  const isOther = (key: string, ours: readonly unknown[]): boolean =>
-    !ours.includes(member(rule, key) ?? '')
-  return (
-    isOther('SourcePeer', ['']) ||
-    isOther('SourceNS', ['', 'default', '*']) ||
-    isOther('DestinationNS', ['', 'default', '*']) ||
-    isOther('SourcePartition', ['', 'default', '*'])
-  )
-}
-
-function decodeAction(rule: unknown): 'allow' | 'deny' | undefined {
-  const has = (key: string): boolean => {
-    const value = member(rule, key)
-    return value !== undefined && value !== null && value !== '' && !isEmptyList(value)
-  }
-  if (has('Permissions') || has('JWT') || has('SourceSamenessGroup')) return undefined
-  return parseDefaultPolicy(member(rule, 'Action'))
-}
-
-function isEmptyList(value: unknown): boolean {
-  return Array.isArray(value) && value.length === 0
-}
-
-/** Highest precedence first; among equals, those that do not allow. */
-function byPrecedence(a: Intention, b: Intention): number {
-  if (a.precedence !== b.precedence) return b.precedence - a.precedence
-  return Number(a.action === 'allow') - Number(b.action === 'allow')
-}
-
-/** An own property of a JSON object; undefined for anything else (`__proto__` is only a name here). */
-export function member(value: unknown, key: string): unknown {
-  return isRecord(value) && Object.hasOwn(value, key) ? value[key] : undefined
-}
-
-/** Whether a value is a JSON object. */
-export function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
-}
-
 function asRecord(value: unknown): Record<string, unknown> {
   return isRecord(value) ? value : {}
 }
@@ -470,14 +354,6 @@ function nameOf(entry: unknown, position: number): string {
   return isName(node) && isName(id) ? `${node}/${id}` : `number ${position}`
 }
 
-/** A value for a message: short, and never a whole answer. */
-export function shown(value: unknown): string {
-  if (Array.isArray(value)) return 'a list'
-  if (isRecord(value)) return 'an object'
-  const text = JSON.stringify(typeof value === 'string' ? value.slice(0, 80) : value) ?? 'nothing'
-  return text.replace(/[^\x20-\x7e]+/g, ' ')
-}
-
 /** The error for an answer of the wrong shape. */
 export function malformed(what: string, expected: string, got: unknown): MeshError {
   return new MeshError(
@@ -486,7 +362,8 @@ export function malformed(what: string, expected: string, got: unknown): MeshErr
   )
 }
 
-function shortened(problems: readonly string[]): readonly string[] {
+/** The first problems, and how many more there are. */
+export function shortened(problems: readonly string[]): readonly string[] {
   if (problems.length <= MAX_PROBLEMS) return problems
   return [
     ...problems.slice(0, MAX_PROBLEMS),

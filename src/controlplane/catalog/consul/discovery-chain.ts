@@ -10,8 +10,9 @@
  * route that catches everything, and the split that gets most.
  */
 import { MeshError } from '../../../lib/errors.ts'
+import { isRecord, member, shown } from '../../../lib/json-value.ts'
 import { isServiceName } from '../../../model/spiffe-id.ts'
-import { isRecord, malformed, member, parseGoDuration, shown } from './decode.ts'
+import { malformed, parseGoDuration } from './decode.ts'
 
 /** Where traffic goes: some instances of one service in one datacenter. */
 export interface ChainTarget {

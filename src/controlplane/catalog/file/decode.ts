@@ -12,6 +12,7 @@ import {
 import type { Endpoint } from '../../../model/endpoint.ts'
 import { type DefaultPolicy, type Intention, precedenceOf } from '../../../model/intention.ts'
 import type { CatalogPolicy, CatalogService } from '../catalog.ts'
+import { decodePermission } from '../permission.ts'
 import { type CatalogFile, catalogFileSchema } from './schema.ts'
 
 /** Everything a catalog file says. */
@@ -97,12 +98,18 @@ function toEndpoint(instance: FileInstance, serviceName: string): Endpoint {
 }
 
 function toIntention(rule: FileIntention): Intention {
-  return {
+  const named = {
     source: rule.SourceName,
     destination: rule.DestinationName,
-    // Permissions decide by HTTP request; without an action the rule denies opaque TCP.
-    action: rule.Permissions === undefined ? rule.Action : undefined,
     precedence: precedenceOf(rule.SourceName, rule.DestinationName),
+  }
+  if (rule.Permissions === undefined) return { ...named, action: rule.Action }
+  return {
+    ...named,
+    action: undefined,
+    permissions: rule.Permissions.map(decodePermission).filter(
+      (permission) => typeof permission !== 'string',
+    ),
   }
 }
 
@@ -159,6 +166,16 @@ function intentionProblems(document: YamlDocument<CatalogFile>): DocumentProblem
     const path = ['intentions', index]
     if ((rule.Action === undefined) === (rule.Permissions === undefined))
       problems.push(document.problemAt(path, 'Must have either Action or Permissions'))
+    for (const [position, value] of (rule.Permissions ?? []).entries()) {
+      const permission = decodePermission(value)
+      if (typeof permission === 'string')
+        problems.push(
+          document.problemAt(
+            [...path, 'Permissions', position],
+            `This permission ${permission}, which hostmesh cannot obey`,
+          ),
+        )
+    }
     const pair = `${rule.SourceName} -> ${rule.DestinationName}`
     const first = indexByPair.get(pair)
     if (first === undefined) indexByPair.set(pair, index)

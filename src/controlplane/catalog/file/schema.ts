@@ -72,7 +72,8 @@ const intention = z.strictObject({
   SourceName: serviceNameOrAll,
   DestinationName: serviceNameOrAll,
   Action: z.enum(['allow', 'deny']).optional(),
-  Permissions: z.array(z.record(z.string(), z.unknown())).min(1).optional(),
+  // What is in a permission is read by permission.ts, as that of Consul is.
+  Permissions: z.array(z.record(z.string(), z.unknown())).min(1).max(1_000).optional(),
   Description: z.string().optional(),
 })
 

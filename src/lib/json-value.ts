@@ -1,0 +1,22 @@
+/**
+ * Looking into JSON that somebody else wrote: members are read only where they exist as data, and values
+ * are shown in messages without ever showing a whole answer.
+ */
+
+/** Whether a value is a JSON object: neither null nor a list. */
+export function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+/** An own property of a JSON object; undefined for anything else (`__proto__` is only a name here). */
+export function member(value: unknown, key: string): unknown {
+  return isRecord(value) && Object.hasOwn(value, key) ? value[key] : undefined
+}
+
+/** A value for a message: short, printable, and never a whole answer. */
+export function shown(value: unknown): string {
+  if (Array.isArray(value)) return 'a list'
+  if (isRecord(value)) return 'an object'
+  const text = JSON.stringify(typeof value === 'string' ? value.slice(0, 80) : value) ?? 'nothing'
+  return text.replace(/[^\x20-\x7e]+/g, ' ')
+}
