@@ -108,7 +108,14 @@ export function renderStatus(status: StatusDocument, nowMs: number): string {
     ]),
   )
   const wrong = problems.map((text) => `  ${paint({ text, tone: 'bad' })}`)
-  return [facts, '', workers, ...(wrong.length === 0 ? [] : ['', 'Problems:', ...wrong])].join('\n')
+  const known = (status.warnings ?? []).map((text) => `  ${paint({ text, tone: 'warning' })}`)
+  return [
+    facts,
+    '',
+    workers,
+    ...(wrong.length === 0 ? [] : ['', 'Problems:', ...wrong]),
+    ...(known.length === 0 ? [] : ['', 'Warnings:', ...known]),
+  ].join('\n')
 }
 
 /** What is live and what is only remembered; nothing where all comes from files. */

@@ -158,6 +158,16 @@ export const configSchema = z.strictObject({
     ])
     .describe('Where certificates come from; `consul` uses the agent that the catalog uses'),
   services: z.array(service).max(1000).default([]).describe('The services of this host'),
+  intentions: z
+    .strictObject({
+      default: z
+        .enum(['catalog', 'deny'])
+        .default('catalog')
+        .describe(
+          'Where no intention matches: what the catalog says (for Consul its ACL default; allow with ACLs off), or `deny` whatever it says',
+        ),
+    })
+    .prefault({}),
   capture: z
     .strictObject({
       mode: z

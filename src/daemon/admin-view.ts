@@ -195,6 +195,7 @@ function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusD
     dns: { address: dnsAddress === undefined ? null : formatAddress(dnsAddress) },
     snapshotVersion: state.discovery()?.current().version ?? 0,
     problems: state.discovery()?.problems() ?? [],
+    warnings: state.discovery()?.warnings() ?? [],
   }
 }
 

@@ -176,6 +176,7 @@ class Daemon {
           mode: config.catalog.kind === 'consul' ? config.catalog.watch : 'all',
           virtualRanges: [config.capture.virtualRange, config.capture.virtualRange6],
           virtualAddresses: memory.virtualAddresses(),
+          insistsOnDeny: config.intentions.default === 'deny',
           log,
         },
         (delta, snapshot) => {

@@ -29,6 +29,8 @@ export interface StatusDocument {
   readonly snapshotVersion: number
   /** What is wrong beside what the parts above say, one sentence each. */
   readonly problems: readonly string[]
+  /** What an operator should know though nothing is wrong, one sentence each; a daemon older than this field does not say. */
+  readonly warnings?: readonly string[]
 }
 
 /** One data-plane thread. */

@@ -61,6 +61,17 @@ test('status of a well host is a table, exit code 0, and nothing on standard err
   assert.ok(!stdout.includes('\u001B'), 'no color on a pipe')
 })
 
+test('status of a well host with a warning says it, and is well all the same', async () => {
+  const status: StatusDocument = { ...wellStatus, warnings: ['The default policy is allow'] }
+  await using server = await startScripted(scriptedView({ status: () => Promise.resolve(status) }))
+  const { code, stdout } = await hostmesh(['status'], {
+    HOSTMESH_ADDR: `unix://${server.socketPath}`,
+  })
+  assert.equal(code, 0)
+  assert.match(stdout, /State +well/)
+  assert.match(stdout, /Warnings:\n +The default policy is allow/)
+})
+
 test('status of a host that is not well says every problem and exits 1', async () => {
   const status: StatusDocument = {
     ...wellStatus,

@@ -203,6 +203,57 @@ describe('policy at the destination', () => {
     })
   })
 
+  test('a connection that comes before the policy waits for it, and is carried then', async () => {
+    await using undo = new AsyncDisposableStack()
+    const application = await startApplication()
+    const { db, port } = await startPair(undo, application)
+    const rules = snapshotOf('db', [endpoint('db', db.tunnelPort)])
+    db.publish({ ...rules, policies: new Map() })
+    const caller = await dial(port)
+    caller.write('early')
+    await eventually(async () => assert.equal((await db.pool.connections(9)).connections.length, 1))
+    assert.equal(application.connections.length, 0)
+    db.publish(rules)
+    const called = await within(5_000, 'the call', application.next())
+    assert.equal(await read(called, 5), 'early')
+    caller.destroy()
+  })
+
+  test('a policy that does not come within 5 s denies, on another host and on the same one', async () => {
+    await using undo = new AsyncDisposableStack()
+    const application = undo.use(await startApplication())
+    const nearPort = await freePort()
+    const target = { ip: '127.0.0.1', port: application.port }
+    const db = undo.use(
+      await startHost({
+        services: [
+          localService('db', { target }),
+          localService('near', {
+            upstreams: [{ destination: 'db', bind: { ip: '127.0.0.1', port: nearPort } }],
+          }),
+        ],
+      }),
+    )
+    const { host: web, port } = await startWeb({ connectMs: 30_000 })
+    undo.use(web)
+    const rules = snapshotOf('db', [endpoint('db', db.tunnelPort)])
+    web.publish(rules)
+    db.publish({
+      ...snapshotOf('db', [endpoint('db', db.tunnelPort, { local: true })]),
+      policies: new Map(),
+    })
+    const fates = await Promise.all([port, nearPort].map((p) => roundTrip(p, Buffer.from('x'))))
+    assert.deepEqual(
+      fates.map(({ how }) => how),
+      ['ECONNRESET', 'ECONNRESET'],
+    )
+    assert.equal(application.connections.length, 0, 'nothing was forwarded')
+    await eventually(() => {
+      assert.deepEqual(db.closedByFlag('destination'), { DENY: 1 })
+      assert.deepEqual(db.closedByFlag('source'), { DENY: 1 })
+    })
+  })
+
   test('a Connect peer that is denied is reset, and the worker lives on', async () => {
     await using undo = new AsyncDisposableStack()
     const { db, port } = await startPair(undo, await startEcho())

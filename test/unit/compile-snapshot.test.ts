@@ -12,7 +12,7 @@ import type { Endpoint } from '../../src/model/endpoint.ts'
 import type { Intention } from '../../src/model/intention.ts'
 import { precedenceOf } from '../../src/model/intention.ts'
 import type { LocalService } from '../../src/model/service.ts'
-import { applyDelta, diffSnapshots } from '../../src/model/snapshot.ts'
+import { applyDelta, diffSnapshots, emptySnapshot } from '../../src/model/snapshot.ts'
 
 function endpoint(node: string, id: string, change: Partial<Endpoint> = {}): Endpoint {
   return {
@@ -145,6 +145,36 @@ test('there is a policy for exactly the local services with a target whose rules
     nothingCompiled,
   )
   assert.deepEqual([...snapshot.policies.keys()], ['db'])
+})
+
+test('a host that insists on deny denies where no intention matches, whatever the catalog says', () => {
+  for (const [defaultPolicy, insistsOnDeny, expected] of [
+    ['allow', false, 'allow'],
+    ['allow', true, 'deny'],
+    ['deny', true, 'deny'],
+    ['deny', false, 'deny'],
+  ] as const) {
+    const policies = new Map([['db', { destination: 'db', intentions: [], defaultPolicy }]])
+    const given = input({ localServices: [local('db')], policies, insistsOnDeny })
+    const { snapshot } = compile(given, nothingCompiled)
+    assert.equal(snapshot.policies.get('db')?.defaultPolicy, expected)
+  }
+})
+
+test('permissions and what cannot be obeyed survive into the snapshot, and through its delta', () => {
+  const permissions = [
+    { action: 'allow', path: { kind: 'prefix', value: '/' }, methods: ['GET'], headers: [] },
+  ] as const
+  const intentions: Intention[] = [
+    { ...rule('web', 'db'), permissions },
+    { ...rule('*', 'db'), undecidable: 'has JWT requirements' },
+  ]
+  const policies = new Map([
+    ['db', { destination: 'db', intentions, defaultPolicy: 'allow' as const }],
+  ])
+  const { snapshot } = compile(input({ localServices: [local('db')], policies }), nothingCompiled)
+  const arrived = applyDelta(emptySnapshot, structuredClone(diffSnapshots(emptySnapshot, snapshot)))
+  assert.deepEqual(arrived.policies.get('db')?.intentions, intentions)
 })
 
 test('the order in which a catalog lists instances changes nothing', () => {

@@ -33,6 +33,8 @@ export interface CompileInput {
   readonly policies: ReadonlyMap<string, CatalogPolicy>
   /** Our own virtual addresses for a service, for when the catalog gives none. */
   readonly virtualIps: (service: string) => readonly string[]
+  /** Deny where no intention matches, whatever the catalog says; as the catalog says unless given. */
+  readonly insistsOnDeny?: boolean
 }
 
 /** What is wrong with one service. */
@@ -270,7 +272,9 @@ function compilePolicies(
   for (const { name, target } of input.localServices) {
     const source = input.policies.get(name)
     if (target === undefined || source === undefined || policies.has(name)) continue
-    const policy = compilePolicy(source)
+    const compiled = compilePolicy(source)
+    const policy: ServicePolicy =
+      input.insistsOnDeny === true ? { ...compiled, defaultPolicy: 'deny' } : compiled
     const before = previous.policies.get(name)
     policies.set(
       name,

@@ -18,6 +18,7 @@ import {
 import type { Catalog, CatalogPolicy } from '../catalog/catalog.ts'
 import { AddressBook } from './address-book.ts'
 import { compile, nothingCompiled } from './compile.ts'
+import { policyWarnings } from './policy-warnings.ts'
 import type { VirtualAddresses } from './virtual-addresses.ts'
 import { openWatchSet, type WatchMode, type WatchSetOptions } from './watch-set.ts'
 
@@ -33,6 +34,8 @@ export interface DiscoveryOptions {
   readonly virtualRanges: readonly string[]
   /** Assignments of an earlier run, which stay valid where they fit. */
   readonly virtualAddresses?: VirtualAddresses
+  /** Deny where no intention matches, whatever the catalog says. */
+  readonly insistsOnDeny?: boolean
   readonly log: Log
   /** How long services that are followed on demand are, and how many. The watch set's own limits unless given. */
   readonly onDemand?: Pick<WatchSetOptions, 'idleMs' | 'maxOnDemand' | 'clock'>
@@ -55,6 +58,8 @@ export interface Discovery extends AsyncDisposable {
   current(): Snapshot
   /** What is wrong with what the catalog says, one sentence each; empty when nothing is. */
   problems(): readonly string[]
+  /** What an operator should know though nothing is wrong, one sentence each. */
+  warnings(): readonly string[]
   /** What has had no first answer yet: services, `policies`. Empty once this host knows what it needs. */
   awaited(): readonly string[]
   /** Virtual addresses by service, to be passed in again by the next run. */
@@ -140,6 +145,10 @@ class RunningDiscovery implements Discovery {
       ...this.#compiled.problems.map((problem) => problem.message),
       ...this.#addresses.problems(this.#watchSet.services),
     ]
+  }
+
+  warnings(): readonly string[] {
+    return policyWarnings(this.#compiled.snapshot)
   }
 
   awaited(): readonly string[] {
@@ -244,6 +253,7 @@ class RunningDiscovery implements Discovery {
         catalogServices,
         policies: this.#policies,
         virtualIps: (service) => this.#addresses.of(service),
+        insistsOnDeny: this.#options.insistsOnDeny === true,
       },
       this.#compiled,
     )
@@ -253,9 +263,9 @@ class RunningDiscovery implements Discovery {
     this.#lookAgain()
   }
 
-  /** Logs each problem once, when it appears. */
+  /** Logs each problem and warning once, when it appears. */
   #logProblems(): void {
-    const now = new Set(this.problems())
+    const now = new Set([...this.problems(), ...this.warnings()])
     for (const problem of now)
       if (!this.#loggedProblems.has(problem)) this.#options.log.warn(problem)
     this.#loggedProblems = now

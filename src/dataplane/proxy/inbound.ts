@@ -3,7 +3,8 @@
  *
  *   accept    a peer that has proved which service it is; over a tunnel, one stream of it
  *   preface   over a tunnel: which instance is meant, and who the real client is
- *   policy    may this service reach ours: decided here, at the destination
+ *   policy    may this service reach ours: decided here, at the destination; one that is not loaded yet is
+ *             waited for, and denies when it does not come
  *   deliver   the application's own port, from our configuration and nowhere else
  *   splice    bytes both ways until both sides are done
  *
@@ -22,7 +23,7 @@ import { TunnelStream } from '../tunnel/stream.ts'
 import type { Footing } from '../tunnel/trust.ts'
 import type { Connection } from './connection-table.ts'
 import { asMeshError, flagOf, inboundFlagOf, resetReasonOf } from './ending.ts'
-import type { Plane } from './plane.ts'
+import { awaitPolicy, isPolicyAwaited, type Plane } from './plane.ts'
 import { splice } from './splice.ts'
 
 /** One arriving connection: a stream of a tunnel, or a Connect peer's whole TLS connection. */
@@ -59,6 +60,7 @@ export async function carryInbound(plane: Plane, arrival: Arrival): Promise<void
       stream instanceof TunnelStream ? await early.preface(plane.timeouts.handshakeMs) : undefined
     connection.downstream = preface?.source ?? arrival.address
     connection.wanted = preface?.destination
+    if (isPolicyAwaited(plane, arrival.destination)) await awaitPolicy(plane, arrival.destination)
     decide(plane, arrival)
     const local = await deliver(plane, connection, arrival.destination, preface)
     if (stream.isClosed) {

@@ -25,7 +25,7 @@ import type { Session } from '../tunnel/session.ts'
 import { type TunnelStream, UNCONFIRMED_LIMIT } from '../tunnel/stream.ts'
 import type { Connection } from './connection-table.ts'
 import { asMeshError, failureCostOf, flagOf, isTunnelLoss, mayTryAnother } from './ending.ts'
-import type { Door, Plane } from './plane.ts'
+import { awaitPolicy, type Door, isPolicyAwaited, type Plane } from './plane.ts'
 import { splice } from './splice.ts'
 
 /** Instances tried for one connection. */
@@ -191,6 +191,7 @@ async function deliverHere(
 ): Promise<ByteStream> {
   // Decided before anything is looked up: the policy is that of the service which is reached.
   connection.reached = endpoint.service
+  if (isPolicyAwaited(plane, endpoint.service)) await awaitPolicy(plane, endpoint.service)
   const decision = evaluate(connection.source, plane.snapshot().policies.get(endpoint.service))
   if (!decision.allow)
     throw new MeshError(

@@ -19,7 +19,7 @@ export interface PlaneTimeouts {
   readonly connectMs: number
   /** For a peer's preface. */
   readonly handshakeMs: number
-  /** To wait for a snapshot or a certificate that is still on its way. */
+  /** To wait for a snapshot, a policy or a certificate that is still on its way. */
   readonly readyMs: number
 }
 
@@ -45,6 +45,22 @@ export interface Plane {
   want(caller: string, ip: string): void
   /** Asks `look` again whenever something has changed, and once a second, until it answers or `timeoutMs` is over. */
   until<T>(look: () => T | undefined, timeoutMs: number): Promise<T | undefined>
+}
+
+/**
+ * Whether somebody must wait before a connection to `destination` can be decided on. A policy that does not
+ * come in time denies: see evaluate().
+ */
+export function isPolicyAwaited(plane: Plane, destination: string): boolean {
+  return !plane.snapshot().policies.has(destination)
+}
+
+/** Waits until the policy of `destination` is loaded, or the deadline is over. */
+export async function awaitPolicy(plane: Plane, destination: string): Promise<void> {
+  await plane.until(
+    () => (isPolicyAwaited(plane, destination) ? undefined : true),
+    plane.timeouts.readyMs,
+  )
 }
 
 /** How a listener on this host came by a connection. */
