@@ -4,12 +4,16 @@
 import type { LocalService, WorkloadSelector } from '../model/service.ts'
 import type { Config } from './schema.ts'
 
-/** The host's services. Services with an identity get the capture ports from `capture.basePort` up. */
+/**
+ * The host's services. Services with an identity, and the one that unknown callers are taken for, get the
+ * capture ports from `capture.basePort` up.
+ */
 export function localServices(config: Config): readonly LocalService[] {
   let nextPort = config.capture.basePort
+  const host = hostIdentity(config)
   return config.services.map((service): LocalService => {
     const selector = service.identity === undefined ? undefined : toSelector(service.identity)
-    const capturePort = selector === undefined ? undefined : nextPort
+    const capturePort = selector === undefined && service !== host ? undefined : nextPort
     if (capturePort !== undefined) nextPort += 1
     return {
       name: service.name,
@@ -27,6 +31,13 @@ export function localServices(config: Config): readonly LocalService[] {
       })),
     }
   })
+}
+
+/** The service that local callers without an identity are taken for; undefined when they are refused. */
+export function hostIdentity(config: Config): Config['services'][number] | undefined {
+  const { unknownCallers } = config.capture
+  if (unknownCallers === 'refuse') return undefined
+  return config.services.find(({ name }) => name === unknownCallers)
 }
 
 function toSelector(

@@ -185,6 +185,19 @@ export const configSchema = z.strictObject({
         .string()
         .default('fdc6:6d65:7368::/64')
         .describe('IPv6 range of virtual addresses; all of it is captured'),
+      unknownCallers: z
+        .string()
+        .refine(isServiceName, 'Must be "refuse" or the name of a service of this host')
+        .default('refuse')
+        .describe(
+          'Local processes of no identity that dial the mesh: `refuse` resets them at virtual addresses, the name of a service of this host makes them that service',
+        ),
+      unknownToInstances: z
+        .enum(['pass', 'refuse'])
+        .default('pass')
+        .describe(
+          'Local processes of no identity that dial the address of an instance itself: `pass` without the mesh, or `refuse` by reset; for hosts that are done migrating',
+        ),
       daemonUser: z
         .union([z.string(), z.int().min(0)])
         .optional()

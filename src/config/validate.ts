@@ -4,7 +4,7 @@
  */
 import { canonicalIp, formatAddress, isIpv6, isLoopback } from '../model/address.ts'
 import { type Cidr, cidrContains, cidrSize, cidrsOverlap, parseCidr } from '../model/cidr.ts'
-import { localServices } from './local-services.ts'
+import { hostIdentity, localServices } from './local-services.ts'
 import { type Config, isDnsOn } from './schema.ts'
 
 /** A broken rule, at the key where it is best mended. */
@@ -63,7 +63,8 @@ function serviceProblems(config: Config): ConfigProblem[] {
         message: `Service ID "${id}" is already that of services[${firstWithId}]; give each instance an id of its own`,
       })
     if (service.port === undefined) {
-      if (service.identity === undefined && service.upstreams.length === 0)
+      const isIdle = service.identity === undefined && service.upstreams.length === 0
+      if (isIdle && service !== hostIdentity(config))
         problems.push({
           path: ['services', index],
           message: `Service ${service.name} has neither port, identity nor upstreams: it can do nothing`,
@@ -227,7 +228,18 @@ function captureProblems(config: Config): ConfigProblem[] {
   if (config.capture.mode === 'off') return []
   const problems: ConfigProblem[] = []
   const found = selectors(config)
-  if (found.length === 0)
+  const host = hostIdentity(config)
+  if (config.capture.unknownCallers !== 'refuse' && host === undefined)
+    problems.push({
+      path: ['capture', 'unknownCallers'],
+      message: `No service of this host is called ${config.capture.unknownCallers}; name one of services, or write refuse`,
+    })
+  if (host !== undefined && config.capture.unknownToInstances === 'refuse')
+    problems.push({
+      path: ['capture', 'unknownToInstances'],
+      message: `Unknown callers are taken for ${host.name}, so none is left to refuse; set capture.unknownCallers to refuse, or leave this out`,
+    })
+  if (found.length === 0 && host === undefined)
     problems.push({
       path: ['capture', 'mode'],
       message:

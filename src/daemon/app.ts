@@ -15,6 +15,7 @@ import { loadConfig } from '../config/load.ts'
 import { localServices } from '../config/local-services.ts'
 import { type Config, isDnsOn } from '../config/schema.ts'
 import { type Capture, createCapture } from '../controlplane/capture/capture.ts'
+import { countRefusals, type Refusals } from '../controlplane/capture/refusals.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import {
   type ConsulCatalog,
@@ -98,6 +99,7 @@ class Daemon {
   private dns: DnsServer | undefined
   private capture: Capture | undefined
   private captureInSync: boolean | undefined
+  private refusals: Refusals | undefined
   private draining = false
   private eventLoopLagMs = 0
 
@@ -222,6 +224,7 @@ class Daemon {
           captureInSync: this.captureInSync,
           dnsQueries: this.dns?.counts(),
           watchedServices: this.discovery?.watchedServices() ?? 0,
+          unknownCallersRefused: this.refusals,
           certificates: [...this.leaves.values()],
           workersRunning: this.pool.statuses(() => 0).filter(({ state }) => state === 'running')
             .length,
@@ -294,7 +297,9 @@ class Daemon {
 
   private async lookAtCapture(capture: Capture): Promise<void> {
     try {
-      this.captureInSync = (await capture.show()).inSync
+      const state = await capture.show()
+      this.captureInSync = state.inSync
+      this.refusals = countRefusals(state.rules)
     } catch (error) {
       this.captureInSync = false
       this.log.warn('Cannot look at the capture rules', { error: describeError(error) })

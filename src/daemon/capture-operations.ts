@@ -3,7 +3,7 @@
  * plan's rules as text for people. Needs no running daemon and no catalog.
  */
 
-import { localServices } from '../config/local-services.ts'
+import { hostIdentity, localServices } from '../config/local-services.ts'
 import type { Config } from '../config/schema.ts'
 import {
   type CaptureState,
@@ -41,10 +41,16 @@ export async function capturePlan(
   const workloads = services.flatMap(({ selector, capturePort }) =>
     selector === undefined || capturePort === undefined ? [] : [{ selector, capturePort }],
   )
+  const host = hostIdentity(config)
+  const defaultCapturePort =
+    host && services.find(({ id }) => id === (host.id ?? host.name))?.capturePort
   const ownPorts = [...workloads.map((workload) => workload.capturePort), tunnel.port]
+  if (defaultCapturePort !== undefined) ownPorts.push(defaultCapturePort)
   if (metrics.port !== undefined) ownPorts.push(metrics.port)
   return {
     workloads,
+    defaultCapturePort,
+    refusesUnknownAtInstances: capture.unknownToInstances === 'refuse',
     virtualRange: capture.virtualRange,
     virtualRange6: capture.virtualRange6,
     daemonUid:

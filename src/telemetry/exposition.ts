@@ -35,6 +35,10 @@ export interface HostReading {
   readonly dnsQueries: Readonly<Record<string, number>> | undefined
   /** Services that are followed in the catalog. */
   readonly watchedServices: number
+  /** From the kernel's counters; undefined while capture is off. */
+  readonly unknownCallersRefused?:
+    | { readonly virtual: number; readonly instance: number }
+    | undefined
   readonly certificates: readonly { readonly service: string; readonly notAfterMs: number }[]
   readonly workersRunning: number
   readonly workerRestarts: number
@@ -227,6 +231,11 @@ const collectors: Record<
       labels: { outcome: snakeCase(outcome) },
     })),
   watchedServices: ({ host }) => single(host.watchedServices),
+  unknownCallersRefused: ({ host }) =>
+    Object.entries(host.unknownCallersRefused ?? {}).map(([destination, value]) => ({
+      value,
+      labels: { destination },
+    })),
   ready: ({ host }) => single(Number(host.ready)),
   workers: ({ host }) => single(host.workersRunning),
   workerRestarts: ({ host }) => single(host.workerRestarts),

@@ -204,6 +204,12 @@ export const metrics = {
     help: 'Services that this host follows in the catalog',
     labels: [],
   },
+  unknownCallersRefused: {
+    name: 'hostmesh_unknown_callers_refused_total',
+    type: 'counter',
+    help: 'Connections of local processes without identity that the capture rules reset, by what was dialed: a virtual address or an instance; starts over when the rules are replaced',
+    labels: ['destination'],
+  },
   ready: {
     name: 'hostmesh_ready',
     type: 'gauge',

@@ -67,6 +67,11 @@ const plans: Record<string, CapturePlan> = {
     ],
   },
   'default-identity': { ...basePlan, defaultCapturePort: 15_199 },
+  'unknown-refused': {
+    ...basePlan,
+    workloads: [{ selector: { kind: 'user', user: '1001' }, capturePort: 15_100 }],
+    refusesUnknownAtInstances: true,
+  },
   'many-own-ports': {
     ...basePlan,
     ownPorts: Array.from({ length: 20 }, (_, index) => 20_000 + index * 2).concat(30_000, 30_001),
@@ -244,6 +249,7 @@ const anyPlan = fc.record({
     selector: (workload) => workload.capturePort,
   }),
   defaultCapturePort: fc.option(anyPort, { nil: undefined }),
+  refusesUnknownAtInstances: fc.boolean(),
   virtualRange: fc.oneof(fc.constant('240.0.0.0/4'), fc.constant('10.64.0.0/10'), nasty),
   virtualRange6: fc.constant('fdc6:6d65:7368::/64'),
   daemonUid: fc.nat(70_000),
@@ -309,7 +315,7 @@ describe('properties', () => {
           for (const line of text.trimEnd().split('\n'))
             assert.match(
               line,
-              /^(\*(nat|filter)|COMMIT|:HOSTMESH_[A-Z]+ - \[0:0\]|-I (OUTPUT|FORWARD|PREROUTING) 1 [^\n]* -m comment --comment hostmesh -j HOSTMESH_[A-Z]+|-A HOSTMESH_[A-Z]+ [^\n]* -m comment --comment hostmesh -j (RETURN|HOSTMESH_[A-Z]+|REDIRECT --to-ports \d+|REJECT --reject-with tcp-reset))$/,
+              /^(\*(nat|filter)|COMMIT|:HOSTMESH_[A-Z]+ - \[0:0\]|-I (OUTPUT|FORWARD|PREROUTING) [12] [^\n]* -m comment --comment hostmesh -j HOSTMESH_[A-Z]+|-A HOSTMESH_[A-Z]+ [^\n]* -m comment --comment hostmesh -j (RETURN|HOSTMESH_[A-Z]+|REDIRECT --to-ports \d+|REJECT --reject-with tcp-reset))$/,
             )
           assert.equal(text.match(/^COMMIT$/gm)?.length, 2)
         }
@@ -349,9 +355,11 @@ function execute(text: string, present: readonly TableRules[]): readonly TableRu
     if (word.startsWith('*')) table = state.get(word === '*nat' ? 'nat' : 'filter')
     else if (word.startsWith(':')) table?.chains.set(word.slice(1), [])
     else if (word === '-X') assert.ok(table?.chains.delete(chain))
-    else if (word === '-I')
-      table?.jumps.unshift(`-A ${chain} ${line.slice(`-I ${chain} 1 `.length)}`)
-    else if (word === '-A') table?.chains.get(chain)?.push(line)
+    else if (word === '-I') {
+      const [, , position = ''] = line.split(' ')
+      const rule = `-A ${chain} ${line.slice(`-I ${chain} ${position} `.length)}`
+      table?.jumps.splice(indexInChain(table.jumps, chain, Number(position)), 0, rule)
+    } else if (word === '-A') table?.chains.get(chain)?.push(line)
     else if (word === '-D') {
       const at = table?.jumps.indexOf(`-A ${line.slice('-D '.length)}`) ?? -1
       assert.ok(at >= 0, `nothing to delete: ${line}`)
@@ -360,7 +368,22 @@ function execute(text: string, present: readonly TableRules[]): readonly TableRu
   }
   return [...state].map(([name, { jumps, chains }]) => ({
     table: name,
-    jumps: jumps.map((line) => ({ chain: line.split(' ')[1] ?? '', line, position: 1 })),
+    jumps: jumps.map((line, index) => {
+      const chain = line.split(' ')[1] ?? ''
+      return { chain, line, position: positionAt(jumps, chain, index) }
+    }),
     chains,
   }))
+}
+
+/** Where in a list of rules of several chains a new one goes to be number `position` of its chain. */
+function indexInChain(rules: readonly string[], chain: string, position: number): number {
+  const own = rules.flatMap((rule, index) => (rule.startsWith(`-A ${chain} `) ? [index] : []))
+  assert.ok(position <= own.length + 1, `no place ${position} in ${chain}`)
+  return own[position - 1] ?? rules.length
+}
+
+/** Which number of its chain the rule at `index` is. */
+function positionAt(rules: readonly string[], chain: string, index: number): number {
+  return rules.slice(0, index + 1).filter((rule) => rule.startsWith(`-A ${chain} `)).length
 }

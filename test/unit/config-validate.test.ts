@@ -34,6 +34,24 @@ const BROKEN: readonly [claim: string, change: Change, key: string, says: RegExp
     /either token or tokenFile/,
   ],
   [
+    'unknown callers that are taken for a service of another host',
+    {
+      services: [{ name: 'a', identity: { user: 1 } }],
+      capture: { mode: 'on', unknownCallers: 'b' },
+    },
+    'capture.unknownCallers',
+    /No service of this host is called b/,
+  ],
+  [
+    'unknown callers that have an identity and are refused',
+    {
+      services: [{ name: 'a' }],
+      capture: { mode: 'on', unknownCallers: 'a', unknownToInstances: 'refuse' },
+    },
+    'capture.unknownToInstances',
+    /none is left to refuse/,
+  ],
+  [
     'two services with one ID',
     {
       services: [
@@ -401,4 +419,25 @@ test('the resolver runs when capture is on, unless it is told otherwise', () => 
   assert.equal(isOn({}), false)
   assert.equal(isOn({ dns: { mode: 'on' } }), true)
   assert.equal(isOn({ dns: { mode: 'off' }, capture: { mode: 'on' } }), false)
+})
+
+test('the service that unknown callers are taken for needs nothing else, and has a capture port', () => {
+  const change: Change = {
+    services: [{ name: 'web', identity: { user: 33 } }, { name: 'host' }],
+    capture: { mode: 'on', basePort: 100, unknownCallers: 'host' },
+  }
+  assert.deepEqual(problemsOf(change), [])
+  assert.deepEqual(problemsOf({ ...change, services: [{ name: 'host' }] }), [])
+  const config = configSchema.parse({
+    catalog: { kind: 'file', path: '/c' },
+    certificates: { kind: 'builtin', directory: '/d' },
+    ...change,
+  })
+  assert.deepEqual(
+    localServices(config).map(({ name, capturePort }) => [name, capturePort]),
+    [
+      ['web', 100],
+      ['host', 101],
+    ],
+  )
 })

@@ -175,6 +175,7 @@ test('every metric of the table is in the text, with its type, its help and no o
       state: { parts: [{ part: 'services', remembered: 1 }], problems: [] },
       captureInSync: true,
       dnsQueries: { answered: 1, noName: 0 },
+      unknownCallersRefused: { virtual: 3, instance: 4 },
       certificates: [{ service: 'web', notAfterMs: 1 }],
     }),
   ).metrics()

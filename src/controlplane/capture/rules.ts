@@ -10,6 +10,7 @@
  *                       -> HOSTMESH_LOCAL: one REDIRECT per cgroup or user, then the default identity
  *     nat PREROUTING -> HOSTMESH_PREROUTING: the same for containers -> HOSTMESH_SOURCE: by address
  *     filter OUTPUT, FORWARD, virtual range only -> HOSTMESH_REJECT: a reset for callers without identity
+ *     filter OUTPUT, set of instances, if wanted -> HOSTMESH_UNKNOWN: the same, for new connections
  */
 import { MeshError } from '../../lib/errors.ts'
 import { canonicalIp, ipBytes, ipFromBytes, isIpv6, isPort } from '../../model/address.ts'
@@ -41,6 +42,8 @@ export interface CapturePlan {
   readonly workloads: readonly CaptureWorkload[]
   /** Where local callers without an identity of their own go; undefined: they are not captured. */
   readonly defaultCapturePort?: number | undefined
+  /** Whether a local caller without identity is refused at the addresses of instances, too. */
+  readonly refusesUnknownAtInstances?: boolean
   /** IPv4 and IPv6 ranges (CIDR) of virtual addresses. */
   readonly virtualRange: string
   readonly virtualRange6: string
@@ -73,6 +76,10 @@ const LOCAL = `${CHAIN_PREFIX}LOCAL`
 const PREROUTING = `${CHAIN_PREFIX}PREROUTING`
 const SOURCE = `${CHAIN_PREFIX}SOURCE`
 const REJECT = `${CHAIN_PREFIX}REJECT`
+const UNKNOWN = `${CHAIN_PREFIX}UNKNOWN`
+
+/** What a refused caller sees: as if nothing listened there, at once. */
+const RESET = 'REJECT --reject-with tcp-reset'
 
 /** The multiport match takes 15 slots; a range uses two. */
 const MULTIPORT_SLOTS = 15
@@ -97,7 +104,8 @@ export function captureRules(plan: CapturePlan, family: Family): readonly TableR
   checkPlan(plan)
   const range = parseRange(family === 'v4' ? plan.virtualRange : plan.virtualRange6, family)
   const virtual = `-d ${range} -p tcp`
-  const owned = [virtual, `-p tcp -m set --match-set ${instanceSets[family]} dst,dst`]
+  const instances = `-p tcp -m set --match-set ${instanceSets[family]} dst,dst`
+  const owned = [virtual, instances]
   const chains = new Map<string, string[]>()
   const append = (chain: string, rule: string): void => {
     const rules = chains.get(chain) ?? []
@@ -128,20 +136,27 @@ export function captureRules(plan: CapturePlan, family: Family): readonly TableR
     for (const { ip, capturePort } of containers)
       append(SOURCE, tagged(`-s ${ip}/${family === 'v4' ? 32 : 128} -p tcp`, redirect(capturePort)))
   }
-  return [
-    {
-      table: 'filter',
-      jumps: ['OUTPUT', 'FORWARD'].map((chain) => ({
-        chain,
-        line: tagged(`-A ${chain} ${virtual}`, REJECT),
-        position: 1,
-      })),
-      chains: new Map([
-        [REJECT, [`-A ${REJECT} ${tagged(virtual, 'REJECT --reject-with tcp-reset')}`]],
-      ]),
-    },
-    { table: 'nat', jumps, chains },
-  ]
+  return [filterRules(plan, virtual, instances), { table: 'nat', jumps, chains }]
+}
+
+/** Who gets here was diverted by no rule of nat: a caller without identity, or the daemon. */
+function filterRules(plan: CapturePlan, virtual: string, instances: string): TableRules {
+  const jumps: Jump[] = ['OUTPUT', 'FORWARD'].map((chain) => ({
+    chain,
+    line: tagged(`-A ${chain} ${virtual}`, REJECT),
+    position: 1,
+  }))
+  const chains = new Map([[REJECT, [`-A ${REJECT} ${tagged(virtual, RESET)}`]]])
+  if (plan.refusesUnknownAtInstances === true) {
+    // Only what begins now: what was open before the rules were applied goes on.
+    const fresh = `${instances} -m conntrack --ctstate NEW`
+    jumps.push({ chain: 'OUTPUT', line: tagged(`-A OUTPUT ${fresh}`, UNKNOWN), position: 2 })
+    chains.set(UNKNOWN, [
+      `-A ${UNKNOWN} ${tagged(`-p tcp -m owner --uid-owner ${plan.daemonUid}`, 'RETURN')}`,
+      `-A ${UNKNOWN} ${tagged('-p tcp', RESET)}`,
+    ])
+  }
+  return { table: 'filter', jumps, chains }
 }
 
 /**
