@@ -19,6 +19,7 @@ export class Host {
   readonly daemon: Daemon
   readonly services: Service[] = []
   private readonly mesh: Mesh
+  private sections: Partial<ConfigInput> = {}
 
   constructor(mesh: Mesh, name: string, namespace: Namespace) {
     this.mesh = mesh
@@ -38,8 +39,13 @@ export class Host {
   }
 
   /** A process of no mesh service, under a user of its own: what capture must leave alone. */
-  stranger(): Service {
-    return new Service(this.mesh, this, 'stranger', { user: FIRST_UID + 900 })
+  stranger(options: Pick<ServiceOptions, 'container'> = {}): Service {
+    return new Service(this.mesh, this, 'stranger', { user: FIRST_UID + 900, ...options })
+  }
+
+  /** Sections of this host's configuration that replace all others; call before mesh.up(). */
+  configure(sections: Partial<ConfigInput>): void {
+    this.sections = { ...this.sections, ...sections }
   }
 
   /** The configuration of the daemon, from what was declared. */
@@ -67,6 +73,7 @@ export class Host {
       timeouts: { connect: '3s', handshake: '3s', keepalive: '2s', drain: '5s' },
       log: { level: 'info', format: 'json' },
       ...options.config,
+      ...this.sections,
     }
   }
 }
@@ -74,6 +81,8 @@ export class Host {
 function identityOf(
   service: Service,
 ): Pick<NonNullable<ConfigInput['services']>[number], 'identity'> {
+  const { container } = service.options
+  if (container !== undefined) return { identity: { sourceAddress: container.ip } }
   switch (service.options.identity ?? 'user') {
     case 'user':
       return { identity: { user: service.uid } }

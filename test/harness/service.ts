@@ -3,6 +3,7 @@
  * process that listens and calls for it.
  */
 import { randomUUID } from 'node:crypto'
+import type { Container } from './container.ts'
 import type { Host } from './host.ts'
 import type { Mesh } from './mesh.ts'
 import type { Exit } from './owned-process.ts'
@@ -23,6 +24,8 @@ export interface ServiceOptions {
   readonly upstreams?: Readonly<Record<string, number>>
   /** How the kernel knows it: its user (the default), its cgroup, or not at all. */
   readonly identity?: 'user' | 'cgroup' | 'none'
+  /** Where its process runs; its identity is then the container's address. */
+  readonly container?: Container
   /** The numeric user it runs as, when its program needs one that exists; one of its own unless given. */
   readonly user?: number
 }
@@ -75,7 +78,7 @@ export class Service {
   /** Starts its process as its user, listening when it has a port, and makes it known to the catalog. */
   async start(behavior: Behavior = echo): Promise<RunningService> {
     const workload = await Workload.start({
-      namespace: this.host.namespace,
+      namespace: (this.options.container ?? this.host).namespace,
       uid: this.uid,
       service: this.name,
       instance: this.id,

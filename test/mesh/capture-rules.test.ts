@@ -6,6 +6,7 @@ import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
 import { type Capture, createCapture } from '../../src/controlplane/capture/capture.ts'
 import { createCommandRunner, type RunCommand } from '../../src/controlplane/capture/command.ts'
+import { countRefusals } from '../../src/controlplane/capture/refusals.ts'
 import { type CapturePlan, captureRules } from '../../src/controlplane/capture/rules.ts'
 import { renderRestore } from '../../src/controlplane/capture/saved-rules.ts'
 import { MeshError } from '../../src/lib/errors.ts'
@@ -188,6 +189,31 @@ for (const variant of ['nft', 'legacy'] as Variant[])
         assert.equal((await connectFrom(a, { uid: DAEMON }, ip, port)).error, 'Connection refused')
       }
       await capture.apply(plan)
+    })
+
+    test('where unknown callers are refused at instances, nobody else is, and the rules read back', async () => {
+      const refusing = { ...plan, refusesUnknownAtInstances: true }
+      await capture.apply(refusing)
+      assert.equal((await capture.show(refusing)).inSync, true)
+      const count = async (): Promise<number> =>
+        countRefusals((await capture.show()).rules).instance
+      for (const ip of [b.ip, b.ip6]) {
+        await capture.updateInstances([{ ip, port: INSTANCE_PORT }])
+        const landing = (uid: number, port: number) => connectFrom(a, { uid }, ip, port)
+        const counted = await count()
+        assert.equal((await landing(STRANGER, INSTANCE_PORT)).error, 'Connection refused')
+        assert.equal(await count(), counted + 1)
+        assert.equal((await landing(STRANGER, 22)).port, 22)
+        assert.equal((await landing(STRANGER, PLAIN_PORT)).port, PLAIN_PORT)
+        assert.equal((await landing(WEB, INSTANCE_PORT)).port, PORTS.web)
+        assert.equal((await landing(DAEMON, INSTANCE_PORT)).port, INSTANCE_PORT)
+      }
+      await capture.apply(plan)
+      assert.equal(
+        (await connectFrom(a, { uid: STRANGER }, b.ip6, INSTANCE_PORT)).port,
+        INSTANCE_PORT,
+      )
+      await capture.updateInstances([])
     })
 
     test('a unit is recognized by its cgroup before its user, escaped names and sub-cgroups included', async () => {
