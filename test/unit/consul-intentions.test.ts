@@ -2,6 +2,8 @@
  * What Consul says about intentions, old and new: nothing that is not understood may open anything.
  */
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { test } from 'node:test'
 import { assert as check, constantFrom, jsonValue, property } from 'fast-check'
 import { decodeIntentions } from '../../src/controlplane/catalog/consul/decode-intentions.ts'
@@ -173,6 +175,24 @@ test('a permission with one thing that is not understood makes its whole rule un
     assert.equal(rules[0]?.permissions, undefined)
     assert.equal(rules[0]?.action, undefined)
   }
+})
+
+test('what a Consul 1.22 makes of service-intentions entries is read as they were written', () => {
+  const file = join(import.meta.dirname, '../vectors/consul/intentions-match-1.22.json')
+  const body: unknown = JSON.parse(readFileSync(file, 'utf8'))
+  const { byDestination } = decodeIntentions(['db', 'cache'], body)
+  const verdicts = [...byDestination.values()]
+    .flat()
+    .map((rule) => [
+      `${rule.source} -> ${rule.destination}`,
+      rule.action ?? rule.undecidable ?? rule.permissions?.map(({ action }) => action).join(),
+    ])
+  assert.deepEqual(Object.fromEntries(verdicts), {
+    'api -> db': 'allow',
+    'jwt -> db': 'has a permission (0) that has JWT requirements',
+    'web -> db': 'deny,allow',
+    'web -> cache': 'has JWT requirements',
+  })
 })
 
 test('a missing precedence is computed as Consul would', () => {
