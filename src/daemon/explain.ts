@@ -582,7 +582,14 @@ function describeCaller(
   const who = id === name ? name : `${name} (instance ${id})`
   const others = callers.filter((other) => other !== caller).map((other) => other.id)
   const details = others.length === 0 ? [] : [`Also on this host: ${others.join(', ')}`]
-  if (selector === undefined)
+  if (selector === undefined && capturePort !== undefined)
+    draft.station(
+      'caller',
+      'good',
+      `${who}, whom every local process without an identity is taken for, capture port ${capturePort}`,
+      details,
+    )
+  else if (selector === undefined)
     draft.station('caller', 'good', `${who}, recognised by the upstream ports it dials`, details)
   else
     draft.station(

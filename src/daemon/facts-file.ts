@@ -93,6 +93,8 @@ const facts = z.looseObject({
     plan: z
       .looseObject({
         workloads: z.array(z.looseObject({ selector, capturePort: z.number() })),
+        defaultCapturePort: z.number().optional(),
+        refusesUnknownAtInstances: z.boolean().optional(),
         virtualRange: z.string(),
         virtualRange6: z.string(),
         daemonUid: z.number(),

@@ -72,6 +72,7 @@ export interface CapturePlanFacts {
     readonly capturePort: number
   }[]
   readonly defaultCapturePort?: number | undefined
+  readonly refusesUnknownAtInstances?: boolean
   readonly virtualRange: string
   readonly virtualRange6: string
   readonly daemonUid: number

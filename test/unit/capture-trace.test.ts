@@ -88,3 +88,18 @@ test('a virtual address that no rule diverts is reset; the default identity take
   assert.ok(trace.outcome === 'diverted')
   assert.equal(trace.port, 15_199)
 })
+
+test('an unknown caller passes at an instance, is refused there, or is taken for the host', () => {
+  const caller = { kind: 'user', user: '4711' } as const
+  const destination = { ip: '10.0.0.7', port: 5432 }
+  const asked = connection({ caller, destination, isKnownInstance: true })
+  const refusing = { ...plan, refusesUnknownAtInstances: true }
+  assert.equal(traceCapture(plan, asked).outcome, 'passed')
+  assert.equal(traceCapture(refusing, asked).outcome, 'rejected')
+  assert.equal(traceCapture(refusing, { ...asked, isKnownInstance: false }).outcome, 'passed')
+  const daemon = { kind: 'user', user: String(plan.daemonUid) } as const
+  assert.equal(traceCapture(refusing, { ...asked, caller: daemon }).outcome, 'passed')
+  const taken = traceCapture({ ...plan, defaultCapturePort: 15_199 }, asked)
+  assert.ok(taken.outcome === 'diverted')
+  assert.equal(taken.port, 15_199)
+})

@@ -48,6 +48,7 @@ const ONE_WORD = new Set([
   '--path',
   '--dst-type',
   '--dports',
+  '--ctstate',
   '--to-ports',
   '--reject-with',
 ])
@@ -167,6 +168,10 @@ function matches(
       case '--match-set':
         if (second !== 'dst,dst' || !Object.values(instanceSets).includes(word)) return undefined
         if (!connection.isKnownInstance) return false
+        break
+      case '--ctstate':
+        // What is traced is about to begin.
+        if (word !== 'NEW') return undefined
         break
       default:
         break
