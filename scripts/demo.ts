@@ -11,7 +11,7 @@ import { obtainPrivilege, PrivilegeError } from './demo/privilege.ts'
 import { tellStory } from './demo/story.ts'
 
 const usage = `Usage: npm run demo [-- --consul] [-- --keep]
-  --consul  services and certificates from a real Consul, in place of a file and the builtin CA
+  --consul  services and certificates from a real Consul, in place of files
   --keep    leave everything running at the end, until Ctrl-C`
 
 async function main(): Promise<number> {

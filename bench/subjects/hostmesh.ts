@@ -1,5 +1,5 @@
 /**
- * hostmesh itself, the real daemon with file catalog and builtin CA on both hosts, three times: through
+ * hostmesh itself, the real daemon with catalog and certificates from files on both hosts, three times: through
  * iptables capture, by explicit upstream port, and the latter with two workers.
  */
 import { existsSync } from 'node:fs'
@@ -121,7 +121,7 @@ function daemonConfig(site: Site, side: 'a' | 'b', variant: Variant, files: File
   return {
     node: { name: side },
     catalog: { kind: 'file', path: files.catalog },
-    certificates: { kind: 'builtin', directory: files.leaves },
+    certificates: { kind: 'files', directory: files.leaves },
     services: side === 'a' ? [caller] : [{ name: 'web', port: BACKEND_PORT }],
     capture: { mode: variant.capture && side === 'a' ? 'on' : 'off' },
     tunnel: { port: TUNNEL_PORT },

@@ -69,7 +69,7 @@ export async function tellStory(options: DemoOptions): Promise<void> {
   stage.summary('It works', [
     [
       'catalog, certificates',
-      options.consul ? 'Consul 1 server, 3 agents; Connect CA' : 'file; builtin CA',
+      options.consul ? 'Consul 1 server, 3 agents; Connect CA' : 'file; CA of its own',
     ],
     ['services told apart by', describeIdentity(means)],
     ['HTTP', `${HTTP_REQUESTS} requests, ${spread(figures.http)} (direct ${spread(direct.http)})`],

@@ -10,6 +10,7 @@ import {
   showCa,
 } from '../daemon/ca-operations.ts'
 import { formatDuration, parseDuration } from '../lib/duration.ts'
+import { caServiceCommands } from './ca-service.ts'
 
 /** Least lifetime that leaves time to carry the files to a host. */
 const MIN_LIFETIME_MS = 60_000
@@ -25,7 +26,7 @@ interface IssueOptions {
 /** The command with its subcommands; failures are thrown as MeshError. */
 export function caCommand(): Command {
   const ca = new Command('ca').description(
-    'Make certificates for a mesh without Consul: one directory holds the CA, each host gets its own',
+    'The certificate authority of a mesh without Consul: serve it, or issue files by hand',
   )
   ca.command('init')
     .description('Make a certificate authority: ca.pem and ca.key; an existing one is left alone')
@@ -79,6 +80,7 @@ export function caCommand(): Command {
         ...describe(showCa(options.directory)),
       ])
     })
+  for (const command of caServiceCommands()) ca.addCommand(command)
   return ca
 }
 

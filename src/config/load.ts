@@ -99,12 +99,39 @@ function withAbsolutePaths(config: Config, folder: string): Config {
             ...(catalog.tokenFile !== undefined && { tokenFile: absolute(catalog.tokenFile) }),
             ...(catalog.caFile !== undefined && { caFile: absolute(catalog.caFile) }),
           },
-    certificates:
-      certificates.kind === 'builtin'
-        ? { ...certificates, directory: absolute(certificates.directory) }
-        : certificates,
+    certificates: withAbsoluteCertificatePaths(certificates, absolute),
     admin: { ...admin, socket: absolute(admin.socket) },
     state: { ...state, directory: absolute(state.directory) },
+  }
+}
+
+function withAbsoluteCertificatePaths(
+  certificates: Config['certificates'],
+  absolute: (path: string) => string,
+): Config['certificates'] {
+  switch (certificates.kind) {
+    case 'consul':
+      return certificates
+    case 'files': {
+      const { directory, certificate, key, roots } = certificates
+      return {
+        ...certificates,
+        ...(directory !== undefined && { directory: absolute(directory) }),
+        ...(certificate !== undefined && { certificate: absolute(certificate) }),
+        ...(key !== undefined && { key: absolute(key) }),
+        ...(roots !== undefined && { roots: absolute(roots) }),
+      }
+    }
+    case 'builtin': {
+      const { directory, tokenFile } = certificates
+      return {
+        ...certificates,
+        directory: absolute(directory),
+        ...(tokenFile !== undefined && { tokenFile: absolute(tokenFile) }),
+      }
+    }
+    default:
+      return certificates satisfies never
   }
 }
 

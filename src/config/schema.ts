@@ -151,8 +151,40 @@ export const configSchema = z.strictObject({
   certificates: z
     .discriminatedUnion('kind', [
       z.strictObject({
+        kind: z.literal('files'),
+        directory: path
+          .optional()
+          .describe(
+            'Directory as `hostmesh ca issue` writes it; or give certificate, key and roots',
+          ),
+        certificate: path
+          .optional()
+          .describe('Certificate of a service, PEM; `{service}` stands for its name'),
+        key: path.optional().describe('Private key of a service, PEM; `{service}` as above'),
+        roots: path.optional().describe('All roots that are trusted, PEM'),
+        trustDomain: z
+          .string()
+          .optional()
+          .describe('Trust domain of the roots; that of the first certificate unless given'),
+      }),
+      z.strictObject({
         kind: z.literal('builtin'),
-        directory: path.describe('Directory written by `hostmesh ca issue`'),
+        server: z
+          .string()
+          .regex(
+            /^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}$/,
+            'Must be host:port, with an IPv6 address in brackets',
+          )
+          .optional()
+          .describe('Where `hostmesh ca serve` answers; what the join token says unless given'),
+        tokenFile: path
+          .optional()
+          .describe(
+            'File with the join token from `hostmesh ca token`; read when there is no host certificate',
+          ),
+        directory: path
+          .default('/var/lib/hostmesh/certificates')
+          .describe('Where the daemon keeps its keys and certificates; a directory of its own'),
       }),
       z.strictObject({ kind: z.literal('consul') }),
     ])

@@ -20,6 +20,7 @@ const MAX_SOCKET_PATH_BYTES = 107
 export function validateConfig(config: Config): readonly ConfigProblem[] {
   return [
     ...sourceProblems(config),
+    ...certificateProblems(config),
     ...serviceProblems(config),
     ...identityProblems(config),
     ...portProblems(config),
@@ -35,7 +36,7 @@ function sourceProblems(config: Config): ConfigProblem[] {
     problems.push({
       path: ['certificates', 'kind'],
       message:
-        'Certificates from Consul come from the agent of the catalog, and the catalog is a file; use builtin, or catalog kind consul',
+        'Certificates from Consul come from the agent of the catalog, and the catalog is a file; use files or builtin, or catalog kind consul',
     })
   if (
     config.catalog.kind === 'consul' &&
@@ -47,6 +48,51 @@ function sourceProblems(config: Config): ConfigProblem[] {
       message: 'Give either token or tokenFile, not both',
     })
   return problems
+}
+
+function certificateProblems(config: Config): ConfigProblem[] {
+  const { certificates } = config
+  if (certificates.kind === 'files') {
+    const { directory, certificate, key, roots, trustDomain } = certificates
+    const patterns = [certificate, key, roots]
+    const given = patterns.filter((pattern) => pattern !== undefined).length
+    if (directory === undefined ? given < patterns.length : given > 0 || trustDomain !== undefined)
+      return [
+        {
+          path: ['certificates', directory === undefined ? 'kind' : 'directory'],
+          message: 'Give either directory alone, or certificate, key and roots (and trustDomain)',
+        },
+      ]
+    const unspecific = (['certificate', 'key'] as const).find(
+      (name) => certificates[name]?.includes('{service}') === false,
+    )
+    if (unspecific !== undefined && config.services.length > 1)
+      return [
+        {
+          path: ['certificates', unspecific],
+          message: 'Must contain {service}, since this host has several services',
+        },
+      ]
+  }
+  if (certificates.kind === 'builtin' && certificates.server !== undefined) {
+    const host = certificates.server.replace(/:[0-9]+$/, '').replaceAll(/[[\]]/g, '')
+    const address = canonicalIp(host)
+    const ranges = [config.capture.virtualRange, config.capture.virtualRange6].flatMap(
+      (text) => parseCidr(text) ?? [],
+    )
+    const isVirtual =
+      address === undefined
+        ? /\.(mesh|virtual\.consul)$/i.test(host)
+        : ranges.some((range) => cidrContains(range, address))
+    if (isVirtual)
+      return [
+        {
+          path: ['certificates', 'server'],
+          message: 'Must not be reached through the mesh: its certificates come from there',
+        },
+      ]
+  }
+  return []
 }
 
 function serviceProblems(config: Config): ConfigProblem[] {

@@ -27,6 +27,10 @@ import { type DnsServer, startDnsServer } from '../controlplane/dns/server.ts'
 import { createBuiltinSource } from '../controlplane/identity/builtin-ca.ts'
 import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
 import { createConsulSource } from '../controlplane/identity/consul-ca.ts'
+import {
+  createFilesSource,
+  type FilesSourceOptions,
+} from '../controlplane/identity/files-source.ts'
 import { describeError, MeshError } from '../lib/errors.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { hostmeshVersion } from '../lib/version.ts'
@@ -161,7 +165,9 @@ class Daemon {
     this.catalog = catalog
     if ('readAgentSelf' in source && config.node.name === undefined)
       this.nodeName = await memory.nodeName(source, this.nodeName)
-    const certificates = parts.use(memory.certificates(openCertificates(config, source, log)))
+    const certificates = parts.use(
+      memory.certificates(openCertificates(config, source, this.nodeName, log)),
+    )
     this.certificates = certificates
     this.followCertificates(certificates)
     // Before they start: one that cannot listen is a thread all the same, and would keep the process alive.
@@ -358,24 +364,31 @@ function openCatalog(config: Config, node: string, log: Log): Catalog | ConsulCa
 function openCertificates(
   config: Config,
   catalog: Catalog | ConsulCatalog,
-  log: Log,
+  node: string,
+  parentLog: Log,
 ): CertificateSource {
-  if (config.certificates.kind === 'builtin')
-    return createBuiltinSource({
-      directory: config.certificates.directory,
-      log: log.child('certificates'),
-      datacenter: config.datacenter,
-    })
+  const { certificates, datacenter } = config
+  const log = parentLog.child('certificates')
+  if (certificates.kind === 'files')
+    return createFilesSource({ files: fileLayout(certificates), log, datacenter })
+  if (certificates.kind === 'builtin')
+    return createBuiltinSource({ ...certificates, host: node, log, datacenter })
   if (!('follower' in catalog))
     throw new MeshError(
       'HM_CONFIG_INVALID',
       'Cannot take certificates from Consul: catalog.kind is not consul',
     )
-  return createConsulSource({
-    follower: catalog.follower,
-    log: log.child('certificates'),
-    datacenter: config.datacenter,
-  })
+  return createConsulSource({ follower: catalog.follower, log, datacenter })
+}
+
+function fileLayout(
+  certificates: Extract<Config['certificates'], { kind: 'files' }>,
+): FilesSourceOptions['files'] {
+  const { directory, certificate, key, roots, trustDomain } = certificates
+  if (directory !== undefined) return { directory }
+  if (certificate !== undefined && key !== undefined && roots !== undefined)
+    return { certificate, key, roots, trustDomain }
+  throw new MeshError('HM_CONFIG_INVALID', 'Cannot find certificates: no directory and no paths')
 }
 
 function workerSettings(

@@ -46,3 +46,27 @@ export function bindGetSockOpt(loadKoffi: () => typeof Koffi): GetSockOpt {
     )
   }
 }
+
+/** flock(2). */
+export type Flock = (fd: number, operation: number) => number
+
+let flock: Flock | undefined
+
+/**
+ * The C library's flock. Returns 0 on success, -1 on failure.
+ * @throws MeshError HM_FFI_UNAVAILABLE when koffi does not load here.
+ */
+export function loadFlock(): Flock {
+  if (flock !== undefined) return flock
+  try {
+    const koffi: typeof Koffi = createRequire(import.meta.url)('koffi')
+    flock = koffi.load(null).func('int flock(int, int)')
+    return flock
+  } catch (error) {
+    throw new MeshError(
+      'HM_FFI_UNAVAILABLE',
+      `Cannot load koffi, which locks files (${process.platform}-${process.arch})`,
+      { cause: error, hint: 'Reinstall with optional dependencies (npm ci)' },
+    )
+  }
+}

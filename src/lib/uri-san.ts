@@ -6,6 +6,7 @@
  * and whatever is not exactly as DER demands has no URI at all. Proves nothing: whether the certificate is
  * genuine is for the TLS library to say.
  */
+import { type DerElement, derElements } from './der.ts'
 
 /** Certificates of a mesh are below 2 KiB. */
 const MAX_CERTIFICATE_BYTES = 65_536
@@ -31,11 +32,6 @@ const GENERAL_NAMES = new Set([0xa0, 0x81, DNS_NAME, 0xa3, 0xa4, 0xa5, URI_NAME,
 /** id-ce-subjectAltName, 2.5.29.17. */
 const SUBJECT_ALT_NAME = [0x55, 0x1d, 0x11]
 
-interface Element {
-  readonly tag: number
-  readonly content: Uint8Array
-}
-
 /**
  * The URI of a certificate whose subject alternative name holds exactly one, as written there; undefined
  * for none, several, one with anything but visible ASCII, and for any certificate that is malformed,
@@ -57,27 +53,27 @@ export function singleUriSan(certificate: Uint8Array): string | undefined {
 }
 
 /** Certificate -> TBSCertificate -> extensions. */
-function extensionsOf(certificate: Uint8Array): Element[] | undefined {
-  const [whole] = elements(certificate, 1) ?? []
+function extensionsOf(certificate: Uint8Array): DerElement[] | undefined {
+  const [whole] = derElements(certificate, 1) ?? []
   if (whole?.tag !== SEQUENCE) return undefined
-  const parts = elements(whole.content, 3)
+  const parts = derElements(whole.content, 3)
   const tbs = parts?.[0]
   if (parts?.length !== 3 || tbs?.tag !== SEQUENCE) return undefined
   // version, serial, algorithm, issuer, validity, subject, key, two unique ids, extensions
-  const fields = elements(tbs.content, 10)
+  const fields = derElements(tbs.content, 10)
   const version = fields?.[0]
   const last = fields?.at(-1)
   if (version?.tag !== VERSION || last?.tag !== EXTENSIONS) return undefined
-  const [number] = elements(version.content, 1) ?? []
+  const [number] = derElements(version.content, 1) ?? []
   if (number?.tag !== INTEGER || !isEqual(number.content, [2])) return undefined
-  const [list] = elements(last.content, 1) ?? []
-  return list?.tag === SEQUENCE ? elements(list.content, MAX_EXTENSIONS) : undefined
+  const [list] = derElements(last.content, 1) ?? []
+  return list?.tag === SEQUENCE ? derElements(list.content, MAX_EXTENSIONS) : undefined
 }
 
 /** The value of a subjectAltName extension, 'other' for another extension, undefined for a malformed one. */
-function subjectAltName(extension: Element): Uint8Array | 'other' | undefined {
+function subjectAltName(extension: DerElement): Uint8Array | 'other' | undefined {
   if (extension.tag !== SEQUENCE) return undefined
-  const fields = elements(extension.content, 3)
+  const fields = derElements(extension.content, 3)
   const [oid, second] = fields ?? []
   const value = fields?.at(-1)
   if (oid?.tag !== OID || value?.tag !== OCTET_STRING) return undefined
@@ -87,10 +83,10 @@ function subjectAltName(extension: Element): Uint8Array | 'other' | undefined {
 }
 
 function onlyUri(names: Uint8Array): string | undefined {
-  const [list] = elements(names, 1) ?? []
+  const [list] = derElements(names, 1) ?? []
   if (list?.tag !== SEQUENCE) return undefined
   let uri: string | undefined
-  for (const name of elements(list.content, MAX_NAMES) ?? []) {
+  for (const name of derElements(list.content, MAX_NAMES) ?? []) {
     if (!GENERAL_NAMES.has(name.tag)) return undefined
     // A DNS name that is none was made to be misread by somebody further on.
     if (name.tag === DNS_NAME && !/^[A-Za-z0-9*._-]+$/.test(ascii(name.content))) return undefined
@@ -100,36 +96,6 @@ function onlyUri(names: Uint8Array): string | undefined {
     if (!/^[\x21-\x7e]+$/.test(uri)) return undefined
   }
   return uri
-}
-
-/** All elements that `bytes` consists of; undefined when it is not DER to the last byte or has more than `max`. */
-function elements(bytes: Uint8Array, max: number): Element[] | undefined {
-  const found: Element[] = []
-  let at = 0
-  while (at < bytes.length) {
-    const tag = bytes[at] ?? 0
-    const header = lengthAt(bytes, at + 1)
-    // Tags above 30 take several bytes; certificates have none.
-    if ((tag & 0x1f) === 0x1f || header === undefined || found.length === max) return undefined
-    const end = header.next + header.length
-    if (end > bytes.length) return undefined
-    found.push({ tag, content: bytes.subarray(header.next, end) })
-    at = end
-  }
-  return found
-}
-
-/** A definite length in its shortest form, at most three bytes of it. */
-function lengthAt(bytes: Uint8Array, at: number): { length: number; next: number } | undefined {
-  const first = bytes[at]
-  if (first === undefined) return undefined
-  if (first < 0x80) return { length: first, next: at + 1 }
-  const size = first & 0x7f
-  if (size < 1 || size > 3 || at + size >= bytes.length) return undefined
-  let length = 0
-  for (let i = 1; i <= size; i += 1) length = length * 256 + (bytes[at + i] ?? 0)
-  const shortest = length < 0x80 ? 0 : length < 0x100 ? 1 : length < 0x1_0000 ? 2 : 3
-  return size === shortest ? { length, next: at + 1 + size } : undefined
 }
 
 function isEqual(bytes: Uint8Array, expected: readonly number[]): boolean {

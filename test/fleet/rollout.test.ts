@@ -352,7 +352,7 @@ async function describeFleet(options: {
   const config = (host: Machine, services: ConfigInput['services']): ConfigInput => ({
     node: { name: host.name },
     catalog: { kind: 'file', path: 'catalog.yaml' },
-    certificates: { kind: 'builtin', directory: 'certs' },
+    certificates: { kind: 'files', directory: 'certs' },
     services,
     capture: { mode: 'on' },
     admin: { group: 'hostmesh' },

@@ -1,5 +1,5 @@
 /**
- * The file catalog and the builtin CA of a test: one catalog.yaml for all hosts, replaced by rename as an
+ * The file catalog and the CA of a test: one catalog.yaml for all hosts, replaced by rename as an
  * operator's tool would, and certificates issued by `hostmesh ca`.
  */
 import { mkdir, rename, writeFile } from 'node:fs/promises'
@@ -14,7 +14,7 @@ import type { Instance, TestCatalog } from './test-catalog.ts'
 /** Port where every host of a test takes tunnels: the default. */
 export const TUNNEL_PORT = 15_443
 
-/** Trust domain of the builtin CA in tests. */
+/** Trust domain of our own CA in tests. */
 export const TRUST_DOMAIN = 'test.hostmesh.internal'
 
 /** A change to one entry of the catalog file that the ordinary calls cannot make. */
@@ -64,7 +64,7 @@ export class FileCatalog implements TestCatalog {
   sections(host: string): Pick<ConfigInput, 'catalog' | 'certificates'> {
     return {
       catalog: { kind: 'file', path: this.path },
-      certificates: { kind: 'builtin', directory: this.certificateFolder(host) },
+      certificates: { kind: 'files', directory: this.certificateFolder(host) },
     }
   }
 

@@ -72,7 +72,7 @@ export class Host {
       admin: { socket: this.daemon.socketPath },
       timeouts: { connect: '3s', handshake: '3s', keepalive: '2s', drain: '5s' },
       log: { level: 'info', format: 'json' },
-      ...options.config,
+      ...(typeof options.config === 'function' ? options.config(this.name) : options.config),
       ...this.sections,
     }
   }

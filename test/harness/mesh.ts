@@ -42,10 +42,10 @@ export interface MeshOptions {
   /** Hosts of another datacenter than dc1; only with Consul. */
   readonly datacenters?: Datacenters
   /**
-   * Sections that replace the harness's own in every host's configuration. With a Consul `catalog` that follows
+   * Sections that replace the harness's own in every host's configuration, or in that of a host by its name. With a Consul `catalog` that follows
    * less than all services, {@link Mesh.settled} waits for those that a host follows.
    */
-  readonly config?: Partial<ConfigInput>
+  readonly config?: Partial<ConfigInput> | ((host: string) => Partial<ConfigInput>)
 }
 
 /** Where a call goes: a virtual address, and the port that the service's application listens on. */
@@ -255,7 +255,8 @@ export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposabl
       ),
       ({ service }) => service,
     )
-    const { catalog } = this.options.config ?? {}
+    const { config } = this.options
+    const { catalog } = (typeof config === 'function' ? config(host.name) : config) ?? {}
     const followsAll = catalog?.kind !== 'consul' || catalog.watch === 'all'
     const names = new Set([
       ...(followsAll ? expected.keys() : []),

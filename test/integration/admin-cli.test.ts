@@ -48,7 +48,7 @@ test('status of a well host is a table, exit code 0, and nothing on standard err
     ['Daemon', 'hostmesh 1.2.3, process 4242, up 3h'],
     ['Datacenter', 'dc1'],
     ['Catalog', 'consul http://127.0.0.1:8500, last answer 2s ago'],
-    ['Certificates', 'builtin /etc/hostmesh/certs'],
+    ['Certificates', 'files in /etc/hostmesh/certs'],
     ['Capture', 'on, rules in place'],
     ['DNS', '127.0.0.1:15053'],
     ['Snapshot', 'version 17'],

@@ -39,7 +39,7 @@ export const wellStatus: StatusDocument = {
     { id: 1, state: 'running', connections: 7, restarts: 2 },
   ],
   catalog: { description: 'consul http://127.0.0.1:8500', ageMs: 2_500, problems: [] },
-  certificates: { description: 'builtin /etc/hostmesh/certs', problems: [] },
+  certificates: { description: 'files in /etc/hostmesh/certs', problems: [] },
   state: { directory: '/var/lib/hostmesh', parts: [], problems: [] },
   capture: { mode: 'on', inSync: true, problems: [] },
   dns: { address: '127.0.0.1:15053' },

@@ -20,7 +20,7 @@ let host: Namespace
 const yaml = (mode: string): string => `
 node: { name: a, address: 10.88.0.1 }
 catalog: { kind: file, path: catalog.yaml }
-certificates: { kind: builtin, directory: certs }
+certificates: { kind: files, directory: certs }
 capture: { mode: ${mode}, daemonUser: 2900 }
 services:
   - { name: web, identity: { user: 2001 } }

@@ -37,7 +37,7 @@ function file(section: string): string {
   const path = join(folder, 'hostmesh.yaml')
   const text = `
 catalog: { kind: file, path: catalog.yaml }
-certificates: { kind: builtin, directory: certs }
+certificates: { kind: files, directory: certs }
 capture: ${section}
 services: [{ name: web, identity: { user: 2001 } }]
 `

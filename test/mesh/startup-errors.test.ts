@@ -23,7 +23,7 @@ test('a host that cannot start says why', async (t) => {
     'every mistake of a configuration is named with its place, and the exit code is 2',
     async () => {
       const text =
-        'catalog: { kind: file, path: c.yaml }\ncertificates: { kind: builtin, directory: . }\nworkres: 2\ntunnel:\n  port: 70000\n'
+        'catalog: { kind: file, path: c.yaml }\ncertificates: { kind: files, directory: . }\nworkres: 2\ntunnel:\n  port: 70000\n'
       const path = join(mesh.folder, 'broken.yaml')
       await writeFile(path, text, { mode: 0o600 })
       const { code, stderr } = await a.daemon.command('run', '--config', path)
@@ -72,7 +72,7 @@ test('a host that cannot start says why', async (t) => {
     const folder = mesh.catalog.certificateFolder('a')
     const config = {
       ...a.config(),
-      certificates: { kind: 'builtin' as const, directory: `${folder}-broken` },
+      certificates: { kind: 'files' as const, directory: `${folder}-broken` },
     }
     await mkdir(`${folder}-broken`, { recursive: true })
     await a.daemon.writeConfig(config)

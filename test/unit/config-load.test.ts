@@ -16,7 +16,7 @@ const folder = mkdtempSync(join(tmpdir(), 'hostmesh-config-'))
 after(() => rmSync(folder, { recursive: true, force: true }))
 
 const LEAST = `catalog: {kind: file, path: catalog.yaml}
-certificates: {kind: builtin, directory: certs}
+certificates: {kind: files, directory: certs}
 `
 const WITH_CONSUL = 'catalog: {kind: consul}\ncertificates: {kind: consul}\n'
 
@@ -58,7 +58,7 @@ test('durations become milliseconds and addresses canonical', () => {
 
 test('relative paths are taken from the folder of the file', () => {
   const config = configOf(`${LEAST}admin: {socket: run/admin.sock}\n`)
-  assert.ok(config.catalog.kind === 'file' && config.certificates.kind === 'builtin')
+  assert.ok(config.catalog.kind === 'file' && config.certificates.kind === 'files')
   assert.equal(config.catalog.path, '/etc/catalog.yaml')
   assert.equal(config.certificates.directory, '/etc/certs')
   assert.equal(config.admin.socket, '/etc/run/admin.sock')
@@ -66,7 +66,7 @@ test('relative paths are taken from the folder of the file', () => {
 
 test('every violation is reported at once, in the order of the file, with line and column', () => {
   const problems = problemsOf(`catalog: {kind: flie}
-certificates: {kind: builtin, directory: certs}
+certificates: {kind: files, directory: certs}
 services:
   - nme: web
     port: "80"
@@ -176,7 +176,7 @@ const MISTAKES: readonly [claim: string, text: string, problem: RegExp][] = [
   ],
   [
     'a key of the other kind of catalog',
-    `catalog: {kind: file, path: x, token: y}\ncertificates: {kind: builtin, directory: c}\n`,
+    `catalog: {kind: file, path: x, token: y}\ncertificates: {kind: files, directory: c}\n`,
     /Unknown key "token"; known here: kind, path$/,
   ],
 ]

@@ -10,7 +10,7 @@ type Change = Partial<ConfigInput>
 function problemsOf(change: Change): string[] {
   const config = configSchema.parse({
     catalog: { kind: 'file', path: '/c' },
-    certificates: { kind: 'builtin', directory: '/d' },
+    certificates: { kind: 'files', directory: '/d' },
     ...change,
   })
   return validateConfig(config).map(({ path, message }) => `${path.join('.')}: ${message}`)
@@ -378,7 +378,7 @@ test('all problems of a configuration are reported, not the first', () => {
 test('services with an identity get consecutive capture ports in the order of the file', () => {
   const config = configSchema.parse({
     catalog: { kind: 'file', path: '/c' },
-    certificates: { kind: 'builtin', directory: '/d' },
+    certificates: { kind: 'files', directory: '/d' },
     capture: { basePort: 16_000 },
     services: [
       { name: 'a', identity: { user: 7 } },
@@ -411,7 +411,7 @@ test('the resolver runs when capture is on, unless it is told otherwise', () => 
     isDnsOn(
       configSchema.parse({
         catalog: { kind: 'file', path: '/c' },
-        certificates: { kind: 'builtin', directory: '/d' },
+        certificates: { kind: 'files', directory: '/d' },
         ...change,
       }),
     )

@@ -1,15 +1,17 @@
 /**
- * The directory of a certificate authority: `ca.pem` and `ca.key`, made once by `hostmesh ca init`.
+ * The keys of a certificate authority: `ca.pem` and `ca.key`, made once by `hostmesh ca init`, or those of the
+ * root that has replaced them (ca-state.ts says which).
  *
  * Belongs on one guarded machine, never on a host of the mesh: who reads `ca.key` can be any service.
  * The trust domain is kept in the certificate itself, as its URI, so that the two cannot disagree.
  */
 import { existsSync, mkdirSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { errorCode, MeshError } from '../../lib/errors.ts'
 import { readTextFile } from '../../lib/read-text-file.ts'
 import { singleUriSan } from '../../lib/uri-san.ts'
 import { writeFileAtomically } from './atomic-file.ts'
+import { readState, stateFile } from './ca/ca-state.ts'
 import { readKeyFile } from './host-directory.ts'
 import { type Authority, issueRoot, ROOT_LIFETIME_MS } from './issue-certificate.ts'
 import { isTrustDomain, MAX_PEM_BYTES, parseCertificates, parsePrivateKey } from './x509.ts'
@@ -22,17 +24,32 @@ export interface StoredAuthority extends Authority {
 
 const SCHEME = 'spiffe://'
 
-/** The two files. */
-export function authorityFiles(directory: string): {
+/** The two files of a root; of the one that signs unless it is named. */
+export function authorityFiles(
+  directory: string,
+  name: string = activeName(directory),
+): {
   readonly certificate: string
   readonly privateKey: string
 } {
-  return { certificate: join(directory, 'ca.pem'), privateKey: join(directory, 'ca.key') }
+  return {
+    certificate: join(directory, `${name}.pem`),
+    privateKey: join(directory, `${name}.key`),
+  }
+}
+
+const FIRST_ROOT = 'ca'
+
+function activeName(directory: string): string {
+  const state = readState(directory)
+  return state?.roots.find(({ id }) => id === state.activeRoot)?.name ?? FIRST_ROOT
 }
 
 /** Whether a directory is that of a CA. */
 export function holdsAuthority(directory: string): boolean {
-  return existsSync(authorityFiles(directory).privateKey)
+  return (
+    existsSync(authorityFiles(directory, FIRST_ROOT).privateKey) || existsSync(stateFile(directory))
+  )
 }
 
 /**
@@ -48,27 +65,41 @@ export function createAuthority(directory: string, trustDomain: string, nowMs: n
         hint: 'Use a name such as mesh.example.com, without scheme and path, at most 128 characters',
       },
     )
-  const files = authorityFiles(directory)
-  if (existsSync(files.certificate) || existsSync(files.privateKey)) throw alreadyThere(directory)
-  const root = issueRoot(trustDomain, { nowMs, lifetimeMs: ROOT_LIFETIME_MS })
+  if (existsSync(authorityFiles(directory, FIRST_ROOT).certificate) || holdsAuthority(directory))
+    throw alreadyThere(directory)
   try {
     mkdirSync(directory, { recursive: true, mode: 0o700 })
-    writeFileAtomically(files.privateKey, root.privateKeyPem, { mode: 0o600, existing: 'fail' })
-    writeFileAtomically(files.certificate, root.certificatePem, { mode: 0o644, existing: 'fail' })
+    writeRoot(directory, FIRST_ROOT, trustDomain, nowMs)
   } catch (thrown) {
     if (errorCode(thrown) === 'EEXIST' && holdsAuthority(directory)) throw alreadyThere(directory)
     throw new MeshError('HM_CA_UNWRITABLE', `Cannot make a CA in ${directory}`, { cause: thrown })
   }
 }
 
+/** Makes a root and its files; existing ones are left alone. @throws what node:fs throws */
+export function writeRoot(
+  directory: string,
+  name: string,
+  trustDomain: string,
+  nowMs: number,
+): void {
+  const files = authorityFiles(directory, name)
+  const root = issueRoot(trustDomain, { nowMs, lifetimeMs: ROOT_LIFETIME_MS })
+  writeFileAtomically(files.privateKey, root.privateKeyPem, { mode: 0o600, existing: 'fail' })
+  writeFileAtomically(files.certificate, root.certificatePem, { mode: 0o644, existing: 'fail' })
+}
+
 /**
- * Reads the CA in `directory` and checks that its key and certificate belong together. Whether it has
- * expired is for who uses it.
+ * Reads a root of the CA in `directory`, the one that signs unless it is named, and checks that its key and
+ * certificate belong together. Whether it has expired is for who uses it.
  * @throws MeshError HM_FILE_UNREADABLE, HM_CA_UNREADABLE, HM_CERT_UNREADABLE, HM_CERT_KEY_UNREADABLE,
  * HM_CERT_KEY_EXPOSED, HM_CERT_KEY_MISMATCH
  */
-export function readAuthority(directory: string): StoredAuthority {
-  const files = authorityFiles(directory)
+export function readAuthority(
+  directory: string,
+  name: string = activeName(directory),
+): StoredAuthority {
+  const files = authorityFiles(directory, name)
   const certificatePem = readCertificate(files.certificate, directory)
   const [certificate, ...more] = parseCertificates(certificatePem, files.certificate)
   const uri = certificate === undefined ? undefined : singleUriSan(certificate.raw)
@@ -83,7 +114,7 @@ export function readAuthority(directory: string): StoredAuthority {
   if (!certificate.checkPrivateKey(privateKey))
     throw new MeshError(
       'HM_CERT_KEY_MISMATCH',
-      `Cannot use the CA in ${directory}: ca.key does not belong to ca.pem`,
+      `Cannot use the CA in ${directory}: ${name}.key does not belong to ${name}.pem`,
       { hint: 'Restore both files from the same backup' },
     )
   if (privateKey.asymmetricKeyType !== 'ec')
@@ -101,7 +132,7 @@ function readCertificate(path: string, directory: string): string {
     if (!(thrown instanceof Error) || errorCode(thrown.cause) !== 'ENOENT') throw thrown
     throw new MeshError(
       'HM_CA_UNREADABLE',
-      `Cannot find a CA in ${directory}: there is no ca.pem`,
+      `Cannot find a CA in ${directory}: there is no ${basename(path)}`,
       {
         hint: 'Make one: hostmesh ca init --directory DIR --trust-domain NAME',
       },

@@ -3,7 +3,8 @@
  * X.509-SVIDs.
  *
  * node-forge only arranges the DER; keys, randomness, digests and signatures are node:crypto's. Loaded by
- * `hostmesh ca` and never by the daemon, and fed with nothing but our own keys, names and CA certificate.
+ * `hostmesh ca` and never by the daemon, and fed with nothing but our own names and CA certificate, and public
+ * keys that node:crypto has read and written anew.
  *
  * A leaf has an empty subject and a critical subject alternative name (RFC 5280 4.1.2.6 asks for that
  * pair): Consul writes a common name as well, but that holds 64 characters where a service name may have
@@ -45,10 +46,25 @@ export interface Authority {
   readonly privateKey: KeyObject
 }
 
-/** From when and how long; milliseconds, {@link BACKDATE_MS} comes on top. */
+/** From when and how long, milliseconds. */
 export interface Lifetime {
   readonly nowMs: number
   readonly lifetimeMs: number
+  /** How long before now the certificate begins; {@link BACKDATE_MS} unless given. */
+  readonly backdateMs?: number
+}
+
+/** What a certificate may be used for. */
+export type Purpose = 'client' | 'server' | 'both'
+
+/** What {@link certify} writes into a certificate. */
+export interface CertifyRequest {
+  readonly publicKey: KeyObject
+  /** The one URI. */
+  readonly uri: string
+  readonly purpose: Purpose
+  /** For messages: `a certificate for web`. */
+  readonly what: string
 }
 
 /** One X.509 extension; `value` goes into its OCTET STRING. */
@@ -105,21 +121,21 @@ export function issueLeaf(
   identity: ServiceIdentity,
   lifetime: Lifetime,
 ): IssuedCertificate {
-  if (!(lifetime.lifetimeMs > 0))
-    throw new MeshError(
-      'HM_CA_LIFETIME_INVALID',
-      `Cannot issue a certificate for ${identity.service} that lives ${lifetime.lifetimeMs} ms`,
-    )
-  const notAfterMs = lifetime.nowMs + lifetime.lifetimeMs
-  const rootEnd = authority.certificate.validToDate
-  if (notAfterMs > rootEnd.getTime())
-    throw new MeshError(
-      'HM_CA_LIFETIME_INVALID',
-      `Cannot issue a certificate for ${identity.service} until ${new Date(notAfterMs).toISOString()}: the root ends at ${rootEnd.toISOString()}`,
-      {
-        hint: 'Ask for a shorter lifetime, or make a new CA and add its root to roots.pem on all hosts',
-      },
-    )
+  const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
+  const certificatePem = certifyService(authority, identity, publicKey, lifetime)
+  return { certificatePem, privateKeyPem: exportKey(privateKey) }
+}
+
+/**
+ * A leaf for one service and a key that was made elsewhere; PEM.
+ * @throws MeshError as {@link issueLeaf}
+ */
+export function certifyService(
+  authority: Authority,
+  identity: ServiceIdentity,
+  publicKey: KeyObject,
+  lifetime: Lifetime,
+): string {
   const serverName = formatServerName(identity)
   if (serverName.length > MAX_SERVER_NAME)
     throw new MeshError(
@@ -127,28 +143,57 @@ export function issueLeaf(
       `Cannot issue a certificate for ${identity.service}: its server name ${serverName} is longer than ${MAX_SERVER_NAME} characters`,
       { hint: 'Shorten the name of the service or of the trust domain' },
     )
-  const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
+  const uri = formatSpiffeId(identity)
+  const what = `a certificate for ${identity.service}`
+  return certify(authority, { publicKey, uri, purpose: 'both', what }, lifetime)
+}
+
+/**
+ * An end certificate for any URI; PEM.
+ * @throws MeshError HM_CA_LIFETIME_INVALID when it would outlive its root
+ */
+export function certify(authority: Authority, request: CertifyRequest, lifetime: Lifetime): string {
+  const { publicKey, uri, purpose, what } = request
+  if (!(lifetime.lifetimeMs > 0))
+    throw new MeshError(
+      'HM_CA_LIFETIME_INVALID',
+      `Cannot issue ${what} that lives ${lifetime.lifetimeMs} ms`,
+    )
+  const notAfterMs = lifetime.nowMs + lifetime.lifetimeMs
+  const rootEnd = authority.certificate.validToDate
+  if (notAfterMs > rootEnd.getTime())
+    throw new MeshError(
+      'HM_CA_LIFETIME_INVALID',
+      `Cannot issue ${what} until ${new Date(notAfterMs).toISOString()}: the root ends at ${rootEnd.toISOString()}`,
+      { hint: 'Ask for a shorter lifetime, or replace the root (docs/certificates.md)' },
+    )
   const root = readIssuer(authority.certificate)
-  const certificatePem = signCertificate(
+  return signCertificate(
     {
       subject: sequence(),
       issuer: root.subject,
       publicKey,
-      notBeforeMs: lifetime.nowMs - BACKDATE_MS,
+      notBeforeMs: lifetime.nowMs - (lifetime.backdateMs ?? BACKDATE_MS),
       notAfterMs,
       extensions: [
         basicConstraints(false),
         // digitalSignature alone: TLS 1.3, and ECDHE before it, use the key for nothing else.
         { oid: '2.5.29.15', critical: true, value: bitString([0x80], 7) },
-        extendedKeyUsage('1.3.6.1.5.5.7.3.2', '1.3.6.1.5.5.7.3.1'),
-        uriSan(formatSpiffeId(identity), true),
+        extendedKeyUsage(...PURPOSES[purpose]),
+        uriSan(uri, true),
         subjectKeyId(keyIdOf(publicKey)),
         authorityKeyId(root.keyId),
       ],
     },
     authority.privateKey,
   )
-  return { certificatePem, privateKeyPem: exportKey(privateKey) }
+}
+
+/** clientAuth, serverAuth. */
+const PURPOSES: Readonly<Record<Purpose, readonly string[]>> = {
+  client: ['1.3.6.1.5.5.7.3.2'],
+  server: ['1.3.6.1.5.5.7.3.1'],
+  both: ['1.3.6.1.5.5.7.3.2', '1.3.6.1.5.5.7.3.1'],
 }
 
 /** What a TLS client can send as server name. */

@@ -1,5 +1,5 @@
 /**
- * The builtin certificate source on real files: what it takes, what it refuses, and that whatever breaks
+ * The files certificate source on real files: what it takes, what it refuses, and that whatever breaks
  * leaves what it had.
  */
 import assert from 'node:assert/strict'
@@ -7,8 +7,8 @@ import { chmodSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, test } from 'node:test'
-import { createBuiltinSource } from '../../src/controlplane/identity/builtin-ca.ts'
 import type { CertificateSource } from '../../src/controlplane/identity/certificate-source.ts'
+import { createFilesSource } from '../../src/controlplane/identity/files-source.ts'
 import { initCa, issueCertificates } from '../../src/daemon/ca-operations.ts'
 import { type Clock, systemClock } from '../../src/lib/clock.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
@@ -19,7 +19,7 @@ const HOUR_MS = 3_600_000
 
 /** A CA and a host in a directory of their own, and a source that follows the host's files. */
 class Fixture implements AsyncDisposable {
-  readonly work = mkdtempSync(join(tmpdir(), 'hostmesh-identity-builtin-'))
+  readonly work = mkdtempSync(join(tmpdir(), 'hostmesh-identity-files-'))
   readonly host = join(this.work, 'host')
   readonly leaves: Leaf[] = []
   readonly bundles: TrustBundle[] = []
@@ -51,7 +51,13 @@ class Fixture implements AsyncDisposable {
       this.lines.push(`${message} ${JSON.stringify(fields)}`)
     }
     const log: Log = { ...silentLog, debug: record, info: record, warn: record, error: record }
-    this.source = createBuiltinSource({ directory: this.host, log, clock, datacenter, pollMs: 20 })
+    this.source = createFilesSource({
+      files: { directory: this.host },
+      log,
+      clock,
+      datacenter,
+      pollMs: 20,
+    })
     this.source.watchRoots((bundle) => this.bundles.push(bundle))
     this.source.watchLeaf('web', (leaf) => this.leaves.push(leaf))
     return this.source
@@ -284,7 +290,11 @@ test('a closed source calls nobody any more', async () => {
   const heardBeforeClose = fixture.leaves.length
   fixture.issue()
   // A second source sees the new files: the first would have, too.
-  await using other = createBuiltinSource({ directory: fixture.host, log: silentLog, pollMs: 20 })
+  await using other = createFilesSource({
+    files: { directory: fixture.host },
+    log: silentLog,
+    pollMs: 20,
+  })
   const seen: Leaf[] = []
   other.watchLeaf('web', (leaf) => seen.push(leaf))
   await eventually(() => assert.equal(seen.length, 1))

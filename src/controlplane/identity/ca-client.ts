@@ -1,0 +1,360 @@
+/**
+ * A host's calls to the CA (docs/ca-protocol.md): every call has a deadline and a limit on what it reads, and the
+ * server has proved itself before a request leaves, but for the one that asks for the roots.
+ */
+import { X509Certificate } from 'node:crypto'
+import type { ClientRequest, IncomingMessage } from 'node:http'
+import { Agent, request as httpsRequest } from 'node:https'
+import { connect as tlsConnect } from 'node:tls'
+import type { z } from 'zod'
+import { systemClock } from '../../lib/clock.ts'
+import { errorCode, MeshError } from '../../lib/errors.ts'
+import { singleUriSan } from '../../lib/uri-san.ts'
+import {
+  bundleAnswer,
+  type CaBundle,
+  caUri,
+  certificateAnswer,
+  errorAnswer,
+  fingerprintOf,
+  MAX_ANSWER_BYTES,
+  membershipAnswer,
+  POLL_MS,
+  rootsAnswer,
+} from './ca-protocol.ts'
+import { CA_ADDRESS, type JoinToken } from './join-token.ts'
+
+/** Certificate and key of a host, PEM. */
+export interface HostCredential {
+  readonly certificatePem: string
+  readonly privateKeyPem: string
+}
+
+/** What a call is made with. */
+export interface CaTrust {
+  readonly trustDomain: string
+  readonly rootsPem: readonly string[]
+}
+
+const SCHEME = 'spiffe://'
+
+/** Connecting, sending and reading, all together. */
+const CALL_TIMEOUT_MS = 10_000
+
+/** One CA, as one host talks to it. */
+export class CaClient implements Disposable {
+  readonly address: string
+  private readonly host: string
+  private readonly port: number
+  private readonly closing = new AbortController()
+  private agent: { readonly key: string; readonly agent: Agent } | undefined
+
+  /** `address` is `host:port`. @throws MeshError HM_CA_ADDRESS_INVALID */
+  constructor(address: string) {
+    const match = CA_ADDRESS.exec(address)
+    const port = Number(match?.[3])
+    if (match === null || port < 1 || port > 65_535)
+      throw new MeshError('HM_CA_ADDRESS_INVALID', `Cannot use "${address}" as address of the CA`, {
+        hint: 'Write host:port, an IPv6 address in brackets',
+      })
+    this.address = address
+    this.host = match[1] ?? match[2] ?? ''
+    this.port = port
+  }
+
+  /**
+   * The root that a token names, from a server that nobody has verified yet: the fingerprint does it.
+   * @throws MeshError HM_CA_UNTRUSTED and as every call
+   */
+  async fetchRoot(token: JoinToken): Promise<CaTrust> {
+    // Whoever answers here is believed nothing but a certificate with the fingerprint of the token.
+    const agent = new Agent({
+      rejectUnauthorized: false,
+      minVersion: 'TLSv1.3',
+      maxCachedSessions: 0,
+    })
+    try {
+      const answer = await this.call({ path: '/v1/roots', agent }, rootsAnswer)
+      for (const pem of answer.roots) {
+        const certificate = parseRoot(pem)
+        if (certificate === undefined || fingerprintOf(certificate) !== token.fingerprint) continue
+        // From the certificate: what the answer says beside it anybody may have written.
+        const uri = singleUriSan(certificate.raw)
+        if (uri?.startsWith(SCHEME) === true)
+          return { trustDomain: uri.slice(SCHEME.length), rootsPem: [certificate.toString()] }
+      }
+    } finally {
+      agent.destroy()
+    }
+    throw new MeshError(
+      'HM_CA_UNTRUSTED',
+      `Cannot trust the CA at ${this.address}: it has no root with the fingerprint of the join token`,
+      {
+        hint: 'Another CA answers there, or its root was replaced: make a new token with hostmesh ca token',
+      },
+    )
+  }
+
+  /** Spends a token. @throws MeshError as every call */
+  async enroll(
+    trust: CaTrust,
+    token: JoinToken,
+    csr: string,
+  ): Promise<z.output<typeof membershipAnswer>> {
+    const agent = this.makeAgent(trust)
+    try {
+      const body = { id: token.id, secret: token.secret, host: token.host, csr }
+      return await this.call({ path: '/v1/enroll', agent, body, trust }, membershipAnswer)
+    } finally {
+      agent.destroy()
+    }
+  }
+
+  /** A new certificate for the host. @throws MeshError as every call */
+  renew(
+    trust: CaTrust,
+    credential: HostCredential,
+    csr: string,
+  ): Promise<z.output<typeof membershipAnswer>> {
+    const agent = this.agentFor(trust, credential)
+    return this.call({ path: '/v1/renew', agent, body: { csr }, trust }, membershipAnswer)
+  }
+
+  /** A certificate for a service; PEM. @throws MeshError as every call */
+  async sign(
+    trust: CaTrust,
+    credential: HostCredential,
+    request: { readonly service: string; readonly csr: string },
+  ): Promise<string> {
+    const agent = this.agentFor(trust, credential)
+    const call = { path: '/v1/sign', agent, body: request, trust }
+    return (await this.call(call, certificateAnswer)).certificate
+  }
+
+  /** The bundle, when it is another than `have` or after a while. @throws MeshError as every call */
+  bundle(
+    trust: CaTrust,
+    credential: HostCredential,
+    using: { readonly have: string; readonly roots: string },
+  ): Promise<CaBundle> {
+    const agent = this.agentFor(trust, credential)
+    const path = `/v1/bundle?have=${encodeURIComponent(using.have)}&roots=${encodeURIComponent(using.roots)}`
+    const timeoutMs = POLL_MS + CALL_TIMEOUT_MS
+    return this.call({ path, agent, timeoutMs, trust }, bundleAnswer)
+  }
+
+  [Symbol.dispose](): void {
+    this.closing.abort()
+    this.agent?.agent.destroy()
+  }
+
+  private agentFor(trust: CaTrust, credential: HostCredential): Agent {
+    const key = [...trust.rootsPem, credential.certificatePem].join()
+    if (this.agent?.key === key) return this.agent.agent
+    this.agent?.agent.destroy()
+    const agent = this.makeAgent(trust, credential)
+    this.agent = { key, agent }
+    return agent
+  }
+
+  private makeAgent(trust: CaTrust, credential?: HostCredential): Agent {
+    const expected = caUri(trust.trustDomain)
+    return new Agent({
+      keepAlive: true,
+      maxSockets: 4,
+      maxCachedSessions: 0,
+      rejectUnauthorized: true,
+      minVersion: 'TLSv1.3',
+      ca: [...trust.rootsPem],
+      ...(credential !== undefined && {
+        cert: credential.certificatePem,
+        key: credential.privateKeyPem,
+      }),
+      checkServerIdentity: (_, peer) => {
+        const uri = singleUriSan(peer.raw)
+        if (uri === expected) return undefined
+        return new MeshError(
+          'HM_CA_UNTRUSTED',
+          `it proves itself as ${JSON.stringify(uri ?? 'nobody')}, not as ${expected}`,
+        )
+      },
+    })
+  }
+
+  private async call<Schema extends z.ZodType>(
+    call: {
+      readonly path: string
+      readonly agent: Agent
+      readonly body?: unknown
+      readonly timeoutMs?: number
+      readonly trust?: CaTrust
+    },
+    schema: Schema,
+  ): Promise<z.output<Schema>> {
+    const { path, agent, body, timeoutMs = CALL_TIMEOUT_MS } = call
+    const deadline = AbortSignal.timeout(timeoutMs)
+    const signal = AbortSignal.any([deadline, this.closing.signal])
+    const payload = body === undefined ? undefined : Buffer.from(JSON.stringify(body))
+    const what = path.split('?', 1)[0] ?? ''
+    let answer: { readonly status: number; readonly body: unknown }
+    try {
+      answer = await exchange(
+        () =>
+          httpsRequest({
+            host: this.host,
+            port: this.port,
+            path,
+            agent,
+            signal,
+            method: payload === undefined ? 'GET' : 'POST',
+            headers:
+              payload === undefined
+                ? {}
+                : { 'content-type': 'application/json', 'content-length': payload.length },
+          }),
+        payload,
+      )
+    } catch (thrown) {
+      if (this.closing.signal.aborted)
+        throw new MeshError('HM_CA_CLOSED', 'Connection to the CA is closed')
+      throw await this.explain(thrown, { what, isLate: deadline.aborted, timeoutMs })
+    }
+    if (answer.status !== 200) {
+      const { data } = errorAnswer.safeParse(answer.body)
+      const isCode = /^HM_[A-Z_]{1,60}$/.test(data?.error.code ?? '')
+      throw new MeshError(
+        isCode ? (data?.error.code ?? '') : 'HM_CA_ANSWER_MALFORMED',
+        printable(data?.error.message ?? `The CA at ${this.address} answered ${answer.status}`),
+      )
+    }
+    const { success, data } = schema.safeParse(answer.body)
+    if (!success)
+      throw new MeshError(
+        'HM_CA_ANSWER_MALFORMED',
+        `Cannot read what the CA at ${this.address} answered to ${what}`,
+      )
+    return data
+  }
+
+  /** The failure of a call as one of ours. */
+  private async explain(
+    thrown: unknown,
+    call: { readonly what: string; readonly isLate: boolean; readonly timeoutMs: number },
+  ): Promise<MeshError> {
+    const code = errorCode(thrown)
+    if (call.isLate)
+      return new MeshError(
+        'HM_CA_UNREACHABLE',
+        `The CA at ${this.address} did not answer ${call.what} in ${call.timeoutMs} ms`,
+      )
+    if (code === 'CERT_NOT_YET_VALID' || code === 'CERT_HAS_EXPIRED') {
+      const nowText = timeText(systemClock.wallMs())
+      const window = await this.serverWindow()
+      return new MeshError(
+        'HM_CA_UNTRUSTED',
+        `Cannot trust the CA at ${this.address}: its certificate is valid ${window}, and the clock of this host says ${nowText}`,
+        { hint: 'Correct the clock of this host, or of the CA' },
+      )
+    }
+    if (code === 'HM_CA_UNTRUSTED' || VERIFY_CODES.has(code))
+      return new MeshError('HM_CA_UNTRUSTED', `Cannot trust the CA at ${this.address}`, {
+        cause: thrown,
+        hint: 'Another CA answers there, or its root was replaced while this host was away: enroll with a new token',
+      })
+    if (code === 'HM_CA_ANSWER_MALFORMED' && thrown instanceof MeshError) return thrown
+    return new MeshError('HM_CA_UNREACHABLE', `Cannot reach the CA at ${this.address}`, {
+      cause: thrown,
+    })
+  }
+
+  /** For a message: when the server's certificate is valid. Asks for it again, sends nothing, trusts nothing. */
+  private serverWindow(): Promise<string> {
+    return new Promise((resolve) => {
+      const socket = tlsConnect({
+        host: this.host,
+        port: this.port,
+        rejectUnauthorized: false,
+        timeout: 3_000,
+      })
+      const finish = (text: string): void => {
+        socket.destroy()
+        resolve(text)
+      }
+      socket.once('secureConnect', () => {
+        const certificate = socket.getPeerX509Certificate()
+        if (certificate === undefined) return finish('at another time')
+        const { validFromDate, validToDate } = certificate
+        return finish(
+          `from ${timeText(validFromDate.getTime())} to ${timeText(validToDate.getTime())}`,
+        )
+      })
+      socket.once('timeout', () => finish('at another time'))
+      socket.once('error', () => finish('at another time'))
+    })
+  }
+}
+
+/** What OpenSSL calls a certificate that does not lead to a root of ours. */
+const VERIFY_CODES: ReadonlySet<string> = new Set([
+  'SELF_SIGNED_CERT_IN_CHAIN',
+  'DEPTH_ZERO_SELF_SIGNED_CERT',
+  'UNABLE_TO_VERIFY_LEAF_SIGNATURE',
+  'UNABLE_TO_GET_ISSUER_CERT',
+  'UNABLE_TO_GET_ISSUER_CERT_LOCALLY',
+  'CERT_SIGNATURE_FAILURE',
+  'INVALID_PURPOSE',
+])
+
+function exchange(
+  open: () => ClientRequest,
+  payload: Buffer | undefined,
+): Promise<{ readonly status: number; readonly body: unknown }> {
+  return new Promise((resolve, reject) => {
+    const request = open()
+    request.on('error', reject)
+    request.on('response', (response) => {
+      readAnswer(response).then(resolve, (thrown: unknown) => {
+        request.destroy()
+        reject(thrown instanceof Error ? thrown : new Error(String(thrown)))
+      })
+    })
+    request.end(payload)
+  })
+}
+
+async function readAnswer(
+  response: IncomingMessage,
+): Promise<{ readonly status: number; readonly body: unknown }> {
+  const chunks: Buffer[] = []
+  let length = 0
+  for await (const chunk of response as AsyncIterable<Buffer>) {
+    length += chunk.length
+    if (length > MAX_ANSWER_BYTES)
+      throw new MeshError('HM_CA_ANSWER_MALFORMED', 'The answer of the CA is too large')
+    chunks.push(chunk)
+  }
+  let body: unknown
+  try {
+    body = JSON.parse(Buffer.concat(chunks).toString('utf8'))
+  } catch {
+    body = undefined
+  }
+  return { status: response.statusCode ?? 0, body }
+}
+
+function parseRoot(pem: string): X509Certificate | undefined {
+  try {
+    return new X509Certificate(pem)
+  } catch {
+    return undefined
+  }
+}
+
+/** The other end's words: one line, and not for ever. */
+function printable(text: string): string {
+  return text.replaceAll(/\p{Cc}+/gu, ' ').slice(0, 512)
+}
+
+function timeText(ms: number): string {
+  return `${new Date(ms).toISOString().slice(0, 19)}Z`
+}

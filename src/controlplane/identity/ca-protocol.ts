@@ -1,0 +1,75 @@
+/**
+ * What the CA and its hosts say to each other, as schemas both ends check with (docs/ca-protocol.md).
+ */
+import { createHash, type X509Certificate } from 'node:crypto'
+import { z } from 'zod'
+import { HOST_NAME } from './join-token.ts'
+
+/** Where `hostmesh ca serve` listens unless told otherwise. */
+export const CA_PORT = 15_444
+
+/** Longest body of a request. */
+export const MAX_REQUEST_BYTES = 16_384
+
+/** Longest answer that a host reads. */
+export const MAX_ANSWER_BYTES = 16 * 1_024 * 1_024
+
+/** A long poll is answered after this time at the latest, milliseconds. */
+export const POLL_MS = 25_000
+
+const pem = z.string().max(262_144)
+const csr = z.string().max(8_192)
+
+/** Bodies of the requests. */
+export const enrollRequest = z.strictObject({
+  id: z.string().max(64),
+  secret: z.string().max(128),
+  host: z.string().regex(HOST_NAME),
+  csr,
+})
+export const renewRequest = z.strictObject({ csr })
+export const signRequest = z.strictObject({ service: z.string().max(128), csr })
+
+const fingerprint = z.string().regex(/^[0-9a-f]{64}$/)
+const contentId = z.string().regex(/^[0-9a-f]{16}$/)
+
+/** All that a host trusts, in one piece. */
+export const bundleAnswer = z.object({
+  id: contentId,
+  rootsId: contentId,
+  trustDomain: z.string().max(128),
+  roots: z.array(pem).min(1).max(8),
+  activeRoot: fingerprint,
+  revoked: z.array(z.string().regex(/^[0-9A-F]{1,40}$/)),
+  renewWithinSeconds: z.number().min(0).max(86_400),
+})
+
+/** See {@link bundleAnswer}. */
+export type CaBundle = z.output<typeof bundleAnswer>
+
+export const rootsAnswer = z.object({ trustDomain: z.string(), roots: z.array(pem).min(1).max(8) })
+export const certificateAnswer = z.object({ certificate: pem })
+export const membershipAnswer = z.object({ certificate: pem, bundle: bundleAnswer })
+export const errorAnswer = z.object({
+  error: z.object({ code: z.string().max(64), message: z.string().max(2_048) }),
+})
+
+/** The identity of the CA's server. */
+export function caUri(trustDomain: string): string {
+  return `spiffe://${trustDomain}/ca`
+}
+
+/** The identity of a host. Not one of a service: those have four parts (spiffe-id.ts). */
+export function hostUri(trustDomain: string, host: string): string {
+  return `spiffe://${trustDomain}/host/${host}`
+}
+
+/** How roots are named: SHA-256 of the DER, lower-case hex. */
+export function fingerprintOf(certificate: X509Certificate): string {
+  return certificate.fingerprint256.replaceAll(':', '').toLowerCase()
+}
+
+/** A short name of some content: equal content has an equal name, whoever computes it. */
+export function contentIdOf(parts: readonly string[]): string {
+  return createHash('sha256').update(parts.join('\n')).digest('hex').slice(0, 16)
+}

@@ -1,0 +1,401 @@
+/**
+ * The network side of the CA: TLS 1.3, limits, JSON, long polls (docs/ca-protocol.md). Decides nothing about
+ * certificates, that is the office's.
+ *
+ * Client certificates are asked for and judged by the office, not by TLS: a host that enrolls has none, and one
+ * that comes back after a long time off may have an expired one. TLS proves that the caller has the key.
+ */
+import { constants, generateKeyPairSync } from 'node:crypto'
+import { once } from 'node:events'
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import { createServer, type Server } from 'node:https'
+import type { AddressInfo, Socket } from 'node:net'
+import { TLSSocket } from 'node:tls'
+import type { z } from 'zod'
+import { systemClock } from '../../../lib/clock.ts'
+import { describeError, MeshError } from '../../../lib/errors.ts'
+import type { Log } from '../../../lib/log.ts'
+import type { SocketAddress } from '../../../model/address.ts'
+import {
+  enrollRequest,
+  MAX_REQUEST_BYTES,
+  POLL_MS,
+  renewRequest,
+  signRequest,
+} from '../ca-protocol.ts'
+import type { CaOffice, HostCaller } from './ca-office.ts'
+import { type Rate, RateLimiter } from './rate-limit.ts'
+
+/** The limits of the protocol; tests make them smaller. */
+export interface CaServerLimits {
+  readonly connections: number
+  readonly connectionsPerAddress: number
+  /** Handshake, head, whole request, each; milliseconds. */
+  readonly deadlineMs: number
+  readonly calls: Rate
+  readonly strangerCalls: Rate
+  readonly failedEnrollments: Rate
+}
+
+/** What the server needs. */
+export interface CaServerOptions {
+  readonly office: CaOffice
+  readonly listen: SocketAddress
+  readonly log: Log
+  readonly limits?: Partial<CaServerLimits>
+}
+
+/** A running server. */
+export interface CaServer extends AsyncDisposable {
+  readonly address: SocketAddress
+}
+
+const LIMITS: CaServerLimits = {
+  connections: 2_048,
+  connectionsPerAddress: 64,
+  deadlineMs: 10_000,
+  calls: { burst: 500, perSecond: 50 },
+  strangerCalls: { burst: 60, perSecond: 2 },
+  failedEnrollments: { burst: 10, perSecond: 0.1 },
+}
+
+const STATUS_BY_CODE: Readonly<Record<string, number>> = {
+  HM_CA_REQUEST_INVALID: 400,
+  HM_CA_CSR_INVALID: 400,
+  HM_CA_KEY_REFUSED: 400,
+  HM_CA_NAME_INVALID: 400,
+  HM_CA_CERTIFICATE_REQUIRED: 401,
+  HM_CA_TOKEN_REFUSED: 403,
+  HM_CA_HOST_REFUSED: 403,
+  HM_CA_HOST_EXPIRED: 403,
+  HM_CA_SERVICE_REFUSED: 403,
+  HM_CA_RATE_LIMITED: 429,
+  HM_CA_BUSY: 503,
+}
+
+/** How often the office forgets what has expired, and the server looks at its own certificate. */
+const UPKEEP_MS = 5_000
+
+/**
+ * Starts to serve.
+ * @throws MeshError HM_CA_LISTEN_FAILED
+ */
+export async function startCaServer(options: CaServerOptions): Promise<CaServer> {
+  const { office, listen, log } = options
+  const limits = { ...LIMITS, ...options.limits }
+  const desk = new Desk(office, log, limits)
+  const identity = new ServerIdentity(office)
+  const server = createServer(
+    {
+      ...identity.context(),
+      minVersion: 'TLSv1.3',
+      // A resumed session would skip the client certificate.
+      secureOptions: constants.SSL_OP_NO_TICKET,
+      requestCert: true,
+      rejectUnauthorized: false,
+      handshakeTimeout: limits.deadlineMs,
+      maxHeaderSize: 8_192,
+      headersTimeout: limits.deadlineMs,
+      requestTimeout: limits.deadlineMs,
+      keepAliveTimeout: 2 * POLL_MS,
+      connectionsCheckingInterval: Math.min(1_000, limits.deadlineMs),
+    },
+    (request, response) => void desk.serve(request, response),
+  )
+  server.maxConnections = limits.connections
+  server.maxRequestsPerSocket = 10_000
+  limitConnections(server, limits.connectionsPerAddress)
+  // A peer that breaks off, or that is no TLS client at all, is none of our failures.
+  server.on('tlsClientError', (_, socket) => socket.destroy())
+  server.on('clientError', (_, socket) => socket.destroy())
+
+  const watch = office.onBundle(() => {
+    identity.renew()
+    server.setSecureContext(identity.context())
+    desk.answerPolls()
+  })
+  const upkeep = setInterval(() => {
+    try {
+      office.upkeep()
+      if (identity.isDue()) {
+        identity.renew()
+        server.setSecureContext(identity.context())
+      }
+    } catch (thrown) {
+      log.error('Upkeep of the CA failed', { error: describeError(thrown) })
+    }
+  }, UPKEEP_MS)
+
+  const close = async (): Promise<void> => {
+    clearInterval(upkeep)
+    watch[Symbol.dispose]()
+    desk[Symbol.dispose]()
+    const closed = once(server, 'close')
+    server.close()
+    server.closeAllConnections()
+    await closed
+  }
+  const listening = once(server, 'listening')
+  server.listen({ host: listen.ip, port: listen.port })
+  try {
+    await listening
+  } catch (cause) {
+    clearInterval(upkeep)
+    watch[Symbol.dispose]()
+    throw new MeshError(
+      'HM_CA_LISTEN_FAILED',
+      `Cannot listen at ${listen.ip} port ${listen.port}`,
+      {
+        cause,
+        hint: 'Give another --listen, or stop what listens there',
+      },
+    )
+  }
+  return {
+    address: { ip: listen.ip, port: portOf(server.address()) },
+    [Symbol.asyncDispose]: close,
+  }
+}
+
+/** The server's own certificate and key, which never touch the disk. */
+class ServerIdentity {
+  private readonly office: CaOffice
+  private certificatePem = ''
+  private keyPem = ''
+  private dueAtMs = 0
+
+  constructor(office: CaOffice) {
+    this.office = office
+    this.renew()
+  }
+
+  renew(): void {
+    const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
+    const nowMs = systemClock.wallMs()
+    const { certificatePem, notAfterMs } = this.office.certifyServer(publicKey)
+    this.certificatePem = certificatePem
+    this.keyPem = privateKey.export({ type: 'pkcs8', format: 'pem' }).toString()
+    this.dueAtMs = nowMs + (notAfterMs - nowMs) / 2
+  }
+
+  isDue(): boolean {
+    return systemClock.wallMs() >= this.dueAtMs
+  }
+
+  context(): { cert: string; key: string; ca: string[] } {
+    return { cert: this.certificatePem, key: this.keyPem, ca: [...this.office.rootsPem()] }
+  }
+}
+
+interface Poll {
+  readonly caller: HostCaller
+  readonly response: ServerResponse
+  readonly timer: NodeJS.Timeout
+}
+
+/** One answer for each request. */
+class Desk implements Disposable {
+  private readonly office: CaOffice
+  private readonly log: Log
+  private readonly calls: RateLimiter
+  private readonly strangerCalls: RateLimiter
+  private readonly failedEnrollments: RateLimiter
+  private readonly polls = new Map<string, Poll>()
+
+  constructor(office: CaOffice, log: Log, limits: CaServerLimits) {
+    this.office = office
+    this.log = log
+    this.calls = new RateLimiter(limits.calls)
+    this.strangerCalls = new RateLimiter(limits.strangerCalls)
+    this.failedEnrollments = new RateLimiter(limits.failedEnrollments)
+  }
+
+  async serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    response.on('error', () => response.destroy())
+    try {
+      await this.route(request, response)
+    } catch (thrown) {
+      this.refuse(response, thrown)
+    }
+  }
+
+  /** Tells everybody who waits; whoever is no host any more hears that instead. */
+  answerPolls(): void {
+    for (const poll of this.polls.values()) this.endPoll(poll)
+  }
+
+  [Symbol.dispose](): void {
+    for (const poll of this.polls.values()) clearTimeout(poll.timer)
+    this.polls.clear()
+  }
+
+  private async route(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const { office } = this
+    const from = request.socket.remoteAddress ?? ''
+    const nowMs = systemClock.monotonicMs()
+    const url = URL.parse(request.url ?? '', 'https://ca')
+    if (!this.calls.take(from, nowMs)) throw rateLimited()
+    const certificate =
+      request.socket instanceof TLSSocket ? request.socket.getPeerX509Certificate() : undefined
+    if (certificate === undefined && !this.strangerCalls.take(from, nowMs)) throw rateLimited()
+    switch (`${request.method} ${url?.pathname}`) {
+      case 'GET /v1/roots':
+        return reply(response, 200, { trustDomain: office.trustDomain, roots: office.rootsPem() })
+      case 'POST /v1/enroll': {
+        if (!this.failedEnrollments.has(from, nowMs)) throw rateLimited()
+        const body = await readBody(request, enrollRequest)
+        let answer: string
+        try {
+          answer = office.enroll(body, from)
+        } catch (thrown) {
+          this.failedEnrollments.take(from, nowMs)
+          throw thrown
+        }
+        return reply(response, 200, { certificate: answer, bundle: office.bundle })
+      }
+      case 'POST /v1/renew': {
+        const caller = office.identifyHost(certificate, { mayHaveExpired: true })
+        const { csr } = await readBody(request, renewRequest)
+        return reply(response, 200, {
+          certificate: office.renew(caller, csr),
+          bundle: office.bundle,
+        })
+      }
+      case 'POST /v1/sign': {
+        const caller = office.identifyHost(certificate)
+        const { service, csr } = await readBody(request, signRequest)
+        return reply(response, 200, { certificate: await office.sign(caller, service, csr) })
+      }
+      case 'GET /v1/bundle': {
+        const caller = office.identifyHost(certificate)
+        office.noteRoots(caller, (url?.searchParams.get('roots') ?? '').slice(0, 64))
+        this.poll(caller, response, url?.searchParams.get('have') ?? '')
+        return undefined
+      }
+      default:
+        throw new RequestError(404, 'There is no such call')
+    }
+  }
+
+  private poll(caller: HostCaller, response: ServerResponse, have: string): void {
+    const { office } = this
+    if (have !== office.bundle.id) return reply(response, 200, office.bundle)
+    const earlier = this.polls.get(caller.name)
+    if (earlier !== undefined) this.endPoll(earlier)
+    const poll: Poll = {
+      caller,
+      response,
+      timer: setTimeout(() => this.endPoll(poll), POLL_MS),
+    }
+    this.polls.set(caller.name, poll)
+    response.once('close', () => this.drop(poll))
+    return undefined
+  }
+
+  private drop(poll: Poll): void {
+    clearTimeout(poll.timer)
+    if (this.polls.get(poll.caller.name) === poll) this.polls.delete(poll.caller.name)
+  }
+
+  private endPoll(poll: Poll): void {
+    this.drop(poll)
+    try {
+      this.office.identifyHost(poll.caller.certificate)
+      reply(poll.response, 200, this.office.bundle)
+    } catch (thrown) {
+      this.refuse(poll.response, thrown)
+    }
+  }
+
+  private refuse(response: ServerResponse, thrown: unknown): void {
+    if (response.destroyed || response.headersSent) {
+      response.destroy()
+      return
+    }
+    const isOurs = thrown instanceof MeshError
+    const code = isOurs ? thrown.code : 'HM_INTERNAL'
+    const status = thrown instanceof RequestError ? thrown.status : (STATUS_BY_CODE[code] ?? 500)
+    if (status >= 500) this.log.error('Cannot answer a host', { error: describeError(thrown) })
+    if (status === 429 || status === 503) response.setHeader('retry-after', '5')
+    // Whatever else the peer has sent on this connection is not a request that we have understood.
+    if (status >= 400 && status !== 403) response.shouldKeepAlive = false
+    const hint = isOurs && thrown.hint !== undefined ? `. ${thrown.hint}` : ''
+    const message = isOurs ? `${thrown.message}${hint}` : 'The CA failed; its log says why'
+    reply(response, status, { error: { code, message } })
+  }
+}
+
+/** A request that is wrong in form, with its status. */
+class RequestError extends MeshError {
+  readonly status: number
+
+  constructor(status: number, message: string) {
+    super('HM_CA_REQUEST_INVALID', message)
+    this.status = status
+  }
+}
+
+function rateLimited(): MeshError {
+  return new MeshError('HM_CA_RATE_LIMITED', 'Too many calls from this address')
+}
+
+async function readBody<Schema extends z.ZodType>(
+  request: IncomingMessage,
+  schema: Schema,
+): Promise<z.output<Schema>> {
+  if (!/^application\/json\b/i.test(request.headers['content-type'] ?? ''))
+    throw new RequestError(415, 'The content type must be application/json')
+  const chunks: Buffer[] = []
+  let length = 0
+  for await (const chunk of request as AsyncIterable<Buffer>) {
+    length += chunk.length
+    if (length > MAX_REQUEST_BYTES)
+      throw new RequestError(413, `The request is larger than ${MAX_REQUEST_BYTES} bytes`)
+    chunks.push(chunk)
+  }
+  let parsed: unknown
+  try {
+    parsed = JSON.parse(Buffer.concat(chunks).toString('utf8'))
+  } catch {
+    throw new RequestError(400, 'The request is not JSON')
+  }
+  const { success, data, error } = schema.safeParse(parsed)
+  // zod's issues name keys and types, never values.
+  if (!success)
+    throw new RequestError(
+      400,
+      `The request is malformed: ${error.issues.map(({ path, message }) => `${path.join('.')}: ${message}`).join('; ')}`,
+    )
+  return data
+}
+
+function reply(response: ServerResponse, status: number, document: unknown): void {
+  if (response.destroyed) return
+  const body = Buffer.from(`${JSON.stringify(document)}\n`)
+  response.writeHead(status, {
+    'content-type': 'application/json',
+    'content-length': body.length,
+    'cache-control': 'no-store',
+  })
+  response.end(body)
+}
+
+/** Refuses an address more than its share before TLS costs anything. */
+function limitConnections(server: Server, max: number): void {
+  const countByAddress = new Map<string, number>()
+  server.on('connection', (socket: Socket) => {
+    const address = socket.remoteAddress ?? ''
+    const count = (countByAddress.get(address) ?? 0) + 1
+    countByAddress.set(address, count)
+    socket.once('close', () => {
+      const left = (countByAddress.get(address) ?? 1) - 1
+      if (left > 0) countByAddress.set(address, left)
+      else countByAddress.delete(address)
+    })
+    if (count > max) socket.destroy()
+  })
+}
+
+function portOf(bound: AddressInfo | string | null): number {
+  return typeof bound === 'object' && bound !== null ? bound.port : 0
+}

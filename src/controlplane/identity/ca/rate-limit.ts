@@ -1,0 +1,48 @@
+/**
+ * How often one address may do something: a token bucket for each, of which there is a bounded number. Pure but
+ * for its memory; time is passed in.
+ */
+
+/** One bucket: `burst` at once, `perSecond` in the long run. */
+export interface Rate {
+  readonly burst: number
+  readonly perSecond: number
+}
+
+/** Addresses remembered; the one that was quiet longest is forgotten first. */
+const MAX_ADDRESSES = 10_000
+
+/** Buckets by address. */
+export class RateLimiter {
+  private readonly rate: Rate
+  private readonly buckets = new Map<string, { level: number; atMs: number }>()
+
+  constructor(rate: Rate) {
+    this.rate = rate
+  }
+
+  /** Takes one; false when there is none. `nowMs` is monotonic. */
+  take(address: string, nowMs: number): boolean {
+    const level = this.levelOf(address, nowMs)
+    // Re-inserted, so that the map's order is that of the last use.
+    this.buckets.delete(address)
+    this.buckets.set(address, { level: level >= 1 ? level - 1 : level, atMs: nowMs })
+    if (this.buckets.size > MAX_ADDRESSES) {
+      const [oldest] = this.buckets.keys()
+      if (oldest !== undefined) this.buckets.delete(oldest)
+    }
+    return level >= 1
+  }
+
+  /** Whether {@link RateLimiter.take} would succeed. */
+  has(address: string, nowMs: number): boolean {
+    return this.levelOf(address, nowMs) >= 1
+  }
+
+  private levelOf(address: string, nowMs: number): number {
+    const { burst, perSecond } = this.rate
+    const bucket = this.buckets.get(address)
+    if (bucket === undefined) return burst
+    return Math.min(burst, bucket.level + ((nowMs - bucket.atMs) / 1_000) * perSecond)
+  }
+}

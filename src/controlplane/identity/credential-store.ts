@@ -1,0 +1,123 @@
+/**
+ * What a host has from the CA, on its disk, so that a restart needs no CA: its own certificate, those of its
+ * services, and the bundle it trusts.
+ *
+ * ```
+ *   host.pem               private key and certificate of the host
+ *   services/<name>.pem    private key and certificate of a service
+ *   bundle.json            address of the CA, and the bundle as it came
+ * ```
+ *
+ * Key and certificate share a file, so that there is no moment at which they do not belong together. All
+ * files are 0600 and replaced whole. Reading judges nothing but the form.
+ */
+import { existsSync, mkdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { z } from 'zod'
+import { MeshError } from '../../lib/errors.ts'
+import { readTextFile } from '../../lib/read-text-file.ts'
+import { isServiceName } from '../../model/spiffe-id.ts'
+import { writeFileAtomically } from './atomic-file.ts'
+import type { HostCredential } from './ca-client.ts'
+import { bundleAnswer, type CaBundle, MAX_ANSWER_BYTES } from './ca-protocol.ts'
+import { readKeyFile } from './host-directory.ts'
+
+const storedBundle = z.object({ server: z.string(), bundle: bundleAnswer })
+
+/** The bundle and whom it is from. */
+export interface StoredBundle {
+  readonly server: string
+  readonly bundle: CaBundle
+}
+
+/** The directory of one host. */
+export class CredentialStore {
+  private readonly directory: string
+
+  /** Makes the directory if need be. @throws MeshError HM_CERT_STORE_UNWRITABLE */
+  constructor(directory: string) {
+    this.directory = directory
+    try {
+      mkdirSync(join(directory, 'services'), { recursive: true, mode: 0o700 })
+    } catch (cause) {
+      throw unwritable(directory, cause)
+    }
+  }
+
+  /** @throws MeshError HM_FILE_UNREADABLE, HM_CERT_KEY_EXPOSED, HM_CERT_UNREADABLE */
+  readHost(): HostCredential | undefined {
+    return readCredential(this.hostFile())
+  }
+
+  /** @throws MeshError as {@link CredentialStore.readHost} */
+  readService(service: string): HostCredential | undefined {
+    return isServiceName(service) ? readCredential(this.serviceFile(service)) : undefined
+  }
+
+  /** @throws MeshError HM_FILE_UNREADABLE, HM_CERT_UNREADABLE */
+  readBundle(): StoredBundle | undefined {
+    const path = this.bundleFile()
+    if (!existsSync(path)) return undefined
+    const { text } = readTextFile(path, MAX_ANSWER_BYTES)
+    try {
+      return storedBundle.parse(JSON.parse(text))
+    } catch {
+      throw new MeshError('HM_CERT_UNREADABLE', `Cannot read ${path}: it is damaged`)
+    }
+  }
+
+  /** @throws MeshError HM_CERT_STORE_UNWRITABLE */
+  writeHost(credential: HostCredential): void {
+    this.write(this.hostFile(), credential.privateKeyPem + credential.certificatePem)
+  }
+
+  /** @throws MeshError HM_CERT_STORE_UNWRITABLE */
+  writeService(service: string, credential: HostCredential): void {
+    this.write(this.serviceFile(service), credential.privateKeyPem + credential.certificatePem)
+  }
+
+  /** @throws MeshError HM_CERT_STORE_UNWRITABLE */
+  writeBundle(stored: StoredBundle): void {
+    this.write(this.bundleFile(), JSON.stringify(stored))
+  }
+
+  private hostFile(): string {
+    return join(this.directory, 'host.pem')
+  }
+
+  private serviceFile(service: string): string {
+    return join(this.directory, 'services', `${service}.pem`)
+  }
+
+  private bundleFile(): string {
+    return join(this.directory, 'bundle.json')
+  }
+
+  private write(path: string, text: string): void {
+    try {
+      writeFileAtomically(path, text, { mode: 0o600, existing: 'replace' })
+    } catch (cause) {
+      throw unwritable(path, cause)
+    }
+  }
+}
+
+const KEY = /-----BEGIN PRIVATE KEY-----[\sA-Za-z0-9+/=]+-----END PRIVATE KEY-----\n/
+const FIRST_CERTIFICATE = '-----BEGIN CERTIFICATE-----'
+
+function readCredential(path: string): HostCredential | undefined {
+  if (!existsSync(path)) return undefined
+  const text = readKeyFile(path)
+  const privateKeyPem = KEY.exec(text)?.[0]
+  const at = text.indexOf(FIRST_CERTIFICATE)
+  if (privateKeyPem === undefined || at < 0)
+    throw new MeshError('HM_CERT_UNREADABLE', `Cannot read ${path}: it is damaged`)
+  return { privateKeyPem, certificatePem: text.slice(at) }
+}
+
+function unwritable(path: string, cause: unknown): MeshError {
+  return new MeshError('HM_CERT_STORE_UNWRITABLE', `Cannot keep certificates at ${path}`, {
+    cause,
+    hint: 'Let the user of the daemon write to certificates.directory',
+  })
+}

@@ -1,0 +1,204 @@
+/**
+ * Certificates from files on this host that somebody else keeps fresh (`hostmesh ca issue`, Vault Agent,
+ * step-ca, cert-manager), read again when a file changes.
+ *
+ * Files are looked at once a second rather than watched: that also sees replaced directories, swapped
+ * symbolic links, network file systems and mounts. A file that breaks, and a certificate whose key has not
+ * been written yet, is named in `problems()`, and what was read before stays.
+ */
+import { statSync } from 'node:fs'
+import { type Clock, systemClock } from '../../lib/clock.ts'
+import { errorCode, MeshError } from '../../lib/errors.ts'
+import type { Log } from '../../lib/log.ts'
+import { fileSignature, readTextFile } from '../../lib/read-text-file.ts'
+import { singleUriSan } from '../../lib/uri-san.ts'
+import type { TrustBundle } from '../../model/certificate.ts'
+import { parseSpiffeId } from '../../model/spiffe-id.ts'
+import { CertificateBoard } from './certificate-board.ts'
+import type { CertificateSource } from './certificate-source.ts'
+import {
+  leafFiles,
+  readHostLeaf,
+  readHostRoots,
+  readKeyFile,
+  requireFileName,
+  rootFiles,
+} from './host-directory.ts'
+import { type LeafCandidate, MAX_PEM_BYTES, parseCertificates, readRoots } from './x509.ts'
+
+/** Paths of an operator's choice; `{service}` stands for the name of a service. */
+export interface FilePatterns {
+  /** The certificate, then intermediates. */
+  readonly certificate: string
+  readonly key: string
+  /** All roots that are trusted; one file for all services. */
+  readonly roots: string
+  /** That of the first certificate that is read unless given. */
+  readonly trustDomain?: string | undefined
+}
+
+/** What the source is built from. */
+export interface FilesSourceOptions {
+  /** A directory as `hostmesh ca issue` writes it, or patterns. */
+  readonly files: { readonly directory: string } | FilePatterns
+  readonly log: Log
+  /** Leaves for another datacenter are refused; any will do unless given. */
+  readonly datacenter?: string | undefined
+  readonly clock?: Clock
+  /** How often the files are looked at, milliseconds. */
+  readonly pollMs?: number
+}
+
+const POLL_MS = 1_000
+
+/** Nothing of ours renews these files, so there must be time left for a person to do it. */
+const RENEWAL_OVERDUE_SHARE = 0.2
+
+/** Never the name of a service: those have no spaces. */
+const ROOTS = 'the roots'
+
+/** Follows the files. Reads the roots at once; whatever is wrong is in `problems()` then. */
+export function createFilesSource(options: FilesSourceOptions): CertificateSource {
+  const { log, datacenter, clock = systemClock, pollMs = POLL_MS } = options
+  const layout =
+    'directory' in options.files
+      ? directoryLayout(options.files.directory)
+      : patternLayout(options.files)
+  const board = new CertificateBoard({
+    log,
+    clock,
+    datacenter,
+    renewalOverdueShare: RENEWAL_OVERDUE_SHARE,
+  })
+  const signatureBySubject = new Map<string, string>()
+  const watchesByService = new Map<string, number>()
+
+  /** `read` says whether it could; what could not be read is tried again, changed or not. */
+  function readIfChanged(subject: string, files: readonly string[], read: () => boolean): void {
+    const signature = files.map(signatureOf).join(' ')
+    if (signature === signatureBySubject.get(subject)) return
+    if (read()) signatureBySubject.set(subject, signature)
+    else signatureBySubject.delete(subject)
+  }
+
+  function lookAtRoots(): void {
+    if (!layout.knowsTrustDomain()) return
+    readIfChanged(ROOTS, layout.rootPaths, () => board.offerRoots(() => layout.readRoots()))
+  }
+
+  function lookAtLeaf(service: string): void {
+    readIfChanged(service, layout.leafPaths(service), () =>
+      board.offerLeaf(service, () => layout.readLeaf(service)),
+    )
+  }
+
+  function look(): void {
+    lookAtRoots()
+    for (const service of watchesByService.keys()) lookAtLeaf(service)
+  }
+
+  lookAtRoots()
+  const timer = setInterval(look, pollMs)
+  timer.unref()
+
+  return {
+    description: layout.description,
+    watchLeaf(service, onLeaf) {
+      lookAtLeaf(service)
+      // The first leaf may be what says which trust domain the roots are of.
+      lookAtRoots()
+      watchesByService.set(service, (watchesByService.get(service) ?? 0) + 1)
+      const watch = board.watchLeaf(service, onLeaf)
+      let isOpen = true
+      return {
+        close() {
+          if (!isOpen) return
+          isOpen = false
+          watch.close()
+          const left = (watchesByService.get(service) ?? 1) - 1
+          watchesByService.set(service, left)
+          if (left > 0) return
+          watchesByService.delete(service)
+          signatureBySubject.delete(service)
+          board.forget(service)
+        },
+      }
+    },
+    watchRoots: (onRoots) => board.watchRoots(onRoots),
+    problems: () => board.problems(),
+    async [Symbol.asyncDispose]() {
+      clearInterval(timer)
+      board[Symbol.dispose]()
+    },
+  }
+}
+
+/** Where things are and how they are read. */
+interface Layout {
+  readonly description: string
+  readonly rootPaths: readonly string[]
+  knowsTrustDomain(): boolean
+  readRoots(): TrustBundle
+  leafPaths(service: string): readonly string[]
+  readLeaf(service: string): LeafCandidate
+}
+
+function directoryLayout(directory: string): Layout {
+  const { trustDomain, roots } = rootFiles(directory)
+  return {
+    description: `files in ${directory}`,
+    rootPaths: [trustDomain, roots],
+    knowsTrustDomain: () => true,
+    readRoots: () => readHostRoots(directory),
+    leafPaths(service) {
+      const { certificate, privateKey } = leafFiles(directory, service)
+      return [certificate, privateKey]
+    },
+    readLeaf: (service) => readHostLeaf(directory, service),
+  }
+}
+
+function patternLayout(patterns: FilePatterns): Layout {
+  let trustDomain = patterns.trustDomain
+  const pathOf = (pattern: string, service: string): string =>
+    pattern.replaceAll('{service}', service)
+  return {
+    description: `files ${patterns.certificate}`,
+    rootPaths: [patterns.roots],
+    knowsTrustDomain: () => trustDomain !== undefined,
+    readRoots: () => readRoots(readTextFile(patterns.roots, MAX_PEM_BYTES).text, trustDomain ?? ''),
+    leafPaths: (service) => [pathOf(patterns.certificate, service), pathOf(patterns.key, service)],
+    readLeaf(service) {
+      // Nothing but a service name may become a part of a path.
+      requireFileName(service)
+      const path = pathOf(patterns.certificate, service)
+      const certificatePem = readTextFile(path, MAX_PEM_BYTES).text
+      trustDomain ??= trustDomainOf(certificatePem, path)
+      return { service, certificatePem, privateKeyPem: readKeyFile(pathOf(patterns.key, service)) }
+    },
+  }
+}
+
+function trustDomainOf(certificatePem: string, path: string): string {
+  const [certificate] = parseCertificates(certificatePem, path)
+  const uri = certificate === undefined ? undefined : singleUriSan(certificate.raw)
+  const identity = parseSpiffeId(uri ?? '')
+  if (identity === undefined)
+    throw new MeshError(
+      'HM_CERT_TRUST_DOMAIN',
+      `Cannot tell the trust domain from ${path}: it does not name exactly one service as its URI`,
+      { hint: 'Issue it with a SPIFFE ID as its only URI, or set certificates.trustDomain' },
+    )
+  return identity.trustDomain
+}
+
+/** What tells one state of a file from another; why it cannot be looked at counts as a state. */
+function signatureOf(path: string): string {
+  try {
+    const facts = statSync(path)
+    // Mode is part of it through ctime.
+    return fileSignature(facts)
+  } catch (thrown) {
+    return errorCode(thrown)
+  }
+}

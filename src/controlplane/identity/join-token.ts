@@ -1,0 +1,84 @@
+/**
+ * Join tokens: what an operator carries to a new host, once (docs/ca-protocol.md, "Enrolling").
+ *
+ * A token says where the CA is, by which root it is known, and holds the secret that makes a stranger a
+ * host. It must never be logged; messages here quote nothing of it.
+ */
+import { createHash, randomBytes, timingSafeEqual } from 'node:crypto'
+import { z } from 'zod'
+import { MeshError } from '../../lib/errors.ts'
+
+/** The content of a token. */
+export interface JoinToken {
+  /** `host:port` of the CA. */
+  readonly address: string
+  /** SHA-256 of a root of the CA, DER, in lower-case hex. */
+  readonly fingerprint: string
+  readonly id: string
+  readonly secret: string
+  /** The host that it is for. */
+  readonly host: string
+}
+
+const PREFIX = 'hm1.'
+
+/** `host:port`; an IPv6 address stands in brackets. */
+export const CA_ADDRESS = /^(?:\[([0-9a-fA-F:]+)\]|([A-Za-z0-9.-]{1,253})):([0-9]{1,5})$/
+
+/** What a host can be called: what Consul takes as a node name. */
+export const HOST_NAME = /^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$/
+
+const content = z.strictObject({
+  a: z.string().regex(CA_ADDRESS),
+  f: z.string().regex(/^[0-9a-f]{64}$/),
+  i: z.string().regex(/^[0-9a-f]{16}$/),
+  s: z.string().regex(/^[A-Za-z0-9_-]{43}$/),
+  h: z.string().regex(HOST_NAME),
+})
+
+/** A fresh id, and a secret of 256 random bits. */
+export function newTokenSecret(): { readonly id: string; readonly secret: string } {
+  return { id: randomBytes(8).toString('hex'), secret: randomBytes(32).toString('base64url') }
+}
+
+/** The token as text: one word. */
+export function formatJoinToken(token: JoinToken): string {
+  const { address: a, fingerprint: f, id: i, secret: s, host: h } = token
+  return `${PREFIX}${Buffer.from(JSON.stringify({ a, f, i, s, h })).toString('base64url')}`
+}
+
+/**
+ * Reads a token; white space around it does not matter.
+ * @throws MeshError HM_CA_TOKEN_INVALID
+ */
+export function parseJoinToken(text: string, origin: string): JoinToken {
+  const word = text.trim()
+  let parsed: unknown
+  try {
+    parsed = word.startsWith(PREFIX)
+      ? JSON.parse(Buffer.from(word.slice(PREFIX.length), 'base64url').toString('utf8'))
+      : undefined
+  } catch {
+    parsed = undefined
+  }
+  const { success, data } = content.safeParse(parsed)
+  if (!success)
+    throw new MeshError(
+      'HM_CA_TOKEN_INVALID',
+      `Cannot use ${origin} as a join token: it is damaged, or something else`,
+      { hint: 'It is one word that begins with hm1.; make a new one with: hostmesh ca token' },
+    )
+  return { address: data.a, fingerprint: data.f, id: data.i, secret: data.s, host: data.h }
+}
+
+/** What is kept of a secret. It has 256 random bits, so a plain hash cannot be searched. */
+export function hashSecret(secret: string): string {
+  return createHash('sha256').update(secret).digest('hex')
+}
+
+/** Whether `secret` is the one whose {@link hashSecret} is `hash`; takes equally long either way. */
+export function isSecret(secret: string, hash: string): boolean {
+  const given = Buffer.from(hashSecret(secret), 'hex')
+  const kept = Buffer.from(hash, 'hex')
+  return given.length === kept.length && timingSafeEqual(given, kept)
+}

@@ -1,0 +1,86 @@
+/**
+ * `hostmesh ca serve`: the CA as a service, until a signal ends it. Builds its parts in order and takes them
+ * down again; docs/ca-protocol.md is what it speaks.
+ */
+import { type CaLifetimes, CaOffice } from '../controlplane/identity/ca/ca-office.ts'
+import { startCaServer } from '../controlplane/identity/ca/ca-server.ts'
+import { CA_ADDRESS } from '../controlplane/identity/join-token.ts'
+import { systemClock } from '../lib/clock.ts'
+import { MeshError } from '../lib/errors.ts'
+import { createLog, type LogOptions } from '../lib/log.ts'
+import { canonicalIp, formatAddress, isUndialable, type SocketAddress } from '../model/address.ts'
+import { takeOrders } from './ca-control.ts'
+import { type CaCatalog, openHostServices } from './ca-host-services.ts'
+import { connectSystemd, takeSystemdEnvironment } from './systemd.ts'
+
+/** What `hostmesh ca serve` is started with. */
+export interface CaServiceOptions {
+  readonly directory: string
+  /** `ip:port`. */
+  readonly listen: string
+  /** `host:port` where hosts reach it; goes into tokens. That of `listen` unless given, if that is one address. */
+  readonly advertise?: string | undefined
+  readonly catalog?: CaCatalog | undefined
+  readonly lifetimes: Partial<CaLifetimes>
+  readonly log: LogOptions
+}
+
+/**
+ * Serves until SIGTERM or SIGINT.
+ * @throws MeshError HM_CA_ADDRESS_INVALID, HM_CA_LISTEN_FAILED and as CaOffice, openHostServices
+ */
+export async function runCaService(options: CaServiceOptions): Promise<void> {
+  const { directory, advertise } = options
+  const environment = takeSystemdEnvironment()
+  const log = createLog(options.log)
+  const listen = parseListen(options.listen)
+  if (advertise !== undefined && !CA_ADDRESS.test(advertise))
+    throw invalidAddress(advertise, '--advertise takes host:port')
+  const stopAsked = new Promise<string>((resolve) => {
+    process.once('SIGTERM', resolve)
+    process.once('SIGINT', resolve)
+  })
+  await using parts = new AsyncDisposableStack()
+  using systemd = connectSystemd({ log, environment })
+  const services =
+    options.catalog === undefined
+      ? undefined
+      : parts.use(openHostServices(options.catalog, log.child('catalog')))
+  const office = parts.use(
+    new CaOffice({
+      directory,
+      log: log.child('ca'),
+      clock: systemClock,
+      lifetimes: options.lifetimes,
+      ...(services !== undefined && { runsService: services.runsService }),
+    }),
+  )
+  const server = parts.use(await startCaServer({ office, listen, log: log.child('ca') }))
+  parts.use(await takeOrders(office, directory))
+  if (advertise !== undefined) office.setAddress(advertise)
+  else if (!isUndialable(listen.ip)) office.setAddress(formatAddress(server.address))
+  log.info('Serving the certificate authority', {
+    address: formatAddress(server.address),
+    advertised: office.status().address,
+    trustDomain: office.trustDomain,
+  })
+  systemd.ready()
+  systemd.status(`serving ${office.trustDomain}`)
+  const signal = await stopAsked
+  log.info('Stopping', { signal })
+  systemd.stopping()
+}
+
+function parseListen(text: string): SocketAddress {
+  const match = CA_ADDRESS.exec(text)
+  const ip = canonicalIp(match?.[1] ?? match?.[2] ?? '')
+  const port = Number(match?.[3])
+  if (ip === undefined || port > 65_535) throw invalidAddress(text, '--listen takes ip:port')
+  return { ip, port }
+}
+
+function invalidAddress(text: string, hint: string): MeshError {
+  return new MeshError('HM_CA_ADDRESS_INVALID', `Cannot use "${text}" as address of the CA`, {
+    hint: `${hint}, an IPv6 address in brackets`,
+  })
+}

@@ -1,0 +1,524 @@
+/**
+ * The CA's decisions: who gets which certificate, and who does not.
+ */
+import assert from 'node:assert/strict'
+import { X509Certificate } from 'node:crypto'
+import {
+  appendFileSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { describe, test } from 'node:test'
+import {
+  CaOffice,
+  type CaOfficeOptions,
+  type HostCaller,
+} from '../../src/controlplane/identity/ca/ca-office.ts'
+import { createAuthority, readAuthority } from '../../src/controlplane/identity/ca-directory.ts'
+import { makeSigningRequest } from '../../src/controlplane/identity/csr.ts'
+import { certify, certifyService } from '../../src/controlplane/identity/issue-certificate.ts'
+import { type JoinToken, parseJoinToken } from '../../src/controlplane/identity/join-token.ts'
+import { readLeaf, readRoots } from '../../src/controlplane/identity/x509.ts'
+import { MeshError } from '../../src/lib/errors.ts'
+import { type Log, silentLog } from '../../src/lib/log.ts'
+import { singleUriSan } from '../../src/lib/uri-san.ts'
+
+const HOUR_MS = 3_600_000
+const DAY_MS = 24 * HOUR_MS
+
+/** A CA in a directory of its own, with a clock that stands still. */
+class Fixture implements Disposable {
+  readonly directory = mkdtempSync(join(tmpdir(), 'hostmesh-office-'))
+  readonly lines: string[] = []
+  nowMs = Date.UTC(2026, 5, 1)
+  private readonly options: Partial<CaOfficeOptions>
+  office: CaOffice
+
+  constructor(options: Partial<CaOfficeOptions> = {}) {
+    this.options = options
+    createAuthority(this.directory, 'mesh.test', this.nowMs)
+    this.office = this.open()
+  }
+
+  open(): CaOffice {
+    const record = (message: string, fields?: Record<string, unknown>): void => {
+      this.lines.push(`${message} ${JSON.stringify(fields)}`)
+    }
+    const log: Log = { ...silentLog, info: record, warn: record, error: record }
+    const clock = { wallMs: () => this.nowMs, monotonicMs: () => 0 }
+    return new CaOffice({ directory: this.directory, log, clock, ...this.options })
+  }
+
+  reopen(): void {
+    this.office[Symbol.dispose]()
+    this.office = this.open()
+  }
+
+  token(host = 'a', services: readonly string[] = ['web'], ttlMs = HOUR_MS): JoinToken {
+    const request = { host, datacenter: 'dc1', services, ttlMs, address: 'ca.test:15444' }
+    return parseJoinToken(this.office.createToken(request).token, 'the test')
+  }
+
+  enroll(host = 'a', services: readonly string[] = ['web']): HostCaller {
+    const { id, secret } = this.token(host, services)
+    const pem = this.office.enroll({ id, secret, host, csr: makeSigningRequest().csrPem }, 'here')
+    return this.office.identifyHost(new X509Certificate(pem))
+  }
+
+  [Symbol.dispose](): void {
+    this.office[Symbol.dispose]()
+    rmSync(this.directory, { recursive: true })
+  }
+}
+
+function csr(): string {
+  return makeSigningRequest().csrPem
+}
+
+/** The serial number of a certificate in PEM. */
+function serialOf(pem: string): string {
+  return new X509Certificate(pem).serialNumber
+}
+
+test('a token makes one host: its certificate names the host and is no identity of a service', () => {
+  using fixture = new Fixture()
+  const { certificate } = fixture.enroll('a')
+  assert.equal(singleUriSan(certificate.raw), 'spiffe://mesh.test/host/a')
+  assert.equal(certificate.ca, false)
+  assert.deepEqual(certificate.keyUsage, ['1.3.6.1.5.5.7.3.2'], 'a client and nothing else')
+  const { roots, trustDomain } = fixture.office.bundle
+  const asService = {
+    service: 'a',
+    certificatePem: certificate.toString(),
+    privateKeyPem: makeSigningRequest().privateKeyPem,
+  }
+  assert.throws(() => readLeaf(asService, readRoots(roots.join(''), trustDomain), fixture.nowMs), {
+    code: 'HM_CERT_IDENTITY',
+  })
+})
+
+describe('a token is refused, and the log says why, when', () => {
+  const cases: Record<string, (f: Fixture) => { token: JoinToken; reason: RegExp }> = {
+    'it has expired': (f) => {
+      const token = f.token('a', [], HOUR_MS)
+      f.nowMs += HOUR_MS
+      return { token, reason: /expired token/ }
+    },
+    'another key has used it': (f) => {
+      const token = f.token()
+      f.office.enroll({ ...token, csr: csr() }, 'here')
+      return { token, reason: /used token/ }
+    },
+    'it was used before a restart': (f) => {
+      const token = f.token()
+      f.office.enroll({ ...token, csr: csr() }, 'here')
+      f.reopen()
+      return { token, reason: /used token/ }
+    },
+    'it is for another host': (f) => ({
+      token: { ...f.token('b'), host: 'a' },
+      reason: /token of b/,
+    }),
+    'its secret is wrong': (f) => ({
+      token: { ...f.token(), secret: f.token().secret },
+      reason: /wrong secret/,
+    }),
+    'nobody made it': (f) => ({
+      token: { ...f.token(), id: 'feedfeedfeedfeed' },
+      reason: /unknown token/,
+    }),
+    'its host was revoked since': (f) => {
+      f.enroll('a')
+      const token = f.token('a')
+      f.office.revoke({ host: 'a' })
+      return { token, reason: /unknown token/ }
+    },
+  }
+  for (const [name, make] of Object.entries(cases))
+    test(name, () => {
+      using fixture = new Fixture()
+      const { token, reason } = make(fixture)
+      const before = fixture.office.status()
+      assert.throws(
+        () => fixture.office.enroll({ ...token, csr: csr() }, 'here'),
+        (thrown) => {
+          assert.ok(thrown instanceof MeshError)
+          assert.equal(thrown.code, 'HM_CA_TOKEN_REFUSED')
+          // The answer does not say which of them it is.
+          assert.match(thrown.message, /unknown, used, expired or for another host/)
+          return true
+        },
+      )
+      assert.match(fixture.lines.at(-1) ?? '', reason)
+      assert.deepEqual(fixture.office.status().hosts, before.hosts)
+      assert.equal(fixture.office.status().failedEnrollments, before.failedEnrollments + 1)
+    })
+})
+
+test('the host whose answer was lost may ask again with the same key, and nobody else', () => {
+  using fixture = new Fixture()
+  const token = fixture.token()
+  const request = csr()
+  const first = fixture.office.enroll({ ...token, csr: request }, 'here')
+  const second = fixture.office.enroll({ ...token, csr: request }, 'here')
+  assert.ok(new X509Certificate(first).publicKey.equals(new X509Certificate(second).publicKey))
+  assert.throws(() => fixture.office.enroll({ ...token, csr: csr() }, 'here'), {
+    code: 'HM_CA_TOKEN_REFUSED',
+  })
+})
+
+test('a bad request does not spend the token', () => {
+  using fixture = new Fixture()
+  const token = fixture.token()
+  assert.throws(() => fixture.office.enroll({ ...token, csr: 'x' }, 'here'), {
+    code: 'HM_CA_CSR_INVALID',
+  })
+  fixture.office.enroll({ ...token, csr: csr() }, 'here')
+})
+
+test('a leaf is for the service that was asked for, whatever the request says, and holds for its lifetime', async () => {
+  using fixture = new Fixture({ lifetimes: { leafMs: 2 * HOUR_MS } })
+  const caller = fixture.enroll()
+  const request = makeSigningRequest()
+  const certificatePem = await fixture.office.sign(caller, 'web', request.csrPem)
+  const { roots, trustDomain } = fixture.office.bundle
+  const leaf = readLeaf(
+    { service: 'web', datacenter: 'dc1', certificatePem, privateKeyPem: request.privateKeyPem },
+    readRoots(roots.join(''), trustDomain),
+    fixture.nowMs,
+  )
+  assert.equal(leaf.notAfterMs, fixture.nowMs + 2 * HOUR_MS)
+  assert.equal(leaf.notBeforeMs, fixture.nowMs - 300_000)
+})
+
+test('a short-lived leaf is backdated by a tenth, so that it is not past its half when it is made', async () => {
+  using fixture = new Fixture({ lifetimes: { leafMs: 30_000 } })
+  const pem = await fixture.office.sign(fixture.enroll(), 'web', csr())
+  assert.equal(new X509Certificate(pem).validFromDate.getTime(), fixture.nowMs - 3_000)
+})
+
+test('a host gets no certificate for a service that neither its token nor the catalog gives it', async () => {
+  const asked: string[] = []
+  using fixture = new Fixture({
+    runsService: async (host, service) => {
+      asked.push(`${host} ${service}`)
+      if (service === 'broken') throw new Error('no catalog')
+      return service === 'api'
+    },
+  })
+  const caller = fixture.enroll('a', ['web'])
+  await fixture.office.sign(caller, 'web', csr())
+  await fixture.office.sign(caller, 'api', csr())
+  for (const service of ['db', 'broken', '', '../ca', 'WEB', 'a'.repeat(200)])
+    await assert.rejects(fixture.office.sign(caller, service, csr()), {
+      code: 'HM_CA_SERVICE_REFUSED',
+    })
+  assert.deepEqual(asked, ['a api', 'a db', 'a broken'])
+})
+
+test('every renewal needs a new key, and a service never gets the key of its host', async () => {
+  using fixture = new Fixture()
+  const token = fixture.token()
+  const request = csr()
+  const pem = fixture.office.enroll({ ...token, csr: request }, 'here')
+  const caller = fixture.office.identifyHost(new X509Certificate(pem))
+  assert.throws(() => fixture.office.renew(caller, request), { code: 'HM_CA_KEY_REFUSED' })
+  await assert.rejects(fixture.office.sign(caller, 'web', request), { code: 'HM_CA_KEY_REFUSED' })
+})
+
+test('an expired host certificate is good for renewal alone, and after the grace limit for nothing', async () => {
+  using fixture = new Fixture({ lifetimes: { hostMs: DAY_MS, graceMs: DAY_MS } })
+  const { office } = fixture
+  const { certificate } = fixture.enroll()
+  fixture.nowMs += DAY_MS + 1_000
+  assert.throws(() => office.identifyHost(certificate), { code: 'HM_CA_HOST_EXPIRED' })
+  const late = office.identifyHost(certificate, { mayHaveExpired: true })
+  const renewed = office.identifyHost(new X509Certificate(office.renew(late, csr())))
+  await office.sign(renewed, 'web', csr())
+  fixture.nowMs += DAY_MS
+  assert.throws(() => office.identifyHost(certificate, { mayHaveExpired: true }), {
+    code: 'HM_CA_HOST_REFUSED',
+    message: /2026-06-02.*the clock of the CA says 2026-06-03/,
+  })
+})
+
+describe('nobody is taken for a host who shows', () => {
+  const { publicKey } = new X509Certificate(readFixtureRoot())
+  const shown: Record<string, (f: Fixture) => Promise<X509Certificate> | X509Certificate> = {
+    'the certificate of a service': async (f) =>
+      new X509Certificate(await f.office.sign(f.enroll(), 'web', csr())),
+    'a certificate of another CA': () => {
+      using other = new Fixture()
+      return other.enroll('a').certificate
+    },
+    'the root itself': (f) => readAuthority(f.directory).certificate,
+    'a host certificate that the CA does not remember': (f) => {
+      f.enroll('a')
+      const what = {
+        publicKey,
+        uri: 'spiffe://mesh.test/host/a',
+        purpose: 'client',
+        what: 'x',
+      } as const
+      const times = { nowMs: f.nowMs, lifetimeMs: HOUR_MS }
+      return new X509Certificate(certify(readAuthority(f.directory), what, times))
+    },
+    'a service that is called like a host': (f) => {
+      f.enroll('a')
+      const identity = { trustDomain: 'mesh.test', datacenter: 'dc1', service: 'a' }
+      const times = { nowMs: f.nowMs, lifetimeMs: HOUR_MS }
+      return new X509Certificate(
+        certifyService(readAuthority(f.directory), identity, publicKey, times),
+      )
+    },
+    'the certificate from before a new enrollment': (f) => {
+      const { certificate } = f.enroll('a')
+      f.enroll('a')
+      return certificate
+    },
+    'the certificate of a revoked host': (f) => {
+      const { certificate } = f.enroll('a')
+      f.office.revoke({ host: 'a' })
+      return certificate
+    },
+    'a host certificate that was revoked by its serial number': (f) => {
+      const { certificate } = f.enroll('a')
+      f.office.revoke({ serial: certificate.serialNumber })
+      return certificate
+    },
+  }
+  for (const [name, make] of Object.entries(shown))
+    test(name, async () => {
+      using fixture = new Fixture()
+      const certificate = await make(fixture)
+      assert.throws(() => fixture.office.identifyHost(certificate, { mayHaveExpired: true }), {
+        code: 'HM_CA_HOST_REFUSED',
+      })
+    })
+})
+
+/** Any public key will do. */
+function readFixtureRoot(): string {
+  using fixture = new Fixture()
+  return readAuthority(fixture.directory).certificatePem
+}
+
+test('revoking a host lists every certificate of it that has not expired, across a restart, and no longer than they live', async () => {
+  using fixture = new Fixture()
+  const a = fixture.enroll('a')
+  const b = fixture.enroll('b')
+  const ofA = serialOf(await fixture.office.sign(a, 'web', csr()))
+  const ofB = serialOf(await fixture.office.sign(b, 'web', csr()))
+  let changes = 0
+  fixture.office.onBundle(() => (changes += 1))
+  const before = fixture.office.bundle
+  fixture.office.revoke({ host: 'a' })
+  assert.equal(changes, 1)
+  assert.notEqual(fixture.office.bundle.id, before.id)
+  assert.equal(fixture.office.bundle.rootsId, before.rootsId)
+  assert.deepEqual(fixture.office.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
+  assert.ok(!fixture.office.bundle.revoked.includes(ofB))
+  fixture.reopen()
+  assert.deepEqual(fixture.office.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
+  fixture.nowMs += DAY_MS
+  fixture.office.upkeep()
+  assert.deepEqual(fixture.office.bundle.revoked, [a.certificate.serialNumber], 'the leaf is gone')
+})
+
+test('revoking a service of a host takes it off its token too; the rest of the host goes on', async () => {
+  using fixture = new Fixture()
+  const caller = fixture.enroll('a', ['web', 'api'])
+  const web = serialOf(await fixture.office.sign(caller, 'web', csr()))
+  await fixture.office.sign(caller, 'api', csr())
+  fixture.office.revoke({ host: 'a', service: 'web' })
+  assert.deepEqual(fixture.office.bundle.revoked, [web])
+  await assert.rejects(fixture.office.sign(caller, 'web', csr()), { code: 'HM_CA_SERVICE_REFUSED' })
+  await fixture.office.sign(caller, 'api', csr())
+  assert.throws(() => fixture.office.revoke({ serial: 'AB' }), { code: 'HM_CA_NOTHING_TO_REVOKE' })
+})
+
+test('a host that is revoked while the catalog is asked gets nothing', async () => {
+  const answer = Promise.withResolvers<boolean>()
+  using fixture = new Fixture({ runsService: () => answer.promise })
+  const signing = fixture.office.sign(fixture.enroll('a', []), 'web', csr())
+  fixture.office.revoke({ host: 'a' })
+  answer.resolve(true)
+  await assert.rejects(signing, { code: 'HM_CA_HOST_REFUSED' })
+})
+
+test('a directory has one office at a time', () => {
+  using fixture = new Fixture()
+  assert.throws(() => fixture.open(), { code: 'HM_CA_LOCKED' })
+  fixture.reopen()
+})
+
+test('half a line that a crash left in the journal is dropped, a damaged one in its midst ends everything', async () => {
+  using fixture = new Fixture()
+  const caller = fixture.enroll()
+  await fixture.office.sign(caller, 'web', csr())
+  const path = join(fixture.directory, 'journal.jsonl')
+  appendFileSync(path, '{"serial":"AB","ho')
+  fixture.reopen()
+  assert.equal(fixture.office.status().certificates, 2)
+  fixture.office[Symbol.dispose]()
+  writeFileSync(path, `not json\n${readFileSync(path, 'utf8')}`)
+  assert.throws(() => fixture.open(), { code: 'HM_CA_JOURNAL_INVALID' })
+  const state = join(fixture.directory, 'state.json')
+  writeFileSync(path, '')
+  writeFileSync(state, readFileSync(state).subarray(0, 100))
+  assert.throws(() => fixture.open(), { code: 'HM_CA_STATE_INVALID' })
+})
+
+test('what the CA keeps is its own to read, holds no secret of a token, and no log has one either', async () => {
+  using fixture = new Fixture()
+  const token = fixture.token()
+  const request = makeSigningRequest()
+  const pem = fixture.office.enroll({ ...token, csr: request.csrPem }, 'here')
+  const caller = fixture.office.identifyHost(new X509Certificate(pem))
+  await fixture.office.sign(caller, 'web', csr())
+  fixture.office.startRotation()
+  for (const file of readdirSync(fixture.directory)) {
+    const path = join(fixture.directory, file)
+    const isPublic = file.endsWith('.pem')
+    assert.equal(statSync(path).mode & 0o077, isPublic ? 0o044 : 0, file)
+    assert.ok(!readFileSync(path, 'utf8').includes(token.secret), file)
+  }
+  const said = `${fixture.lines.join('\n')}${JSON.stringify(fixture.office.status())}`
+  assert.ok(!said.includes(token.secret))
+  assert.doesNotMatch(said, /PRIVATE KEY/)
+})
+
+describe('a root is replaced', () => {
+  test('so that nothing is signed by a root that a host does not have, and the old one goes last', async () => {
+    using fixture = new Fixture()
+    const [a, b] = [fixture.enroll('a'), fixture.enroll('b')]
+    for (const caller of [a, b]) {
+      fixture.office.noteRoots(caller, fixture.office.bundle.rootsId)
+      await fixture.office.sign(caller, 'web', csr())
+    }
+    const old = fixture.office.bundle.activeRoot
+    assert.equal(fixture.office.startRotation().phase, 'spreading')
+    const { rootsId, roots, activeRoot } = fixture.office.bundle
+    assert.equal(roots.length, 2)
+    assert.equal(activeRoot, old, 'the old one signs')
+    fixture.office.noteRoots(a, rootsId)
+    assert.deepEqual(fixture.office.rotationStatus().lagging, ['b'])
+    assert.throws(() => fixture.office.finishRotation(false), { code: 'HM_CA_ROTATION_LAGGING' })
+    fixture.reopen()
+    fixture.office.noteRoots(b, rootsId)
+    assert.equal(fixture.office.rotationStatus().phase, 'reissuing')
+    assert.notEqual(fixture.office.bundle.activeRoot, old)
+    assert.deepEqual(fixture.office.rotationStatus().lagging, ['a', 'b'])
+    for (const caller of [a, b]) {
+      fixture.office.renew(caller, csr())
+      assert.throws(() => fixture.office.finishRotation(false), { code: 'HM_CA_ROTATION_LAGGING' })
+      await fixture.office.sign(caller, 'web', csr())
+    }
+    assert.deepEqual(fixture.office.rotationStatus().lagging, [])
+    const status = fixture.office.finishRotation(false)
+    assert.equal(status.phase, 'none')
+    assert.equal(fixture.office.bundle.roots.length, 1)
+    fixture.reopen()
+    assert.notEqual(fixture.office.bundle.activeRoot, old)
+    assert.deepEqual(
+      readdirSync(fixture.directory).filter((file) => file.startsWith('ca.')),
+      [],
+      'the key of the old root is gone',
+    )
+    assert.throws(() => createAuthority(fixture.directory, 'mesh.test', 0), {
+      code: 'HM_CA_EXISTS',
+    })
+  })
+
+  test('not by two rotations at once, and not without one', () => {
+    using fixture = new Fixture()
+    assert.throws(() => fixture.office.finishRotation(true), { code: 'HM_CA_ROTATION_STATE' })
+    assert.throws(() => fixture.office.abortRotation(), { code: 'HM_CA_ROTATION_STATE' })
+    fixture.office.startRotation()
+    assert.throws(() => fixture.office.startRotation(), { code: 'HM_CA_ROTATION_STATE' })
+  })
+
+  test('and a change of mind before the new one signs simply drops it', () => {
+    using fixture = new Fixture()
+    fixture.enroll('a')
+    const before = fixture.office.bundle
+    fixture.office.startRotation()
+    assert.equal(fixture.office.abortRotation().phase, 'none')
+    assert.deepEqual(fixture.office.bundle, before)
+    assert.equal(readdirSync(fixture.directory).filter((file) => file.endsWith('.key')).length, 1)
+  })
+
+  test('and a change of mind after that issues everything again before the new one goes', () => {
+    using fixture = new Fixture()
+    const a = fixture.enroll('a')
+    const old = fixture.office.bundle.activeRoot
+    fixture.office.startRotation()
+    fixture.office.noteRoots(a, fixture.office.bundle.rootsId)
+    fixture.office.renew(a, csr())
+    assert.equal(fixture.office.abortRotation().phase, 'reissuing')
+    assert.equal(fixture.office.bundle.activeRoot, old)
+    assert.deepEqual(fixture.office.rotationStatus().lagging, ['a'])
+    fixture.office.renew(a, csr())
+    fixture.office.finishRotation(false)
+    assert.equal(fixture.office.bundle.activeRoot, old)
+    assert.equal(fixture.office.bundle.roots.length, 1)
+  })
+
+  test('and a host that is long gone or revoked is not waited for', () => {
+    using fixture = new Fixture()
+    fixture.enroll('gone')
+    fixture.nowMs += 15 * DAY_MS
+    const revoked = fixture.enroll('revoked')
+    fixture.office.startRotation()
+    assert.deepEqual(fixture.office.rotationStatus().lagging, [revoked.name])
+    fixture.office.revoke({ host: 'revoked' })
+    assert.equal(fixture.office.rotationStatus().phase, 'reissuing')
+  })
+
+  test('and what a crash left of a new root is removed', () => {
+    using fixture = new Fixture()
+    writeFileSync(join(fixture.directory, 'root-deadbeef.key'), 'x')
+    fixture.reopen()
+    assert.ok(!readdirSync(fixture.directory).includes('root-deadbeef.key'))
+    assert.ok(readdirSync(fixture.directory).includes('ca.key'))
+  })
+})
+
+test('a join token is one word that says whom to trust, and anything else is refused', () => {
+  using fixture = new Fixture()
+  const { token } = fixture.office.createToken({
+    host: 'a',
+    datacenter: 'dc1',
+    services: [],
+    ttlMs: HOUR_MS,
+    address: '[fd00::1]:15444',
+  })
+  assert.match(token, /^hm1\.[A-Za-z0-9_-]+$/)
+  const parsed = parseJoinToken(` ${token}\n`, 'x')
+  assert.equal(parsed.address, '[fd00::1]:15444')
+  assert.equal(
+    parsed.fingerprint,
+    readAuthority(fixture.directory).certificate.fingerprint256.replaceAll(':', '').toLowerCase(),
+  )
+  for (const bad of [
+    '',
+    'hm1.',
+    'hm1.e30',
+    token.slice(0, -9),
+    `x${token}`,
+    'hm1.'.padEnd(9_999, 'A'),
+  ])
+    assert.throws(() => parseJoinToken(bad, 'x'), { code: 'HM_CA_TOKEN_INVALID' })
+  const wrong = { host: 'a', datacenter: 'dc1', services: [], ttlMs: HOUR_MS }
+  assert.throws(() => fixture.office.createToken(wrong), { code: 'HM_CA_TOKEN_REQUEST_INVALID' })
+  for (const bad of [{ host: '../x' }, { host: '' }, { services: ['No'] }])
+    assert.throws(() => fixture.office.createToken({ ...wrong, address: 'x:1', ...bad }), {
+      code: 'HM_CA_NAME_INVALID',
+    })
+})
