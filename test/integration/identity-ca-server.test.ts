@@ -256,6 +256,17 @@ test('certificates are renewed at half of their life, each with a new key, and n
   }
 })
 
+test('a directory that cannot be written to is named, and renewal goes on without it', async () => {
+  await using fixture = await Fixture.create({ office: { lifetimes: { leafMs: 3_000 } } })
+  fixture.putToken('a')
+  const host = fixture.host('a')
+  await eventually(() => assert.equal(host.leaves.length, 1))
+  rmSync(join(fixture.folder, 'host-a', 'services'), { recursive: true })
+  writeFileSync(join(fixture.folder, 'host-a', 'services'), '')
+  await eventually(() => assert.ok(host.leaves.length >= 3))
+  assert.match(host.source.problems().join(), /Cannot keep certificates at .*web\.pem/)
+})
+
 test('a revocation and a new root reach every host within moments', async () => {
   await using fixture = await Fixture.create({ office: { lifetimes: { renewWithinMs: 1_000 } } })
   fixture.putToken('a')
@@ -345,6 +356,31 @@ test('a host whose clock is wrong says so with its own time and that of the cert
     assert.ok(said.includes(there), said)
   })
   assert.equal(host.leaves.length, 0)
+})
+
+test('a CA whose clock is wrong is refused with the time of this host and that of its certificate', async () => {
+  for (const offMs of [HOUR_MS, -30 * 24 * HOUR_MS]) {
+    const clock: Clock = { wallMs: () => Date.now() + offMs, monotonicMs: () => performance.now() }
+    await using fixture = await Fixture.create({ office: { clock } })
+    const token = fixture.token()
+    using client = new CaClient(fixture.address)
+    const trust = await client.fetchRoot(token)
+    const here = new Date().toISOString().slice(0, 13)
+    const there = new Date(Date.now() + offMs).toISOString().slice(0, 10)
+    await assert.rejects(
+      client.enroll(trust, token, makeSigningRequest().csrPem),
+      (thrown: { code: string; message: string }) => {
+        assert.equal(thrown.code, 'HM_CA_UNTRUSTED')
+        assert.match(
+          thrown.message,
+          /its certificate is valid from .* to .*, and the clock of this host says/,
+        )
+        assert.ok(thrown.message.includes(here) && thrown.message.includes(there), thrown.message)
+        return true
+      },
+    )
+    assert.equal(fixture.office.status().hosts.length, 0)
+  }
 })
 
 test('an expired host certificate is renewed within the grace limit', async () => {

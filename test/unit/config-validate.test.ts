@@ -25,6 +25,48 @@ const BROKEN: readonly [claim: string, change: Change, key: string, says: RegExp
     /the catalog is a file/,
   ],
   [
+    'neither a directory nor paths of certificates',
+    { certificates: { kind: 'files' } },
+    'certificates.kind',
+    /either directory alone, or certificate, key and roots/,
+  ],
+  [
+    'a directory and paths of certificates',
+    { certificates: { kind: 'files', directory: '/d', key: '/k' } },
+    'certificates.directory',
+    /either directory alone/,
+  ],
+  [
+    'a path of certificates that is the same for two services',
+    {
+      certificates: { kind: 'files', certificate: '/{service}.crt', key: '/k', roots: '/r' },
+      services: [
+        { name: 'a', port: 1 },
+        { name: 'b', port: 2 },
+      ],
+    },
+    'certificates.key',
+    /Must contain \{service\}/,
+  ],
+  [
+    'a CA at a virtual address',
+    { certificates: { kind: 'builtin', server: '240.1.2.3:15444' } },
+    'certificates.server',
+    /not be reached through the mesh/,
+  ],
+  [
+    'a CA at a virtual IPv6 address',
+    { certificates: { kind: 'builtin', server: '[fdc6:6d65:7368::5]:15444' } },
+    'certificates.server',
+    /not be reached through the mesh/,
+  ],
+  [
+    'a CA under a name of the mesh',
+    { certificates: { kind: 'builtin', server: 'ca.mesh:15444' } },
+    'certificates.server',
+    /not be reached through the mesh/,
+  ],
+  [
     'a token and a token file',
     {
       catalog: { kind: 'consul', token: 'a', tokenFile: '/b' },

@@ -411,6 +411,12 @@ describe('a root is replaced', () => {
     assert.deepEqual(fixture.office.rotationStatus().lagging, ['b'])
     assert.throws(() => fixture.office.finishRotation(false), { code: 'HM_CA_ROTATION_LAGGING' })
     fixture.reopen()
+    assert.deepEqual(
+      fixture.office.rotationStatus().lagging,
+      ['a', 'b'],
+      'they have to say it again',
+    )
+    fixture.office.noteRoots(a, rootsId)
     fixture.office.noteRoots(b, rootsId)
     assert.equal(fixture.office.rotationStatus().phase, 'reissuing')
     assert.notEqual(fixture.office.bundle.activeRoot, old)

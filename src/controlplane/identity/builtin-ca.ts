@@ -123,6 +123,7 @@ class BuiltinSource implements CertificateSource {
   /** What is wrong with the way to the CA, and with being a member. */
   private reachProblem: string | undefined
   private memberProblem: string | undefined
+  private storeProblem: string | undefined
 
   constructor(options: BuiltinSourceOptions) {
     const { log, clock = systemClock, random = systemRandom, datacenter } = options
@@ -189,6 +190,7 @@ class BuiltinSource implements CertificateSource {
     return [
       ...(this.reachProblem === undefined ? [] : [this.reachProblem]),
       ...(this.memberProblem === undefined ? [] : [this.memberProblem]),
+      ...(this.storeProblem === undefined ? [] : [this.storeProblem]),
       ...this.hostProblem(),
       ...refused,
       ...this.board.problems(),
@@ -270,7 +272,8 @@ class BuiltinSource implements CertificateSource {
   private takeBundle(bundle: CaBundle): void {
     if (bundle.id !== this.bundle?.id) {
       if (!this.useBundle(bundle)) return
-      this.store.writeBundle({ server: this.requireClient().address, bundle })
+      const { address } = this.requireClient()
+      this.keep(() => this.store.writeBundle({ server: address, bundle }))
       this.log.info('Bundle taken', {
         roots: bundle.roots.length,
         revoked: bundle.revoked.length,
@@ -423,7 +426,7 @@ class BuiltinSource implements CertificateSource {
 
   private takeHost(credential: HostCredential): void {
     const held = this.hold(credential)
-    this.store.writeHost(credential)
+    this.keep(() => this.store.writeHost(credential))
     this.host = held
     this.mustRenewHost = false
     this.isHostAlarmed = false
@@ -471,10 +474,23 @@ class BuiltinSource implements CertificateSource {
       readRoots(bundle.roots.join('\n'), bundle.trustDomain),
       this.clock.wallMs(),
     )
-    this.store.writeService(service, credential)
+    this.keep(() => this.store.writeService(service, credential))
     entry.held = this.hold(credential)
     entry.isAlarmed = false
     this.board.offerLeaf(service, () => candidate)
+  }
+
+  /** A disk that is full is a problem of the next restart, not of the traffic of now. */
+  private keep(write: () => void): void {
+    try {
+      write()
+      this.storeProblem = undefined
+    } catch (thrown) {
+      const problem = describeError(thrown)
+      if (this.storeProblem === undefined)
+        this.log.error('Certificates cannot be kept: a restart would need the CA', { problem })
+      this.storeProblem = problem
+    }
   }
 
   private async followBundle(): Promise<void> {

@@ -30,9 +30,11 @@ import { type CaHost, type CaState, type CaToken, readState, writeState } from '
 import { type Issue, Journal } from './journal.ts'
 import {
   type HostProgress,
+  isSpread,
   laggingHosts,
   newestCertificate,
   progressOf,
+  type RotationNow,
   withoutRetiring,
   withRotationAborted,
   withTargetSigning,
@@ -122,7 +124,7 @@ export interface CaStatus {
   readonly failedEnrollments: number
 }
 
-const MAX_HOSTS = 20_000
+const MAX_HOSTS = 8_000
 const MAX_TOKENS = 10_000
 const MAX_CERTIFICATES_PER_HOST = 4_096
 /** Certificates of its own that a host may present: the newest, and those before it whose successor was lost. */
@@ -143,6 +145,8 @@ export class CaOffice implements Disposable {
   private readonly listeners = new Set<() => void>()
   private state: CaState
   private current: CaBundle
+  /** The roots each host has said it uses. Not kept: after a restart they say it again within moments. */
+  private readonly rootsIdByHost = new Map<string, string>()
   private failedEnrollments = 0
 
   /**
@@ -347,8 +351,8 @@ export class CaOffice implements Disposable {
       enrolledAtMs: nowMs,
       // A machine that was set up again: whoever has the certificate of its former life is nobody now.
       certificates: [issued.entry],
-      rootsId: '',
     }
+    this.rootsIdByHost.delete(token.host)
     this.change({
       ...this.state,
       hosts: [...others, host],
@@ -442,9 +446,8 @@ export class CaOffice implements Disposable {
 
   /** A host says which set of roots it uses now. */
   noteRoots(caller: HostCaller, rootsId: string): void {
-    const host = this.findHost(caller.name)
-    if (host === undefined || host.rootsId === rootsId) return
-    this.changeHost({ ...host, rootsId })
+    if (this.rootsIdByHost.get(caller.name) === rootsId) return
+    this.rootsIdByHost.set(caller.name, rootsId)
     this.advance()
   }
 
@@ -478,6 +481,7 @@ export class CaOffice implements Disposable {
     let { hosts, tokens } = this.state
     if (isWholeHost) {
       hosts = hosts.filter(({ name }) => name !== host)
+      this.rootsIdByHost.delete(host)
       tokens = tokens.filter((token) => token.host !== host)
     } else if (host !== undefined && service !== undefined)
       hosts = hosts.map((one) =>
@@ -724,11 +728,16 @@ export class CaOffice implements Disposable {
   }
 
   private progress(): readonly HostProgress[] {
-    return progressOf(this.state, (host) => this.journal.issues(host), {
+    return progressOf(this.state, (host) => this.journal.issues(host), this.now())
+  }
+
+  private now(): RotationNow {
+    return {
       rootsId: this.current.rootsId,
+      rootsIdByHost: this.rootsIdByHost,
       nowMs: this.clock.wallMs(),
       graceMs: this.lifetimes.graceMs,
-    })
+    }
   }
 
   private requireRotation(): void {
@@ -740,7 +749,7 @@ export class CaOffice implements Disposable {
 
   private advance(): void {
     if (this.state.rotation?.phase !== 'spreading') return
-    if (laggingHosts(this.state, this.progress()).length > 0) return
+    if (!isSpread(this.state, this.now())) return
     this.change(withTargetSigning(this.state))
     this.log.warn('Every host has both roots; the new one signs from now on', {
       activeRoot: this.state.activeRoot,

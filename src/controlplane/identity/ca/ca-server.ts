@@ -51,7 +51,7 @@ export interface CaServer extends AsyncDisposable {
 }
 
 const LIMITS: CaServerLimits = {
-  connections: 2_048,
+  connections: 10_000,
   connectionsPerAddress: 64,
   deadlineMs: 10_000,
   calls: { burst: 500, perSecond: 50 },

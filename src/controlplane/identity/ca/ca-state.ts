@@ -46,8 +46,6 @@ const host = z.strictObject({
   enrolledAtMs: time,
   /** The current one and those that a lost answer may have left in use; newest last. */
   certificates: z.array(hostCertificate),
-  /** The set of roots that it has said it uses. */
-  rootsId: z.string(),
 })
 
 const state = z.strictObject({
@@ -78,7 +76,7 @@ export type CaHost = z.output<typeof host>
 /** One join token of it. */
 export type CaToken = z.output<typeof token>
 
-/** 20,000 hosts take 10 MB. */
+/** 8,000 hosts take 5 MB. */
 const MAX_STATE_BYTES = 64 * 1_024 * 1_024
 
 /** Where the state of a CA is. */

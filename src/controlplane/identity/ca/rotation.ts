@@ -27,17 +27,36 @@ export interface HostProgress {
   readonly pending: readonly string[]
 }
 
-/**
- * Progress of every host that counts: one whose own certificate could still be renewed. The others
- * need a new token anyhow.
- */
+/** What progress is measured against. */
+export interface RotationNow {
+  /** The set of roots of the bundle. */
+  readonly rootsId: string
+  /** What each host has said that it uses, by its name. */
+  readonly rootsIdByHost: ReadonlyMap<string, string>
+  readonly nowMs: number
+  readonly graceMs: number
+}
+
+/** Whether every host that counts has the roots of now. */
+export function isSpread(state: CaState, now: RotationNow): boolean {
+  return state.hosts.every(
+    (host) => !doesCount(host, now) || now.rootsIdByHost.get(host.name) === now.rootsId,
+  )
+}
+
+/** One whose own certificate could still be renewed. The others need a new token anyhow. */
+function doesCount(host: CaHost, now: RotationNow): boolean {
+  return (newestCertificate(host)?.notAfterMs ?? 0) + now.graceMs > now.nowMs
+}
+
+/** Progress of every host that counts. */
 export function progressOf(
   state: CaState,
   issuesOf: (host: string) => readonly Issue[],
-  now: { readonly rootsId: string; readonly nowMs: number; readonly graceMs: number },
+  now: RotationNow,
 ): readonly HostProgress[] {
   return state.hosts
-    .filter((host) => (newestCertificate(host)?.notAfterMs ?? 0) + now.graceMs > now.nowMs)
+    .filter((host) => doesCount(host, now))
     .map((host) => {
       const newest = new Map<string, Issue>()
       for (const issue of issuesOf(host.name)) {
@@ -52,7 +71,7 @@ export function progressOf(
         issues.map(({ service }) => service ?? '').toSorted()
       return {
         host: host.name,
-        hasRoots: host.rootsId === now.rootsId,
+        hasRoots: now.rootsIdByHost.get(host.name) === now.rootsId,
         hostRoot: newestCertificate(host)?.rootId ?? '',
         reissued: names(services.filter(isReissued)),
         pending: names(services.filter((issue) => !isReissued(issue))),
