@@ -67,10 +67,6 @@ export class CaProcess {
     return this.process?.output ?? ''
   }
 
-  get pid(): number {
-    return this.process?.pid ?? 0
-  }
-
   /** Starts it, again after {@link CaProcess.stop}. */
   async serve(): Promise<void> {
     const { namespace } = this.mesh.host(this.options.host)
@@ -97,6 +93,11 @@ export class CaProcess {
     const token = await this.command('token', '--host', host, ...wanted)
     await writeFile(join(this.mesh.folder, `${host}.token`), token, { mode: 0o600 })
     return token.trim()
+  }
+
+  /** Ends it with SIGKILL. */
+  async kill(): Promise<void> {
+    await this.process?.kill()
   }
 
   async status(): Promise<CaStatus> {
