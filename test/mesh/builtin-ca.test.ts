@@ -9,7 +9,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { CaProcess, certificatesFromCa } from '../harness/ca.ts'
-import { eventually } from '../harness/eventually.ts'
+import { eventually, within } from '../harness/eventually.ts'
 import { underLoad } from '../harness/load.ts'
 import { startMesh } from '../harness/mesh.ts'
 
@@ -116,6 +116,27 @@ test('with hosts that joined by token', async (t) => {
     assert.ok(calls > 10, `only ${calls} calls`)
     await web.call('db')
   })
+
+  await t.test(
+    'a revoked host is cut off within ten seconds, live connections included, and may join again',
+    async () => {
+      const live = await web.dial('db')
+      await live.write('hello')
+      const rest = live.readRest()
+      await ca.command('revoke', '--host', 'b')
+      const { ending } = await within(10_000, 'The end of the live connection', rest)
+      assert.equal(ending, 'ECONNRESET')
+      await assert.rejects(web.call('db'), { code: 'ECONNRESET' })
+      await eventually(async () =>
+        assert.match(
+          (await mesh.host('b').daemon.status()).certificates.problems.join(),
+          /was revoked|refused? the join token/,
+        ),
+      )
+      tokens.push(await ca.admit('b', []))
+      await eventually(() => web.call('db'), { withinMs: 60_000 })
+    },
+  )
 
   await t.test('no key and no token is in a log or in what the admin API says', async () => {
     const secrets = tokens.map((token) => token.slice(8))
