@@ -472,7 +472,7 @@ test('the service that unknown callers are taken for needs nothing else, and has
   assert.deepEqual(problemsOf({ ...change, services: [{ name: 'host' }] }), [])
   const config = configSchema.parse({
     catalog: { kind: 'file', path: '/c' },
-    certificates: { kind: 'builtin', directory: '/d' },
+    certificates: { kind: 'files', directory: '/d' },
     ...change,
   })
   assert.deepEqual(
