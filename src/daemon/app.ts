@@ -46,14 +46,12 @@ import { capturePlan } from './capture-operations.ts'
 import { capturedInstances } from './captured-instances.ts'
 import { Memory, NOTHING_KEPT } from './memory.ts'
 import { Readiness } from './readiness.ts'
+import { registerWhenServed } from './register-when-served.ts'
 import { connectSystemd, takeSystemdEnvironment } from './systemd.ts'
 import { WorkerPool } from './worker-pool.ts'
 
 /** The rules in the kernel are compared with the plan this often; new cgroups are noticed faster. Milliseconds. */
 const CAPTURE_UPKEEP = { verifyEveryMs: 10_000, cgroupEveryMs: 1_000 }
-
-/** A start does not wait longer for the first registration: it is tried until it works. Milliseconds. */
-const REGISTER_PATIENCE_MS = 1_000
 
 /** How long a question waits for what the catalog says of a service that was not followed before. Milliseconds. */
 const DNS_PATIENCE_MS = 2_000
@@ -105,6 +103,8 @@ class Daemon {
   private captureInSync: boolean | undefined
   private refusals: Refusals | undefined
   private draining = false
+  /** Aborted when nobody new is to be sent here any more. */
+  private readonly stopping = new AbortController()
   private eventLoopLagMs = 0
 
   constructor(config: Config, log: Log, parts: AsyncDisposableStack) {
@@ -156,6 +156,7 @@ class Daemon {
 
   async start(): Promise<void> {
     const { config, log, parts } = this
+    parts.defer(() => this.stopping.abort())
     parts.use(watchEventLoopLag((longestMs) => (this.eventLoopLagMs = longestMs)))
     await this.startAdmin()
     const memory = parts.use(new Memory(config, log))
@@ -198,7 +199,13 @@ class Daemon {
     )
     await this.startDns()
     await this.startCapture()
-    await within(REGISTER_PATIENCE_MS, catalog.register(this.services, config.tunnel.port))
+    void registerWhenServed({
+      registry: catalog,
+      services: this.services.filter(({ target }) => target !== undefined),
+      tunnelPort: config.tunnel.port,
+      canServe: ({ name }) => this.canServe(name),
+      signal: this.stopping.signal,
+    })
     log.info('Ready', {
       node: this.nodeName,
       services: this.serviceNames(),
@@ -206,8 +213,14 @@ class Daemon {
     })
   }
 
+  private canServe(service: string): boolean {
+    const hasPolicy = this.discovery?.current().policies.has(service) === true
+    return hasPolicy && this.bundle !== undefined && this.leaves.has(service)
+  }
+
   async stop(): Promise<void> {
     this.draining = true
+    this.stopping.abort()
     await within(STOP_STEP_TIMEOUT_MS, this.catalog?.deregister())
     const opens = this.config.capture.onStop === 'open'
     if (opens) await this.suspendCapture()
