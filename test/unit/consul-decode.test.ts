@@ -182,6 +182,18 @@ test('two proxies of one instance: the one that was modified last counts, and is
   }
 })
 
+test('two proxies of one instance: a sidecar that fails does not stand before one that is well', () => {
+  const body = [
+    proxy({ port: 2, service: { ModifyIndex: 20 }, checks: [{ Status: 'critical' }] }),
+    proxy({ port: 1, service: { ModifyIndex: 10 } }),
+  ]
+  for (const order of [body, body.toReversed()])
+    assert.deepEqual(
+      decodeHealth('db', order).endpoints.map(({ tunnel, health }) => [tunnel.port, health]),
+      [[1, 'passing']],
+    )
+})
+
 test('a proxy of another service, a gateway, and a plain service are left out', () => {
   const other = { Proxy: { DestinationServiceName: 'web' } }
   assert.deepEqual(decodeOne({ service: other }).endpoints, [])

@@ -50,7 +50,7 @@ export function decodeHealth(service: string, body: unknown, place: Place = {}):
       `Consul names ${body.length} instances of ${service}; the limit is ${MAX_INSTANCES}`,
     )
   const problems: string[] = []
-  const newestByKey = new Map<string, Instance>()
+  const bestByKey = new Map<string, Instance>()
   const virtualIps = new Set<string>()
   for (const [position, entry] of body.entries()) {
     const instance = decodeInstance(service, entry, place)
@@ -59,21 +59,30 @@ export function decodeHealth(service: string, body: unknown, place: Place = {}):
       continue
     }
     const { key } = instance.endpoint
-    const other = newestByKey.get(key)
+    const other = bestByKey.get(key)
     if (other !== undefined)
-      problems.push(`Two proxies stand for instance ${key} of ${service}: the newer one is used`)
-    if (other === undefined || other.modifyIndex <= instance.modifyIndex)
-      newestByKey.set(key, instance)
+      problems.push(
+        `Two proxies stand for instance ${key} of ${service}: the healthier, then the newer one is used`,
+      )
+    if (other === undefined || isBetter(instance, other)) bestByKey.set(key, instance)
     if (instance.virtualIp !== undefined) virtualIps.add(instance.virtualIp)
   }
   return {
-    endpoints: [...newestByKey.values()]
+    endpoints: [...bestByKey.values()]
       .map((instance) => instance.endpoint)
       .toSorted((a, b) => (a.key < b.key ? -1 : 1)),
     virtualIps: [...virtualIps].toSorted(),
     problems: shortened(problems),
   }
 }
+
+/** Of two proxies for one instance: a sidecar and hostmesh, while a host moves from one to the other. */
+function isBetter(one: Instance, other: Instance): boolean {
+  const difference = HEALTH_RANK[one.endpoint.health] - HEALTH_RANK[other.endpoint.health]
+  return difference === 0 ? one.modifyIndex >= other.modifyIndex : difference > 0
+}
+
+const HEALTH_RANK: Readonly<Record<Health, number>> = { passing: 2, warning: 1, critical: 0 }
 
 /** Milliseconds of a Go duration (`1m30s`, `1.5s`, or nanoseconds as a number); undefined for anything else. */
 export function parseGoDuration(value: unknown): number | undefined {

@@ -12,7 +12,7 @@ import Consul from 'consul'
 import { sleep } from '../../../lib/abort.ts'
 import { backoffMs } from '../../../lib/backoff.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
-import { describeError } from '../../../lib/errors.ts'
+import { describeError, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
 import type { LocalService } from '../../../model/service.ts'
 import { type AgentService, decodeAgentServices } from './decode.ts'
@@ -97,7 +97,7 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
   }
 
   async function registerPlain(service: PlainRegistration): Promise<void> {
-    await consul.agent.service.register({
+    const registered = consul.agent.service.register({
       name: service.name,
       id: service.id,
       port: service.port,
@@ -114,6 +114,14 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
         },
       ],
       ...callOptions(),
+    })
+    // The package says no more than "forbidden" of a missing right.
+    await registered.catch((cause: unknown) => {
+      throw new MeshError(
+        'HM_CONSUL_REGISTRATION_FAILED',
+        `Cannot register ${service.id} (service:write on ${service.name})`,
+        { cause },
+      )
     })
     log.info('Registered service', { service: service.name, id: service.id, port: service.port })
   }
