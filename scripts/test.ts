@@ -7,8 +7,8 @@
  * line is always `N passed, N failed`, with `, N skipped` where there are any.
  */
 import { spawnSync } from 'node:child_process'
-import { existsSync, globSync, statSync } from 'node:fs'
-import { join, relative, resolve } from 'node:path'
+import { existsSync, globSync, readFileSync, statSync } from 'node:fs'
+import { delimiter, join, relative, resolve } from 'node:path'
 import { styleText } from 'node:util'
 
 import { type FileResult, runTestFile, stopTestFiles } from './run-test-file.ts'
@@ -22,6 +22,10 @@ interface Layer {
   readonly needsHosts: boolean
   /** Runs only when it is named: it has a set-up of its own. */
   readonly isOnRequest?: boolean
+  /** A folder whose programs its tests find before those of the machine. */
+  readonly programs?: string
+  /** Files of other layers that it runs too, with its own programs. */
+  readonly borrowed?: () => readonly string[]
 }
 
 const layers: readonly Layer[] = [
@@ -32,6 +36,16 @@ const layers: readonly Layer[] = [
   { name: 'fault', concurrency: 1, fileLimitMs: 240_000, needsHosts: true },
   // npm run test:fleet, which makes the root that its machines boot from.
   { name: 'fleet', concurrency: 1, fileLimitMs: 400_000, needsHosts: true, isOnRequest: true },
+  // npm run test:interop, which builds the Consul and fetches the Envoy that are found first.
+  {
+    name: 'interop',
+    concurrency: 1,
+    fileLimitMs: 300_000,
+    needsHosts: true,
+    isOnRequest: true,
+    programs: '.cache/interop/bin',
+    borrowed: meshTestsWithConsul,
+  },
 ]
 
 /** Without news for this long, say which files are still at it. */
@@ -41,6 +55,22 @@ const heartbeatMs = 15_000
 const stopping = new AbortController()
 
 const root = resolve(import.meta.dirname, '..')
+
+/** They speak of virtual addresses of our own, and a current Consul gives each service one of its. */
+const aboutOwnAddresses: readonly string[] = [
+  'test/mesh/dns.test.ts',
+  'test/mesh/virtual-addresses-kept.test.ts',
+]
+
+/** The mesh tests that start a Consul, whichever is first on the PATH. */
+function meshTestsWithConsul(): readonly string[] {
+  return globSync('test/mesh/**/*.test.ts', { cwd: root })
+    .filter((file) => !aboutOwnAddresses.includes(file))
+    .filter((file) =>
+      /catalog: 'consul'|harness\/consul\.ts/.test(readFileSync(join(root, file), 'utf8')),
+    )
+    .toSorted()
+}
 
 interface Totals {
   passed: number
@@ -93,7 +123,12 @@ function choose(argv: readonly string[]): readonly Chosen[] | string {
     }
     const isFolder = named === undefined && statSync(join(root, path)).isDirectory()
     const inFolder = filesOf(layer).filter((file) => file.startsWith(`${path}/`))
-    const files = named === undefined ? (isFolder ? inFolder : [path]) : filesOf(layer)
+    const files =
+      named === undefined
+        ? isFolder
+          ? inFolder
+          : [path]
+        : [...filesOf(layer), ...(layer.borrowed?.() ?? [])]
     wanted.set(layer, new Set([...(wanted.get(layer) ?? []), ...files]))
   }
   return layers
@@ -111,6 +146,9 @@ async function runLayer(layer: Layer, files: readonly string[], totals: Totals):
     totals.failed += Math.max(1, files.length)
     return
   }
+  const path = process.env['PATH'] ?? ''
+  const environment =
+    layer.programs === undefined ? {} : { PATH: `${join(root, layer.programs)}${delimiter}${path}` }
   const waiting = [...files]
   const sinceByFile = new Map<string, number>()
   const heartbeat = setInterval(() => {
@@ -126,7 +164,7 @@ async function runLayer(layer: Layer, files: readonly string[], totals: Totals):
       file = waiting.shift()
     ) {
       sinceByFile.set(file, performance.now())
-      const result = await runTestFile(join(root, file), layer.fileLimitMs)
+      const result = await runTestFile(join(root, file), layer.fileLimitMs, environment)
       sinceByFile.delete(file)
       heartbeat.refresh()
       totals.passed += result.passed

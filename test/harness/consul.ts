@@ -39,22 +39,32 @@ export class ConsulAgent implements AsyncDisposable {
   readonly socketPath: string
   private readonly folder: string
   private readonly namespace: Namespace
+  /** Definitions that {@link ConsulAgent.define} writes, as an operator's /etc/consul.d has them. */
+  private readonly definitions: string
   private process: OwnedProcess | undefined
 
   constructor(folder: string, namespace: Namespace) {
     this.folder = folder
     this.namespace = namespace
+    this.definitions = join(folder, 'consul.d')
     this.socketPath = join(folder, 'http.sock')
   }
 
   async start(settings: Readonly<Record<string, unknown>> = {}): Promise<void> {
     const configPath = join(this.folder, 'consul.json')
     if (Object.keys(settings).length > 0) {
-      await mkdir(this.folder, { recursive: true })
+      await mkdir(this.definitions, { recursive: true })
       await writeFile(configPath, JSON.stringify({ ...this.common(), ...settings }))
     }
     this.process = await OwnedProcess.start(
-      this.namespace.inside(['consul', 'agent', '-config-file', configPath]),
+      this.namespace.inside([
+        'consul',
+        'agent',
+        '-config-file',
+        configPath,
+        '-config-dir',
+        this.definitions,
+      ]),
       { name: 'consul agent' },
     )
   }
@@ -81,6 +91,13 @@ export class ConsulAgent implements AsyncDisposable {
       },
       { withinMs: 60_000, everyMs: 100 },
     )
+  }
+
+  /** Replaces the agent's service definitions, given in the API's spelling, and has it read them. */
+  async define(services: readonly object[]): Promise<void> {
+    const text = JSON.stringify(inSpellingOfFiles({ services }))
+    await writeFile(join(this.definitions, 'services.json'), text)
+    await this.put('/v1/agent/reload', undefined)
   }
 
   /** Ends it without a farewell, as a crash does: its node stays in the catalog. */
@@ -121,6 +138,13 @@ export class ConsulAgent implements AsyncDisposable {
 /** Which hosts are in another datacenter than dc1. */
 export type Datacenters = Readonly<Record<string, string>>
 
+/** How the agents of a mesh differ from the usual. */
+export interface ConsulOptions {
+  readonly datacenters?: Datacenters | undefined
+  /** What replaces the harness's own in the configuration of all agents. */
+  readonly settings?: Readonly<Record<string, unknown>> | undefined
+}
+
 /** The servers, the agents of all hosts, and the catalog they make up. */
 export class Consul implements TestCatalog {
   /** That of dc1. */
@@ -145,8 +169,9 @@ export class Consul implements TestCatalog {
     folder: string,
     network: Network,
     hosts: readonly string[],
-    datacenters: Datacenters = {},
+    options: ConsulOptions = {},
   ): Promise<Consul> {
+    const { datacenters = {}, settings = {} } = options
     const agentOn = (host: string): readonly [string, ConsulAgent] => [
       host,
       new ConsulAgent(join(folder, `consul-${host}`), network.host(host)),
@@ -171,6 +196,7 @@ export class Consul implements TestCatalog {
           connect: { enabled: true },
           performance: { raft_multiplier: 1 },
           ...federation(datacenter),
+          ...settings,
           ...(isPrimary ? {} : { retry_join_wan: [network.host(CONSUL_HOST).ip] }),
         })
         // A secondary that finds no primary has no certificates for half a minute.
@@ -184,6 +210,7 @@ export class Consul implements TestCatalog {
             retry_join: [network.host(consulHostOf(consul.datacenterOf(host))).ip],
             retry_interval: '500ms',
             ...federation(consul.datacenterOf(host)),
+            ...settings,
           }),
         ),
       )
@@ -268,4 +295,16 @@ export class Consul implements TestCatalog {
       ),
     )
   }
+}
+
+/** Consul's files say `sidecar_service` where its API says `SidecarService`. */
+function inSpellingOfFiles(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(inSpellingOfFiles)
+  if (typeof value !== 'object' || value === null) return value
+  return Object.fromEntries(
+    Object.entries(value).map(([key, inner]) => [
+      key.replaceAll(/([a-z])([A-Z])/g, '$1_$2').toLowerCase(),
+      inSpellingOfFiles(inner),
+    ]),
+  )
 }

@@ -41,6 +41,8 @@ export interface MeshOptions {
   readonly daemonless?: readonly string[]
   /** Hosts of another datacenter than dc1; only with Consul. */
   readonly datacenters?: Datacenters
+  /** Settings that replace the harness's own in the configuration of every Consul agent. */
+  readonly consul?: Readonly<Record<string, unknown>>
   /**
    * Sections that replace the harness's own in every host's configuration, or in that of a host by its name. With a Consul `catalog` that follows
    * less than all services, {@link Mesh.settled} waits for those that a host follows.
@@ -74,7 +76,7 @@ export async function startMesh(options: MeshOptions): Promise<Mesh> {
   const network = undo.use(await Network.create(isConsul ? [...hosts, ...consulHosts] : hosts))
   const catalog: TestCatalog = undo.use(
     isConsul
-      ? await Consul.create(folder, network, hosts, datacenters)
+      ? await Consul.create(folder, network, hosts, { datacenters, settings: options.consul })
       : await FileCatalog.create(folder),
   )
   return new Mesh({ options, folder, network, catalog, undo: undo.move() })

@@ -76,6 +76,8 @@ test('with a real Consul', async (t) => {
         assert.deepEqual((await registered()).toSorted(), ['db-1', ...proxies].toSorted()),
       { withinMs: 30_000 },
     )
+    // Callers hear of it a moment later than the agent; what follows needs an instance that is known to them.
+    await mesh.settled()
   })
 
   await t.test('a stopped daemon takes its services out of the catalog', async () => {

@@ -490,10 +490,11 @@ describe('the Consul catalog with ACLs that deny by default', () => {
     // Any change of the service makes the waiting read come back, now without rights.
     await ask('PUT', '/v1/agent/service/maintenance/db?enable=true')
     await ask('PUT', '/v1/agent/service/maintenance/db-hostmesh?enable=true')
-    await eventually(
-      () => assert.match(catalog.health().problems.join('\n'), /lost service:read/),
-      { withinMs: 60_000 },
-    )
+    // Consul 1.8 answers with an empty list, newer ones with 403.
+    const said = /lost service:read|does not allow GET \/v1\/health\/connect\/db/
+    await eventually(() => assert.match(catalog.health().problems.join('\n'), said), {
+      withinMs: 60_000,
+    })
     assert.equal(counts.at(-1), 1)
     assert.equal(policies.length, 1)
     for (const id of ['db-hostmesh', 'db']) await ask('PUT', `/v1/agent/service/deregister/${id}`)
