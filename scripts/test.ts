@@ -32,7 +32,7 @@ const layers: readonly Layer[] = [
   { name: 'unit', concurrency: 2, fileLimitMs: 60_000, needsHosts: false },
   { name: 'vectors', concurrency: 2, fileLimitMs: 120_000, needsHosts: false },
   { name: 'integration', concurrency: 2, fileLimitMs: 120_000, needsHosts: false },
-  { name: 'mesh', concurrency: 1, fileLimitMs: 240_000, needsHosts: true },
+  { name: 'mesh', concurrency: 2, fileLimitMs: 240_000, needsHosts: true },
   { name: 'fault', concurrency: 1, fileLimitMs: 240_000, needsHosts: true },
   // npm run test:fleet, which makes the root that its machines boot from.
   { name: 'fleet', concurrency: 1, fileLimitMs: 400_000, needsHosts: true, isOnRequest: true },
