@@ -51,6 +51,8 @@ export async function capturePlan(
     workloads,
     defaultCapturePort,
     refusesUnknownAtInstances: capture.unknownToInstances === 'refuse',
+    // Whoever would rather have a cut than a plaintext segment says so with `closed`.
+    sparesOpenConnections: capture.onStop === 'open',
     virtualRange: capture.virtualRange,
     virtualRange6: capture.virtualRange6,
     daemonUid:

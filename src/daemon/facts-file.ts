@@ -95,6 +95,7 @@ const facts = z.looseObject({
         workloads: z.array(z.looseObject({ selector, capturePort: z.number() })),
         defaultCapturePort: z.number().optional(),
         refusesUnknownAtInstances: z.boolean().optional(),
+        sparesOpenConnections: z.boolean().optional(),
         virtualRange: z.string(),
         virtualRange6: z.string(),
         daemonUid: z.number(),

@@ -72,6 +72,12 @@ const plans: Record<string, CapturePlan> = {
     workloads: [{ selector: { kind: 'user', user: '1001' }, capturePort: 15_100 }],
     refusesUnknownAtInstances: true,
   },
+  'open-connections-spared': {
+    ...basePlan,
+    workloads: [{ selector: { kind: 'user', user: '1001' }, capturePort: 15_100 }],
+    refusesUnknownAtInstances: true,
+    sparesOpenConnections: true,
+  },
   'many-own-ports': {
     ...basePlan,
     ownPorts: Array.from({ length: 20 }, (_, index) => 20_000 + index * 2).concat(30_000, 30_001),
@@ -250,6 +256,7 @@ const anyPlan = fc.record({
   }),
   defaultCapturePort: fc.option(anyPort, { nil: undefined }),
   refusesUnknownAtInstances: fc.boolean(),
+  sparesOpenConnections: fc.boolean(),
   virtualRange: fc.oneof(fc.constant('240.0.0.0/4'), fc.constant('10.64.0.0/10'), nasty),
   virtualRange6: fc.constant('fdc6:6d65:7368::/64'),
   daemonUid: fc.nat(70_000),

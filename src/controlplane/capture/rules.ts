@@ -44,6 +44,12 @@ export interface CapturePlan {
   readonly defaultCapturePort?: number | undefined
   /** Whether a local caller without identity is refused at the addresses of instances, too. */
   readonly refusesUnknownAtInstances?: boolean
+  /**
+   * Whether only a connection's first segment is diverted at the addresses of instances. The kernel takes an open
+   * connection that it has not tracked so far for a new one: diverted, it is cut. The price is that a captured
+   * connection whose tracking is lost sends what is under way to the instance itself.
+   */
+  readonly sparesOpenConnections?: boolean
   /** IPv4 and IPv6 ranges (CIDR) of virtual addresses. */
   readonly virtualRange: string
   readonly virtualRange6: string
@@ -81,6 +87,9 @@ const UNKNOWN = `${CHAIN_PREFIX}UNKNOWN`
 /** What a refused caller sees: as if nothing listened there, at once. */
 const RESET = 'REJECT --reject-with tcp-reset'
 
+/** `--syn`, as iptables-save prints it. */
+const FIRST_SEGMENT = '-m tcp --tcp-flags FIN,SYN,RST,ACK SYN'
+
 /** The multiport match takes 15 slots; a range uses two. */
 const MULTIPORT_SLOTS = 15
 
@@ -104,7 +113,8 @@ export function captureRules(plan: CapturePlan, family: Family): readonly TableR
   checkPlan(plan)
   const range = parseRange(family === 'v4' ? plan.virtualRange : plan.virtualRange6, family)
   const virtual = `-d ${range} -p tcp`
-  const instances = `-p tcp -m set --match-set ${instanceSets[family]} dst,dst`
+  const first = plan.sparesOpenConnections === true ? ` ${FIRST_SEGMENT}` : ''
+  const instances = `-p tcp${first} -m set --match-set ${instanceSets[family]} dst,dst`
   const owned = [virtual, instances]
   const chains = new Map<string, string[]>()
   const append = (chain: string, rule: string): void => {

@@ -35,7 +35,9 @@ type Walk =
   | { readonly ended: 'redirect'; readonly port: number }
   | { readonly ended: 'return' | 'reject' | 'unreadable' }
 
-/** Options that take one word; `--match-set` takes two. */
+/** Options that take two words, and those that take one. */
+const TWO_WORDS = new Set(['--match-set', '--tcp-flags'])
+
 const ONE_WORD = new Set([
   '-A',
   '-d',
@@ -127,7 +129,7 @@ function readRule(line: string): ReadonlyMap<string, readonly string[]> | undefi
   const options = new Map<string, readonly string[]>()
   for (let at = 0; at < words.length; ) {
     const option = words[at] ?? ''
-    const count = option === '--match-set' ? 2 : ONE_WORD.has(option) ? 1 : undefined
+    const count = TWO_WORDS.has(option) ? 2 : ONE_WORD.has(option) ? 1 : undefined
     if (count === undefined) return undefined
     options.set(option, words.slice(at + 1, at + 1 + count))
     at += 1 + count
@@ -168,6 +170,10 @@ function matches(
       case '--match-set':
         if (second !== 'dst,dst' || !Object.values(instanceSets).includes(word)) return undefined
         if (!connection.isKnownInstance) return false
+        break
+      case '--tcp-flags':
+        // What is traced is about to begin: its first segment has SYN and no other of these flags.
+        if (word !== 'FIN,SYN,RST,ACK' || second !== 'SYN') return undefined
         break
       case '--ctstate':
         // What is traced is about to begin.
