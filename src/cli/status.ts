@@ -12,6 +12,9 @@ import { exitCodes } from './failure.ts'
 import { formatAge, formatSince } from './render/format.ts'
 import { type Cell, paint, renderTable, type Tone } from './render/table.ts'
 
+/** Servers that have a leader are asked every 7 s; what is older is worth a word. Milliseconds. */
+const LEADER_MS = 12_000
+
 /** How often `--wait` looks. */
 const POLL_MS = 250
 
@@ -84,13 +87,18 @@ export function renderStatus(status: StatusDocument, nowMs: number): string {
   const { catalog, certificates, capture, dns } = status
   const age =
     catalog.ageMs === null ? 'no answer yet' : `last answer ${formatAge(catalog.ageMs)} ago`
+  const { lastContactMs } = catalog
+  const leader =
+    lastContactMs === null || lastContactMs < LEADER_MS
+      ? ''
+      : `, its servers heard from a leader ${formatAge(lastContactMs)} ago`
   const facts = renderTable(
     ['HOST', status.node],
     [
       ['State', state],
       ['Daemon', `hostmesh ${status.version}, process ${status.pid}, up ${uptime}`],
       ['Datacenter', status.datacenter],
-      ['Catalog', `${catalog.description}, ${age}`],
+      ['Catalog', `${catalog.description}, ${age}${leader}`],
       ['Certificates', certificates.description],
       ['Capture', captureText(capture.mode, capture.inSync)],
       ['DNS', dns.address ?? 'off'],

@@ -8,17 +8,10 @@
 import { dirname, resolve } from 'node:path'
 import { describeError, MeshError } from '../lib/errors.ts'
 import { readTextFile, type TextFile } from '../lib/read-text-file.ts'
-import {
-  type DocumentProblem,
-  formatProblems,
-  parseYamlDocument,
-  type YamlDocument,
-} from '../lib/yaml-document.ts'
-import { type Config, configSchema, consulAddress } from './schema.ts'
+import { type DocumentProblem, formatProblems, parseYamlDocument } from '../lib/yaml-document.ts'
+import { type Environment, withConsulEnvironment } from './consul-environment.ts'
+import { type Config, configSchema } from './schema.ts'
 import { validateConfig } from './validate.ts'
-
-/** Environment variables by name, as in `process.env`. */
-export type Environment = Readonly<Record<string, string | undefined>>
 
 /** Outcome of {@link checkConfig}: a sound configuration, or one line for each problem. */
 export type CheckedConfig = { readonly config: Config } | { readonly problems: readonly string[] }
@@ -68,12 +61,13 @@ export function checkConfigText(text: string, origin: ConfigOrigin): CheckedConf
   if ('problems' in parsed) return { problems: formatProblems(origin.path, parsed.problems) }
   const { document } = parsed
   const problems: DocumentProblem[] = []
-  const config = withEnvironment(
+  const filled = withConsulEnvironment(
     withAbsolutePaths(document.value, dirname(resolve(origin.path))),
-    document,
+    (key) => document.has(['catalog', key]),
     origin.env,
-    problems,
   )
+  const { config } = filled
+  for (const message of filled.problems) problems.push({ position: undefined, path: [], message })
   if (origin.isReadableByAll && document.has(['catalog', 'token']))
     problems.push(
       document.problemAt(
@@ -98,6 +92,8 @@ function withAbsolutePaths(config: Config, folder: string): Config {
             ...catalog,
             ...(catalog.tokenFile !== undefined && { tokenFile: absolute(catalog.tokenFile) }),
             ...(catalog.caFile !== undefined && { caFile: absolute(catalog.caFile) }),
+            ...(catalog.certFile !== undefined && { certFile: absolute(catalog.certFile) }),
+            ...(catalog.keyFile !== undefined && { keyFile: absolute(catalog.keyFile) }),
           },
     certificates: withAbsoluteCertificatePaths(certificates, absolute),
     admin: { ...admin, socket: absolute(admin.socket) },
@@ -133,37 +129,4 @@ function withAbsoluteCertificatePaths(
     default:
       return certificates satisfies never
   }
-}
-
-/** Fills what the file does not say about the Consul agent from the variables that Consul's own CLI reads. */
-function withEnvironment(
-  config: Config,
-  document: YamlDocument<Config>,
-  env: Environment,
-  problems: DocumentProblem[],
-): Config {
-  const { catalog } = config
-  if (catalog.kind !== 'consul') return config
-  const isGiven = (key: string): boolean => document.has(['catalog', key])
-  const filled = { ...catalog }
-  const address = env['CONSUL_HTTP_ADDR'] ?? ''
-  if (address !== '' && !isGiven('address')) {
-    filled.address = (address.includes('://') ? address : `http://${address}`).replace(/\/+$/, '')
-    const { success } = consulAddress.safeParse(filled.address)
-    if (!success)
-      problems.push({
-        position: undefined,
-        path: [],
-        message: `CONSUL_HTTP_ADDR in the environment is no agent address: ${JSON.stringify(address)}`,
-      })
-  }
-  if (!isGiven('token') && !isGiven('tokenFile')) {
-    const tokenFile = env['CONSUL_HTTP_TOKEN_FILE'] ?? ''
-    const token = env['CONSUL_HTTP_TOKEN'] ?? ''
-    if (tokenFile !== '') filled.tokenFile = resolve(tokenFile)
-    else if (token !== '') filled.token = token
-  }
-  const caFile = env['CONSUL_CACERT'] ?? ''
-  if (caFile !== '' && !isGiven('caFile')) filled.caFile = resolve(caFile)
-  return { ...config, catalog: filled }
 }

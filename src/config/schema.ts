@@ -105,6 +105,15 @@ const consul = z.strictObject({
   token: z.string().optional().describe('ACL token; prefer tokenFile'),
   tokenFile: path.optional().describe('File that holds the ACL token'),
   caFile: path.optional().describe('Roots for an https address, PEM'),
+  certFile: path
+    .optional()
+    .describe('Certificate for an agent that asks for one (verify_incoming), PEM'),
+  keyFile: path.optional().describe('Key of that certificate, PEM'),
+  tlsServerName: z
+    .string()
+    .regex(/^[A-Za-z0-9.-]{1,253}$/, 'Must be a host name')
+    .optional()
+    .describe("Name in the agent's certificate, where it is not the host of the address"),
   register: z.boolean().default(true).describe('Register the local services as connect-proxies'),
   requestTimeout: duration('10s', 'Deadline of a call that does not block'),
 })

@@ -47,6 +47,26 @@ function sourceProblems(config: Config): ConfigProblem[] {
       path: ['catalog', 'token'],
       message: 'Give either token or tokenFile, not both',
     })
+  if (config.catalog.kind === 'consul') problems.push(...agentTlsProblems(config.catalog))
+  return problems
+}
+
+function agentTlsProblems(
+  catalog: Extract<Config['catalog'], { kind: 'consul' }>,
+): ConfigProblem[] {
+  const { address, certFile, keyFile, tlsServerName } = catalog
+  const problems: ConfigProblem[] = []
+  if ((certFile === undefined) !== (keyFile === undefined))
+    problems.push({
+      path: ['catalog', certFile === undefined ? 'keyFile' : 'certFile'],
+      message: 'Give both certFile and keyFile, or neither',
+    })
+  // caFile alone does no harm on a socket; who sets the others believes to be protected by them.
+  if (!address.startsWith('https:') && (certFile ?? keyFile ?? tlsServerName) !== undefined)
+    problems.push({
+      path: ['catalog', 'address'],
+      message: `certFile, keyFile and tlsServerName are for an https address, and this one is ${address}`,
+    })
   return problems
 }
 

@@ -180,6 +180,7 @@ function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusD
         health?.lastGoodAtMs === undefined
           ? null
           : Math.max(0, Math.round(performance.now() - health.lastGoodAtMs)),
+      lastContactMs: health?.lastContactMs ?? null,
       problems: health?.problems ?? [],
     },
     certificates: {

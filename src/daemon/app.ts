@@ -240,6 +240,7 @@ class Daemon {
           snapshotVersion: this.discovery?.current().version ?? 0,
           catalogLastSuccessMs: wallClockOf(this.catalog?.health().lastGoodAtMs),
           state: this.state.state(),
+          consulLastContactMs: this.catalog?.health().lastContactMs,
           captureInSync: this.captureInSync,
           dnsQueries: this.dns?.counts(),
           watchedServices: this.discovery?.watchedServices() ?? 0,

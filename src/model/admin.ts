@@ -46,6 +46,8 @@ export interface CatalogStatus {
   readonly description: string
   /** Since the last good answer; null before the first. */
   readonly ageMs: number | null
+  /** How long ago the Consul server that answers had last heard from its leader; null where there is none. */
+  readonly lastContactMs: number | null
   readonly problems: readonly string[]
 }
 

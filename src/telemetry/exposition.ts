@@ -29,6 +29,8 @@ export interface HostReading {
     readonly parts: readonly { readonly part: string; readonly remembered: number }[]
     readonly problems: readonly string[]
   }
+  /** Undefined without Consul. */
+  readonly consulLastContactMs: number | undefined
   /** Undefined while capture is off. */
   readonly captureInSync: boolean | undefined
   /** By outcome; undefined while the resolver is off. */
@@ -222,6 +224,8 @@ const collectors: Record<
   stateRemembered: ({ host }) =>
     host.state.parts.map(({ part, remembered }) => ({ value: remembered, labels: { part } })),
   stateProblems: ({ host }) => single(host.state.problems.length),
+  consulLastContact: ({ host }) =>
+    host.consulLastContactMs === undefined ? [] : single(host.consulLastContactMs / 1_000),
   snapshotVersion: ({ host }) => single(host.snapshotVersion),
   captureRulesInSync: ({ host }) =>
     host.captureInSync === undefined ? [] : single(Number(host.captureInSync)),

@@ -180,6 +180,12 @@ export const metrics = {
     help: 'Reasons why something is not kept for a restart, such as a full disk; 0 when all is',
     labels: [],
   },
+  consulLastContact: {
+    name: 'hostmesh_consul_last_contact_seconds',
+    type: 'gauge',
+    help: 'Since the Consul server that answers last heard from its leader; asked every 7 s; absent without Consul',
+    labels: [],
+  },
   snapshotVersion: {
     name: 'hostmesh_snapshot_version',
     type: 'gauge',

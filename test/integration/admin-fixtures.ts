@@ -38,7 +38,12 @@ export const wellStatus: StatusDocument = {
     { id: 0, state: 'running', connections: 12, restarts: 0 },
     { id: 1, state: 'running', connections: 7, restarts: 2 },
   ],
-  catalog: { description: 'consul http://127.0.0.1:8500', ageMs: 2_500, problems: [] },
+  catalog: {
+    description: 'consul http://127.0.0.1:8500',
+    ageMs: 2_500,
+    lastContactMs: 12,
+    problems: [],
+  },
   certificates: { description: 'files in /etc/hostmesh/certs', problems: [] },
   state: { directory: '/var/lib/hostmesh', parts: [], problems: [] },
   capture: { mode: 'on', inSync: true, problems: [] },

@@ -2,6 +2,9 @@
  * Claims about following a path, over real sockets against a scripted agent.
  */
 import assert from 'node:assert/strict'
+import { mkdtempDisposableSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { describe, test } from 'node:test'
 import { gzipSync } from 'node:zlib'
 import { createFollower } from '../../src/controlplane/catalog/consul/blocking-query.ts'
@@ -10,15 +13,16 @@ import { MeshError } from '../../src/lib/errors.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import { eventually, type FakeAnswer, indexed, startFakeAgent } from './consul-fake-agent.ts'
 
-async function setUp(maxBlocking?: number) {
+async function setUp(maxBlocking?: number, tokenFile?: string) {
   const agent = await startFakeAgent()
-  const transport = createTransport({ address: agent.address, requestTimeout: 2_000 })
+  const transport = createTransport({ address: agent.address, requestTimeout: 2_000, tokenFile })
   const follower = createFollower(transport, {
     log: silentLog,
     ...(maxBlocking === undefined ? {} : { maxBlocking }),
   })
   return {
     agent,
+    transport,
     follower,
     async [Symbol.asyncDispose]() {
       follower.close()
@@ -137,6 +141,47 @@ describe('following a path', { concurrency: true }, () => {
     assert.match(problem, /does not allow.*ACL not found/)
     await new Promise((resolve) => setTimeout(resolve, 2_000))
     assert.equal(world.agent.requestsFor('/v1/a').length, 2)
+    assert.deepEqual(bodies, [[1]])
+  })
+
+  test('a refused watch is asked again at once when somebody knows that the reason is gone', async () => {
+    await using world = await setUp()
+    const bodies: unknown[] = []
+    world.agent.answer('/v1/a', { status: 403, body: 'Permission denied' }, indexed(7, [1]))
+    world.follower.follow('/v1/a', (body) => bodies.push(body))
+    await eventually('refusal', () => world.follower.health()[0]?.problem)
+    world.follower.retry()
+    await eventually('answer', () => bodies.length === 1, 2_000)
+  })
+
+  test('a request that waits is made anew when the token file has another token', async () => {
+    using folder = mkdtempDisposableSync(join(tmpdir(), 'hostmesh-token-'))
+    const tokenFile = join(folder.path, 'token')
+    writeFileSync(tokenFile, 'old')
+    await using world = await setUp(undefined, tokenFile)
+    world.agent.answer('/v1/a', indexed(7, [1]))
+    world.follower.follow('/v1/a', () => undefined)
+    await eventually('wait', () => world.agent.requestsFor('/v1/a').length === 2)
+    writeFileSync(tokenFile, 'another')
+    world.agent.always('/v1/b', () => ({ body: [] }))
+    await eventually('news of the token', () => {
+      // Whoever makes a call has the file looked at.
+      world.transport.call('GET', '/v1/b').catch(() => undefined)
+      return world.agent.requestsFor('/v1/a').length === 3
+    })
+    const [, waited, anew] = world.agent.requestsFor('/v1/a')
+    assert.equal(waited?.headers['x-consul-token'], 'old')
+    assert.equal(anew?.headers['x-consul-token'], 'another')
+    assert.equal(anew?.query.get('index'), '0')
+  })
+
+  test('a list that no use could be made of is refused before it is looked at', async () => {
+    await using world = await setUp()
+    const bodies: unknown[] = []
+    world.agent.answer('/v1/a', indexed(7, [1]), indexed(8, Array(20_001).fill(0)))
+    world.follower.follow('/v1/a', (body) => bodies.push(body))
+    const problem = await eventually('refusal', () => world.follower.health()[0]?.problem)
+    assert.match(problem, /lists 20001 entries/)
     assert.deepEqual(bodies, [[1]])
   })
 

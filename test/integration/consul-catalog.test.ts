@@ -437,4 +437,35 @@ describe('the Consul catalog', { concurrency: true }, () => {
     assert.equal(catalog.health().lastGoodAtMs, undefined)
     await assert.rejects(catalog.readAgentSelf(), /Cannot reach Consul/)
   })
+
+  test('what a token cannot see is named, and everything is asked anew when it can', async () => {
+    await using world = await setUp()
+    const servers = '/v1/catalog/service/consul'
+    world.agent.answer('/v1/catalog/services', indexed(1, {}))
+    world.agent.answer(servers, indexed(1, []))
+    world.agent.answer(HEALTH, indexed(1, []))
+    world.catalog.watchService('db', () => undefined)
+    const problems = (): string => world.catalog.health().problems.join()
+    await eventually('service:read', () => /needs: node_prefix .* service_prefix/.test(problems()))
+    // The list has its usual answer from now on: services are seen, instances are not.
+    world.agent.answer(servers, indexed(1, []))
+    await eventually('node:read', () => /shows services but no instances/.test(problems()), 15_000)
+    const asked = world.agent.requestsFor(HEALTH).length
+    world.agent.answer(servers, { headers: { 'x-consul-lastcontact': '40' }, body: [{}] })
+    await eventually('healed', () => problems() === '', 15_000)
+    await eventually('anew', () => world.agent.requestsFor(HEALTH).length > asked)
+    const lastContactMs = world.catalog.health().lastContactMs ?? 0
+    assert.ok(lastContactMs >= 40, String(lastContactMs))
+  })
+
+  test('servers without a leader are named, and an unknown token is', async () => {
+    await using world = await setUp()
+    const servers = '/v1/catalog/service/consul'
+    world.agent.answer(servers, { headers: { 'x-consul-lastcontact': '12000' }, body: [{}] })
+    const problems = (): string => world.catalog.health().problems.join()
+    await eventually('leaderless', () => /have no leader/.test(problems()))
+    assert.ok((world.catalog.health().lastContactMs ?? 0) >= 12_000)
+    world.agent.answer(servers, { status: 403, body: 'ACL not found' })
+    await eventually('unknown token', () => /does not know the token/.test(problems()), 10_000)
+  })
 })

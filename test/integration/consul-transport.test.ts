@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { gzipSync } from 'node:zlib'
+import { ruleFor } from '../../src/controlplane/catalog/consul/rights.ts'
 import { createTransport, requireOk } from '../../src/controlplane/catalog/consul/transport.ts'
 import type { Clock } from '../../src/lib/clock.ts'
 import { errorCode } from '../../src/lib/errors.ts'
@@ -213,7 +214,7 @@ test('the token is sent, and a token file is read again when it changes', async 
   rmSync(tokenFile)
   nowMs += 10_000
   assert.equal(await sentToken(), 'second-token-is-longer', 'a vanished file keeps the last token')
-  assert.match(transport.tokenProblem() ?? '', /Cannot read the Consul token from .*token/)
+  assert.match(transport.problems().join(), /Cannot read the Consul token from .*token/)
 })
 
 test('a token file that is missing at start, or holds no token, is an error that names it', () => {
@@ -278,4 +279,41 @@ test('https is believed with the right roots only', async () => {
   using distrusting = createTransport({ address: agent.address, requestTimeout })
   assert.equal(await failureOf(distrusting.call('GET', '/v1/x')), 'HM_CONSUL_UNREACHABLE')
   assert.equal(agent.requests.length, 1)
+})
+
+test('a call that is refused with an old token is repeated with the new one', async () => {
+  using directory = scratch()
+  const tokenFile = join(directory.path, 'token')
+  writeFileSync(tokenFile, 'old')
+  await using agent = await startFakeAgent()
+  using transport = createTransport({ address: agent.address, tokenFile, requestTimeout })
+  agent.always('/v1/x', ({ headers }) =>
+    headers['x-consul-token'] === 'new!' ? { body: [] } : { status: 403, body: 'ACL not found' },
+  )
+  let changes = 0
+  transport.onTokenChange(() => {
+    changes += 1
+  })
+  assert.equal((await transport.call('GET', '/v1/x')).status, 403)
+  writeFileSync(tokenFile, 'new!')
+  assert.equal((await transport.call('GET', '/v1/x')).status, 200)
+  assert.equal(agent.requests.length, 3)
+  assert.equal(changes, 1)
+})
+
+test('a refusal names the line of the policy that is missing, or the unknown token', () => {
+  const answer = { status: 403, body: undefined, index: undefined, lastContactMs: undefined }
+  const said = (text: string, rule?: string): string => {
+    try {
+      requireOk({ ...answer, text, defaultAclPolicy: undefined }, 'this', rule)
+    } catch (error) {
+      return error instanceof Error ? error.message : ''
+    }
+    return 'nothing'
+  }
+  assert.match(
+    said('Permission denied', ruleFor('/v1/agent/connect/ca/leaf/db')),
+    /does not allow this: .*denied; the policy of the token needs: service "db" \{ policy = "write" \}$/,
+  )
+  assert.match(said('ACL not found', 'x'), /the token is unknown: write a valid one into/)
 })

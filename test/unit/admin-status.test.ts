@@ -15,7 +15,7 @@ const well: StatusDocument = {
   awaited: [],
   draining: false,
   workers: [{ id: 0, state: 'running', connections: 0, restarts: 3 }],
-  catalog: { description: 'file x', ageMs: 10, problems: [] },
+  catalog: { description: 'file x', ageMs: 10, lastContactMs: null, problems: [] },
   certificates: { description: 'builtin x', problems: [] },
   state: { directory: '/var/lib/hostmesh', parts: [], problems: [] },
   capture: { mode: 'off', inSync: null, problems: [] },

@@ -264,6 +264,42 @@ test('a Consul variable that is no address is named as such', () => {
   )
 })
 
+test("Consul's variables for TLS are honored, and CONSUL_HTTP_SSL makes an address https", () => {
+  const env = {
+    CONSUL_HTTP_ADDR: 'agent:8501',
+    CONSUL_HTTP_SSL: 'true',
+    CONSUL_CACERT: '/etc/ca.pem',
+    CONSUL_CLIENT_CERT: '/etc/cert.pem',
+    CONSUL_CLIENT_KEY: '/etc/key.pem',
+    CONSUL_TLS_SERVER_NAME: 'client.dc1.consul',
+    CONSUL_HTTP_SSL_VERIFY: '1',
+  }
+  const { catalog } = configOf(WITH_CONSUL, env)
+  assert.ok(catalog.kind === 'consul')
+  assert.equal(catalog.address, 'https://agent:8501')
+  assert.equal(catalog.certFile, '/etc/cert.pem')
+  assert.equal(catalog.keyFile, '/etc/key.pem')
+  assert.equal(catalog.tlsServerName, 'client.dc1.consul')
+  const plain = configOf(WITH_CONSUL, { ...env, CONSUL_HTTP_SSL: '0' })
+  assert.ok(plain.catalog.kind === 'consul')
+  assert.equal(plain.catalog.address, 'http://agent:8501')
+  assert.equal(plain.catalog.certFile, undefined, 'there is no use for it')
+  const local = configOf(WITH_CONSUL, { CONSUL_HTTP_SSL: 'true' })
+  assert.ok(local.catalog.kind === 'consul')
+  assert.equal(local.catalog.address, 'https://127.0.0.1:8500')
+})
+
+test('Consul variables that ask for what is not done are refused, not passed over', () => {
+  const problem = (env: Record<string, string>): string => problemsOf(WITH_CONSUL, env).join('\n')
+  const https = { CONSUL_HTTP_ADDR: 'https://agent:8501' }
+  assert.match(problem({ ...https, CONSUL_HTTP_SSL_VERIFY: 'false' }), /hand the token to anybody/)
+  assert.match(problem({ CONSUL_HTTP_SSL: 'yes' }), /CONSUL_HTTP_SSL .* must be true or false/)
+  assert.match(problem({ CONSUL_CAPATH: '/etc/ssl' }), /CONSUL_CAPATH is set .* CONSUL_CACERT/)
+  assert.match(problem({ CONSUL_HTTP_AUTH: 'u:secret' }), /basic authentication is not spoken/)
+  assert.doesNotMatch(problem({ CONSUL_HTTP_AUTH: 'u:secret' }), /secret/)
+  assert.match(problem({ ...https, CONSUL_CLIENT_CERT: '/c' }), /both certFile and keyFile/)
+})
+
 test('Consul variables say nothing to a file catalog', () => {
   assert.deepEqual(
     configOf(LEAST, { CONSUL_HTTP_ADDR: 'ftp://x/y', CONSUL_HTTP_TOKEN: 'secret' }),

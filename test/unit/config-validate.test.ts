@@ -67,6 +67,24 @@ const BROKEN: readonly [claim: string, change: Change, key: string, says: RegExp
     /not be reached through the mesh/,
   ],
   [
+    'a certificate for the agent without its key',
+    {
+      catalog: { kind: 'consul', address: 'https://a:1', certFile: '/c' },
+      certificates: { kind: 'consul' },
+    },
+    'catalog.certFile',
+    /both certFile and keyFile/,
+  ],
+  [
+    'a certificate for an agent that is not asked by https',
+    {
+      catalog: { kind: 'consul', certFile: '/c', keyFile: '/k' },
+      certificates: { kind: 'consul' },
+    },
+    'catalog.address',
+    /for an https address/,
+  ],
+  [
     'a token and a token file',
     {
       catalog: { kind: 'consul', token: 'a', tokenFile: '/b' },

@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { createJsonLimiter } from '../../src/controlplane/catalog/consul/json-limits.ts'
+import { createJsonLimiter, MAX_VALUES } from '../../src/controlplane/catalog/consul/json-limits.ts'
 import { errorCode } from '../../src/lib/errors.ts'
 
 function push(text: string, chunk: number = text.length, bytes = 1_000, depth = 4): void {
@@ -32,6 +32,14 @@ test('length is limited', () => {
     () => push(`"${'x'.repeat(1_000)}"`, 100),
     (error) => errorCode(error) === 'HM_CONSUL_ANSWER_TOO_LARGE',
   )
+})
+
+test('the number of values is limited, whatever they are, and commas in text are none', () => {
+  const text = (element: string): Buffer =>
+    Buffer.from(`[${Array.from({ length: MAX_VALUES + 1 }, () => element).join(',')}]`)
+  for (const element of ['0', '[]', '{}', '""'])
+    assert.throws(() => createJsonLimiter().push(text(element)), /holds more than 1000000 values/)
+  createJsonLimiter().push(Buffer.from(`"${','.repeat(MAX_VALUES * 2)}"`))
 })
 
 test('ten thousand levels are refused after the first few bytes', () => {

@@ -82,7 +82,12 @@ export function facts(parts: Partial<HostFacts> = {}): HostFacts {
     ready: true,
     awaited: [],
     draining: false,
-    catalog: { description: 'consul http://127.0.0.1:8500', ageMs: 2_000, problems: [] },
+    catalog: {
+      description: 'consul http://127.0.0.1:8500',
+      ageMs: 2_000,
+      lastContactMs: 12,
+      problems: [],
+    },
     snapshotVersion: 7,
     services: [
       service('db', 1, [endpoint('db', 2), endpoint('db', 3, { health: 'critical' })]),

@@ -115,6 +115,7 @@ const quietHost: HostReading = {
   snapshotVersion: 0,
   catalogLastSuccessMs: undefined,
   state: { parts: [], problems: [] },
+  consulLastContactMs: undefined,
   captureInSync: undefined,
   dnsQueries: undefined,
   watchedServices: 0,
@@ -173,6 +174,7 @@ test('every metric of the table is in the text, with its type, its help and no o
     source(totals, {
       catalogLastSuccessMs: 1,
       state: { parts: [{ part: 'services', remembered: 1 }], problems: [] },
+      consulLastContactMs: 1,
       captureInSync: true,
       dnsQueries: { answered: 1, noName: 0 },
       unknownCallersRefused: { virtual: 3, instance: 4 },
@@ -234,6 +236,7 @@ test('counts appear under the labels they were counted with', async () => {
           ],
           problems: ['full'],
         },
+        consulLastContactMs: 1_500,
         captureInSync: false,
         dnsQueries: { answered: 6, notImplemented: 7 },
         watchedServices: 8,
@@ -272,6 +275,7 @@ test('counts appear under the labels they were counted with', async () => {
     ['hostmesh_state_remembered', { part: 'services' }, 3],
     ['hostmesh_state_remembered', { part: 'policies' }, 0],
     ['hostmesh_state_problems', {}, 1],
+    ['hostmesh_consul_last_contact_seconds', {}, 1.5],
     ['hostmesh_snapshot_version', {}, 17],
     ['hostmesh_capture_rules_in_sync', {}, 0],
     ['hostmesh_ready', {}, 1],
@@ -298,6 +302,7 @@ test('counts appear under the labels they were counted with', async () => {
 test('what is not known has no sample instead of a zero', async () => {
   const families = parseExposition(await createExposition(source(new WorkerTotals())).metrics())
   assert.deepEqual(families.get('hostmesh_catalog_last_success_timestamp_seconds')?.samples, [])
+  assert.deepEqual(families.get('hostmesh_consul_last_contact_seconds')?.samples, [])
   assert.deepEqual(families.get('hostmesh_capture_rules_in_sync')?.samples, [])
   assert.equal(value(families, 'hostmesh_ready'), 0)
 })

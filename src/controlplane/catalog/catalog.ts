@@ -37,6 +37,8 @@ export interface CatalogHealth {
   readonly lastGoodAtMs: number | undefined
   /** What is wrong now; empty when nothing is. One sentence each. */
   readonly problems: readonly string[]
+  /** How long ago the server that answers had last heard from its leader; undefined where there is none. */
+  readonly lastContactMs?: number | undefined
 }
 
 /** A running watch; closing it stops its calls. */

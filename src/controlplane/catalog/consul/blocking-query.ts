@@ -18,6 +18,7 @@ import {
   type QueryOutcome,
   waitSeconds,
 } from './query-state.ts'
+import { ruleFor } from './rights.ts'
 import { type ConsulAnswer, type ConsulTransport, requireOk, WATCH_SOCKETS } from './transport.ts'
 
 /** A running watch. */
@@ -70,6 +71,11 @@ export interface Follower {
   refresh(subjects: Iterable<string>): void
   /** How many watches poll at the moment, for want of a place to wait in. */
   pollingCount(): number
+  /**
+   * Asks anew for all watches, those that wait and those that sit out a failure: the token is another, or what
+   * was wrong with the agent is over, and no waiting request would notice that.
+   */
+  retry(): void
   /** Ends all watches. */
   close(): void
 }
@@ -92,6 +98,9 @@ const RESERVED: Readonly<Record<Priority, number>> = { urgent: 0, hot: 8, cold: 
 /** A stale answer older than this is not better than what we have. */
 const MAX_LAST_CONTACT_MS = 10_000
 
+/** Longest list in an answer; instances and intentions are limited further where they are decoded. */
+const MAX_ELEMENTS = 20_000
+
 /** Spreads the watches that wake up together when the agent is back. */
 const RECOVERY_SPREAD_MS = 500
 
@@ -100,6 +109,9 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
   const { log, clock = systemClock, random = systemRandom } = options
   const watches = new Set<FollowWatch>()
   const asleepUnreachable = new Set<() => void>()
+  const asleepRefused = new Set<() => void>()
+  /** What calls off a request that is under way, to make it again. */
+  const restarters = new Set<() => void>()
   /** What asks again at once, by subject. */
   const refreshers = new Map<string, Set<() => void>>()
   let pollingCount = 0
@@ -124,17 +136,29 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
     signal: AbortSignal,
   ): Promise<void> {
     if (ms <= 0) return
-    if (kind !== 'unreachable') {
+    if (kind === undefined || kind === 'limited') {
       await sleep(ms, signal)
       return
     }
+    const asleep = kind === 'unreachable' ? asleepUnreachable : asleepRefused
     const woken = new AbortController()
     const wake = (): void => woken.abort()
-    asleepUnreachable.add(wake)
+    asleep.add(wake)
     await sleep(ms, AbortSignal.any([signal, woken.signal]))
-    asleepUnreachable.delete(wake)
+    asleep.delete(wake)
     if (woken.signal.aborted) await sleep(random() * RECOVERY_SPREAD_MS, signal)
   }
+
+  function retry(): void {
+    for (const restart of restarters) restart()
+    for (const asleep of [asleepUnreachable, asleepRefused]) {
+      for (const wake of asleep) wake()
+      asleep.clear()
+    }
+  }
+
+  // A request that waits does so in the name of the token it was made with, and that one is about to be deleted.
+  const stopListening = transport.onTokenChange(retry)
 
   function takePlace(priority: Priority): boolean {
     if (freePlaces <= RESERVED[priority]) return false
@@ -166,7 +190,11 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
     const unregister = register(refreshers, followOptions.subject, refresher)
 
     /** One request; whatever is wrong with it is thrown. */
-    async function ask(index: bigint, mayBlock: boolean): Promise<QueryOutcome> {
+    async function ask(
+      index: bigint,
+      mayBlock: boolean,
+      callSignal: AbortSignal,
+    ): Promise<QueryOutcome> {
       const waitS = waitSeconds(random)
       const startedAtMs = clock.monotonicMs()
       const answer = await transport.call(
@@ -176,7 +204,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
           pool: 'watch',
           // Consul adds up to a sixteenth to the wait.
           timeoutMs: mayBlock ? (waitS * 1_000 * 17) / 16 + 10_000 : transport.requestTimeoutMs,
-          signal,
+          signal: callSignal,
         },
       )
       requireUsable(answer, path, seen !== undefined)
@@ -188,11 +216,16 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
       return { kind: 'answer', index: answer.index, changed, mayBlock, tookMs }
     }
 
-    async function attempt(index: bigint): Promise<QueryOutcome> {
+    /** Undefined when the request was called off to be made again. */
+    async function attempt(index: bigint): Promise<QueryOutcome | undefined> {
       const hasPlace = takePlace(followOptions.priority ?? 'hot')
       isOutdated = false
+      const restarting = new AbortController()
+      const restart = (): void => restarting.abort()
+      restarters.add(restart)
       try {
-        const outcome = await ask(hasPlace ? index : 0n, hasPlace)
+        const callSignal = AbortSignal.any([signal, restarting.signal])
+        const outcome = await ask(hasPlace ? index : 0n, hasPlace, callSignal)
         if (health.problem !== undefined) log.info('Watch recovered', { path })
         health = { path, lastGoodAtMs: clock.monotonicMs(), problem: undefined, unreachable: false }
         noteReachable()
@@ -200,6 +233,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
       } catch (error) {
         const kind = failureKind(error)
         if (signal.aborted) return { kind }
+        if (restarting.signal.aborted) return undefined
         const problem = describeError(error)
         const unreachable = kind === 'unreachable'
         if (unreachable) noteUnreachable(problem)
@@ -211,6 +245,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
         health = { ...health, problem, unreachable }
         return { kind }
       } finally {
+        restarters.delete(restart)
         if (hasPlace) freePlaces += 1
       }
     }
@@ -229,6 +264,11 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
       let state = firstQuery(clock.monotonicMs(), random, followOptions.pace)
       while (!signal.aborted) {
         const outcome = await attempt(state.index)
+        if (outcome === undefined) {
+          state = { ...state, index: 0n }
+          await sleep(random() * RECOVERY_SPREAD_MS, signal)
+          continue
+        }
         const next = nextQuery(state, outcome, clock.monotonicMs(), random)
         state = next.state
         if (outcome.kind === 'answer' && !outcome.mayBlock) await napBetweenPolls(next.delayMs)
@@ -258,7 +298,9 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
         for (const refresher of refreshers.get(subject) ?? []) refresher()
     },
     pollingCount: () => pollingCount,
+    retry,
     close() {
+      stopListening()
       for (const watch of watches) watch.close()
     },
   }
@@ -308,9 +350,15 @@ function requireUsable(answer: ConsulAnswer, path: string, hasOlder: boolean): v
   const what = `GET ${path.split('?', 1)[0]}`
   // "Not found" with an index is an answer like any other: Consul blocks until the thing exists.
   if (answer.status === 404 && answer.index !== undefined && answer.index !== '0') return
-  requireOk(answer, what)
+  requireOk(answer, what, ruleFor(path))
   if (answer.body === undefined)
     throw new MeshError('HM_CONSUL_ANSWER_MALFORMED', `Answer of Consul to ${what} is empty`)
+  // Before it is digested: no list that is made use of may be as long.
+  if (Array.isArray(answer.body) && answer.body.length > MAX_ELEMENTS)
+    throw new MeshError(
+      'HM_CONSUL_ANSWER_TOO_LARGE',
+      `Answer of Consul to ${what} lists ${answer.body.length} entries, more than ${MAX_ELEMENTS}`,
+    )
   const lastContactMs = answer.lastContactMs ?? 0
   if (lastContactMs > MAX_LAST_CONTACT_MS && hasOlder)
     throw new MeshError(

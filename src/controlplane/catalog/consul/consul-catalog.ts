@@ -10,7 +10,9 @@ import { createFollower, type Follower } from './blocking-query.ts'
 import { SUMMARY_PATH, startChangeHints } from './change-hints.ts'
 import { type AgentSelf, decodeAgentSelf, decodeServiceNames } from './decode.ts'
 import { type IntentionWatch, watchIntentions } from './intentions.ts'
+import { startPulse } from './pulse.ts'
 import { createRegistrar } from './registration.ts'
+import { AGENT_RULE } from './rights.ts'
 import { type ServiceNamesWatch, watchServiceNames } from './service-names.ts'
 import { type ServiceWatch, SIGHT_MS, type Sight, watchOneService } from './service-watch.ts'
 import {
@@ -59,7 +61,16 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
   const sight = createSight(transport, clock)
   const hints = startChangeHints(follower)
   const serviceWatches = new Set<ServiceWatch>()
-  const otherWatches = new Set<IntentionWatch | ServiceNamesWatch>()
+  const intentionWatches = new Set<IntentionWatch>()
+  const nameWatches = new Set<ServiceNamesWatch>()
+  const pulse = startPulse({
+    ...parts,
+    wantsAll: () => nameWatches.size > 0,
+    onHealed() {
+      for (const watch of nameWatches) watch.recheck()
+      follower.retry()
+    },
+  })
 
   function kept<W extends Watch>(watch: W, watches: Set<W>): Watch {
     watches.add(watch)
@@ -77,7 +88,8 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
       ...follower.health().map((watch) => watch.lastGoodAtMs),
     ].filter((ms) => ms !== undefined)
     const problems = new Set([
-      ...[transport.tokenProblem()].filter((problem) => problem !== undefined),
+      ...transport.problems(),
+      ...[pulse.problem()].filter((problem) => problem !== undefined),
       ...registrar.problems(),
       ...follower
         .health()
@@ -87,11 +99,14 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
             ? `${watch.problem}`
             : `${watch.path.split('?', 1)[0]}: ${watch.problem}`,
         ),
-      ...[...serviceWatches, ...otherWatches].flatMap((watch) => watch.problems()),
+      ...[...serviceWatches, ...intentionWatches, ...nameWatches].flatMap((watch) =>
+        watch.problems(),
+      ),
     ])
     return {
       lastGoodAtMs: goodAtMs.length === 0 ? undefined : Math.max(...goodAtMs),
       problems: [...problems].slice(0, MAX_PROBLEMS),
+      lastContactMs: pulse.lastContactMs(),
     }
   }
 
@@ -105,9 +120,9 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
         serviceWatches,
       ),
     watchServiceNames: (onChange, last) =>
-      kept(watchServiceNames(onChange, { ...parts, follower, last }), otherWatches),
+      kept(watchServiceNames(onChange, { ...parts, follower, last }), nameWatches),
     watchPolicies: (destinations, onChange, last) =>
-      kept(watchIntentions(destinations, onChange, { ...parts, follower, last }), otherWatches),
+      kept(watchIntentions(destinations, onChange, { ...parts, follower, last }), intentionWatches),
     register: async (services, tunnelPort) => {
       if (options.register !== false) await registrar.register(services, tunnelPort)
     },
@@ -116,7 +131,8 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
     async [Symbol.asyncDispose]() {
       registrar.close()
       hints.close()
-      for (const watch of [...serviceWatches, ...otherWatches]) watch.close()
+      pulse.close()
+      for (const watch of [...serviceWatches, ...intentionWatches, ...nameWatches]) watch.close()
       follower.close()
       transport[Symbol.dispose]()
     },
@@ -126,7 +142,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
 /** Asks an agent who it is: node name, datacenter, address, version. One call, no retry. */
 export async function readAgentSelf(transport: ConsulTransport): Promise<AgentSelf> {
   const answer = await transport.call('GET', '/v1/agent/self')
-  return decodeAgentSelf(requireOk(answer, 'reading /v1/agent/self (agent:read)').body)
+  return decodeAgentSelf(requireOk(answer, 'reading /v1/agent/self (agent:read)', AGENT_RULE).body)
 }
 
 function createSight(transport: ConsulTransport, clock: Clock): Sight {

@@ -17,6 +17,7 @@ import type { Follower, FollowWatch } from './blocking-query.ts'
 import { decodeAgentSelf, parseDefaultPolicy } from './decode.ts'
 import { decodeIntentions } from './decode-intentions.ts'
 import { FAILURE_BACKOFF } from './query-state.ts'
+import { AGENT_RULE, readRule } from './rights.ts'
 import { type ConsulAnswer, type ConsulTransport, requireOk } from './transport.ts'
 
 /** A running watch of intentions. */
@@ -124,14 +125,15 @@ export function watchIntentions(
   async function readMatch(names: readonly string[]): Promise<ConsulAnswer> {
     const path = matchPath(names)
     const what = 'reading the intentions'
+    const rule = names.slice(0, 5).map(readRule).join(' ')
     const first = await transport.call('GET', path, { signal })
     // Without a leader only a stale read is answered. It may be older than what we know, so it is only
     // good enough while we know nothing.
     const isUnknown = (name: string): boolean =>
       !rulesByDestination.has(name) && !remembered.has(name)
     if (first.status === 500 && names.some(isUnknown))
-      return requireOk(await transport.call('GET', `${path}&stale`, { signal }), what)
-    return requireOk(first, what)
+      return requireOk(await transport.call('GET', `${path}&stale`, { signal }), what, rule)
+    return requireOk(first, what, rule)
   }
 
   async function readDefaultPolicy(): Promise<void> {
@@ -144,7 +146,7 @@ export function watchIntentions(
     if (isFresh && defaultPolicy !== undefined) return
     try {
       const answer = await transport.call('GET', '/v1/agent/self', { signal })
-      const self = decodeAgentSelf(requireOk(answer, 'reading the default policy').body)
+      const self = decodeAgentSelf(requireOk(answer, 'reading the default policy', AGENT_RULE).body)
       selfReadAtMs = clock.monotonicMs()
       defaultPolicy = self.defaultPolicy ?? defaultPolicy
       defaultProblem = self.defaultPolicy === undefined ? DEFAULT_UNKNOWN : undefined
@@ -200,6 +202,7 @@ export function watchIntentions(
   }
 
   if (destinations.length > 0) setImmediate(() => void run())
+  const stopListening = transport.onTokenChange(wake)
   return {
     problems: () => [
       ...problemByBatch.values(),
@@ -209,6 +212,7 @@ export function watchIntentions(
     lastGoodAtMs: () => lastGoodAtMs,
     close() {
       closing.abort()
+      stopListening()
       wakeUp?.close()
     },
   }

@@ -1,5 +1,5 @@
 /**
- * Limits on JSON text before it is parsed: how long, and how deeply nested.
+ * Limits on JSON text before it is parsed: how long, how deeply nested, how many values.
  *
  * Counting happens as the bytes arrive, so a hostile answer is cut off before it is held in memory
  * whole. Malformed JSON is not this file's matter; the parser refuses it.
@@ -12,12 +12,19 @@ export const MAX_BODY_BYTES = 16 * 1024 * 1024
 /** Deepest nesting of objects and arrays; Consul's own answers stay below 12. */
 export const MAX_DEPTH = 32
 
+/**
+ * Most values of one answer. The 5,000 instances that a service may have are half of that; sixteen megabytes of
+ * `[],[],` would be five millions, and take a gigabyte and seconds.
+ */
+export const MAX_VALUES = 1_000_000
+
 const QUOTE = 0x22
 const BACKSLASH = 0x5c
 const OPEN_OBJECT = 0x7b
 const CLOSE_OBJECT = 0x7d
 const OPEN_ARRAY = 0x5b
 const CLOSE_ARRAY = 0x5d
+const COMMA = 0x2c
 
 /** Watches the bytes of one JSON text go by. */
 export interface JsonLimiter {
@@ -35,6 +42,7 @@ export function createJsonLimiter(
 ): JsonLimiter {
   let bytes = 0
   let depth = 0
+  let values = 0
   let inString = false
   let escaped = false
   return {
@@ -58,8 +66,15 @@ export function createJsonLimiter(
               'HM_CONSUL_ANSWER_TOO_DEEP',
               `Answer of Consul is nested deeper than ${maxDepth} levels`,
             )
-        } else if (byte === CLOSE_OBJECT || byte === CLOSE_ARRAY) depth -= 1
+          values += 1
+        } else if (byte === COMMA) values += 1
+        else if (byte === CLOSE_OBJECT || byte === CLOSE_ARRAY) depth -= 1
       }
+      if (values > MAX_VALUES)
+        throw new MeshError(
+          'HM_CONSUL_ANSWER_TOO_LARGE',
+          `Answer of Consul holds more than ${MAX_VALUES} values`,
+        )
     },
   }
 }

@@ -23,7 +23,8 @@ import {
   proxyIdOf,
   ttlCheckIdOf,
 } from './registration-plan.ts'
-import { type ConsulTransport, requireOk } from './transport.ts'
+import { writeRule } from './rights.ts'
+import { type ConsulTransport, forbidden, requireOk } from './transport.ts'
 
 /** Keeps registrations in place. */
 export interface Registrar {
@@ -59,8 +60,11 @@ const LOOK_MS = 2_000
 /** The TTL checks are beaten this often; they run out after 30 s. */
 const BEAT_MS = 10_000
 
-/** After a failure: soon. A restarted agent takes our checks for critical until the first beat. */
-const RETRY = { minMs: 300, maxMs: 3_000 }
+/**
+ * After a failure: soon. An agent that was away for longer than our checks may go without a beat takes them for
+ * critical when it is back, and tells the servers so as soon as it has joined them: the beat should come first.
+ */
+const RETRY = { minMs: 300, maxMs: 1_000 }
 
 /** Deadline of deregister(), milliseconds. */
 export const DEREGISTER_MS = 5_000
@@ -117,6 +121,8 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
     })
     // The package says no more than "forbidden" of a missing right.
     await registered.catch((cause: unknown) => {
+      if (statusOf(cause) === 403)
+        throw forbidden(`registering ${service.id}`, describeError(cause), writeRule(service.name))
       throw new MeshError(
         'HM_CONSUL_REGISTRATION_FAILED',
         `Cannot register ${service.id} (service:write on ${service.name})`,
@@ -132,10 +138,8 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
       body: proxy,
       signal: closing.signal,
     })
-    requireOk(
-      answer,
-      `registering ${proxy.ID} (service:write on ${proxy.Proxy.DestinationServiceName})`,
-    )
+    const rule = [proxy.Proxy.DestinationServiceName, proxy.Name].map(writeRule).join(' ')
+    requireOk(answer, `registering ${proxy.ID}`, rule)
     log.info('Registered proxy', { id: proxy.ID, port: proxy.Port })
   }
 
@@ -157,7 +161,7 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
     try {
       if (isWithdrawn)
         await consul.agent.check.fail({ id, note: 'Service is not registered', ...callOptions() })
-      else await consul.agent.check.pass({ id, ...callOptions() })
+      else await consul.agent.check.pass({ id, note: 'The daemon is up', ...callOptions() })
     } catch (error) {
       log.debug('Check is missing', { id, reason: describeError(error) })
       if (isWithdrawn) return
@@ -185,7 +189,9 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
       const present = await readAgent(closing.signal)
       const plan = planRegistration(desired, tunnelPort, present, options.nodeAddress)
       const isTimeToBeat = unreachable !== undefined || clock.monotonicMs() - beatenAtMs >= BEAT_MS
-      if (isTimeToBeat) beatenAtMs = clock.monotonicMs()
+      // What was never beaten is forgotten when the agent restarts, so what is new is beaten at the next look.
+      if (plan.proxies.length > 0) beatenAtMs = Number.NEGATIVE_INFINITY
+      else if (isTimeToBeat) beatenAtMs = clock.monotonicMs()
       const nowWithdrawn = new Set(plan.withdrawn)
       const beating = desired.filter(
         ({ id }) =>
@@ -272,6 +278,11 @@ async function failuresOf(work: readonly Promise<void>[]): Promise<readonly stri
   return results
     .filter((result) => result.status === 'rejected')
     .map((result) => describeError(result.reason))
+}
+
+/** The HTTP status with which the package's error came, if any. */
+function statusOf(error: unknown): unknown {
+  return error instanceof Error && 'statusCode' in error ? error.statusCode : undefined
 }
 
 /** What the package needs to form a URL; which socket it uses is decided by the HTTP agent it is given. */

@@ -23,6 +23,8 @@ import { type ConsulTransport, requireOk } from './transport.ts'
 export interface ServiceNamesWatch extends Watch {
   /** What is wrong now, one sentence each. */
   problems(): readonly string[]
+  /** Asks again about all names that nobody answered Connect for: what the token may see has changed. */
+  recheck(): void
 }
 
 /** What the watch is built from. */
@@ -160,6 +162,10 @@ export function watchServiceNames(
   setImmediate(() => void run())
   return {
     problems: () => (problem === undefined ? [] : [problem]),
+    recheck() {
+      for (const [name, { isMesh }] of verdictByName) if (!isMesh) verdictByName.delete(name)
+      napping.abort()
+    },
     close() {
       closing.abort()
       listing.close()

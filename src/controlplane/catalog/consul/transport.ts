@@ -5,23 +5,29 @@
  * allows 200 connections per caller, and one blocking query holds one. Every call has a deadline and a
  * limit on what it reads; redirects are not followed; the token never appears in a message.
  */
-import { readFileSync, statSync } from 'node:fs'
 import http from 'node:http'
 import https from 'node:https'
 import { createGunzip } from 'node:zlib'
 import { type Clock, systemClock } from '../../../lib/clock.ts'
 import { errorCode, MeshError } from '../../../lib/errors.ts'
+import {
+  type AgentTls,
+  type AgentTlsFiles,
+  type AgentTlsMaterial,
+  createAgentTls,
+} from './agent-tls.ts'
 import { createJsonLimiter } from './json-limits.ts'
+import { createTokenSource } from './token-source.ts'
 
 /** Where the agent is and how to talk to it. Same fields as the `catalog` section of the configuration. */
-export interface ConsulAddress {
+export interface ConsulAddress extends AgentTlsFiles {
   /** `http://host:port`, `https://host:port` or `unix:///path`. */
   readonly address: string
   readonly token?: string | undefined
   /** Holds the token; read again when it changes. Wins over `token`. */
   readonly tokenFile?: string | undefined
-  /** Roots for an https address, PEM. The system's roots unless given. */
-  readonly caFile?: string | undefined
+  /** The name in the agent's certificate, where it is not the host of the address. */
+  readonly tlsServerName?: string | undefined
   /** Deadline of a call that does not block, milliseconds. */
   readonly requestTimeout: number
 }
@@ -61,8 +67,10 @@ export interface ConsulTransport extends Disposable {
   readonly requestTimeoutMs: number
   /** The token of the moment; undefined for the anonymous one. */
   token(): string | undefined
-  /** What is wrong with the token file now; undefined when nothing is. */
-  tokenProblem(): string | undefined
+  /** What is wrong with the files of token and certificate now, one sentence each. */
+  problems(): readonly string[]
+  /** Calls `listener` whenever the token has become another. Returns what ends that. */
+  onTokenChange(listener: () => void): () => void
   /**
    * Calls `path` (which begins with `/v1/`) and reads the whole answer.
    * @throws MeshError HM_CONSUL_UNREACHABLE, HM_CONSUL_TIMEOUT, HM_CONSUL_ANSWER_TOO_LARGE,
@@ -77,31 +85,27 @@ export const WATCH_SOCKETS = 64
 /** Connections for everything else. */
 const PLAIN_SOCKETS = 4
 
-/** How often the token file is looked at. */
-const TOKEN_CHECK_MS = 2_000
-
-/** A Consul token is a UUID of 36 characters; JWTs used as tokens are longer. */
-const MAX_TOKEN_BYTES = 8_192
-
 /** How much of an error's body is kept. */
 const MAX_ERROR_TEXT = 300
 
 /**
  * Opens the transport; nothing is connected yet.
- * @throws MeshError HM_CONSUL_ADDRESS_INVALID, HM_CONSUL_CA_UNREADABLE, HM_CONSUL_TOKEN_UNREADABLE
+ * @throws MeshError HM_CONSUL_ADDRESS_INVALID, HM_CONSUL_CA_UNREADABLE, HM_CONSUL_CERT_UNUSABLE,
+ * HM_CONSUL_TOKEN_UNREADABLE, HM_CONSUL_TOKEN_INVALID
  */
 export function createTransport(
   options: ConsulAddress,
   clock: Clock = systemClock,
 ): ConsulTransport {
-  const target = parseTarget(options)
+  const target = parseTarget(options, clock)
   const agentOptions: https.AgentOptions = {
     keepAlive: true,
     scheduling: 'lifo',
     // The agents know the way by themselves, so that the `consul` package needs only one of them.
     ...(target.socketPath === undefined ? {} : { socketPath: target.socketPath }),
     ...(target.host === undefined ? {} : { host: target.host, port: target.port }),
-    ...(target.ca === undefined ? {} : { ca: target.ca }),
+    ...(options.tlsServerName === undefined ? {} : { servername: options.tlsServerName }),
+    ...target.tls?.current(),
   }
   const { protocol } = target
   const watchAgent = protocol.createAgent({ ...agentOptions, maxSockets: WATCH_SOCKETS })
@@ -119,12 +123,18 @@ export function createTransport(
     const timeoutMs = Math.ceil(callOptions.timeoutMs ?? options.requestTimeout)
     const payload =
       callOptions.body === undefined ? undefined : Buffer.from(JSON.stringify(callOptions.body))
+    if (target.tls !== undefined)
+      for (const agent of [watchAgent, plainAgent]) useForNext(agent, target.tls.current())
     const headers: http.OutgoingHttpHeaders = {
       accept: 'application/json',
       'accept-encoding': 'gzip',
     }
-    const currentToken = token.current()
-    if (currentToken !== undefined) headers['x-consul-token'] = currentToken
+    const setToken = (value: string | undefined): string | undefined => {
+      if (value === undefined) delete headers['x-consul-token']
+      else headers['x-consul-token'] = value
+      return value
+    }
+    const usedToken = setToken(token.current())
     if (payload !== undefined) headers['content-type'] = 'application/json'
     if (method === 'PUT') headers['content-length'] = payload?.length ?? 0
     const request = {
@@ -142,15 +152,18 @@ export function createTransport(
     ])
     const exchangeOnce = (): Promise<ConsulAnswer> =>
       exchange(() => protocol.request(request), payload, signal)
-    try {
-      try {
-        return await exchangeOnce()
-      } catch (error) {
-        // The agent may close an idle connection at the very moment we reuse it; that says nothing
-        // about the agent, and every call here may be repeated.
+    // The agent may close an idle connection at the very moment we reuse it; that says nothing
+    // about the agent, and every call here may be repeated.
+    const exchangeOrRepeat = (): Promise<ConsulAnswer> =>
+      exchangeOnce().catch((error: unknown) => {
         if (!(error instanceof StaleConnection)) throw error
-        return await exchangeOnce()
-      }
+        return exchangeOnce()
+      })
+    try {
+      const answer = await exchangeOrRepeat()
+      if (answer.status !== 401 && answer.status !== 403) return answer
+      // Who rotates a token deletes the old one: a call that was refused with it is repeated with the new one.
+      return setToken(token.latest()) === usedToken ? answer : await exchangeOrRepeat()
     } catch (error) {
       throw asCallError(error, {
         what: `${method} ${path.split('?', 1)[0]}`,
@@ -167,7 +180,9 @@ export function createTransport(
     plainAgent,
     requestTimeoutMs: options.requestTimeout,
     token: () => token.current(),
-    tokenProblem: () => token.problem(),
+    problems: () =>
+      [token.problem(), target.tls?.problem()].filter((problem) => problem !== undefined),
+    onTokenChange: (listener) => token.onChange(listener),
     call,
     [Symbol.dispose]() {
       // Also ends the calls that wait for a connection, which destroying the agents does not.
@@ -180,19 +195,40 @@ export function createTransport(
 
 /**
  * The answer itself when its status is 2xx.
+ * @param rule what the policy of the token must hold for this call, as Consul writes it
  * @throws MeshError HM_CONSUL_FORBIDDEN (401, 403), HM_CONSUL_RATE_LIMITED (429), HM_CONSUL_REFUSED (any other)
  */
-export function requireOk(answer: ConsulAnswer, what: string): ConsulAnswer {
+export function requireOk(answer: ConsulAnswer, what: string, rule?: string): ConsulAnswer {
   const { status } = answer
   if (status >= 200 && status < 300) return answer
   const reason = answer.text === '' ? `status ${status}` : `status ${status}, ${answer.text}`
-  if (status === 401 || status === 403)
-    throw new MeshError('HM_CONSUL_FORBIDDEN', `Consul does not allow ${what}: ${reason}`, {
-      hint: 'Give the token of hostmesh the rights listed in docs/consul.md',
-    })
+  if (status === 401 || status === 403) throw forbidden(what, reason, rule)
   if (status === 429)
     throw new MeshError('HM_CONSUL_RATE_LIMITED', `Consul limits the rate of ${what}: ${reason}`)
   throw new MeshError('HM_CONSUL_REFUSED', `Consul failed at ${what}: ${reason}`)
+}
+
+/** The error for a call that the token does not allow, or whose token Consul does not know. */
+export function forbidden(what: string, reason: string, rule: string | undefined): MeshError {
+  const hint = 'Give the token of hostmesh the rights listed in docs/consul.md'
+  const message = `Consul does not allow ${what}: ${reason}`
+  if (/ACL not found/i.test(reason))
+    return new MeshError('HM_CONSUL_FORBIDDEN', `${message}; the token is unknown: ${NEW_TOKEN}`)
+  const missing = rule === undefined ? '' : `; the policy of the token needs: ${rule}`
+  return new MeshError('HM_CONSUL_FORBIDDEN', `${message}${missing}`, { hint })
+}
+
+/** What to do about a token that Consul does not know (any more). */
+export const NEW_TOKEN = 'write a valid one into the token file'
+
+/**
+ * Has an agent open its next connections with `material`. Node's types do not show the options that an agent
+ * merges into each request, but its documents do not forbid them either; the `consul` package, which shares
+ * the agent, knows no other way.
+ */
+function useForNext(agent: http.Agent, material: AgentTlsMaterial): void {
+  const options: unknown = Reflect.get(agent, 'options')
+  if (typeof options === 'object' && options !== null) Object.assign(options, material)
 }
 
 /** A reused connection died before it carried an answer. */
@@ -206,7 +242,7 @@ interface Target {
   readonly host: string | undefined
   readonly port: number | undefined
   readonly socketPath: string | undefined
-  readonly ca: Buffer | undefined
+  readonly tls: AgentTls | undefined
 }
 
 const plainHttp: Target['protocol'] = {
@@ -219,11 +255,11 @@ const httpOverTls: Target['protocol'] = {
   request: (options) => https.request(options),
 }
 
-function parseTarget(options: ConsulAddress): Target {
+function parseTarget(options: ConsulAddress, clock: Clock): Target {
   if (options.address.startsWith('unix://')) {
     const socketPath = options.address.slice('unix://'.length)
     if (!socketPath.startsWith('/')) throw invalidAddress(options.address)
-    return { protocol: plainHttp, host: undefined, port: undefined, socketPath, ca: undefined }
+    return { protocol: plainHttp, host: undefined, port: undefined, socketPath, tls: undefined }
   }
   const url = URL.parse(options.address)
   if (url === null || url.username !== '' || url.pathname !== '/' || url.search !== '')
@@ -232,12 +268,12 @@ function parseTarget(options: ConsulAddress): Target {
   const host = url.hostname.replace(/^\[|\]$/g, '')
   if (url.protocol === 'http:') {
     const port = url.port === '' ? 80 : Number(url.port)
-    return { protocol: plainHttp, host, port, socketPath: undefined, ca: undefined }
+    return { protocol: plainHttp, host, port, socketPath: undefined, tls: undefined }
   }
   if (url.protocol !== 'https:') throw invalidAddress(options.address)
   const port = url.port === '' ? 443 : Number(url.port)
-  const ca = options.caFile === undefined ? undefined : readCa(options.caFile)
-  return { protocol: httpOverTls, host, port, socketPath: undefined, ca }
+  const tls = createAgentTls(options, clock)
+  return { protocol: httpOverTls, host, port, socketPath: undefined, tls }
 }
 
 function invalidAddress(address: string): MeshError {
@@ -245,96 +281,6 @@ function invalidAddress(address: string): MeshError {
     'HM_CONSUL_ADDRESS_INVALID',
     `Cannot use "${address}" as the address of Consul`,
     { hint: 'Write http://host:port, https://host:port or unix:///path' },
-  )
-}
-
-function readCa(path: string): Buffer {
-  try {
-    return readFileSync(path)
-  } catch (cause) {
-    throw new MeshError(
-      'HM_CONSUL_CA_UNREADABLE',
-      `Cannot read the roots for Consul from ${path}`,
-      {
-        cause,
-      },
-    )
-  }
-}
-
-interface TokenSource {
-  current(): string | undefined
-  problem(): string | undefined
-}
-
-/** The first read must succeed; later failures keep the token that worked. */
-function createTokenSource(options: ConsulAddress, clock: Clock): TokenSource {
-  const { tokenFile } = options
-  if (tokenFile === undefined) {
-    const fixed = checkToken(options.token ?? '', 'the configuration')
-    return { current: () => fixed, problem: () => undefined }
-  }
-  let stamp = fileStamp(tokenFile)
-  let token = readToken(tokenFile)
-  let checkedAtMs = clock.monotonicMs()
-  let problem: string | undefined
-  return {
-    problem: () => problem,
-    current() {
-      if (clock.monotonicMs() - checkedAtMs < TOKEN_CHECK_MS) return token
-      checkedAtMs = clock.monotonicMs()
-      try {
-        const now = fileStamp(tokenFile)
-        if (now !== stamp) {
-          token = readToken(tokenFile)
-          stamp = now
-        }
-        problem = undefined
-      } catch (error) {
-        problem = error instanceof Error ? error.message : String(error)
-      }
-      return token
-    },
-  }
-}
-
-function fileStamp(path: string): string {
-  try {
-    const { mtimeMs, size, ino } = statSync(path)
-    return `${mtimeMs} ${size} ${ino}`
-  } catch (cause) {
-    throw tokenUnreadable(path, cause)
-  }
-}
-
-function readToken(path: string): string | undefined {
-  let bytes: Buffer
-  try {
-    bytes = readFileSync(path)
-  } catch (cause) {
-    throw tokenUnreadable(path, cause)
-  }
-  return checkToken(
-    bytes
-      .subarray(0, MAX_TOKEN_BYTES + 1)
-      .toString('latin1')
-      .trim(),
-    path,
-  )
-}
-
-function tokenUnreadable(path: string, cause: unknown): MeshError {
-  return new MeshError('HM_CONSUL_TOKEN_UNREADABLE', `Cannot read the Consul token from ${path}`, {
-    cause,
-  })
-}
-
-function checkToken(token: string, origin: string): string | undefined {
-  if (token === '') return undefined
-  if (token.length <= MAX_TOKEN_BYTES && /^[\x21-\x7e]+$/.test(token)) return token
-  throw new MeshError(
-    'HM_CONSUL_TOKEN_INVALID',
-    `Cannot use the Consul token from ${origin}: it is not one line of printable ASCII`,
   )
 }
 

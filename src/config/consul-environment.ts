@@ -1,0 +1,92 @@
+/**
+ * The environment variables that Consul's own command reads, as far as they say where the agent is and how
+ * to talk to it. They fill what the file leaves out. Pure.
+ *
+ * One that asks for what hostmesh does not do is an error, not a silence: with CONSUL_HTTP_SSL_VERIFY=false
+ * the certificate of the agent, and with it the token, would be anybody's.
+ */
+import { resolve } from 'node:path'
+import { type Config, consulAddress } from './schema.ts'
+
+/** Environment variables by name, as in `process.env`. */
+export type Environment = Readonly<Record<string, string | undefined>>
+
+/** Variables that mean what a key of the `catalog` section means. */
+const SAME_AS_KEY = [
+  ['CONSUL_CACERT', 'caFile'],
+  ['CONSUL_CLIENT_CERT', 'certFile'],
+  ['CONSUL_CLIENT_KEY', 'keyFile'],
+  ['CONSUL_TLS_SERVER_NAME', 'tlsServerName'],
+] as const
+
+/** Variables that hostmesh would have to ignore, and what to do in place of them. */
+const NOT_SUPPORTED = [
+  [
+    'CONSUL_CAPATH',
+    'a folder of roots is not read: write them into one file, and give that as CONSUL_CACERT',
+  ],
+  [
+    'CONSUL_HTTP_AUTH',
+    'HTTP basic authentication is not spoken: give the agent an address without it',
+  ],
+] as const
+
+/**
+ * Fills what the file does not say about the Consul agent.
+ * @param isGiven whether the file has this key of the `catalog` section
+ */
+export function withConsulEnvironment(
+  config: Config,
+  isGiven: (key: string) => boolean,
+  env: Environment,
+): { readonly config: Config; readonly problems: readonly string[] } {
+  const { catalog } = config
+  if (catalog.kind !== 'consul') return { config, problems: [] }
+  const problems: string[] = []
+  const told = (name: string): string => env[name] ?? ''
+  const filled = { ...catalog }
+
+  const address = told('CONSUL_HTTP_ADDR')
+  for (const name of ['CONSUL_HTTP_SSL', 'CONSUL_HTTP_SSL_VERIFY'])
+    if (told(name) !== '' && truth(told(name)) === undefined)
+      problems.push(`${name} in the environment must be true or false`)
+  const isSsl = truth(told('CONSUL_HTTP_SSL')) === true
+  if (!isGiven('address')) {
+    if (address !== '')
+      filled.address = (
+        address.includes('://') ? address : `${isSsl ? 'https' : 'http'}://${address}`
+      ).replace(/\/+$/, '')
+    if (isSsl) filled.address = filled.address.replace(/^http:/, 'https:')
+    if (!consulAddress.safeParse(filled.address).success)
+      problems.push(
+        `CONSUL_HTTP_ADDR in the environment is no agent address: ${JSON.stringify(address)}`,
+      )
+  }
+
+  if (!isGiven('token') && !isGiven('tokenFile')) {
+    const [tokenFile, token] = [told('CONSUL_HTTP_TOKEN_FILE'), told('CONSUL_HTTP_TOKEN')]
+    if (tokenFile !== '') filled.tokenFile = resolve(tokenFile)
+    else if (token !== '') filled.token = token
+  }
+
+  const isHttps = filled.address.startsWith('https:')
+  for (const [name, key] of SAME_AS_KEY) {
+    // An environment made for several tools names files that this address has no use for.
+    if (told(name) === '' || isGiven(key) || !(isHttps || key === 'caFile')) continue
+    filled[key] = key === 'tlsServerName' ? told(name) : resolve(told(name))
+  }
+  if (isHttps && truth(told('CONSUL_HTTP_SSL_VERIFY')) === false)
+    problems.push(
+      'CONSUL_HTTP_SSL_VERIFY in the environment turns off the check of the agent, which would hand the token to anybody: unset it, and give its roots as caFile or CONSUL_CACERT',
+    )
+  for (const [name, advice] of NOT_SUPPORTED)
+    if (told(name) !== '') problems.push(`${name} is set in the environment, but ${advice}`)
+  return { config: { ...config, catalog: filled }, problems }
+}
+
+/** As Go reads it; undefined for anything else. */
+function truth(text: string): boolean | undefined {
+  if (['1', 't', 'T', 'TRUE', 'true', 'True'].includes(text)) return true
+  if (['0', 'f', 'F', 'FALSE', 'false', 'False'].includes(text)) return false
+  return undefined
+}
