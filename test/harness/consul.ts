@@ -3,12 +3,14 @@
  * datacenters, a server for each; they are joined over the WAN, and dc1 is the primary of them.
  *
  * Each agent also listens on a unix socket, which is how the test process talks to it from outside of its
- * namespace. ACLs are off, so Consul's default is to allow; a `* -> *` deny makes it the harness's default.
+ * namespace. ACLs are off unless asked for, so Consul's default is to allow; a `* -> *` deny makes it the
+ * harness's default.
  */
 import { mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 
 import type { ConfigInput } from '../../src/config/schema.ts'
+import { ConsulAcl, documentedPolicy } from './consul-acl.ts'
 import { httpOverSocket } from './daemon.ts'
 import { eventually } from './eventually.ts'
 import type { Namespace, Network } from './network.ts'
@@ -37,6 +39,8 @@ const FAST_GOSSIP = {
 /** One agent, server or client. */
 export class ConsulAgent implements AsyncDisposable {
   readonly socketPath: string
+  /** What the test's own requests are made with. */
+  token: string | undefined
   private readonly folder: string
   private readonly namespace: Namespace
   /** Definitions that {@link ConsulAgent.define} writes, as an operator's /etc/consul.d has them. */
@@ -106,11 +110,17 @@ export class ConsulAgent implements AsyncDisposable {
   }
 
   async get(path: string): Promise<unknown> {
-    return JSON.parse(await httpOverSocket(this.socketPath, { path }))
+    return JSON.parse(await httpOverSocket(this.socketPath, { path, token: this.token }))
+  }
+
+  /** Writes, and returns what is answered. */
+  async ask(path: string, body: unknown, method: 'PUT' | 'POST'): Promise<unknown> {
+    const { token } = this
+    return JSON.parse(await httpOverSocket(this.socketPath, { path, method, body, token }))
   }
 
   async put(path: string, body: unknown, method = 'PUT'): Promise<void> {
-    await httpOverSocket(this.socketPath, { path, method, body })
+    await httpOverSocket(this.socketPath, { path, method, body, token: this.token })
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -138,29 +148,53 @@ export class ConsulAgent implements AsyncDisposable {
 /** Which hosts are in another datacenter than dc1. */
 export type Datacenters = Readonly<Record<string, string>>
 
+/** How a cluster differs from the usual one, which has one server and no ACLs. */
+export interface ClusterOptions {
+  /** ACLs are on and deny what nobody allowed; in one datacenter. Daemons get tokens with the policy of docs/consul.md. */
+  readonly acl?: 'deny'
+  /** Servers of dc1; one unless given, each further one on a host of its own: {@link furtherServerHosts}. */
+  readonly servers?: number
+  /** Settings that differ between servers and clients. */
+  readonly settingsOf?: (node: 'server' | 'client') => Readonly<Record<string, unknown>>
+}
+
 /** How the agents of a mesh differ from the usual. */
-export interface ConsulOptions {
+export interface ConsulOptions extends ClusterOptions {
   readonly datacenters?: Datacenters | undefined
   /** What replaces the harness's own in the configuration of all agents. */
   readonly settings?: Readonly<Record<string, unknown>> | undefined
+}
+
+/** Names of the hosts that further servers run on; add them to the network. */
+export function furtherServerHosts({ servers = 1 }: ClusterOptions): readonly string[] {
+  return Array.from({ length: servers - 1 }, (_, index) => `${CONSUL_HOST}${index + 2}`)
+}
+
+interface ConsulParts {
+  readonly servers: ReadonlyMap<string, ConsulAgent>
+  readonly furtherServers: readonly ConsulAgent[]
+  readonly agents: ReadonlyMap<string, ConsulAgent>
+  readonly datacenters: Datacenters
+  readonly acl: ConsulAcl | undefined
 }
 
 /** The servers, the agents of all hosts, and the catalog they make up. */
 export class Consul implements TestCatalog {
   /** That of dc1. */
   readonly server: ConsulAgent
+  /** The others of dc1. */
+  readonly furtherServers: readonly ConsulAgent[]
   private readonly servers: ReadonlyMap<string, ConsulAgent>
   private readonly agents: ReadonlyMap<string, ConsulAgent>
   private readonly datacenters: Datacenters
+  private readonly aclOrNone: ConsulAcl | undefined
 
-  private constructor(
-    servers: ReadonlyMap<string, ConsulAgent>,
-    agents: ReadonlyMap<string, ConsulAgent>,
-    datacenters: Datacenters,
-  ) {
-    this.servers = servers
-    this.agents = agents
-    this.datacenters = datacenters
+  private constructor(parts: ConsulParts) {
+    this.servers = parts.servers
+    this.furtherServers = parts.furtherServers
+    this.agents = parts.agents
+    this.datacenters = parts.datacenters
+    this.aclOrNone = parts.acl
     this.server = this.serverOf(PRIMARY_DATACENTER)
   }
 
@@ -171,7 +205,7 @@ export class Consul implements TestCatalog {
     hosts: readonly string[],
     options: ConsulOptions = {},
   ): Promise<Consul> {
-    const { datacenters = {}, settings = {} } = options
+    const { datacenters = {}, settings = {}, settingsOf } = options
     const agentOn = (host: string): readonly [string, ConsulAgent] => [
       host,
       new ConsulAgent(join(folder, `consul-${host}`), network.host(host)),
@@ -183,25 +217,49 @@ export class Consul implements TestCatalog {
         new ConsulAgent(join(folder, `server-${name}`), network.host(consulHostOf(name))),
       ]),
     )
-    const consul = new Consul(servers, new Map(hosts.map(agentOn)), datacenters)
+    const agents = new Map(hosts.map(agentOn))
+    const furtherServers = furtherServerHosts(options).map(
+      (host) => new ConsulAgent(join(folder, host), network.host(host)),
+    )
+    const acl = options.acl === 'deny' ? new ConsulAcl(folder) : undefined
+    const consul = new Consul({ servers, furtherServers, agents, datacenters, acl })
+    const everybody = [...servers.values(), ...furtherServers, ...agents.values()]
+    for (const agent of everybody) agent.token = acl?.management
+    const usual = {
+      server: true,
+      connect: { enabled: true },
+      performance: { raft_multiplier: 1 },
+      ...settings,
+      ...settingsOf?.('server'),
+      ...acl?.settings('server'),
+    }
     const federation = (datacenter: string): Record<string, unknown> =>
       names.length === 1 ? {} : { datacenter, primary_datacenter: PRIMARY_DATACENTER }
     try {
       for (const [datacenter, server] of servers) {
         const isPrimary = datacenter === PRIMARY_DATACENTER
         await server.start({
-          server: true,
-          bootstrap_expect: 1,
+          ...usual,
+          bootstrap_expect: isPrimary ? 1 + furtherServers.length : 1,
           node_name: isPrimary ? 'consul-server' : `consul-server-${datacenter}`,
-          connect: { enabled: true },
-          performance: { raft_multiplier: 1 },
           ...federation(datacenter),
-          ...settings,
           ...(isPrimary ? {} : { retry_join_wan: [network.host(CONSUL_HOST).ip] }),
         })
         // A secondary that finds no primary has no certificates for half a minute.
         if (names.length > 1) await server.ready()
         if (!isPrimary) await server.signs()
+      }
+      for (const [index, server] of furtherServers.entries())
+        await server.start({
+          ...usual,
+          bootstrap_expect: 1 + furtherServers.length,
+          node_name: `consul-server-${index + 2}`,
+          retry_join: [network.host(CONSUL_HOST).ip],
+          retry_interval: '500ms',
+        })
+      if (acl !== undefined) {
+        await consul.server.ready()
+        acl.useServer(consul.server)
       }
       await Promise.all(
         [...consul.agents].map(([host, agent]) =>
@@ -211,13 +269,14 @@ export class Consul implements TestCatalog {
             retry_interval: '500ms',
             ...federation(consul.datacenterOf(host)),
             ...settings,
+            ...settingsOf?.('client'),
+            ...acl?.settings('client'),
           }),
         ),
       )
-      await Promise.all(
-        [...servers.values(), ...consul.agents.values()].map((agent) => agent.ready()),
-      )
-      await consul.setIntention('*', '*', 'deny')
+      await Promise.all(everybody.map((agent) => agent.ready()))
+      if (acl === undefined) await consul.setIntention('*', '*', 'deny')
+      else for (const [host, agent] of agents) await acl.enrollAgent(agent, host)
     } catch (error) {
       await consul[Symbol.asyncDispose]()
       throw error
@@ -230,6 +289,13 @@ export class Consul implements TestCatalog {
     const agent = this.agents.get(host)
     if (agent === undefined) throw new Error(`No Consul agent on host '${host}'`)
     return agent
+  }
+
+  /** @throws when ACLs are off. */
+  get acl(): ConsulAcl {
+    if (this.aclOrNone === undefined)
+      throw new Error("Start the mesh with cluster: { acl: 'deny' }")
+    return this.aclOrNone
   }
 
   /** The server of one datacenter. */
@@ -245,15 +311,20 @@ export class Consul implements TestCatalog {
   }
 
   sections(host: string): Pick<ConfigInput, 'catalog' | 'certificates' | 'datacenter'> {
+    const tokenFile = this.aclOrNone?.tokenFile(host)
     return {
       datacenter: this.datacenterOf(host),
-      catalog: { kind: 'consul', watch: 'all' },
+      catalog: { kind: 'consul', watch: 'all', ...(tokenFile !== undefined && { tokenFile }) },
       certificates: { kind: 'consul' },
     }
   }
 
-  async prepare(): Promise<void> {
-    // The agents issue certificates on demand.
+  /** The agents issue certificates on demand; with ACLs on, the daemon needs a token. */
+  async prepare(host: string, services: readonly string[]): Promise<void> {
+    const acl = this.aclOrNone
+    if (acl === undefined || acl.hasToken(host)) return
+    const lines = new Set(services.flatMap(documentedPolicy))
+    await acl.giveToken(host, await acl.createToken(`hostmesh-${host}`, [...lines]))
   }
 
   async join(instance: Instance): Promise<void> {
@@ -290,7 +361,7 @@ export class Consul implements TestCatalog {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all(
-      [...this.servers.values(), ...this.agents.values()].map((agent) =>
+      [...this.servers.values(), ...this.furtherServers, ...this.agents.values()].map((agent) =>
         agent[Symbol.asyncDispose](),
       ),
     )

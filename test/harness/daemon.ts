@@ -1,7 +1,7 @@
 /**
  * The daemon under test: the real `hostmesh run` in a host's namespace, asked over its own admin socket.
  */
-import { mkdir, writeFile } from 'node:fs/promises'
+import { mkdir, rm, writeFile } from 'node:fs/promises'
 import { request } from 'node:http'
 import { join } from 'node:path'
 import { stringify } from 'yaml'
@@ -130,6 +130,11 @@ export class Daemon implements AsyncDisposable {
     return this.started().kill()
   }
 
+  /** Removes what it wrote down for its next start. */
+  async forget(): Promise<void> {
+    await rm(this.stateFolder, { recursive: true, force: true })
+  }
+
   signal(signal: NodeJS.Signals): void {
     this.started().signal(signal)
   }
@@ -240,14 +245,17 @@ export interface SocketRequest {
   readonly path: string
   readonly method?: string
   readonly body?: unknown
+  /** An ACL token of Consul. */
+  readonly token?: string | undefined
 }
 
 /** The body of a 200 answer of an HTTP server on a unix socket. @throws for any other status. */
 export function httpOverSocket(socketPath: string, asked: SocketRequest): Promise<string> {
   return new Promise((resolve, reject) => {
-    const { path, method = 'GET', body } = asked
+    const { path, method = 'GET', body, token } = asked
+    const headers = token === undefined ? {} : { 'x-consul-token': token }
     const call = request(
-      { socketPath, path, method, agent: false, timeout: patient(10_000) },
+      { socketPath, path, method, headers, agent: false, timeout: patient(10_000) },
       (response) => {
         const chunks: Buffer[] = []
         response.on('data', (chunk: Buffer) => chunks.push(chunk))

@@ -19,7 +19,14 @@ import { chmod, mkdir, mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { ConfigInput } from '../../src/config/schema.ts'
-import { CONSUL_HOST, Consul, consulHostOf, type Datacenters } from './consul.ts'
+import {
+  type ClusterOptions,
+  CONSUL_HOST,
+  Consul,
+  consulHostOf,
+  type Datacenters,
+  furtherServerHosts,
+} from './consul.ts'
 import { eventually } from './eventually.ts'
 import { FileCatalog } from './file-catalog.ts'
 import { Host } from './host.ts'
@@ -43,6 +50,8 @@ export interface MeshOptions {
   readonly datacenters?: Datacenters
   /** Settings that replace the harness's own in the configuration of every Consul agent. */
   readonly consul?: Readonly<Record<string, unknown>>
+  /** How the cluster of Consul differs from the usual one: ACLs, more servers. */
+  readonly cluster?: ClusterOptions
   /**
    * Sections that replace the harness's own in every host's configuration, or in that of a host by its name. With a Consul `catalog` that follows
    * less than all services, {@link Mesh.settled} waits for those that a host follows.
@@ -69,14 +78,22 @@ export async function startMesh(options: MeshOptions): Promise<Mesh> {
   await chmod(folder, 0o711)
   undo.defer(() => rm(folder, { recursive: true, force: true }))
   undo.defer(onEarlyExit(() => rmSync(folder, { recursive: true, force: true })))
-  const { hosts } = options
+  const { hosts, cluster = {} } = options
   const isConsul = options.catalog === 'consul'
   const { datacenters = {} } = options
-  const consulHosts = [CONSUL_HOST, ...new Set(Object.values(datacenters).map(consulHostOf))]
+  const consulHosts = [
+    CONSUL_HOST,
+    ...furtherServerHosts(cluster),
+    ...new Set(Object.values(datacenters).map(consulHostOf)),
+  ]
   const network = undo.use(await Network.create(isConsul ? [...hosts, ...consulHosts] : hosts))
   const catalog: TestCatalog = undo.use(
     isConsul
-      ? await Consul.create(folder, network, hosts, { datacenters, settings: options.consul })
+      ? await Consul.create(folder, network, hosts, {
+          ...cluster,
+          datacenters,
+          settings: options.consul,
+        })
       : await FileCatalog.create(folder),
   )
   return new Mesh({ options, folder, network, catalog, undo: undo.move() })
@@ -193,6 +210,11 @@ export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposabl
   /** Ends `resource` before the daemons when the mesh ends. */
   own(resource: AsyncDisposable): void {
     this.processes.use(resource)
+  }
+
+  /** Ends `resource` after the daemons, for what they still need to end well. */
+  ownBeyondDaemons(resource: AsyncDisposable): void {
+    this.undo.use(resource)
   }
 
   /** An instance that daemons are expected to know; see {@link settled}. */
