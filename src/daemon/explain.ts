@@ -188,7 +188,7 @@ function explainArrival(
     draft.fail(
       'unknownCaller',
       `Neither ${from} nor the destination ${asked.to} is on ${facts.node}`,
-      `Ask on the host that runs ${from}: it knows how ${from} is recognised and where it is sent`,
+      `Ask on the host that runs ${from}: it knows how ${from} is recognized and where it is sent`,
     )
     return draft.finish(facts, asked, '')
   }
@@ -497,7 +497,7 @@ function divert(facts: HostFacts, caller: LocalService, address: SocketAddress):
           isOwnAddress: isLoopback(address.ip) || facts.addresses.includes(address.ip),
           isKnownInstance,
         })
-  // Not recognised: no rule is its own. The default identity's may still take it.
+  // Not recognized: no rule is its own. The default identity's may still take it.
   if (trace === undefined || (workload === undefined && trace.outcome !== 'diverted')) {
     const why =
       caller.selector === undefined
@@ -508,7 +508,7 @@ function divert(facts: HostFacts, caller: LocalService, address: SocketAddress):
         ? ['Set services[].identity, or give it an upstream port (services[].upstreams[].bindPort)']
         : capture.problems
     return shutOut(text, trace?.rules ?? [], {
-      station: `Nothing recognises it: ${why}`,
+      station: `Nothing recognizes it: ${why}`,
       summary: `${past}: ${why}`,
       next: [...advice, 'hostmesh status says what is wrong with capture'],
     })
@@ -547,7 +547,7 @@ function traced(
       facts.local.find(({ capturePort }) => capturePort === trace.port)?.name ??
       'the default identity'
     return shutOut(text, rules, {
-      station: `It is not recognised as ${caller.name}: diverted to capture port ${trace.port}, that of ${taker}`,
+      station: `It is not recognized as ${caller.name}: diverted to capture port ${trace.port}, that of ${taker}`,
       summary: `The connection would go in the name of ${taker}, not of ${caller.name}`,
       next: [
         'Set services[].identity to what the process really runs as; hostmesh status names what is missing',
@@ -590,12 +590,12 @@ function describeCaller(
       details,
     )
   else if (selector === undefined)
-    draft.station('caller', 'good', `${who}, recognised by the upstream ports it dials`, details)
+    draft.station('caller', 'good', `${who}, recognized by the upstream ports it dials`, details)
   else
     draft.station(
       'caller',
       'good',
-      `${who}, recognised by ${selectorText(selector)}, capture port ${capturePort}`,
+      `${who}, recognized by ${selectorText(selector)}, capture port ${capturePort}`,
       details,
     )
 }

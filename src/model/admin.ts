@@ -139,7 +139,7 @@ export interface LocalServiceEntry {
   readonly id: string
   /** Where the application listens, `ip:port`; null for a pure caller. */
   readonly target: string | null
-  /** How its own connections are recognised, such as `cgroup system.slice/web.service`; null when never captured. */
+  /** How its own connections are recognized, such as `cgroup system.slice/web.service`; null when never captured. */
   readonly identity: string | null
   readonly capturePort: number | null
   readonly upstreams: readonly UpstreamEntry[]

@@ -4,7 +4,7 @@
 import type { SocketAddress } from './address.ts'
 
 /**
- * How the kernel recognises a workload's sockets. Nothing that the client sends can change it.
+ * How the kernel recognizes a workload's sockets. Nothing that the client sends can change it.
  * `cgroup` is a path below the cgroup v2 root (`system.slice/web.service`), `user` a name or numeric
  * uid, `sourceAddress` the address of a container on a local bridge.
  */
@@ -33,7 +33,7 @@ export interface LocalService {
    * tunnel port is all it has.
    */
   readonly connectPort: number | undefined
-  /** How its own outgoing connections are recognised; undefined when it is never captured. */
+  /** How its own outgoing connections are recognized; undefined when it is never captured. */
   readonly selector: WorkloadSelector | undefined
   /** The port its captured connections are diverted to; given with `selector`. */
   readonly capturePort: number | undefined

@@ -15,7 +15,7 @@ test('an allowed pair', () => {
     text,
     `ALLOWED: web may reach db, through a tunnel
 
-✓ caller      web, recognised by cgroup system.slice/web.service, capture port 15100
+✓ caller      web, recognized by cgroup system.slice/web.service, capture port 15100
 ✓ capture     240.0.0.1:5432 is a virtual address: diverted to capture port 15100
                 -A OUTPUT -p tcp -m comment --comment hostmesh -j HOSTMESH_OUTPUT
                 -A HOSTMESH_OUTPUT -d 240.0.0.0/4 -p tcp -m comment --comment hostmesh -j HOSTMESH_LOCAL

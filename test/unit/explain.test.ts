@@ -190,7 +190,7 @@ test('an upstream port needs neither capture nor identity', () => {
   })
 })
 
-test('a caller that no rule recognises goes in the name of the default identity, and that is said', () => {
+test('a caller that no rule recognizes goes in the name of the default identity, and that is said', () => {
   const { capture, local: services } = facts()
   const said = ask('tool', '240.0.0.1:5432', {
     local: [...services, local('anybody', { capturePort: 15_199 })],

@@ -1,7 +1,7 @@
 /**
  * What to register and what to take back, given what the agent has. Pure.
  *
- * Ours is recognised by marks in `Meta` together with the tunnel port, so that a daemon finds what it left
+ * Ours is recognized by marks in `Meta` together with the tunnel port, so that a daemon finds what it left
  * behind before a crash, and never touches what an operator, or another daemon, registered.
  */
 import { formatAddress, type SocketAddress } from '../../../model/address.ts'
