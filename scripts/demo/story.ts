@@ -269,12 +269,7 @@ async function showSecrecy(mesh: Mesh, cast: Cast, note: Note): Promise<number> 
 
 async function showStatus(mesh: Mesh, note: Note): Promise<string> {
   const { daemon } = mesh.host('alpha')
-  for (const command of [
-    'status',
-    'services',
-    'peers',
-    'explain --from storefront --to orders',
-  ]) {
+  for (const command of ['status', 'services', 'peers', 'explain --from storefront --to orders']) {
     const { stdout, stderr } = await daemon.cli(...command.split(' '))
     note(paint('cyan', `alpha$ hostmesh ${command}`))
     note((stdout || stderr).trimEnd())
