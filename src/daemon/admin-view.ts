@@ -103,7 +103,7 @@ export function createAdminView(state: DaemonState, exposition: Exposition): Adm
       const question = await questionOf(state, query)
       const bare = await facts({ service: undefined })
       const { from, to } = pairOf(question)
-      const service = serviceAskedFor(bare, from, to)
+      const service = serviceAskedFor(bare, from, to, (ip) => state.discovery()?.ownerOf(ip))
       return explain(service === undefined ? bare : await facts({ service }), question)
     },
     certs: async () => certs(),

@@ -294,8 +294,10 @@ class Daemon {
         address: { ip: dns.address, port: dns.port },
         datacenter,
         ttlS: Math.floor(dns.ttl / 1_000),
-        lookup: async (service) =>
-          (await this.discovery?.lookup(service, DNS_PATIENCE_MS)) ?? { kind: 'unavailable' },
+        lookup: async (service, needs) =>
+          (await this.discovery?.lookup(service, DNS_PATIENCE_MS, needs)) ?? {
+            kind: 'unavailable',
+          },
         log: this.log.child('dns'),
       }),
     )

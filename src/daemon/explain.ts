@@ -43,14 +43,22 @@ export function explain(facts: HostFacts, question: Question): Explanation {
     : explainConnection(facts, question.connection)
 }
 
-/** The service that a pair is about; undefined when it is none that this host knows. */
-export function serviceAskedFor(facts: HostFacts, from: string, to: string): string | undefined {
+/**
+ * The service that a pair is about; undefined when it is none that this host knows.
+ * @param ownerOf knows the virtual addresses of services that are not followed, too
+ */
+export function serviceAskedFor(
+  facts: HostFacts,
+  from: string,
+  to: string,
+  ownerOf: (virtualIp: string) => string | undefined,
+): string | undefined {
   if (to === '') return undefined
   const target = readTarget(facts, to)
   if (target.kind === 'service') return target.name
   const door = doorAt(facts, target.address)
   if (door !== undefined && isCalled(door.caller, from)) return door.destination
-  return routeOf(facts, target.address)?.service
+  return routeOf(facts, target.address)?.service ?? ownerOf(target.address.ip)
 }
 
 /** What `--to` says. */

@@ -133,8 +133,8 @@ describe('a restart with a token without rights', () => {
       this.catalog.watchPolicies(['db'], (policies) => {
         this.policies = policies
       })
-      this.catalog.watchServiceNames((names) => {
-        this.names = names
+      this.catalog.watchServiceList((services) => {
+        this.names = services.map(({ name }) => name)
       })
     }
 

@@ -4,7 +4,11 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import type { CatalogPolicy, CatalogService } from '../../src/controlplane/catalog/catalog.ts'
+import type {
+  CatalogPolicy,
+  CatalogService,
+  ListedService,
+} from '../../src/controlplane/catalog/catalog.ts'
 import { createConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import type { LocalService } from '../../src/model/service.ts'
@@ -61,6 +65,21 @@ const ENDPOINT = {
   weight: 1,
   local: false,
 } as const
+
+/** A list as Consul before 1.11 has it. */
+function listed(...names: string[]): ListedService[] {
+  return names.map((name) => ({ name, virtualIps: [] }))
+}
+
+/** A proxy in `/v1/catalog/connect/<service>` of a newer Consul. */
+function listedProxy(service: string, virtualIp: string): unknown {
+  return {
+    ServiceKind: 'connect-proxy',
+    ServiceName: `${service}-proxy`,
+    ServiceProxy: { DestinationServiceName: service },
+    ServiceTaggedAddresses: { 'consul-virtual': { Address: virtualIp, Port: 2 } },
+  }
+}
 
 function rule(action: string, source = 'web'): unknown {
   return { SourceName: source, DestinationName: 'db', Action: action, Precedence: 9 }
@@ -170,8 +189,8 @@ describe('the Consul catalog', { concurrency: true }, () => {
   test('a list of services that is empty, at the start too, takes no name away', async () => {
     await using world = await setUp()
     world.agent.always('/v1/catalog/services', () => indexed(1, {}))
-    const seen: (readonly string[])[] = []
-    world.catalog.watchServiceNames((names) => seen.push(names), ['db', 'web'])
+    const seen: (readonly ListedService[])[] = []
+    world.catalog.watchServiceList((services) => seen.push(services), listed('db', 'web'))
     await eventually('problem', () =>
       world.catalog.health().problems.find((text) => text.includes('not even itself')),
     )
@@ -185,19 +204,19 @@ describe('the Consul catalog', { concurrency: true }, () => {
       world.agent.always(`/v1/catalog/connect/${name}`, () => ({ body: isMesh ? [{}] : [] }))
     world.agent.always('/v1/catalog/connect/consul', () => ({ body: [] }))
     world.agent.always('/v1/catalog/services', () => indexed(1, { consul: [], db: [], web: [] }))
-    const seen: (readonly string[])[] = []
-    world.catalog.watchServiceNames((names) => seen.push(names), ['db', 'web'])
+    const seen: (readonly ListedService[])[] = []
+    world.catalog.watchServiceList((services) => seen.push(services), listed('db', 'web'))
     await eventually('a look at each', () => {
       return world.agent.requestsFor('/v1/catalog/connect/web').length > 0
     })
     isMesh = true
     await eventually('names', () => seen[0], 6_000)
-    assert.deepEqual(seen, [['db', 'web']])
+    assert.deepEqual(seen, [listed('db', 'web')])
 
-    const gone: (readonly string[])[] = []
+    const gone: (readonly ListedService[])[] = []
     isMesh = false
     const startedAtMs = performance.now()
-    world.catalog.watchServiceNames((names) => gone.push(names), ['db', 'web'])
+    world.catalog.watchServiceList((services) => gone.push(services), listed('db', 'web'))
     await eventually('no names', () => gone[0], 8_000)
     assert.deepEqual(gone, [[]])
     assert.ok(performance.now() - startedAtMs >= 2_900)
@@ -356,15 +375,38 @@ describe('the Consul catalog', { concurrency: true }, () => {
       }))
     const plain = { consul: [], web: [], db: [], 'X!': [] }
     world.agent.answer('/v1/catalog/services', indexed(1, plain))
-    const seen: (readonly string[])[] = []
-    world.catalog.watchServiceNames((names) => seen.push(names))
+    const seen: (readonly ListedService[])[] = []
+    world.catalog.watchServiceList((services) => seen.push(services))
     await eventually('names', () => seen[0])
-    assert.deepEqual(seen[0], ['web'])
+    assert.deepEqual(seen[0], listed('web'))
     await eventually('list is waited on', () => world.agent.requestsFor('/v1/catalog/services')[1])
     mesh.add('db')
     world.agent.answer('/v1/catalog/services', indexed(2, { ...plain, 'db-hostmesh': [] }))
     await eventually('new name', () => seen[1])
-    assert.deepEqual(seen[1], ['db', 'web'])
+    assert.deepEqual(seen[1], listed('db', 'web'))
+  })
+
+  test('an address that goes to another service is not said to be of the first one any more', async () => {
+    await using world = await setUp()
+    const body = new Map<string, unknown[]>([
+      ['consul', []],
+      ['db', [listedProxy('db', '240.0.0.1')]],
+      ['queue', [listedProxy('queue', '240.0.0.1')]],
+    ])
+    for (const [name] of body)
+      world.agent.always(`/v1/catalog/connect/${name}`, () => ({ body: body.get(name) }))
+    world.agent.always('/v1/catalog/services', () => undefined)
+    world.agent.answer('/v1/catalog/services', indexed(1, { consul: [], db: [] }))
+    const seen: (readonly ListedService[])[] = []
+    world.catalog.watchServiceList((services) => seen.push(services))
+    await eventually('list', () => seen[0])
+    assert.deepEqual(seen[0], [{ name: 'db', virtualIps: ['240.0.0.1'] }])
+    await eventually('list is waited on', () => world.agent.requestsFor('/v1/catalog/services')[1])
+    // Its proxy leaves and the service itself stays in the catalog: nothing wakes the watch of names.
+    body.set('db', [])
+    world.agent.answer('/v1/catalog/services', indexed(2, { consul: [], db: [], queue: [] }))
+    await eventually('new list', () => seen[1])
+    assert.deepEqual(seen[1], [{ name: 'queue', virtualIps: ['240.0.0.1'] }])
   })
 
   test('deregistration from an agent that hangs ends within its deadline', async () => {

@@ -95,7 +95,7 @@ describe('the memory of a daemon', () => {
         give = onChange
         return silent
       },
-      watchServiceNames: () => silent,
+      watchServiceList: () => silent,
       watchPolicies: () => silent,
       register: async () => undefined,
       deregister: async () => undefined,

@@ -210,7 +210,9 @@ describe('the Consul catalog with a real Consul', () => {
       assert.equal((await connectable('web')).length, 1, 'two proxies share one port')
     })
     const names: string[] = []
-    catalog.watchServiceNames((now) => names.splice(0, names.length, ...now))
+    catalog.watchServiceList((now) => {
+      names.splice(0, names.length, ...now.map(({ name }) => name))
+    })
     await eventually(() => assert.deepEqual(names, ['db', 'web']))
     await catalog.deregister()
     await eventually(async () => {

@@ -9,6 +9,7 @@ import type {
   CatalogHealth,
   CatalogPolicy,
   CatalogService,
+  ListedService,
   Watch,
 } from '../../src/controlplane/catalog/catalog.ts'
 import {
@@ -27,8 +28,8 @@ class ScriptedCatalog implements Catalog {
   readonly lastByService = new Map<string, CatalogService | undefined>()
   givePolicies: (policies: readonly CatalogPolicy[]) => void = () => assert.fail('no watch')
   lastPolicies: readonly CatalogPolicy[] | undefined
-  giveNames: (names: readonly string[]) => void = () => assert.fail('no watch')
-  lastNames: readonly string[] | undefined
+  giveList: (services: readonly ListedService[]) => void = () => assert.fail('no watch')
+  lastList: readonly ListedService[] | undefined
   lastGoodAtMs: number | undefined
   isDisposed = false
 
@@ -41,9 +42,12 @@ class ScriptedCatalog implements Catalog {
     this.lastByService.set(name, last)
     return { close: () => this.give.delete(name) }
   }
-  watchServiceNames(onChange: (names: readonly string[]) => void, last?: readonly string[]): Watch {
-    this.giveNames = onChange
-    this.lastNames = last
+  watchServiceList(
+    onChange: (services: readonly ListedService[]) => void,
+    last?: readonly ListedService[],
+  ): Watch {
+    this.giveList = onChange
+    this.lastList = last
     return { close: () => undefined }
   }
   watchPolicies(
@@ -183,7 +187,7 @@ describe('a remembered catalog', () => {
     const catalog = scene.start()
     const fail = (): never => assert.fail('called')
     catalog.watchService('db', fail).close()
-    catalog.watchServiceNames(fail).close()
+    catalog.watchServiceList(fail).close()
     catalog.watchPolicies(['db'], fail).close()
     await turn()
   })
@@ -209,18 +213,22 @@ describe('a remembered catalog', () => {
     assert.deepEqual(again, [[policy('db', 'other'), policy('cache')]])
   })
 
-  test('remembers the names of all services', async () => {
+  test('remembers which services there are, and their addresses', async () => {
     const scene = new Scene()
     const first = scene.start()
-    first.watchServiceNames(() => undefined)
-    scene.inner.giveNames(['db', 'web'])
+    first.watchServiceList(() => undefined)
+    const list = [
+      { name: 'db', virtualIps: ['240.0.0.1'] },
+      { name: 'web', virtualIps: [] },
+    ]
+    scene.inner.giveList(list)
     await first[Symbol.asyncDispose]()
     const second = scene.start()
-    const seen: (readonly string[])[] = []
-    second.watchServiceNames((names) => seen.push(names))
+    const seen: (readonly ListedService[])[] = []
+    second.watchServiceList((services) => seen.push(services))
     await turn()
-    assert.deepEqual(seen, [['db', 'web']])
-    assert.deepEqual(scene.inner.lastNames, ['db', 'web'])
+    assert.deepEqual(seen, [list])
+    assert.deepEqual(scene.inner.lastList, list)
   })
 
   test('says the age of the last good answer, across restarts that heard nothing', async () => {

@@ -8,6 +8,7 @@ import { fingerprint } from '../../src/controlplane/catalog/consul/blocking-quer
 import {
   decodeAgentSelf,
   decodeAgentServices,
+  decodeConnect,
   decodeHealth,
   decodeServiceNames,
   MAX_INSTANCES,
@@ -340,4 +341,32 @@ test('a sudden loss is doubted, an ordinary one is not', () => {
   assert.equal(isDoubtful(endpoints(3), endpoints(1)), false)
   assert.equal(isDoubtful([], []), false)
   assert.equal(isDoubtful(endpoints(3), endpoints(9)), false)
+})
+
+test('the address in a list is that of the service itself or of its proxy, of nothing else', () => {
+  const tagged = { 'consul-virtual': { Address: '240.0.0.3', Port: 1 } }
+  const ipsOf = (change: object): readonly string[] =>
+    decodeConnect('db', [{ ServiceTaggedAddresses: tagged, ...change }]).virtualIps
+  const proxyOf = (name: string): object => ({
+    ServiceKind: 'connect-proxy',
+    ServiceProxy: { DestinationServiceName: name },
+  })
+  const native = { ServiceName: 'db', ServiceKind: '', ServiceConnect: { Native: true } }
+  assert.deepEqual(ipsOf(proxyOf('db')), ['240.0.0.3'])
+  assert.deepEqual(ipsOf(native), ['240.0.0.3'])
+  assert.deepEqual(ipsOf(proxyOf('web')), [])
+  assert.deepEqual(ipsOf({ ...native, ServiceName: 'web' }), [])
+  assert.deepEqual(ipsOf({ ...native, ServiceConnect: {} }), [])
+  assert.deepEqual(ipsOf({ ...native, ServiceKind: 'terminating-gateway' }), [])
+  for (const Address of ['10.0.0.1', '127.0.0.1', 'db', 7, null])
+    assert.deepEqual(
+      ipsOf({ ...native, ServiceTaggedAddresses: { 'consul-virtual': { Address } } }),
+      [],
+    )
+})
+
+test('who answers Connect at all is in the mesh, whatever the entry looks like', () => {
+  assert.deepEqual(decodeConnect('db', [{}]), { isMesh: true, virtualIps: [] })
+  assert.deepEqual(decodeConnect('db', []), { isMesh: false, virtualIps: [] })
+  assert.throws(() => decodeConnect('db', null), /HM_CONSUL_ANSWER_MALFORMED|should have a list/)
 })

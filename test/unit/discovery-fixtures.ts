@@ -6,6 +6,7 @@ import type {
   Catalog,
   CatalogPolicy,
   CatalogService,
+  ListedService,
   Watch,
 } from '../../src/controlplane/catalog/catalog.ts'
 import type { LocalService } from '../../src/model/service.ts'
@@ -18,7 +19,7 @@ export class HandCatalog implements Catalog {
   readonly everOpened = new Map<string, (service: CatalogService) => void>()
   policyDestinations: readonly string[] | undefined
   givePolicies: (policies: readonly CatalogPolicy[]) => void = () => assert.fail('no policy watch')
-  giveNames: ((names: readonly string[]) => void) | undefined
+  giveList: ((services: readonly ListedService[]) => void) | undefined
 
   watchService(name: string, onChange: (service: CatalogService) => void): Watch {
     assert.ok(!this.services.has(name), `${name} is watched twice`)
@@ -27,11 +28,11 @@ export class HandCatalog implements Catalog {
     return { close: () => this.services.delete(name) }
   }
 
-  watchServiceNames(onChange: (names: readonly string[]) => void): Watch {
-    this.giveNames = onChange
+  watchServiceList(onChange: (services: readonly ListedService[]) => void): Watch {
+    this.giveList = onChange
     return {
       close: () => {
-        this.giveNames = undefined
+        this.giveList = undefined
       },
     }
   }
@@ -47,6 +48,11 @@ export class HandCatalog implements Catalog {
         this.policyDestinations = undefined
       },
     }
+  }
+
+  /** A list without addresses. */
+  giveNames(names: readonly string[]): void {
+    this.giveList?.(names.map((name) => ({ name, virtualIps: [] })))
   }
 
   give(answer: CatalogService): void {

@@ -62,7 +62,7 @@ function start(change: Partial<DiscoveryOptions> = {}): {
 test('a service is followed from its first use on, and only if the mesh lists it', () => {
   const { catalog, set } = openSet()
   assert.equal(set.use('db'), 'undecided', 'the list has not come')
-  catalog.giveNames?.(['db', 'queue'])
+  catalog.giveNames(['db', 'queue'])
   assert.deepEqual([...catalog.services.keys()], ['web', 'cache'])
   assert.equal(set.use('nothing'), 'unknown')
   assert.equal(set.use('db'), 'followed')
@@ -70,13 +70,13 @@ test('a service is followed from its first use on, and only if the mesh lists it
   assert.deepEqual([...catalog.services.keys()], ['web', 'cache', 'db'])
   set.close()
   assert.equal(catalog.services.size, 0)
-  assert.equal(catalog.giveNames, undefined)
+  assert.equal(catalog.giveList, undefined)
 })
 
 test('what somebody has just asked for does not make the host unready', () => {
   const { catalog, set } = openSet()
   assert.deepEqual(set.awaited(), ['web', 'cache'])
-  catalog.giveNames?.(['db'])
+  catalog.giveNames(['db'])
   set.use('db')
   assert.deepEqual(set.awaited(), ['web', 'cache'])
   set.close()
@@ -84,7 +84,7 @@ test('what somebody has just asked for does not make the host unready', () => {
 
 test('in mode upstreams only what is declared is known, and nothing is listed', () => {
   const { catalog, set } = openSet({ mode: 'upstreams' })
-  assert.equal(catalog.giveNames, undefined)
+  assert.equal(catalog.giveList, undefined)
   assert.equal(set.use('cache'), 'followed')
   assert.equal(set.use('db'), 'unknown')
   set.close()
@@ -95,7 +95,7 @@ test('a service that nobody has used for the idle time is let go; used, needed a
   const clock = { wallMs: () => nowMs, monotonicMs: () => nowMs }
   const lost: number[] = []
   const { catalog, set } = openSet({ clock, idleMs: 150, onChange: () => lost.push(nowMs) })
-  catalog.giveNames?.(['db', 'queue', 'mail'])
+  catalog.giveNames(['db', 'queue', 'mail'])
   for (const name of ['db', 'queue', 'mail']) {
     set.use(name)
     catalog.give(catalogService(name))
@@ -115,7 +115,7 @@ test('a service that nobody has used for the idle time is let go; used, needed a
 
 test('of too many services the least recently used one is let go', () => {
   const { catalog, set } = openSet({ maxOnDemand: 3 })
-  catalog.giveNames?.(['a', 'b', 'c', 'd', 'e'])
+  catalog.giveNames(['a', 'b', 'c', 'd', 'e'])
   for (const name of ['a', 'b', 'c']) set.use(name)
   set.touch('a')
   set.use('d')
@@ -128,7 +128,7 @@ test('of too many services the least recently used one is let go', () => {
 test('a service that is listed no more stays followed until its own watch says that it is gone', async () => {
   const { catalog, discovery } = start()
   await using _ = discovery
-  catalog.giveNames?.(['db', 'mail'])
+  catalog.giveNames(['db', 'mail'])
   const asked = discovery.lookup('db', LONG)
   const endpoint = {
     key: 'b/db',
@@ -142,7 +142,7 @@ test('a service that is listed no more stays followed until its own watch says t
   }
   catalog.give(catalogService('db', { endpoints: [endpoint as never] }))
   assert.equal((await asked).kind, 'service')
-  catalog.giveNames?.(['mail'])
+  catalog.giveNames(['mail'])
   assert.equal((await discovery.lookup('db', AT_ONCE)).kind, 'service')
   catalog.give(catalogService('db'))
   await eventually(async () =>
@@ -156,7 +156,7 @@ test('a lookup waits for the first answer, and is unavailable when that does not
   assert.deepEqual(await discovery.lookup('db', AT_ONCE), { kind: 'unavailable' })
   const early = discovery.lookup('db', LONG)
   const missing = discovery.lookup('nothing', LONG)
-  catalog.giveNames?.(['db', 'x.y'])
+  catalog.giveNames(['db', 'x.y'])
   assert.deepEqual(await missing, { kind: 'unknown', isParent: false })
   assert.deepEqual(await discovery.lookup('y', AT_ONCE), { kind: 'unknown', isParent: true })
   // The list alone has begun to follow it.
@@ -177,7 +177,7 @@ test('lookups that still wait when discovery ends are unavailable', async () => 
 test('the virtual address of a service that is listed but not followed leads to it', async () => {
   const { catalog, discovery } = start()
   await using _ = discovery
-  catalog.giveNames?.(['db', 'queue'])
+  catalog.giveNames(['db', 'queue'])
   const [ip = ''] = discovery.virtualAddresses().get('queue') ?? []
   discovery.wanted('10.99.0.0')
   assert.equal(catalog.services.size, 0)
@@ -193,15 +193,15 @@ test('addresses do not change when services are followed, let go, listed and del
   const { catalog, discovery } = start({ onDemand: { maxOnDemand: 1 } })
   await using _ = discovery
   const names = Array.from({ length: 50 }, (__, index) => `s-${index}`)
-  catalog.giveNames?.(names)
+  catalog.giveNames(names)
   const before = discovery.virtualAddresses()
   assert.equal(new Set([...before.values()].flat()).size, 50, 'each has its own')
   for (const name of names.slice(0, 10)) {
     void discovery.lookup(name, AT_ONCE)
     catalog.give(catalogService(name))
   }
-  catalog.giveNames?.(names.slice(25))
-  catalog.giveNames?.(names)
+  catalog.giveNames(names.slice(25))
+  catalog.giveNames(names)
   await eventually(() => assert.ok(discovery.current().services.has('s-9')))
   assert.deepEqual(discovery.virtualAddresses(), before)
 })
@@ -209,7 +209,7 @@ test('addresses do not change when services are followed, let go, listed and del
 test("the catalog's address of a service leads to it after the service was let go", async () => {
   const { catalog, discovery } = start({ onDemand: { maxOnDemand: 1 } })
   await using _ = discovery
-  catalog.giveNames?.(['db', 'queue'])
+  catalog.giveNames(['db', 'queue'])
   void discovery.lookup('db', AT_ONCE)
   catalog.give(catalogService('db', { virtualIps: ['240.0.0.9'] }))
   await eventually(() => assert.ok(discovery.current().services.has('db')))
@@ -217,6 +217,77 @@ test("the catalog's address of a service leads to it after the service was let g
   assert.deepEqual([...catalog.services.keys()], ['queue'])
   discovery.wanted('240.0.0.9')
   assert.deepEqual([...catalog.services.keys()], ['db'])
+})
+
+test("the catalog's address of a service that was never followed leads to it, and is known at once", async () => {
+  const { catalog, discovery } = start()
+  await using _ = discovery
+  catalog.giveList?.([
+    { name: 'db', virtualIps: ['240.0.0.9'] },
+    { name: 'queue', virtualIps: ['240.0.0.10'] },
+    { name: 'plain', virtualIps: [] },
+  ])
+  discovery.wanted('240.0.0.9')
+  assert.deepEqual([...catalog.services.keys()], ['db'])
+  assert.deepEqual(await discovery.lookup('queue', AT_ONCE, 'addresses'), {
+    kind: 'listed',
+    virtualIps: ['240.0.0.10'],
+  })
+  assert.deepEqual([...catalog.services.keys()], ['db', 'queue'])
+  assert.equal((await discovery.lookup('queue', AT_ONCE)).kind, 'unavailable')
+  assert.equal((await discovery.lookup('plain', AT_ONCE, 'addresses')).kind, 'unavailable')
+  catalog.give(catalogService('queue', { virtualIps: ['240.0.0.11'] }))
+  await eventually(async () => {
+    const found = await discovery.lookup('queue', AT_ONCE, 'addresses')
+    assert.deepEqual(found.kind === 'service' && found.service.virtualIps, ['240.0.0.11'])
+  })
+})
+
+test('a followed service without addresses of its own gets the one that the list brings', async () => {
+  const { catalog, discovery, deltas } = start()
+  await using _ = discovery
+  catalog.giveNames(['db'])
+  void discovery.lookup('db', AT_ONCE)
+  catalog.give(catalogService('db'))
+  await eventually(() => assert.equal(deltas.length, 1))
+  catalog.giveList?.([{ name: 'db', virtualIps: ['240.0.0.9'] }])
+  await eventually(() =>
+    assert.deepEqual(discovery.current().services.get('db')?.virtualIps, ['240.0.0.9']),
+  )
+})
+
+test('the list takes an address from nobody: not from a followed service, not from one that has ours', () => {
+  const book = new AddressBook([parseCidr('10.99.0.0/24') ?? assert.fail()])
+  const update = (followed: string[], list: Record<string, string[]>): void =>
+    book.update(
+      new Map(followed.map((name) => [name, catalogService(name, { virtualIps: ['240.0.0.1'] })])),
+      new Map(Object.entries(list)),
+    )
+  update([], { db: [], web: ['240.0.0.1'], old: ['240.0.0.2'] })
+  const [ours = ''] = book.of('db')
+  assert.match(ours, /^10\.99\./)
+  update([], { db: [], web: ['240.0.0.1'], old: ['240.0.0.2'], forger: [ours] })
+  assert.equal(book.ownerOf(ours), 'db')
+  update(['web'], { db: [], web: ['240.0.0.3'], forger: ['240.0.0.1'], next: ['240.0.0.3'] })
+  assert.equal(book.ownerOf('240.0.0.1'), 'web')
+  assert.equal(book.ownerOf('240.0.0.3'), 'next', 'the followed one has left it')
+  assert.equal(book.ownerOf('240.0.0.2'), 'old', 'listed no more, and nobody else has it')
+  update([], { web: ['240.0.0.1'], one: ['240.0.0.7'], other: ['240.0.0.7'] })
+  assert.equal(book.ownerOf('240.0.0.7'), undefined, 'two claim it')
+  update([], { web: ['240.0.0.1'], other: ['240.0.0.2', '240.0.0.7'] })
+  assert.equal(book.ownerOf('240.0.0.2'), 'other')
+  assert.notDeepEqual(book.of('old'), ['240.0.0.2'])
+})
+
+test('thousands of listed addresses all lead to their services', () => {
+  const book = new AddressBook([parseCidr('10.99.0.0/16') ?? assert.fail()])
+  const ip = (index: number): string => `240.1.${index >> 8}.${index & 255}`
+  const list = new Map(Array.from({ length: 5_000 }, (_, index) => [`s-${index}`, [ip(index)]]))
+  book.update(new Map(), list)
+  const kept = book.all()
+  book.update(new Map(), list)
+  assert.equal(book.all(), kept, 'the same object, as nothing has changed')
+  for (let index = 0; index < 5_000; index += 1) assert.equal(book.ownerOf(ip(index)), `s-${index}`)
 })
 
 test("an address of the catalog stays its service's without instances, until another service gets it", () => {
@@ -229,7 +300,10 @@ test("an address of the catalog stays its service's without instances, until ano
           catalogService(name, { virtualIps }),
         ]),
       ),
-      new Set(['db', 'queue']),
+      new Map([
+        ['db', []],
+        ['queue', []],
+      ]),
     )
   update({ db: ['240.0.0.9'] })
   const kept = book.all()

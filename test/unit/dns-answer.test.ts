@@ -6,6 +6,7 @@ import { test } from 'node:test'
 import {
   answerService,
   answerWithout,
+  needsOf,
   placeOf,
   type ServiceLookup,
   zonesOf,
@@ -153,4 +154,16 @@ test('the apex has SOA and NS, and no address', () => {
   assert.deepEqual(data(ask('virtual.consul', 'NS')), ['virtual.consul'])
   assert.deepEqual(data(ask('mesh', 'A')), [])
   assert.equal(ask('mesh', 'A').rcode, rcodes.noError)
+})
+
+test('addresses are answered before anything else is known; a port is not made up', () => {
+  const services = { db: { kind: 'listed', virtualIps: ['240.0.0.7'] } } as const
+  assert.deepEqual(data(ask('db.mesh', 'A', services)), ['240.0.0.7'])
+  assert.equal(ask('db.mesh', 'AAAA', services).rcode, rcodes.noError)
+  assert.deepEqual(data(ask('db.mesh', 'AAAA', services)), [])
+  assert.equal(ask('db.mesh', 'SRV', services).rcode, rcodes.serverFailure)
+  const needs = ['A', 'AAAA', 'ANY', 'SRV'].map((type) =>
+    needsOf({ name: 'db.mesh', type, classNumber: 1 }),
+  )
+  assert.deepEqual(needs, ['addresses', 'addresses', 'addresses', 'instances'])
 })

@@ -4,7 +4,11 @@ import { mkdtempSync, renameSync, rmSync, symlinkSync, unlinkSync, writeFileSync
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
-import type { CatalogPolicy, CatalogService } from '../../src/controlplane/catalog/catalog.ts'
+import type {
+  CatalogPolicy,
+  CatalogService,
+  ListedService,
+} from '../../src/controlplane/catalog/catalog.ts'
 import { createFileCatalog } from '../../src/controlplane/catalog/file/file-catalog.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
@@ -208,28 +212,33 @@ test('an emptied file does not empty the mesh', async () => {
   assert.equal(answers.length, 1)
 })
 
-test('policies and service names are followed', async () => {
+test('policies and the list of services are followed', async () => {
   const path = newPath()
   writeFileSync(path, db('10.0.0.1'))
   await using catalog = createFileCatalog({ path, node: 'a' }, silentLog)
   let policies: readonly CatalogPolicy[] = []
-  let names: readonly string[] = []
+  let list: readonly ListedService[] = []
   catalog.watchPolicies(['db', 'web'], (answer) => {
     policies = answer
   })
-  catalog.watchServiceNames((answer) => {
-    names = answer
+  catalog.watchServiceList((answer) => {
+    list = answer
   })
-  await eventually(() => assert.deepEqual(names, ['db']))
+  await eventually(() => assert.deepEqual(list, [{ name: 'db', virtualIps: [] }]))
   assert.deepEqual(policies, [
     { destination: 'db', intentions: [], defaultPolicy: 'deny' },
     { destination: 'web', intentions: [], defaultPolicy: 'deny' },
   ])
   replace(
     path,
-    `services: [{Name: web}, {Name: db}]\nintentions: [{SourceName: web, DestinationName: db, Action: allow}]\n`,
+    `services: [{Name: web}, {Name: db, VirtualAddresses: [240.0.0.7]}]\nintentions: [{SourceName: web, DestinationName: db, Action: allow}]\n`,
   )
-  await eventually(() => assert.deepEqual(names, ['db', 'web']))
+  await eventually(() =>
+    assert.deepEqual(list, [
+      { name: 'db', virtualIps: ['240.0.0.7'] },
+      { name: 'web', virtualIps: [] },
+    ]),
+  )
   assert.deepEqual(policies[0]?.intentions, [
     { source: 'web', destination: 'db', action: 'allow', precedence: 9 },
   ])

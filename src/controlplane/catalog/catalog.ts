@@ -12,8 +12,8 @@ import type { LocalService } from '../../model/service.ts'
 /**
  * What a catalog says of one service. Its endpoints are those that its traffic goes to: of other services or
  * datacenters where it is redirected or fails over to them. `local` is left false: compile() decides it.
- * Plain JSON, because it is remembered on disk; who changes its shape, that of a policy or of their parts
- * raises `CATALOG_STATE_VERSION` in remembered.ts.
+ * Plain JSON, because it is remembered on disk; who changes its shape, that of a policy, of the list or of their
+ * parts raises `CATALOG_STATE_VERSION` in remembered.ts.
  */
 export interface CatalogService {
   readonly name: string
@@ -22,6 +22,13 @@ export interface CatalogService {
   /** The catalog's own virtual addresses for it, canonical; often none. */
   readonly virtualIps: readonly string[]
   readonly endpoints: readonly Endpoint[]
+}
+
+/** What a catalog says of a service that nobody follows; remembered as above. */
+export interface ListedService {
+  readonly name: string
+  /** As in {@link CatalogService}; it may be minutes old. */
+  readonly virtualIps: readonly string[]
 }
 
 /** The rules whose destination is one service, wildcards included. */
@@ -60,8 +67,11 @@ export interface Catalog extends AsyncDisposable {
     onChange: (service: CatalogService) => void,
     last?: CatalogService,
   ): Watch
-  /** Follows the names of all mesh services. `last` as above. */
-  watchServiceNames(onChange: (names: readonly string[]) => void, last?: readonly string[]): Watch
+  /** Follows which services the mesh has, sorted by name. `last` as above. */
+  watchServiceList(
+    onChange: (services: readonly ListedService[]) => void,
+    last?: readonly ListedService[],
+  ): Watch
   /** Follows the rules for these destinations. `last` as above. */
   watchPolicies(
     destinations: readonly string[],

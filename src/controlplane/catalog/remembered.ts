@@ -1,16 +1,23 @@
 /**
  * A catalog that knows at once what it knew before the daemon was restarted.
  *
- * Stands before another catalog. Until that one has answered for a service, the names or the rules, the
+ * Stands before another catalog. Until that one has answered for a service, the list or the rules, the
  * answer of the earlier run is given; every new answer is passed on and remembered. The inner catalog gets the
  * remembered answer too, so that it doubts a sudden emptiness after a restart as it does at any other time.
  */
 import { z } from 'zod'
 import { type Clock, systemClock } from '../../lib/clock.ts'
 import type { StateFile } from '../../lib/state-file.ts'
-import type { Catalog, CatalogHealth, CatalogPolicy, CatalogService, Watch } from './catalog.ts'
+import type {
+  Catalog,
+  CatalogHealth,
+  CatalogPolicy,
+  CatalogService,
+  ListedService,
+  Watch,
+} from './catalog.ts'
 
-/** Version of what is remembered: raised with every change in the shape of a service or policy. */
+/** Version of what is remembered: raised with every change in the shape of a service, policy or list. */
 export const CATALOG_STATE_VERSION = 1
 
 /** Longest body of the file, bytes. */
@@ -94,7 +101,7 @@ class Memory implements RememberedCatalog {
   readonly #policyByDestination = new Map<string, PolicyEntry>()
   readonly #destinations = new Set<string>()
   readonly #timer: NodeJS.Timeout
-  #names: readonly string[] | undefined
+  #list: readonly ListedService[] | undefined
   #confirmedAtMs: number | undefined
   #savedAtMs = 0
   #hasAnswered = false
@@ -142,14 +149,14 @@ class Memory implements RememberedCatalog {
     }
   }
 
-  watchServiceNames(onChange: (names: readonly string[]) => void): Watch {
-    const known = this.#names
+  watchServiceList(onChange: (services: readonly ListedService[]) => void): Watch {
+    const known = this.#list
     let isDone = false
-    const watch = this.#inner.watchServiceNames((names) => {
+    const watch = this.#inner.watchServiceList((services) => {
       isDone = true
-      this.#names = names
+      this.#list = services
       this.#changed()
-      onChange(names)
+      onChange(services)
     }, known)
     if (known !== undefined)
       queueMicrotask(() => {
@@ -313,7 +320,7 @@ class Memory implements RememberedCatalog {
     const head = members({
       source: this.#source(),
       confirmedAtMs: goodAtMs,
-      names: this.#names ?? null,
+      list: this.#list ?? null,
       policies: [...this.#policyByDestination.values()]
         // Services that do not run here any more have no rules here.
         .filter(({ policy }) => this.#destinations.has(policy.destination))
@@ -343,10 +350,10 @@ class Memory implements RememberedCatalog {
       file.reject('its body does not have the shape of a catalog')
       return
     }
-    const { source, confirmedAtMs, names, policies, services } = parsed.data
+    const { source, confirmedAtMs, list, policies, services } = parsed.data
     if (source !== this.#source()) return
     this.#confirmedAtMs = confirmedAtMs
-    this.#names = names ?? undefined
+    this.#list = list ?? undefined
     for (const entry of policies) this.#policyByDestination.set(entry.policy.destination, entry)
     for (const entry of services)
       this.#entryByService.set(entry.service.name, {
@@ -414,7 +421,7 @@ const policyShape = z.looseObject({
 const storedCatalog = z.object({
   source: z.string(),
   confirmedAtMs: z.number(),
-  names: z.array(z.string()).nullable(),
+  list: z.array(z.object({ name: z.string(), virtualIps: z.array(z.string()) })).nullable(),
   policies: z.array(
     z.object({
       confirmedAtMs: z.number(),

@@ -3,7 +3,8 @@
  *
  * An address that the catalog gives wins over ours, and stays when the service is not followed any more or
  * has lost its last instance (Consul writes it on instances): an application may still have it from an
- * earlier answer. It goes when the catalog gives it to another service.
+ * earlier answer. It goes when the catalog gives it to another service. What the list of the catalog says is
+ * minutes old, so it counts for less than the answers for services that are followed.
  */
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import { type Cidr, formatCidr } from '../../model/cidr.ts'
@@ -12,6 +13,9 @@ import { assignVirtualAddresses, type VirtualAddresses } from './virtual-address
 
 /** Services that are gone and keep their virtual address; the rest is forgotten. */
 const MAX_REMEMBERED_NAMES = 4_000
+
+/** Services by name, with the addresses that the list of the catalog has for them. */
+type Listed = ReadonlyMap<string, readonly string[]>
 
 /** The virtual addresses of a mesh. */
 export class AddressBook {
@@ -35,6 +39,11 @@ export class AddressBook {
     return this.#given.get(service) ?? this.#assigned.get(service) ?? []
   }
 
+  /** The addresses that the catalog gave to a service; undefined when it gave none. */
+  givenTo(service: string): readonly string[] | undefined {
+    return this.#given.get(service)
+  }
+
   /** The service that an address is of. */
   ownerOf(ip: string): string | undefined {
     this.#ownerByIp ??= new Map(
@@ -52,11 +61,13 @@ export class AddressBook {
   /**
    * Takes note of what the catalog gave, and gives an address of ours to each other service.
    * @param followed the last answers of the services that are followed
-   * @param listed the names of all services, followed or not
+   * @param listed all services, followed or not, and what the list says that the catalog gave them
    */
-  update(followed: ReadonlyMap<string, CatalogService>, listed: ReadonlySet<string>): void {
-    const taken = this.#takeGiven(followed)
-    const names = new Set([...followed.keys(), ...listed].filter((name) => !this.#given.has(name)))
+  update(followed: ReadonlyMap<string, CatalogService>, listed: Listed): void {
+    const taken = this.#takeGiven(followed, listed)
+    const names = new Set(
+      [...followed.keys(), ...listed.keys()].filter((name) => !this.#given.has(name)),
+    )
     const assigned = this.#assigned
     const isSettled =
       [...names].every((name) => assigned.has(name)) &&
@@ -94,11 +105,19 @@ export class AddressBook {
   }
 
   /** @returns every address that the catalog has given to somebody */
-  #takeGiven(followed: ReadonlyMap<string, CatalogService>): ReadonlySet<string> {
+  #takeGiven(followed: ReadonlyMap<string, CatalogService>, listed: Listed): ReadonlySet<string> {
+    const givenNow = new Map<string, readonly string[]>()
     const ownerNow = new Map<string, string>()
     for (const [name, { virtualIps }] of followed) {
       if (virtualIps.length === 0) continue
+      givenNow.set(name, virtualIps)
       for (const ip of virtualIps) ownerNow.set(ip, name)
+    }
+    for (const [name, virtualIps] of this.#believable(listed, givenNow, ownerNow)) {
+      givenNow.set(name, virtualIps)
+      for (const ip of virtualIps) ownerNow.set(ip, name)
+    }
+    for (const [name, virtualIps] of givenNow) {
       if (isStructurallyEqual(this.#given.get(name), virtualIps)) continue
       // Newest last.
       this.#given.delete(name)
@@ -106,14 +125,29 @@ export class AddressBook {
       this.#changed()
     }
     for (const [name, ips] of this.#given) {
-      const isTaken =
-        ips.some((ip) => (ownerNow.get(ip) ?? name) !== name) &&
-        !followed.get(name)?.virtualIps.length
-      const isForgotten = this.#given.size > MAX_REMEMBERED_NAMES && !followed.has(name)
+      const isTaken = !givenNow.has(name) && ips.some((ip) => (ownerNow.get(ip) ?? name) !== name)
+      const isForgotten =
+        this.#given.size > MAX_REMEMBERED_NAMES && !followed.has(name) && !listed.has(name)
       if (!isTaken && !isForgotten) continue
       this.#given.delete(name)
       this.#changed()
     }
     return new Set([...this.#given.values()].flat())
+  }
+
+  /**
+   * What of the list is taken: no address that two services have there, that a followed one has, or that we have
+   * given to a listed service which has no other. Consul before 1.11 lets whoever registers a service write any.
+   */
+  #believable(listed: Listed, givenNow: Listed, ownerNow: ReadonlyMap<string, string>): Listed {
+    const owners = new Map<string, string | undefined>(ownerNow)
+    for (const [name, ips] of this.#assigned)
+      if (listed.get(name)?.length === 0 && !this.#given.has(name))
+        for (const ip of ips) owners.set(ip, name)
+    const claims = [...listed].filter(([name, ips]) => ips.length > 0 && !givenNow.has(name))
+    for (const [name, ips] of claims)
+      for (const ip of ips)
+        owners.set(ip, owners.has(ip) && owners.get(ip) !== name ? undefined : name)
+    return new Map(claims.filter(([name, ips]) => ips.every((ip) => owners.get(ip) === name)))
   }
 }

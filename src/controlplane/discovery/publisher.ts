@@ -7,6 +7,7 @@
  */
 import { MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
+import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import { type Cidr, parseCidr } from '../../model/cidr.ts'
 import type { LocalService } from '../../model/service.ts'
 import {
@@ -44,10 +45,15 @@ export interface DiscoveryOptions {
 /** What is known of a name that somebody has asked for. */
 export type Lookup =
   | { readonly kind: 'service'; readonly service: MeshService }
+  /** It is followed and has not answered yet; these are the addresses that the catalog's list has for it. */
+  | { readonly kind: 'listed'; readonly virtualIps: readonly string[] }
   /** The mesh has no such service. `isParent`: but some whose name ends in `.` and this one. */
   | { readonly kind: 'unknown'; readonly isParent: boolean }
   /** The mesh may have it, but nothing is known of it yet. */
   | { readonly kind: 'unavailable' }
+
+/** What a lookup is for. Only `instances` is sure to be of the last answer for the service. */
+export type LookupNeeds = 'instances' | 'addresses'
 
 /** Takes a new snapshot, and what turns the one before into it. Must not throw. */
 export type Publish = (delta: SnapshotDelta, snapshot: Snapshot) => void
@@ -66,9 +72,11 @@ export interface Discovery extends AsyncDisposable {
   virtualAddresses(): VirtualAddresses
   /**
    * The service of that name. One that is not followed is followed from now on, and its first answer is
-   * waited for, at most `patienceMs`.
+   * waited for, at most `patienceMs`; not when the catalog's addresses are known and all that it `needs`.
    */
-  lookup(name: string, patienceMs: number): Promise<Lookup>
+  lookup(name: string, patienceMs: number, needs?: LookupNeeds): Promise<Lookup>
+  /** The service that a virtual address is of, followed or not. */
+  ownerOf(virtualIp: string): string | undefined
   /** Somebody has asked for this virtual address, and no snapshot has it: follows the service it is of. */
   wanted(virtualIp: string): void
   /** These services have open connections, or had some just now: they go on being followed. */
@@ -100,11 +108,11 @@ class RunningDiscovery implements Discovery {
   readonly #watchSet
   #compiled = nothingCompiled
   readonly #lookups = new Set<() => void>()
-  #parents: { readonly of: ReadonlySet<string> | undefined; readonly names: ReadonlySet<string> } =
-    {
-      of: undefined,
-      names: new Set(),
-    }
+  /** Names below which there are others, of one list. */
+  #parents: {
+    readonly of: ReadonlyMap<string, unknown> | undefined
+    readonly names: ReadonlySet<string>
+  } = { of: undefined, names: new Set() }
   #timer: NodeJS.Timeout | undefined
   #arePoliciesAwaited: boolean
   #loggedProblems = new Set<string>()
@@ -119,7 +127,7 @@ class RunningDiscovery implements Discovery {
       localServices,
       mode,
       onChange: () => this.#changed(),
-      onNames: () => this.#namesChanged(),
+      onListed: () => this.#listChanged(),
       ...options.onDemand,
     })
     this.#closing.defer(() => this.#watchSet.close())
@@ -159,8 +167,8 @@ class RunningDiscovery implements Discovery {
     return this.#addresses.all()
   }
 
-  lookup(name: string, patienceMs: number): Promise<Lookup> {
-    const now = this.#look(name)
+  lookup(name: string, patienceMs: number, needs: LookupNeeds = 'instances'): Promise<Lookup> {
+    const now = this.#look(name, needs)
     if (now.kind !== 'unavailable' || this.#lookups.size >= MAX_WAITING_LOOKUPS)
       return Promise.resolve(now)
     return new Promise((resolve) => {
@@ -170,16 +178,20 @@ class RunningDiscovery implements Discovery {
         resolve(found)
       }
       const again = (): void => {
-        const found = this.#look(name)
+        const found = this.#look(name, needs)
         if (found.kind !== 'unavailable' || this.#closing.disposed) settle(found)
       }
-      const deadline = setTimeout(() => settle(this.#look(name)), patienceMs)
+      const deadline = setTimeout(() => settle(this.#look(name, needs)), patienceMs)
       this.#lookups.add(again)
     })
   }
 
+  ownerOf(virtualIp: string): string | undefined {
+    return this.#addresses.ownerOf(virtualIp)
+  }
+
   wanted(virtualIp: string): void {
-    const name = this.#addresses.ownerOf(virtualIp)
+    const name = this.ownerOf(virtualIp)
     if (name !== undefined) this.#watchSet.use(name)
   }
 
@@ -195,19 +207,25 @@ class RunningDiscovery implements Discovery {
     this.#closing.dispose()
   }
 
-  #look(name: string): Lookup {
+  #look(name: string, needs: LookupNeeds): Lookup {
     const use = this.#watchSet.use(name)
     if (use === 'unknown') return this.#unknown(name)
     const service = this.current().services.get(name)
-    if (service === undefined) return { kind: 'unavailable' }
+    if (service === undefined) {
+      const virtualIps = this.#addresses.givenTo(name)
+      return use === 'followed' && needs === 'addresses' && virtualIps !== undefined
+        ? { kind: 'listed', virtualIps }
+        : { kind: 'unavailable' }
+    }
     // Followed, but the mesh does not list it any more, and the last instance is gone: that was it.
-    const isGone = service.endpoints.length === 0 && this.#watchSet.names()?.has(name) === false
+    const isGone = service.endpoints.length === 0 && this.#watchSet.listed()?.has(name) === false
     return isGone ? this.#unknown(name) : { kind: 'service', service }
   }
 
   #unknown(name: string): Lookup {
-    const listed = this.#watchSet.names()
-    if (listed !== this.#parents.of) this.#parents = { of: listed, names: parentsOf(listed ?? []) }
+    const listed = this.#watchSet.listed()
+    if (listed !== this.#parents.of)
+      this.#parents = { of: listed, names: parentsOf(listed?.keys() ?? []) }
     return { kind: 'unknown', isParent: this.#parents.names.has(name) }
   }
 
@@ -216,13 +234,20 @@ class RunningDiscovery implements Discovery {
   }
 
   /** Every listed service has a virtual address, whether it is followed or not: see {@link wanted}. */
-  #namesChanged(): void {
+  #listChanged(): void {
     this.#assignAddresses()
+    const followed = [...this.current().services.values()]
+    if (followed.some(({ name, virtualIps }) => !this.#hasAddresses(name, virtualIps)))
+      this.#changed()
     this.#lookAgain()
   }
 
+  #hasAddresses(service: string, virtualIps: readonly string[]): boolean {
+    return isStructurallyEqual(this.#addresses.of(service), virtualIps)
+  }
+
   #assignAddresses(): void {
-    this.#addresses.update(this.#watchSet.services, this.#watchSet.names() ?? new Set())
+    this.#addresses.update(this.#watchSet.services, this.#watchSet.listed() ?? new Map())
   }
 
   #takePolicies(policies: readonly CatalogPolicy[]): void {

@@ -9,7 +9,7 @@
  */
 import { type Clock, systemClock } from '../../lib/clock.ts'
 import type { LocalService } from '../../model/service.ts'
-import type { Catalog, CatalogService, Watch } from '../catalog/catalog.ts'
+import type { Catalog, CatalogService, ListedService, Watch } from '../catalog/catalog.ts'
 
 /**
  * Follow only what this host offers and names as upstream; beside these, every service that is used; or
@@ -29,8 +29,11 @@ export interface WatchSet {
   readonly services: ReadonlyMap<string, CatalogService>
   /** Services that are watched, answered or not. */
   readonly size: number
-  /** The services that the mesh has, as far as this host may follow them; undefined while that is not known. */
-  names(): ReadonlySet<string> | undefined
+  /**
+   * The services that the mesh has, as far as this host may follow them, each with the virtual addresses that the
+   * list of the catalog gives it; undefined while that is not known.
+   */
+  listed(): ReadonlyMap<string, readonly string[]> | undefined
   /** A service is about to be used: follows it if this host may, and goes on following it if it does. */
   use(name: string): Use
   /** A service is in use. Changes nothing for one that is not followed. */
@@ -49,8 +52,8 @@ export interface WatchSetOptions {
   readonly mode: WatchMode
   /** Called after every change of {@link WatchSet.services}. */
   readonly onChange: () => void
-  /** Called after every change of {@link WatchSet.names}. */
-  readonly onNames?: () => void
+  /** Called after every change of {@link WatchSet.listed}. */
+  readonly onListed?: () => void
   /** Milliseconds; {@link IDLE_MS} unless given. */
   readonly idleMs?: number | undefined
   /** {@link MAX_ON_DEMAND} unless given. */
@@ -87,7 +90,7 @@ class OpenWatchSet implements WatchSet {
   readonly #usedAtMs = new Map<string, number>()
   readonly #list: Watch | undefined
   readonly #sweeper: NodeJS.Timeout | undefined
-  #names: ReadonlySet<string> | undefined
+  #listed: ReadonlyMap<string, readonly string[]> | undefined
   #unwatched = 0
   #isClosed = false
 
@@ -98,10 +101,10 @@ class OpenWatchSet implements WatchSet {
     this.#idleMs = options.idleMs ?? IDLE_MS
     this.#maxOnDemand = options.maxOnDemand ?? MAX_ON_DEMAND
     this.#needed = new Set(neededNames(options.localServices))
-    if (mode === 'upstreams') this.#names = this.#needed
+    if (mode === 'upstreams') this.#listed = withoutAddresses(this.#needed)
     this.#follow(this.#needed)
     if (mode !== 'upstreams')
-      this.#list = options.catalog.watchServiceNames((listed) => this.#take(listed))
+      this.#list = options.catalog.watchServiceList((list) => this.#take(list))
     if (mode === 'on-demand') {
       this.#sweeper = setInterval(() => this.#sweep(), this.#idleMs / SWEEPS)
       this.#sweeper.unref()
@@ -112,15 +115,15 @@ class OpenWatchSet implements WatchSet {
     return this.#watches.size
   }
 
-  names(): ReadonlySet<string> | undefined {
-    return this.#names
+  listed(): ReadonlyMap<string, readonly string[]> | undefined {
+    return this.#listed
   }
 
   use(name: string): Use {
     this.touch(name)
     if (this.#watches.has(name)) return 'followed'
-    if (this.#isClosed || this.#names === undefined) return 'undecided'
-    if (!this.#names.has(name)) return 'unknown'
+    if (this.#isClosed || this.#listed === undefined) return 'undecided'
+    if (!this.#listed.has(name)) return 'unknown'
     if (this.#options.mode !== 'on-demand') return 'undecided'
     if (this.#usedAtMs.size >= this.#maxOnDemand) {
       const [leastRecentlyUsed] = this.#usedAtMs.keys()
@@ -139,7 +142,7 @@ class OpenWatchSet implements WatchSet {
   awaited(): readonly string[] {
     const { mode } = this.#options
     return [
-      ...(mode === 'all' && this.#names === undefined ? ['the list of services'] : []),
+      ...(mode === 'all' && this.#listed === undefined ? ['the list of services'] : []),
       // A service that somebody has just asked for does not make the host unready.
       ...[...this.#watches.keys()].filter(
         (name) => !this.services.has(name) && !this.#usedAtMs.has(name),
@@ -176,16 +179,17 @@ class OpenWatchSet implements WatchSet {
     )
   }
 
-  #take(listed: readonly string[]): void {
+  #take(list: readonly ListedService[]): void {
     if (this.#isClosed) return
-    this.#names = new Set([...this.#needed, ...listed])
+    const listed = list.map(({ name, virtualIps }) => [name, virtualIps] as const)
+    this.#listed = new Map([...withoutAddresses(this.#needed), ...listed])
     if (this.#options.mode === 'all') {
-      this.#follow(new Set([...this.#needed, ...listed.toSorted()]))
+      this.#follow(new Set([...this.#needed, ...list.map(({ name }) => name).toSorted()]))
       this.#options.onChange()
     }
     // On demand, a service that is listed no more keeps its watch: that says itself whether instances are
     // left, and doubts a sudden end. When nobody uses it, it is let go like any other.
-    this.#options.onNames?.()
+    this.#options.onListed?.()
   }
 
   #follow(wanted: ReadonlySet<string>): void {
@@ -216,6 +220,10 @@ class OpenWatchSet implements WatchSet {
     }
     if (hasLost) this.#options.onChange()
   }
+}
+
+function withoutAddresses(names: Iterable<string>): ReadonlyMap<string, readonly string[]> {
+  return new Map([...names].map((name) => [name, []]))
 }
 
 /** What must be followed whatever the mode: services that run here, then those they call. */

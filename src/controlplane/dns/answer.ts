@@ -18,10 +18,15 @@ import { failure, type Question, type Reply, rcodes } from './message.ts'
 /** What is known of the service that a name means. */
 export type ServiceLookup =
   | { readonly kind: 'service'; readonly service: MeshService }
+  /** There is one, of which only its addresses are known. */
+  | { readonly kind: 'listed'; readonly virtualIps: readonly string[] }
   /** There is none. `isParent`: but there are services whose names end in `.` and this one. */
   | { readonly kind: 'unknown'; readonly isParent: boolean }
   /** Nothing can be said of it now. */
   | { readonly kind: 'unavailable' }
+
+/** What of a service a question asks for. */
+export type ServiceNeeds = 'addresses' | 'instances'
 
 /** What a name is, before anything is known of services. */
 export type Place =
@@ -91,6 +96,11 @@ export function answerWithout(
   }
 }
 
+/** What must be known of the service to answer: the port of SRV is that of its instances. */
+export function needsOf(question: Question): ServiceNeeds {
+  return question.type === 'SRV' ? 'instances' : 'addresses'
+}
+
 /** The reply for a service's name. */
 export function answerService(
   question: Question,
@@ -104,11 +114,14 @@ export function answerService(
       lookup.isParent && !place.isPortName ? rcodes.noError : rcodes.nameError,
       place.zone,
     )
-  const { service } = lookup
   const ttl = times.ttlS
-  if (question.type === 'SRV') return answerPort(question, place, service, ttl)
+  if (question.type === 'SRV')
+    return lookup.kind === 'service'
+      ? answerPort(question, place, lookup.service, ttl)
+      : failure(rcodes.serverFailure)
   if (place.isPortName) return negative(rcodes.noError, place.zone)
-  const addresses = addressRecords(question.name, service, ttl)
+  const { virtualIps } = lookup.kind === 'service' ? lookup.service : lookup
+  const addresses = addressRecords(question.name, virtualIps, ttl)
   // Of ANY, one kind of record is enough (RFC 8482).
   const type = question.type === 'ANY' ? addresses[0]?.type : question.type
   const answers = addresses.filter((record) => record.type === type)
@@ -131,7 +144,7 @@ function answerPort(
     ttl,
     data: { priority: 1, weight: 1, port, target },
   }
-  return { ...positive([srv]), additionals: addressRecords(target, service, ttl) }
+  return { ...positive([srv]), additionals: addressRecords(target, service.virtualIps, ttl) }
 }
 
 /** The port that most instances' applications have: a virtual address has every port. */
@@ -148,10 +161,10 @@ function applicationPort(service: MeshService): number | undefined {
   return best
 }
 
-function addressRecords(name: string, service: MeshService, ttl: number): Answer[] {
+function addressRecords(name: string, virtualIps: readonly string[], ttl: number): Answer[] {
   const record = (ip: string): Answer =>
     isIpv6(ip) ? { type: 'AAAA', name, ttl, data: ip } : { type: 'A', name, ttl, data: ip }
-  return service.virtualIps.map(record).toSorted((a, b) => a.type.length - b.type.length)
+  return virtualIps.map(record).toSorted((a, b) => a.type.length - b.type.length)
 }
 
 function answerApex(question: Question, zone: string, times: AnswerTimes): Reply {

@@ -13,8 +13,10 @@ import {
   type AnswerTimes,
   answerService,
   answerWithout,
+  needsOf,
   placeOf,
   type ServiceLookup,
+  type ServiceNeeds,
   zonesOf,
 } from './answer.ts'
 import {
@@ -33,7 +35,7 @@ export interface DnsServerOptions extends AnswerTimes {
   readonly address: SocketAddress
   readonly datacenter: string
   /** What is known of a service. Bounded in time by whoever provides it; must not reject. */
-  readonly lookup: (service: string) => Promise<ServiceLookup>
+  readonly lookup: (service: string, needs: ServiceNeeds) => Promise<ServiceLookup>
   readonly log: Log
   /** Milliseconds; {@link TCP_IDLE_MS} unless given. */
   readonly tcpIdleMs?: number
@@ -252,7 +254,7 @@ class RunningDnsServer implements DnsServer {
     if (this.#pending >= MAX_PENDING) return failure(rcodes.serverFailure)
     this.#pending += 1
     try {
-      const found = await this.#options.lookup(place.service)
+      const found = await this.#options.lookup(place.service, needsOf(question))
       return answerService(question, place, found, this.#options)
     } catch (error) {
       this.#options.log.error('Cannot answer a DNS question', { error: describeError(error) })

@@ -13,7 +13,7 @@ import { type IntentionWatch, watchIntentions } from './intentions.ts'
 import { startPulse } from './pulse.ts'
 import { createRegistrar } from './registration.ts'
 import { AGENT_RULE } from './rights.ts'
-import { type ServiceNamesWatch, watchServiceNames } from './service-names.ts'
+import { type ServiceListWatch, watchServiceList } from './service-list.ts'
 import { type ServiceWatch, SIGHT_MS, type Sight, watchOneService } from './service-watch.ts'
 import {
   type ConsulAddress,
@@ -62,12 +62,12 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
   const hints = startChangeHints(follower)
   const serviceWatches = new Set<ServiceWatch>()
   const intentionWatches = new Set<IntentionWatch>()
-  const nameWatches = new Set<ServiceNamesWatch>()
+  const listWatches = new Set<ServiceListWatch>()
   const pulse = startPulse({
     ...parts,
-    wantsAll: () => nameWatches.size > 0,
+    wantsAll: () => listWatches.size > 0,
     onHealed() {
-      for (const watch of nameWatches) watch.recheck()
+      for (const watch of listWatches) watch.recheck()
       follower.retry()
     },
   })
@@ -99,7 +99,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
             ? `${watch.problem}`
             : `${watch.path.split('?', 1)[0]}: ${watch.problem}`,
         ),
-      ...[...serviceWatches, ...intentionWatches, ...nameWatches].flatMap((watch) =>
+      ...[...serviceWatches, ...intentionWatches, ...listWatches].flatMap((watch) =>
         watch.problems(),
       ),
     ])
@@ -119,8 +119,8 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
         watchOneService(name, onChange, { ...options, follower, clock, sight, last }),
         serviceWatches,
       ),
-    watchServiceNames: (onChange, last) =>
-      kept(watchServiceNames(onChange, { ...parts, follower, last }), nameWatches),
+    watchServiceList: (onChange, last) =>
+      kept(watchServiceList(onChange, { ...parts, follower, last }), listWatches),
     watchPolicies: (destinations, onChange, last) =>
       kept(watchIntentions(destinations, onChange, { ...parts, follower, last }), intentionWatches),
     register: async (services, tunnelPort) => {
@@ -132,7 +132,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
       registrar.close()
       hints.close()
       pulse.close()
-      for (const watch of [...serviceWatches, ...intentionWatches, ...nameWatches]) watch.close()
+      for (const watch of [...serviceWatches, ...intentionWatches, ...listWatches]) watch.close()
       follower.close()
       transport[Symbol.dispose]()
     },

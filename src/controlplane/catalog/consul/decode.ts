@@ -115,6 +115,49 @@ export function decodeServiceNames(body: unknown): readonly string[] {
   return Object.keys(body).filter(isServiceName).toSorted()
 }
 
+/** Who answers Connect for a name. */
+export interface DecodedConnect {
+  /** Whether anybody does. */
+  readonly isMesh: boolean
+  /** Consul's virtual addresses for the service, sorted; as many as {@link MAX_VIRTUAL_IPS}. */
+  readonly virtualIps: readonly string[]
+}
+
+/** Consul gives a service one address, and may show an older one on instances that it has not written anew. */
+const MAX_VIRTUAL_IPS = 4
+
+/**
+ * Reads `/v1/catalog/connect/<service>`. An address is taken from what stands for the service alone.
+ * @throws MeshError HM_CONSUL_ANSWER_MALFORMED
+ */
+export function decodeConnect(service: string, body: unknown): DecodedConnect {
+  if (!Array.isArray(body)) throw malformed(`who answers for ${service}`, 'a list', body)
+  const virtualIps = new Set<string>()
+  for (const entry of body) {
+    if (!standsFor(service, entry)) continue
+    const ip = decodeVirtualIp(member(entry, 'ServiceTaggedAddresses'))
+    if (ip !== undefined) virtualIps.add(ip)
+  }
+  return {
+    isMesh: body.length > 0,
+    virtualIps: [...virtualIps].toSorted().slice(0, MAX_VIRTUAL_IPS),
+  }
+}
+
+/** The service itself, connect-native, or a proxy of it: no gateway, which answers for others too. */
+function standsFor(service: string, entry: unknown): boolean {
+  const kind = member(entry, 'ServiceKind') ?? ''
+  if (kind === '')
+    return (
+      member(member(entry, 'ServiceConnect'), 'Native') === true &&
+      member(entry, 'ServiceName') === service
+    )
+  return (
+    kind === 'connect-proxy' &&
+    member(member(entry, 'ServiceProxy'), 'DestinationServiceName') === service
+  )
+}
+
 /** What an agent says of itself. */
 export interface AgentSelf {
   readonly nodeName: string
@@ -258,7 +301,7 @@ function decodeInstance(service: string, entry: unknown, place: Place): Instance
       weight: decodeWeight(member(registration, 'Weights'), health),
       local: false,
     },
-    virtualIp: decodeVirtualIp(registration),
+    virtualIp: decodeVirtualIp(member(registration, 'TaggedAddresses')),
     modifyIndex: typeof modifyIndex === 'number' ? modifyIndex : 0,
   }
 }
@@ -335,9 +378,8 @@ function decodeWeight(weights: unknown, health: Health): number {
 }
 
 /** Consul gives virtual addresses out of 240.0.0.0/4 only; any other would divert what is not ours. */
-function decodeVirtualIp(registration: Record<string, unknown>): string | undefined {
-  const tagged = member(member(registration, 'TaggedAddresses'), 'consul-virtual')
-  const text = member(tagged, 'Address')
+function decodeVirtualIp(taggedAddresses: unknown): string | undefined {
+  const text = member(member(taggedAddresses, 'consul-virtual'), 'Address')
   const ip = typeof text === 'string' ? canonicalIp(text) : undefined
   if (ip === undefined || ip.includes(':') || isUndialable(ip)) return undefined
   return Number(ip.slice(0, ip.indexOf('.'))) >= 240 ? ip : undefined

@@ -14,7 +14,14 @@ import type { Log } from '../../../lib/log.ts'
 import { fileSignature, readTextFile } from '../../../lib/read-text-file.ts'
 import { isStructurallyEqual } from '../../../lib/structural-equal.ts'
 import type { LocalService } from '../../../model/service.ts'
-import type { Catalog, CatalogHealth, CatalogPolicy, CatalogService, Watch } from '../catalog.ts'
+import type {
+  Catalog,
+  CatalogHealth,
+  CatalogPolicy,
+  CatalogService,
+  ListedService,
+  Watch,
+} from '../catalog.ts'
 import { type CatalogContent, decodeCatalog, emptyCatalog, policyOf } from './decode.ts'
 
 /** Where the file is and which of its nodes this host is. */
@@ -102,8 +109,14 @@ class FileCatalog implements Catalog {
     return this.#follow((content) => content.serviceByName.get(name) ?? unknown, onChange)
   }
 
-  watchServiceNames(onChange: (names: readonly string[]) => void): Watch {
-    return this.#follow((content) => [...content.serviceByName.keys()].toSorted(), onChange)
+  watchServiceList(onChange: (services: readonly ListedService[]) => void): Watch {
+    return this.#follow(
+      ({ serviceByName }) =>
+        [...serviceByName.values()]
+          .map(({ name, virtualIps }) => ({ name, virtualIps }))
+          .toSorted((a, b) => (a.name < b.name ? -1 : 1)),
+      onChange,
+    )
   }
 
   watchPolicies(

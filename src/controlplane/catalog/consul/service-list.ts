@@ -1,10 +1,11 @@
 /**
- * Follows the names of all mesh services: those that have a connect proxy or are connect-native.
+ * Follows which services the mesh has, those that have a connect proxy or are connect-native, and the virtual
+ * addresses that Consul (1.11 and later) gives them.
  *
  * Consul has no such list. `/v1/catalog/services` names everything that is registered, so each name is
- * asked once whether anybody answers Connect for it, and again when its answer is old or when a service
- * named after it (`<name>-…`, as proxies are) appears. The cost is one small stale read a name and five
- * minutes: following all services is for small fleets.
+ * asked once who answers Connect for it, and again when its answer is old, when a service named after it
+ * (`<name>-…`, as proxies are) appears, or when another has its address. The cost is one small stale read a
+ * name and five minutes.
  *
  * A list that is suddenly short is held back for a moment, and one that does not even name Consul itself is
  * never believed: that is what a token without rights sees.
@@ -13,14 +14,14 @@ import { sleep } from '../../../lib/abort.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
-import type { Watch } from '../catalog.ts'
+import type { ListedService, Watch } from '../catalog.ts'
 import type { Follower } from './blocking-query.ts'
-import { decodeServiceNames } from './decode.ts'
+import { type DecodedConnect, decodeConnect, decodeServiceNames } from './decode.ts'
 import { DOUBT_MS, isSuddenLoss } from './doubt.ts'
 import { type ConsulTransport, requireOk } from './transport.ts'
 
-/** A running watch of names. */
-export interface ServiceNamesWatch extends Watch {
+/** A running watch of the list. */
+export interface ServiceListWatch extends Watch {
   /** What is wrong now, one sentence each. */
   problems(): readonly string[]
   /** Asks again about all names that nobody answered Connect for: what the token may see has changed. */
@@ -28,14 +29,20 @@ export interface ServiceNamesWatch extends Watch {
 }
 
 /** What the watch is built from. */
-export interface ServiceNamesOptions {
+export interface ServiceListOptions {
   readonly transport: ConsulTransport
   readonly follower: Follower
   readonly log: Log
   readonly clock?: Clock
   readonly random?: Random
-  /** The names of an earlier run. */
-  readonly last?: readonly string[] | undefined
+  /** The list of an earlier run. */
+  readonly last?: readonly ListedService[] | undefined
+}
+
+/** What Consul said of one name. */
+interface Verdict extends DecodedConnect {
+  readonly askedAtMs: number
+  readonly untilMs: number
 }
 
 /** More names than this are not asked about; the first in order of the alphabet are. */
@@ -50,18 +57,18 @@ const SWEEP_MS = 15_000
 /** Questions under way at once. */
 const CONCURRENCY = 3
 
-/** Follows the names; `onChange` gets them sorted, every time the set changes. */
-export function watchServiceNames(
-  onChange: (names: readonly string[]) => void,
-  options: ServiceNamesOptions,
-): ServiceNamesWatch {
+/** Follows the list; `onChange` gets it sorted by name, every time it changes. */
+export function watchServiceList(
+  onChange: (services: readonly ListedService[]) => void,
+  options: ServiceListOptions,
+): ServiceListWatch {
   const { transport, follower, log, clock = systemClock, random = systemRandom } = options
   const closing = new AbortController()
   const { signal } = closing
-  const verdictByName = new Map<string, { isMesh: boolean; untilMs: number }>()
+  const verdictByName = new Map<string, Verdict>()
   let names: readonly string[] | undefined
   let published: string | undefined
-  let believed = options.last ?? []
+  let believed = (options.last ?? []).map(({ name }) => name)
   let doubtedAtMs: number | undefined
   let problem: string | undefined
   let napping = new AbortController()
@@ -97,14 +104,13 @@ export function watchServiceNames(
   async function ask(name: string): Promise<void> {
     const path = `/v1/catalog/connect/${encodeURIComponent(name)}?stale`
     const answer = requireOk(await transport.call('GET', path, { signal }), `reading ${path}`)
-    const isMesh = Array.isArray(answer.body) && answer.body.length > 0
-    const untilMs = clock.monotonicMs() + VERDICT_MS * (0.8 + 0.4 * random())
-    verdictByName.set(name, { isMesh, untilMs })
+    const askedAtMs = clock.monotonicMs()
+    const untilMs = askedAtMs + VERDICT_MS * (0.8 + 0.4 * random())
+    verdictByName.set(name, { ...decodeConnect(name, answer.body), askedAtMs, untilMs })
   }
 
-  async function askAll(): Promise<void> {
-    const nowMs = clock.monotonicMs()
-    const open = (names ?? []).filter((name) => (verdictByName.get(name)?.untilMs ?? 0) <= nowMs)
+  async function askEach(asked: readonly string[]): Promise<void> {
+    const open = [...asked]
     const worker = async (): Promise<void> => {
       for (let name = open.shift(); name !== undefined && !signal.aborted; name = open.shift())
         await ask(name)
@@ -112,15 +118,25 @@ export function watchServiceNames(
     await Promise.all(Array.from({ length: CONCURRENCY }, worker))
   }
 
+  async function askAll(): Promise<void> {
+    const nowMs = clock.monotonicMs()
+    await askEach((names ?? []).filter((name) => (verdictByName.get(name)?.untilMs ?? 0) <= nowMs))
+    await askEach(outdated(verdictByName, nowMs))
+  }
+
   function publish(): void {
     if (names === undefined || signal.aborted) return
-    const mesh = names.filter((name) => verdictByName.get(name)?.isMesh === true)
-    const mark = mesh.join('\n')
+    const list = names.flatMap((name): ListedService[] => {
+      const verdict = verdictByName.get(name)
+      return verdict?.isMesh === true ? [{ name, virtualIps: verdict.virtualIps }] : []
+    })
+    const mesh = list.map(({ name }) => name)
+    const mark = JSON.stringify(list)
     if (isHeldBack(mesh) || mark === published) return
     published = mark
     believed = mesh
     doubtedAtMs = undefined
-    onChange(mesh)
+    onChange(list)
   }
 
   /** Whether too many names are gone to believe it yet; those are asked about again then. */
@@ -171,4 +187,19 @@ export function watchServiceNames(
       listing.close()
     },
   }
+}
+
+/**
+ * Names asked about before `sinceMs` that have an address which another name has by an answer since: Consul gives
+ * the address of a service that has lost its last proxy to the next one.
+ */
+function outdated(verdictByName: ReadonlyMap<string, Verdict>, sinceMs: number): readonly string[] {
+  const verdicts = [...verdictByName]
+  const newIps = new Set(
+    verdicts.flatMap(([, { virtualIps, askedAtMs }]) => (askedAtMs >= sinceMs ? virtualIps : [])),
+  )
+  return verdicts
+    .filter(([, { askedAtMs }]) => askedAtMs < sinceMs)
+    .filter(([, { virtualIps }]) => virtualIps.some((ip) => newIps.has(ip)))
+    .map(([name]) => name)
 }
