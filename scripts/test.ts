@@ -56,16 +56,9 @@ const stopping = new AbortController()
 
 const root = resolve(import.meta.dirname, '..')
 
-/** They speak of virtual addresses of our own, and a current Consul gives each service one of its. */
-const aboutOwnAddresses: readonly string[] = [
-  'test/mesh/dns.test.ts',
-  'test/mesh/virtual-addresses-kept.test.ts',
-]
-
 /** The mesh tests that start a Consul, whichever is first on the PATH. */
 function meshTestsWithConsul(): readonly string[] {
   return globSync('test/mesh/**/*.test.ts', { cwd: root })
-    .filter((file) => !aboutOwnAddresses.includes(file))
     .filter((file) =>
       /catalog: 'consul'|harness\/consul\.ts/.test(readFileSync(join(root, file), 'utf8')),
     )

@@ -3,6 +3,8 @@
  * default policy in a header, chain ids of four parts, intentions with permissions, subsets of sidecars.
  */
 import assert from 'node:assert/strict'
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import type { CatalogPolicy, CatalogService } from '../../src/controlplane/catalog/catalog.ts'
 import { createConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
@@ -110,6 +112,70 @@ describe('on a current Consul', () => {
     })
     await eventually(() => assert.rejects(web.call('vault'), { code: 'ECONNRESET' }))
     assert.equal((await web.call('db')).service, 'db')
+  })
+})
+
+describe("Consul's virtual addresses of services that nobody has used", () => {
+  const ports = { db: 5432, mail: 2525, queue: 5672 }
+  const ips = new Map<string, string>()
+  let mesh: Mesh<Consul>
+  let web: RunningService
+
+  before(async () => {
+    mesh = await startMesh({
+      hosts: ['a', 'b'],
+      catalog: 'consul',
+      config: { catalog: { kind: 'consul', watch: 'on-demand' } },
+    })
+    web = await mesh.host('a').service('web').start()
+    for (const [name, listens] of Object.entries(ports))
+      await mesh.host('b').service(name, { listens }).start()
+    await mesh.allow('web', '*')
+    await mesh.up()
+    for (const name of Object.keys(ports)) {
+      const path = `/v1/health/connect/${name}`
+      const [entry] = (await mesh.catalog.server.get(path)) as HealthEntry[]
+      ips.set(name, entry?.Service.TaggedAddresses?.['consul-virtual']?.Address ?? '')
+    }
+    await eventually(async () => {
+      const kept = await readFile(join(mesh.host('a').daemon.stateFolder, 'catalog.json'), 'utf8')
+      for (const ip of ips.values()) assert.ok(kept.includes(`["${ip}"]`), `${ip} is not listed`)
+    })
+    assert.deepEqual(await followed(), [])
+  })
+
+  after(async () => {
+    await mesh?.[Symbol.asyncDispose]()
+  })
+
+  async function followed(): Promise<readonly string[]> {
+    const { services } = await mesh.host('a').daemon.services()
+    return services.map(({ name }) => name).toSorted()
+  }
+
+  test('the first connection to one is carried, and follows the service', async () => {
+    assert.match(ips.get('db') ?? '', /^240\./)
+    assert.equal((await web.callAddress(ips.get('db') ?? '', ports.db)).service, 'db')
+    assert.deepEqual(await followed(), ['db'])
+  })
+
+  test('a connection to one can be explained', async () => {
+    const to = `${ips.get('mail')}:${ports.mail}`
+    const { code, stdout } = await mesh.host('a').daemon.cli('explain', '--from', 'web', '--to', to)
+    assert.equal(code, 0, stdout)
+    assert.match(stdout, /\bmail\b/)
+  })
+
+  test('the first question for a name is answered although the agent is gone', async () => {
+    const { namespace } = mesh.host('a')
+    await mesh.catalog.agent('a').kill()
+    const dig = async (name: string, type: string): Promise<string> => {
+      const asked = ['dig', '+tries=1', '@127.0.0.1', '-p', '15053', name, type]
+      return (await runCommand(namespace.inside(asked))).stdout
+    }
+    assert.match(await dig('queue.mesh', 'A'), new RegExp(`\\sA\\s+${ips.get('queue')}\\s`))
+    assert.match(await dig('_queue._tcp.mesh', 'SRV'), /SERVFAIL/, 'its port is nowhere listed')
+    assert.match(await dig('nothing.mesh', 'A'), /NXDOMAIN/)
   })
 })
 

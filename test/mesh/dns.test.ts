@@ -3,6 +3,8 @@
  * nobody uses, and a name or a virtual address is enough to reach a service.
  */
 import assert from 'node:assert/strict'
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { test } from 'node:test'
 
 import { eventually } from '../harness/eventually.ts'
@@ -45,6 +47,12 @@ test('names and on-demand watches', async (t) => {
     await b.service(name, { listens }).start()
   await mesh.allow('web', '*')
   await mesh.up()
+  // Names arrive in Consul before the proxies' are asked about: until then nobody has them.
+  await eventually(async () => {
+    const kept = await readFile(join(a.daemon.stateFolder, 'catalog.json'), 'utf8')
+    for (const name of ['cache', 'db', 'mail', 'queue'])
+      assert.ok(kept.includes(`{"name":"${name}","virtualIps"`), `${name} is not listed`)
+  })
   const program = {
     namespace: a.namespace,
     uid: web.service.uid,
@@ -60,20 +68,23 @@ test('names and on-demand watches', async (t) => {
   await t.test(
     'the first connection to a virtual address is carried, and follows the service',
     async () => {
-      // The same on every host: a hash of the name.
+      // The same on every host: a hash of the name, or Consul's (1.11 and later).
       const { ip } = await mesh.virtualAddress('cache', b)
-      // Names arrive in Consul before the proxies' are asked about: until then the address is nobody's.
-      assert.equal((await eventually(() => web.callAddress(ip, 6379))).service, 'cache')
+      assert.equal((await web.callAddress(ip, 6379)).service, 'cache')
       assert.deepEqual(await followed(a), ['cache'])
     },
   )
 
   await t.test('the first question for a name is answered, and follows the service', async () => {
     const { ip } = await mesh.virtualAddress('db', b)
-    await eventually(async () => assert.equal(await dig(a, '+short', 'db.mesh', 'A'), `${ip}\n`))
-    assert.deepEqual(await followed(a), ['cache', 'db'])
-    const { ip: ip6 } = await mesh.virtualAddress('db', b, 6)
-    assert.equal(await dig(a, '+tcp', '+short', 'db.virtual.dc1.consul', 'AAAA'), `${ip6}\n`)
+    assert.equal(await dig(a, '+short', 'db.mesh', 'A'), `${ip}\n`)
+    await eventually(async () => assert.deepEqual(await followed(a), ['cache', 'db']))
+    const { services } = await b.daemon.services()
+    const ips = services.find(({ name }) => name === 'db')?.virtualIps ?? []
+    // None where Consul gives the address: it gives one of IPv4.
+    const ip6 = ips.filter((candidate) => candidate.includes(':')).map((one) => `${one}\n`)
+    const asked = await dig(a, '+tcp', '+short', 'db.virtual.dc1.consul', 'AAAA')
+    assert.equal(asked, ip6.join(''))
     assert.match(await dig(a, '_db._tcp.mesh', 'SRV'), /SRV\s+1 1 5432 db\.mesh\./)
   })
 
@@ -188,6 +199,9 @@ test('a plain resolv.conf: the daemon first, and what it refuses is asked of the
     folder: mesh.folder,
     nameservers: ['127.0.0.1', '127.0.0.9'],
   }
+  const { ip: ip6 } = await mesh.virtualAddress('db', a, 6)
+  const asked = ['dig', '+short', '@127.0.0.1', 'db.mesh', 'AAAA']
+  assert.equal(await mustRun(a.namespace.inside(asked)), `${ip6}\n`)
   const called = await runResolving(program, [process.execPath, '-e', CLIENT, 'db.mesh', '5432'])
   assert.equal(called.code, 0, called.stderr)
   assert.match(called.stdout, /"service":"db"/)
