@@ -19,7 +19,11 @@ import {
   requireFileName,
   rootFiles,
 } from '../controlplane/identity/host-directory.ts'
-import { issueLeaf, LEAF_LIFETIME_MS } from '../controlplane/identity/issue-certificate.ts'
+import {
+  issueLeaf,
+  LEAF_LIFETIME_MS,
+  requireDatacenter,
+} from '../controlplane/identity/issue-certificate.ts'
 import { parseCertificates, readLeaf, readRoots } from '../controlplane/identity/x509.ts'
 import { MeshError } from '../lib/errors.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
@@ -133,17 +137,6 @@ export function issueCertificates(request: IssueRequest, nowMs = Date.now()): Is
     })),
     paths: writeHost(out, bundle, leaves),
   }
-}
-
-function requireDatacenter(datacenter: string): void {
-  if (!/^[a-z0-9_-]{1,64}$/.test(datacenter))
-    throw new MeshError(
-      'HM_CA_DATACENTER_INVALID',
-      `Cannot issue for the datacenter ${JSON.stringify(datacenter.slice(0, 256))}: it is not a Consul datacenter name`,
-      {
-        hint: 'Use a-z, 0-9, "_" and "-", at most 64 characters; the same as `datacenter` in the configuration',
-      },
-    )
 }
 
 /** The roots of the host and that of the CA. */

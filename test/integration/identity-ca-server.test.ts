@@ -381,6 +381,22 @@ test('a CA whose clock is wrong is refused with the time of this host and that o
   }
 })
 
+test('a CA whose clock was ahead and is put right is believed at once, not when its certificate begins', async () => {
+  let aheadMs = 24 * HOUR_MS
+  const clock: Clock = {
+    wallMs: () => Date.now() + aheadMs,
+    monotonicMs: () => performance.now(),
+  }
+  await using fixture = await Fixture.create({ office: { clock } })
+  using client = new CaClient(fixture.address)
+  const trust = await client.fetchRoot(fixture.token('a'))
+  const enroll = (): Promise<unknown> =>
+    client.enroll(trust, fixture.token('a'), makeSigningRequest().csrPem)
+  await assert.rejects(enroll(), { code: 'HM_CA_UNTRUSTED' })
+  aheadMs = 0
+  await eventually(enroll, { withinMs: 15_000 })
+})
+
 test('an expired host certificate is renewed within the grace limit', async () => {
   await using fixture = await Fixture.create({
     office: { lifetimes: { hostMs: 2_000, leafMs: 2_000 } },

@@ -309,7 +309,7 @@ function readFixtureRoot(): string {
   return readAuthority(fixture.directory).certificatePem
 }
 
-test('revoking a host lists every certificate of it that has not expired, across a restart, and no longer than they live', async () => {
+test('revoking a host lists every certificate of it that has not expired, across a restart, and a day longer than they live', async () => {
   using fixture = new Fixture()
   const a = fixture.enroll('a')
   const b = fixture.enroll('b')
@@ -326,6 +326,14 @@ test('revoking a host lists every certificate of it that has not expired, across
   assert.ok(!fixture.office.bundle.revoked.includes(ofB))
   fixture.reopen()
   assert.deepEqual(fixture.office.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
+  fixture.nowMs += DAY_MS + HOUR_MS
+  fixture.office.upkeep()
+  assert.deepEqual(
+    fixture.office.bundle.revoked,
+    [ofA, a.certificate.serialNumber].toSorted(),
+    'a host whose clock is late may still take the leaf for one that holds',
+  )
+  assert.equal(fixture.office.status().revoked, 1, 'of those that have not expired')
   fixture.nowMs += DAY_MS
   fixture.office.upkeep()
   assert.deepEqual(fixture.office.bundle.revoked, [a.certificate.serialNumber], 'the leaf is gone')
@@ -350,6 +358,77 @@ test('a host that is revoked while the catalog is asked gets nothing', async () 
   fixture.office.revoke({ host: 'a' })
   answer.resolve(true)
   await assert.rejects(signing, { code: 'HM_CA_HOST_REFUSED' })
+})
+
+test('a host certificate that was revoked by its serial number cannot be renewed once it has expired, nor had again with its token', () => {
+  using fixture = new Fixture({ lifetimes: { hostMs: DAY_MS, graceMs: 7 * DAY_MS } })
+  const token = fixture.token('a', ['web'], 5 * DAY_MS)
+  const request = csr()
+  const stolen = new X509Certificate(fixture.office.enroll({ ...token, csr: request }, 'here'))
+  fixture.office.revoke({ serial: stolen.serialNumber })
+  for (let day = 0; day < 4; day += 1) {
+    fixture.office.upkeep()
+    assert.throws(() => fixture.office.identifyHost(stolen, { mayHaveExpired: true }), {
+      code: 'HM_CA_HOST_REFUSED',
+    })
+    assert.throws(() => fixture.office.enroll({ ...token, csr: request }, 'here'), {
+      code: 'HM_CA_TOKEN_REFUSED',
+    })
+    fixture.nowMs += DAY_MS
+  }
+})
+
+test('a host has a bounded number of certificates, by its token too, and room again when they are revoked', async () => {
+  using fixture = new Fixture()
+  const token = fixture.token()
+  const request = csr()
+  let pem = fixture.office.enroll({ ...token, csr: request }, 'here')
+  const line = readFileSync(join(fixture.directory, 'journal.jsonl'), 'utf8')
+  fixture.office[Symbol.dispose]()
+  const lines = Array.from({ length: 4_095 }, (_, i) =>
+    line.replace(/"serial":"[^"]+"/, `"serial":"${(i + 1).toString(16).toUpperCase()}"`),
+  )
+  appendFileSync(join(fixture.directory, 'journal.jsonl'), lines.join(''))
+  fixture.reopen()
+  const limit = { code: 'HM_CA_RATE_LIMITED' }
+  const caller = fixture.office.identifyHost(new X509Certificate(pem))
+  assert.throws(() => fixture.office.enroll({ ...token, csr: request }, 'here'), limit)
+  assert.throws(() => fixture.office.renew(caller, csr()), limit)
+  fixture.office.revoke({ host: 'a' })
+  pem = fixture.office.enroll({ ...fixture.token(), csr: csr() }, 'here')
+  await fixture.office.sign(fixture.office.identifyHost(new X509Certificate(pem)), 'web', csr())
+})
+
+test('a CA that was in use does not open without its state or its journal, and loses no key over it', () => {
+  for (const missing of ['state.json', 'journal.jsonl']) {
+    using fixture = new Fixture()
+    fixture.enroll()
+    fixture.office.startRotation()
+    fixture.office[Symbol.dispose]()
+    const files = readdirSync(fixture.directory).filter((file) => file !== missing)
+    rmSync(join(fixture.directory, missing))
+    assert.throws(() => fixture.open(), {
+      code: 'HM_CA_STATE_INVALID',
+      message: new RegExp(`${missing.replace('.', '\\.')} is missing`),
+    })
+    assert.deepEqual(readdirSync(fixture.directory), files)
+  }
+})
+
+test('a token is not made for what no datacenter is called', () => {
+  using fixture = new Fixture()
+  for (const datacenter of ['', 'DC1', 'dc1/svc/admin', 'dc 1'])
+    assert.throws(
+      () =>
+        fixture.office.createToken({
+          host: 'a',
+          datacenter,
+          services: [],
+          ttlMs: HOUR_MS,
+          address: 'ca.test:1',
+        }),
+      { code: 'HM_CA_DATACENTER_INVALID' },
+    )
 })
 
 test('a directory has one office at a time', () => {

@@ -1,7 +1,7 @@
 /** Token buckets of the CA: what an address may do at once, in the long run, and at whose cost. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { RateLimiter } from '../../src/controlplane/identity/ca/rate-limit.ts'
+import { callerAt, RateLimiter } from '../../src/controlplane/identity/ca/rate-limit.ts'
 
 test('an address has its burst at once and its rate after that, whatever others do', () => {
   const limiter = new RateLimiter({ burst: 3, perSecond: 2 })
@@ -29,4 +29,13 @@ test('a flood of addresses makes it forget the quiet ones, not the one that is b
     if (i % 1_000 === 0) assert.equal(limiter.take('busy', 0), false)
   }
   assert.equal(limiter.take('flood-1', 0), true, 'forgotten')
+})
+
+test('an address of IPv6 counts as its network, one of IPv4 as itself, however it is written', () => {
+  assert.equal(callerAt('2001:db8:1:2::1'), callerAt('2001:db8:1:2:ffff:ffff:ffff:ffff'))
+  assert.notEqual(callerAt('2001:db8:1:2::1'), callerAt('2001:db8:1:3::1'))
+  assert.equal(callerAt('fe80::1%eth0'), callerAt('fe80::2%eth1'))
+  assert.equal(callerAt('::ffff:192.0.2.1'), callerAt('192.0.2.1'))
+  assert.notEqual(callerAt('192.0.2.1'), callerAt('192.0.2.2'))
+  assert.equal(callerAt(undefined), '', 'a caller that is gone already')
 })

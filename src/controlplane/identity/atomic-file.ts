@@ -52,3 +52,13 @@ export function writeFileAtomically(path: string, text: string, options: AtomicW
     rmSync(temporary, { force: true })
   }
 }
+
+/** Has the names in a folder on the disk: until then a power cut may bring a replaced file back. */
+export function syncFolder(path: string): void {
+  const folder = openSync(path, 'r')
+  try {
+    fsyncSync(folder)
+  } finally {
+    closeSync(folder)
+  }
+}

@@ -149,6 +149,21 @@ export function certifyService(
 }
 
 /**
+ * Refuses what no datacenter of Consul is called: it becomes a part of a SPIFFE ID.
+ * @throws MeshError HM_CA_DATACENTER_INVALID
+ */
+export function requireDatacenter(datacenter: string): void {
+  if (!/^[a-z0-9_-]{1,64}$/.test(datacenter))
+    throw new MeshError(
+      'HM_CA_DATACENTER_INVALID',
+      `Cannot issue for the datacenter ${JSON.stringify(datacenter.slice(0, 256))}: it is not a Consul datacenter name`,
+      {
+        hint: 'Use a-z, 0-9, "_" and "-", at most 64 characters; the same as `datacenter` in the configuration',
+      },
+    )
+}
+
+/**
  * An end certificate for any URI; PEM.
  * @throws MeshError HM_CA_LIFETIME_INVALID when it would outlive its root
  */

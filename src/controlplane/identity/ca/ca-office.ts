@@ -6,7 +6,7 @@
  * handed out. Whatever cannot be decided is refused. No message contains a secret or a key.
  */
 import { createHash, type KeyObject, X509Certificate } from 'node:crypto'
-import { readdirSync, rmSync } from 'node:fs'
+import { existsSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Clock } from '../../../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../../../lib/errors.ts'
@@ -17,7 +17,7 @@ import { isServiceName } from '../../../model/spiffe-id.ts'
 import { readAuthority, type StoredAuthority, writeRoot } from '../ca-directory.ts'
 import { type CaBundle, caUri, contentIdOf, fingerprintOf, hostUri } from '../ca-protocol.ts'
 import { isSameKey, readSigningRequest } from '../csr.ts'
-import { BACKDATE_MS, certify, certifyService } from '../issue-certificate.ts'
+import { BACKDATE_MS, certify, certifyService, requireDatacenter } from '../issue-certificate.ts'
 import {
   CA_ADDRESS,
   formatJoinToken,
@@ -130,14 +130,16 @@ const MAX_CERTIFICATES_PER_HOST = 4_096
 /** Certificates of its own that a host may present: the newest, and those before it whose successor was lost. */
 const KEPT_HOST_CERTIFICATES = 4
 const MAX_TOKEN_TTL_MS = 30 * 86_400_000
+/** Revocations are listed for so long after the end: by the clock of a host it may not have come yet. */
+const KEPT_REVOKED_MS = 86_400_000
 
 /** The open CA of one directory. */
 export class CaOffice implements Disposable {
   readonly trustDomain: string
   readonly lifetimes: CaLifetimes
+  readonly clock: Clock
   private readonly directory: string
   private readonly log: Log
-  private readonly clock: Clock
   private readonly runsService: RunsService
   private readonly lock: Disposable
   private readonly journal: Journal
@@ -170,7 +172,8 @@ export class CaOffice implements Disposable {
       })
     this.lock = lock
     try {
-      this.state = readState(directory) ?? this.firstState()
+      const journalPath = join(directory, 'journal.jsonl')
+      this.state = this.stateThatFits(readState(directory), existsSync(journalPath))
       this.dropOrphans()
       for (const { id, name } of this.state.roots) {
         const authority = readAuthority(directory, name)
@@ -182,7 +185,7 @@ export class CaOffice implements Disposable {
           )
         this.authorities.set(id, authority)
       }
-      this.journal = new Journal(join(directory, 'journal.jsonl'), clock.wallMs())
+      this.journal = new Journal(journalPath, clock.wallMs())
     } catch (thrown) {
       lock[Symbol.dispose]()
       throw thrown
@@ -212,7 +215,9 @@ export class CaOffice implements Disposable {
   upkeep(): void {
     const nowMs = this.clock.wallMs()
     this.journal.prune(nowMs)
-    const revoked = this.state.revoked.filter(({ notAfterMs }) => notAfterMs > nowMs)
+    const revoked = this.state.revoked.filter(
+      ({ notAfterMs }) => notAfterMs + KEPT_REVOKED_MS > nowMs,
+    )
     const tokens = this.state.tokens.filter(({ expiresAtMs }) => expiresAtMs > nowMs)
     if (revoked.length < this.state.revoked.length || tokens.length < this.state.tokens.length)
       this.change({ ...this.state, revoked, tokens })
@@ -252,7 +257,7 @@ export class CaOffice implements Disposable {
 
   /**
    * Makes a join token.
-   * @throws MeshError HM_CA_NAME_INVALID, HM_CA_TOKEN_REQUEST_INVALID
+   * @throws MeshError HM_CA_NAME_INVALID, HM_CA_DATACENTER_INVALID, HM_CA_TOKEN_REQUEST_INVALID
    */
   createToken(request: TokenRequest): { readonly token: string; readonly expiresAtMs: number } {
     const { host, datacenter, services, ttlMs } = request
@@ -262,6 +267,7 @@ export class CaOffice implements Disposable {
         `Cannot make a token for ${JSON.stringify(host.slice(0, 256))}: it is no host name`,
         { hint: 'Use A-Z, a-z, 0-9, "-", "." and "_", at most 128 characters; as node.name says' },
       )
+    requireDatacenter(datacenter)
     for (const service of services)
       if (!isServiceName(service))
         throw new MeshError(
@@ -309,7 +315,7 @@ export class CaOffice implements Disposable {
 
   /**
    * Makes a stranger with a token a host. `from` is for the log.
-   * @throws MeshError HM_CA_TOKEN_REFUSED, HM_CA_CSR_INVALID, HM_CA_KEY_REFUSED, HM_CA_BUSY
+   * @throws MeshError HM_CA_TOKEN_REFUSED, HM_CA_CSR_INVALID, HM_CA_KEY_REFUSED, HM_CA_RATE_LIMITED, HM_CA_BUSY
    */
   enroll(
     request: {
@@ -340,6 +346,8 @@ export class CaOffice implements Disposable {
     const publicKey = readSigningRequest(request.csr)
     const keyHash = hashKey(publicKey)
     if (token.usedByKey !== null && token.usedByKey !== keyHash) throw refuse('used token')
+    // An operator has made room for one certificate; asking for it again and again is the host's doing.
+    if (token.usedByKey !== null) this.requireRoom(token.host)
     const others = this.state.hosts.filter(({ name }) => name !== token.host)
     if (others.length >= MAX_HOSTS)
       throw new MeshError('HM_CA_BUSY', `The CA has ${MAX_HOSTS} hosts, which is its limit`)
@@ -478,7 +486,17 @@ export class CaOffice implements Disposable {
       ...this.state.revoked,
       ...added.map(({ serial: one, notAfterMs }) => ({ serial: one, notAfterMs })),
     ]
-    let { hosts, tokens } = this.state
+    // Forgotten as well as listed: one that is only listed could be renewed when the list has dropped it.
+    const gone = new Set(found.map((issue) => issue.serial))
+    let hosts = this.state.hosts.map((one) => ({
+      ...one,
+      certificates: one.certificates.filter((kept) => !gone.has(kept.serial)),
+    }))
+    // Nor may whoever has the key and the token of back then ask for it once more.
+    const cutOff = new Set(found.flatMap((issue) => (issue.service === null ? issue.host : [])))
+    let tokens = this.state.tokens.filter(
+      (token) => token.usedByKey === null || !cutOff.has(token.host),
+    )
     if (isWholeHost) {
       hosts = hosts.filter(({ name }) => name !== host)
       this.rootsIdByHost.delete(host)
@@ -581,7 +599,7 @@ export class CaOffice implements Disposable {
       activeRoot: state.activeRoot,
       rotation: this.rotationStatus(),
       certificates: this.journal.size,
-      revoked: state.revoked.length,
+      revoked: state.revoked.filter(({ notAfterMs }) => notAfterMs > nowMs).length,
       openTokens: state.tokens
         .filter(({ usedByKey, expiresAtMs }) => usedByKey === null && expiresAtMs > nowMs)
         .map(({ host, expiresAtMs }) => ({ host, expiresAtMs })),
@@ -625,6 +643,10 @@ export class CaOffice implements Disposable {
 
   private requireRoom(host: string): void {
     if (this.journal.countOf(host) < MAX_CERTIFICATES_PER_HOST) return
+    // Those that an operator has revoked do not count: a host that was taken over can be set up again.
+    const revoked = new Set(this.state.revoked.map(({ serial }) => serial))
+    const good = this.journal.issues(host).filter(({ serial }) => !revoked.has(serial))
+    if (good.length < MAX_CERTIFICATES_PER_HOST) return
     throw new MeshError(
       'HM_CA_RATE_LIMITED',
       `${host} has ${MAX_CERTIFICATES_PER_HOST} certificates that have not expired, which is the limit`,
@@ -790,6 +812,19 @@ export class CaOffice implements Disposable {
       revoked: serials,
       renewWithinSeconds: this.lifetimes.renewWithinMs / 1_000,
     }
+  }
+
+  /** Without its state a CA that was in use would forget hosts, revocations and the root that signs. */
+  private stateThatFits(found: CaState | undefined, hasJournal: boolean): CaState {
+    const missing = hasJournal ? 'state.json' : 'journal.jsonl'
+    const isUsed = found === undefined ? hasJournal : found.hosts.length > 0
+    if (isUsed && !(hasJournal && found !== undefined))
+      throw new MeshError(
+        'HM_CA_STATE_INVALID',
+        `Cannot open the CA in ${this.directory}: it was in use, and ${missing} is missing`,
+        { hint: 'Restore the whole directory from one backup (docs/certificates.md)' },
+      )
+    return found ?? this.firstState()
   }
 
   private firstState(): CaState {

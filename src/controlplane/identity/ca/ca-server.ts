@@ -24,7 +24,7 @@ import {
   signRequest,
 } from '../ca-protocol.ts'
 import type { CaOffice, HostCaller } from './ca-office.ts'
-import { type Rate, RateLimiter } from './rate-limit.ts'
+import { callerAt, type Rate, RateLimiter } from './rate-limit.ts'
 
 /** The limits of the protocol; tests make them smaller. */
 export interface CaServerLimits {
@@ -162,6 +162,7 @@ class ServerIdentity {
   private readonly office: CaOffice
   private certificatePem = ''
   private keyPem = ''
+  private madeAtMs = 0
   private dueAtMs = 0
 
   constructor(office: CaOffice) {
@@ -171,15 +172,18 @@ class ServerIdentity {
 
   renew(): void {
     const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
-    const nowMs = systemClock.wallMs()
+    const nowMs = this.office.clock.wallMs()
     const { certificatePem, notAfterMs } = this.office.certifyServer(publicKey)
     this.certificatePem = certificatePem
     this.keyPem = privateKey.export({ type: 'pkcs8', format: 'pem' }).toString()
+    this.madeAtMs = nowMs
     this.dueAtMs = nowMs + (notAfterMs - nowMs) / 2
   }
 
   isDue(): boolean {
-    return systemClock.wallMs() >= this.dueAtMs
+    const nowMs = this.office.clock.wallMs()
+    // A clock that was put back: hosts would call the certificate not valid yet.
+    return nowMs < this.madeAtMs || nowMs >= this.dueAtMs
   }
 
   context(): { cert: string; key: string; ca: string[] } {
@@ -232,23 +236,24 @@ class Desk implements Disposable {
   private async route(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const { office } = this
     const from = request.socket.remoteAddress ?? ''
+    const payer = callerAt(from)
     const nowMs = systemClock.monotonicMs()
     const url = URL.parse(request.url ?? '', 'https://ca')
-    if (!this.calls.take(from, nowMs)) throw rateLimited()
+    if (!this.calls.take(payer, nowMs)) throw rateLimited()
     const certificate =
       request.socket instanceof TLSSocket ? request.socket.getPeerX509Certificate() : undefined
-    if (certificate === undefined && !this.strangerCalls.take(from, nowMs)) throw rateLimited()
+    if (certificate === undefined && !this.strangerCalls.take(payer, nowMs)) throw rateLimited()
     switch (`${request.method} ${url?.pathname}`) {
       case 'GET /v1/roots':
         return reply(response, 200, { trustDomain: office.trustDomain, roots: office.rootsPem() })
       case 'POST /v1/enroll': {
-        if (!this.failedEnrollments.has(from, nowMs)) throw rateLimited()
+        if (!this.failedEnrollments.has(payer, nowMs)) throw rateLimited()
         const body = await readBody(request, enrollRequest)
         let answer: string
         try {
           answer = office.enroll(body, from)
         } catch (thrown) {
-          this.failedEnrollments.take(from, nowMs)
+          this.failedEnrollments.take(payer, nowMs)
           throw thrown
         }
         return reply(response, 200, { certificate: answer, bundle: office.bundle })
@@ -384,7 +389,7 @@ function reply(response: ServerResponse, status: number, document: unknown): voi
 function limitConnections(server: Server, max: number): void {
   const countByAddress = new Map<string, number>()
   server.on('connection', (socket: Socket) => {
-    const address = socket.remoteAddress ?? ''
+    const address = callerAt(socket.remoteAddress)
     const count = (countByAddress.get(address) ?? 0) + 1
     countByAddress.set(address, count)
     socket.once('close', () => {

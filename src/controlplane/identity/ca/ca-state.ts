@@ -5,12 +5,12 @@
  * Owned by whoever holds the lock of the directory. A file that cannot be read ends everything: going on
  * without it would forget revocations.
  */
-import { closeSync, existsSync, fsyncSync, openSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { MeshError } from '../../../lib/errors.ts'
 import { readTextFile } from '../../../lib/read-text-file.ts'
-import { writeFileAtomically } from '../atomic-file.ts'
+import { syncFolder, writeFileAtomically } from '../atomic-file.ts'
 
 const time = z.number().min(0)
 const hex = z.string().regex(/^[0-9a-fA-F]+$/)
@@ -109,12 +109,7 @@ export function writeState(directory: string, value: CaState): void {
     mode: 0o600,
     existing: 'replace',
   })
-  const folder = openSync(directory, 'r')
-  try {
-    fsyncSync(folder)
-  } finally {
-    closeSync(folder)
-  }
+  syncFolder(directory)
 }
 
 function invalid(path: string, reason: string, cause?: unknown): MeshError {

@@ -13,11 +13,12 @@ import {
   ftruncateSync,
   openSync,
   readFileSync,
-  writeSync,
+  writeFileSync,
 } from 'node:fs'
+import { dirname } from 'node:path'
 import { z } from 'zod'
 import { MeshError } from '../../../lib/errors.ts'
-import { writeFileAtomically } from '../atomic-file.ts'
+import { syncFolder, writeFileAtomically } from '../atomic-file.ts'
 
 const line = z.strictObject({
   serial: z.string().regex(/^[0-9A-F]+$/),
@@ -42,6 +43,8 @@ export class Journal implements Disposable {
   private readonly byHost = new Map<string, Set<Issue>>()
   private descriptor: number
   private lines = 0
+  /** Of the whole lines in the file. */
+  private bytes = 0
   private isClosed = false
 
   /**
@@ -87,15 +90,19 @@ export class Journal implements Disposable {
 
   /** Writes a line and returns when it is on the disk. @throws what node:fs throws, nothing is recorded then */
   record(issue: Issue): void {
-    const before = fstatSync(this.descriptor).size
+    const text = Buffer.from(`${JSON.stringify(issue)}\n`)
+    // A full disk must not leave half a line for the next one to be glued to.
+    const mend = (): void => ftruncateSync(this.descriptor, this.bytes)
+    if (fstatSync(this.descriptor).size !== this.bytes) mend()
     try {
-      writeSync(this.descriptor, `${JSON.stringify(issue)}\n`)
+      // Not writeSync(): on a disk that is nearly full it writes a part and calls that a success.
+      writeFileSync(this.descriptor, text)
       fdatasyncSync(this.descriptor)
     } catch (thrown) {
-      // A full disk must not leave half a line for the next one to be glued to.
-      ftruncateSync(this.descriptor, before)
+      mend()
       throw thrown
     }
+    this.bytes += text.length
     this.lines += 1
     this.index(issue)
   }
@@ -130,7 +137,10 @@ export class Journal implements Disposable {
   private rewrite(): number {
     const text = [...this.bySerial.values()].map((issue) => `${JSON.stringify(issue)}\n`).join('')
     writeFileAtomically(this.path, text, { mode: 0o600, existing: 'replace' })
+    // Lines are added to this file and to no other that has its name.
+    syncFolder(dirname(this.path))
     this.lines = this.bySerial.size
+    this.bytes = Buffer.byteLength(text)
     return openSync(this.path, 'a')
   }
 }

@@ -3,6 +3,8 @@
  * for its memory; time is passed in.
  */
 
+import { canonicalIp, ipBytes, isIpv6 } from '../../../model/address.ts'
+
 /** One bucket: `burst` at once, `perSecond` in the long run. */
 export interface Rate {
   readonly burst: number
@@ -11,6 +13,15 @@ export interface Rate {
 
 /** Addresses remembered; the one that was quiet longest is forgotten first. */
 const MAX_ADDRESSES = 10_000
+
+/**
+ * Who counts as one caller: an IPv4 address, or the 64 bits of an IPv6 address that name a network, within which
+ * anybody has as many addresses as he likes.
+ */
+export function callerAt(remoteAddress: string | undefined): string {
+  const ip = canonicalIp(remoteAddress?.split('%', 1)[0] ?? '') ?? ''
+  return isIpv6(ip) ? Buffer.from(ipBytes(ip).subarray(0, 8)).toString('hex') : ip
+}
 
 /** Buckets by address. */
 export class RateLimiter {
