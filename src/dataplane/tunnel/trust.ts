@@ -76,7 +76,7 @@ export function intermediatesIn(pem: string): readonly X509Certificate[] {
 export class Trust {
   readonly trustDomain: string
   /** What was believed before, when nothing of that was taken away: then what held still holds. */
-  private readonly widens: Trust | undefined
+  private widens: Trust | undefined
   private readonly known: ReadonlyMap<string, X509Certificate>
   private readonly roots: readonly X509Certificate[]
   private readonly revoked: ReadonlySet<string>
@@ -99,6 +99,8 @@ export class Trust {
       before?.trustDomain === bundle.trustDomain &&
       before.roots.every(({ fingerprint256 }) => fingerprints.has(fingerprint256))
     this.widens = keepsAll ? before : undefined
+    // Only the last one is ever asked about: all that was ever believed would grow with every revocation.
+    if (before !== undefined) before.widens = undefined
     this.revoked = new Set(bundle.revokedSerials)
   }
 

@@ -1,0 +1,55 @@
+/** What the data plane believes from one trust bundle to the next. */
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { setImmediate as turn } from 'node:timers/promises'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+import { readLeaf } from '../../src/controlplane/identity/x509.ts'
+import { Credentials } from '../../src/dataplane/tunnel/credentials.ts'
+import { makeAuthority, makeLeaf } from './identity-fixtures.ts'
+
+test('what was believed long ago is not kept, however often certificates are revoked', async () => {
+  setFlagsFromString('--expose-gc')
+  const collect = runInNewContext('gc') as () => void
+  const { bundle } = makeAuthority()
+  const credentials = new Credentials('TLSv1.3')
+  const old: WeakRef<object>[] = []
+  for (let i = 0; i < 10; i += 1) {
+    credentials.setBundle({ ...bundle, revokedSerials: [String(i)] })
+    if (credentials.believed !== undefined) old.push(new WeakRef(credentials.believed))
+    await turn()
+  }
+  collect()
+  assert.ok(old.filter((ref) => ref.deref() !== undefined).length <= 2, 'this one and the last')
+})
+
+test('a revocation ends a connection after any number of bundles, and a bundle that lists nothing ends none', () => {
+  const authority = makeAuthority()
+  const leaf = (service: string) => {
+    const made = { service, ...makeLeaf(authority, service) }
+    return readLeaf(made, authority.bundle, Date.now())
+  }
+  const [web, db] = [leaf('web'), leaf('db')]
+  const credentials = new Credentials('TLSv1.3')
+  credentials.setLeaf(web)
+  credentials.setLeaf(db)
+  const believe = (...revokedSerials: string[]): void =>
+    credentials.setBundle({ ...authority.bundle, revokedSerials })
+  believe()
+  const own = credentials.of('web')?.proof
+  const peer = credentials.of('db')?.proof
+  assert.ok(own !== undefined && peer !== undefined)
+  const objection = (): string | undefined =>
+    credentials.objection({ own, peer }, Date.now())?.code
+  for (let i = 0; i < 3; i += 1) {
+    believe(`AB0${i}`)
+    assert.equal(objection(), undefined)
+  }
+  believe(peer.serialNumber)
+  assert.equal(objection(), 'HM_TLS_REVOKED')
+  believe(own.serialNumber)
+  assert.equal(objection(), 'HM_TLS_REVOKED')
+  assert.equal(credentials.of('web'), undefined, 'nor is it shown to anybody')
+  believe()
+  assert.equal(objection(), undefined)
+})
