@@ -426,3 +426,16 @@ test('beyond 64 MiB held, a stream that holds much is reset and its owner told; 
   little.stream.resume()
   assert.equal(little.bytes.toString(), 'little!')
 })
+
+test('a peer that hangs up before its first word has refused, and one that has spoken is lost', async () => {
+  await using silent = await rawTunnel('opener')
+  silent.peer.end()
+  assert.equal((await silent.end.closed).code, 'HM_TUNNEL_REFUSED')
+  await using known = await rawTunnel('opener')
+  known.peer.send(header(PING, SYN, 0, 7))
+  await known.peer.until(() =>
+    known.peer.frames.some(({ type, flags }) => type === PING && flags === ACK),
+  )
+  known.peer.end()
+  assert.equal((await known.end.closed).code, 'HM_TUNNEL_LOST')
+})

@@ -125,6 +125,19 @@ test('of too many services the least recently used one is let go', () => {
   set.close()
 })
 
+test('asking for any number of names lets go of none that is connected to', () => {
+  const { catalog, set } = openSet({ maxOnDemand: 3, localServices: [] })
+  const names = Array.from({ length: 100 }, (_, i) => `s-${i}`)
+  catalog.giveNames?.(['db', 'queue', ...names])
+  set.use('db')
+  set.touch('db')
+  for (const name of names) assert.equal(set.use(name), 'followed')
+  assert.deepEqual([...catalog.services.keys()], ['db', 's-98', 's-99'])
+  for (const name of ['s-98', 's-99']) set.touch(name)
+  assert.equal(set.use('queue'), 'followed')
+  assert.deepEqual([...catalog.services.keys()], ['s-98', 's-99', 'queue'], 'then the oldest')
+})
+
 test('a service that is listed no more stays followed until its own watch says that it is gone', async () => {
   const { catalog, discovery } = start()
   await using _ = discovery

@@ -39,8 +39,7 @@ test('a revocation ends a connection after any number of bundles, and a bundle t
   const own = credentials.of('web')?.proof
   const peer = credentials.of('db')?.proof
   assert.ok(own !== undefined && peer !== undefined)
-  const objection = (): string | undefined =>
-    credentials.objection({ own, peer }, Date.now())?.code
+  const objection = (): string | undefined => credentials.objection({ own, peer }, Date.now())?.code
   for (let i = 0; i < 3; i += 1) {
     believe(`AB0${i}`)
     assert.equal(objection(), undefined)

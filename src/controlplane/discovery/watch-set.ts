@@ -36,7 +36,7 @@ export interface WatchSet {
   listed(): ReadonlyMap<string, readonly string[]> | undefined
   /** A service is about to be used: follows it if this host may, and goes on following it if it does. */
   use(name: string): Use
-  /** A service is in use. Changes nothing for one that is not followed. */
+  /** Connections go to a service. Changes nothing for one that is not followed. */
   touch(name: string): void
   /** Services this host needs that have no answer yet, and the list of services in mode `all` before the first. */
   awaited(): readonly string[]
@@ -64,7 +64,10 @@ export interface WatchSetOptions {
 /** Services followed at once. Each costs a blocking query in Consul; a host that needs more is not a host. */
 export const MAX_WATCHED_SERVICES = 1_000
 
-/** Services followed at once because they were used; one more ends the watch of the least recently used. */
+/**
+ * Services followed at once because they were used; one more ends the watch of the least recently used, of one that
+ * was only asked for before any that was connected to: asking for many names must not cost others theirs.
+ */
 export const MAX_ON_DEMAND = 500
 
 /** A service that was followed because it was used, and has not been used for so long, is let go. */
@@ -88,6 +91,8 @@ class OpenWatchSet implements WatchSet {
   readonly #watches = new Map<string, Watch>()
   /** When each service that is followed on demand was last used, the least recently used first. */
   readonly #usedAtMs = new Map<string, number>()
+  /** Those of them that connections have gone to; the others were asked for. */
+  readonly #connected = new Set<string>()
   readonly #list: Watch | undefined
   readonly #sweeper: NodeJS.Timeout | undefined
   #listed: ReadonlyMap<string, readonly string[]> | undefined
@@ -120,14 +125,16 @@ class OpenWatchSet implements WatchSet {
   }
 
   use(name: string): Use {
-    this.touch(name)
+    this.#noteUse(name)
     if (this.#watches.has(name)) return 'followed'
     if (this.#isClosed || this.#listed === undefined) return 'undecided'
     if (!this.#listed.has(name)) return 'unknown'
     if (this.#options.mode !== 'on-demand') return 'undecided'
     if (this.#usedAtMs.size >= this.#maxOnDemand) {
       const [leastRecentlyUsed] = this.#usedAtMs.keys()
-      if (leastRecentlyUsed !== undefined) this.#letGo([leastRecentlyUsed])
+      const leastNeeded =
+        this.#usedAtMs.keys().find((used) => !this.#connected.has(used)) ?? leastRecentlyUsed
+      if (leastNeeded !== undefined) this.#letGo([leastNeeded])
     }
     this.#usedAtMs.set(name, this.#clock.monotonicMs())
     this.#open(name)
@@ -135,8 +142,7 @@ class OpenWatchSet implements WatchSet {
   }
 
   touch(name: string): void {
-    // Taken out and put in again: the order of the map is the order of use.
-    if (this.#usedAtMs.delete(name)) this.#usedAtMs.set(name, this.#clock.monotonicMs())
+    if (this.#noteUse(name)) this.#connected.add(name)
   }
 
   awaited(): readonly string[] {
@@ -165,6 +171,15 @@ class OpenWatchSet implements WatchSet {
     for (const watch of this.#watches.values()) watch.close()
     this.#watches.clear()
     this.#usedAtMs.clear()
+    this.#connected.clear()
+  }
+
+  /** Whether it is followed because it was used. */
+  #noteUse(name: string): boolean {
+    // Taken out and put in again: the order of the map is the order of use.
+    if (!this.#usedAtMs.delete(name)) return false
+    this.#usedAtMs.set(name, this.#clock.monotonicMs())
+    return true
   }
 
   #open(name: string): void {
@@ -216,6 +231,7 @@ class OpenWatchSet implements WatchSet {
       this.#watches.get(name)?.close()
       this.#watches.delete(name)
       this.#usedAtMs.delete(name)
+      this.#connected.delete(name)
       hasLost = this.services.delete(name) || hasLost
     }
     if (hasLost) this.#options.onChange()

@@ -77,6 +77,7 @@ const retryableCodes: ReadonlySet<string> = new Set([
   'HM_DELIVER_UNREACHABLE',
   'HM_DELIVER_TIMEOUT',
   'HM_TUNNEL_LOST',
+  'HM_TUNNEL_REFUSED',
   'HM_TUNNEL_SILENT',
   'HM_TUNNEL_DRAINED',
   'HM_TUNNEL_FULL',
@@ -98,7 +99,10 @@ export function mayTryAnother(error: unknown): boolean {
   return retryableCodes.has(errorCode(error))
 }
 
-/** What a failure says against the instance that was tried; an error that is absent says nothing. */
+/**
+ * What a failure says against the instance that was tried; an error that is absent says nothing. A refused tunnel is
+ * absent: one caller whose certificate nobody takes must not have instances ejected for all callers of the host.
+ */
 const costByCode: Record<string, FailureCost> = {
   HM_DIAL_FAILED: 'quick',
   HM_DIAL_TIMEOUT: 'slow',

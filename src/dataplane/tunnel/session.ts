@@ -178,18 +178,12 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     this.decoder = new FrameDecoder(this)
     this.lastReceivedMs = this.openedAtMs
     this.idleSinceMs = this.openedAtMs
-    socket.on('error', (error) =>
-      this.fail(
-        new MeshError('HM_TUNNEL_LOST', `The tunnel broke: ${describeError(error)}`, {
-          cause: error,
-        }),
-      ),
-    )
+    socket.on('error', (error) => this.lose(describeError(error), error))
     socket.on('end', () => {
       if (this.retiring && this.streams.size === 0) this.finish()
-      else this.fail(new MeshError('HM_TUNNEL_LOST', 'The tunnel broke: the peer ended it'))
+      else this.lose('the peer ended it')
     })
-    socket.on('close', () => this.fail(new MeshError('HM_TUNNEL_LOST', 'The tunnel broke')))
+    socket.on('close', () => this.lose('it was closed'))
     if (!readDirect(socket, this.readBuffer, this))
       socket.on('data', (bytes: Buffer) => this.receive(bytes))
     socket.resume()
@@ -661,6 +655,24 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     socket.end()
     const deadline = setTimeout(() => socket.destroy(), timeoutMs).unref()
     socket.once('close', () => clearTimeout(deadline))
+  }
+
+  /** The connection is gone, in no order. */
+  private lose(how: string, cause?: Error): void {
+    // In TLS 1.3 the opener's handshake is over before the acceptor has seen the opener's certificate.
+    const isRefused = this.role === 'opener' && this.receivedBytes === 0
+    this.fail(
+      isRefused
+        ? new MeshError(
+            'HM_TUNNEL_REFUSED',
+            `The tunnel broke before the peer's first word: ${how}`,
+            {
+              cause,
+              hint: 'The peer may have refused the certificate of the caller; its log says why',
+            },
+          )
+        : new MeshError('HM_TUNNEL_LOST', `The tunnel broke: ${how}`, { cause }),
+    )
   }
 
   private fail(reason: MeshError): void {
