@@ -321,6 +321,21 @@ test('a revoked host hears it, keeps what it has, and is a member again with a n
   await eventually(() => assert.deepEqual(host.source.problems(), []))
 })
 
+test('a host whose CA is gone for good is a member of the one that a new token names, and stays so', async () => {
+  await using old = await Fixture.create()
+  await using next = await Fixture.create()
+  old.putToken('a')
+  const host = old.host('a')
+  await eventually(() => assert.equal(host.leaves.length, 1))
+  const comeBack = await old.goAway()
+  writeFileSync(join(old.folder, 'a.token'), formatJoinToken(next.token('a')), { mode: 0o600 })
+  await eventually(() => assert.equal(next.office.status().hosts.length, 1), { withinMs: 15_000 })
+  await eventually(() => assert.deepEqual(host.source.problems(), []), { withinMs: 15_000 })
+  assert.equal(host.source.description, `hostmesh CA at ${next.address}`)
+  assert.equal(old.host('a').source.description, host.source.description, 'after a restart too')
+  await comeBack()
+})
+
 test('a service that the CA refuses is named, and certified when the catalog has learned of it', async () => {
   let runs = false
   await using fixture = await Fixture.create({ office: { runsService: async () => runs } })

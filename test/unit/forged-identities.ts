@@ -46,5 +46,7 @@ export const forgeries: Record<string, Extension[]> = {
   '300 names': [altNames([URI, WEB_ID], ...Array.from({ length: 299 }, (): Name => [DNS, 'a.b']))],
   'the trust domain only': uri('spiffe://mesh.test'),
   'the identity of an agent': uri('spiffe://mesh.test/agent/client/dc/dc1/id/web'),
+  'the identity of a host': uri('spiffe://mesh.test/host/web'),
+  'the identity of the CA': uri('spiffe://mesh.test/ca'),
   'the identity of a gateway': uri('spiffe://mesh.test/gateway/mesh/dc/dc1'),
 }

@@ -222,6 +222,18 @@ test('a host gets no certificate for a service that neither its token nor the ca
   assert.deepEqual(asked, ['a api', 'a db', 'a broken'])
 })
 
+test('what was certified while the clock of the CA was ahead is good for renewal alone once it is right', async () => {
+  using fixture = new Fixture()
+  const { office } = fixture
+  fixture.nowMs += 10 * DAY_MS
+  const { certificate } = fixture.enroll()
+  fixture.nowMs -= 10 * DAY_MS
+  assert.throws(() => office.identifyHost(certificate), { code: 'HM_CA_HOST_EXPIRED' })
+  const early = office.identifyHost(certificate, { mayHaveExpired: true })
+  const renewed = office.identifyHost(new X509Certificate(office.renew(early, csr())))
+  await office.sign(renewed, 'web', csr())
+})
+
 test('every renewal needs a new key, and a service never gets the key of its host', async () => {
   using fixture = new Fixture()
   const token = fixture.token()

@@ -92,7 +92,7 @@ test('a new root is followed within the time the CA gives, and within a tenth of
 test('a revoked certificate is due at once', () => {
   const certificate = { notBeforeMs: 0, notAfterMs: HOUR_MS, serialNumber: 'FFFFFFFF' }
   assert.equal(renewalOf(certificate, 1_000).state, 'fresh')
-  assert.equal(renewalOf({ ...certificate, isRevoked: true }, 1_000).state, 'due')
+  assert.equal(renewalOf({ ...certificate, isRefused: true }, 1_000).state, 'due')
 })
 
 test('jitter is spread evenly over serial numbers, and stable for one', () => {

@@ -293,7 +293,9 @@ class BuiltinSource implements CertificateSource {
         notBeforeMs: certificate.validFromDate.getTime(),
         notAfterMs: certificate.validToDate.getTime(),
         serialNumber: certificate.serialNumber,
-        isRevoked: bundle?.revoked.includes(certificate.serialNumber) ?? false,
+        isRefused:
+          bundle !== undefined &&
+          (rootId === '' || bundle.revoked.includes(certificate.serialNumber)),
         ...(bundle !== undefined &&
           rootId !== bundle.activeRoot && {
             rootChange: {
@@ -351,7 +353,8 @@ class BuiltinSource implements CertificateSource {
       const { host } = this
       const isFresh =
         host !== undefined && ['fresh', 'notYetValid'].includes(this.renewalOf(host).state)
-      if (host === undefined || (this.isRefused && this.hasFreshToken())) await this.enroll()
+      const mayEnroll = (this.isRefused || this.reachProblem !== undefined) && this.hasFreshToken()
+      if (host === undefined || mayEnroll) await this.enroll()
       else if (this.mustRenewHost || !isFresh) await this.renewHost(host)
       else return
       this.accepted()
@@ -368,19 +371,28 @@ class BuiltinSource implements CertificateSource {
         `The CA has refused the join token in ${this.options.tokenFile}`,
         { hint: `Put a new one there: hostmesh ca token --host ${this.options.host}` },
       )
-    this.client ??= new CaClient(token.address)
+    // The CA that we know may be gone for good: the newest word on where it is is that of the token.
+    const isElsewhere = this.client !== undefined && this.isSentElsewhere(token)
+    const client = isElsewhere
+      ? new CaClient(token.address)
+      : (this.client ??= new CaClient(token.address))
     // The same key again when the answer was lost: the CA gives it out to that key alone.
     if (this.pendingEnrollment?.tokenId !== token.id)
       this.pendingEnrollment = { tokenId: token.id, request: makeSigningRequest() }
     const { request } = this.pendingEnrollment
-    const trust = await this.client.fetchRoot(token)
     try {
-      const { certificate, bundle } = await this.client.enroll(trust, token, request.csrPem)
+      const trust = await client.fetchRoot(token)
+      const { certificate, bundle } = await client.enroll(trust, token, request.csrPem)
       this.takeHost({ certificatePem: certificate, privateKeyPem: request.privateKeyPem })
+      if (isElsewhere) this.client?.[Symbol.dispose]()
+      this.client = client
       this.takeBundle(bundle)
+      // Also when the bundle is the one we have: it is whom we have it from that is new.
+      if (isElsewhere) this.keep(() => this.store.writeBundle({ server: client.address, bundle }))
       this.pendingEnrollment = undefined
-      this.log.info('Enrolled', { server: this.client.address, host: this.options.host })
+      this.log.info('Enrolled', { server: client.address, host: this.options.host })
     } catch (thrown) {
+      if (isElsewhere && client !== this.client) client[Symbol.dispose]()
       if (errorCode(thrown) === 'HM_CA_TOKEN_REFUSED') this.refusedTokenId = token.id
       throw thrown
     }
@@ -604,13 +616,18 @@ class BuiltinSource implements CertificateSource {
     if (['HM_CA_HOST_REFUSED', 'HM_CA_UNTRUSTED'].includes(errorCode(thrown))) this.isRefused = true
   }
 
-  /** Whether there is a token that the CA has not refused. */
+  /** Whether there is a token for a CA that has refused us, or for one elsewhere, that was not refused itself. */
   private hasFreshToken(): boolean {
     try {
-      return this.readToken().id !== this.refusedTokenId
+      const token = this.readToken()
+      return (this.isRefused || this.isSentElsewhere(token)) && token.id !== this.refusedTokenId
     } catch {
       return false
     }
+  }
+
+  private isSentElsewhere(token: JoinToken): boolean {
+    return this.options.server === undefined && token.address !== this.client?.address
   }
 
   private requireClient(): CaClient {

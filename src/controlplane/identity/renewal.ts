@@ -17,8 +17,8 @@ export interface RenewalFacts {
   readonly serialNumber: string
   /** Since when we know that another root signs now, and within how long to follow; undefined when ours does. */
   readonly rootChange?: { readonly sinceMs: number; readonly withinMs: number } | undefined
-  /** Listed as revoked: peers refuse it already. */
-  readonly isRevoked?: boolean
+  /** Revoked, or no root stands behind it any more: peers refuse it already. */
+  readonly isRefused?: boolean
 }
 
 /** What is to be done with a certificate. */
@@ -45,7 +45,7 @@ export function renewalOf(facts: RenewalFacts, nowMs: number): Renewal {
       dueAtMs,
       rootChange.sinceMs + jitter * Math.min(rootChange.withinMs, lifeMs / 10),
     )
-  if (facts.isRevoked === true) dueAtMs = Math.min(dueAtMs, nowMs)
+  if (facts.isRefused === true) dueAtMs = Math.min(dueAtMs, nowMs)
   if (nowMs >= notAfterMs) return { state: 'expired', dueAtMs }
   // Another certificate from the same CA would not be valid yet either: this is a matter of clocks.
   if (nowMs < notBeforeMs) return { state: 'notYetValid', dueAtMs: notBeforeMs }

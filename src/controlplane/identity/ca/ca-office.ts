@@ -659,12 +659,15 @@ export class CaOffice implements Disposable {
     const toMs = certificate.validToDate.getTime()
     const window = `it is valid from ${timeText(fromMs)} to ${timeText(toMs)}, and the clock of the CA says ${timeText(nowMs)}`
     if (nowMs >= fromMs && nowMs < toMs) return
-    if (nowMs < fromMs)
+    if (nowMs < fromMs) {
+      // Made while our clock was ahead: now that it is right the host must not wait until then.
+      if (mayHaveExpired) return
       throw new MeshError(
         'HM_CA_HOST_EXPIRED',
         `The CA cannot use the certificate of ${name} yet: ${window}`,
-        { hint: 'Correct the clock of the CA' },
+        { hint: 'If the clock of the CA is right now, the host renews the certificate by itself' },
       )
+    }
     if (nowMs >= toMs + this.lifetimes.graceMs)
       throw new MeshError(
         'HM_CA_HOST_REFUSED',
