@@ -11,7 +11,7 @@ import { parse } from 'yaml'
 import { mustRun, runCommand } from '../harness/owned-process.ts'
 
 const collection = resolve(import.meta.dirname, '../../ansible')
-const role = join(collection, 'roles/agent')
+const roles = ['agent', 'ca']
 
 interface ArgumentSpecs {
   readonly argument_specs: {
@@ -21,8 +21,13 @@ interface ArgumentSpecs {
   }
 }
 
-async function readYaml<T>(path: string): Promise<T> {
-  return parse(await readFile(join(role, path), 'utf8')) as T
+async function readYaml<T>(role: string, path: string): Promise<T> {
+  return parse(await readFile(join(collection, 'roles', role, path), 'utf8')) as T
+}
+
+async function optionsOf(role: string) {
+  const specs = await readYaml<ArgumentSpecs>(role, 'meta/argument_specs.yml')
+  return specs.argument_specs.main.options
 }
 
 test("ansible-lint's production profile finds nothing wrong", async () => {
@@ -30,7 +35,7 @@ test("ansible-lint's production profile finds nothing wrong", async () => {
   try {
     await mustRun(['ansible-galaxy', 'collection', 'install', collection, '-p', home])
     // Without galaxy.yml, whose rules are for what is published there.
-    const targets = ['playbooks/site.yml', 'playbooks/uninstall.yml', 'roles/agent', 'meta']
+    const targets = ['playbooks', ...roles.map((role) => `roles/${role}`), 'meta']
     const options = ['--nocolor', '--offline', '--profile', 'production']
     const argv = [
       'sh',
@@ -51,25 +56,28 @@ test("ansible-lint's production profile finds nothing wrong", async () => {
   }
 })
 
-test('every variable with a default is specified with that default, and every other one is required', async () => {
-  const defaults = await readYaml<Record<string, unknown>>('defaults/main.yml')
-  const { options } = (await readYaml<ArgumentSpecs>('meta/argument_specs.yml')).argument_specs.main
-  const specified = Object.entries(options).filter(([, option]) => 'default' in option)
-  assert.deepEqual(
-    Object.fromEntries(specified.map(([name, option]) => [name, option.default])),
-    defaults,
-  )
-  const others = Object.keys(options).filter((name) => !(name in defaults))
-  const optional = others.filter((name) => options[name]?.required !== true)
-  assert.deepEqual(optional, ['hostmesh_agent_package_sha256'])
-})
+for (const role of roles) {
+  test(`role ${role}: every variable with a default is specified with that default, and every other one is required`, async () => {
+    const defaults = await readYaml<Record<string, unknown>>(role, 'defaults/main.yml')
+    const options = await optionsOf(role)
+    const specified = Object.entries(options).filter(([, option]) => 'default' in option)
+    assert.deepEqual(
+      Object.fromEntries(specified.map(([name, option]) => [name, option.default])),
+      defaults,
+    )
+    const others = Object.keys(options).filter((name) => !(name in defaults))
+    const optional = others.filter((name) => options[name]?.required !== true)
+    assert.deepEqual(optional, [`hostmesh_${role}_package_sha256`])
+  })
 
-test('every variable that a user can set is used by a task or template', async () => {
-  const { options } = (await readYaml<ArgumentSpecs>('meta/argument_specs.yml')).argument_specs.main
-  const texts: string[] = []
-  for (const folder of ['tasks', 'templates', 'vars'])
-    for (const file of await readdir(join(role, folder)))
-      texts.push(await readFile(join(role, folder, file), 'utf8'))
-  const text = texts.join('\n')
-  for (const name of Object.keys(options)) assert.ok(text.includes(name), `${name} is used nowhere`)
-})
+  test(`role ${role}: every variable that a user can set is used by a task or template`, async () => {
+    const texts: string[] = []
+    for (const folder of ['tasks', 'templates', 'vars']) {
+      const path = join(collection, 'roles', role, folder)
+      for (const file of await readdir(path)) texts.push(await readFile(join(path, file), 'utf8'))
+    }
+    const text = texts.join('\n')
+    for (const name of Object.keys(await optionsOf(role)))
+      assert.ok(text.includes(name), `${name} is used nowhere`)
+  })
+}

@@ -15,6 +15,9 @@ const checkout = resolve(import.meta.dirname, '../..')
 /** One playbook over a few machines. Milliseconds, before patience. */
 const PLAY_LIMIT_MS = 180_000
 
+type Vars = Readonly<Record<string, unknown>>
+type Group = ReadonlyMap<Machine, Vars>
+
 /** What became of one host, from Ansible's recap. */
 export interface HostResult {
   readonly ok: number
@@ -61,28 +64,35 @@ export class Controller implements AsyncDisposable {
     return controller
   }
 
-  /** Writes the inventory: these machines are the group hostmesh, with variables of their own. */
-  async manage(
-    machines: ReadonlyMap<Machine, Readonly<Record<string, unknown>>>,
-    common: Readonly<Record<string, unknown>>,
-  ): Promise<void> {
-    const hosts = Object.fromEntries(
-      [...machines].map(([{ name, ip }, vars]) => [name, { ansible_host: ip, ...vars }]),
-    )
+  /**
+   * Writes the inventory: these machines are the group hostmesh, with variables of their own, and the authorities, if
+   * any, the group hostmesh_ca.
+   */
+  async manage(machines: Group, common: Vars, authorities: Group = new Map()): Promise<void> {
     const vars = {
       ansible_user: 'root',
       ansible_python_interpreter: '/usr/bin/python3',
       ansible_ssh_private_key_file: join(this.folder, 'key'),
-      ...common,
     }
     // JSON is YAML.
-    const inventory = { all: { children: { hostmesh: { hosts, vars } } } }
+    const inventory = {
+      all: {
+        vars,
+        children: {
+          hostmesh: { hosts: hostsOf(machines), vars: common },
+          ...(authorities.size > 0 && { hostmesh_ca: { hosts: hostsOf(authorities) } }),
+        },
+      },
+    }
     await mkdir(join(this.folder, 'inventory'), { recursive: true })
     await writeFile(join(this.folder, 'inventory/hosts.yaml'), JSON.stringify(inventory, null, 2))
   }
 
   /** Runs a playbook of the collection on all machines, whatever comes of it. */
-  async play(playbook: 'site' | 'uninstall', ...options: string[]): Promise<PlayResult> {
+  async play(
+    playbook: 'site' | 'uninstall' | 'uninstall_ca',
+    ...options: string[]
+  ): Promise<PlayResult> {
     const argv = ['ansible-playbook', `hostmesh.mesh.${playbook}`, '-i', `${this.folder}/inventory`]
     const { code, stdout, stderr } = await runCommand(this.wire.inside([...argv, ...options]), {
       env: this.environment(),
@@ -115,6 +125,12 @@ export class Controller implements AsyncDisposable {
       LC_ALL: 'C.UTF-8',
     }
   }
+}
+
+function hostsOf(group: Group): Vars {
+  return Object.fromEntries(
+    [...group].map(([{ name, ip }, vars]) => [name, { ansible_host: ip, ...vars }]),
+  )
 }
 
 /** `host-a : ok=3 changed=1 unreachable=0 failed=0 skipped=2 …` */

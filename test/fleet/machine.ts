@@ -30,6 +30,16 @@ const PROPAGATE = '/run/systemd/nspawn/propagate'
 /** Booting takes a second or two. Milliseconds, before patience. */
 const BOOT_LIMIT_MS = 30_000
 
+/** Folders that any running system writes to. */
+const VOLATILE = [
+  '/tmp',
+  '/var/tmp',
+  '/var/log',
+  '/var/lib/systemd',
+  '/var/cache',
+  '/root/.ansible',
+]
+
 /** How systemd-nspawn says, instead of starting the machine again by itself, that it wants to reboot. */
 const REBOOT_CODE = 133
 
@@ -154,6 +164,18 @@ export class Machine implements AsyncDisposable {
   /** One property of a unit, as `systemctl show` has it. */
   async property(name: string, unit = 'hostmesh.service'): Promise<string> {
     return (await this.must('systemctl', 'show', unit, '--value', `--property=${name}`)).trim()
+  }
+
+  /** Every file on it, but what any running system writes. */
+  async files(): Promise<readonly string[]> {
+    const found = await this.must('find', '/', '-xdev')
+    return found
+      .split('\n')
+      .filter(
+        (path) => !VOLATILE.some((folder) => path === folder || path.startsWith(`${folder}/`)),
+      )
+      .filter((path) => !path.includes('/__pycache__'))
+      .toSorted()
   }
 
   /** Restarts it in an orderly way, as an operator does. */

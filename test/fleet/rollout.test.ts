@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
 import { mkdir, readFile, writeFile } from 'node:fs/promises'
-import { basename, dirname, join, resolve } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { gzipSync } from 'node:zlib'
 
@@ -18,6 +18,7 @@ import { mustRun } from '../harness/owned-process.ts'
 import { startDnsmasq } from '../harness/resolver.ts'
 import { Controller } from './controller.ts'
 import { Machine } from './machine.ts'
+import { askFront, makePackage, serviceFiles } from './services.ts'
 
 const DB_PORT = 5432
 const WEB_PORT = 8080
@@ -43,9 +44,10 @@ before(async () => {
   controller = cleanUp.use(await Controller.create(network.wire))
   const files = {
     '/root/.ssh/authorized_keys': controller.publicKey,
-    '/usr/local/lib/app.py': await readFile(join(import.meta.dirname, 'app.py'), 'utf8'),
-    '/etc/systemd/system/web.service': unit(`front ${WEB_PORT} ${DB_VIRTUAL_IP} ${DB_PORT}`),
-    '/etc/systemd/system/db.service': unit(`echo ${DB_PORT}`),
+    ...(await serviceFiles({
+      web: `front ${WEB_PORT} ${DB_VIRTUAL_IP} ${DB_PORT}`,
+      db: `echo ${DB_PORT}`,
+    })),
   }
   a = cleanUp.use(
     await Machine.create('host-a', network.host('a'), {
@@ -58,11 +60,10 @@ before(async () => {
   await a.must('systemctl', 'enable', '--now', '--quiet', 'web.service')
   await b.must('systemctl', 'enable', '--now', '--quiet', 'db.service')
   await issueCertificates()
-  const pack = resolve(import.meta.dirname, '../../scripts/package.ts')
-  tarball = resolve((await mustRun([process.execPath, pack])).trim())
+  tarball = await makePackage()
   await describeFleet({})
   rulesBefore = await a.namespace.rules()
-  filesBefore = await listFiles(a)
+  filesBefore = await a.files()
 })
 
 after(() => cleanUp.disposeAsync())
@@ -70,7 +71,7 @@ after(() => cleanUp.disposeAsync())
 test('check mode on new machines succeeds and touches nothing', async () => {
   const run = await controller.play('site', ...AT_ONCE, '--check')
   assert.equal(run.code, 0, run.output)
-  assert.deepEqual(await listFiles(a), filesBefore)
+  assert.deepEqual(await a.files(), filesBefore)
   assert.equal((await a.run('id', 'hostmesh')).code, 1)
 })
 
@@ -300,7 +301,7 @@ test('with capture.onStop closed neither stop nor crash lets a connection out', 
 test('removing hostmesh leaves no file, user, unit or rule', async () => {
   const run = await controller.play('uninstall', ...AT_ONCE)
   assert.equal(run.code, 0, run.output)
-  assert.deepEqual(await listFiles(a), filesBefore)
+  assert.deepEqual(await a.files(), filesBefore)
   assert.equal((await a.run('getent', 'passwd', 'hostmesh')).code, 2)
   assert.equal((await a.run('getent', 'group', 'hostmesh')).code, 2)
   assert.equal(await a.property('LoadState'), 'not-found')
@@ -309,15 +310,6 @@ test('removing hostmesh leaves no file, user, unit or rule', async () => {
   assert.equal(again.code, 0, again.output)
   assert.deepEqual([again.hosts['host-a']?.changed, again.hosts['host-b']?.changed], [0, 0])
 })
-
-function unit(args: string): string {
-  return `[Service]
-ExecStart=/usr/bin/python3 /usr/local/lib/app.py ${args}
-User=nobody
-[Install]
-WantedBy=multi-user.target
-`
-}
 
 /** A certificate authority and a folder for each host, as an operator makes them. */
 async function issueCertificates(): Promise<void> {
@@ -392,10 +384,8 @@ async function describeFleet(options: {
   )
 }
 
-/** What web on host-a tells who connects to it: the answer of db, or the error it met. */
 async function askWeb(): Promise<string> {
-  const ask = `import socket; print(socket.create_connection(("127.0.0.1", ${WEB_PORT}), 5).makefile().readline(), end="")`
-  return await a.must('python3', '-c', ask)
+  return askFront(a, WEB_PORT)
 }
 
 async function status(machine: Machine): Promise<StatusDocument> {
@@ -415,22 +405,4 @@ async function wellAgain(machine: Machine): Promise<void> {
   await status(machine)
   assert.match(await machine.namespace.rules(), /HOSTMESH/)
   await eventually(async () => assert.equal(await askWeb(), 'host-b heard ping\n'))
-}
-
-/** Every file of a machine, but what any running system writes. */
-async function listFiles(machine: Machine): Promise<readonly string[]> {
-  const volatile = [
-    '/tmp',
-    '/var/tmp',
-    '/var/log',
-    '/var/lib/systemd',
-    '/var/cache',
-    '/root/.ansible',
-  ]
-  const found = await machine.must('find', '/', '-xdev')
-  return found
-    .split('\n')
-    .filter((path) => !volatile.some((folder) => path === folder || path.startsWith(`${folder}/`)))
-    .filter((path) => !path.includes('/__pycache__'))
-    .toSorted()
 }

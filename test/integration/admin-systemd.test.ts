@@ -175,35 +175,41 @@ test("systemd's variables are taken out of the environment that child processes 
   assert.doesNotMatch(child, /NOTIFY_SOCKET|WATCHDOG/)
 })
 
-test('systemd-analyze verify finds nothing wrong with the unit', async () => {
-  await using directory = await temporaryDirectory()
-  // verify also looks whether the programs exist: give it this checkout's.
-  const unit = await readFile(join(root, 'systemd/hostmesh.service'), 'utf8')
-  const path = join(directory.path, 'hostmesh.service')
-  await writeFile(path, unit.replaceAll('/usr/bin/hostmesh', join(root, 'scripts/hostmesh')))
-  const { stdout, stderr } = await run('systemd-analyze', ['verify', '--man=no', path])
-  // Units of this machine that verify loads on the way are not ours to judge.
-  const ours = `${stdout}${stderr}`.split('\n').filter((line) => line.includes('hostmesh'))
-  assert.deepEqual(ours, [])
-})
+for (const unit of ['hostmesh.service', 'hostmesh-ca.service']) {
+  test(`systemd-analyze verify finds nothing wrong with ${unit}`, async () => {
+    await using directory = await temporaryDirectory()
+    // verify also looks whether the programs exist: give it this checkout's.
+    const text = await readFile(join(root, 'systemd', unit), 'utf8')
+    const path = join(directory.path, unit)
+    await writeFile(path, text.replaceAll('/usr/bin/hostmesh', join(root, 'scripts/hostmesh')))
+    const { stdout, stderr } = await run('systemd-analyze', ['verify', '--man=no', path])
+    // Units of this machine that verify loads on the way are not ours to judge.
+    const ours = `${stdout}${stderr}`.split('\n').filter((line) => line.includes('hostmesh'))
+    assert.deepEqual(ours, [])
+  })
 
-test('the unit exposes at most 2.0 of 10 by systemd-analyze security', async () => {
-  const { stdout } = await run('systemd-analyze', [
-    'security',
-    '--offline=true',
-    '--no-pager',
-    '--threshold=20',
-    join(root, 'systemd/hostmesh.service'),
-  ])
-  assert.match(stdout, /Overall exposure level for hostmesh\.service: [01]\.\d OK/)
-})
+  test(`${unit} exposes at most 2.0 of 10 by systemd-analyze security`, async () => {
+    const { stdout } = await run('systemd-analyze', [
+      'security',
+      '--offline=true',
+      '--no-pager',
+      '--threshold=20',
+      join(root, 'systemd', unit),
+    ])
+    assert.match(stdout, /Overall exposure level for hostmesh(-ca)?\.service: [01]\.\d OK/)
+  })
+}
 
-test('every hostmesh command in the unit exists, and so does every option it is given', async () => {
-  const unit = await readFile(join(root, 'systemd/hostmesh.service'), 'utf8')
-  const commands = [...unit.matchAll(/^Exec\w+=[-+]*\/usr\/bin\/hostmesh (.+)$/gm)].map(
+test('every hostmesh command in the units exists, and so does every option it is given', async () => {
+  const units = await Promise.all(
+    ['hostmesh.service', 'hostmesh-ca.service'].map((unit) =>
+      readFile(join(root, 'systemd', unit), 'utf8'),
+    ),
+  )
+  const commands = [...units.join('\n').matchAll(/^Exec\w+=[-+]*\/usr\/bin\/hostmesh (.+)$/gm)].map(
     ([, words]) => (words ?? '').split(' '),
   )
-  assert.equal(commands.length, 3)
+  assert.equal(commands.length, 4)
   const program = await buildProgram()
   for (const words of commands) {
     let command = program

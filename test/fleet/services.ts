@@ -1,0 +1,44 @@
+/**
+ * What test machines run beside hostmesh, app.py as units of systemd, and the package that brings hostmesh to them.
+ */
+import { readFile } from 'node:fs/promises'
+import { join, resolve } from 'node:path'
+
+import { mustRun } from '../harness/owned-process.ts'
+import type { Machine } from './machine.ts'
+
+/** The files of services, by path: each a unit of that name that starts app.py with these arguments. */
+export async function serviceFiles(
+  services: Readonly<Record<string, string>>,
+): Promise<Record<string, string>> {
+  return {
+    '/usr/local/lib/app.py': await readFile(join(import.meta.dirname, 'app.py'), 'utf8'),
+    ...Object.fromEntries(
+      Object.entries(services).map(([name, args]) => [
+        `/etc/systemd/system/${name}.service`,
+        unit(args),
+      ]),
+    ),
+  }
+}
+
+/** What a `front` on this port of a machine tells who connects to it: the answer it got, or the error it met. */
+export async function askFront(machine: Machine, port: number): Promise<string> {
+  const ask = `import socket; print(socket.create_connection(("127.0.0.1", ${port}), 5).makefile().readline(), end="")`
+  return await machine.must('python3', '-c', ask)
+}
+
+/** Makes the package of this checkout and gives its path. */
+export async function makePackage(): Promise<string> {
+  const pack = resolve(import.meta.dirname, '../../scripts/package.ts')
+  return resolve((await mustRun([process.execPath, pack])).trim())
+}
+
+function unit(args: string): string {
+  return `[Service]
+ExecStart=/usr/bin/python3 /usr/local/lib/app.py ${args}
+User=nobody
+[Install]
+WantedBy=multi-user.target
+`
+}
