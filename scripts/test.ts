@@ -34,8 +34,8 @@ const layers: readonly Layer[] = [
   { name: 'integration', concurrency: 2, fileLimitMs: 120_000, needsHosts: false },
   { name: 'mesh', concurrency: 2, fileLimitMs: 240_000, needsHosts: true },
   { name: 'fault', concurrency: 1, fileLimitMs: 240_000, needsHosts: true },
-  // npm run test:fleet, which makes the root that its machines boot from.
-  { name: 'fleet', concurrency: 1, fileLimitMs: 400_000, needsHosts: true, isOnRequest: true },
+  // npm run test:fleet, which makes the root that its machines boot from. A file is some twenty playbook runs.
+  { name: 'fleet', concurrency: 1, fileLimitMs: 600_000, needsHosts: true, isOnRequest: true },
   // npm run test:interop, which builds the Consul and fetches the Envoy that are found first.
   {
     name: 'interop',

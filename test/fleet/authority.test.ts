@@ -176,7 +176,7 @@ test('a service that a host is given later gets its certificate by the next run,
 })
 
 test('a service that no host was given has no certificate to get', async () => {
-  await describeFleet({ more: [{ name: 'intruder', upstreams: [] }] })
+  await describeFleet({ more: [{ name: 'intruder', upstreams: [{ destination: 'db' }] }] })
   const onlyHost = ['--limit', 'host-b', '--extra-vars', 'hostmesh_agent_wait=2s']
   const refused = await controller.play('site', ...onlyHost)
   assert.equal(refused.hosts['host-b']?.failed, 1, refused.output)

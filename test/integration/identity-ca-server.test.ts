@@ -336,6 +336,24 @@ test('a host whose CA is gone for good is a member of the one that a new token n
   await comeBack()
 })
 
+test('a new token is tried at once, however long a refused host was to wait', async () => {
+  await using fixture = await Fixture.create()
+  fixture.putToken('a')
+  let stoodStillAtMs: number | undefined
+  const clock: Clock = {
+    wallMs: () => Date.now(),
+    monotonicMs: () => stoodStillAtMs ?? performance.now(),
+  }
+  const host = fixture.host('a', { clock })
+  await eventually(() => assert.equal(host.leaves.length, 1))
+  fixture.office.revoke({ host: 'a' })
+  await eventually(() => assert.match(host.source.problems().join(), /was revoked/))
+  stoodStillAtMs = performance.now()
+  fixture.putToken('a')
+  await eventually(() => assert.deepEqual(host.source.problems(), []))
+  assert.equal(host.leaves.length, 2)
+})
+
 test('a service that the CA refuses is named, and certified when the catalog has learned of it', async () => {
   let runs = false
   await using fixture = await Fixture.create({ office: { runsService: async () => runs } })

@@ -115,6 +115,7 @@ class BuiltinSource implements CertificateSource {
     | { readonly tokenId: string; readonly request: SigningRequest }
     | undefined
   private refusedTokenId: string | undefined
+  private triedTokenId: string | undefined
   private failures = 0
   /** Monotonic; no call before. */
   private tryAtMs = 0
@@ -325,7 +326,9 @@ class BuiltinSource implements CertificateSource {
   private async freshen(): Promise<void> {
     this.alarm()
     if (this.isWaiting()) return
-    if (this.clock.monotonicMs() >= this.memberTryAtMs) await this.freshenHost()
+    // Whoever has just brought a new token is waiting for us.
+    if (this.clock.monotonicMs() >= this.memberTryAtMs || this.hasUntriedToken())
+      await this.freshenHost()
     if (
       this.host === undefined ||
       this.host.certificate.validToDate.getTime() <= this.clock.wallMs()
@@ -390,10 +393,14 @@ class BuiltinSource implements CertificateSource {
       // Also when the bundle is the one we have: it is whom we have it from that is new.
       if (isElsewhere) this.keep(() => this.store.writeBundle({ server: client.address, bundle }))
       this.pendingEnrollment = undefined
+      this.triedTokenId = token.id
+      // What was refused to a stranger may be granted to a member.
+      for (const entry of this.wanted.values()) entry.tryAtMs = 0
       this.log.info('Enrolled', { server: client.address, host: this.options.host })
     } catch (thrown) {
       if (isElsewhere && client !== this.client) client[Symbol.dispose]()
       if (errorCode(thrown) === 'HM_CA_TOKEN_REFUSED') this.refusedTokenId = token.id
+      if (!this.isNetworkFailure(thrown)) this.triedTokenId = token.id
       throw thrown
     }
   }
@@ -628,6 +635,16 @@ class BuiltinSource implements CertificateSource {
 
   private isSentElsewhere(token: JoinToken): boolean {
     return this.options.server === undefined && token.address !== this.client?.address
+  }
+
+  /** Whether a host that needs a token has one that the CA has not judged. */
+  private hasUntriedToken(): boolean {
+    if (this.host !== undefined && !this.isRefused) return false
+    try {
+      return this.readToken().id !== this.triedTokenId
+    } catch {
+      return false
+    }
   }
 
   private requireClient(): CaClient {
