@@ -54,7 +54,7 @@ before(async () => {
   await Promise.all([authority, a, b].map((machine) => machine.boot()))
   await a.must('systemctl', 'enable', '--now', '--quiet', 'web.service')
   await b.must('systemctl', 'enable', '--now', '--quiet', 'db.service')
-  tarball = await makePackage()
+  tarball = await makePackage(controller.folder)
   await describeFleet({})
   filesBefore = await authority.files()
 })

@@ -60,7 +60,7 @@ before(async () => {
   await a.must('systemctl', 'enable', '--now', '--quiet', 'web.service')
   await b.must('systemctl', 'enable', '--now', '--quiet', 'db.service')
   await issueCertificates()
-  tarball = await makePackage()
+  tarball = await makePackage(controller.folder)
   await describeFleet({})
   rulesBefore = await a.namespace.rules()
   filesBefore = await a.files()

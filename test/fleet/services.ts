@@ -1,8 +1,8 @@
 /**
  * What test machines run beside hostmesh, app.py as units of systemd, and the package that brings hostmesh to them.
  */
-import { readFile } from 'node:fs/promises'
-import { join, resolve } from 'node:path'
+import { copyFile, readFile } from 'node:fs/promises'
+import { basename, join, resolve } from 'node:path'
 
 import { mustRun } from '../harness/owned-process.ts'
 import type { Machine } from './machine.ts'
@@ -28,10 +28,13 @@ export async function askFront(machine: Machine, port: number): Promise<string> 
   return await machine.must('python3', '-c', ask)
 }
 
-/** Makes the package of this checkout and gives its path. */
-export async function makePackage(): Promise<string> {
+/** Makes the package of this checkout and gives the path of a copy that nobody makes anew meanwhile. */
+export async function makePackage(folder: string): Promise<string> {
   const pack = resolve(import.meta.dirname, '../../scripts/package.ts')
-  return resolve((await mustRun([process.execPath, pack])).trim())
+  const made = resolve((await mustRun([process.execPath, pack])).trim())
+  const copy = join(folder, basename(made))
+  for (const suffix of ['', '.sha256']) await copyFile(made + suffix, copy + suffix)
+  return copy
 }
 
 function unit(args: string): string {
