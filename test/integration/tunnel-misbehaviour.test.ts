@@ -128,9 +128,9 @@ const toAcceptor: readonly Row[] = [
   },
   { name: 'eleven pings', bytes: repeat(header(PING, SYN, 0, 1), 11), code: 'HM_TUNNEL_FLOOD' },
   {
-    name: '20,001 opened streams',
+    name: '50,001 opened streams',
     bytes: Buffer.concat(
-      Array.from({ length: 20_001 }, (_, i) =>
+      Array.from({ length: 50_001 }, (_, i) =>
         Buffer.concat([data(SYN, 3 + 2 * i), header(WINDOW_UPDATE, RST, 3 + 2 * i, 0)]),
       ),
     ),
