@@ -234,11 +234,7 @@ function isReady(socketPath: string): Promise<boolean> {
 }
 
 /** A port that counts who comes and hangs up. */
-export async function listen(
-  port: number,
-  address: string,
-  onConnection: () => void,
-): Promise<Server> {
+async function listen(port: number, address: string, onConnection: () => void): Promise<Server> {
   const server = createServer((socket) => {
     onConnection()
     socket.on('error', () => undefined)

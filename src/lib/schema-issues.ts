@@ -5,8 +5,10 @@
  * listed twice. A value is quoted in a message only where a rule about its form failed: a secret is
  * free text and never is.
  */
+
 import { z } from 'zod'
 import { closestWord } from './closest-word.ts'
+import { isRecord } from './json-value.ts'
 
 /** One violation. `key` is set when it is about a key of the map at `path`, not about its value. */
 export interface Violation {
@@ -164,10 +166,6 @@ function valueAt(raw: unknown, path: Path): unknown {
     else return undefined
   }
   return value
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
 
 const TYPE_NAMES: Record<string, string> = {

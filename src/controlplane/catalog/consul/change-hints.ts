@@ -7,6 +7,7 @@
  * and checks). What differs from the last summary is asked for again at once. The summary is no documented
  * API: it is only a hint. Without it, or where it misses a change (a moved address), polling finds it later.
  */
+import { isRecord } from '../../../lib/json-value.ts'
 import type { Follower, FollowWatch } from './blocking-query.ts'
 
 /** Running hints; closing ends the query. */
@@ -79,8 +80,4 @@ export function changedServices(
   const changed = [...after].filter(([name, text]) => before.get(name) !== text)
   const gone = [...before.keys()].filter((name) => !after.has(name))
   return [...changed.map(([name]) => name), ...gone]
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null
 }
