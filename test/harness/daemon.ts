@@ -1,7 +1,7 @@
 /**
  * The daemon under test: the real `hostmesh run` in a host's namespace, asked over its own admin socket.
  */
-import { mkdir, rm, writeFile } from 'node:fs/promises'
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { request } from 'node:http'
 import { join } from 'node:path'
 import { stringify } from 'yaml'
@@ -133,6 +133,11 @@ export class Daemon implements AsyncDisposable {
   /** Removes what it wrote down for its next start. */
   async forget(): Promise<void> {
     await rm(this.stateFolder, { recursive: true, force: true })
+  }
+
+  /** A file that it wrote down for its next start: `catalog`, `certificates`, `virtual-addresses`. */
+  async kept(name: string): Promise<string> {
+    return readFile(join(this.stateFolder, `${name}.json`), 'utf8')
   }
 
   signal(signal: NodeJS.Signals): void {
