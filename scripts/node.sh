@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs a script with the project's own pinned Node (an npm package), whatever Node the machine has.
-# Usage: sh scripts/node.sh FILE [ARGS...]
+# Usage: sh scripts/node.sh [NODE OPTIONS...] FILE [ARGS...]
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 case "$(uname -m)" in

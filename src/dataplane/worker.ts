@@ -9,6 +9,7 @@
 import { createServer, type Server } from 'node:net'
 import type { Server as TlsServer } from 'node:tls'
 import { parentPort, workerData } from 'node:worker_threads'
+import { setNoDelayOfAccepted } from '../lib/accepted-no-delay.ts'
 import { systemClock, systemRandom } from '../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import { createLog, type Log } from '../lib/log.ts'
@@ -363,13 +364,14 @@ class Worker {
 
   private async openDoor(door: Door): Promise<void> {
     for (let i = 0; i < ACCEPTORS; i += 1) {
-      // Without noDelay a second small write of an answer would wait for the caller's delayed ACK.
-      const options = { allowHalfOpen: true, pauseOnConnect: true, noDelay: true }
+      const options = { allowHalfOpen: true, pauseOnConnect: true }
       const server = createServer(options, (socket) => {
         this.workerCounters.inc('acceptedConnections')
         void carryOutbound(this.plane, socket, door)
       })
       await this.bind(server, door.address)
+      // Otherwise a second small write of an answer would wait for the caller's delayed ACK.
+      setNoDelayOfAccepted(server)
     }
   }
 

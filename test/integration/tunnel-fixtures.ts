@@ -311,6 +311,7 @@ export function looseConnection(): Connection {
     direction: 'outbound',
     source: 'web',
     destination: 'db',
+    caller: undefined,
     downstream: undefined,
     wanted: undefined,
     endpoint: undefined,
@@ -327,6 +328,8 @@ export function looseConnection(): Connection {
     row: 0,
     sweptBytes: 0,
     quietSinceMs: 0,
+    older: undefined,
+    newer: undefined,
   }
 }
 

@@ -6,11 +6,17 @@
  * so that moving bytes costs no timer.
  */
 import { MeshError } from '../../lib/errors.ts'
-import { formatAddress, type SocketAddress } from '../../model/address.ts'
+import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { Reporter, TrafficCounters } from '../../telemetry/counters.ts'
 import type { Footing } from '../tunnel/trust.ts'
 import { type Refusal, Refusals } from './refusals.ts'
+
+/** A socket that can be asked where its other end is, as long as it is open. */
+export interface RemoteEnd {
+  readonly remoteAddress?: string | undefined
+  readonly remotePort?: number | undefined
+}
 
 /** One carried connection. Mutable; written by the stage that has it in hand. */
 export interface Connection {
@@ -20,7 +26,9 @@ export interface Connection {
   readonly source: string
   /** The called service; undefined until it is known. */
   destination: string | undefined
-  /** The calling application's socket, at its own host; undefined when it is not known. */
+  /** The calling application's socket, when it is on this host: a system call for whoever wants its address. */
+  caller: RemoteEnd | undefined
+  /** Where the calling application is when it is on another host; undefined when that is not known. */
   downstream: SocketAddress | undefined
   /** The service that serves it: another than the called one after a redirect or failover. */
   reached: string | undefined
@@ -47,6 +55,9 @@ export interface Connection {
   row: number | undefined
   sweptBytes: number
   quietSinceMs: number
+  /** Its neighbors in the table, by age. */
+  older: Connection | undefined
+  newer: Connection | undefined
 }
 
 /** Deadlines and caps of a table; milliseconds. */
@@ -75,7 +86,11 @@ export interface ConnectionView {
 
 /** The connections of one worker. */
 export class ConnectionTable {
-  private readonly connections = new Map<number, Connection>()
+  // A chain through the connections themselves, not a Map: see lib/id-map.ts for what churn does to one.
+  private oldest: Connection | undefined
+  private newest: Connection | undefined
+  private count = 0
+  /** Zeros stay: callers are few, and deleting is churn. */
   private readonly countBySource = new Map<string, number>()
   /** Those with a footing of their own. */
   private readonly founded = new Set<Connection>()
@@ -93,13 +108,13 @@ export class ConnectionTable {
 
   /** Connections open now. */
   get size(): number {
-    return this.connections.size
+    return this.count
   }
 
   /** Whether one more connection of this caller is within the caps. */
   hasRoom(source: string): boolean {
     return (
-      this.connections.size < this.limits.connections &&
+      this.count < this.limits.connections &&
       (this.countBySource.get(source) ?? 0) < this.limits.connectionsPerService
     )
   }
@@ -113,6 +128,7 @@ export class ConnectionTable {
       source,
       destination: undefined,
       reached: undefined,
+      caller: undefined,
       downstream: undefined,
       wanted: undefined,
       endpoint: undefined,
@@ -128,9 +144,11 @@ export class ConnectionTable {
       row: undefined,
       sweptBytes: 0,
       quietSinceMs: nowMs,
+      older: this.newest,
+      newer: undefined,
     }
     this.nextId += 1
-    this.connections.set(connection.id, connection)
+    this.enter(connection)
     this.countBySource.set(source, (this.countBySource.get(source) ?? 0) + 1)
     return connection
   }
@@ -147,7 +165,7 @@ export class ConnectionTable {
 
   /** The services that were called since the last time, or have connections now. */
   takeCalled(): string[] {
-    for (const { direction, destination } of this.connections.values())
+    for (const { direction, destination } of this.all())
       if (direction === 'outbound' && destination !== undefined) this.called.add(destination)
     const called = [...this.called]
     this.called.clear()
@@ -157,7 +175,7 @@ export class ConnectionTable {
   /** The connection has a TLS connection to itself, and lasts no longer than the certificates of that. */
   rest(connection: Connection, footing: Footing): void {
     connection.footing = footing
-    if (this.connections.has(connection.id)) this.founded.add(connection)
+    if (this.has(connection)) this.founded.add(connection)
   }
 
   /** Breaks off the connections whose certificates `objection` finds fault with. */
@@ -173,13 +191,12 @@ export class ConnectionTable {
    * unless the caller itself hung up.
    */
   end(connection: Connection, flag: ResponseFlag, reason?: unknown): void {
-    if (!this.connections.delete(connection.id)) return
-    this.founded.delete(connection)
+    if (!this.has(connection)) return
+    this.leave(connection)
+    if (connection.footing !== undefined) this.founded.delete(connection)
     if (reason !== undefined && flag !== 'DC' && flag !== '-')
       this.refused.add(viewOf(connection), flag, reason)
-    const left = (this.countBySource.get(connection.source) ?? 1) - 1
-    if (left === 0) this.countBySource.delete(connection.source)
-    else this.countBySource.set(connection.source, left)
+    this.countBySource.set(connection.source, (this.countBySource.get(connection.source) ?? 1) - 1)
     if (connection.row === undefined) this.know(connection, 'unknown')
     if (connection.row !== undefined)
       this.counters.closed(connection.row, flag, performance.now() - connection.startedMs)
@@ -187,21 +204,17 @@ export class ConnectionTable {
 
   /** Breaks off what has been quiet for too long. `nowMs` is monotonic. */
   sweep(nowMs: number): void {
-    for (const connection of this.connections.values()) {
-      const bytes = connection.sentBytes + connection.receivedBytes
-      if (bytes !== connection.sweptBytes) {
-        connection.sweptBytes = bytes
-        connection.quietSinceMs = nowMs
-        continue
-      }
-      const limitMs =
-        connection.state === 'half-closed' ? this.limits.halfClosedMs : this.limits.idleMs
-      if (connection.state === 'opening' || nowMs - connection.quietSinceMs < limitMs) continue
+    const quiet: Connection[] = []
+    for (let at = this.oldest; at !== undefined; at = at.newer)
+      if (this.isQuietTooLong(at, nowMs)) quiet.push(at)
+    for (const connection of quiet)
       connection.abort(
         'UT',
-        new MeshError('HM_CONNECTION_IDLE', `The connection was quiet for ${limitMs} ms`),
+        new MeshError(
+          'HM_CONNECTION_IDLE',
+          `The connection was quiet for ${this.quietLimitMs(connection)} ms`,
+        ),
       )
-    }
   }
 
   /** Breaks off the connections that `condemned` picks. */
@@ -211,7 +224,7 @@ export class ConnectionTable {
     reason: MeshError,
   ): number {
     let count = 0
-    for (const connection of Array.from(this.connections.values())) {
+    for (const connection of Array.from(this.all())) {
       if (!condemned(connection)) continue
       count += 1
       connection.abort(flag, reason)
@@ -221,8 +234,8 @@ export class ConnectionTable {
 
   /** An open connection as the admin API shows it. */
   find(id: number): ConnectionView | undefined {
-    const connection = this.connections.get(id)
-    return connection === undefined ? undefined : viewOf(connection)
+    for (const connection of this.all()) if (connection.id === id) return viewOf(connection)
+    return undefined
   }
 
   /** The last connections that were refused or broken off, newest first. */
@@ -233,12 +246,64 @@ export class ConnectionTable {
   /** At most `limit` connections as the admin API shows them, oldest first. */
   list(limit: number): ConnectionView[] {
     const views: ConnectionView[] = []
-    for (const connection of this.connections.values()) {
+    for (const connection of this.all()) {
       if (views.length >= limit) break
       views.push(viewOf(connection))
     }
     return views
   }
+
+  /** Oldest first. Nothing may be broken off while it is walked. */
+  private *all(): Iterable<Connection> {
+    for (let at = this.oldest; at !== undefined; at = at.newer) yield at
+  }
+
+  private isQuietTooLong(connection: Connection, nowMs: number): boolean {
+    const bytes = connection.sentBytes + connection.receivedBytes
+    if (bytes !== connection.sweptBytes) {
+      connection.sweptBytes = bytes
+      connection.quietSinceMs = nowMs
+      return false
+    }
+    return (
+      connection.state !== 'opening' &&
+      nowMs - connection.quietSinceMs >= this.quietLimitMs(connection)
+    )
+  }
+
+  private quietLimitMs({ state }: Connection): number {
+    return state === 'half-closed' ? this.limits.halfClosedMs : this.limits.idleMs
+  }
+
+  private has(connection: Connection): boolean {
+    return connection.older !== undefined || this.oldest === connection
+  }
+
+  private enter(connection: Connection): void {
+    if (this.newest === undefined) this.oldest = connection
+    else this.newest.newer = connection
+    this.newest = connection
+    this.count += 1
+  }
+
+  /** What has ended points to nothing: were it old to the collector, it would keep what came after it. */
+  private leave(connection: Connection): void {
+    const { older, newer } = connection
+    if (older === undefined) this.oldest = newer
+    else older.newer = newer
+    if (newer === undefined) this.newest = older
+    else newer.older = older
+    connection.older = undefined
+    connection.newer = undefined
+    this.count -= 1
+  }
+}
+
+/** The other end of a socket; undefined when it is closed. */
+export function addressOf(socket: RemoteEnd | undefined): SocketAddress | undefined {
+  const ip = canonicalIp(socket?.remoteAddress ?? '')
+  const port = socket?.remotePort
+  return ip === undefined || port === undefined ? undefined : { ip, port }
 }
 
 function viewOf(connection: Connection): ConnectionView {
@@ -249,7 +314,7 @@ function viewOf(connection: Connection): ConnectionView {
     direction: connection.direction,
     source: connection.source,
     destination: connection.destination,
-    downstream: text(connection.downstream),
+    downstream: text(connection.downstream ?? addressOf(connection.caller)),
     wanted: text(connection.wanted),
     endpoint: connection.endpoint,
     peer: text(connection.peer),

@@ -49,10 +49,12 @@ export async function carryInbound(plane: Plane, arrival: Arrival): Promise<void
   const connection = plane.connections.add('inbound', peer.service)
   plane.connections.know(connection, arrival.destination)
   connection.peer = arrival.address
-  connection.abort = (flag, reason) => {
+  // Named first, then assigned, here and below: docs/performance.md, "Garbage".
+  const abort: Connection['abort'] = (flag, reason) => {
     plane.connections.end(connection, flag, reason)
     hangUp(stream, flag)
   }
+  connection.abort = abort
   if (arrival.footing !== undefined) plane.connections.rest(connection, arrival.footing)
   try {
     const early = new EarlyBytes(stream)
@@ -111,12 +113,13 @@ function join(
   parts: { stream: TunnelStream | SocketStream; local: SocketStream; early: EarlyBytes },
 ): void {
   const { stream, local, early } = parts
-  connection.abort = (flag, reason) => {
+  const abort: Connection['abort'] = (flag, reason) => {
     plane.log.info('Connection broken off', { ...about(connection), flag, reason: reason.message })
     plane.connections.end(connection, flag, reason)
     local.reset()
     hangUp(stream, flag)
   }
+  connection.abort = abort
   const first = early.rest()
   if (first.length > 0) {
     connection.sentBytes += first.length
@@ -189,13 +192,14 @@ class EarlyBytes implements Receiver {
           new MeshError('HM_PREFACE_TIMEOUT', `The peer sent no preface in ${timeoutMs} ms`),
         )
       }, timeoutMs)
-      this.settle = (outcome) => {
+      const settle = (outcome: Preface | MeshError): void => {
         this.settle = undefined
         clearTimeout(deadline)
         this.stream.pause()
         if (outcome instanceof MeshError) reject(outcome)
         else resolve(outcome)
       }
+      this.settle = settle
       this.stream.resume()
     })
   }

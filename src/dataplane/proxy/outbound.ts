@@ -23,7 +23,7 @@ import { evaluate } from '../policy/evaluate.ts'
 import { encodePreface } from '../tunnel/preface.ts'
 import type { Session } from '../tunnel/session.ts'
 import { type TunnelStream, UNCONFIRMED_LIMIT } from '../tunnel/stream.ts'
-import type { Connection } from './connection-table.ts'
+import { addressOf, type Connection } from './connection-table.ts'
 import { asMeshError, failureCostOf, flagOf, isTunnelLoss, mayTryAnother } from './ending.ts'
 import { awaitPolicy, type Door, isPolicyAwaited, type Plane } from './plane.ts'
 import { splice } from './splice.ts'
@@ -53,8 +53,10 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
   }
   const connection = plane.connections.add('outbound', door.caller)
   const downstream = new Downstream(socket)
-  connection.downstream = remoteAddress(socket)
-  connection.abort = (_flag, reason) => downstream.giveUp(reason)
+  connection.caller = socket
+  // Named first, then assigned, here and below: docs/performance.md, "Garbage".
+  const abort: Connection['abort'] = (_flag, reason) => downstream.giveUp(reason)
+  connection.abort = abort
   try {
     const snapshot = await currentSnapshot(plane)
     const wanted = wantedBy(plane, socket, door, connection)
@@ -91,8 +93,7 @@ function wantedBy(
   const fd = socketFd(socket)
   const address = fd === undefined ? undefined : originalDestination(fd)
   connection.wanted = address
-  const localIp = canonicalIp(socket.localAddress ?? '')
-  if (address === undefined || (address.port === door.address.port && address.ip === localIp)) {
+  if (address === undefined || isOwn(socket, address, door.address.port)) {
     plane.workerCounters.inc('captureRefused')
     throw new MeshError(
       'HM_CAPTURE_SELF',
@@ -101,6 +102,11 @@ function wantedBy(
     )
   }
   return address
+}
+
+/** Whether the address is that of the socket itself. The system call is for those that could be. */
+function isOwn(socket: Socket, address: SocketAddress, port: number): boolean {
+  return address.port === port && address.ip === canonicalIp(socket.localAddress ?? '')
 }
 
 async function route(
@@ -274,7 +280,7 @@ function openStream(
 ): Promise<TunnelStream> {
   const stream = target.session.open(
     encodePreface({
-      source: connection.wanted === undefined ? undefined : connection.downstream,
+      source: connection.wanted === undefined ? undefined : addressOf(connection.caller),
       destination: connection.wanted,
       instance: target.endpoint.id,
       traceparent: undefined,
@@ -291,11 +297,12 @@ function openStream(
         ),
       )
     }, plane.timeouts.connectMs)
-    stream.onConfirmed = () => {
+    const confirmed = (): void => {
       clearTimeout(deadline)
       downstream.detach()
       resolve(stream)
     }
+    stream.onConfirmed = confirmed
     stream.receiver = {
       onBytes: () => 0,
       onEnd: () => undefined,
@@ -326,12 +333,13 @@ function join(
     plane.connections.end(connection, flag, reason)
     plane.balancer.finished(endpoint)
   }
-  connection.abort = (flag, reason) => {
+  const abort: Connection['abort'] = (flag, reason) => {
     plane.log.info('Connection broken off', { ...about(connection), flag, reason: reason.message })
     finish(flag, reason)
     upstream.reset()
     downstream.stream.reset()
   }
+  connection.abort = abort
   if (downstream.isGone) {
     upstream.reset()
     throw downstream.goneError()
@@ -375,13 +383,6 @@ function about(connection: Connection): Record<string, unknown> {
     wanted: connection.wanted === undefined ? undefined : formatAddress(connection.wanted),
     endpoint: connection.endpoint,
   }
-}
-
-function remoteAddress(socket: Socket): SocketAddress | undefined {
-  const ip = canonicalIp(socket.remoteAddress ?? '')
-  return ip === undefined || socket.remotePort === undefined
-    ? undefined
-    : { ip, port: socket.remotePort }
 }
 
 /** The parts of a splice that {@link Downstream.handOver} does not know by itself. */

@@ -127,8 +127,8 @@ class SendLeg implements Receiver {
   }
 
   onReset(reason: Error): void {
-    this.to.reset()
     this.joint.broken('downstream', reason)
+    this.to.reset()
   }
 
   onWritable(): void {
@@ -172,8 +172,9 @@ class ReceiveLeg implements Receiver {
   }
 
   onReset(reason: Error): void {
-    this.to.reset()
+    // First the ending, then the reset: whoever records the ending may still ask the other socket for its address.
     this.joint.broken('upstream', reason)
+    this.to.reset()
   }
 
   onWritable(): void {

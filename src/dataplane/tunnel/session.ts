@@ -18,6 +18,7 @@
 import type { Socket } from 'node:net'
 import { type DirectReader, readDirect } from '../../lib/direct-read.ts'
 import { describeError, MeshError } from '../../lib/errors.ts'
+import { IdMap } from '../../lib/id-map.ts'
 import { HEADROOM, hasHeadroom, withHeadroom } from '../../lib/socket-stream.ts'
 import { noteRead, soon, type TurnTask } from '../../lib/turn.ts'
 import { FrameDecoder, type FrameSink } from './decoder.ts'
@@ -130,7 +131,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   private readonly owner: SessionOwner
   private readonly options: SessionOptions
   private readonly decoder: FrameDecoder
-  private readonly streams = new Map<number, TunnelStream>()
+  private readonly streams = new IdMap<TunnelStream>()
   private readBuffer = Buffer.allocUnsafeSlow(READ_BYTES)
   private readBufferKept = false
   private batch: Buffer | undefined
@@ -690,7 +691,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     this.closed = true
     this.round = []
     this.returnBatch()
-    for (const stream of this.streams.values()) stream.loseCarrier(reason)
+    for (const stream of this.streams.list()) stream.loseCarrier(reason)
     this.streams.clear()
     for (const resume of this.waiting.splice(0)) resume()
     this.owner.onClosed(reason)
