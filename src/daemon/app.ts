@@ -33,6 +33,7 @@ import {
 } from '../controlplane/identity/files-source.ts'
 import { describeError, MeshError } from '../lib/errors.ts'
 import { createLog, type Log } from '../lib/log.ts'
+import { returnStartupMemory } from '../lib/startup-memory.ts'
 import { hostmeshVersion } from '../lib/version.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import type { LocalService } from '../model/service.ts'
@@ -211,6 +212,7 @@ class Daemon {
       services: this.serviceNames(),
       version: hostmeshVersion,
     })
+    returnStartupMemory()
   }
 
   private canServe(service: string): boolean {
