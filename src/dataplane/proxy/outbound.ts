@@ -329,6 +329,8 @@ function join(
   carrier: Carrier,
 ): void {
   const { upstream, endpoint, service } = carrier
+  // What stays as long as the connection holds this, not the early stage around it.
+  const { stream } = downstream
   const finish = (flag: Parameters<typeof plane.connections.end>[1], reason?: unknown): void => {
     plane.connections.end(connection, flag, reason)
     plane.balancer.finished(endpoint)
@@ -337,7 +339,7 @@ function join(
     plane.log.info('Connection broken off', { ...about(connection), flag, reason: reason.message })
     finish(flag, reason)
     upstream.reset()
-    downstream.stream.reset()
+    stream.reset()
   }
   connection.abort = abort
   if (downstream.isGone) {

@@ -69,6 +69,9 @@ export class StreamResetError extends MeshError {
   }
 }
 
+/** What all streams share that never had to wait: most of them. Nothing is ever put into it. */
+const NO_BYTES = new ByteQueue()
+
 const nobody: Receiver = {
   onBytes: () => 0,
   onEnd: () => undefined,
@@ -90,7 +93,7 @@ export class TunnelStream implements ByteStream {
   private readonly carrier: StreamCarrier
   private confirmed: boolean
   private sendCredit = INITIAL_CREDIT
-  private readonly outgoing = new ByteQueue()
+  private outgoing = NO_BYTES
   private wantsWritable = false
   private finWanted = false
   private finSent = false
@@ -98,7 +101,7 @@ export class TunnelStream implements ByteStream {
   private window = INITIAL_CREDIT
   private uncredited = 0
   private undrained = 0
-  private readonly incoming = new ByteQueue()
+  private incoming = NO_BYTES
   private finReceived = false
   private finDelivered = false
   private paused = true
@@ -135,6 +138,7 @@ export class TunnelStream implements ByteStream {
     if (this.closed || this.finWanted) return 0
     const sent = this.outgoing.length === 0 ? this.sendNow(bytes) : 0
     if (sent < bytes.length) {
+      if (this.outgoing === NO_BYTES) this.outgoing = new ByteQueue()
       this.outgoing.push(sent === 0 ? bytes : bytes.subarray(sent))
       if (this.sendCredit > 0) this.carrier.queue(this)
     }
@@ -226,6 +230,7 @@ export class TunnelStream implements ByteStream {
       return 0
     }
     if (!this.paused && this.incoming.length === 0) return this.deliver(bytes)
+    if (this.incoming === NO_BYTES) this.incoming = new ByteQueue()
     this.incoming.push(bytes)
     this.carrier.held(bytes.length)
     return 0
