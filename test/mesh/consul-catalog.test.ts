@@ -345,8 +345,10 @@ describe('the Consul catalog with a real Consul', () => {
         const ttl = entry?.Checks.find((check) => check.CheckID === 'hostmesh-ttl:db')
         assert.equal(ttl?.Status, 'passing')
       },
-      { withinMs: 15_000 },
-    )
+      { withinMs: 60_000 },
+    ).catch((cause: unknown) => {
+      throw new Error(`The agent's log ends:\n${agent.lastWords}`, { cause })
+    })
     await consul.setIntention('web', 'db', 'allow')
     await joinElsewhere('cache', 'far-2', '10.7.0.2')
     await eventually(
@@ -357,7 +359,10 @@ describe('the Consul catalog with a real Consul', () => {
         assert.ok((catalog.health().lastGoodAtMs ?? 0) > goodAtMs)
       },
       { withinMs: 90_000 },
-    )
+    ).catch((cause: unknown) => {
+      // What a current agent has against one request and not against others is in its log, if anywhere.
+      throw new Error(`The agent's log ends:\n${agent.lastWords}`, { cause })
+    })
     await catalog.deregister()
     for (const node of ['far-1', 'far-2']) await leaveElsewhere(node)
   })
