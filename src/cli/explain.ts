@@ -91,7 +91,7 @@ async function readSnapshot(options: ExplainOptions, file: string): Promise<Expl
     })
   const pair = pairOf(options.from, options.to)
   const [{ explain }, { readFacts }] = await Promise.all([
-    import('../daemon/explain.ts'),
+    import('../daemon/explain/explain.ts'),
     import('../daemon/facts-file.ts'),
   ])
   return explain(readFacts(file), { kind: 'pair', ...pair })

@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { renderExplanation } from '../../src/cli/explanation.ts'
-import { explain } from '../../src/daemon/explain.ts'
+import { explain } from '../../src/daemon/explain/explain.ts'
 import { facts, NOW, policy } from './explain-fixtures.ts'
 
 const soon = Date.parse(NOW) + 3_000

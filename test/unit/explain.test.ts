@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { explain } from '../../src/daemon/explain.ts'
+import { explain } from '../../src/daemon/explain/explain.ts'
 import { parseFacts } from '../../src/daemon/facts-file.ts'
 import type { ConnectionEntry, RefusedEntry } from '../../src/model/admin.ts'
 import type { Explanation } from '../../src/model/explanation.ts'

@@ -1,0 +1,151 @@
+/**
+ * Station `capture`: how a caller's connection gets into the daemon, or why it does not. Here is what the
+ * capture rules do with a connection to an address, by {@link traceCapture}, which walks the rules as the kernel
+ * does; doors.ts chooses the address, and knows the ways in that need no rule.
+ */
+import { type CaptureTrace, traceCapture } from '../../controlplane/capture/trace.ts'
+import { formatAddress, isLoopback, type SocketAddress } from '../../model/address.ts'
+import type { DoorChoice, Station } from '../../model/explanation.ts'
+import type { HostFacts } from '../../model/facts.ts'
+import type { LocalService, WorkloadSelector } from '../../model/service.ts'
+import { capturedInstances } from '../captured-instances.ts'
+import type { Draft } from './draft.ts'
+import { selectorText } from './words.ts'
+
+/** How a caller's connection gets to the daemon, or why it does not. */
+export interface Entrance {
+  readonly door: DoorChoice
+  readonly station: Station
+  /** What the daemon hears: a service by the door's name, or an address; undefined when nothing gets in. */
+  readonly wanted: string | SocketAddress | undefined
+  /** The verdict's sentence and the advice when it does not get in; undefined when it does. */
+  readonly failure: { readonly summary: string; readonly next: readonly string[] } | undefined
+}
+
+/** Writes down how the caller gets in. */
+export function describeEntrance(draft: Draft, entrance: Entrance): void {
+  const { door, station, failure } = entrance
+  draft.stations.push(station)
+  draft.door = door
+  if (failure !== undefined) draft.fail('uncaptured', failure.summary, ...failure.next)
+}
+
+/** A connection that does not get in, or not in the caller's name. */
+export function shutOut(
+  address: string,
+  rules: readonly string[],
+  why: { readonly station: string; readonly summary: string; readonly next: readonly string[] },
+): Entrance {
+  return {
+    door: { kind: 'none', address, port: null, rules },
+    station: { name: 'capture', mark: 'bad', summary: why.station, details: rules },
+    wanted: undefined,
+    failure: { summary: why.summary, next: why.next },
+  }
+}
+
+/** Stands in for a caller that no rule names: the rules are walked as for any such process. */
+const STRANGER: WorkloadSelector = { kind: 'user', user: 'none' }
+
+/** What the capture rules do with a connection of this caller to an address. */
+export function divert(facts: HostFacts, caller: LocalService, address: SocketAddress): Entrance {
+  const { capture } = facts
+  const text = formatAddress(address)
+  const past = `A connection of ${caller.name} to ${text} would not enter the mesh`
+  if (capture.mode === 'off')
+    return shutOut(text, [], {
+      station: 'Capture is off on this host',
+      summary: `${past}: capture is off`,
+      next: [
+        'Set capture.mode: on, or give the caller an upstream port (services[].upstreams[].bindPort)',
+      ],
+    })
+  const workload = capture.plan?.workloads.find(
+    ({ capturePort }) => capturePort === caller.capturePort,
+  )
+  const isKnownInstance = capturedInstances(facts.services).map(formatAddress).includes(text)
+  const trace =
+    capture.plan === null
+      ? undefined
+      : traceCapture(capture.plan, {
+          caller: workload?.selector ?? STRANGER,
+          destination: address,
+          isOwnAddress: isLoopback(address.ip) || facts.addresses.includes(address.ip),
+          isKnownInstance,
+        })
+  // Not recognized: no rule is its own. The default identity's may still take it.
+  if (trace === undefined || (workload === undefined && trace.outcome !== 'diverted')) {
+    const why =
+      caller.selector === undefined
+        ? `${caller.name} has no identity in the configuration`
+        : `there is no rule for ${selectorText(caller.selector)} now`
+    const advice =
+      caller.selector === undefined
+        ? ['Set services[].identity, or give it an upstream port (services[].upstreams[].bindPort)']
+        : capture.problems
+    return shutOut(text, trace?.rules ?? [], {
+      station: `Nothing recognizes it: ${why}`,
+      summary: `${past}: ${why}`,
+      next: [...advice, 'hostmesh status says what is wrong with capture'],
+    })
+  }
+  return traced(facts, { caller, address, trace, isKnownInstance })
+}
+
+/** The words for what the rules did. */
+function traced(
+  facts: HostFacts,
+  asked: {
+    readonly caller: LocalService
+    readonly address: SocketAddress
+    readonly trace: CaptureTrace
+    readonly isKnownInstance: boolean
+  },
+): Entrance {
+  const { caller, address, trace } = asked
+  const { rules } = trace
+  const text = formatAddress(address)
+  if (trace.outcome === 'diverted' && trace.port === caller.capturePort) {
+    const isDrifted = facts.capture.inSync === false
+    return {
+      door: { kind: 'captured', address: text, port: trace.port, rules },
+      station: {
+        name: 'capture',
+        mark: isDrifted ? 'warning' : 'good',
+        summary: `${text} is ${asked.isKnownInstance ? 'in the set of instance addresses' : 'a virtual address'}: diverted to capture port ${trace.port}${isDrifted ? ', but the rules in the kernel are not the planned ones' : ''}`,
+        details: rules,
+      },
+      wanted: address,
+      failure: undefined,
+    }
+  }
+  if (trace.outcome === 'diverted') {
+    const taker =
+      facts.local.find(({ capturePort }) => capturePort === trace.port)?.name ??
+      'the default identity'
+    return shutOut(text, rules, {
+      station: `It is not recognized as ${caller.name}: diverted to capture port ${trace.port}, that of ${taker}`,
+      summary: `The connection would go in the name of ${taker}, not of ${caller.name}`,
+      next: [
+        'Set services[].identity to what the process really runs as; hostmesh status names what is missing',
+      ],
+    })
+  }
+  if (trace.outcome === 'rejected')
+    return shutOut(text, rules, {
+      station: `${text} is a virtual address, and no rule diverts ${caller.name} there: reset`,
+      summary: `A connection of ${caller.name} to ${text} would be reset by the firewall`,
+      next: ['hostmesh status says what is wrong with capture'],
+    })
+  if (trace.outcome === 'unreadable')
+    return shutOut(text, rules, {
+      station: 'The last of these rules is one that this version cannot follow',
+      summary: `Cannot say what the rules do with ${text}`,
+      next: ['hostmesh capture show counts what each rule catches'],
+    })
+  return shutOut(text, rules, {
+    station: `${text} is neither a virtual address nor an instance of another host: left alone`,
+    summary: `A connection of ${caller.name} to ${text} goes past the mesh, in plaintext`,
+    next: ['Dial the virtual address of the service: hostmesh services'],
+  })
+}

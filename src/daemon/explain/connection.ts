@@ -1,0 +1,100 @@
+/**
+ * Station `connection`: what is on record about one that is open, or was refused or broken off, laid over the
+ * road that such a connection would take now. Where the two differ, the record is what happened: the instance it
+ * was given to, the tunnel it used, the way it ended.
+ */
+import { formatAddress } from '../../model/address.ts'
+import type { ConnectionEntry, RefusedEntry } from '../../model/admin.ts'
+import type { Explanation, Station, Verdict } from '../../model/explanation.ts'
+import type { HostFacts } from '../../model/facts.ts'
+import { tunnelStation } from './tunnel.ts'
+
+/**
+ * What an outbound connection dialed, in the words of a question; empty when it has not got so far that this is
+ * known.
+ */
+export function dialedBy(facts: HostFacts, connection: ConnectionEntry): string {
+  if (connection.originalDestination !== null) return connection.originalDestination
+  const bind = facts.local
+    .filter((service) => service.name === connection.source)
+    .flatMap(({ upstreams }) => upstreams)
+    .find((upstream) => upstream.destination === connection.destination)?.bind
+  return bind === undefined ? connection.destination : formatAddress(bind)
+}
+
+/** The road as it is now, with the record before it, and told by the record where that knows better. */
+export function withRecord(
+  road: Explanation,
+  connection: ConnectionEntry | RefusedEntry,
+): Explanation {
+  const { id, source, destination, endpoint } = connection
+  const refused = 'flag' in connection ? connection : undefined
+  const tunnels = road.tunnels.filter(({ peerAddress }) => peerAddress === connection.peerAddress)
+  const record = refused === undefined ? openStation(connection) : endedStation(refused)
+  const stations = road.stations.map((station) => asRecorded(station, connection, tunnels))
+  return {
+    ...road,
+    connection: id,
+    to: connection.originalDestination ?? destination,
+    verdict: refused === undefined ? 'allowed' : verdictOf(refused),
+    summary:
+      refused === undefined
+        ? `${source} is connected to ${destination}${endpoint === null ? '' : ` at ${endpoint}`}`
+        : `${source} -> ${destination} ended with ${refused.flag}: ${refused.reason}`,
+    next: refused === undefined ? [] : road.next,
+    stations: [record, ...stations],
+    tunnels: tunnels.length > 0 ? tunnels : road.tunnels,
+  }
+}
+
+function openStation(connection: ConnectionEntry): Station {
+  return {
+    name: 'connection',
+    mark: 'good',
+    summary: `Open since ${connection.openedAt}, state ${connection.state}`,
+    details: recordOf(connection),
+  }
+}
+
+function endedStation(refused: RefusedEntry): Station {
+  const { openedAt, endedAt, flag, reason } = refused
+  const tookMs = Date.parse(endedAt) - Date.parse(openedAt)
+  return {
+    name: 'connection',
+    mark: 'bad',
+    summary: `Ended at ${endedAt} with ${flag} after ${tookMs} ms: ${reason}`,
+    details: recordOf(refused),
+  }
+}
+
+function recordOf(connection: ConnectionEntry): string[] {
+  const { originalDestination, downstreamAddress, endpoint, peerAddress } = connection
+  return [
+    `${connection.direction}, from ${downstreamAddress || 'an unknown address'}, asked for ${originalDestination ?? 'an upstream port'}`,
+    `Instance ${endpoint ?? 'none'}${peerAddress === null ? '' : `, peer ${peerAddress}`}`,
+    `${connection.sentBytes} bytes sent, ${connection.receivedBytes} received`,
+  ]
+}
+
+/** One station of the road; `tunnels` are the open ones to the peer of this connection. */
+function asRecorded(
+  station: Station,
+  connection: ConnectionEntry,
+  tunnels: Explanation['tunnels'],
+): Station {
+  const { direction, endpoint, peerAddress } = connection
+  if (station.name === (direction === 'inbound' ? 'delivery' : 'endpoint') && endpoint !== null)
+    return {
+      ...station,
+      summary: `It was given to ${endpoint}`,
+      details: [station.summary, ...station.details],
+    }
+  if (station.name !== 'tunnel') return station
+  if (peerAddress === null && direction === 'outbound' && endpoint !== null)
+    return { ...station, mark: 'none', summary: 'None: both ends are on this host', details: [] }
+  return tunnels.length > 0 ? { ...station, ...tunnelStation(tunnels) } : station
+}
+
+function verdictOf({ flag }: RefusedEntry): Verdict {
+  return flag === 'DENY' ? 'denied' : 'unreachable'
+}

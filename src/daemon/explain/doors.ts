@@ -1,0 +1,125 @@
+/**
+ * Which way in a caller takes to a destination: an upstream port of its own, or an address that the rules of
+ * capture.ts divert. A service has both, perhaps: the address is what applications dial, the port comes second.
+ */
+import { formatAddress, type SocketAddress } from '../../model/address.ts'
+import type { HostFacts } from '../../model/facts.ts'
+import type { LocalService } from '../../model/service.ts'
+import type { MeshService } from '../../model/snapshot.ts'
+import { divert, type Entrance, shutOut } from './capture.ts'
+import type { Target } from './target.ts'
+
+/**
+ * How the callers get in: of several instances the first that does, else the first with the reason why not.
+ * Undefined when there is no caller.
+ */
+export function enterAsOneOf(
+  facts: HostFacts,
+  callers: readonly LocalService[],
+  target: Target,
+): { readonly caller: LocalService; readonly entrance: Entrance } | undefined {
+  const entrances = callers.map((caller) => ({ caller, entrance: enter(facts, caller, target) }))
+  return entrances.find(({ entrance }) => entrance.failure === undefined) ?? entrances[0]
+}
+
+/** The explicit upstream that listens at an address, and whose it is. */
+export function doorAt(
+  facts: HostFacts,
+  address: SocketAddress,
+): { readonly caller: LocalService; readonly destination: string } | undefined {
+  const key = formatAddress(address)
+  for (const caller of facts.local)
+    for (const { destination, bind } of caller.upstreams)
+      if (bind !== undefined && formatAddress(bind) === key) return { caller, destination }
+  return undefined
+}
+
+function enter(facts: HostFacts, caller: LocalService, target: Target): Entrance {
+  if (target.kind === 'address') {
+    const door = doorAt(facts, target.address)
+    if (door === undefined) return divert(facts, caller, target.address)
+    return door.caller.name === caller.name
+      ? throughUpstream(target.address, door.destination)
+      : throughForeignDoor(caller, door.caller, target.address)
+  }
+  const { name } = target
+  const bind = caller.upstreams.find((upstream) => upstream.destination === name)?.bind
+  const service = facts.services.find((known) => known.name === name)
+  const address = addressOf(service, target.port)
+  if (address !== undefined) {
+    const diverted = divert(facts, caller, address)
+    if (diverted.failure === undefined || bind === undefined)
+      return bind === undefined
+        ? diverted
+        : withDetail(diverted, `Also by its upstream port ${formatAddress(bind)}`)
+  }
+  if (bind !== undefined) return throughUpstream(bind, name)
+  return {
+    door: { kind: 'none', address: null, port: null, rules: [] },
+    station: {
+      name: 'capture',
+      mark: 'none',
+      summary: `No address of ${name} is known that ${caller.name} could dial`,
+      details: [],
+    },
+    wanted: name,
+    // A service that is not known, or has no instance, fails at a station of its own, with better advice.
+    failure:
+      service === undefined || service.endpoints.length === 0
+        ? undefined
+        : {
+            summary: `${caller.name} has no way to dial ${name}`,
+            next: [`Give it an upstream port: services[].upstreams with destination ${name}`],
+          },
+  }
+}
+
+/** Where an application that means the service would dial: a virtual address, else an instance. */
+function addressOf(
+  service: MeshService | undefined,
+  port: number | undefined,
+): SocketAddress | undefined {
+  const applications = service?.endpoints.flatMap(({ application, local }) =>
+    application === undefined ? [] : [{ ...application, local }],
+  )
+  const usual = port ?? applications?.[0]?.port ?? 80
+  const virtual = service?.virtualIps.find((ip) => !ip.includes(':')) ?? service?.virtualIps[0]
+  if (virtual !== undefined) return { ip: virtual, port: usual }
+  const instance = applications?.find(({ local }) => !local)
+  return instance === undefined ? undefined : { ip: instance.ip, port: instance.port }
+}
+
+function withDetail(entrance: Entrance, detail: string): Entrance {
+  const { station } = entrance
+  return { ...entrance, station: { ...station, details: [...station.details, detail] } }
+}
+
+/** By an upstream port of the caller: no rule is needed. */
+function throughUpstream(bind: SocketAddress, destination: string): Entrance {
+  const address = formatAddress(bind)
+  return {
+    door: { kind: 'upstream', address, port: bind.port, rules: [] },
+    station: {
+      name: 'capture',
+      mark: 'good',
+      summary: `Its upstream port ${address} leads to ${destination}; no iptables rule is involved`,
+      details: ['Whoever can dial that port speaks in its name'],
+    },
+    wanted: destination,
+    failure: undefined,
+  }
+}
+
+/** By an upstream port of another service, for which the caller would be taken. */
+function throughForeignDoor(
+  caller: LocalService,
+  owner: LocalService,
+  address: SocketAddress,
+): Entrance {
+  const text = formatAddress(address)
+  return shutOut(text, [], {
+    station: `${text} is an upstream port of ${owner.name}: who dials it is taken for ${owner.name}`,
+    summary: `The connection would go in the name of ${owner.name}, not of ${caller.name}`,
+    next: [`Give ${caller.name} an upstream port of its own, or let it dial the virtual address`],
+  })
+}

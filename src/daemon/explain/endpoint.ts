@@ -1,0 +1,137 @@
+/**
+ * Station `endpoint`: which instances the balancer would choose among, and why not the others. Health is judged
+ * by {@link exclusionOf}, which the balancer asks; what the balancers have learned comes with the facts.
+ */
+import { exclusionOf } from '../../dataplane/balance/picker.ts'
+import { formatAddress } from '../../model/address.ts'
+import type { Endpoint } from '../../model/endpoint.ts'
+import type { EndpointChoice } from '../../model/explanation.ts'
+import type { HostFacts } from '../../model/facts.ts'
+import type { MeshService } from '../../model/snapshot.ts'
+import type { Draft } from './draft.ts'
+
+/**
+ * Returns the endpoints of which one would be taken; with `pinned`, the instance that the caller dialed, only
+ * that one.
+ */
+export function describeEndpoints(
+  draft: Draft,
+  facts: HostFacts,
+  service: MeshService,
+  pinned: Endpoint | undefined,
+): readonly Endpoint[] {
+  const all = service.endpoints.map((endpoint) => choiceOf(facts, endpoint, pinned))
+  const choices = pinned === undefined ? withoutLater(all) : all
+  const byCost = (left: EndpointChoice, right: EndpointChoice): number =>
+    Number(left.excluded !== null) - Number(right.excluded !== null) ||
+    (left.cost ?? 0) - (right.cost ?? 0)
+  draft.endpoints = choices.toSorted(byCost)
+  const keys = new Set(
+    choices.filter(({ excluded }) => excluded === null).map(({ endpoint }) => endpoint),
+  )
+  const chosen = service.endpoints.filter(({ key }) => keys.has(key))
+  const details = draft.endpoints.map((choice) => endpointText(choice, service))
+  const [first] = chosen
+  if (first === undefined) {
+    const why = choices.length === 0 ? 'it has no instance' : 'none of its instances may be picked'
+    draft.station('endpoint', 'bad', `Nobody would be picked: ${why}`, details)
+    draft.fail(
+      'unreachable',
+      `${service.name} cannot be reached: ${why}`,
+      `hostmesh services ${service.name}; the health checks say why`,
+    )
+  } else if (pinned !== undefined)
+    draft.station(
+      'endpoint',
+      pinned.health === 'critical' ? 'warning' : 'good',
+      `${pinned.key}: the caller asked for this very instance, whatever its health`,
+      details,
+    )
+  else if (chosen.length === 1)
+    draft.station('endpoint', 'good', `${first.key}: the only candidate`, details)
+  else
+    draft.station(
+      'endpoint',
+      'good',
+      `One of ${chosen.length}: two are drawn at random, the one of lower cost is taken`,
+      details,
+    )
+  return chosen
+}
+
+/** Those of the first priority that there is. */
+export function firstOf(endpoints: readonly Endpoint[]): readonly Endpoint[] {
+  const first = Math.min(...endpoints.map(({ priority }) => priority))
+  return endpoints.filter(({ priority }) => priority === first)
+}
+
+/** The service as its peers prove it: endpoints of one priority are of one service in one datacenter. */
+export function reachedBy(service: MeshService, endpoints: readonly Endpoint[]): MeshService {
+  const [first] = endpoints
+  if (first === undefined) return service
+  return { ...service, name: first.service, datacenter: first.datacenter }
+}
+
+/** One instance as it stands alone; that it is for failover is not yet said. */
+function choiceOf(
+  facts: HostFacts,
+  endpoint: Endpoint,
+  pinned: Endpoint | undefined,
+): EndpointChoice {
+  const loads = facts.loads.filter((load) => load.endpoint === endpoint.key)
+  const isOther = pinned !== undefined && pinned.key !== endpoint.key
+  return {
+    endpoint: endpoint.key,
+    node: endpoint.node,
+    service: endpoint.service,
+    datacenter: endpoint.datacenter,
+    priority: endpoint.priority,
+    address: formatAddress(endpoint.tunnel),
+    health: endpoint.health,
+    weight: endpoint.weight,
+    local: endpoint.local,
+    excluded:
+      pinned === undefined
+        ? (exclusionOf(endpoint) ?? ejectionOf(loads))
+        : isOther
+          ? 'another instance was asked for'
+          : null,
+    cost: loads.length === 0 ? null : Math.min(...loads.map(({ cost }) => cost)),
+    inFlight: loads.reduce((sum, load) => sum + load.inFlight, 0),
+    failures: loads.reduce((sum, load) => sum + load.failures, 0),
+  }
+}
+
+/** Why no worker would pick it for its failures; null when one would. */
+function ejectionOf(loads: HostFacts['loads']): string | null {
+  const [first] = loads
+  if (first === undefined || loads.some(({ ejectedFor }) => ejectedFor === null)) return null
+  return `connections to it failed (${first.ejectedFor})`
+}
+
+/** Leaves out, as the balancer does, what comes later than the first priority that has somebody. */
+function withoutLater(choices: readonly EndpointChoice[]): readonly EndpointChoice[] {
+  const healthy = choices.filter(({ excluded }) => excluded === null)
+  // When nobody else remains, those that failed are used.
+  const isPanic = healthy.length === 0
+  const candidates = isPanic ? choices.filter(({ health }) => health !== 'critical') : healthy
+  const first = Math.min(...candidates.map(({ priority }) => priority))
+  return choices.map((choice) => {
+    if (!candidates.includes(choice)) return choice
+    if (choice.priority === first) return { ...choice, excluded: null }
+    return { ...choice, excluded: `it is for failover (step ${choice.priority})` }
+  })
+}
+
+/** A choice in one line; of what service and where is said when it is not what was asked for. */
+function endpointText(choice: EndpointChoice, asked: MeshService): string {
+  const isOther = choice.service !== asked.name || choice.datacenter !== asked.datacenter
+  const role = isOther ? ` of ${choice.service} in ${choice.datacenter}` : ''
+  const where = choice.local ? 'on this host' : choice.address
+  const known =
+    choice.cost === null
+      ? 'not tried yet'
+      : `cost ${choice.cost.toFixed(2)}, ${choice.inFlight} in flight${choice.failures > 0 ? `, ${choice.failures} failures` : ''}`
+  const out = choice.excluded === null ? '' : `: left out, ${choice.excluded}`
+  return `${choice.endpoint}${role} ${where}, ${choice.health}, weight ${choice.weight}, ${known}${out}`
+}

@@ -1,0 +1,123 @@
+/**
+ * Station `policy`: may this caller reach this service, by {@link evaluate}, which decides every connection; who
+ * decides it, by which rule, and what would have to change.
+ *
+ * The destination's host decides. When that is this one, rules that are not loaded deny; when it is another, the
+ * rules that the catalog has are told, and without them the answer is `undecided`, never a guess.
+ */
+import { evaluate } from '../../dataplane/policy/evaluate.ts'
+import type { Endpoint } from '../../model/endpoint.ts'
+import type { HostFacts } from '../../model/facts.ts'
+import type { Intention } from '../../model/intention.ts'
+import type { MeshService, ServicePolicy } from '../../model/snapshot.ts'
+import type { Draft } from './draft.ts'
+import { listed } from './words.ts'
+
+/**
+ * `chosen` are the instances of which one would be taken: when all are here this host decides. `isHere` says so
+ * where that is known without them.
+ */
+export function describePolicy(
+  draft: Draft,
+  facts: HostFacts,
+  asked: {
+    readonly source: string
+    readonly service: MeshService
+    readonly chosen: readonly Endpoint[]
+    readonly isHere?: boolean
+  },
+): void {
+  const { source, service, chosen } = asked
+  const isHere = asked.isHere ?? (chosen.length > 0 && chosen.every(({ local }) => local))
+  const known = facts.policies.find(
+    ({ destination, origin }) => destination === service.name && (!isHere || origin === 'snapshot'),
+  )
+  const hosts = [...new Set(chosen.filter(({ local }) => !local).map(({ node }) => node))]
+  const decidedAt = isHere ? 'here' : 'destination'
+  if (known === undefined && !isHere) {
+    const reason = `the rules for ${service.name} could not be asked of the catalog`
+    draft.policy = { allow: null, decidedAt, reason, intention: null }
+    draft.station('policy', 'warning', `Not known here: ${reason}`, [
+      `The destination decides: ${listed(hosts) || 'its host'}`,
+    ])
+    draft.fail(
+      'undecided',
+      `Whether ${source} may reach ${service.name} is decided at the destination, and is not known here`,
+      `On ${listed(hosts) || 'its host'}: hostmesh explain --from ${source} --to ${service.name}`,
+    )
+    return
+  }
+  const decision = evaluate(source, known)
+  const rule = known === undefined ? undefined : decidingRule(source, known)
+  draft.policy = {
+    allow: decision.allow,
+    decidedAt,
+    reason: decision.reason,
+    intention:
+      rule === undefined
+        ? null
+        : {
+            source: rule.source,
+            destination: rule.destination,
+            action: rule.action ?? null,
+            precedence: rule.precedence,
+          },
+  }
+  const details = [
+    isHere
+      ? 'Decided on this host, the destination'
+      : `Decided at the destination${hosts.length === 0 ? '' : ` (${listed(hosts)})`}; these are the rules that the catalog has for it`,
+    ...(known === undefined ? [] : overruled(source, known, rule)),
+  ]
+  const verb = decision.allow ? 'Allowed' : 'Denied'
+  draft.station('policy', decision.allow ? 'good' : 'bad', `${verb}: ${decision.reason}`, details)
+  if (!decision.allow)
+    draft.fail(
+      'denied',
+      `${source} may not reach ${service.name}: ${decision.reason}`,
+      known === undefined
+        ? 'hostmesh status says why the intentions are not loaded'
+        : allowingAdvice(facts, source, service.name, rule),
+    )
+}
+
+/** The rule that decides, found by asking {@link evaluate} about each alone. */
+function decidingRule(source: string, policy: ServicePolicy): Intention | undefined {
+  return matchingRules(source, policy)[0]
+}
+
+/** The rules about this caller, in the order in which they are asked. */
+function matchingRules(source: string, policy: ServicePolicy): readonly Intention[] {
+  const unmatched = evaluate(source, { ...policy, intentions: [] }).reason
+  return policy.intentions.filter(
+    (intention) => evaluate(source, { ...policy, intentions: [intention] }).reason !== unmatched,
+  )
+}
+
+/** The rules that would decide if the one that does were not there. */
+function overruled(
+  source: string,
+  policy: ServicePolicy,
+  rule: Intention | undefined,
+): readonly string[] {
+  const text = (intention: Intention): string =>
+    `${intention.source} -> ${intention.destination} ${intention.action ?? 'by permissions'} (precedence ${intention.precedence})`
+  return matchingRules(source, policy)
+    .filter((other) => other !== rule)
+    .map((other) => `Would match too, and comes later: ${text(other)}`)
+}
+
+/** What to do to allow it: in the catalog file, or by Consul's own command. */
+function allowingAdvice(
+  facts: HostFacts,
+  source: string,
+  destination: string,
+  rule: Intention | undefined,
+): string {
+  const isThere = rule?.source === source && rule.destination === destination
+  if (facts.catalog.description.startsWith('file'))
+    return isThere
+      ? `To allow it, set Action: allow of the intention ${source} -> ${destination} in the catalog file`
+      : `To allow it, add an intention ${source} -> ${destination} with Action: allow to the catalog file`
+  return `To allow it: consul intention create -allow ${isThere ? '-replace ' : ''}${source} ${destination}`
+}

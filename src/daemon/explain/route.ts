@@ -1,0 +1,111 @@
+/**
+ * Station `route`: which service a destination is, by the {@link AddressIndex} that the data plane asks, or by
+ * the name of a door.
+ */
+import { AddressIndex, type AddressRoute } from '../../dataplane/route/by-address.ts'
+import { formatAddress, type SocketAddress } from '../../model/address.ts'
+import type { Endpoint } from '../../model/endpoint.ts'
+import type { HostFacts } from '../../model/facts.ts'
+import type { MeshService } from '../../model/snapshot.ts'
+import { isCalled } from './caller.ts'
+import { doorAt } from './doors.ts'
+import type { Draft } from './draft.ts'
+import { readTarget, type Target } from './target.ts'
+
+/**
+ * The service that a pair is about; undefined when it is none that this host knows.
+ * @param ownerOf knows the virtual addresses of services that are not followed, too
+ */
+export function serviceAskedFor(
+  facts: HostFacts,
+  from: string,
+  to: string,
+  ownerOf: (virtualIp: string) => string | undefined,
+): string | undefined {
+  if (to === '') return undefined
+  const target = readTarget(facts, to)
+  if (target.kind === 'service') return target.name
+  const door = doorAt(facts, target.address)
+  if (door !== undefined && isCalled(door.caller, from)) return door.destination
+  return routeOf(facts, target.address)?.service ?? ownerOf(target.address.ip)
+}
+
+/** The name of the service that a destination is; undefined for an address of none. */
+export function nameOf(facts: HostFacts, target: Target): string | undefined {
+  return target.kind === 'service' ? target.name : routeOf(facts, target.address)?.service
+}
+
+/** A service that runs here, as the catalog has it, or as well as can be said while the catalog does not (yet). */
+export function ownService(facts: HostFacts, name: string): MeshService {
+  const known = facts.services.find((service) => service.name === name)
+  if (known !== undefined) return known
+  return {
+    name,
+    datacenter: facts.datacenter,
+    virtualIps: [],
+    protocol: 'tcp',
+    connectTimeoutMs: 0,
+    endpoints: [],
+  }
+}
+
+/**
+ * The service, and the one instance that was asked for when the address is an instance's; undefined when the
+ * road ends here. `wanted` is what the daemon hears, `target` what was asked.
+ */
+export function describeRoute(
+  draft: Draft,
+  facts: HostFacts,
+  wanted: string | SocketAddress,
+  target: Target,
+): { readonly service: MeshService; readonly pinned: Endpoint | undefined } | undefined {
+  const text = typeof wanted === 'string' ? wanted : formatAddress(wanted)
+  if (facts.snapshotVersion === 0) {
+    draft.station('route', 'bad', 'This host has no snapshot of the mesh yet', facts.awaited)
+    draft.fail('unreachable', 'This host knows nothing of the mesh yet', ...facts.catalog.problems)
+    return undefined
+  }
+  const route =
+    typeof wanted === 'string'
+      ? { service: wanted, endpointKey: undefined }
+      : routeOf(facts, wanted)
+  const service = facts.services.find(({ name }) => name === route?.service)
+  if (route === undefined || service === undefined) {
+    draft.station('route', 'bad', `No mesh service is known at ${text}`, [
+      'To be known it must be in the catalog; with catalog.watch: upstreams also offered or named as upstream here',
+    ])
+    draft.fail(
+      target.kind === 'service' ? 'unknownService' : 'unreachable',
+      `${facts.node} knows no mesh service ${target.kind === 'service' ? target.name : `at ${text}`}`,
+      'hostmesh services lists what this host knows',
+      'Is it in the catalog, with a mesh listener? With catalog.watch: upstreams, name it under services[].upstreams',
+    )
+    return undefined
+  }
+  const pinned = service.endpoints.find(({ key }) => key === route.endpointKey)
+  const how =
+    typeof wanted === 'string'
+      ? 'by name'
+      : pinned === undefined
+        ? 'by its virtual address, at any port'
+        : `by the address of its instance ${pinned.key}`
+  const what = typeof wanted === 'string' ? '' : `${text} is `
+  draft.station('route', 'good', `${what}service ${service.name}, ${how}`, [
+    `Protocol ${service.protocol}, datacenter ${service.datacenter}, connect timeout ${service.connectTimeoutMs} ms`,
+  ])
+  return { service, pinned }
+}
+
+/** The data plane's own answer, from an index of this host's services. */
+function routeOf(facts: HostFacts, address: SocketAddress): AddressRoute | undefined {
+  const index = new AddressIndex()
+  index.apply({
+    version: facts.snapshotVersion,
+    datacenter: facts.datacenter,
+    services: facts.services,
+    removedServices: [],
+    policies: [],
+    removedPolicies: [],
+  })
+  return index.find(address)
+}

@@ -1,0 +1,56 @@
+/**
+ * What `--to` says, read against what this host knows: a service by name or by DNS name, or an address. Only
+ * reading; which service is behind an address is the question of route.ts.
+ */
+import { MeshError } from '../../lib/errors.ts'
+import { canonicalIp, type SocketAddress } from '../../model/address.ts'
+import type { HostFacts } from '../../model/facts.ts'
+
+/** What is called: a service, with the port if one was named, or an address. */
+export type Target =
+  | { readonly kind: 'service'; readonly name: string; readonly port: number | undefined }
+  | { readonly kind: 'address'; readonly address: SocketAddress }
+
+/**
+ * Reads `db`, `db:5432`, `db.mesh`, `240.0.0.1`, `10.0.0.7:5432`, `[fd00::1]:80`. A service known by the very
+ * name wins over a DNS name.
+ * @throws MeshError HM_USAGE_DESTINATION when it can be no destination.
+ */
+export function readTarget(facts: HostFacts, text: string): Target {
+  const isService = (name: string): boolean =>
+    facts.services.some((service) => service.name === name)
+  const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^:\s]+))(?::(\d{1,5}))?$/.exec(text)
+  const ip = canonicalIp(match?.[1] ?? match?.[2] ?? text)
+  const port = match?.[3] === undefined ? undefined : Number(match[3])
+  if ((match === null && ip === undefined) || (port !== undefined && (port < 1 || port > 65_535)))
+    throw new MeshError(
+      'HM_USAGE_DESTINATION',
+      `Cannot explain a connection to ${JSON.stringify(text)}: it is no destination`,
+      {
+        hint: 'Give a service (db), a name (db.mesh), or an address (240.0.0.1:5432), with or without port',
+      },
+    )
+  if (ip !== undefined)
+    return { kind: 'address', address: { ip, port: port ?? usualPort(facts, ip) } }
+  const name = match?.[2] ?? text
+  const plain = name.toLowerCase().replace(/\.$/, '')
+  const domain = facts.domains.find((each) => plain.endsWith(`.${each}`))
+  return isService(name) || domain === undefined
+    ? { kind: 'service', name, port }
+    : { kind: 'service', name: plain.slice(0, -domain.length - 1), port }
+}
+
+/** The port that is meant when only an address is given. */
+function usualPort(facts: HostFacts, ip: string): number {
+  for (const { virtualIps, endpoints } of facts.services) {
+    const isVirtual = virtualIps.includes(ip)
+    for (const { application } of endpoints)
+      if (application !== undefined && (isVirtual || application.ip === ip)) return application.port
+  }
+  return 80
+}
+
+/** What the daemon would hear if a caller that does not get in did: the rest of the road is told by it. */
+export function wantedBy(target: Target): string | SocketAddress {
+  return target.kind === 'service' ? target.name : target.address
+}
