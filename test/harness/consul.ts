@@ -104,11 +104,6 @@ export class ConsulAgent implements AsyncDisposable {
     await this.put('/v1/agent/reload', undefined)
   }
 
-  /** The end of what it logged since its last start. */
-  get lastWords(): string {
-    return this.process?.output.slice(-8_000) ?? ''
-  }
-
   /** Ends it without a farewell, as a crash does: its node stays in the catalog. */
   async kill(): Promise<void> {
     await this.process?.kill()

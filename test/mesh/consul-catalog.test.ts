@@ -334,8 +334,10 @@ describe('the Consul catalog with a real Consul', () => {
     await catalog.register([local('db', 5_432)], TUNNEL_PORT)
     assert.equal(calls, callsBefore, 'no change is told while the agent is away')
 
-    // An agent that forgot everything: its folder of services is gone.
-    await rm(join(folder, 'consul-a', 'data'), { recursive: true, force: true })
+    // An agent that forgot its services. Not its node ID as well: servers take it for another node of the same
+    // name then, and a current agent cannot register what they still have of the old one (docs/consul.md).
+    for (const kept of ['services', 'checks', 'check_state'])
+      await rm(join(folder, 'consul-a', 'data', kept), { recursive: true, force: true })
     await agent.start()
     await agent.ready()
     await eventually(
@@ -345,10 +347,8 @@ describe('the Consul catalog with a real Consul', () => {
         const ttl = entry?.Checks.find((check) => check.CheckID === 'hostmesh-ttl:db')
         assert.equal(ttl?.Status, 'passing')
       },
-      { withinMs: 60_000 },
-    ).catch((cause: unknown) => {
-      throw new Error(`The agent's log ends:\n${agent.lastWords}`, { cause })
-    })
+      { withinMs: 15_000 },
+    )
     await consul.setIntention('web', 'db', 'allow')
     await joinElsewhere('cache', 'far-2', '10.7.0.2')
     await eventually(
@@ -358,11 +358,8 @@ describe('the Consul catalog with a real Consul', () => {
         assert.deepEqual(catalog.health().problems, [])
         assert.ok((catalog.health().lastGoodAtMs ?? 0) > goodAtMs)
       },
-      { withinMs: 90_000 },
-    ).catch((cause: unknown) => {
-      // What a current agent has against one request and not against others is in its log, if anywhere.
-      throw new Error(`The agent's log ends:\n${agent.lastWords}`, { cause })
-    })
+      { withinMs: 30_000 },
+    )
     await catalog.deregister()
     for (const node of ['far-1', 'far-2']) await leaveElsewhere(node)
   })
