@@ -152,8 +152,13 @@ export const configSchema = z.strictObject({
           .enum(['upstreams', 'on-demand', 'all'])
           .default('on-demand')
           .describe(
-            'Follow the services that are named as upstreams; beside these, each one that is used (a DNS question, a captured connection), until it has not been for 15 minutes; or all mesh services',
+            'Follow the services that are named as upstreams; beside these, each one that is used (a DNS question, a captured connection), until it has not been for `unusedAfter`; or all mesh services',
           ),
+        unusedAfter: duration(
+          '15m',
+          'With `watch: on-demand`: a service with no connection and no DNS question for so long is followed no more',
+          10_000,
+        ),
       }),
     ])
     .describe('Where services, instances and intentions come from'),

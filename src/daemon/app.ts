@@ -60,6 +60,12 @@ const DNS_PATIENCE_MS = 2_000
 /** How long taking back the registration may hold up a stop, milliseconds. */
 const STOP_STEP_TIMEOUT_MS = 6_000
 
+/** Workers tell which services are in use so many times within the time after which unused ones are let go. */
+const USES_TOLD = 10
+
+/** They tell at least this often, milliseconds: the order of use says whose turn it is when too many are followed. */
+const MAX_TELL_USE_MS = 30_000
+
 /**
  * Runs the daemon until a signal ends it. Resolves after an orderly stop.
  * @throws MeshError when it cannot start; nothing is left behind then.
@@ -187,6 +193,7 @@ class Daemon {
           virtualRanges: [config.capture.virtualRange, config.capture.virtualRange6],
           virtualAddresses: memory.virtualAddresses(),
           insistsOnDeny: config.intentions.default === 'deny',
+          onDemand: config.catalog.kind === 'consul' ? { idleMs: config.catalog.unusedAfter } : {},
           log,
         },
         (delta, snapshot) => {
@@ -432,6 +439,10 @@ function workerSettings(
       keepaliveMs: timeouts.keepalive,
     },
     limits,
+    tellUseMs:
+      config.catalog.kind === 'consul'
+        ? Math.min(MAX_TELL_USE_MS, config.catalog.unusedAfter / USES_TOLD)
+        : MAX_TELL_USE_MS,
     log: config.log,
   }
 }

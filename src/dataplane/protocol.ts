@@ -37,6 +37,8 @@ export interface WorkerSettings {
     readonly streamsPerTunnel: number
     readonly pendingHandshakes: number
   }
+  /** How often to tell which services are in use. */
+  readonly tellUseMs: number
   readonly log: {
     readonly level: 'debug' | 'info' | 'warn' | 'error'
     readonly format: 'json' | 'text'

@@ -58,9 +58,6 @@ const ACCEPTORS = 4
 /** Endpoints in one answer about the balancer. */
 const MAX_LOADS = 10_000
 
-/** The main thread is told which services are in use this often, in ticks. */
-const USE_TICKS = 30
-
 /** Addresses that one calling service may ask the main thread about in one tick; the others' turn comes in a later one. */
 const WANTED_PER_TICK = 100
 
@@ -495,7 +492,7 @@ class Worker {
     // Those who wait ask again: the main thread may have known nothing of their address the last time.
     this.wake()
     this.ticks += 1
-    if (this.ticks % USE_TICKS === 0) {
+    if (this.ticks % Math.max(1, Math.floor(this.settings.tellUseMs / TICK_MS)) === 0) {
       const services = this.connections.takeCalled()
       if (services.length > 0) this.post({ kind: 'used', services })
     }
