@@ -3,17 +3,10 @@
  * 403 are not "nothing there", whether they come to a daemon that runs or to one that has just started.
  */
 import assert from 'node:assert/strict'
-import { mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import type { CatalogPolicy, CatalogService } from '../../src/controlplane/catalog/catalog.ts'
 import { createConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
-import {
-  type ConsulTransport,
-  createTransport,
-  requireOk,
-} from '../../src/controlplane/catalog/consul/transport.ts'
 import {
   CATALOG_STATE_VERSION,
   MAX_CATALOG_STATE_BYTES,
@@ -22,84 +15,36 @@ import {
 } from '../../src/controlplane/catalog/remembered.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import { openStateFile } from '../../src/lib/state-file.ts'
-import { CONSUL_HOST, ConsulAgent } from '../harness/consul.ts'
+import { AclServer } from '../harness/acl-server.ts'
+import { type AclToken, documentedPolicy } from '../harness/consul-acl.ts'
 import { eventually } from '../harness/eventually.ts'
-import { Network } from '../harness/network.ts'
 
-const MASTER = '5f0f0a4e-6f0d-4a7c-9d3c-0c7a0d5b1a11'
-
-const RIGHTS = `
-  node_prefix "" { policy = "read" }
-  service_prefix "" { policy = "read" }
-  agent_prefix "" { policy = "read" }
-  service "db" { policy = "write" }
-  service "db-hostmesh" { policy = "write" }
-`
-
-const NO_RIGHTS = 'key_prefix "x" { policy = "read" }'
+const NO_RIGHTS = ['key_prefix "x" { policy = "read" }']
 
 describe('a restart with a token without rights', () => {
-  let folder: string
-  let network: Network
-  let agent: ConsulAgent
-  let admin: ConsulTransport
-  let policyId: string
-  let token: { readonly AccessorID: string; readonly SecretID: string }
+  let server: AclServer
+  let token: AclToken
 
   before(async () => {
-    folder = await mkdtemp(join(tmpdir(), 'hostmesh-rights-'))
-    network = await Network.create([CONSUL_HOST])
-    agent = new ConsulAgent(join(folder, 'server'), network.host(CONSUL_HOST))
-    await agent.start({
-      server: true,
-      bootstrap_expect: 1,
-      node_name: 'server',
-      connect: { enabled: true },
-      performance: { raft_multiplier: 1 },
-      acl: { enabled: true, default_policy: 'deny', tokens: { master: MASTER, agent: MASTER } },
-    })
-    admin = createTransport({
-      address: `unix://${agent.socketPath}`,
-      token: MASTER,
-      requestTimeout: 10_000,
-    })
-    await eventually(() => ask('GET', '/v1/acl/token/self'), { withinMs: 30_000 })
-    await eventually(async () => assert.notDeepEqual(await ask('GET', '/v1/catalog/nodes'), []))
-    const policy = await ask('PUT', '/v1/acl/policy', { Name: 'host', Rules: RIGHTS })
-    policyId = (policy as { ID: string }).ID
-    token = (await ask('PUT', '/v1/acl/token', {
-      Policies: [{ Name: 'host' }],
-    })) as typeof token
-    await ask('PUT', '/v1/config', {
+    server = await AclServer.start()
+    token = await server.acl.createToken('host', documentedPolicy('db'))
+    await server.agent.put('/v1/config', {
       Kind: 'service-defaults',
       Name: 'db',
       Protocol: 'http',
     })
-    await ask('POST', '/v1/connect/intentions', {
+    const intention = {
       SourceName: 'web',
       DestinationName: 'db',
       SourceType: 'consul',
       Action: 'allow',
-    })
+    }
+    await server.agent.put('/v1/connect/intentions', intention, 'POST')
   })
 
   after(async () => {
-    admin[Symbol.dispose]()
-    await agent[Symbol.asyncDispose]()
-    await network[Symbol.asyncDispose]()
-    await rm(folder, { recursive: true, force: true })
+    await server?.[Symbol.asyncDispose]()
   })
-
-  async function ask(
-    method: 'GET' | 'PUT' | 'POST' | 'DELETE',
-    path: string,
-    body?: unknown,
-  ): Promise<unknown> {
-    // The transport writes with PUT; the agent takes the others over its socket only from here.
-    if (method === 'GET' || method === 'PUT')
-      return requireOk(await admin.call(method, path, { body }), `${method} ${path}`).body
-    return agent.put(`${path}?token=${MASTER}`, body, method)
-  }
 
   /** A run of the catalog, over the same file as the runs before. */
   class Run implements AsyncDisposable {
@@ -111,15 +56,15 @@ describe('a restart with a token without rights', () => {
     constructor() {
       const inner = createConsulCatalog(
         {
-          address: `unix://${agent.socketPath}`,
-          token: token.SecretID,
+          address: server.address,
+          token: token.secret,
           requestTimeout: 10_000,
         },
         silentLog,
       )
       this.catalog = rememberCatalog(inner, {
         file: openStateFile({
-          path: join(folder, 'catalog.json'),
+          path: join(server.folder, 'catalog.json'),
           format: 'hostmesh-catalog',
           version: CATALOG_STATE_VERSION,
           maxBytes: MAX_CATALOG_STATE_BYTES,
@@ -180,11 +125,7 @@ describe('a restart with a token without rights', () => {
   })
 
   test('a start with a token that sees nothing keeps instances, names and intentions', async () => {
-    await ask('PUT', `/v1/acl/policy/${policyId}`, {
-      ID: policyId,
-      Name: 'host',
-      Rules: NO_RIGHTS,
-    })
+    await server.acl.setPolicy('host', NO_RIGHTS)
     await using run = new Run()
     await eventually(
       () => {
@@ -200,7 +141,7 @@ describe('a restart with a token without rights', () => {
   })
 
   test('a start with a token that does not exist any more keeps them too', async () => {
-    await ask('DELETE', `/v1/acl/token/${token.AccessorID}`)
+    await server.acl.deleteToken(token)
     await using run = new Run()
     await eventually(
       () => assert.match(run.catalog.health().problems.join('\n'), /ACL not found/),
@@ -211,10 +152,7 @@ describe('a restart with a token without rights', () => {
   })
 
   test('a start with rights again makes all of it live', async () => {
-    await ask('PUT', `/v1/acl/policy/${policyId}`, { ID: policyId, Name: 'host', Rules: RIGHTS })
-    token = (await ask('PUT', '/v1/acl/token', {
-      Policies: [{ Name: 'host' }],
-    })) as typeof token
+    token = await server.acl.createToken('host', documentedPolicy('db'))
     await using run = new Run()
     await eventually(
       () => {

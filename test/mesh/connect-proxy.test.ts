@@ -6,9 +6,9 @@ import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
 import { test } from 'node:test'
 
+import { startConnectProxy } from '../harness/connect-proxy.ts'
 import { eventually } from '../harness/eventually.ts'
 import { startMesh } from '../harness/mesh.ts'
-import { OwnedProcess } from '../harness/owned-process.ts'
 
 test('with a host that runs consul connect proxy', async (t) => {
   await using mesh = await startMesh({
@@ -20,32 +20,10 @@ test('with a host that runs consul connect proxy', async (t) => {
   // It names no server in its handshake: where a host has several services, each needs a tunnel port of its own.
   await mesh.host('b').service('db', { listens: 5432, connectPort: 15_444 }).start()
   await mesh.host('b').service('vault', { listens: 8200, connectPort: 15_445 }).start()
-  const old = mesh.host('old')
-  const ledger = await old.service('ledger', { listens: 7000 }).start()
+  const ledger = await mesh.host('old').service('ledger', { listens: 7000 }).start()
   await mesh.allow('ledger', 'db')
   await mesh.allow('web', 'ledger')
-  const proxy = await OwnedProcess.start(
-    old.namespace.inside([
-      'consul',
-      'connect',
-      'proxy',
-      '-register',
-      '-service',
-      'ledger',
-      '-service-addr',
-      '127.0.0.1:7000',
-      '-listen',
-      `${old.namespace.ip}:21000`,
-      '-upstream',
-      'db:9191',
-      '-upstream',
-      'vault:9192',
-      '-log-level',
-      'info',
-    ]),
-    { name: 'consul connect proxy' },
-  )
-  mesh.own(proxy)
+  await startConnectProxy(mesh, ledger.service, { db: 9191, vault: 9192 })
   await mesh.up()
 
   await t.test('it reaches a service behind hostmesh', async () => {

@@ -12,14 +12,11 @@ import {
   type ConsulCatalog,
   createConsulCatalog,
 } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
-import {
-  type ConsulTransport,
-  createTransport,
-  requireOk,
-} from '../../src/controlplane/catalog/consul/transport.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import type { LocalService } from '../../src/model/service.ts'
-import { CONSUL_HOST, Consul, ConsulAgent } from '../harness/consul.ts'
+import { AclServer } from '../harness/acl-server.ts'
+import { CONSUL_HOST, Consul, type ConsulAgent } from '../harness/consul.ts'
+import { documentedPolicy } from '../harness/consul-acl.ts'
 import { eventually } from '../harness/eventually.ts'
 import { Network } from '../harness/network.ts'
 import { OwnedProcess } from '../harness/owned-process.ts'
@@ -38,14 +35,8 @@ function local(name: string, port: number): LocalService {
   }
 }
 
-/** The rights of docs/consul.md, for a host that runs `db`. */
-const ENOUGH_RIGHTS = `
-  node_prefix "" { policy = "read" }
-  service_prefix "" { policy = "read" }
-  agent_prefix "" { policy = "read" }
-  service "db" { policy = "write" }
-  service "db-hostmesh" { policy = "write" }
-`
+/** A token must have some policy. */
+const NO_RIGHTS = ['key_prefix "x" { policy = "read" }']
 
 interface HealthEntry {
   readonly Service: { readonly ID: string; readonly Port: number; readonly Meta: object }
@@ -382,69 +373,24 @@ describe('the Consul catalog with a real Consul', () => {
 })
 
 describe('the Consul catalog with ACLs that deny by default', () => {
-  const master = '5f0f0a4e-6f0d-4a7c-9d3c-0c7a0d5b1a11'
-  let folder: string
-  let network: Network
-  let agent: ConsulAgent
-  let admin: ConsulTransport
+  let server: AclServer
 
   before(async () => {
-    folder = await mkdtemp(join(tmpdir(), 'hostmesh-consul-'))
-    network = await Network.create([CONSUL_HOST])
-    agent = new ConsulAgent(join(folder, 'server'), network.host(CONSUL_HOST))
-    await agent.start({
-      server: true,
-      bootstrap_expect: 1,
-      node_name: 'server',
-      connect: { enabled: true },
-      performance: { raft_multiplier: 1 },
-      acl: { enabled: true, default_policy: 'deny', tokens: { master, agent: master } },
-    })
-    admin = createTransport({
-      address: `unix://${agent.socketPath}`,
-      token: master,
-      requestTimeout: 10_000,
-    })
-    await eventually(() => ask('GET', '/v1/acl/token/self'), { withinMs: 30_000 })
-    await eventually(async () => assert.notDeepEqual(await ask('GET', '/v1/catalog/nodes'), []))
+    server = await AclServer.start()
   })
 
   after(async () => {
-    admin[Symbol.dispose]()
-    await agent[Symbol.asyncDispose]()
-    await network[Symbol.asyncDispose]()
-    await rm(folder, { recursive: true, force: true })
+    await server?.[Symbol.asyncDispose]()
   })
 
-  async function ask(method: 'GET' | 'PUT', path: string, body?: unknown): Promise<unknown> {
-    return requireOk(await admin.call(method, path, { body }), `${method} ${path}`).body
-  }
-
-  async function setPolicy(name: string, rules: string): Promise<void> {
-    const policies = (await ask('GET', '/v1/acl/policies')) as { ID: string; Name: string }[]
-    const id = policies.find((policy) => policy.Name === name)?.ID
-    await ask('PUT', id === undefined ? '/v1/acl/policy' : `/v1/acl/policy/${id}`, {
-      ...(id === undefined ? {} : { ID: id }),
-      Name: name,
-      Rules: rules,
-    })
-  }
-
-  async function catalogWith(name: string, rules: string): Promise<ConsulCatalog> {
-    await setPolicy(name, rules)
-    const token = (await ask('PUT', '/v1/acl/token', { Policies: [{ Name: name }] })) as {
-      SecretID: string
-    }
-    const options = {
-      address: `unix://${agent.socketPath}`,
-      token: token.SecretID,
-      requestTimeout: 10_000,
-    }
+  async function catalogWith(name: string, rules: readonly string[]): Promise<ConsulCatalog> {
+    const { secret } = await server.acl.createToken(name, rules)
+    const options = { address: server.address, token: secret, requestTimeout: 10_000 }
     return createConsulCatalog(options, silentLog)
   }
 
   test('the rights that the manual names are enough, and the default policy is deny', async () => {
-    await using catalog = await catalogWith('enough', ENOUGH_RIGHTS)
+    await using catalog = await catalogWith('enough', documentedPolicy('db'))
     await catalog.register([local('db', 5_432)], TUNNEL_PORT)
     let service: CatalogService | undefined
     let policies: readonly CatalogPolicy[] = []
@@ -461,11 +407,11 @@ describe('the Consul catalog with ACLs that deny by default', () => {
     assert.equal((await catalog.readAgentSelf()).nodeName, 'server')
     assert.deepEqual(catalog.health().problems, [])
     await catalog.deregister()
-    assert.deepEqual(await ask('GET', '/v1/agent/services'), {})
+    assert.deepEqual(await server.agent.get('/v1/agent/services'), {})
   })
 
   test('without rights nothing is allowed, and the missing rights are named', async () => {
-    await using catalog = await catalogWith('none', 'key_prefix "x" { policy = "read" }')
+    await using catalog = await catalogWith('none', NO_RIGHTS)
     const policies: unknown[] = []
     catalog.watchPolicies(['db'], (now) => policies.push(now))
     await catalog.register([local('db', 5_432)], TUNNEL_PORT)
@@ -479,7 +425,7 @@ describe('the Consul catalog with ACLs that deny by default', () => {
   })
 
   test('rights that are taken away take away neither instances nor intentions', async () => {
-    await using catalog = await catalogWith('fading', ENOUGH_RIGHTS)
+    await using catalog = await catalogWith('fading', documentedPolicy('db'))
     await catalog.register([local('db', 5_432)], TUNNEL_PORT)
     const counts: number[] = []
     const policies: unknown[] = []
@@ -489,10 +435,10 @@ describe('the Consul catalog with ACLs that deny by default', () => {
       assert.equal(counts.at(-1), 1)
       assert.equal(policies.length, 1)
     })
-    await setPolicy('fading', 'key_prefix "x" { policy = "read" }')
+    await server.acl.setPolicy('fading', NO_RIGHTS)
     // Any change of the service makes the waiting read come back, now without rights.
-    await ask('PUT', '/v1/agent/service/maintenance/db?enable=true')
-    await ask('PUT', '/v1/agent/service/maintenance/db-hostmesh?enable=true')
+    await server.agent.put('/v1/agent/service/maintenance/db?enable=true', undefined)
+    await server.agent.put('/v1/agent/service/maintenance/db-hostmesh?enable=true', undefined)
     // Consul 1.8 answers with an empty list, newer ones with 403.
     const said = /lost service:read|does not allow GET \/v1\/health\/connect\/db/
     await eventually(() => assert.match(catalog.health().problems.join('\n'), said), {
@@ -500,6 +446,7 @@ describe('the Consul catalog with ACLs that deny by default', () => {
     })
     assert.equal(counts.at(-1), 1)
     assert.equal(policies.length, 1)
-    for (const id of ['db-hostmesh', 'db']) await ask('PUT', `/v1/agent/service/deregister/${id}`)
+    for (const id of ['db-hostmesh', 'db'])
+      await server.agent.put(`/v1/agent/service/deregister/${id}`, undefined)
   })
 })

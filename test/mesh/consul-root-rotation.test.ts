@@ -5,9 +5,9 @@
 import assert from 'node:assert/strict'
 import { generateKeyPairSync } from 'node:crypto'
 import { test } from 'node:test'
+import { startConnectProxy } from '../harness/connect-proxy.ts'
 import { eventually } from '../harness/eventually.ts'
 import { startMesh } from '../harness/mesh.ts'
-import { OwnedProcess } from '../harness/owned-process.ts'
 import { echo } from '../harness/service.ts'
 
 interface RootsAnswer {
@@ -23,35 +23,14 @@ test('replacing the root of the Consul CA costs no connection', async () => {
   })
   const web = await mesh.host('a').service('web').start()
   await mesh.host('b').service('db', { listens: 5432, connectPort: 15_444 }).start(echo)
-  const old = mesh.host('old')
-  const ledger = await old.service('ledger', { listens: 7000 }).start(echo)
+  const ledger = await mesh.host('old').service('ledger', { listens: 7000 }).start(echo)
   for (const [from, to] of [
     ['web', 'db'],
     ['web', 'ledger'],
     ['ledger', 'db'],
   ] as const)
     await mesh.allow(from, to)
-  mesh.own(
-    await OwnedProcess.start(
-      old.namespace.inside([
-        'consul',
-        'connect',
-        'proxy',
-        '-register',
-        '-service',
-        'ledger',
-        '-service-addr',
-        '127.0.0.1:7000',
-        '-listen',
-        `${old.namespace.ip}:21000`,
-        '-upstream',
-        'db:9191',
-        '-log-level',
-        'info',
-      ]),
-      { name: 'consul connect proxy' },
-    ),
-  )
+  await startConnectProxy(mesh, ledger.service, { db: 9191 })
   await mesh.up()
   const pairs: Readonly<Record<string, () => Promise<unknown>>> = {
     'web -> db': () => web.call('db'),
