@@ -4,7 +4,6 @@
  */
 import assert from 'node:assert/strict'
 import { X509Certificate } from 'node:crypto'
-import { dirname } from 'node:path'
 import { after, before, test } from 'node:test'
 
 import type { ConfigInput } from '../../src/config/schema.ts'
@@ -12,22 +11,26 @@ import type { CaStatus } from '../../src/daemon/ca-control.ts'
 import type { CertsDocument } from '../../src/model/admin.ts'
 import { eventually } from '../harness/eventually.ts'
 import { Network } from '../harness/network.ts'
-import { Controller } from './controller.ts'
+import { AT_ONCE, Controller } from './controller.ts'
 import { Machine } from './machine.ts'
-import { askFront, makePackage, serviceFiles } from './services.ts'
+import { makePackage } from './services.ts'
+import {
+  askWeb,
+  catalogOf,
+  db,
+  enableWebAndDb,
+  statusOnceWell,
+  web,
+  webAndDbFiles,
+  webReachesDb,
+} from './web-and-db.ts'
 
-const DB_PORT = 5432
-const WEB_PORT = 8080
-const DB_VIRTUAL_IP = '240.88.0.2'
 const TRUST_DOMAIN = 'mesh.example.com'
 
 const CA_UNIT = 'hostmesh-ca.service'
 const CA_DIRECTORY = '/var/lib/hostmesh-ca'
 const JOIN_TOKEN = '/etc/hostmesh/join-token'
 const HOST_CERTIFICATE = '/var/lib/hostmesh/certificates/host.pem'
-
-/** All machines in one go, where their order is not what is tested. */
-const AT_ONCE = ['--extra-vars', 'hostmesh_agent_serial=2']
 
 const cleanUp = new AsyncDisposableStack()
 let network: Network
@@ -43,17 +46,13 @@ before(async () => {
   controller = cleanUp.use(await Controller.create(network.wire))
   const files = {
     '/root/.ssh/authorized_keys': controller.publicKey,
-    ...(await serviceFiles({
-      web: `front ${WEB_PORT} ${DB_VIRTUAL_IP} ${DB_PORT}`,
-      db: `echo ${DB_PORT}`,
-    })),
+    ...(await webAndDbFiles()),
   }
   authority = cleanUp.use(await Machine.create('authority', network.host('ca'), files))
   a = cleanUp.use(await Machine.create('host-a', network.host('a'), files))
   b = cleanUp.use(await Machine.create('host-b', network.host('b'), files))
   await Promise.all([authority, a, b].map((machine) => machine.boot()))
-  await a.must('systemctl', 'enable', '--now', '--quiet', 'web.service')
-  await b.must('systemctl', 'enable', '--now', '--quiet', 'db.service')
+  await enableWebAndDb(a, b)
   tarball = await makePackage(controller.folder)
   await describeFleet({})
   filesBefore = await authority.files()
@@ -62,16 +61,14 @@ before(async () => {
 after(() => cleanUp.disposeAsync())
 
 test('check mode on new machines succeeds, touches nothing and makes no token', async () => {
-  const run = await controller.play('site', ...AT_ONCE, '--check')
-  assert.equal(run.code, 0, run.output)
+  await controller.mustPlay('site', ...AT_ONCE, '--check')
   assert.deepEqual(await authority.files(), filesBefore)
   for (const user of ['hostmesh', 'hostmesh-ca'])
     assert.equal((await authority.run('id', user)).code, 1, user)
 })
 
 test('one run makes the authority, and both hosts join it; their tokens are in no output and no journal', async () => {
-  const run = await controller.play('site', '-vvv')
-  assert.equal(run.code, 0, run.output)
+  const run = await controller.mustPlay('site', '-vvv')
   const status = await caStatus()
   assert.equal(status.trustDomain, TRUST_DOMAIN)
   assert.deepEqual(status.hosts.map(({ name }) => name).toSorted(), ['host-a', 'host-b'])
@@ -113,8 +110,7 @@ test('services reach each other with certificates of that authority', async () =
 test('a second run changes nothing, and makes no token for hosts that have joined', async () => {
   const pid = await authority.property('MainPID', CA_UNIT)
   const tokenBefore = await a.must('cat', JOIN_TOKEN)
-  const run = await controller.play('site', ...AT_ONCE)
-  assert.equal(run.code, 0, run.output)
+  const run = await controller.mustPlay('site', ...AT_ONCE)
   for (const name of ['authority', 'host-a', 'host-b'])
     assert.equal(run.hosts[name]?.changed, 0, run.output)
   assert.deepEqual((await caStatus()).openTokens, [])
@@ -123,17 +119,13 @@ test('a second run changes nothing, and makes no token for hosts that have joine
 })
 
 test('check mode on machines that are done finds nothing to change', async () => {
-  const run = await controller.play('site', ...AT_ONCE, '--check')
-  assert.equal(run.code, 0, run.output)
+  const run = await controller.mustPlay('site', ...AT_ONCE, '--check')
   for (const name of ['authority', 'host-a', 'host-b'])
     assert.equal(run.hosts[name]?.changed, 0, run.output)
 })
 
 test('the authority runs as its own user, watched, with no capability and its system calls filtered', async () => {
-  const pid = await authority.property('MainPID', CA_UNIT)
-  const process = await authority.must('cat', `/proc/${pid}/status`)
-  const field = (name: string): string =>
-    new RegExp(`^${name}:\\s+(.*)$`, 'm').exec(process)?.[1] ?? ''
+  const field = await authority.mainProcess(CA_UNIT)
   const uid = (await authority.must('id', '-u', 'hostmesh-ca')).trim()
   assert.equal(field('Uid'), Array(4).fill(uid).join('\t'))
   for (const set of ['CapPrm', 'CapEff', 'CapBnd', 'CapAmb', 'CapInh'])
@@ -165,8 +157,7 @@ test('the keys of the authority are for its user alone', async () => {
 test('a service that a host is given later gets its certificate by the next run, without a token', async () => {
   const serial = await hostSerial(b)
   await describeFleet({ more: [{ name: 'report', upstreams: [{ destination: 'db' }] }] })
-  const run = await controller.play('site', ...AT_ONCE)
-  assert.equal(run.code, 0, run.output)
+  await controller.mustPlay('site', ...AT_ONCE)
   await eventually(async () => {
     const { leaves } = await certs(b)
     assert.deepEqual(leaves.map(({ service }) => service).toSorted(), ['db', 'report'])
@@ -182,8 +173,7 @@ test('a service that no host was given has no certificate to get', async () => {
   assert.equal(refused.hosts['host-b']?.failed, 1, refused.output)
   assert.match(refused.output, /HM_CA_SERVICE_REFUSED|No new certificate for intruder/)
   await describeFleet({})
-  const mended = await controller.play('site', ...AT_ONCE)
-  assert.equal(mended.code, 0, mended.output)
+  await controller.mustPlay('site', ...AT_ONCE)
   await wellAgain()
 })
 
@@ -192,8 +182,7 @@ test('a restart of the authority is noticed by nobody, and options of the next r
   const pid = await authority.property('MainPID', CA_UNIT)
   await renewsLeaf()
   await describeFleet({ options: ['--leaf-lifetime=12h'] })
-  const run = await controller.play('site', '--limit', 'authority')
-  assert.equal(run.code, 0, run.output)
+  await controller.mustPlay('site', '--limit', 'authority')
   assert.notEqual(await authority.property('MainPID', CA_UNIT), pid)
   await renewsLeaf()
   const [leaf] = (await certs(a)).leaves
@@ -203,20 +192,9 @@ test('a restart of the authority is noticed by nobody, and options of the next r
 })
 
 test('kill -9 and a hang of the authority are mended by systemd', async () => {
-  const restarts = async () => Number(await authority.property('NRestarts', CA_UNIT))
   await authority.must('systemctl', 'kill', '--kill-whom=main', '--signal=KILL', CA_UNIT)
-  await eventually(async () => assert.equal(await restarts(), 1))
-  const dropIn = `/run/systemd/system/${CA_UNIT}.d/watchdog.conf`
-  await authority.must('mkdir', '-p', dirname(dropIn))
-  await authority.must('sh', '-c', `printf '[Service]\\nWatchdogSec=1s\\n' >${dropIn}`)
-  await authority.must('systemctl', 'daemon-reload')
-  await authority.must('systemctl', 'restart', CA_UNIT)
-  const restarted = await restarts()
-  await authority.must('kill', '-STOP', await authority.property('MainPID', CA_UNIT))
-  await eventually(async () => assert.equal(await restarts(), restarted + 1))
-  await authority.must('rm', '-r', dirname(dropIn))
-  await authority.must('systemctl', 'daemon-reload')
-  await authority.must('systemctl', 'restart', CA_UNIT)
+  await eventually(async () => assert.equal(await authority.restarts(CA_UNIT), 1))
+  await authority.hang(CA_UNIT)
   await renewsLeaf()
 })
 
@@ -225,7 +203,7 @@ test('a machine of the authority that reboots, or loses its power, serves its ho
   await authority.reboot()
   await renewsLeaf()
   await authority.cutPower()
-  assert.equal(await askFront(a, WEB_PORT), 'host-b heard ping\n')
+  assert.equal(await askWeb(a), 'host-b heard ping\n')
   await authority.boot()
   await renewsLeaf()
   const names = (list: CaStatus['hosts']) => list.map(({ name }) => name)
@@ -236,7 +214,7 @@ test('a host that reboots while the authority is off comes back well by what it 
   const serial = await hostSerial(a)
   await authority.must('systemctl', 'stop', CA_UNIT)
   await a.reboot()
-  await eventually(async () => assert.equal(await askFront(a, WEB_PORT), 'host-b heard ping\n'))
+  await webReachesDb(a)
   await authority.must('systemctl', 'start', CA_UNIT)
   await wellAgain()
   assert.equal(await hostSerial(a), serial)
@@ -244,14 +222,13 @@ test('a host that reboots while the authority is off comes back well by what it 
 
 test('a host that was revoked joins again only by a run that is told so', async () => {
   await authority.must('hostmesh', 'ca', 'revoke', '--directory', CA_DIRECTORY, '--host', 'host-a')
-  await eventually(async () => assert.doesNotMatch(await askFront(a, WEB_PORT), /heard/))
+  await eventually(async () => assert.doesNotMatch(await askWeb(a), /heard/))
   const quick = ['--limit', 'host-a', '--extra-vars', 'hostmesh_agent_wait=2s']
   const refused = await controller.play('site', ...quick)
   assert.equal(refused.hosts['host-a']?.failed, 1, refused.output)
   assert.deepEqual((await caStatus()).openTokens, [])
   const told = ['--limit', 'host-a', '--extra-vars', 'hostmesh_ca_rejoin=true']
-  const mended = await controller.play('site', ...told)
-  assert.equal(mended.code, 0, mended.output)
+  await controller.mustPlay('site', ...told)
   await wellAgain()
 })
 
@@ -267,11 +244,9 @@ test('an authority of another mesh is not taken over', async () => {
 test('an agent on the machine of the authority goes without taking it along', async () => {
   await describeFleet({ isAuthorityHost: true })
   const here = ['--limit', 'authority']
-  const both = await controller.play('site', ...here)
-  assert.equal(both.code, 0, both.output)
+  await controller.mustPlay('site', ...here)
   assert.equal(await authority.property('ActiveState'), 'active')
-  const removed = await controller.play('uninstall', ...here)
-  assert.equal(removed.code, 0, removed.output)
+  await controller.mustPlay('uninstall', ...here)
   assert.equal(await authority.property('LoadState'), 'not-found')
   assert.equal((await authority.run('id', 'hostmesh')).code, 1)
   assert.equal(await authority.must('ls', '/etc/hostmesh'), 'ca-catalog.yaml\nca.env\n')
@@ -281,19 +256,16 @@ test('an agent on the machine of the authority goes without taking it along', as
 
 test('removing the authority keeps its keys, and a rollout takes it up again with them', async () => {
   const key = await authority.must('sha256sum', `${CA_DIRECTORY}/ca.key`)
-  const removed = await controller.play('uninstall_ca')
-  assert.equal(removed.code, 0, removed.output)
+  await controller.mustPlay('uninstall_ca')
   assert.equal(await authority.property('LoadState', CA_UNIT), 'not-found')
   assert.equal((await authority.run('test', '-e', '/usr/bin/hostmesh')).code, 1)
-  const again = await controller.play('site', ...AT_ONCE)
-  assert.equal(again.code, 0, again.output)
+  await controller.mustPlay('site', ...AT_ONCE)
   assert.equal(await authority.must('sha256sum', `${CA_DIRECTORY}/ca.key`), key)
   await renewsLeaf()
 })
 
 test('told to delete the keys, it leaves no file, user or unit', async () => {
-  const run = await controller.play('uninstall_ca', '--extra-vars', 'hostmesh_ca_delete_keys=true')
-  assert.equal(run.code, 0, run.output)
+  await controller.mustPlay('uninstall_ca', '--extra-vars', 'hostmesh_ca_delete_keys=true')
   assert.deepEqual(await authority.files(), filesBefore)
   assert.equal((await authority.run('getent', 'passwd', 'hostmesh-ca')).code, 2)
   assert.equal((await authority.run('getent', 'group', 'hostmesh-ca')).code, 2)
@@ -316,9 +288,6 @@ async function describeFleet(options: {
     capture: { mode: host === authority ? 'off' : 'on' },
     timeouts: { drain: '2s' },
   })
-  const identityOf = (name: string) => ({ identity: { cgroup: `system.slice/${name}.service` } })
-  const web = { name: 'web', ...identityOf('web'), upstreams: [{ destination: 'db' }] }
-  const db = { name: 'db', ...identityOf('db'), port: DB_PORT }
   const here = { hostmesh_agent_config: config(authority, []) }
   await controller.manage(
     new Map([
@@ -329,16 +298,7 @@ async function describeFleet(options: {
     {
       hostmesh_agent_package: tarball,
       hostmesh_agent_wait: '20s',
-      hostmesh_agent_catalog: {
-        services: [
-          {
-            Name: 'db',
-            VirtualAddresses: [DB_VIRTUAL_IP],
-            Instances: [{ Node: b.name, Address: b.ip, ServicePort: DB_PORT }],
-          },
-        ],
-        intentions: [{ SourceName: 'web', DestinationName: 'db', Action: 'allow' }],
-      },
+      hostmesh_agent_catalog: catalogOf(b),
     },
     new Map([
       [
@@ -377,11 +337,8 @@ async function exposure(machine: Machine, unit: string): Promise<number> {
 
 /** Both hosts are well, and web reaches db. */
 async function wellAgain(): Promise<void> {
-  for (const machine of [a, b]) {
-    const { code, stdout, stderr } = await machine.run('hostmesh', 'status', '--wait', '20s')
-    assert.equal(code, 0, stdout + stderr)
-  }
-  await eventually(async () => assert.equal(await askFront(a, WEB_PORT), 'host-b heard ping\n'))
+  for (const machine of [a, b]) await statusOnceWell(machine)
+  await webReachesDb(a)
 }
 
 /** The authority does its work: it takes back a certificate, and gives the host another that serves. */

@@ -15,6 +15,9 @@ const checkout = resolve(import.meta.dirname, '../..')
 /** One playbook over a few machines. Milliseconds, before patience. */
 const PLAY_LIMIT_MS = 180_000
 
+/** Options of a playbook that goes over all machines at once, where their order is not what is tested. */
+export const AT_ONCE: readonly string[] = ['--extra-vars', 'hostmesh_agent_serial=2']
+
 type Vars = Readonly<Record<string, unknown>>
 type Group = ReadonlyMap<Machine, Vars>
 
@@ -25,6 +28,9 @@ export interface HostResult {
   readonly unreachable: number
   readonly failed: number
 }
+
+/** The playbooks of the collection. */
+export type Playbook = 'site' | 'uninstall' | 'uninstall_ca'
 
 /** How one run of a playbook ended. */
 export interface PlayResult {
@@ -89,16 +95,20 @@ export class Controller implements AsyncDisposable {
   }
 
   /** Runs a playbook of the collection on all machines, whatever comes of it. */
-  async play(
-    playbook: 'site' | 'uninstall' | 'uninstall_ca',
-    ...options: string[]
-  ): Promise<PlayResult> {
+  async play(playbook: Playbook, ...options: readonly string[]): Promise<PlayResult> {
     const argv = ['ansible-playbook', `hostmesh.mesh.${playbook}`, '-i', `${this.folder}/inventory`]
     const { code, stdout, stderr } = await runCommand(this.wire.inside([...argv, ...options]), {
       env: this.environment(),
       limitMs: PLAY_LIMIT_MS,
     })
     return { code, hosts: parseRecap(stdout), output: stdout + stderr }
+  }
+
+  /** Runs a playbook of the collection on all machines. @throws with its output when it fails anywhere. */
+  async mustPlay(playbook: Playbook, ...options: readonly string[]): Promise<PlayResult> {
+    const run = await this.play(playbook, ...options)
+    if (run.code === 0) return run
+    throw new Error(`The playbook ${playbook} failed with ${run.code}:\n${run.output}`)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -166,6 +166,35 @@ export class Machine implements AsyncDisposable {
     return (await this.must('systemctl', 'show', unit, '--value', `--property=${name}`)).trim()
   }
 
+  /** Reads a field of /proc/PID/status of the main process of a unit, as it is now. */
+  async mainProcess(unit = 'hostmesh.service'): Promise<(field: string) => string> {
+    const status = await this.must('cat', `/proc/${await this.property('MainPID', unit)}/status`)
+    return (field) => new RegExp(`^${field}:\\s+(.*)$`, 'm').exec(status)?.[1] ?? ''
+  }
+
+  /** Has a unit hang, with a watchdog of a second, until systemd has replaced it; then it is as before. */
+  async hang(unit: string): Promise<void> {
+    const dropIn = `/run/systemd/system/${unit}.d/watchdog.conf`
+    await this.must('mkdir', '-p', dirname(dropIn))
+    await this.must('sh', '-c', `printf '[Service]\\nWatchdogSec=1s\\n' >${dropIn}`)
+    await this.must('systemctl', 'daemon-reload')
+    await this.must('systemctl', 'restart', unit)
+    const restarts = await this.restarts(unit)
+    await this.must('kill', '-STOP', await this.property('MainPID', unit))
+    await eventually(async () => {
+      const now = await this.restarts(unit)
+      if (now !== restarts + 1) throw new Error(`${unit} was restarted ${now - restarts} times`)
+    })
+    await this.must('rm', '-r', dirname(dropIn))
+    await this.must('systemctl', 'daemon-reload')
+    await this.must('systemctl', 'restart', unit)
+  }
+
+  /** How often systemd has restarted a unit by itself. */
+  async restarts(unit = 'hostmesh.service'): Promise<number> {
+    return Number(await this.property('NRestarts', unit))
+  }
+
   /** Every file on it, but what any running system writes. */
   async files(): Promise<readonly string[]> {
     const found = await this.must('find', '/', '-xdev')
