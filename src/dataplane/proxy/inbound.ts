@@ -11,7 +11,7 @@
  * What a caller sends early waits in the stream and is thrown away when it is refused.
  */
 import type { ByteStream, Receiver, WriteResult } from '../../lib/byte-stream.ts'
-import { describeError, MeshError } from '../../lib/errors.ts'
+import { MeshError } from '../../lib/errors.ts'
 import type { SocketStream } from '../../lib/socket-stream.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { LocalService } from '../../model/service.ts'
@@ -22,8 +22,9 @@ import { MAX_PREFACE_BYTES, type Preface, readPreface } from '../tunnel/preface.
 import { TunnelStream } from '../tunnel/stream.ts'
 import type { Footing } from '../tunnel/trust.ts'
 import type { Connection } from './connection-table.ts'
-import { asMeshError, flagOf, inboundFlagOf, resetReasonOf } from './ending.ts'
+import { asMeshError, inboundFlagOf, resetReasonOf } from './ending.ts'
 import { awaitPolicy, isPolicyAwaited, type Plane } from './plane.ts'
+import { logBrokenOff, refuse } from './refuse.ts'
 import { splice } from './splice.ts'
 
 /** One arriving connection: a stream of a tunnel, or a Connect peer's whole TLS connection. */
@@ -73,7 +74,7 @@ export async function carryInbound(plane: Plane, arrival: Arrival): Promise<void
     connection.state = 'open'
     join(plane, connection, { stream, local, early })
   } catch (error) {
-    refuse(plane, connection, stream, error)
+    hangUp(stream, refuse(plane, connection, error))
   }
 }
 
@@ -114,7 +115,7 @@ function join(
 ): void {
   const { stream, local, early } = parts
   const abort: Connection['abort'] = (flag, reason) => {
-    plane.log.info('Connection broken off', { ...about(connection), flag, reason: reason.message })
+    logBrokenOff(plane, connection, flag, reason)
     plane.connections.end(connection, flag, reason)
     local.reset()
     hangUp(stream, flag)
@@ -138,31 +139,6 @@ function join(
       plane.connections.end(connection, flag, isOurVerdict ? ending.reason : undefined)
     },
   })
-}
-
-function refuse(
-  plane: Plane,
-  connection: Connection,
-  stream: TunnelStream | SocketStream,
-  error: unknown,
-): void {
-  const flag = flagOf(error)
-  plane.connections.end(connection, flag, error)
-  hangUp(stream, flag)
-  if (flag === 'DC') return
-  plane.log.info('Connection refused', {
-    ...about(connection),
-    flag,
-    reason: describeError(error),
-  })
-}
-
-function about(connection: Connection): Record<string, unknown> {
-  return {
-    source: connection.source,
-    destination: connection.destination,
-    peer: connection.peer === undefined ? undefined : formatAddress(connection.peer),
-  }
 }
 
 function hangUp(stream: ByteStream, flag: Parameters<typeof resetReasonOf>[0]): void {

@@ -26,6 +26,7 @@ import { type TunnelStream, UNCONFIRMED_LIMIT } from '../tunnel/stream.ts'
 import { addressOf, type Connection } from './connection-table.ts'
 import { asMeshError, failureCostOf, flagOf, isTunnelLoss, mayTryAnother } from './ending.ts'
 import { awaitPolicy, type Door, isPolicyAwaited, type Plane } from './plane.ts'
+import { logBrokenOff, refuse } from './refuse.ts'
 import { splice } from './splice.ts'
 
 /** Instances tried for one connection. */
@@ -67,7 +68,8 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
     connection.state = 'open'
     join(plane, connection, downstream, carrier)
   } catch (error) {
-    refuse(plane, connection, downstream, error)
+    refuse(plane, connection, error)
+    downstream.stream.reset()
   }
 }
 
@@ -336,7 +338,7 @@ function join(
     plane.balancer.finished(endpoint)
   }
   const abort: Connection['abort'] = (flag, reason) => {
-    plane.log.info('Connection broken off', { ...about(connection), flag, reason: reason.message })
+    logBrokenOff(plane, connection, flag, reason)
     finish(flag, reason)
     upstream.reset()
     stream.reset()
@@ -359,32 +361,6 @@ function join(
       }
     },
   })
-}
-
-function refuse(
-  plane: Plane,
-  connection: Connection,
-  downstream: Downstream,
-  error: unknown,
-): void {
-  const flag = flagOf(error)
-  plane.connections.end(connection, flag, error)
-  downstream.stream.reset()
-  if (flag === 'DC') return
-  plane.log.info('Connection refused', {
-    ...about(connection),
-    flag,
-    reason: describeError(error),
-  })
-}
-
-function about(connection: Connection): Record<string, unknown> {
-  return {
-    source: connection.source,
-    destination: connection.destination,
-    wanted: connection.wanted === undefined ? undefined : formatAddress(connection.wanted),
-    endpoint: connection.endpoint,
-  }
 }
 
 /** The parts of a splice that {@link Downstream.handOver} does not know by itself. */

@@ -1,0 +1,46 @@
+/**
+ * How a connection that does not come about, or is broken off, is told: to the table of connections, and to the log
+ * with the same fields in either direction. Its bytes are the affair of whoever carries it.
+ */
+import { describeError, type MeshError } from '../../lib/errors.ts'
+import { formatAddress } from '../../model/address.ts'
+import type { ResponseFlag } from '../../model/response-flag.ts'
+import type { Connection } from './connection-table.ts'
+import { flagOf } from './ending.ts'
+import type { Plane } from './plane.ts'
+
+/** Ends a connection that was never open, for an error on its way. Returns its flag; the caller hangs up. */
+export function refuse(plane: Plane, connection: Connection, error: unknown): ResponseFlag {
+  const flag = flagOf(error)
+  plane.connections.end(connection, flag, error)
+  // A caller that went away by itself was not refused.
+  if (flag !== 'DC')
+    plane.log.info('Connection refused', {
+      ...about(connection),
+      flag,
+      reason: describeError(error),
+    })
+  return flag
+}
+
+/** Logs that an open connection is broken off. */
+export function logBrokenOff(
+  plane: Plane,
+  connection: Connection,
+  flag: ResponseFlag,
+  reason: MeshError,
+): void {
+  plane.log.info('Connection broken off', { ...about(connection), flag, reason: reason.message })
+}
+
+function about(connection: Connection): Record<string, unknown> {
+  const { direction, source, destination, peer, wanted, endpoint } = connection
+  return {
+    direction,
+    source,
+    destination,
+    peer: peer === undefined ? undefined : formatAddress(peer),
+    wanted: wanted === undefined ? undefined : formatAddress(wanted),
+    endpoint,
+  }
+}
