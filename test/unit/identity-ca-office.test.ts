@@ -321,7 +321,7 @@ function readFixtureRoot(): string {
   return readAuthority(fixture.directory).certificatePem
 }
 
-test('revoking a host lists every certificate of it that has not expired, across a restart, and a day longer than they live', async () => {
+test('revoking a host lists every certificate of it that has not expired, across a restart, and longer than they live', async () => {
   using fixture = new Fixture()
   const a = fixture.enroll('a')
   const b = fixture.enroll('b')
@@ -346,9 +346,39 @@ test('revoking a host lists every certificate of it that has not expired, across
     'a host whose clock is late may still take the leaf for one that holds',
   )
   assert.equal(fixture.office.status().revoked, 1, 'of those that have not expired')
-  fixture.nowMs += DAY_MS
+})
+
+test('a clock of the CA that was years ahead for a while has cost no revocation', async () => {
+  using fixture = new Fixture()
+  const a = fixture.enroll('a')
+  const ofA = serialOf(await fixture.office.sign(a, 'web', csr()))
+  fixture.office.revoke({ host: 'a' })
+  fixture.nowMs += 2_000 * DAY_MS
   fixture.office.upkeep()
-  assert.deepEqual(fixture.office.bundle.revoked, [a.certificate.serialNumber], 'the leaf is gone')
+  fixture.reopen()
+  fixture.nowMs -= 2_000 * DAY_MS
+  assert.deepEqual(fixture.office.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
+})
+
+test('of more than a thousand revocations the oldest go, a day after their certificates have ended', async () => {
+  using fixture = new Fixture()
+  const a = fixture.enroll('a')
+  const first = serialOf(await fixture.office.sign(a, 'web', csr()))
+  fixture.office.revoke({ serial: first })
+  let last = ''
+  for (let i = 0; i < 1_000; i += 1) last = serialOf(await fixture.office.sign(a, 'web', csr()))
+  fixture.office.revoke({ host: 'a' })
+  fixture.office.upkeep()
+  assert.equal(
+    fixture.office.bundle.revoked.length,
+    1_002,
+    'none has ended, and the host has one itself',
+  )
+  fixture.nowMs += 2 * DAY_MS + HOUR_MS
+  fixture.office.upkeep()
+  assert.equal(fixture.office.bundle.revoked.length, 1_001, 'that of the host has not ended')
+  assert.ok(!fixture.office.bundle.revoked.includes(first))
+  assert.ok(fixture.office.bundle.revoked.includes(last))
 })
 
 test('revoking a service of a host takes it off its token too; the rest of the host goes on', async () => {

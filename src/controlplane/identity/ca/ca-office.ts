@@ -132,6 +132,8 @@ const KEPT_HOST_CERTIFICATES = 4
 const MAX_TOKEN_TTL_MS = 30 * 86_400_000
 /** Revocations are listed for so long after the end: by the clock of a host it may not have come yet. */
 const KEPT_REVOKED_MS = 86_400_000
+/** And the last so many in any case: our own clock may be the one that runs ahead, and what is forgotten is forgotten. */
+const KEPT_REVOKED = 1_000
 
 /** The open CA of one directory. */
 export class CaOffice implements Disposable {
@@ -215,8 +217,10 @@ export class CaOffice implements Disposable {
   upkeep(): void {
     const nowMs = this.clock.wallMs()
     this.journal.prune(nowMs)
-    const revoked = this.state.revoked.filter(
-      ({ notAfterMs }) => notAfterMs + KEPT_REVOKED_MS > nowMs,
+    const listed = this.state.revoked
+    const revoked = listed.filter(
+      ({ notAfterMs }, at) =>
+        at >= listed.length - KEPT_REVOKED || notAfterMs + KEPT_REVOKED_MS > nowMs,
     )
     const tokens = this.state.tokens.filter(({ expiresAtMs }) => expiresAtMs > nowMs)
     if (revoked.length < this.state.revoked.length || tokens.length < this.state.tokens.length)
