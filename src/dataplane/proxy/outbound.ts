@@ -16,7 +16,7 @@ import { describeError, MeshError } from '../../lib/errors.ts'
 import { SocketStream } from '../../lib/socket-stream.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
-import type { MeshService, Snapshot } from '../../model/snapshot.ts'
+import type { MeshService } from '../../model/snapshot.ts'
 import { originalDestination, socketFd } from '../capture/original-destination.ts'
 import { dialLocal } from '../deliver/dial-local.ts'
 import { evaluate } from '../policy/evaluate.ts'
@@ -59,9 +59,10 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
   const abort: Connection['abort'] = (_flag, reason) => downstream.giveUp(reason)
   connection.abort = abort
   try {
-    const snapshot = await currentSnapshot(plane)
+    // What is there is taken without a promise: each costs more than the decision itself.
+    if (plane.snapshot().version === 0) await firstSnapshot(plane)
     const wanted = wantedBy(plane, socket, door, connection)
-    const target = await route(plane, snapshot, door.caller, wanted)
+    const target = route(plane, wanted) ?? (await routeLater(plane, door.caller, wanted))
     plane.connections.know(connection, target.service.name)
     const carrier = await reachAnInstance(plane, connection, downstream, target)
     connection.endpoint = carrier.endpoint.key
@@ -73,15 +74,8 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
   }
 }
 
-async function currentSnapshot(plane: Plane): Promise<Snapshot> {
-  const ready = plane.snapshot()
-  if (ready.version > 0) return ready
-  return (
-    (await plane.until(() => {
-      const snapshot = plane.snapshot()
-      return snapshot.version > 0 ? snapshot : undefined
-    }, plane.timeouts.readyMs)) ?? ready
-  )
+async function firstSnapshot(plane: Plane): Promise<void> {
+  await plane.until(() => plane.snapshot().version > 0 || undefined, plane.timeouts.readyMs)
 }
 
 /** What the application asked for: a service by name, or an address. */
@@ -111,31 +105,32 @@ function isOwn(socket: Socket, address: SocketAddress, port: number): boolean {
   return address.port === port && address.ip === canonicalIp(socket.localAddress ?? '')
 }
 
-async function route(
+/** By the snapshot of the moment; undefined when that knows no such service. */
+function route(plane: Plane, wanted: string | SocketAddress): Target | undefined {
+  const { services } = plane.snapshot()
+  if (typeof wanted === 'string') {
+    const service = services.get(wanted)
+    return service === undefined ? undefined : { service, pinned: undefined }
+  }
+  const found = plane.routes.find(wanted)
+  const service = found === undefined ? undefined : services.get(found.service)
+  if (found === undefined || service === undefined) return undefined
+  const { endpointKey } = found
+  const pinned =
+    endpointKey === undefined
+      ? undefined
+      : service.endpoints.find((endpoint) => endpoint.key === endpointKey)
+  return { service, pinned }
+}
+
+/** Waits for a snapshot that knows it. */
+async function routeLater(
   plane: Plane,
-  snapshot: Snapshot,
   caller: string,
   wanted: string | SocketAddress,
 ): Promise<Target> {
-  const find = (within: Snapshot): Target | undefined => {
-    const found =
-      typeof wanted === 'string'
-        ? { service: wanted, endpointKey: undefined }
-        : plane.routes.find(wanted)
-    const service = found === undefined ? undefined : within.services.get(found.service)
-    if (found === undefined || service === undefined) return undefined
-    return {
-      service,
-      pinned:
-        found.endpointKey === undefined
-          ? undefined
-          : service.endpoints.find((endpoint) => endpoint.key === found.endpointKey),
-    }
-  }
-  const known = find(snapshot)
-  if (known !== undefined) return known
   const later = await plane.until(() => {
-    const found = find(plane.snapshot())
+    const found = route(plane, wanted)
     if (found === undefined && typeof wanted !== 'string') plane.want(caller, wanted.ip)
     return found
   }, plane.timeouts.readyMs)
@@ -247,10 +242,8 @@ async function tunnelTo(
   const giveUpAtMs = performance.now() + plane.timeouts.connectMs
   for (;;) {
     // A leaf that arrived while we waited is the one to go on with.
-    const reached = await plane.pool.reach({
-      ...request,
-      credential: plane.credentials.of(connection.source) ?? credential,
-    })
+    request.credential = plane.credentials.of(connection.source) ?? credential
+    const reached = plane.pool.ready(request) ?? (await plane.pool.reach(request))
     if (downstream.isGone) {
       if (reached.kind === 'connection') reached.socket.destroy()
       throw downstream.goneError()

@@ -71,12 +71,18 @@ export class TunnelPool {
     this.options = options
   }
 
+  /** The session that is open to the peer; undefined when one has to be dialed. */
+  ready(request: PoolRequest): Reached | undefined {
+    const session = this.usable(keyOf(request), request.credential)
+    return session === undefined ? undefined : { kind: 'session', session }
+  }
+
   /**
    * A way to the peer, dialing if need be.
    * @throws MeshError of {@link dialPeer}.
    */
   async reach(request: PoolRequest): Promise<Reached> {
-    const key = `${request.source} ${request.destination} ${request.datacenter} ${formatAddress(request.address)}`
+    const key = keyOf(request)
     const ready = this.usable(key, request.credential)
     if (ready !== undefined) return { kind: 'session', session: ready }
     if (this.plainPeers.has(key)) return this.dial(key, request)
@@ -205,4 +211,9 @@ export class TunnelPool {
     // May close at once, and onClosed then takes it out again.
     pooled.session.drain()
   }
+}
+
+/** One session for each caller, destination and place. */
+function keyOf({ source, destination, datacenter, address }: PoolRequest): string {
+  return `${source} ${destination} ${datacenter} ${formatAddress(address)}`
 }
