@@ -7,10 +7,15 @@
  * "Garbage"). This one has a table that stays: open addressing, linear probing, no tombstones.
  */
 
+import { randomInt } from 'node:crypto'
+
 const LEAST_SLOTS = 16
 
-/** Fibonacci hashing: ids in sequence, also odd ones alone, spread over all slots. */
-const SPREAD = 0x9e3779b1
+/**
+ * Fibonacci hashing: ids in sequence, also odd ones alone, spread over all slots. The low bits are this process's own:
+ * a peer that picks its ids cannot tell which of them collide.
+ */
+const SPREAD = 0x9e3779b1 ^ (randomInt(0x8000) << 1)
 
 /** Ids are whole numbers from 1 to 2^31 - 1. */
 export class IdMap<T extends object> {
