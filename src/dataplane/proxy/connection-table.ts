@@ -28,7 +28,7 @@ export interface Connection {
   destination: string | undefined
   /** The calling application's socket, when it is on this host: a system call for whoever wants its address. */
   caller: RemoteEnd | undefined
-  /** Where the calling application is when it is on another host; undefined when that is not known. */
+  /** Where the calling application is, when it is on another host or its socket has gone; undefined when not known. */
   downstream: SocketAddress | undefined
   /** The service that serves it: another than the called one after a redirect or failover. */
   reached: string | undefined

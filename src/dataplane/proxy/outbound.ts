@@ -56,7 +56,11 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
   const downstream = new Downstream(socket)
   connection.caller = socket
   // Named first, then assigned, here and below: docs/performance.md, "Garbage".
-  const abort: Connection['abort'] = (_flag, reason) => downstream.giveUp(reason)
+  const abort: Connection['abort'] = (_flag, reason) => {
+    // The ending is recorded after the socket has gone, and that could not say its address any more.
+    connection.downstream = addressOf(socket)
+    downstream.giveUp(reason)
+  }
   connection.abort = abort
   try {
     // What is there is taken without a promise: each costs more than the decision itself.
