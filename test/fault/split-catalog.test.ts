@@ -8,7 +8,7 @@ import assert from 'node:assert/strict'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { ConsulAgent } from '../harness/consul.ts'
+import { ConsulAgent, LONE_SERVER } from '../harness/consul.ts'
 import { startConsulPair } from './consul-pair.ts'
 
 const SWITCH_MS = 3_000
@@ -23,11 +23,8 @@ test('two catalogs behind one address never mix up services', async () => {
   await using world = new ConsulAgent(join(mesh.folder, 'world'), mesh.host('other').namespace)
   await mesh.catalog.agent('other').kill()
   await world.start({
-    server: true,
-    bootstrap_expect: 1,
+    ...LONE_SERVER,
     node_name: 'world',
-    connect: { enabled: true },
-    performance: { raft_multiplier: 1 },
   })
   await world.ready()
   // The same service, where nobody listens, and where host a itself listens for others.

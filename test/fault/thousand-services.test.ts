@@ -13,7 +13,7 @@ import { test } from 'node:test'
 import { createConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
 import { startDiscovery } from '../../src/controlplane/discovery/publisher.ts'
 import { silentLog } from '../../src/lib/log.ts'
-import { CONSUL_HOST, ConsulAgent } from '../harness/consul.ts'
+import { CONSUL_HOST, ConsulAgent, LONE_SERVER } from '../harness/consul.ts'
 import { eventually } from '../harness/eventually.ts'
 import { Network } from '../harness/network.ts'
 
@@ -80,11 +80,8 @@ test('a thousand services converge and stay current within the limits of Consul'
   const network = undo.use(await Network.create([CONSUL_HOST]))
   const agent = undo.use(new ConsulAgent(join(folder, 'server'), network.host(CONSUL_HOST)))
   await agent.start({
-    server: true,
-    bootstrap_expect: 1,
+    ...LONE_SERVER,
     node_name: 'server',
-    connect: { enabled: true },
-    performance: { raft_multiplier: 1 },
   })
   await agent.ready()
 

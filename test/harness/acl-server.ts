@@ -6,7 +6,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
-import { CONSUL_HOST, ConsulAgent } from './consul.ts'
+import { CONSUL_HOST, ConsulAgent, LONE_SERVER } from './consul.ts'
 import { ConsulAcl } from './consul-acl.ts'
 import { Network } from './network.ts'
 
@@ -43,11 +43,8 @@ export class AclServer implements AsyncDisposable {
     const acl = new ConsulAcl(folder)
     agent.token = acl.management
     await agent.start({
-      server: true,
-      bootstrap_expect: 1,
+      ...LONE_SERVER,
       node_name: 'server',
-      connect: { enabled: true },
-      performance: { raft_multiplier: 1 },
       ...acl.settings('server'),
     })
     await agent.ready()

@@ -28,6 +28,14 @@ export function consulHostOf(datacenter: string): string {
   return datacenter === PRIMARY_DATACENTER ? CONSUL_HOST : `${CONSUL_HOST}-${datacenter}`
 }
 
+/** For the one server of a datacenter, with a quick election and a CA. */
+export const LONE_SERVER = {
+  server: true,
+  bootstrap_expect: 1,
+  connect: { enabled: true },
+  performance: { raft_multiplier: 1 },
+} as const
+
 /** Timers that make a failed agent known in a second instead of ten. */
 const FAST_GOSSIP = {
   gossip_interval: '50ms',
@@ -226,9 +234,7 @@ export class Consul implements TestCatalog {
     const everybody = [...servers.values(), ...furtherServers, ...agents.values()]
     for (const agent of everybody) agent.token = acl?.management
     const usual = {
-      server: true,
-      connect: { enabled: true },
-      performance: { raft_multiplier: 1 },
+      ...LONE_SERVER,
       ...settings,
       ...settingsOf?.('server'),
       ...acl?.settings('server'),

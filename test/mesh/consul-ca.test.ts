@@ -21,7 +21,7 @@ import { createConsulSource } from '../../src/controlplane/identity/consul-ca.ts
 import { parseCertificates, readLeaf } from '../../src/controlplane/identity/x509.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import type { Leaf, TrustBundle } from '../../src/model/certificate.ts'
-import { ConsulAgent } from '../harness/consul.ts'
+import { ConsulAgent, LONE_SERVER } from '../harness/consul.ts'
 import { eventually } from '../harness/eventually.ts'
 import { Network } from '../harness/network.ts'
 
@@ -45,11 +45,8 @@ describe('with a real Consul agent', () => {
     network = await Network.create(['consul'])
     agent = new ConsulAgent(join(work, 'agent'), network.host('consul'))
     await agent.start({
-      server: true,
-      bootstrap_expect: 1,
+      ...LONE_SERVER,
       node_name: 'consul-server',
-      connect: { enabled: true },
-      performance: { raft_multiplier: 1 },
     })
     await agent.ready()
     transport = createTransport({ address: `unix://${agent.socketPath}`, requestTimeout: 10_000 })
