@@ -43,13 +43,19 @@ export interface AdminView {
   metrics(): Promise<string>
 }
 
+/** Where `/metrics` is served. */
+export interface MetricsPort extends SocketAddress {
+  /** Opens the socket; the descriptor becomes the server's. It binds one by itself unless given. */
+  readonly open?: () => number
+}
+
 /** What the server needs. */
 export interface AdminServerOptions {
   readonly socketPath: string
   /** Name or number of the group that may use the socket; the process' own unless given. */
   readonly group?: string | undefined
   /** Where to serve `/metrics`, and nothing else, over TCP; port 0 takes any free one. */
-  readonly metrics?: SocketAddress | undefined
+  readonly metrics?: MetricsPort | undefined
   readonly view: AdminView
   readonly log: Log
   /** How long the view may take and how long a reader may take to fetch an answer; for tests. */
@@ -414,9 +420,10 @@ async function groupId(group: string): Promise<number> {
   }
 }
 
-async function listenOnTcp(server: Server, address: SocketAddress): Promise<SocketAddress> {
+async function listenOnTcp(server: Server, address: MetricsPort): Promise<SocketAddress> {
+  const fd = address.open?.()
   const listening = once(server, 'listening')
-  server.listen({ host: address.ip, port: address.port })
+  server.listen(fd === undefined ? { host: address.ip, port: address.port } : { fd })
   try {
     await listening
   } catch (error) {

@@ -32,6 +32,7 @@ import {
   type FilesSourceOptions,
 } from '../controlplane/identity/files-source.ts'
 import { describeError, MeshError } from '../lib/errors.ts'
+import { duplicateDescriptor } from '../lib/listening-socket.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { returnStartupMemory } from '../lib/startup-memory.ts'
 import { hostmeshVersion } from '../lib/version.ts'
@@ -45,6 +46,7 @@ import { startAdminServer } from './admin-server.ts'
 import { createAdminView, type DaemonState } from './admin-view.ts'
 import { capturePlan } from './capture-operations.ts'
 import { capturedInstances } from './captured-instances.ts'
+import { ListeningSockets } from './listening-sockets.ts'
 import { Memory, NOTHING_KEPT } from './memory.ts'
 import { Readiness } from './readiness.ts'
 import { registerWhenServed } from './register-when-served.ts'
@@ -97,6 +99,7 @@ class Daemon {
   private nodeName: string
   private readonly totals = new WorkerTotals()
   private readonly readiness = new Readiness()
+  private readonly sockets: ListeningSockets
   private readonly leaves = new Map<string, Leaf>()
   private readonly pool: WorkerPool
   private memory: Memory | undefined
@@ -120,11 +123,14 @@ class Daemon {
     this.parts = parts
     this.services = localServices(config)
     this.nodeName = config.node.name ?? hostname()
+    // Closed last: nothing that borrows them is left then.
+    this.sockets = parts.use(new ListeningSockets(log))
     this.pool = new WorkerPool({
       count: config.workers,
       settings: workerSettings(config, this.services),
       totals: this.totals,
       log,
+      sockets: this.sockets,
       onUse: (message) => {
         if (message.kind === 'wanted') this.discovery?.wanted(message.virtualIp)
         else this.discovery?.used(message.services)
@@ -239,6 +245,7 @@ class Daemon {
 
   private async startAdmin(): Promise<void> {
     const { admin, metrics } = this.config
+    const { address, port } = metrics
     const view = createAdminView(
       this.state,
       createExposition({
@@ -269,7 +276,9 @@ class Daemon {
         socketPath: admin.socket,
         group: admin.group,
         metrics:
-          metrics.port === undefined ? undefined : { ip: metrics.address, port: metrics.port },
+          port === undefined
+            ? undefined
+            : { ip: address, port, open: () => this.socket('metrics', 'tcp', address, port) },
         view,
         log: this.log,
       }),
@@ -295,12 +304,28 @@ class Daemon {
     }
   }
 
+  /** A descriptor of a socket of the main thread, to be closed by whoever asked for it. */
+  private socket(name: string, kind: 'tcp' | 'udp', ip: string, port: number): number {
+    const planned = {
+      name,
+      kind,
+      address: { ip, port },
+      transparent: false,
+      isOptional: false,
+    } as const
+    return duplicateDescriptor(this.sockets.take(planned))
+  }
+
   private async startDns(): Promise<void> {
     const { dns, datacenter } = this.config
     if (!isDnsOn(this.config)) return
     this.dns = this.parts.use(
       await startDnsServer({
         address: { ip: dns.address, port: dns.port },
+        sockets: {
+          tcp: this.socket('dns/tcp', 'tcp', dns.address, dns.port),
+          udp: this.socket('dns/udp', 'udp', dns.address, dns.port),
+        },
         datacenter,
         ttlS: Math.floor(dns.ttl / 1_000),
         lookup: async (service, needs) =>
@@ -428,6 +453,7 @@ function workerSettings(
     services,
     captures: config.capture.mode === 'on',
     captureAddresses: hasContainers ? ['::'] : ['127.0.0.1', '::1'],
+    capturesTransparently: false,
     tunnel: { ip: config.tunnel.address, port: config.tunnel.port },
     inboundMinVersion: config.tunnel.inboundMinVersion,
     timeouts: {

@@ -1,9 +1,9 @@
 /**
  * Starts, feeds and replaces the data-plane workers.
  *
- * Every worker gets the same snapshots and certificates and listens on the same ports. A worker that dies takes
- * its own connections with it and nothing else; its successor is fed the current state before it
- * listens. What was fed last is kept here, for successors.
+ * Every worker gets the same snapshots and certificates and accepts on the same ports, each from sockets of its own that the
+ * main thread keeps. A worker that dies takes its own connections with it and nothing else: new ones wait in the sockets
+ * until its successor, which is fed the current state first, accepts them. What was fed last is kept here, for successors.
  *
  * ```
  *   starting --'listening'--> running --drain()--> draining --'drained'--> stopped
@@ -12,13 +12,21 @@
  */
 import { Worker } from 'node:worker_threads'
 import type { Ejection } from '../dataplane/balance/outlier.ts'
-import type { FromWorker, PeerView, ToWorker, WorkerSettings } from '../dataplane/protocol.ts'
+import { localDoors, tunnelDoors } from '../dataplane/doors.ts'
+import type {
+  FromWorker,
+  PeerView,
+  ToWorker,
+  WorkerSettings,
+  WorkerSocket,
+} from '../dataplane/protocol.ts'
 import type { ConnectionView } from '../dataplane/proxy/connection-table.ts'
 import type { Refusal } from '../dataplane/proxy/refusals.ts'
 import { backoffMs } from '../lib/backoff.ts'
 import { systemRandom } from '../lib/clock.ts'
 import { describeError, MeshError } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
+import { formatAddress, isIpv6 } from '../model/address.ts'
 import type { WorkerStatus } from '../model/admin.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import type { LoadFacts } from '../model/facts.ts'
@@ -29,6 +37,7 @@ import {
   type SnapshotDelta,
 } from '../model/snapshot.ts'
 import type { WorkerTotals } from '../telemetry/totals.ts'
+import { ListeningSockets, type PlannedSocket } from './listening-sockets.ts'
 
 /** What a pool is built from. */
 export interface WorkerPoolOptions {
@@ -37,6 +46,8 @@ export interface WorkerPoolOptions {
   readonly settings: Omit<WorkerSettings, 'id' | 'trafficMemory' | 'workerMemory'>
   readonly totals: WorkerTotals
   readonly log: Log
+  /** The sockets of the host; those of the pool alone unless given. */
+  readonly sockets?: ListeningSockets
   /** What workers say of the use of services; must not throw. */
   readonly onUse?: (message: UseMessage) => void
 }
@@ -72,6 +83,7 @@ type WithoutId<T> = T extends unknown ? Omit<T, 'id' | 'kind'> : never
 
 interface Member {
   readonly id: number
+  sockets: readonly WorkerSocket[]
   thread: Worker | undefined
   state: WorkerStatus['state']
   restarts: number
@@ -96,6 +108,7 @@ export interface WorkerConnections {
 export class WorkerPool {
   private readonly options: WorkerPoolOptions
   private readonly members: Member[]
+  private readonly sockets: ListeningSockets
   private readonly leaves = new Map<string, Leaf>()
   private bundle: TrustBundle | undefined
   private snapshot: Snapshot = emptySnapshot
@@ -110,8 +123,10 @@ export class WorkerPool {
 
   constructor(options: WorkerPoolOptions) {
     this.options = options
+    this.sockets = options.sockets ?? new ListeningSockets(options.log)
     this.members = Array.from({ length: options.count }, (_, id) => ({
       id,
+      sockets: [],
       thread: undefined,
       state: 'starting',
       restarts: 0,
@@ -127,7 +142,16 @@ export class WorkerPool {
    * @throws MeshError HM_LISTEN_FAILED, or what else kept the first one from listening.
    */
   async start(): Promise<void> {
+    const planned = plannedSockets(this.options.settings)
+    for (const member of this.members)
+      member.sockets = planned.flatMap(({ name, ...socket }) => {
+        const fd = this.sockets.take({ ...socket, name: socketName(name, member.id) })
+        return fd === undefined ? [] : [{ name, fd }]
+      })
     for (const member of this.members) await this.startFirst(member)
+    this.options.log.info('Listening', {
+      addresses: planned.map(({ address }) => formatAddress(address)),
+    })
     this.watchdog = setInterval(() => this.endStuckWorkers(), STUCK_MS / 10)
   }
 
@@ -224,6 +248,9 @@ export class WorkerPool {
     this.draining = true
     clearInterval(this.watchdog)
     this.drainDeadlineMs = deadlineMs
+    // Before the workers close theirs: otherwise new connections would wait for nobody.
+    for (const { id, sockets } of this.members)
+      for (const { name } of sockets) this.sockets.giveUp(socketName(name, id))
     await Promise.all(
       this.members.map(async (member) => {
         const { thread } = member
@@ -288,7 +315,7 @@ export class WorkerPool {
     send(thread, { kind: 'snapshot', delta: diffSnapshots(emptySnapshot, this.snapshot) })
     if (this.bundle !== undefined) send(thread, { kind: 'roots', bundle: this.bundle })
     for (const leaf of this.leaves.values()) send(thread, { kind: 'leaf', leaf })
-    send(thread, { kind: 'listen' })
+    send(thread, { kind: 'listen', sockets: member.sockets })
   }
 
   private onMessage(member: Member, message: FromWorker): void {
@@ -298,10 +325,7 @@ export class WorkerPool {
         break
       case 'listening':
         member.state = 'running'
-        this.options.log.info('Data-plane worker is listening', {
-          worker: member.id,
-          addresses: message.addresses,
-        })
+        this.options.log.info('Data-plane worker is listening', { worker: member.id })
         break
       case 'cannotListen':
         this.options.log.error(message.message, { worker: member.id, code: message.code })
@@ -412,6 +436,32 @@ export class WorkerPool {
       this.listeners.add(listener)
     })
   }
+}
+
+/** One for each door; each worker has them all, under a name of its own. */
+function plannedSockets(settings: WorkerPoolOptions['settings']): readonly PlannedSocket[] {
+  return [
+    ...localDoors(settings).map(({ name, address, kind }) => ({
+      name,
+      address,
+      kind: 'tcp' as const,
+      transparent: kind === 'capture' && settings.capturesTransparently,
+      // Without IPv6 nothing is diverted there either.
+      isOptional: kind === 'capture' && isIpv6(address.ip),
+    })),
+    ...tunnelDoors(settings).map(({ name, address }) => ({
+      name,
+      address,
+      kind: 'tcp' as const,
+      transparent: false,
+      isOptional: false,
+    })),
+  ]
+}
+
+/** Of a worker's socket among all of the host. */
+function socketName(door: string, worker: number): string {
+  return `${door}/${worker}`
 }
 
 /** What the ids of a worker's connections begin with; a successor counts from 1 again. */

@@ -21,6 +21,8 @@ export interface WorkerSettings {
   readonly captures: boolean
   /** Addresses on which the capture ports listen. */
   readonly captureAddresses: readonly string[]
+  /** Whether connections are diverted there with the address they were sent to. */
+  readonly capturesTransparently: boolean
   readonly tunnel: SocketAddress
   readonly inboundMinVersion: '1.2' | '1.3'
   readonly timeouts: {
@@ -47,12 +49,18 @@ export interface WorkerSettings {
   readonly workerMemory: SharedArrayBuffer
 }
 
+/** A listening socket that a worker accepts from, by the name of its door. The main thread keeps it. */
+export interface WorkerSocket {
+  readonly name: string
+  readonly fd: number
+}
+
 /** From the main thread to a worker. */
 export type ToWorker =
   | { readonly kind: 'snapshot'; readonly delta: SnapshotDelta }
   | { readonly kind: 'leaf'; readonly leaf: Leaf }
   | { readonly kind: 'roots'; readonly bundle: TrustBundle }
-  | { readonly kind: 'listen' }
+  | { readonly kind: 'listen'; readonly sockets: readonly WorkerSocket[] }
   | { readonly kind: 'drain'; readonly deadlineMs: number }
   | { readonly kind: 'ask'; readonly id: number; readonly what: 'peers' | 'ejections' }
   /** At most `limit` connections are listed; all are counted. */
@@ -80,7 +88,7 @@ export type ToWorker =
 
 /** From a worker to the main thread. */
 export type FromWorker =
-  | { readonly kind: 'listening'; readonly addresses: readonly string[] }
+  | { readonly kind: 'listening' }
   | {
       readonly kind: 'cannotListen'
       readonly code: string

@@ -1,31 +1,31 @@
 /**
- * One data-plane thread: owns the listeners, holds the current snapshot and certificates, and hands every
+ * One data-plane thread: accepts on the host's ports, holds the current snapshot and certificates, and hands every
  * accepted connection to its story. Never waits for Consul, a disk or the main thread.
  *
  * ```
  *   started --'listen'--> serving --'drain'--> draining --connections gone or deadline--> exit
  * ```
  */
-import { createServer, type Server } from 'node:net'
 import type { Server as TlsServer } from 'node:tls'
 import { parentPort, workerData } from 'node:worker_threads'
-import { setNoDelayOfAccepted } from '../lib/accepted-no-delay.ts'
 import { systemClock, systemRandom } from '../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { SocketStream } from '../lib/socket-stream.ts'
-import { canonicalIp, formatAddress, isIpv6, type SocketAddress } from '../model/address.ts'
+import { canonicalIp, formatAddress, type SocketAddress } from '../model/address.ts'
 import type { LocalService } from '../model/service.ts'
 import { applyDelta, emptySnapshot, type Snapshot } from '../model/snapshot.ts'
 import { TrafficCounters, type WorkerCounterName, WorkerCounters } from '../telemetry/counters.ts'
 import { watchEventLoopLag } from '../telemetry/event-loop-lag.ts'
 import { Balancer } from './balance/picker.ts'
+import { localDoors, type TunnelDoor, tunnelDoors } from './doors.ts'
+import { Listeners } from './listeners.ts'
 import { evaluate } from './policy/evaluate.ts'
-import type { FromWorker, PeerView, ToWorker, WorkerSettings } from './protocol.ts'
+import type { FromWorker, PeerView, ToWorker, WorkerSettings, WorkerSocket } from './protocol.ts'
 import { ConnectionTable } from './proxy/connection-table.ts'
 import { carryInbound } from './proxy/inbound.ts'
 import { carryOutbound } from './proxy/outbound.ts'
-import type { Door, Plane } from './proxy/plane.ts'
+import type { Plane } from './proxy/plane.ts'
 import { AddressIndex } from './route/by-address.ts'
 import {
   type AcceptedPeer,
@@ -48,12 +48,6 @@ const TICK_MS = 1_000
 
 /** Tunnels that callers are asked to dial anew in one tick: a new leaf must not bring all their handshakes at once. */
 const MAX_RETIRED_PER_TICK = 100
-
-/**
- * Listening sockets a door has in one worker. Node's event loop accepts one connection a turn from each; with
- * several, a burst of connections shares turns, and so tunnel writes (docs/performance.md).
- */
-const ACCEPTORS = 4
 
 /** Endpoints in one answer about the balancer. */
 const MAX_LOADS = 10_000
@@ -84,9 +78,9 @@ const countByReason: Partial<Record<string, WorkerCounterName>> = {
   HM_TUNNEL_SILENT: 'sessionsSilent',
 }
 
-/** A port where peers come in. */
-interface TunnelDoor {
-  readonly address: SocketAddress
+/** A port where peers come in, and what answers there. */
+interface TunnelListener {
+  readonly door: TunnelDoor
   readonly options: AcceptOptions
   readonly server: TlsServer
 }
@@ -104,13 +98,13 @@ class Worker {
   private readonly pool: TunnelPool
   private readonly plane: Plane
   private readonly inboundSessions = new Set<InboundSession>()
-  private readonly servers: (Server | TlsServer)[] = []
   private readonly servicesByName = new Map<string, LocalService[]>()
   private readonly waiters = new Set<() => void>()
   /** Virtual addresses asked about in this tick, by the calling service. */
   private readonly wanted = new Map<string, Set<string>>()
   private ticks = 0
-  private readonly tunnelDoors: readonly TunnelDoor[]
+  private readonly tunnels: readonly TunnelListener[]
+  private readonly listeners: Listeners
   private snapshot: Snapshot = emptySnapshot
   private draining = false
   private nextInstance = 0
@@ -170,38 +164,34 @@ class Worker {
       want: (caller, ip) => this.want(caller, ip),
       until: (look, timeoutMs) => this.until(look, timeoutMs),
     }
-    this.tunnelDoors = this.openTunnelDoors(sessionOptions)
+    this.tunnels = tunnelDoors(settings).map((door) => this.tunnelListener(door, sessionOptions))
+    this.listeners = new Listeners({
+      local: localDoors(settings),
+      tunnels: this.tunnels,
+      onLocal: (socket, door) => {
+        this.workerCounters.inc('acceptedConnections')
+        void carryOutbound(this.plane, socket, door)
+      },
+    })
     watchEventLoopLag((longestMs) => this.workerCounters.set('eventLoopDelayMs', longestMs))
     setInterval(() => this.tick(), TICK_MS)
   }
 
-  /** The host's tunnel port, and those that a service has to itself. */
-  private openTunnelDoors(sessionOptions: SessionOptions): TunnelDoor[] {
+  private tunnelListener(door: TunnelDoor, sessionOptions: SessionOptions): TunnelListener {
     const { settings } = this
-    const door = (address: SocketAddress, services: ReadonlySet<string>): TunnelDoor => {
-      const options: AcceptOptions = {
-        credentials: this.credentials,
-        datacenter: settings.datacenter,
-        services,
-        handshakeTimeoutMs: settings.timeouts.handshakeMs,
-        maxPending: settings.limits.pendingHandshakes,
-        onPeer: (accepted) => this.onPeer(accepted, sessionOptions),
-        onRefused: (code, remoteAddress, detail) => {
-          this.workerCounters.inc('tunnelHandshakeFailures')
-          this.log.info('Handshake refused', { code, remoteAddress, detail })
-        },
-      }
-      return { address, options, server: createTunnelServer(options) }
+    const options: AcceptOptions = {
+      credentials: this.credentials,
+      datacenter: settings.datacenter,
+      services: door.services,
+      handshakeTimeoutMs: settings.timeouts.handshakeMs,
+      maxPending: settings.limits.pendingHandshakes,
+      onPeer: (accepted) => this.onPeer(accepted, sessionOptions),
+      onRefused: (code, remoteAddress, detail) => {
+        this.workerCounters.inc('tunnelHandshakeFailures')
+        this.log.info('Handshake refused', { code, remoteAddress, detail })
+      },
     }
-    const called = settings.services.filter(({ target }) => target !== undefined)
-    return [
-      door(settings.tunnel, new Set(called.map(({ name }) => name))),
-      ...called.flatMap(({ name, connectPort }) =>
-        connectPort === undefined
-          ? []
-          : [door({ ip: settings.tunnel.ip, port: connectPort }, new Set([name]))],
-      ),
-    ]
+    return { door, options, server: createTunnelServer(options) }
   }
 
   /** Acts on a message of the main thread. */
@@ -225,7 +215,7 @@ class Worker {
         this.credentialsChanged()
         return
       case 'listen':
-        void this.listen()
+        void this.listen(message.sockets)
         return
       case 'drain':
         void this.drain(message.deadlineMs)
@@ -317,74 +307,16 @@ class Worker {
     )
   }
 
-  private async listen(): Promise<void> {
+  private async listen(sockets: readonly WorkerSocket[]): Promise<void> {
     try {
-      for (const door of this.doors()) await this.openDoor(door)
-      for (const { server, address } of this.tunnelDoors) await this.bind(server, address)
-      this.post({
-        kind: 'listening',
-        addresses: [...this.doors(), ...this.tunnelDoors].map(({ address }) =>
-          formatAddress(address),
-        ),
-      })
+      await this.listeners.open(sockets)
+      this.post({ kind: 'listening' })
     } catch (error) {
       this.post({
         kind: 'cannotListen',
         code: errorCode(error),
         message: describeError(error),
         hint: error instanceof MeshError ? error.hint : undefined,
-      })
-    }
-  }
-
-  /** The capture ports and explicit upstreams of all local services. */
-  private doors(): Door[] {
-    const { services, captures, captureAddresses } = this.settings
-    return services.flatMap((service) => {
-      const { capturePort } = service
-      const captured: Door[] =
-        captures && capturePort !== undefined
-          ? captureAddresses.map((ip) => ({
-              caller: service.name,
-              destination: undefined,
-              address: { ip, port: capturePort },
-            }))
-          : []
-      const explicit: Door[] = service.upstreams.flatMap((upstream) =>
-        upstream.bind === undefined
-          ? []
-          : [{ caller: service.name, destination: upstream.destination, address: upstream.bind }],
-      )
-      return [...captured, ...explicit]
-    })
-  }
-
-  private async openDoor(door: Door): Promise<void> {
-    for (let i = 0; i < ACCEPTORS; i += 1) {
-      const options = { allowHalfOpen: true, pauseOnConnect: true }
-      const server = createServer(options, (socket) => {
-        this.workerCounters.inc('acceptedConnections')
-        void carryOutbound(this.plane, socket, door)
-      })
-      await this.bind(server, door.address)
-      // Otherwise a second small write of an answer would wait for the caller's delayed ACK.
-      setNoDelayOfAccepted(server)
-    }
-  }
-
-  private async bind(server: Server | TlsServer, address: SocketAddress): Promise<void> {
-    this.servers.push(server)
-    try {
-      await listenOn(server, address)
-    } catch (error) {
-      // A host without IPv6: what was meant is every address.
-      if (errorCode(error) === 'EAFNOSUPPORT' && address.ip === '::')
-        return this.bind(server, { ...address, ip: '0.0.0.0' })
-      throw new MeshError('HM_LISTEN_FAILED', `Cannot listen on ${formatAddress(address)}`, {
-        cause: error,
-        ...(errorCode(error) === 'EADDRINUSE' && {
-          hint: `Find who holds the port with: ss -ltnp 'sport = :${address.port}'`,
-        }),
       })
     }
   }
@@ -454,7 +386,7 @@ class Worker {
   }
 
   private credentialsChanged(): void {
-    for (const { server, options } of this.tunnelDoors) setDefaultCredential(server, options)
+    for (const { server, options } of this.tunnels) setDefaultCredential(server, options)
     this.wake()
   }
 
@@ -530,7 +462,7 @@ class Worker {
   private async drain(deadlineMs: number): Promise<void> {
     if (this.draining) return
     this.draining = true
-    for (const server of this.servers) server.close()
+    this.listeners.close()
     const sessions = [...this.pool.list(), ...this.inboundSessions].map(({ session }) => session)
     this.pool.drain()
     for (const session of sessions) session.drain()
@@ -584,27 +516,6 @@ class Worker {
       ),
     ]
   }
-}
-
-function listenOn(server: Server | TlsServer, address: SocketAddress): Promise<void> {
-  return new Promise((resolve, reject) => {
-    server.once('error', reject)
-    server.listen(
-      {
-        host: address.ip,
-        port: address.port,
-        // Workers share each port; the kernel spreads connections over them.
-        reusePort: true,
-        backlog: 4_096,
-        // `::` takes IPv4 too; a specific IPv6 address takes only itself.
-        ipv6Only: isIpv6(address.ip) && address.ip !== '::',
-      },
-      () => {
-        server.off('error', reject)
-        resolve()
-      },
-    )
-  })
 }
 
 function isSettings(data: unknown): data is WorkerSettings {

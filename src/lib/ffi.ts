@@ -1,9 +1,9 @@
 /**
- * The one door to native code: system calls that Node does not offer, called through koffi.
+ * System calls that Node does not offer, called through koffi; those of listening sockets and of systemd are in
+ * files of their own.
  *
- * koffi is loaded at the first call, not at import, so that a host on which it cannot load (an
- * unsupported C library, a package installed without its prebuilt part) still runs everything that needs
- * no capture. Works in worker threads; each thread loads its own binding.
+ * koffi is loaded at the first call, not at import, so that commands which need none of this run where it cannot load (an
+ * unsupported C library, a package installed without its prebuilt part). Works in worker threads; each thread loads its own binding.
  */
 import { createRequire } from 'node:module'
 import type * as Koffi from 'koffi'

@@ -1,5 +1,6 @@
 /**
- * A worker that crashes takes its own connections with it, as resets, and nothing else; it is replaced.
+ * A worker that crashes takes its own connections with it, as resets, and nothing else; it is replaced, and who comes
+ * meanwhile waits for the successor.
  */
 import assert from 'node:assert/strict'
 import { resolve } from 'node:path'
@@ -7,7 +8,8 @@ import { test } from 'node:test'
 
 import { eventually } from '../harness/eventually.ts'
 import { startMesh } from '../harness/mesh.ts'
-import { manual } from '../harness/service.ts'
+import { echo, manual } from '../harness/service.ts'
+import { keepCalling } from '../harness/steady-calls.ts'
 import type { RemoteSocket } from '../harness/workload.ts'
 
 const INSPECTOR_PORT = 9229
@@ -92,5 +94,31 @@ test('with two workers, one of which crashes', async (t) => {
     }
     assert.equal(spread.size, 2, 'connections went to both workers')
     return spread
+  }
+})
+
+test('the only worker of either host crashes: nobody is refused', async () => {
+  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
+  const web = await mesh.host('a').service('web').start()
+  await mesh.host('b').service('db', { listens: 5432 }).start(echo)
+  await mesh.allow('web', 'db')
+  await mesh.up(['env', `NODE_OPTIONS=--inspect=127.0.0.1:${INSPECTOR_PORT}`])
+  await eventually(() => web.call('db'))
+  for (const name of ['a', 'b']) {
+    const { daemon, namespace } = mesh.host(name)
+    await using calls = keepCalling(() => web.call('db'))
+    await calls.more(5)
+    await namespace.run(process.execPath, crashWorker, String(INSPECTOR_PORT), '0')
+    await eventually(async () => {
+      const { workers } = await daemon.status()
+      assert.deepEqual(
+        workers.map(({ state, restarts }) => [state, restarts]),
+        [['running', 1]],
+      )
+    })
+    await calls.more(5)
+    const failures = await calls.failures()
+    assert.ok(failures.length <= 1, `only what was under way is broken: ${failures.join()}`)
+    assert.doesNotMatch(failures.join(), /REFUSED/)
   }
 })

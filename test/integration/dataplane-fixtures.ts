@@ -129,6 +129,7 @@ export async function startHost(options: HostOptions): Promise<TestHost> {
       services: options.services,
       captures: false,
       captureAddresses: [],
+      capturesTransparently: false,
       tunnel: { ip: '127.0.0.1', port: tunnelPort },
       inboundMinVersion: '1.2',
       timeouts: {

@@ -33,6 +33,8 @@ import {
 /** What the resolver works with. */
 export interface DnsServerOptions extends AnswerTimes {
   readonly address: SocketAddress
+  /** Descriptors of sockets that are bound there, and become the server's; it opens its own unless given. */
+  readonly sockets?: { readonly udp: number; readonly tcp: number } | undefined
   readonly datacenter: string
   /** What is known of a service. Bounded in time by whoever provides it; must not reject. */
   readonly lookup: (service: string, needs: ServiceNeeds) => Promise<ServiceLookup>
@@ -142,14 +144,25 @@ class RunningDnsServer implements DnsServer {
   }
 
   async listen(): Promise<void> {
-    const { ip, port } = this.#options.address
+    const { address, sockets } = this.#options
+    const { ip, port } = address
     const ipv6Only = isIpv6(ip) && ip !== '::'
     // TCP first: with port 0 (in tests) its port decides that of both.
-    await listening(this.#tcp, (done) => this.#tcp.listen({ host: ip, port, ipv6Only }, done))
+    await listening(this.#tcp, (done) =>
+      this.#tcp.listen(
+        sockets === undefined ? { host: ip, port, ipv6Only } : { fd: sockets.tcp },
+        done,
+      ),
+    )
     const bound = this.#tcp.address()
     if (bound !== null && typeof bound === 'object') this.#address = { ip, port: bound.port }
     await listening(this.#udp, (done) =>
-      this.#udp.bind({ address: ip, port: this.#address.port, exclusive: true }, done),
+      this.#udp.bind(
+        sockets === undefined
+          ? { address: ip, port: this.#address.port, exclusive: true }
+          : { fd: sockets.udp },
+        done,
+      ),
     )
     const { log } = this.#options
     this.#tcp.on('error', (error) =>

@@ -1,0 +1,111 @@
+/**
+ * All listening sockets of the host, by name. Owned by the main thread, from before anybody accepts until the process
+ * ends: workers, the resolver and the metrics port only borrow them.
+ */
+import { describeError, errorCode, MeshError } from '../lib/errors.ts'
+import { closeDescriptor, openListeningSocket } from '../lib/listening-socket.ts'
+import type { Log } from '../lib/log.ts'
+import { findPortHolder, localPortRange, type PortHolder } from '../lib/port-holder.ts'
+import { formatAddress, type SocketAddress } from '../model/address.ts'
+
+/** A socket that a configuration needs. */
+export interface PlannedSocket {
+  /** Unique on the host, and the same after a restart: printable, without a colon, at most 255 characters. */
+  readonly name: string
+  readonly kind: 'tcp' | 'udp'
+  readonly address: SocketAddress
+  /** Takes what is diverted to it, whatever address that was sent to. */
+  readonly transparent: boolean
+  /** Whether the host may do without it where it has no IPv6. */
+  readonly isOptional: boolean
+}
+
+/** What a system without IPv6 says of an IPv6 address. */
+const NO_SUCH_FAMILY = 'EAFNOSUPPORT'
+const NO_SUCH_ADDRESS = 'EADDRNOTAVAIL'
+
+/** The sockets of this process. Disposing closes them all. */
+export class ListeningSockets implements Disposable {
+  private readonly log: Log
+  private readonly open = new Map<string, number>()
+
+  constructor(log: Log) {
+    this.log = log
+  }
+
+  /**
+   * The descriptor of a socket, opened unless it is open already; undefined for an optional one that this host cannot have.
+   * It stays this object's: who accepts from it takes a duplicate.
+   * @throws MeshError HM_LISTEN_FAILED, whose hint says who has the port where that can be found out
+   */
+  take(socket: PlannedSocket & { readonly isOptional: false }): number
+  take(socket: PlannedSocket): number | undefined
+  take(socket: PlannedSocket): number | undefined {
+    const known = this.open.get(socket.name)
+    if (known !== undefined) return known
+    const fd = this.openOne(socket)
+    if (fd !== undefined) this.open.set(socket.name, fd)
+    return fd
+  }
+
+  /** Closes a socket. The port is free when nobody accepts from a duplicate any more. */
+  giveUp(name: string): void {
+    const fd = this.open.get(name)
+    if (fd !== undefined) closeDescriptor(fd)
+    this.open.delete(name)
+  }
+
+  [Symbol.dispose](): void {
+    for (const name of this.open.keys()) this.giveUp(name)
+  }
+
+  private openOne(socket: PlannedSocket): number | undefined {
+    const { address, kind, transparent } = socket
+    try {
+      return openListeningSocket({ kind, ...address, transparent })
+    } catch (error) {
+      const code = errorCode(error)
+      // A host without IPv6: what was meant is every address.
+      if (code === NO_SUCH_FAMILY && address.ip === '::')
+        return this.openOne({ ...socket, address: { ...address, ip: '0.0.0.0' } })
+      if (socket.isOptional && (code === NO_SUCH_FAMILY || code === NO_SUCH_ADDRESS)) {
+        this.log.info('This host has no such addresses: nothing is served there', {
+          address: formatAddress(address),
+          reason: describeError(error),
+        })
+        return undefined
+      }
+      throw listenFailed(socket, error)
+    }
+  }
+}
+
+function listenFailed({ name, kind, address }: PlannedSocket, cause: unknown): MeshError {
+  const what = `Cannot listen on ${formatAddress(address)} (${name})`
+  if (errorCode(cause) !== 'EADDRINUSE') return new MeshError('HM_LISTEN_FAILED', what, { cause })
+  const holder = findPortHolder(kind, address.port)
+  if (holder?.kind === 'connection')
+    return new MeshError(
+      'HM_LISTEN_FAILED',
+      `${what}: an outgoing connection of ${whoseIs(holder)} has the port${rangeText(address.port)}`,
+      {
+        cause,
+        hint: `Wait for its end or end it (ss -tnp 'sport = :${address.port}'), and reserve the port: sysctl net.ipv4.ip_local_reserved_ports=${address.port}`,
+      },
+    )
+  const has = holder === undefined ? '' : `: ${whoseIs(holder)} listens there`
+  return new MeshError('HM_LISTEN_FAILED', `${what}${has}`, {
+    cause,
+    hint: `Free the port or choose another; who holds it, as root: ss -lntup 'sport = :${address.port}'`,
+  })
+}
+
+function whoseIs({ process, uid }: PortHolder): string {
+  return process === undefined ? `user ${uid}` : `${process.name} (pid ${process.pid}, user ${uid})`
+}
+
+function rangeText(port: number): string {
+  const range = localPortRange()
+  if (range === undefined || port < range[0] || port > range[1]) return ''
+  return ` (net.ipv4.ip_local_port_range ${range[0]}-${range[1]} reaches it)`
+}

@@ -1,0 +1,91 @@
+/**
+ * The ports of this host behind which a worker serves, as a pure function of its settings. The main thread opens their
+ * sockets and a worker accepts from them, both by the names given here.
+ */
+import type { SocketAddress } from '../model/address.ts'
+import type { WorkerSettings } from './protocol.ts'
+import type { Door } from './proxy/plane.ts'
+
+/** A port for connections of local applications. */
+export interface LocalDoor extends Door {
+  readonly kind: 'capture' | 'upstream'
+  /** Unique among all doors of a host, and the same after a restart. */
+  readonly name: string
+}
+
+/** A port for tunnels of other hosts. */
+export interface TunnelDoor {
+  readonly kind: 'tunnel'
+  readonly name: string
+  readonly address: SocketAddress
+  /** Services of this host that may be asked for. */
+  readonly services: ReadonlySet<string>
+}
+
+/** What the doors follow from. */
+export type DoorSettings = Pick<
+  WorkerSettings,
+  'services' | 'captures' | 'captureAddresses' | 'tunnel'
+>
+
+/** The capture ports and explicit upstreams of all local services. */
+export function localDoors(settings: DoorSettings): readonly LocalDoor[] {
+  const { services, captures, captureAddresses } = settings
+  return services.flatMap((service) => {
+    const { capturePort } = service
+    const captured: LocalDoor[] =
+      captures && capturePort !== undefined
+        ? captureAddresses.map((ip) => ({
+            kind: 'capture',
+            name: named('capture', service.id, ip),
+            caller: service.name,
+            destination: undefined,
+            address: { ip, port: capturePort },
+          }))
+        : []
+    const explicit: LocalDoor[] = service.upstreams.flatMap(({ bind, destination }) =>
+      bind === undefined
+        ? []
+        : [
+            {
+              kind: 'upstream',
+              name: named('upstream', service.id, bind.ip, String(bind.port)),
+              caller: service.name,
+              destination,
+              address: bind,
+            },
+          ],
+    )
+    return [...captured, ...explicit]
+  })
+}
+
+/** The host's tunnel port, and those that a service has to itself. */
+export function tunnelDoors({ services, tunnel }: DoorSettings): readonly TunnelDoor[] {
+  const called = services.filter(({ target }) => target !== undefined)
+  return [
+    {
+      kind: 'tunnel',
+      name: 'tunnel',
+      address: tunnel,
+      services: new Set(called.map(({ name }) => name)),
+    },
+    ...called.flatMap(({ name, id, connectPort }): TunnelDoor[] =>
+      connectPort === undefined
+        ? []
+        : [
+            {
+              kind: 'tunnel',
+              name: named('tunnel', id),
+              address: { ip: tunnel.ip, port: connectPort },
+              services: new Set([name]),
+            },
+          ],
+    ),
+  ]
+}
+
+/** systemd takes no colon in the name of a descriptor; no part has a percent sign. */
+function named(...parts: readonly string[]): string {
+  return parts.join('/').replaceAll(':', '%3A')
+}

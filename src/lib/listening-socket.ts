@@ -1,0 +1,211 @@
+/**
+ * Listening sockets as plain descriptors: opened here by system calls, so that they belong to the process and to no
+ * server object. They can be kept while those who accept from them come and go, given to threads by number, and
+ * handed to another process.
+ *
+ * Everything that accepted connections inherit (TCP_NODELAY, IP_TRANSPARENT) is set on the listening socket.
+ */
+import { createRequire } from 'node:module'
+import { getSystemErrorMessage, getSystemErrorName } from 'node:util'
+import type * as Koffi from 'koffi'
+import { MeshError } from './errors.ts'
+
+/** What a socket is to be. `ip` without zone; `::` takes IPv4 too, another IPv6 address only itself. */
+export interface SocketSpec {
+  readonly kind: 'tcp' | 'udp'
+  readonly ip: string
+  readonly port: number
+  /** IP_TRANSPARENT: also takes what is addressed elsewhere and diverted here. Needs CAP_NET_ADMIN. */
+  readonly transparent?: boolean
+}
+
+const AF_INET = 2
+const AF_INET6 = 10
+const TYPES = { tcp: 1, udp: 2 } as const
+const SOCK_NONBLOCK = 0o4000
+const SOCK_CLOEXEC = 0o2000000
+
+const SOL_SOCKET = 1
+const SO_REUSEADDR = 2
+const SO_TYPE = 3
+const SO_REUSEPORT = 15
+const SO_ACCEPTCONN = 30
+const SOL_IP = 0
+const IP_TRANSPARENT = 19
+const SOL_IPV6 = 41
+const IPV6_V6ONLY = 26
+const IPV6_TRANSPARENT = 75
+const IPPROTO_TCP = 6
+const TCP_NODELAY = 1
+
+const F_GETFD = 1
+const F_SETFD = 2
+const FD_CLOEXEC = 1
+const F_DUPFD_CLOEXEC = 1_030
+
+/** Connections that wait to be accepted; the kernel lowers it to net.core.somaxconn. */
+export const BACKLOG = 4_096
+
+/** Of sockaddr_in and sockaddr_in6. */
+const ADDRESS_BYTES = { [AF_INET]: 16, [AF_INET6]: 28 } as const
+
+/**
+ * Opens, binds and listens. Several sockets of this process' user may be bound to one address (SO_REUSEPORT).
+ * @returns the descriptor, closed on exec
+ * @throws Error whose `code` is that of the system (`EADDRINUSE`, `EACCES`, `EAFNOSUPPORT`…)
+ */
+export function openListeningSocket(spec: SocketSpec): number {
+  const calls = loadCalls()
+  const address = socketAddress(calls, spec)
+  const family = familyOf(spec)
+  const fd = calls.socket(family, TYPES[spec.kind] | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+  if (fd < 0) throw systemError(calls, 'socket')
+  try {
+    setOption(calls, fd, SOL_SOCKET, SO_REUSEPORT, 1)
+    if (family === AF_INET6) setOption(calls, fd, SOL_IPV6, IPV6_V6ONLY, isV6Only(spec) ? 1 : 0)
+    if (spec.transparent === true) makeTransparent(fd, spec)
+    if (spec.kind === 'tcp') {
+      // The last connections of an earlier life may still be in TIME_WAIT.
+      setOption(calls, fd, SOL_SOCKET, SO_REUSEADDR, 1)
+      // Otherwise a second small write of an answer would wait for the caller's delayed ACK.
+      setOption(calls, fd, IPPROTO_TCP, TCP_NODELAY, 1)
+    }
+    if (calls.bind(fd, address, address.length) !== 0) throw systemError(calls, 'bind')
+    if (spec.kind === 'tcp' && calls.listen(fd, BACKLOG) !== 0) throw systemError(calls, 'listen')
+    return fd
+  } catch (error) {
+    calls.close(fd)
+    throw error
+  }
+}
+
+/** Makes a socket that is bound already take what is diverted to it. @throws Error with the system's `code`. */
+export function makeTransparent(fd: number, spec: SocketSpec): void {
+  const calls = loadCalls()
+  const isV6 = familyOf(spec) === AF_INET6
+  if (isV6) setOption(calls, fd, SOL_IPV6, IPV6_TRANSPARENT, 1)
+  // A dual-stack socket takes IPv4 by this one.
+  if (!isV6 || !isV6Only(spec)) setOption(calls, fd, SOL_IP, IP_TRANSPARENT, 1)
+}
+
+/** Whether a descriptor is a socket that {@link openListeningSocket} would open for `spec`, transparency aside. */
+export function isSocketOf(fd: number, spec: SocketSpec): boolean {
+  const calls = loadCalls()
+  const expected = socketAddress(calls, spec)
+  const actual = new Uint8Array(ADDRESS_BYTES[AF_INET6])
+  const length = new Uint32Array([actual.length])
+  if (calls.getsockname(fd, actual, length) !== 0 || length[0] !== expected.length) return false
+  // sin6_flowinfo and sin6_scope_id are zero for all that is opened here.
+  if (!expected.every((byte, i) => actual[i] === byte)) return false
+  if (getOption(calls, fd, SOL_SOCKET, SO_TYPE) !== TYPES[spec.kind]) return false
+  if (spec.kind === 'tcp' && getOption(calls, fd, SOL_SOCKET, SO_ACCEPTCONN) !== 1) return false
+  if (familyOf(spec) === AF_INET) return true
+  return (getOption(calls, fd, SOL_IPV6, IPV6_V6ONLY) === 1) === isV6Only(spec)
+}
+
+/** Another descriptor of the same open socket, closed on exec. @throws Error with the system's `code`. */
+export function duplicateDescriptor(fd: number): number {
+  const calls = loadCalls()
+  const copy = calls.fcntl(fd, F_DUPFD_CLOEXEC, 'int', 0)
+  if (copy < 0) throw systemError(calls, 'fcntl')
+  return copy
+}
+
+/** Whether `fd` stays open in programs that this process starts. @throws Error with the system's `code`. */
+export function setCloseOnExec(fd: number, closes: boolean): void {
+  const calls = loadCalls()
+  const flags = calls.fcntl(fd, F_GETFD, 'int', 0)
+  const wanted = closes ? flags | FD_CLOEXEC : flags & ~FD_CLOEXEC
+  if (flags < 0 || calls.fcntl(fd, F_SETFD, 'int', wanted) < 0) throw systemError(calls, 'fcntl')
+}
+
+/** Closes a descriptor; one that is not open is left alone. */
+export function closeDescriptor(fd: number): void {
+  loadCalls().close(fd)
+}
+
+function familyOf({ ip }: SocketSpec): typeof AF_INET | typeof AF_INET6 {
+  return ip.includes(':') ? AF_INET6 : AF_INET
+}
+
+function isV6Only({ ip }: SocketSpec): boolean {
+  return ip !== '::'
+}
+
+/** struct sockaddr_in or sockaddr_in6: family in the machine's byte order (little-endian), port in the network's. */
+function socketAddress(calls: Calls, spec: SocketSpec): Uint8Array {
+  const family = familyOf(spec)
+  const bytes = new Uint8Array(ADDRESS_BYTES[family])
+  bytes[0] = family
+  bytes[2] = spec.port >> 8
+  bytes[3] = spec.port & 0xff
+  if (calls.inet_pton(family, spec.ip, bytes.subarray(family === AF_INET ? 4 : 8)) !== 1)
+    throw new RangeError(`Not an IP address: ${spec.ip}`)
+  return bytes
+}
+
+function setOption(calls: Calls, fd: number, level: number, option: number, value: number): void {
+  const code = calls.setsockopt(fd, level, option, new Int32Array([value]), 4)
+  if (code !== 0) throw systemError(calls, 'setsockopt')
+}
+
+function getOption(calls: Calls, fd: number, level: number, option: number): number | undefined {
+  const value = new Int32Array(1)
+  const code = calls.getsockopt(fd, level, option, value, new Uint32Array([4]))
+  return code === 0 ? value[0] : undefined
+}
+
+function systemError(calls: Calls, call: string): Error {
+  const errno = calls.errno()
+  const code = getSystemErrorName(-errno)
+  const error = new Error(`${call}: ${getSystemErrorMessage(-errno)} (${code})`)
+  return Object.assign(error, { code })
+}
+
+interface Calls {
+  socket(domain: number, type: number, protocol: number): number
+  setsockopt(fd: number, level: number, option: number, value: Int32Array, length: number): number
+  getsockopt(
+    fd: number,
+    level: number,
+    option: number,
+    value: Int32Array,
+    length: Uint32Array,
+  ): number
+  getsockname(fd: number, address: Uint8Array, length: Uint32Array): number
+  bind(fd: number, address: Uint8Array, length: number): number
+  listen(fd: number, backlog: number): number
+  inet_pton(family: number, text: string, bytes: Uint8Array): number
+  fcntl(fd: number, command: number, type: 'int', argument: number): number
+  close(fd: number): number
+  errno(): number
+}
+
+let loaded: Calls | undefined
+
+function loadCalls(): Calls {
+  if (loaded !== undefined) return loaded
+  try {
+    const koffi: typeof Koffi = createRequire(import.meta.url)('koffi')
+    const program = koffi.load(null)
+    loaded = {
+      socket: program.func('int socket(int, int, int)'),
+      setsockopt: program.func('int setsockopt(int, int, int, void *, uint32_t)'),
+      getsockopt: program.func('int getsockopt(int, int, int, void *, void *)'),
+      getsockname: program.func('int getsockname(int, void *, void *)'),
+      bind: program.func('int bind(int, void *, uint32_t)'),
+      listen: program.func('int listen(int, int)'),
+      inet_pton: program.func('int inet_pton(int, const char *, void *)'),
+      fcntl: program.func('int fcntl(int, int, ...)'),
+      close: program.func('int close(int)'),
+      errno: () => koffi.errno(),
+    }
+    return loaded
+  } catch (error) {
+    throw new MeshError(
+      'HM_FFI_UNAVAILABLE',
+      `Cannot load koffi, which opens listening sockets (${process.platform}-${process.arch})`,
+      { cause: error, hint: 'Reinstall with optional dependencies (npm ci)' },
+    )
+  }
+}
