@@ -2,14 +2,15 @@
  * Checks that the documents are true of the code: `node scripts/check-docs.ts [--write]`.
  *
  * Links and anchors resolve; paths of ours that a document or a comment names exist; every folder
- * under src/ has its place in docs/architecture.md; the table of docs/errors.md is what the sources
- * say (`--write` renews it), and no document names a code that the program does not have; every
+ * under src/ has its place in docs/architecture.md; the tables of docs/errors.md are what the sources
+ * say (`--write` renews them), and no document names a code that the program does not have; every
  * source file opens with its header comment.
  */
 import { existsSync, globSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { dirname, join, normalize, resolve } from 'node:path'
 
-import { findErrorCodes, renderErrorTable, type Source } from './error-codes.ts'
+import { problemCodes } from '../src/model/problem.ts'
+import { findErrorCodes, renderErrorTable, renderProblemTable, type Source } from './error-codes.ts'
 import { anchorsIn, linksIn, withoutCode } from './markdown.ts'
 
 const root = resolve(import.meta.dirname, '..')
@@ -17,6 +18,8 @@ const errorsPath = 'docs/errors.md'
 const architecturePath = 'docs/architecture.md'
 const tableBegin = '<!-- error codes: written by npm run docs -->'
 const tableEnd = '<!-- end of error codes -->'
+const problemsBegin = '<!-- problem codes: written by npm run docs -->'
+const problemsEnd = '<!-- end of problem codes -->'
 const errorsIntroduction = `# Error codes
 
 Every failure that a person, a log line or a counter sees has one of these codes. A code never
@@ -45,28 +48,37 @@ if (process.argv.includes('--write')) {
   process.exitCode = problems.length > 0 ? 1 : 0
 }
 
+function generatedProblems(): string {
+  return `${problemsBegin}\n\n${renderProblemTable(problemCodes)}\n\n${problemsEnd}`
+}
+
 function generatedTable(): string {
   return `${tableBegin}\n\n${renderErrorTable(findErrorCodes(program))}\n\n${tableEnd}`
 }
 
-/** The document cut at its marks: what is before, between (with the marks), and after. */
-function cutErrorDocument(): readonly [string, string, string] {
+/** The document cut at two marks: what is before, between (with the marks), and after. */
+function cutErrorDocument(first = tableBegin, last = tableEnd): readonly [string, string, string] {
   const text = tryRead(errorsPath) ?? `${errorsIntroduction}\n${tableBegin}\n${tableEnd}\n`
-  const begin = text.indexOf(tableBegin)
-  const end = text.indexOf(tableEnd) + tableEnd.length
+  const begin = text.indexOf(first)
+  const end = text.indexOf(last) + last.length
   if (begin < 0 || end < begin)
-    throw new Error(
-      `${errorsPath} has lost its marks '${tableBegin}' and '${tableEnd}'; put them back`,
-    )
+    throw new Error(`${errorsPath} has lost its marks '${first}' and '${last}'; put them back`)
   return [text.slice(0, begin), text.slice(begin, end), text.slice(end)]
 }
 
 function writeErrorTable(): void {
   const [before, , after] = cutErrorDocument()
   writeFileSync(join(root, errorsPath), before + generatedTable() + after)
+  const [head, , tail] = cutErrorDocument(problemsBegin, problemsEnd)
+  writeFileSync(join(root, errorsPath), head + generatedProblems() + tail)
 }
 
 function checkErrorTable(): string[] {
+  const [, problems] = cutErrorDocument(problemsBegin, problemsEnd)
+  if (problems !== generatedProblems())
+    return [
+      `${errorsPath}: the problem codes are not those of src/model/problem.ts; run npm run docs`,
+    ]
   const [, table] = cutErrorDocument()
   if (table === generatedTable()) return []
   const missing = findErrorCodes(program)

@@ -69,6 +69,26 @@ export function renderErrorTable(codes: readonly ErrorCode[]): string {
   ].join('\n')
 }
 
+/** The table of the problems of a host as Markdown, sorted by code. */
+export function renderProblemTable(
+  codes: Readonly<
+    Record<string, { readonly cause: string; readonly hint: string; readonly blocks?: boolean }>
+  >,
+): string {
+  const rows = Object.entries(codes)
+    .toSorted(([a], [b]) => (a < b ? -1 : 1))
+    .map(([code, { cause, hint, blocks }]) =>
+      [`\`${code}\``, escapeCell(cause), escapeCell(hint), blocks === true ? 'no' : 'yes'].join(
+        ' | ',
+      ),
+    )
+  return [
+    '| code | cause | next step | ready with it |',
+    '| --- | --- | --- | --- |',
+    ...rows.map((row) => `| ${row} |`),
+  ].join('\n')
+}
+
 function escapeCell(text: string): string {
   return text.replace(/[\\|*_[\]<]/g, '\\$&').replace(/\s+/g, ' ')
 }

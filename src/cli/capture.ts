@@ -87,7 +87,8 @@ function warn(sentences: readonly string[]): void {
 }
 
 function stateLines(state: CaptureState): string[] {
-  if (!state.present) return ['There are no capture rules', ...state.problems]
+  const problems = state.problems.map(({ message }) => message)
+  if (!state.present) return ['There are no capture rules', ...problems]
   const rows = state.rules.map(({ family, table, chain, packets, bytes, rule }) => [
     `IP${family}`,
     table,
@@ -106,7 +107,7 @@ function stateLines(state: CaptureState): string[] {
     '',
     `Instance addresses: ${v4} IPv4, ${v6} IPv6`,
     ...sync,
-    ...state.problems,
+    ...problems,
   ]
 }
 

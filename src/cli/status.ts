@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { type Command, InvalidArgumentError } from 'commander'
 import { parseDuration } from '../lib/duration.ts'
 import { MeshError } from '../lib/errors.ts'
-import { type StatusDocument, statusProblems, type WorkerStatus } from '../model/admin.ts'
+import type { ProblemEntry, StatusDocument, WorkerStatus } from '../model/admin.ts'
 import { fetchDocument } from './admin-client.ts'
 import { type AdminOptions, adminCommand, hasKey, printJson } from './admin-command.ts'
 import { exitCodes } from './failure.ts'
@@ -34,7 +34,7 @@ export function statusCommand(): Command {
       const status = await awaitStatus(options.addr, options.wait ?? 0)
       if (options.output === 'json') printJson(status)
       else console.log(renderStatus(status, Date.now()))
-      if (statusProblems(status).length > 0) process.exitCode = exitCodes.failed
+      if (reasons(status).length > 0) process.exitCode = exitCodes.failed
     })
 }
 
@@ -45,7 +45,7 @@ async function awaitStatus(address: string, waitMs: number): Promise<StatusDocum
   for (;;) {
     const leftMs = endMs - performance.now()
     const outcome = await tryStatus(address)
-    const problems = outcome instanceof MeshError ? [outcome.message] : statusProblems(outcome)
+    const problems = outcome instanceof MeshError ? [outcome.message] : reasons(outcome)
     if (problems.length === 0 || leftMs <= 0) {
       if (outcome instanceof MeshError) throw outcome
       return outcome
@@ -56,6 +56,12 @@ async function awaitStatus(address: string, waitMs: number): Promise<StatusDocum
     }
     await delay(Math.min(POLL_MS, Math.max(0, leftMs)))
   }
+}
+
+/** Why the host is not well; empty when it is. */
+function reasons({ ready, problems, awaited }: StatusDocument): readonly string[] {
+  if (ready || problems.length > 0) return problems.map(({ message }) => message)
+  return [`Not ready: waiting for ${awaited.join(', ')}`]
 }
 
 /** A daemon that does not answer is something to wait for; every other failure is thrown. */
@@ -71,7 +77,13 @@ async function tryStatus(address: string): Promise<StatusDocument | MeshError> {
 function isStatusDocument(value: unknown): value is StatusDocument {
   return (
     hasKey(value, 'workers', Array.isArray) &&
-    hasKey(value, 'problems', Array.isArray) &&
+    hasKey(
+      value,
+      'problems',
+      (list) =>
+        Array.isArray(list) &&
+        list.every((each) => hasKey(each, 'message', (text) => typeof text === 'string')),
+    ) &&
     ['catalog', 'certificates', 'capture', 'state'].every((part) =>
       hasKey(value, part, (field) => hasKey(field, 'problems', Array.isArray)),
     )
@@ -80,10 +92,8 @@ function isStatusDocument(value: unknown): value is StatusDocument {
 
 /** The status for people. */
 export function renderStatus(status: StatusDocument, nowMs: number): string {
-  const problems = statusProblems(status)
+  const { problems } = status
   const uptime = formatSince(status.startedAt, nowMs)
-  const state: Cell =
-    problems.length === 0 ? { text: 'well', tone: 'good' } : { text: 'not well', tone: 'bad' }
   const { catalog, certificates, capture, dns } = status
   const age =
     catalog.ageMs === null ? 'no answer yet' : `last answer ${formatAge(catalog.ageMs)} ago`
@@ -95,7 +105,7 @@ export function renderStatus(status: StatusDocument, nowMs: number): string {
   const facts = renderTable(
     ['HOST', status.node],
     [
-      ['State', state],
+      ['State', stateCell(status)],
       ['Daemon', `hostmesh ${status.version}, process ${status.pid}, up ${uptime}`],
       ['Datacenter', status.datacenter],
       ['Catalog', `${catalog.description}, ${age}${leader}`],
@@ -115,7 +125,7 @@ export function renderStatus(status: StatusDocument, nowMs: number): string {
       String(worker.restarts),
     ]),
   )
-  const wrong = problems.map((text) => `  ${paint({ text, tone: 'bad' })}`)
+  const wrong = problems.flatMap((problem) => problemLines(problem, nowMs))
   const known = (status.warnings ?? []).map((text) => `  ${paint({ text, tone: 'warning' })}`)
   return [
     facts,
@@ -124,6 +134,25 @@ export function renderStatus(status: StatusDocument, nowMs: number): string {
     ...(wrong.length === 0 ? [] : ['', 'Problems:', ...wrong]),
     ...(known.length === 0 ? [] : ['', 'Warnings:', ...known]),
   ].join('\n')
+}
+
+function stateCell({ ready, serving, problems }: StatusDocument): Cell {
+  if (problems.length === 0 && ready) return { text: 'well', tone: 'good' }
+  if (ready) return { text: 'not well: it does its work, with problems', tone: 'warning' }
+  const what = serving ? 'it serves, but not all of its work is done' : 'it takes no traffic'
+  return { text: `not well and not ready: ${what}`, tone: 'bad' }
+}
+
+function problemLines(
+  { code, message, hint, blocks, since }: ProblemEntry,
+  nowMs: number,
+): string[] {
+  const tone = blocks ? 'bad' : 'warning'
+  return [
+    `  ${paint({ text: message, tone })}`,
+    `    Next: ${hint}`,
+    `    ${code}, for ${formatSince(since, nowMs)}`,
+  ]
 }
 
 /** What is live and what is only remembered; nothing where all comes from files. */

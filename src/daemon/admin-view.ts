@@ -14,6 +14,7 @@ import type {
   EjectionEntry,
   LocalServiceEntry,
   PeersDocument,
+  ProblemEntry,
   RefusedEntry,
   ServiceEntry,
   StateStatus,
@@ -22,6 +23,7 @@ import type {
 } from '../model/admin.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import type { HostFacts } from '../model/facts.ts'
+import type { Problem } from '../model/problem.ts'
 import type { LocalService } from '../model/service.ts'
 import type { MeshService } from '../model/snapshot.ts'
 import type { Exposition } from '../telemetry/exposition.ts'
@@ -54,11 +56,13 @@ export interface DaemonState {
   dnsAddress(): SocketAddress | undefined
   capture(): {
     readonly inSync: boolean | undefined
-    readonly problems: readonly string[]
+    readonly problems: readonly Problem[]
     readonly plan: CapturePlan | undefined
   }
   state(): StateStatus
   awaited(): readonly string[]
+  /** The one list of what is wrong. */
+  problems(): readonly ProblemEntry[]
   isDraining(): boolean
 }
 
@@ -166,13 +170,14 @@ function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusD
   const health = catalog?.health()
   const capture = state.capture()
   const dnsAddress = state.dnsAddress()
+  const problems = state.problems()
   return {
     version: state.version,
     node: state.node(),
     datacenter: state.datacenter,
     pid: process.pid,
     startedAt: timeText(state.startedAtMs),
-    ready: awaited.length === 0 && !state.isDraining(),
+    ...readinessOf(state, problems),
     awaited,
     draining: state.isDraining(),
     workers: state.pool.statuses((worker) => countByWorker[worker] ?? 0),
@@ -183,23 +188,36 @@ function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusD
           ? null
           : Math.max(0, Math.round(performance.now() - health.lastGoodAtMs)),
       lastContactMs: health?.lastContactMs ?? null,
-      problems: health?.problems ?? [],
+      problems: messages(health?.problems),
     },
     certificates: {
       description: state.certificates()?.description ?? '',
-      problems: state.certificates()?.problems() ?? [],
+      problems: messages(state.certificates()?.problems()),
     },
     capture: {
       mode: state.captureMode,
       inSync: state.captureMode === 'off' ? null : (capture.inSync ?? false),
-      problems: capture.problems,
+      problems: messages(capture.problems),
     },
     state: state.state(),
     dns: { address: dnsAddress === undefined ? null : formatAddress(dnsAddress) },
     snapshotVersion: state.discovery()?.current().version ?? 0,
-    problems: state.discovery()?.problems() ?? [],
+    problems,
     warnings: state.discovery()?.warnings() ?? [],
   }
+}
+
+/** The two words that status and metrics have in common. */
+export function readinessOf(
+  state: Pick<DaemonState, 'awaited' | 'isDraining'>,
+  problems: readonly ProblemEntry[],
+): { readonly ready: boolean; readonly serving: boolean } {
+  const serving = state.awaited().length === 0 && !state.isDraining()
+  return { ready: serving && !problems.some(({ blocks }) => blocks), serving }
+}
+
+function messages(problems: readonly Problem[] = []): readonly string[] {
+  return problems.map(({ message }) => message)
 }
 
 /** What the workers avoid, put together. */

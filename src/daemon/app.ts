@@ -36,19 +36,22 @@ import { duplicateDescriptor } from '../lib/listening-socket.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { returnStartupMemory } from '../lib/startup-memory.ts'
 import { hostmeshVersion } from '../lib/version.ts'
+import type { ProblemEntry } from '../model/admin.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
+import { Problem } from '../model/problem.ts'
 import type { LocalService } from '../model/service.ts'
 import type { Snapshot } from '../model/snapshot.ts'
 import { watchEventLoopLag } from '../telemetry/event-loop-lag.ts'
-import { createExposition } from '../telemetry/exposition.ts'
+import { createExposition, type HostReading } from '../telemetry/exposition.ts'
 import { WorkerTotals } from '../telemetry/totals.ts'
 import { startAdminServer } from './admin-server.ts'
-import { createAdminView, type DaemonState } from './admin-view.ts'
+import { createAdminView, type DaemonState, readinessOf } from './admin-view.ts'
 import { capturePlan } from './capture-operations.ts'
 import { capturedInstances } from './captured-instances.ts'
 import { ListeningSockets } from './listening-sockets.ts'
 import { Memory, NOTHING_KEPT } from './memory.ts'
-import { Readiness } from './readiness.ts'
+import { type HostCondition, hostProblems, ProblemWatch, problemLine } from './problems.ts'
+import { type Blocker, Readiness } from './readiness.ts'
 import { registerWhenServed } from './register-when-served.ts'
 import { connectSystemd, takeSystemdEnvironment } from './systemd.ts'
 import { WorkerPool } from './worker-pool.ts'
@@ -80,10 +83,11 @@ export async function runDaemon(configPath: string): Promise<void> {
   using systemd = connectSystemd({ log, environment })
   const daemon = new Daemon(config, log, parts)
   const stopAsked = stopSignal(log)
-  process.on('SIGHUP', () => recheckConfig(configPath, log))
+  process.on('SIGHUP', () => daemon.recheckConfig(configPath))
   await daemon.start()
   systemd.ready()
-  systemd.status(`serving ${daemon.serviceNames().join(', ') || 'no services'}`)
+  daemon.onProblems = (problems) => systemd.status(problemLine(daemon.serviceNames(), problems))
+  daemon.onProblems(daemon.currentProblems())
   const signal = await stopAsked
   log.info('Stopping', { signal, drainMs: config.timeouts.drain })
   systemd.stopping()
@@ -100,6 +104,19 @@ class Daemon {
   private readonly totals = new WorkerTotals()
   private readonly readiness = new Readiness()
   private readonly sockets: ListeningSockets
+  /** All of them from the beginning: nothing is ready because nobody has asked for it yet. */
+  private readonly awaitedParts: {
+    readonly workers: Blocker
+    readonly firstSnapshot: Blocker
+    readonly roots: Blocker
+    readonly certificates: ReadonlyMap<string, Blocker>
+    readonly dns: Blocker
+    readonly capture: Blocker
+  }
+  private readonly problems: ProblemWatch
+  private configProblem: Problem | undefined
+  /** Called with every change of the list of problems. */
+  onProblems: (problems: readonly ProblemEntry[]) => void = () => undefined
   private readonly leaves = new Map<string, Leaf>()
   private readonly pool: WorkerPool
   private memory: Memory | undefined
@@ -125,6 +142,17 @@ class Daemon {
     this.nodeName = config.node.name ?? hostname()
     // Closed last: nothing that borrows them is left then.
     this.sockets = parts.use(new ListeningSockets(log))
+    const wait = (name: string): Blocker => this.readiness.block(name)
+    this.awaitedParts = {
+      workers: wait('the workers'),
+      firstSnapshot: wait('the first snapshot'),
+      roots: wait('roots'),
+      certificates: new Map(
+        this.serviceNames().map((name) => [name, wait(`the certificate of ${name}`)]),
+      ),
+      dns: wait('the resolver'),
+      capture: wait('the capture rules'),
+    }
     this.pool = new WorkerPool({
       count: config.workers,
       settings: workerSettings(config, this.services),
@@ -157,8 +185,56 @@ class Daemon {
         plan: this.capture?.plan(),
       }),
       state: () => this.memory?.status() ?? NOTHING_KEPT,
-      awaited: () => [...this.readiness.awaited(), ...(this.discovery?.awaited() ?? [])],
+      awaited: () => this.awaited(),
+      problems: () => this.problems.look(),
       isDraining: () => this.draining,
+    }
+    this.problems = parts.use(
+      new ProblemWatch({
+        list: () => hostProblems(this.condition()),
+        log: log.child('problems'),
+        onChange: (problems) => this.onProblems(problems),
+      }),
+    )
+  }
+
+  private awaited(): readonly string[] {
+    const workers = this.pool.statuses(() => 0)
+    const hasWorker = workers.length === 0 || workers.some(({ state }) => state === 'running')
+    const awaited = [...this.readiness.awaited(), ...(this.discovery?.awaited() ?? [])]
+    return hasWorker || awaited.includes('the workers') ? awaited : [...awaited, 'a worker']
+  }
+
+  private condition(): HostCondition {
+    const { configProblem } = this
+    return {
+      awaited: this.awaited(),
+      isDraining: this.draining,
+      workers: this.pool.statuses(() => 0),
+      captureInSync: this.captureInSync,
+      captureProblems: this.capture?.problems() ?? [],
+      stateParts: this.state.state().parts,
+      others: [
+        ...(configProblem === undefined ? [] : [configProblem]),
+        ...(this.certificates?.problems() ?? []),
+        ...(this.catalog?.health().problems ?? []),
+        ...(this.discovery?.problems() ?? []),
+        ...(this.memory?.problems() ?? []),
+      ],
+    }
+  }
+
+  /** SIGHUP: certificates and the catalog file reload by themselves; this says what a restart would do. */
+  recheckConfig(path: string): void {
+    try {
+      loadConfig(path)
+      this.configProblem = undefined
+      this.log.info('The configuration file is sound; changes to it take effect with a restart')
+    } catch (error) {
+      this.configProblem = Problem.of(error, 'HM_CONFIG_INVALID')
+      this.log.error('The configuration file is broken; the running configuration stays', {
+        error: describeError(error),
+      })
     }
   }
 
@@ -187,7 +263,7 @@ class Daemon {
     // Before they start: one that cannot listen is a thread all the same, and would keep the process alive.
     parts.defer(() => this.pool.drain(0))
     await this.pool.start()
-    const firstSnapshot = this.readiness.block('the first snapshot')
+    this.awaitedParts.workers.release()
     this.discovery = parts.use(
       startDiscovery(
         {
@@ -207,12 +283,14 @@ class Daemon {
           this.followInstances(snapshot)
           if (this.discovery !== undefined)
             memory.keepVirtualAddresses(this.discovery.virtualAddresses())
-          firstSnapshot.release()
+          this.awaitedParts.firstSnapshot.release()
         },
       ),
     )
     await this.startDns()
+    this.awaitedParts.dns.release()
     await this.startCapture()
+    this.awaitedParts.capture.release()
     void registerWhenServed({
       registry: catalog,
       services: this.services.filter(({ target }) => target !== undefined),
@@ -252,7 +330,7 @@ class Daemon {
         version: hostmeshVersion,
         totals: this.totals,
         host: () => ({
-          ready: this.state.awaited().length === 0 && !this.draining,
+          ...problemReading(this.state),
           snapshotVersion: this.discovery?.current().version ?? 0,
           catalogLastSuccessMs: wallClockOf(this.catalog?.health().lastGoodAtMs),
           state: this.state.state(),
@@ -286,19 +364,17 @@ class Daemon {
   }
 
   private followCertificates(source: CertificateSource): void {
-    const roots = this.readiness.block('roots')
     const rootsWatch = source.watchRoots((bundle) => {
       this.bundle = bundle
       this.pool.setRoots(bundle)
-      roots.release()
+      this.awaitedParts.roots.release()
     })
     this.parts.defer(() => rootsWatch.close())
     for (const name of this.serviceNames()) {
-      const arrival = this.readiness.block(`the certificate of ${name}`)
       const watch = source.watchLeaf(name, (leaf) => {
         this.leaves.set(name, leaf)
         this.pool.setLeaf(leaf)
-        arrival.release()
+        this.awaitedParts.certificates.get(name)?.release()
       })
       this.parts.defer(() => watch.close())
     }
@@ -314,6 +390,11 @@ class Daemon {
       isOptional: false,
     } as const
     return duplicateDescriptor(this.sockets.take(planned))
+  }
+
+  /** The list of problems now. */
+  currentProblems(): readonly ProblemEntry[] {
+    return this.problems.look()
   }
 
   private async startDns(): Promise<void> {
@@ -473,6 +554,13 @@ function workerSettings(
   }
 }
 
+function problemReading(state: DaemonState): Pick<HostReading, 'ready' | 'serving' | 'problems'> {
+  const problems = state.problems()
+  const counts = new Map<string, number>()
+  for (const { code } of problems) counts.set(code, (counts.get(code) ?? 0) + 1)
+  return { ...readinessOf(state, problems), problems: counts }
+}
+
 function stopSignal(log: Log): Promise<NodeJS.Signals> {
   return new Promise((resolve) => {
     let asked = 0
@@ -484,18 +572,6 @@ function stopSignal(log: Log): Promise<NodeJS.Signals> {
     process.on('SIGTERM', onSignal)
     process.on('SIGINT', onSignal)
   })
-}
-
-/** SIGHUP: certificates and the catalog file reload by themselves; this says what a restart would do. */
-function recheckConfig(path: string, log: Log): void {
-  try {
-    loadConfig(path)
-    log.info('The configuration file is sound; changes to it take effect with a restart')
-  } catch (error) {
-    log.error('The configuration file is broken; the running configuration stays', {
-      error: describeError(error),
-    })
-  }
 }
 
 function wallClockOf(monotonicMs: number | undefined): number | undefined {

@@ -75,7 +75,7 @@ export async function previewCapture(
     renderRestore(captureRules(resolved, family), []),
   )
   const text = `# ipset restore -exist\n${sets}\n# iptables-restore --noflush\n${v4}\n# ip6tables-restore --noflush\n${v6}`
-  return { text, problems }
+  return { text, problems: problems.map(({ message }) => message) }
 }
 
 /**
@@ -93,7 +93,7 @@ export async function applyCapture(
     })
   await using capture = createCapture({ run })
   await capture.apply(await capturePlan(config, localServices(config), run))
-  return capture.problems()
+  return capture.problems().map(({ message }) => message)
 }
 
 /** Whether the rules of this configuration stay when its daemon has ended, so that nothing leaves in plaintext. */

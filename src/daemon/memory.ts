@@ -32,6 +32,7 @@ import {
   type StateFile,
 } from '../lib/state-file.ts'
 import type { StatePart, StateStatus } from '../model/admin.ts'
+import { Problem } from '../model/problem.ts'
 
 /** A start waits so long for the agent to say who it is when it has said so before, milliseconds. */
 const NAME_PATIENCE_MS = 500
@@ -55,7 +56,7 @@ export class Memory implements AsyncDisposable {
   private readonly config: Config
   private readonly log: Log
   private readonly folderProblem: string | undefined
-  private readonly files: StateFile[] = []
+  private readonly files = new Map<string, StateFile>()
   private readonly addresses: StateFile
   private keptAddresses: VirtualAddresses
   private nameProblem: string | undefined
@@ -140,20 +141,32 @@ export class Memory implements AsyncDisposable {
 
   /** What is live and what is remembered, and what is wrong with the files. */
   status(): StateStatus {
-    const problems = [
-      this.folderProblem,
-      this.nameProblem,
-      ...this.files.map((file) => file.problem()),
-    ]
     return {
       directory: this.config.state.directory,
       parts: [...this.catalogParts(), ...this.certificateParts()],
-      problems: problems.filter((problem) => problem !== undefined),
+      problems: this.problems().map(({ message }) => message),
     }
   }
 
+  /** What is not kept for the next run, and why. */
+  problems(): readonly Problem[] {
+    const { directory } = this.config.state
+    const unkept = [
+      { message: this.folderProblem, subject: directory },
+      ...[...this.files].map(([subject, file]) => ({ message: file.problem(), subject })),
+    ]
+    return [
+      ...unkept.flatMap(({ message, subject }) =>
+        message === undefined ? [] : new Problem('HM_STATE_NOT_KEPT', message, { subject }),
+      ),
+      ...(this.nameProblem === undefined
+        ? []
+        : [new Problem('HM_STATE_NODE_RENAMED', this.nameProblem)]),
+    ]
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const file of this.files) await file[Symbol.asyncDispose]()
+    for (const file of this.files.values()) await file[Symbol.asyncDispose]()
   }
 
   private catalogParts(): StatePart[] {
@@ -199,7 +212,7 @@ export class Memory implements AsyncDisposable {
       maxBytes,
       log: this.log,
     })
-    this.files.push(file)
+    this.files.set(name, file)
     return file
   }
 }

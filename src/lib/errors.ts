@@ -19,11 +19,12 @@ export class MeshError extends Error {
   }
 }
 
-/** The text of anything thrown: messages of the whole cause chain, outermost first. */
+/** The text of anything thrown: messages of the whole cause chain, outermost first, and none of them twice. */
 export function describeError(thrown: unknown): string {
   if (!(thrown instanceof Error)) return String(thrown)
-  const cause = thrown.cause === undefined ? '' : `: ${describeError(thrown.cause)}`
-  return `${thrown.message}${cause}`
+  if (thrown.cause === undefined) return thrown.message
+  const cause = describeError(thrown.cause)
+  return thrown.message.includes(cause) ? thrown.message : `${thrown.message}: ${cause}`
 }
 
 /** The machine-readable code of anything thrown (`HM_…`, or Node's `ECONNREFUSED`…), else `HM_INTERNAL`. */

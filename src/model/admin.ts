@@ -5,7 +5,6 @@
  * holds a private key, a token or payload. Fields are added in `/v1`, never renamed or removed.
  */
 
-import { formatDuration } from '../lib/duration.ts'
 import type { ResponseFlag } from './response-flag.ts'
 
 /** `/v1/status`: is this host well, and if not, why. */
@@ -15,8 +14,11 @@ export interface StatusDocument {
   readonly datacenter: string
   readonly pid: number
   readonly startedAt: string
+  /** Whether the host does all that it is there for: no problem `blocks`. Never true while it is not `serving`. */
   readonly ready: boolean
-  /** What is still waited for before the host is ready, in words; empty when ready. */
+  /** Whether it takes traffic: everything it needs for that has come, and it is not draining. */
+  readonly serving: boolean
+  /** What is still waited for before the host serves, in words; empty when it does. */
   readonly awaited: readonly string[]
   readonly draining: boolean
   readonly workers: readonly WorkerStatus[]
@@ -27,10 +29,23 @@ export interface StatusDocument {
   readonly dns: DnsStatus
   /** 0 before the first. */
   readonly snapshotVersion: number
-  /** What is wrong beside what the parts above say, one sentence each. */
-  readonly problems: readonly string[]
+  /** Everything that is wrong, that of the parts above too; empty when the host is well. */
+  readonly problems: readonly ProblemEntry[]
   /** What an operator should know though nothing is wrong, one sentence each; a daemon older than this field does not say. */
   readonly warnings?: readonly string[]
+}
+
+/** One thing that is wrong with the host; `docs/errors.md` has the codes. */
+export interface ProblemEntry {
+  readonly code: string
+  /** One sentence. */
+  readonly message: string
+  /** What to do next. */
+  readonly hint: string
+  /** Whether the host is not ready because of it. */
+  readonly blocks: boolean
+  /** When the daemon first saw it. */
+  readonly since: string
 }
 
 /** One data-plane thread. */
@@ -248,41 +263,4 @@ export interface AdminError {
     /** What the asker can do; absent when there is nothing. */
     readonly hint?: string
   }
-}
-
-/** Everything that is wrong with a host, each sentence with its subject; empty when it is well. */
-export function statusProblems(status: StatusDocument): readonly string[] {
-  const problems: string[] = []
-  if (status.draining) problems.push('The host is draining')
-  else if (!status.ready)
-    problems.push(`Not ready: waiting for ${status.awaited.join(', ') || 'the first snapshot'}`)
-  problems.push(...status.catalog.problems.map((problem) => `Catalog: ${problem}`))
-  problems.push(...status.certificates.problems.map((problem) => `Certificates: ${problem}`))
-  problems.push(...status.capture.problems.map((problem) => `Capture: ${problem}`))
-  problems.push(
-    ...status.state.parts.flatMap((part) => partProblem(part) ?? []),
-    ...status.state.problems.map((problem) => `State: ${problem}`),
-  )
-  if (status.capture.inSync === false && status.capture.problems.length === 0)
-    problems.push('Capture: the rules in the kernel are not the wanted ones')
-  for (const worker of status.workers) {
-    if (worker.state === 'stopped') problems.push(`Worker ${worker.id} is stopped`)
-  }
-  problems.push(...status.problems)
-  return problems
-}
-
-function partProblem({ part, state, remembered, ageMs }: StatePart): string | undefined {
-  if (state === 'live' || state === 'none') return undefined
-  const age = ageMs === null ? '' : `, last confirmed ${formatDuration(wholeSeconds(ageMs))} ago`
-  if (remembered === 0) return `State: ${part} are stale${age}`
-  const words =
-    state === 'stale'
-      ? 'remembered from an earlier run and stale'
-      : 'remembered from an earlier run'
-  return `State: ${remembered} ${part} are ${words}${age}`
-}
-
-function wholeSeconds(ms: number): number {
-  return Math.max(1, Math.round(ms / 1_000)) * 1_000
 }

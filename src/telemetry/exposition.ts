@@ -21,6 +21,9 @@ import type { TrafficTotal, WorkerTotals } from './totals.ts'
 /** What the control plane knows at the moment of a scrape. */
 export interface HostReading {
   readonly ready: boolean
+  readonly serving: boolean
+  /** How many problems of each code there are. */
+  readonly problems: ReadonlyMap<string, number>
   readonly snapshotVersion: number
   /** Wall clock; undefined before the first good answer. */
   readonly catalogLastSuccessMs: number | undefined
@@ -241,6 +244,8 @@ const collectors: Record<
       labels: { destination },
     })),
   ready: ({ host }) => single(Number(host.ready)),
+  serving: ({ host }) => single(Number(host.serving)),
+  problems: ({ host }) => [...host.problems].map(([code, value]) => ({ value, labels: { code } })),
   workers: ({ host }) => single(host.workersRunning),
   workerRestarts: ({ host }) => single(host.workerRestarts),
   eventLoopLag: ({ host, gauges }) => [

@@ -219,8 +219,20 @@ export const metrics = {
   ready: {
     name: 'hostmesh_ready',
     type: 'gauge',
+    help: '1 when this host does all that it is there for, else 0: a problem says why not',
+    labels: [],
+  },
+  serving: {
+    name: 'hostmesh_serving',
+    type: 'gauge',
     help: '1 when this host takes traffic, else 0 (starting or draining)',
     labels: [],
+  },
+  problems: {
+    name: 'hostmesh_problems',
+    type: 'gauge',
+    help: 'Problems of this host as hostmesh status shows them, by code; a code that it does not have is absent',
+    labels: ['code'],
   },
   workers: {
     name: 'hostmesh_workers',

@@ -14,6 +14,7 @@ import { facts } from '../unit/explain-fixtures.ts'
 import {
   certs,
   connections,
+  fromNow,
   hostmesh,
   peers,
   scriptedView,
@@ -22,6 +23,17 @@ import {
   temporaryDirectory,
   wellStatus,
 } from './admin-fixtures.ts'
+
+function waitingFor(name: string): StatusDocument {
+  const problem = {
+    code: 'HM_HOST_NOT_READY',
+    message: `Not ready: waiting for ${name}`,
+    hint: 'Wait',
+    blocks: true,
+    since: fromNow(-1_000),
+  }
+  return { ...wellStatus, ready: false, serving: false, awaited: [name], problems: [problem] }
+}
 
 function lines(text: string): string[] {
   return text.trimEnd().split('\n')
@@ -87,7 +99,23 @@ test('status of a host that is not well says every problem and exits 1', async (
       problems: ['the disk is full'],
     },
     workers: [{ id: 0, state: 'stopped', connections: 0, restarts: 9 }],
-    problems: ['Two services share a virtual address'],
+    ready: false,
+    problems: [
+      {
+        code: 'HM_CAPTURE_DRIFT',
+        message: 'The capture rules in the kernel are not the wanted ones',
+        hint: 'hostmesh capture show names the difference',
+        blocks: true,
+        since: fromNow(-240_000),
+      },
+      {
+        code: 'HM_CONSUL_UNREACHABLE',
+        message: 'Cannot reach the agent',
+        hint: 'Start it',
+        blocks: false,
+        since: fromNow(-720_000),
+      },
+    ],
   }
   await using server = await startScripted(scriptedView({ status: () => Promise.resolve(status) }))
   const { code, stdout } = await hostmesh(['status'], {
@@ -96,14 +124,14 @@ test('status of a host that is not well says every problem and exits 1', async (
   assert.equal(code, 1)
   const said = lines(stdout)
   assert.deepEqual(said.slice(said.indexOf('Problems:') + 1), [
-    '  Catalog: Cannot reach the agent',
-    '  State: 2 services are remembered from an earlier run and stale, last confirmed 2h ago',
-    '  State: 3 certificates are remembered from an earlier run, last confirmed 4m ago',
-    '  State: the disk is full',
-    '  Capture: the rules in the kernel are not the wanted ones',
-    '  Worker 0 is stopped',
-    '  Two services share a virtual address',
+    '  The capture rules in the kernel are not the wanted ones',
+    '    Next: hostmesh capture show names the difference',
+    '    HM_CAPTURE_DRIFT, for 4m',
+    '  Cannot reach the agent',
+    '    Next: Start it',
+    '    HM_CONSUL_UNREACHABLE, for 12m',
   ])
+  assert.match(stdout, /State +not well and not ready: it serves/)
   assert.match(stdout, /last answer 12m ago/)
   assert.match(
     stdout,
@@ -327,8 +355,7 @@ test('status --wait returns as soon as the host is well', async () => {
     scriptedView({
       status: () => {
         asked += 1
-        const ready = asked >= 3
-        return Promise.resolve({ ...wellStatus, ready, awaited: ready ? [] : ['roots'] })
+        return Promise.resolve(asked >= 3 ? wellStatus : waitingFor('roots'))
       },
     }),
   )
@@ -342,8 +369,7 @@ test('status --wait returns as soon as the host is well', async () => {
 test('status --wait gives up at its deadline: 1 for a host that is not well, 3 for no daemon', async () => {
   await using server = await startScripted(
     scriptedView({
-      status: () =>
-        Promise.resolve({ ...wellStatus, ready: false, awaited: ['the certificate of web'] }),
+      status: () => Promise.resolve(waitingFor('the certificate of web')),
     }),
   )
   const unwell = await hostmesh([

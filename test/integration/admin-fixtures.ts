@@ -32,6 +32,7 @@ export const wellStatus: StatusDocument = {
   pid: 4242,
   startedAt: fromNow(-3 * 3_600_000),
   ready: true,
+  serving: true,
   awaited: [],
   draining: false,
   workers: [

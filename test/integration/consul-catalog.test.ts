@@ -192,7 +192,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
     const seen: (readonly ListedService[])[] = []
     world.catalog.watchServiceList((services) => seen.push(services), listed('db', 'web'))
     await eventually('problem', () =>
-      world.catalog.health().problems.find((text) => text.includes('not even itself')),
+      world.catalog.health().problems.find(({ message }) => message.includes('not even itself')),
     )
     assert.deepEqual(seen, [])
   })
@@ -256,9 +256,9 @@ describe('the Consul catalog', { concurrency: true }, () => {
     world.agent.answer(HEALTH, indexed(7, instances(1)))
     world.agent.always(HEALTH, () => indexed(8, []))
     const problem = await eventually('problem', () =>
-      world.catalog.health().problems.find((text) => text.includes('lost service:read')),
+      world.catalog.health().problems.find(({ message }) => message.includes('lost service:read')),
     )
-    assert.match(problem, /instances of db/)
+    assert.match(problem.message, /instances of db/)
     assert.deepEqual(counts, [1])
   })
 
@@ -269,7 +269,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
     world.agent.answer(HEALTH, indexed(7, instances(1)))
     world.catalog.watchService('db', (service) => seen.push(service))
     await eventually('problem', () =>
-      world.catalog.health().problems.some((text) => text.includes('datacenter "dc1"')),
+      world.catalog.health().problems.some(({ message }) => message.includes('datacenter "dc1"')),
     )
     assert.equal(seen.length, 0)
   })
@@ -360,7 +360,9 @@ describe('the Consul catalog', { concurrency: true }, () => {
       await eventually('read', () => world.agent.requestsFor(MATCH).length > before)
     }
     await eventually('problem', () =>
-      world.catalog.health().problems.some((text) => text.startsWith('Intentions for db')),
+      world.catalog
+        .health()
+        .problems.some(({ message }) => message.startsWith('Intentions for db')),
     )
     assert.equal(seen.length, 1)
   })
@@ -475,7 +477,10 @@ describe('the Consul catalog', { concurrency: true }, () => {
     for (const name of ['a', 'b', 'c']) catalog.watchService(name, () => undefined)
     await eventually('problems', () => catalog.health().problems.length > 0)
     assert.equal(catalog.health().problems.length, 1)
-    assert.match(catalog.health().problems[0] ?? '', /Cannot reach Consul at http:\/\/127.0.0.1:1/)
+    assert.match(
+      catalog.health().problems[0]?.message ?? '',
+      /Cannot reach Consul at http:\/\/127.0.0.1:1/,
+    )
     assert.equal(catalog.health().lastGoodAtMs, undefined)
     await assert.rejects(catalog.readAgentSelf(), /Cannot reach Consul/)
   })

@@ -185,7 +185,9 @@ describe('a service whose chain leads elsewhere', { concurrency: true }, () => {
     await eventually('service', () => world.seen[0], 1_500)
     assert.deepEqual(world.keys(), ['n1/db 0'])
     await eventually('problem', () =>
-      world.catalog.health().problems.find((text) => text.includes('No path to datacenter')),
+      world.catalog
+        .health()
+        .problems.find(({ message }) => message.includes('No path to datacenter')),
     )
   })
 
@@ -212,7 +214,9 @@ describe('a service whose chain leads elsewhere', { concurrency: true }, () => {
     await eventually('both', () => world.keys().length === 2)
     isCut = true
     await eventually('problem', () =>
-      world.catalog.health().problems.some((text) => text.includes('No path to datacenter')),
+      world.catalog
+        .health()
+        .problems.some(({ message }) => message.includes('No path to datacenter')),
     )
     near = [instance('n1'), instance('n2')]
     await eventually('news of our own', () => world.keys().length === 3, 15_000)
@@ -267,7 +271,9 @@ describe('a service whose chain leads elsewhere', { concurrency: true }, () => {
     await eventually('problem', () =>
       world.catalog
         .health()
-        .problems.find((text) => text.includes('Cannot follow the discovery chain of db')),
+        .problems.find(({ message }) =>
+          message.includes('Cannot follow the discovery chain of db'),
+        ),
     )
     assert.deepEqual(world.keys(), ['n1/db 0'])
   })

@@ -188,8 +188,8 @@ function keyOf(line: string): string {
 }
 
 async function problemsOf(mesh: Mesh<Consul>, host: string): Promise<readonly string[]> {
-  const { catalog, certificates, problems, awaited } = await mesh.host(host).daemon.status()
-  return [...catalog.problems, ...certificates.problems, ...problems, ...awaited]
+  const { problems, awaited } = await mesh.host(host).daemon.status()
+  return [...problems.map(({ message }) => message), ...awaited]
 }
 
 async function serialOf(mesh: Mesh<Consul>, host: string): Promise<string | undefined> {

@@ -9,6 +9,7 @@ import type {
   ListedService,
   Watch,
 } from '../../src/controlplane/catalog/catalog.ts'
+import type { Problem } from '../../src/model/problem.ts'
 import type { LocalService } from '../../src/model/service.ts'
 
 /** A catalog that answers when told to, and knows which watches are open. */
@@ -63,7 +64,7 @@ export class HandCatalog implements Catalog {
 
   async register(): Promise<void> {}
   async deregister(): Promise<void> {}
-  health(): { lastGoodAtMs: undefined; problems: readonly string[] } {
+  health(): { lastGoodAtMs: undefined; problems: readonly Problem[] } {
     return { lastGoodAtMs: undefined, problems: [] }
   }
   async [Symbol.asyncDispose](): Promise<void> {}

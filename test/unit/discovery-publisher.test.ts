@@ -122,7 +122,7 @@ test('no more than the limit is followed; what is needed comes first and what is
   catalog.giveNames(listed)
   assert.equal(catalog.services.size, MAX_WATCHED_SERVICES)
   assert.ok(catalog.services.has('zz-own') && catalog.services.has('zz-upstream'))
-  assert.match(set.problems()[0] ?? '', /^7 services are not followed/)
+  assert.match(set.problems()[0]?.message ?? '', /^7 services are not followed/)
   const open = new Set(catalog.services.keys())
   catalog.giveNames(['a-newcomer', ...listed])
   assert.deepEqual(new Set(catalog.services.keys()), open)
@@ -268,7 +268,7 @@ test('a full range is a problem that says so', async () => {
   for (const name of ['a', 'b', 'c']) catalog.give(service(name))
   await eventually(() => assert.equal(deltas.length, 1))
   assert.match(
-    discovery.problems()[0] ?? '',
+    discovery.problems()[0]?.message ?? '',
     /^No virtual address of each kind for [abc]: one of 10\.99\.0\.0\/30 is full$/,
   )
 })
@@ -285,7 +285,7 @@ test('a problem of a service is reported while it lasts', async () => {
   await using _ = discovery
   catalog.give(service('db', { connectTimeoutMs: -1 }))
   await eventually(() => assert.equal(deltas.length, 1))
-  assert.match(discovery.problems()[0] ?? '', /db has no usable connect timeout/)
+  assert.match(discovery.problems()[0]?.message ?? '', /db has no usable connect timeout/)
   catalog.give(service('db', { connectTimeoutMs: 9 }))
   await eventually(() => assert.equal(deltas.length, 2))
   assert.deepEqual(discovery.problems(), [])

@@ -114,7 +114,7 @@ test('a file that vanishes and returns unchanged is well again', async () => {
   writeFileSync(path, db('10.0.0.1'))
   await using catalog = createFileCatalog({ path, node: 'a' }, silentLog)
   renameSync(path, `${path}.away`)
-  await eventually(() => assert.match(catalog.health().problems[0] ?? '', /no such file/))
+  await eventually(() => assert.match(catalog.health().problems[0]?.message ?? '', /no such file/))
   renameSync(`${path}.away`, path)
   await eventually(() => assert.deepEqual(catalog.health().problems, []))
 })
@@ -190,7 +190,7 @@ test('a file that breaks changes nothing, is named with line and column, and is 
   assert.equal(answers.length, 1)
 
   unlinkSync(path)
-  await eventually(() => assert.match(catalog.health().problems[0] ?? '', /no such file/))
+  await eventually(() => assert.match(catalog.health().problems[0]?.message ?? '', /no such file/))
   const goodAt = catalog.health().lastGoodAtMs
   assert.equal(answers.length, 1)
 
@@ -208,7 +208,9 @@ test('an emptied file does not empty the mesh', async () => {
   catalog.watchService('db', (service) => answers.push(service))
   await eventually(() => assert.equal(answers.length, 1))
   writeFileSync(path, '')
-  await eventually(() => assert.match(catalog.health().problems[0] ?? '', /The file is empty/))
+  await eventually(() =>
+    assert.match(catalog.health().problems[0]?.message ?? '', /The file is empty/),
+  )
   assert.equal(answers.length, 1)
 })
 
@@ -294,11 +296,14 @@ test('a service of this host that the file lacks, or has at another port, is nam
   )
   assert.equal(catalog.health().problems.length, 1)
   assert.match(
-    catalog.health().problems[0] ?? '',
+    catalog.health().problems[0]?.message ?? '',
     /web of this host .* no instance with Node host-0 and ID web/,
   )
   await catalog.register([local('db')], 20_000)
-  assert.match(catalog.health().problems[0] ?? '', /Port 15443 .* the tunnel port is 20000/)
+  assert.match(
+    catalog.health().problems[0]?.message ?? '',
+    /Port 15443 .* the tunnel port is 20000/,
+  )
   await catalog.deregister()
   assert.deepEqual(catalog.health().problems, [])
 })

@@ -12,6 +12,7 @@ import {
 import { readLeaf } from '../../src/controlplane/identity/x509.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import type { Leaf, TrustBundle } from '../../src/model/certificate.ts'
+import type { Problem } from '../../src/model/problem.ts'
 import { HOUR_MS, makeAuthority, makeLeaf, type TestAuthority } from './identity-fixtures.ts'
 import { FakeDisk } from './remembered-fixtures.ts'
 
@@ -27,7 +28,7 @@ class ScriptedSource implements CertificateSource {
     this.giveRoots = onRoots
     return { close: () => undefined }
   }
-  problems(): readonly string[] {
+  problems(): readonly Problem[] {
     return []
   }
   async [Symbol.asyncDispose](): Promise<void> {}

@@ -112,6 +112,8 @@ function checkHistogram(family: Family): void {
 
 const quietHost: HostReading = {
   ready: false,
+  serving: false,
+  problems: new Map(),
   snapshotVersion: 0,
   catalogLastSuccessMs: undefined,
   state: { parts: [], problems: [] },
@@ -172,6 +174,7 @@ test('every metric of the table is in the text, with its type, its help and no o
   traffic.opened(traffic.row('source', 'web', 'db'))
   const text = await createExposition(
     source(totals, {
+      problems: new Map([['HM_HOST_NOT_READY', 1]]),
       catalogLastSuccessMs: 1,
       state: { parts: [{ part: 'services', remembered: 1 }], problems: [] },
       consulLastContactMs: 1,
@@ -227,6 +230,8 @@ test('counts appear under the labels they were counted with', async () => {
     await createExposition(
       source(totals, {
         ready: true,
+        serving: true,
+        problems: new Map([['HM_CONFIG_INVALID', 2]]),
         snapshotVersion: 17,
         catalogLastSuccessMs: 1_700_000_000_500,
         state: {
@@ -279,6 +284,8 @@ test('counts appear under the labels they were counted with', async () => {
     ['hostmesh_snapshot_version', {}, 17],
     ['hostmesh_capture_rules_in_sync', {}, 0],
     ['hostmesh_ready', {}, 1],
+    ['hostmesh_serving', {}, 1],
+    ['hostmesh_problems', { code: 'HM_CONFIG_INVALID' }, 2],
     ['hostmesh_workers', {}, 2],
     ['hostmesh_worker_restarts_total', {}, 1],
     ['hostmesh_build_info', { version: '1.2.3', node_version: process.version }, 1],
@@ -305,6 +312,8 @@ test('what is not known has no sample instead of a zero', async () => {
   assert.deepEqual(families.get('hostmesh_consul_last_contact_seconds')?.samples, [])
   assert.deepEqual(families.get('hostmesh_capture_rules_in_sync')?.samples, [])
   assert.equal(value(families, 'hostmesh_ready'), 0)
+  assert.equal(value(families, 'hostmesh_serving'), 0)
+  assert.deepEqual(families.get('hostmesh_problems')?.samples, [])
 })
 
 test('names with quotes, backslashes and newlines cannot break out of their label', async () => {

@@ -11,6 +11,7 @@ import { sleep } from '../../lib/abort.ts'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import { type Log, silentLog } from '../../lib/log.ts'
 import type { SocketAddress } from '../../model/address.ts'
+import { Problem } from '../../model/problem.ts'
 import { createCommandRunner, type RunCommand } from './command.ts'
 import type { SetMembers } from './ipset.ts'
 import { nextSetName, renderCreate, renderReplace, renderUpdate, setMembers } from './ipset.ts'
@@ -79,7 +80,7 @@ export interface CaptureState {
   readonly instances: Record<Family, number | undefined>
   /** How often the rules were found changed by others, and applied again, since apply(). */
   readonly repairs: number
-  readonly problems: readonly string[]
+  readonly problems: readonly Problem[]
 }
 
 /** What clear() did. */
@@ -108,8 +109,8 @@ export interface Capture extends AsyncDisposable {
   clear(): Promise<ClearReport>
   /** What is in the kernel, compared with the plan given or else the one applied by this process. */
   show(plan?: CapturePlan): Promise<CaptureState>
-  /** What does not work now, one sentence each; empty when all is well. */
-  problems(): readonly string[]
+  /** What does not work now; empty when all is well. */
+  problems(): readonly Problem[]
   /** The plan as it was last applied: users by number, without what does not exist; undefined before. */
   plan(): CapturePlan | undefined
 }
@@ -147,8 +148,8 @@ class KernelCapture implements Capture {
   #applied = false
   #wanted: SetMembersByFamily | undefined
   #synced: Partial<Record<Family, SetMembers>> = {}
-  #routeProblems: readonly string[] = []
-  #upkeepProblem: string | undefined
+  #routeProblems: readonly Problem[] = []
+  #upkeepProblem: Problem | undefined
   #repairs = 0
   #upkeep: Upkeep | undefined
 
@@ -236,7 +237,7 @@ class KernelCapture implements Capture {
     return this.#resolved?.plan
   }
 
-  problems(): readonly string[] {
+  problems(): readonly Problem[] {
     const upkeep = this.#upkeepProblem === undefined ? [] : [this.#upkeepProblem]
     return [...(this.#resolved?.problems ?? []), ...this.#routeProblems, ...upkeep]
   }
@@ -322,11 +323,12 @@ class KernelCapture implements Capture {
   }
 
   async #ensureRoutes(plan: CapturePlan): Promise<void> {
-    const problems: string[] = []
+    const problems: Problem[] = []
     for (const family of activeFamilies()) {
       const range = family === 'v4' ? plan.virtualRange : plan.virtualRange6
       const problem = await ensureRoute(this.#run, family, range).catch(describeError)
-      if (problem !== undefined) problems.push(problem)
+      if (problem !== undefined)
+        problems.push(new Problem('HM_CAPTURE_ROUTE_MISSING', problem, { subject: family }))
     }
     this.#routeProblems = problems
   }
@@ -502,8 +504,9 @@ class KernelCapture implements Capture {
       }
       this.#upkeepProblem = undefined
     } catch (error) {
-      this.#upkeepProblem = `Capture rules could not be kept in place: ${describeError(error)}`
-      this.#log.error(this.#upkeepProblem, { code: errorCode(error) })
+      const message = `Capture rules could not be kept in place: ${describeError(error)}`
+      this.#upkeepProblem = Problem.of(error, 'HM_CAPTURE_FAILED', { message })
+      this.#log.error(message, { code: errorCode(error) })
     }
     return isDue
   }

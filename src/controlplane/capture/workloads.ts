@@ -9,14 +9,15 @@
 import { readFile, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { MeshError } from '../../lib/errors.ts'
+import { Problem } from '../../model/problem.ts'
 import type { RunCommand } from './command.ts'
 import type { CapturePlan, CaptureWorkload } from './rules.ts'
 
 /** What of a plan can be applied now. */
 export interface ResolvedPlan {
   readonly plan: CapturePlan
-  /** What was left out and why, one sentence each. */
-  readonly problems: readonly string[]
+  /** What was left out and why. */
+  readonly problems: readonly Problem[]
   /** Cgroup paths that exist, with what tells a new cgroup from its predecessor. */
   readonly cgroupIds: ReadonlyMap<string, string>
 }
@@ -40,13 +41,19 @@ export async function resolvePlan(
   run: RunCommand,
   cgroupRoot: string | undefined,
 ): Promise<ResolvedPlan> {
-  const problems: string[] = []
+  const problems: Problem[] = []
   const cgroupIds = new Map<string, string>()
   const workloads: CaptureWorkload[] = []
   for (const workload of plan.workloads) {
     const { selector } = workload
     const left = (why: string): number =>
-      problems.push(`Connections of ${describe(workload)} are not captured: ${why}`)
+      problems.push(
+        new Problem(
+          'HM_CAPTURE_WORKLOAD_MISSING',
+          `Connections of ${describe(workload)} are not captured: ${why}`,
+          { subject: describe(workload) },
+        ),
+      )
     if (selector.kind === 'sourceAddress') {
       workloads.push(workload)
     } else if (selector.kind === 'user') {

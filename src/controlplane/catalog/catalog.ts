@@ -7,6 +7,7 @@
  */
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { DefaultPolicy, Intention } from '../../model/intention.ts'
+import type { Problem } from '../../model/problem.ts'
 import type { LocalService } from '../../model/service.ts'
 
 /**
@@ -42,8 +43,8 @@ export interface CatalogPolicy {
 export interface CatalogHealth {
   /** Monotonic milliseconds of the last good answer of any kind; undefined before the first. */
   readonly lastGoodAtMs: number | undefined
-  /** What is wrong now; empty when nothing is. One sentence each. */
-  readonly problems: readonly string[]
+  /** What is wrong now; empty when nothing is. */
+  readonly problems: readonly Problem[]
   /** How long ago the server that answers had last heard from its leader; undefined where there is none. */
   readonly lastContactMs?: number | undefined
 }

@@ -8,6 +8,7 @@
 import { z } from 'zod'
 import { type Clock, systemClock } from '../../lib/clock.ts'
 import type { StateFile } from '../../lib/state-file.ts'
+import { Problem } from '../../model/problem.ts'
 import type {
   Catalog,
   CatalogHealth,
@@ -218,7 +219,12 @@ class Memory implements RememberedCatalog {
     const health = this.#inner.health()
     const problems = [...health.problems]
     if (this.#leftOut > 0)
-      problems.push(`${this.#leftOut} services are too large to be kept for a restart`)
+      problems.push(
+        new Problem(
+          'HM_CATALOG_TOO_LARGE',
+          `${this.#leftOut} services are too large to be kept for a restart`,
+        ),
+      )
     if (this.#hasAnswered || this.#confirmedAtMs === undefined) return { ...health, problems }
     const ageMs = Math.max(0, this.#clock.wallMs() - this.#confirmedAtMs)
     return { lastGoodAtMs: this.#clock.monotonicMs() - ageMs, problems }

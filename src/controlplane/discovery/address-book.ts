@@ -8,6 +8,7 @@
  */
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import { type Cidr, formatCidr } from '../../model/cidr.ts'
+import { Problem } from '../../model/problem.ts'
 import type { CatalogService } from '../catalog/catalog.ts'
 import { assignVirtualAddresses, type VirtualAddresses } from './virtual-addresses.ts'
 
@@ -86,8 +87,8 @@ export class AddressBook {
     this.#changed()
   }
 
-  /** What is wrong, one sentence each: services that found no room. */
-  problems(followed: ReadonlyMap<string, CatalogService>): string[] {
+  /** Services that found no room. */
+  problems(followed: ReadonlyMap<string, CatalogService>): Problem[] {
     const homeless = [...this.#names].filter(
       (name) => followed.has(name) && (this.#assigned.get(name)?.length ?? 0) < this.#ranges.length,
     )
@@ -95,7 +96,10 @@ export class AddressBook {
     const ranges = this.#ranges.map(formatCidr).join(', ')
     const more = homeless.length > 5 ? ` and ${homeless.length - 5} more` : ''
     return [
-      `No virtual address of each kind for ${homeless.slice(0, 5).join(', ')}${more}: one of ${ranges} is full`,
+      new Problem(
+        'HM_VIRTUAL_RANGE_FULL',
+        `No virtual address of each kind for ${homeless.slice(0, 5).join(', ')}${more}: one of ${ranges} is full`,
+      ),
     ]
   }
 

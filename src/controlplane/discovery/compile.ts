@@ -40,6 +40,7 @@ export interface CompileInput {
 /** What is wrong with one service. */
 export interface ServiceProblem {
   readonly service: string
+  readonly code: 'HM_CATALOG_ENTRY_UNUSABLE' | 'HM_VIRTUAL_ADDRESS_CONFLICT'
   /** One sentence. */
   readonly message: string
 }
@@ -136,7 +137,9 @@ function compileService(
   )
     return previous
   const problems: ServiceProblem[] = []
-  const compiled = toMeshService(given, (message) => problems.push({ service: name, message }))
+  const compiled = toMeshService(given, (message) =>
+    problems.push({ service: name, code: 'HM_CATALOG_ENTRY_UNUSABLE', message }),
+  )
   const before = previous?.service
   // A service that broke keeps its instances, but never an address that is another's by now.
   const service = compiled ?? (before === undefined ? undefined : { ...before, virtualIps })
@@ -258,6 +261,7 @@ function shareVirtualIps(input: CompileInput, previous: Snapshot): SharedAddress
       if (ownerByIp.get(ip) !== name)
         problems.push({
           service: name,
+          code: 'HM_VIRTUAL_ADDRESS_CONFLICT',
           message: `Virtual address ${ip} of service ${name} belongs to service ${ownerByIp.get(ip)}; ${name} does not get it`,
         })
   }

@@ -9,6 +9,7 @@ import { MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import { type Cidr, parseCidr } from '../../model/cidr.ts'
+import { Problem } from '../../model/problem.ts'
 import type { LocalService } from '../../model/service.ts'
 import {
   diffSnapshots,
@@ -62,8 +63,8 @@ export type Publish = (delta: SnapshotDelta, snapshot: Snapshot) => void
 export interface Discovery extends AsyncDisposable {
   /** The newest snapshot; the empty one before the first answers. */
   current(): Snapshot
-  /** What is wrong with what the catalog says, one sentence each; empty when nothing is. */
-  problems(): readonly string[]
+  /** What is wrong with what the catalog says; empty when nothing is. */
+  problems(): readonly Problem[]
   /** What an operator should know though nothing is wrong, one sentence each. */
   warnings(): readonly string[]
   /** What has had no first answer yet: services, `policies`. Empty once this host knows what it needs. */
@@ -115,7 +116,7 @@ class RunningDiscovery implements Discovery {
   } = { of: undefined, names: new Set() }
   #timer: NodeJS.Timeout | undefined
   #arePoliciesAwaited: boolean
-  #loggedProblems = new Set<string>()
+  #loggedWarnings = new Set<string>()
 
   constructor(options: DiscoveryOptions, publish: Publish) {
     this.#options = options
@@ -147,10 +148,12 @@ class RunningDiscovery implements Discovery {
     return this.#compiled.snapshot
   }
 
-  problems(): readonly string[] {
+  problems(): readonly Problem[] {
     return [
       ...this.#watchSet.problems(),
-      ...this.#compiled.problems.map((problem) => problem.message),
+      ...this.#compiled.problems.map(
+        ({ service, code, message }) => new Problem(code, message, { subject: service }),
+      ),
       ...this.#addresses.problems(this.#watchSet.services),
     ]
   }
@@ -282,18 +285,18 @@ class RunningDiscovery implements Discovery {
       },
       this.#compiled,
     )
-    this.#logProblems()
+    this.#logWarnings()
     const { snapshot } = this.#compiled
     if (snapshot !== before) this.#publish(diffSnapshots(before, snapshot), snapshot)
     this.#lookAgain()
   }
 
-  /** Logs each problem and warning once, when it appears. */
-  #logProblems(): void {
-    const now = new Set([...this.problems(), ...this.warnings()])
-    for (const problem of now)
-      if (!this.#loggedProblems.has(problem)) this.#options.log.warn(problem)
-    this.#loggedProblems = now
+  /** Logs each warning once, when it appears; problems are the daemon's to log. */
+  #logWarnings(): void {
+    const now = new Set(this.warnings())
+    for (const warning of now)
+      if (!this.#loggedWarnings.has(warning)) this.#options.log.warn(warning)
+    this.#loggedWarnings = now
   }
 }
 

@@ -8,6 +8,7 @@
  * ```
  */
 import { type Clock, systemClock } from '../../lib/clock.ts'
+import { Problem } from '../../model/problem.ts'
 import type { LocalService } from '../../model/service.ts'
 import type { Catalog, CatalogService, ListedService, Watch } from '../catalog/catalog.ts'
 
@@ -41,7 +42,7 @@ export interface WatchSet {
   /** Services this host needs that have no answer yet, and the list of services in mode `all` before the first. */
   awaited(): readonly string[]
   /** One sentence each; empty when every wanted service is watched. */
-  problems(): readonly string[]
+  problems(): readonly Problem[]
   close(): void
 }
 
@@ -156,11 +157,15 @@ class OpenWatchSet implements WatchSet {
     ]
   }
 
-  problems(): readonly string[] {
+  problems(): readonly Problem[] {
     return this.#unwatched === 0
       ? []
       : [
-          `${this.#unwatched} services are not followed: at most ${MAX_WATCHED_SERVICES} are; use watch: on-demand`,
+          new Problem(
+            'HM_CATALOG_TOO_LARGE',
+            `${this.#unwatched} services are not followed: at most ${MAX_WATCHED_SERVICES} are; use watch: on-demand`,
+            { subject: 'followed' },
+          ),
         ]
   }
 

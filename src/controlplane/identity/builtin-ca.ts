@@ -20,6 +20,7 @@ import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
 import { readTextFile } from '../../lib/read-text-file.ts'
 import type { TrustBundle } from '../../model/certificate.ts'
+import { Problem } from '../../model/problem.ts'
 import { CaClient, type CaTrust, type HostCredential } from './ca-client.ts'
 import { type CaBundle, fingerprintOf } from './ca-protocol.ts'
 import { CertificateBoard } from './certificate-board.ts'
@@ -78,7 +79,7 @@ interface Wanted {
   failures: number
   /** Monotonic. */
   tryAtMs: number
-  problem: string | undefined
+  problem: Problem | undefined
   isAlarmed: boolean
 }
 
@@ -122,9 +123,9 @@ class BuiltinSource implements CertificateSource {
   private memberFailures = 0
   private memberTryAtMs = 0
   /** What is wrong with the way to the CA, and with being a member. */
-  private reachProblem: string | undefined
-  private memberProblem: string | undefined
-  private storeProblem: string | undefined
+  private reachProblem: Problem | undefined
+  private memberProblem: Problem | undefined
+  private storeProblem: Problem | undefined
 
   constructor(options: BuiltinSourceOptions) {
     const { log, clock = systemClock, random = systemRandom, datacenter } = options
@@ -186,8 +187,11 @@ class BuiltinSource implements CertificateSource {
     return this.board.watchRoots(onRoots)
   }
 
-  problems(): readonly string[] {
-    const refused = [...this.wanted.values()].flatMap(({ problem }) => problem ?? [])
+  problems(): readonly Problem[] {
+    // One that is good for long again, such as after a clock went back, was refused nothing that matters.
+    const refused = [...this.wanted.values()].flatMap((entry) =>
+      entry.problem !== undefined && this.isWanting(entry) ? entry.problem : [],
+    )
     return [
       ...(this.reachProblem === undefined ? [] : [this.reachProblem]),
       ...(this.memberProblem === undefined ? [] : [this.memberProblem]),
@@ -344,7 +348,11 @@ class BuiltinSource implements CertificateSource {
   }
 
   private isDue(entry: Wanted): boolean {
-    if (this.clock.monotonicMs() < entry.tryAtMs) return false
+    return this.clock.monotonicMs() >= entry.tryAtMs && this.isWanting(entry)
+  }
+
+  /** Whether a service needs another certificate than the one it has. */
+  private isWanting(entry: Wanted): boolean {
     if (entry.held === undefined) return true
     const { state, dueAtMs } = this.renewalOf(entry.held)
     if (state === 'notYetValid') return false
@@ -476,9 +484,8 @@ class BuiltinSource implements CertificateSource {
       entry.tryAtMs =
         this.clock.monotonicMs() + backoffMs(entry.failures, REFUSED_BACKOFF, this.random)
       entry.failures += 1
-      const problem = `No new certificate for ${service}: ${describeError(thrown)}`
-      if (entry.problem !== problem) this.log.warn(problem)
-      entry.problem = problem
+      const message = `No new certificate for ${service}: ${describeError(thrown)}`
+      entry.problem = Problem.of(thrown, 'HM_CERT_NOT_ISSUED', { message, subject: service })
     }
     return undefined
   }
@@ -505,9 +512,11 @@ class BuiltinSource implements CertificateSource {
       write()
       this.storeProblem = undefined
     } catch (thrown) {
-      const problem = describeError(thrown)
+      const problem = Problem.of(thrown, 'HM_CERT_NOT_KEPT')
       if (this.storeProblem === undefined)
-        this.log.error('Certificates cannot be kept: a restart would need the CA', { problem })
+        this.log.error('Certificates cannot be kept: a restart would need the CA', {
+          problem: problem.message,
+        })
       this.storeProblem = problem
     }
   }
@@ -577,10 +586,10 @@ class BuiltinSource implements CertificateSource {
     this.tryAtMs =
       this.clock.monotonicMs() + backoffMs(this.failures, UNREACHABLE_BACKOFF, this.random)
     this.failures += 1
-    const problem = describeError(thrown)
+    const problem = Problem.of(thrown, 'HM_CERT_NOT_ISSUED')
     if (this.reachProblem === undefined)
       this.log.warn('The CA does not answer; what is there stays in use until it ends', {
-        problem,
+        problem: problem.message,
       })
     this.reachProblem = problem
   }
@@ -615,9 +624,11 @@ class BuiltinSource implements CertificateSource {
     this.memberTryAtMs =
       this.clock.monotonicMs() + backoffMs(this.memberFailures, REFUSED_BACKOFF, this.random)
     this.memberFailures += 1
-    const problem = describeError(thrown)
-    if (this.memberProblem !== problem)
-      this.log.warn('This host is not a member of the mesh, or not for long', { problem })
+    const problem = Problem.of(thrown, 'HM_CERT_NOT_ISSUED', { subject: 'this host' })
+    if (this.memberProblem?.message !== problem.message)
+      this.log.warn('This host is not a member of the mesh, or not for long', {
+        problem: problem.message,
+      })
     this.memberProblem = problem
     // What we have stays: the refusal may be that of an impostor, or of a CA that is put right again.
     if (['HM_CA_HOST_REFUSED', 'HM_CA_UNTRUSTED'].includes(errorCode(thrown))) this.isRefused = true
@@ -687,7 +698,7 @@ class BuiltinSource implements CertificateSource {
     return state === 'overdue' || state === 'expired'
   }
 
-  private hostProblem(): readonly string[] {
+  private hostProblem(): readonly Problem[] {
     if (this.host === undefined) return []
     const { state } = this.renewalOf(this.host)
     if (state === 'fresh' || state === 'due') return []
@@ -698,7 +709,11 @@ class BuiltinSource implements CertificateSource {
       notYetValid: 'does not hold yet',
     }
     return [
-      `The certificate of this host ${says[state]}: it is valid from ${validFromDate.toISOString()} to ${validToDate.toISOString()}, and the clock of this host says ${new Date(this.clock.wallMs()).toISOString()}`,
+      new Problem(
+        state === 'overdue' ? 'HM_CERT_NOT_RENEWED' : 'HM_CERT_ENDED',
+        `The certificate of this host ${says[state]}: it is valid from ${validFromDate.toISOString()} to ${validToDate.toISOString()}, and the clock of this host says ${new Date(this.clock.wallMs()).toISOString()}`,
+        { subject: 'this host' },
+      ),
     ]
   }
 }

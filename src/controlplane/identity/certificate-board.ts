@@ -7,10 +7,10 @@
  * is refused, every few seconds (a clock may be put right).
  */
 import type { Clock } from '../../lib/clock.ts'
-import { describeError, errorCode } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import type { Leaf, TrustBundle } from '../../model/certificate.ts'
+import { Problem } from '../../model/problem.ts'
 import type { CertificateWatch } from './certificate-source.ts'
 import { type LeafCandidate, readLeaf } from './x509.ts'
 
@@ -36,11 +36,6 @@ interface ServiceEntry {
   isRefused: boolean
   leaf: Leaf | undefined
   readonly subscriptions: Set<Subscription>
-}
-
-interface Problem {
-  readonly code: string
-  readonly text: string
 }
 
 /** Never the name of a service: those have no spaces. */
@@ -125,14 +120,14 @@ export class CertificateBoard implements Disposable {
     this.problemBySubject.delete(service)
   }
 
-  /** One sentence for each thing that is wrong now. */
-  problems(): readonly string[] {
+  /** Everything that is wrong now. */
+  problems(): readonly Problem[] {
     const nowMs = this.options.clock.wallMs()
     const ending = [...this.entryByService].flatMap(([service, { leaf }]) => {
       if (leaf === undefined) return []
       return this.endingProblem(service, leaf, nowMs) ?? []
     })
-    return [...[...this.problemBySubject.values()].map((problem) => problem.text), ...ending]
+    return [...this.problemBySubject.values(), ...ending]
   }
 
   [Symbol.dispose](): void {
@@ -141,15 +136,25 @@ export class CertificateBoard implements Disposable {
     this.rootSubscriptions.clear()
   }
 
-  private endingProblem(service: string, leaf: Leaf, nowMs: number): string | undefined {
+  private endingProblem(service: string, leaf: Leaf, nowMs: number): Problem | undefined {
     // What is said of the newest offer says the same or more.
     if (this.problemBySubject.get(service)?.code === 'HM_CERT_EXPIRED') return undefined
     const leftMs = leaf.notAfterMs - nowMs
     const end = new Date(leaf.notAfterMs).toISOString()
-    if (leftMs <= 0) return `The certificate of ${service} expired at ${end}: peers refuse it`
+    const details = { subject: service }
+    if (leftMs <= 0)
+      return new Problem(
+        'HM_CERT_ENDED',
+        `The certificate of ${service} expired at ${end}: peers refuse it`,
+        details,
+      )
     if (leftMs > (leaf.notAfterMs - leaf.notBeforeMs) * this.options.renewalOverdueShare)
       return undefined
-    return `The certificate of ${service} ends at ${end} and has not been renewed`
+    return new Problem(
+      'HM_CERT_NOT_RENEWED',
+      `The certificate of ${service} ends at ${end} and has not been renewed`,
+      details,
+    )
   }
 
   private recheck(): void {
@@ -199,12 +204,12 @@ export class CertificateBoard implements Disposable {
   }
 
   private setProblem(subject: string, thrown: unknown): void {
-    const problem: Problem = { code: errorCode(thrown), text: describeError(thrown) }
+    const problem = Problem.of(thrown, 'HM_CERT_REFUSED', { subject })
     // Some texts contain the time; another kind of failure is worth another line.
     if (this.problemBySubject.get(subject)?.code !== problem.code)
       this.options.log.warn('Certificate refused; the last good one stays', {
         subject,
-        problem: problem.text,
+        problem: problem.message,
       })
     this.problemBySubject.set(subject, problem)
   }

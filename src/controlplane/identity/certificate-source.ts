@@ -3,6 +3,7 @@
  * `builtin-ca.ts` (files written by `hostmesh ca issue`) satisfy it.
  */
 import type { Leaf, TrustBundle } from '../../model/certificate.ts'
+import type { Problem } from '../../model/problem.ts'
 
 /** A running watch; closing it stops its calls. */
 export interface CertificateWatch {
@@ -17,6 +18,6 @@ export interface CertificateSource extends AsyncDisposable {
   watchLeaf(service: string, onLeaf: (leaf: Leaf) => void): CertificateWatch
   /** Follows the roots. */
   watchRoots(onRoots: (bundle: TrustBundle) => void): CertificateWatch
-  /** What is wrong now, one sentence each; empty when nothing is. */
-  problems(): readonly string[]
+  /** What is wrong now; empty when nothing is. */
+  problems(): readonly Problem[]
 }

@@ -35,6 +35,8 @@ export interface FollowHealth {
   readonly lastGoodAtMs: number | undefined
   /** What is wrong now, one sentence; undefined when nothing is. */
   readonly problem: string | undefined
+  /** That of the error; undefined without a problem. */
+  readonly code: string | undefined
   /** Whether no answer came at all, rather than a bad one. */
   readonly unreachable: boolean
 }
@@ -177,6 +179,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
       path,
       lastGoodAtMs: undefined,
       problem: undefined,
+      code: undefined,
       unreachable: false,
     }
     let seen: string | undefined
@@ -227,7 +230,13 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
         const callSignal = AbortSignal.any([signal, restarting.signal])
         const outcome = await ask(hasPlace ? index : 0n, hasPlace, callSignal)
         if (health.problem !== undefined) log.info('Watch recovered', { path })
-        health = { path, lastGoodAtMs: clock.monotonicMs(), problem: undefined, unreachable: false }
+        health = {
+          path,
+          lastGoodAtMs: clock.monotonicMs(),
+          problem: undefined,
+          code: undefined,
+          unreachable: false,
+        }
         noteReachable()
         return outcome
       } catch (error) {
@@ -242,7 +251,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
             'Watch failed; its last good answer stays',
             { path, problem },
           )
-        health = { ...health, problem, unreachable }
+        health = { ...health, problem, code: errorCode(error), unreachable }
         return { kind }
       } finally {
         restarters.delete(restart)

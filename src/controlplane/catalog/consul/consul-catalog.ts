@@ -4,9 +4,11 @@
  * Puts the parts of this folder together; each part keeps its own last good answer.
  */
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
+import { MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
+import { Problem, type ProblemCode } from '../../../model/problem.ts'
 import type { Catalog, CatalogHealth, Watch } from '../catalog.ts'
-import { createFollower, type Follower } from './blocking-query.ts'
+import { createFollower, type Follower, type FollowHealth } from './blocking-query.ts'
 import { SUMMARY_PATH, startChangeHints } from './change-hints.ts'
 import { type AgentSelf, decodeAgentSelf, decodeServiceNames } from './decode.ts'
 import { type IntentionWatch, watchIntentions } from './intentions.ts'
@@ -87,25 +89,31 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
       registrar.lastGoodAtMs(),
       ...follower.health().map((watch) => watch.lastGoodAtMs),
     ].filter((ms) => ms !== undefined)
-    const problems = new Set([
-      ...transport.problems(),
-      ...[pulse.problem()].filter((problem) => problem !== undefined),
-      ...registrar.problems(),
-      ...follower
-        .health()
-        .filter(({ path, problem }) => problem !== undefined && path !== SUMMARY_PATH)
-        .map((watch) =>
-          watch.unreachable
-            ? `${watch.problem}`
-            : `${watch.path.split('?', 1)[0]}: ${watch.problem}`,
-        ),
-      ...[...serviceWatches, ...intentionWatches, ...listWatches].flatMap((watch) =>
-        watch.problems(),
+    const problems = [
+      ...follower.health().flatMap(watchProblem),
+      ...named('HM_CONSUL_CREDENTIAL_UNUSABLE', transport.problems()),
+      ...named(
+        'HM_CONSUL_INCOMPLETE',
+        [pulse.problem()].filter((problem) => problem !== undefined),
       ),
-    ])
+      ...named('HM_CONSUL_NOT_REGISTERED', registrar.problems()),
+      ...named(
+        'HM_CATALOG_ENTRY_UNUSABLE',
+        [...serviceWatches].flatMap((watch) => watch.problems()),
+      ),
+      ...named(
+        'HM_INTENTION_UNSUPPORTED',
+        [...intentionWatches].flatMap((watch) => watch.problems()),
+      ),
+      ...named(
+        'HM_CONSUL_INCOMPLETE',
+        [...listWatches].flatMap((watch) => watch.problems()),
+      ),
+    ]
+    const distinct = new Map(problems.toReversed().map((problem) => [problem.message, problem]))
     return {
       lastGoodAtMs: goodAtMs.length === 0 ? undefined : Math.max(...goodAtMs),
-      problems: [...problems].slice(0, MAX_PROBLEMS),
+      problems: [...distinct.values()].toReversed().slice(0, MAX_PROBLEMS),
       lastContactMs: pulse.lastContactMs(),
     }
   }
@@ -143,6 +151,24 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
 export async function readAgentSelf(transport: ConsulTransport): Promise<AgentSelf> {
   const answer = await transport.call('GET', '/v1/agent/self')
   return decodeAgentSelf(requireOk(answer, 'reading /v1/agent/self (agent:read)', AGENT_RULE).body)
+}
+
+function named(code: ProblemCode, messages: readonly string[]): Problem[] {
+  return messages.map((message) => new Problem(code, message, { subject: subjectOf(message) }))
+}
+
+/** What a sentence starts with, up to its first number or colon: what follows may change from day to day. */
+function subjectOf(message: string): string {
+  return /^[^\d:]*/.exec(message)?.[0] ?? ''
+}
+
+/** A watch without an answer of its own says what all of them say: that Consul is away. */
+function watchProblem({ path, problem, code, unreachable }: FollowHealth): Problem[] {
+  if (problem === undefined || path === SUMMARY_PATH) return []
+  const subject = unreachable ? 'Consul' : (path.split('?', 1)[0] ?? path)
+  const message = unreachable ? problem : `${subject}: ${problem}`
+  const cause = new MeshError(code ?? '', problem)
+  return [Problem.of(cause, 'HM_CONSUL_QUERY_FAILED', { message, subject })]
 }
 
 function createSight(transport: ConsulTransport, clock: Clock): Sight {

@@ -13,6 +13,7 @@ import { describeError, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
 import { fileSignature, readTextFile } from '../../../lib/read-text-file.ts'
 import { isStructurallyEqual } from '../../../lib/structural-equal.ts'
+import { Problem } from '../../../model/problem.ts'
 import type { LocalService } from '../../../model/service.ts'
 import type {
   Catalog,
@@ -129,10 +130,9 @@ class FileCatalog implements Catalog {
     )
   }
 
-  /** Registers nothing: the file is the whole truth. Says in the log and in health() what it lacks. */
+  /** Registers nothing: the file is the whole truth. Says in health() what it lacks. */
   async register(services: readonly LocalService[], tunnelPort: number): Promise<void> {
     this.#registered = { services, tunnelPort }
-    for (const problem of this.#unlisted()) this.#log.warn(problem)
   }
 
   async deregister(): Promise<void> {
@@ -140,10 +140,11 @@ class FileCatalog implements Catalog {
   }
 
   health(): CatalogHealth {
-    return {
-      lastGoodAtMs: this.#lastGoodAtMs,
-      problems: [...this.#problems, ...this.#unlisted()],
-    }
+    const broken = this.#problems.map(
+      (message, position) =>
+        new Problem('HM_CATALOG_FILE_BROKEN', message, { subject: String(position) }),
+    )
+    return { lastGoodAtMs: this.#lastGoodAtMs, problems: [...broken, ...this.#unlisted()] }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -262,23 +263,26 @@ class FileCatalog implements Catalog {
     for (const report of this.#reports) report(content)
   }
 
-  /** One sentence for each service of this host that the file gives nobody a way to. */
-  #unlisted(): string[] {
+  /** The services of this host that the file gives nobody a way to. */
+  #unlisted(): Problem[] {
     const { services, tunnelPort } = this.#registered
     const { node, path } = this.#options
     return services.flatMap((service) => {
+      const says = (message: string): Problem[] => [
+        new Problem('HM_CATALOG_NOT_LISTED', message, { subject: service.id }),
+      ]
       if (service.target === undefined) return []
       const endpoint = this.#content.serviceByName
         .get(service.name)
         ?.endpoints.find((candidate) => candidate.key === `${node}/${service.id}`)
       if (endpoint === undefined)
-        return [
+        return says(
           `Service ${service.name} of this host is not in ${path}: it lists no instance with Node ${node} and ID ${service.id}`,
-        ]
+        )
       if (endpoint.tunnel.port !== tunnelPort && endpoint.tunnel.port !== service.connectPort)
-        return [
+        return says(
           `Service ${service.name} of this host has Port ${endpoint.tunnel.port} in ${path}, but the tunnel port is ${tunnelPort}`,
-        ]
+        )
       return []
     })
   }
