@@ -256,6 +256,7 @@ find_missing() {
       want systemd-analyze systemd
       want systemd-sysusers systemd
       want systemd-tmpfiles systemd
+      want /usr/bin/python3 python3
       want perl perl-base
       want faketime faketime
       want getent libc-bin

@@ -1,5 +1,5 @@
 /**
- * Waiting that can be called off: every loop of the control plane sleeps through here.
+ * Waiting that can be called off. Whatever has a clock waits by it (clock.ts): tests then move the time.
  */
 
 /**

@@ -29,6 +29,8 @@ export interface ProcessOptions {
   readonly cwd?: string
   /** Opens a channel for messages, as child_process.fork does. */
   readonly ipc?: boolean
+  /** Takes its standard output as it is; only its standard error is recorded then. */
+  readonly onOutput?: (chunk: Buffer) => void
 }
 
 /** Longest record kept of what one process printed; the oldest part is dropped. */
@@ -48,14 +50,14 @@ export class OwnedProcess implements AsyncDisposable {
   readonly exited: Promise<Exit>
   private text = ''
 
-  private constructor(child: ChildProcess, name: string) {
+  private constructor(child: ChildProcess, { name, onOutput }: ProcessOptions) {
     this.child = child
     this.name = name
     this.pid = child.pid ?? 0
     const collect = (chunk: Buffer): void => {
       this.text = (this.text + chunk.toString('utf8')).slice(-OUTPUT_LIMIT_CHARS)
     }
-    child.stdout?.on('data', collect)
+    child.stdout?.on('data', onOutput ?? collect)
     child.stderr?.on('data', collect)
     running.add(child)
     this.exited = new Promise((resolve) => {
@@ -78,7 +80,7 @@ export class OwnedProcess implements AsyncDisposable {
       stdio: ['ignore', 'pipe', 'pipe', ...(options.ipc === true ? (['ipc'] as const) : [])],
       serialization: 'advanced',
     })
-    const owned = new OwnedProcess(child, options.name)
+    const owned = new OwnedProcess(child, options)
     await new Promise<void>((resolve, reject) => {
       child.once('spawn', resolve)
       child.once('error', (cause) =>

@@ -7,7 +7,12 @@ import type { Container } from './container.ts'
 import type { Host } from './host.ts'
 import type { Mesh } from './mesh.ts'
 import type { Exit } from './owned-process.ts'
-import { type CommandResult, OwnedProcess, runCommand } from './owned-process.ts'
+import {
+  type CommandResult,
+  OwnedProcess,
+  type ProcessOptions,
+  runCommand,
+} from './owned-process.ts'
 import type { Instance } from './test-catalog.ts'
 import { enterCgroup, type RemoteSocket, Workload } from './workload.ts'
 import type { Answer, Behavior } from './workload-protocol.ts'
@@ -97,12 +102,24 @@ export class Service {
     argv: readonly string[],
     env: Readonly<Record<string, string>> = {},
   ): Promise<OwnedProcess> {
-    const program = await OwnedProcess.start(await this.asItself(argv), { name: this.id, env })
-    this.mesh.own(program)
+    const program = await this.spawn(argv, { env })
     if (this.instance !== undefined) {
       await this.mesh.catalog.join(this.instance)
       this.mesh.joined(this.instance)
     }
+    return program
+  }
+
+  /** Starts any program as the service, in its host, beside whatever else runs as it; it ends with the mesh. */
+  async spawn(
+    argv: readonly string[],
+    options: Omit<ProcessOptions, 'name'> = {},
+  ): Promise<OwnedProcess> {
+    const program = await OwnedProcess.start(await this.asItself(argv), {
+      name: this.id,
+      ...options,
+    })
+    this.mesh.own(program)
     return program
   }
 

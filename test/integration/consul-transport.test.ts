@@ -10,8 +10,8 @@ import { test } from 'node:test'
 import { gzipSync } from 'node:zlib'
 import { ruleFor } from '../../src/controlplane/catalog/consul/rights.ts'
 import { createTransport, requireOk } from '../../src/controlplane/catalog/consul/transport.ts'
-import type { Clock } from '../../src/lib/clock.ts'
 import { errorCode } from '../../src/lib/errors.ts'
+import { TestClock } from '../harness/test-clock.ts'
 import { eventually, type FakeAnswer, startFakeAgent } from './consul-fake-agent.ts'
 
 const requestTimeout = 5_000
@@ -200,8 +200,7 @@ test('the token is sent, and a token file is read again when it changes', async 
   agent.always('/v1/x', () => ({ body: [] }))
   const tokenFile = join(directory.path, 'token')
   writeFileSync(tokenFile, 'first-token\n')
-  let nowMs = 0
-  const clock: Clock = { wallMs: () => nowMs, monotonicMs: () => nowMs }
+  const clock = new TestClock()
   using transport = createTransport({ address: agent.address, tokenFile, requestTimeout }, clock)
   const sentToken = async (): Promise<unknown> => {
     await transport.call('GET', '/v1/x')
@@ -209,10 +208,10 @@ test('the token is sent, and a token file is read again when it changes', async 
   }
   assert.equal(await sentToken(), 'first-token')
   writeFileSync(tokenFile, 'second-token-is-longer\n')
-  nowMs += 10_000
+  clock.pass(10_000)
   assert.equal(await sentToken(), 'second-token-is-longer')
   rmSync(tokenFile)
-  nowMs += 10_000
+  clock.pass(10_000)
   assert.equal(await sentToken(), 'second-token-is-longer', 'a vanished file keeps the last token')
   assert.match(transport.problems().join(), /Cannot read the Consul token from .*token/)
 })

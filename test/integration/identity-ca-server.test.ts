@@ -34,6 +34,7 @@ import { type Clock, systemClock } from '../../src/lib/clock.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import type { Leaf, TrustBundle } from '../../src/model/certificate.ts'
 import { eventually } from '../harness/eventually.ts'
+import { misdated } from '../harness/test-clock.ts'
 
 const HOUR_MS = 3_600_000
 
@@ -341,8 +342,8 @@ test('a new token is tried at once, however long a refused host was to wait', as
   fixture.putToken('a')
   let stoodStillAtMs: number | undefined
   const clock: Clock = {
-    wallMs: () => Date.now(),
-    monotonicMs: () => stoodStillAtMs ?? performance.now(),
+    ...systemClock,
+    monotonicMs: () => stoodStillAtMs ?? systemClock.monotonicMs(),
   }
   const host = fixture.host('a', { clock })
   await eventually(() => assert.equal(host.leaves.length, 1))
@@ -373,10 +374,7 @@ test('a service that the CA refuses is named, and certified when the catalog has
 test('a host whose clock is wrong says so with its own time and that of the certificate', async () => {
   await using fixture = await Fixture.create()
   fixture.putToken('a')
-  const clock: Clock = {
-    wallMs: () => Date.now() - 2 * HOUR_MS,
-    monotonicMs: () => performance.now(),
-  }
+  const clock = misdated(() => -2 * HOUR_MS)
   const host = fixture.host('a', { clock })
   await eventually(() => {
     const said = host.source.problems().join('\n')
@@ -392,7 +390,7 @@ test('a host whose clock is wrong says so with its own time and that of the cert
 
 test('a CA whose clock is wrong is refused with the time of this host and that of its certificate', async () => {
   for (const offMs of [HOUR_MS, -30 * 24 * HOUR_MS]) {
-    const clock: Clock = { wallMs: () => Date.now() + offMs, monotonicMs: () => performance.now() }
+    const clock = misdated(() => offMs)
     await using fixture = await Fixture.create({ office: { clock } })
     const token = fixture.token()
     using client = new CaClient(fixture.address)
@@ -416,10 +414,7 @@ test('a CA whose clock is wrong is refused with the time of this host and that o
 
 test('a CA whose clock was ahead and is put right is believed at once, not when its certificate begins', async () => {
   let aheadMs = 24 * HOUR_MS
-  const clock: Clock = {
-    wallMs: () => Date.now() + aheadMs,
-    monotonicMs: () => performance.now(),
-  }
+  const clock = misdated(() => aheadMs)
   await using fixture = await Fixture.create({ office: { clock } })
   using client = new CaClient(fixture.address)
   const trust = await client.fetchRoot(fixture.token('a'))

@@ -10,10 +10,10 @@ import { describe, test } from 'node:test'
 import type { CertificateSource } from '../../src/controlplane/identity/certificate-source.ts'
 import { createFilesSource } from '../../src/controlplane/identity/files-source.ts'
 import { initCa, issueCertificates } from '../../src/daemon/ca-operations.ts'
-import { type Clock, systemClock } from '../../src/lib/clock.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import type { Leaf, TrustBundle } from '../../src/model/certificate.ts'
 import { eventually } from '../harness/eventually.ts'
+import { misdated } from '../harness/test-clock.ts'
 
 const HOUR_MS = 3_600_000
 
@@ -43,10 +43,7 @@ class Fixture implements AsyncDisposable {
   }
 
   follow(datacenter?: string): CertificateSource {
-    const clock: Clock = {
-      wallMs: () => systemClock.wallMs() + this.clockOffsetMs,
-      monotonicMs: () => systemClock.monotonicMs(),
-    }
+    const clock = misdated(() => this.clockOffsetMs)
     const record = (message: string, fields?: Record<string, unknown>): void => {
       this.lines.push(`${message} ${JSON.stringify(fields)}`)
     }

@@ -15,18 +15,7 @@ import {
 } from '../../src/dataplane/balance/outlier.ts'
 import { Balancer } from '../../src/dataplane/balance/picker.ts'
 import type { Endpoint } from '../../src/model/endpoint.ts'
-
-class MovableClock {
-  nowMs = 1_000_000
-
-  wallMs(): number {
-    return this.nowMs
-  }
-
-  monotonicMs(): number {
-    return this.nowMs
-  }
-}
+import { TestClock } from '../harness/test-clock.ts'
 
 function uniform(seed: number): () => number {
   let state = seed
@@ -58,7 +47,7 @@ const slow = { cost: 'slow', reason: 'no answer' } as const
 const always = (): boolean => true
 
 function setUp(...endpoints: readonly Endpoint[]) {
-  const clock = new MovableClock()
+  const clock = new TestClock()
   const balancer = new Balancer(clock, uniform(1))
   const fail = (one: Endpoint, failure: typeof quick | typeof slow, times = 1): void => {
     for (let i = 0; i < times; i += 1) {
@@ -102,9 +91,9 @@ describe('an endpoint', () => {
   test('comes back by the first connection that succeeds, and one alone tries it', () => {
     const { balancer, clock, fail, reached } = setUp(a, b, c)
     fail(a, slow)
-    clock.nowMs += FIRST_EJECTION_MS - 1
+    clock.pass(FIRST_EJECTION_MS - 1)
     assert.deepEqual(reached(), ['b', 'c'])
-    clock.nowMs += 1
+    clock.pass(1)
     assert.deepEqual(reached(), ['a', 'b', 'c'])
     balancer.started(a)
     assert.deepEqual(reached(), ['b', 'c'], 'while one connection tries it')
@@ -117,7 +106,7 @@ describe('an endpoint', () => {
   test('whose probe came to no verdict is probed again', () => {
     const { balancer, clock, fail, reached } = setUp(a, b)
     fail(a, slow)
-    clock.nowMs += FIRST_EJECTION_MS
+    clock.pass(FIRST_EJECTION_MS)
     balancer.started(a)
     balancer.finished(a)
     assert.deepEqual(reached(), ['a', 'b'])
@@ -127,7 +116,7 @@ describe('an endpoint', () => {
     const { balancer, clock, fail, succeed } = setUp(a, b)
     succeed(b)
     fail(a, slow)
-    clock.nowMs += FIRST_EJECTION_MS
+    clock.pass(FIRST_EJECTION_MS)
     succeed(a)
     let picked = 0
     for (let i = 0; i < 1_000; i += 1) if (balancer.pick([a, b], none)?.key === 'a') picked += 1
@@ -141,9 +130,9 @@ describe('an endpoint', () => {
     for (let i = 0; i < 6; i += 1) {
       const [{ leftMs } = { leftMs: 0 }] = balancer.ejections()
       lengths.push(leftMs)
-      clock.nowMs += leftMs - 1
+      clock.pass(leftMs - 1)
       assert.deepEqual(reached(), ['b'])
-      clock.nowMs += 1
+      clock.pass(1)
       fail(a, quick)
     }
     assert.deepEqual(lengths, [30_000, 60_000, 120_000, 240_000, 300_000, 300_000])
@@ -155,14 +144,14 @@ describe('an endpoint', () => {
     const eject = (): number => {
       fail(a, slow)
       const [{ leftMs } = { leftMs: 0 }] = balancer.ejections()
-      clock.nowMs += leftMs
+      clock.pass(leftMs)
       succeed(a)
       return leftMs
     }
     assert.deepEqual([eject(), eject(), eject()], [30_000, 60_000, 120_000])
-    clock.nowMs += 2 * FORGIVE_MS
+    clock.pass(2 * FORGIVE_MS)
     assert.equal(eject(), 60_000)
-    clock.nowMs += 10 * FORGIVE_MS
+    clock.pass(10 * FORGIVE_MS)
     assert.equal(eject(), 30_000)
   })
 
@@ -176,10 +165,10 @@ describe('an endpoint', () => {
   test('that is gone is forgotten', () => {
     const { balancer, clock, fail } = setUp(a, b)
     fail(a, slow)
-    clock.nowMs += FIRST_EJECTION_MS + FORGET_MS - 1
+    clock.pass(FIRST_EJECTION_MS + FORGET_MS - 1)
     balancer.tick()
     assert.equal(balancer.ejectedCount, 1)
-    clock.nowMs += 1
+    clock.pass(1)
     balancer.tick()
     assert.equal(balancer.ejectedCount, 0)
   })
@@ -254,10 +243,10 @@ describe('priorities', () => {
     const { clock, fail, reached, succeed } = setUp(...endpoints)
     for (const one of primary) fail(one, slow)
     assert.deepEqual(reached(), ['f1', 'f2'])
-    clock.nowMs += FIRST_EJECTION_MS
+    clock.pass(FIRST_EJECTION_MS)
     assert.deepEqual(reached(), ['p1', 'p2'])
     succeed(primary[0]!)
-    clock.nowMs -= 1
+    clock.pass(-1)
     assert.deepEqual(reached(), ['p1'])
   })
 
@@ -285,7 +274,7 @@ test('whatever happens: somebody is picked while anybody is offered, and of one 
       const endpoints = Array.from({ length: count }, (_, i) => endpoint(`e${i}`))
       const { balancer, clock } = setUp(...endpoints)
       for (const { at, what, waitMs } of steps) {
-        clock.nowMs += waitMs
+        clock.pass(waitMs)
         const one = what === 'probe' ? balancer.pick(endpoints, none) : endpoints[at % count]
         assert.ok(one !== undefined)
         balancer.started(one)

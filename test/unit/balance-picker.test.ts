@@ -11,18 +11,7 @@ import {
 } from '../../src/dataplane/balance/peak-ewma.ts'
 import { Balancer } from '../../src/dataplane/balance/picker.ts'
 import type { Endpoint, Health } from '../../src/model/endpoint.ts'
-
-class StandingClock {
-  nowMs = 1_000_000
-
-  wallMs(): number {
-    return this.nowMs
-  }
-
-  monotonicMs(): number {
-    return this.nowMs
-  }
-}
+import { TestClock } from '../harness/test-clock.ts'
 
 /** Numbers in turn, then again from the first. */
 function dice(...values: readonly number[]): () => number {
@@ -77,11 +66,11 @@ function shares(
 }
 
 test('nobody is picked from nobody', () => {
-  assert.equal(new Balancer(new StandingClock(), dice(0)).pick([], none), undefined)
+  assert.equal(new Balancer(new TestClock(), dice(0)).pick([], none), undefined)
 })
 
 test('critical instances are left out, warning ones stay', () => {
-  const balancer = new Balancer(new StandingClock(), uniform(1))
+  const balancer = new Balancer(new TestClock(), uniform(1))
   const endpoints = [
     endpoint('critical', { health: 'critical' }),
     endpoint('warning', { health: 'warning' }),
@@ -91,7 +80,7 @@ test('critical instances are left out, warning ones stay', () => {
 })
 
 test('when all are critical, or tried already, nobody is picked', () => {
-  const balancer = new Balancer(new StandingClock(), uniform(1))
+  const balancer = new Balancer(new TestClock(), uniform(1))
   const critical = endpoint('x', { health: 'critical' })
   assert.equal(balancer.pick([critical], none), undefined)
   assert.equal(balancer.pick([critical, critical], none), undefined)
@@ -102,13 +91,13 @@ test('when all are critical, or tried already, nobody is picked', () => {
 test('what was tried is not picked again, whatever the dice say', () => {
   for (const first of [0, 0.34, 0.99])
     for (const second of [0, 0.34, 0.99]) {
-      const balancer = new Balancer(new StandingClock(), dice(first, second))
+      const balancer = new Balancer(new TestClock(), dice(first, second))
       assert.equal(balancer.pick([a, b, c], new Set(['a', 'c']))?.key, 'b')
     }
 })
 
 test('of two, the one with less in flight is picked', () => {
-  const balancer = new Balancer(new StandingClock(), dice(0, 0.99))
+  const balancer = new Balancer(new TestClock(), dice(0, 0.99))
   balancer.started(a)
   assert.equal(balancer.pick([a, b], none)?.key, 'b')
   balancer.started(b)
@@ -120,34 +109,34 @@ test('of two, the one with less in flight is picked', () => {
 })
 
 test('a slow instance is avoided at once, and comes back as time goes by', () => {
-  const clock = new StandingClock()
+  const clock = new TestClock()
   const balancer = new Balancer(clock, dice(0, 0.99))
   balancer.succeeded(a, 400)
   balancer.succeeded(b, 20)
   assert.equal(balancer.pick([a, b], none)?.key, 'b')
-  clock.nowMs += 60_000
+  clock.pass(60_000)
   for (let i = 0; i < 3; i += 1) balancer.started(b)
   assert.equal(balancer.pick([a, b], none)?.key, 'a')
 })
 
 test('a failed instance is avoided until its failure is old', () => {
-  const clock = new StandingClock()
+  const clock = new TestClock()
   const balancer = new Balancer(clock, dice(0, 0.99))
   balancer.failed(a, [a, b], { cost: 'quick', reason: 'refused' })
   for (let i = 0; i < 50; i += 1) balancer.started(b)
   assert.equal(balancer.pick([a, b], none)?.key, 'b')
-  clock.nowMs += 120_000
+  clock.pass(120_000)
   assert.equal(balancer.pick([a, b], none)?.key, 'a')
 })
 
 test('equal instances get equal shares', () => {
-  const counts = shares(new Balancer(new StandingClock(), uniform(7)), [a, b, c], 3_000)
+  const counts = shares(new Balancer(new TestClock(), uniform(7)), [a, b, c], 3_000)
   for (const key of ['a', 'b', 'c'])
     assert.ok(Math.abs(counts[key]! - 1_000) < 150, JSON.stringify(counts))
 })
 
 test('weight is a share: with connections that stay, twice the weight holds about twice as many', () => {
-  const balancer = new Balancer(new StandingClock(), uniform(3))
+  const balancer = new Balancer(new TestClock(), uniform(3))
   const heavy = endpoint('heavy', { weight: 2 })
   const counts: Record<string, number> = { heavy: 0, a: 0 }
   for (let i = 0; i < 600; i += 1) {
@@ -160,7 +149,7 @@ test('weight is a share: with connections that stay, twice the weight holds abou
 })
 
 test('what is in flight never goes below zero', () => {
-  const balancer = new Balancer(new StandingClock(), dice(0, 0.99))
+  const balancer = new Balancer(new TestClock(), dice(0, 0.99))
   balancer.finished(a)
   balancer.finished(a)
   balancer.started(a)

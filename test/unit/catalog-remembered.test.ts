@@ -16,7 +16,7 @@ import {
   type RememberedCatalog,
   rememberCatalog,
 } from '../../src/controlplane/catalog/remembered.ts'
-import type { Clock } from '../../src/lib/clock.ts'
+import { TestClock } from '../harness/test-clock.ts'
 import { FakeDisk } from './remembered-fixtures.ts'
 
 const DAY_MS = 24 * 3_600_000
@@ -99,10 +99,8 @@ function policy(destination: string, source = 'web'): CatalogPolicy {
 /** One host over several runs. */
 class Scene {
   readonly disk = new FakeDisk()
-  wallMs = Date.UTC(2026, 0, 1)
-  monotonicMs = 5_000
   inner = new ScriptedCatalog()
-  readonly clock: Clock = { wallMs: () => this.wallMs, monotonicMs: () => this.monotonicMs }
+  readonly clock = new TestClock({ monotonicMs: 5_000 })
 
   start(options: { description?: string; datacenter?: string } = {}): RememberedCatalog {
     this.inner = new ScriptedCatalog()
@@ -116,12 +114,7 @@ class Scene {
 
   /** The inner catalog has a good answer now. */
   answered(): void {
-    this.inner.lastGoodAtMs = this.monotonicMs
-  }
-
-  pass(ms: number): void {
-    this.wallMs += ms
-    this.monotonicMs += ms
+    this.inner.lastGoodAtMs = this.clock.monotonicMs()
   }
 
   /** A run that hears of these and ends in order. */
@@ -140,7 +133,7 @@ class Scene {
     for (const answer of services) this.inner.give.get(answer.name)?.(answer)
     if (policies.length > 0) this.inner.givePolicies(policies)
     await catalog[Symbol.asyncDispose]()
-    this.monotonicMs = 5
+    this.clock.restart(5)
   }
 }
 
@@ -235,13 +228,13 @@ describe('a remembered catalog', () => {
     const scene = new Scene()
     await scene.run([service('db', 'b')])
     for (let restart = 1; restart <= 3; restart += 1) {
-      scene.pass(60_000)
+      scene.clock.pass(60_000)
       const catalog = scene.start()
       catalog.watchService('db', () => undefined)
       const { lastGoodAtMs } = catalog.health()
-      assert.equal(scene.monotonicMs - (lastGoodAtMs ?? Number.NaN), restart * 60_000)
+      assert.equal(scene.clock.monotonicMs() - (lastGoodAtMs ?? Number.NaN), restart * 60_000)
       assert.equal(
-        scene.wallMs - (catalog.remembered().services.sinceMs ?? Number.NaN),
+        scene.clock.wallMs() - (catalog.remembered().services.sinceMs ?? Number.NaN),
         restart * 60_000,
       )
       await catalog[Symbol.asyncDispose]()
@@ -250,29 +243,29 @@ describe('a remembered catalog', () => {
     catalog.watchService('db', () => undefined)
     scene.answered()
     scene.inner.give.get('db')?.(service('db', 'b'))
-    assert.equal(catalog.health().lastGoodAtMs, scene.monotonicMs)
+    assert.equal(catalog.health().lastGoodAtMs, scene.clock.monotonicMs())
   })
 
   test('a wall clock that went back makes an age of zero, not a negative one', async () => {
     const scene = new Scene()
     await scene.run([service('db', 'b')])
-    scene.wallMs -= DAY_MS
-    assert.equal(scene.start().health().lastGoodAtMs, scene.monotonicMs)
+    scene.clock.setWall(scene.clock.wallMs() - DAY_MS)
+    assert.equal(scene.start().health().lastGoodAtMs, scene.clock.monotonicMs())
   })
 
   test('one service that stays silent keeps its own age when others are answered', async () => {
     const scene = new Scene()
     await scene.run([service('db', 'b'), service('web', 'a')])
-    scene.pass(DAY_MS)
+    scene.clock.pass(DAY_MS)
     const catalog = scene.start()
     for (const name of ['db', 'web']) catalog.watchService(name, () => undefined)
     scene.answered()
     scene.inner.give.get('web')?.(service('web', 'a'))
     await catalog[Symbol.asyncDispose]()
-    scene.pass(DAY_MS)
+    scene.clock.pass(DAY_MS)
     const next = scene.start()
     for (const name of ['db', 'web']) next.watchService(name, () => undefined)
-    assert.equal(scene.wallMs - (next.remembered().services.sinceMs ?? 0), 2 * DAY_MS)
+    assert.equal(scene.clock.wallMs() - (next.remembered().services.sinceMs ?? 0), 2 * DAY_MS)
   })
 
   test('what the catalog says while this host takes itself out of it is not remembered', async () => {
@@ -295,10 +288,10 @@ describe('a remembered catalog', () => {
   test('forgets a service that nobody has followed for seven days, and no other', async () => {
     const scene = new Scene()
     await scene.run([service('old', 'b'), service('kept', 'b')])
-    scene.pass(6 * DAY_MS)
+    scene.clock.pass(6 * DAY_MS)
     await scene.run([service('kept', 'b')])
     assert.match(scene.disk.text ?? '', /"old"/)
-    scene.pass(1.5 * DAY_MS)
+    scene.clock.pass(1.5 * DAY_MS)
     await scene.run([service('kept', 'b')])
     assert.doesNotMatch(scene.disk.text ?? '', /"old"/)
     assert.match(scene.disk.text ?? '', /"kept"/)
@@ -308,7 +301,7 @@ describe('a remembered catalog', () => {
     const scene = new Scene()
     const many = Array.from({ length: 4_000 }, (_, index) => service(`s${index}`))
     await scene.run(many)
-    scene.pass(1)
+    scene.clock.pass(1)
     await scene.run([service('now', 'b')])
     const body = JSON.parse(scene.disk.text ?? '') as { services: { service: CatalogService }[] }
     assert.equal(body.services.length, 4_000)
@@ -321,7 +314,7 @@ describe('a remembered catalog', () => {
     for (const name of ['huge', 'db']) catalog.watchService(name, () => undefined)
     const nodes = Array.from({ length: 60_000 }, (_, index) => `${'n'.repeat(100)}${index}`)
     scene.inner.give.get('huge')?.(service('huge', ...nodes))
-    scene.pass(1)
+    scene.clock.pass(1)
     scene.inner.give.get('db')?.(service('db', 'b'))
     scene.disk.write()
     assert.match(catalog.health().problems.join(), /1 services are too large/)

@@ -15,6 +15,7 @@ import { silentLog } from '../../src/lib/log.ts'
 import { parseCidr } from '../../src/model/cidr.ts'
 import type { SnapshotDelta } from '../../src/model/snapshot.ts'
 import { eventually } from '../harness/eventually.ts'
+import { TestClock } from '../harness/test-clock.ts'
 import { catalogService, HandCatalog, localService } from './discovery-fixtures.ts'
 
 /** Waits for nothing: what is not known at once is unavailable. */
@@ -91,23 +92,26 @@ test('in mode upstreams only what is declared is known, and nothing is listed', 
 })
 
 test('a service that nobody has used for the idle time is let go; used, needed and connected ones stay', async () => {
-  let nowMs = 0
-  const clock = { wallMs: () => nowMs, monotonicMs: () => nowMs }
+  const clock = new TestClock()
   const lost: number[] = []
-  const { catalog, set } = openSet({ clock, idleMs: 150, onChange: () => lost.push(nowMs) })
+  const { catalog, set } = openSet({
+    clock,
+    idleMs: 150,
+    onChange: () => lost.push(clock.monotonicMs()),
+  })
   catalog.giveNames(['db', 'queue', 'mail'])
   for (const name of ['db', 'queue', 'mail']) {
     set.use(name)
     catalog.give(catalogService(name))
   }
-  nowMs = 140
+  clock.pass(140)
   set.use('queue')
   set.touch('mail')
-  nowMs = 160
+  clock.pass(20)
   await eventually(() => assert.ok(!catalog.services.has('db')))
   assert.deepEqual([...catalog.services.keys()], ['web', 'cache', 'queue', 'mail'])
   assert.deepEqual([...set.services.keys()], ['queue', 'mail'])
-  nowMs = 290
+  clock.pass(130)
   await eventually(() => assert.deepEqual([...catalog.services.keys()], ['web', 'cache']))
   assert.equal(set.use('db'), 'followed', 'and is followed again')
   set.close()

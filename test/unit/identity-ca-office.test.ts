@@ -28,6 +28,7 @@ import { readLeaf, readRoots } from '../../src/controlplane/identity/x509.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import { singleUriSan } from '../../src/lib/uri-san.ts'
+import { TestClock } from '../harness/test-clock.ts'
 
 const HOUR_MS = 3_600_000
 const DAY_MS = 24 * HOUR_MS
@@ -36,7 +37,7 @@ const DAY_MS = 24 * HOUR_MS
 class Fixture implements Disposable {
   readonly directory = mkdtempSync(join(tmpdir(), 'hostmesh-office-'))
   readonly lines: string[] = []
-  nowMs = Date.UTC(2026, 5, 1)
+  readonly clock = new TestClock({ wallMs: Date.UTC(2026, 5, 1) })
   private readonly options: Partial<CaOfficeOptions>
   office: CaOffice
 
@@ -51,8 +52,11 @@ class Fixture implements Disposable {
       this.lines.push(`${message} ${JSON.stringify(fields)}`)
     }
     const log: Log = { ...silentLog, info: record, warn: record, error: record }
-    const clock = { wallMs: () => this.nowMs, monotonicMs: () => 0 }
-    return new CaOffice({ directory: this.directory, log, clock, ...this.options })
+    return new CaOffice({ directory: this.directory, log, clock: this.clock, ...this.options })
+  }
+
+  get nowMs(): number {
+    return this.clock.wallMs()
   }
 
   reopen(): void {
@@ -107,7 +111,7 @@ describe('a token is refused, and the log says why, when', () => {
   const cases: Record<string, (f: Fixture) => { token: JoinToken; reason: RegExp }> = {
     'it has expired': (f) => {
       const token = f.token('a', [], HOUR_MS)
-      f.nowMs += HOUR_MS
+      f.clock.pass(HOUR_MS)
       return { token, reason: /expired token/ }
     },
     'another key has used it': (f) => {
@@ -225,9 +229,9 @@ test('a host gets no certificate for a service that neither its token nor the ca
 test('what was certified while the clock of the CA was ahead is good for renewal alone once it is right', async () => {
   using fixture = new Fixture()
   const { office } = fixture
-  fixture.nowMs += 10 * DAY_MS
+  fixture.clock.pass(10 * DAY_MS)
   const { certificate } = fixture.enroll()
-  fixture.nowMs -= 10 * DAY_MS
+  fixture.clock.setWall(fixture.nowMs - 10 * DAY_MS)
   assert.throws(() => office.identifyHost(certificate), { code: 'HM_CA_HOST_EXPIRED' })
   const early = office.identifyHost(certificate, { mayHaveExpired: true })
   const renewed = office.identifyHost(new X509Certificate(office.renew(early, csr())))
@@ -248,12 +252,12 @@ test('an expired host certificate is good for renewal alone, and after the grace
   using fixture = new Fixture({ lifetimes: { hostMs: DAY_MS, graceMs: DAY_MS } })
   const { office } = fixture
   const { certificate } = fixture.enroll()
-  fixture.nowMs += DAY_MS + 1_000
+  fixture.clock.pass(DAY_MS + 1_000)
   assert.throws(() => office.identifyHost(certificate), { code: 'HM_CA_HOST_EXPIRED' })
   const late = office.identifyHost(certificate, { mayHaveExpired: true })
   const renewed = office.identifyHost(new X509Certificate(office.renew(late, csr())))
   await office.sign(renewed, 'web', csr())
-  fixture.nowMs += DAY_MS
+  fixture.clock.pass(DAY_MS)
   assert.throws(() => office.identifyHost(certificate, { mayHaveExpired: true }), {
     code: 'HM_CA_HOST_REFUSED',
     message: /2026-06-02.*the clock of the CA says 2026-06-03/,
@@ -338,7 +342,7 @@ test('revoking a host lists every certificate of it that has not expired, across
   assert.ok(!fixture.office.bundle.revoked.includes(ofB))
   fixture.reopen()
   assert.deepEqual(fixture.office.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
-  fixture.nowMs += DAY_MS + HOUR_MS
+  fixture.clock.pass(DAY_MS + HOUR_MS)
   fixture.office.upkeep()
   assert.deepEqual(
     fixture.office.bundle.revoked,
@@ -353,10 +357,10 @@ test('a clock of the CA that was years ahead for a while has cost no revocation'
   const a = fixture.enroll('a')
   const ofA = serialOf(await fixture.office.sign(a, 'web', csr()))
   fixture.office.revoke({ host: 'a' })
-  fixture.nowMs += 2_000 * DAY_MS
+  fixture.clock.pass(2_000 * DAY_MS)
   fixture.office.upkeep()
   fixture.reopen()
-  fixture.nowMs -= 2_000 * DAY_MS
+  fixture.clock.setWall(fixture.nowMs - 2_000 * DAY_MS)
   assert.deepEqual(fixture.office.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
 })
 
@@ -374,7 +378,7 @@ test('of more than a thousand revocations the oldest go, a day after their certi
     1_002,
     'none has ended, and the host has one itself',
   )
-  fixture.nowMs += 2 * DAY_MS + HOUR_MS
+  fixture.clock.pass(2 * DAY_MS + HOUR_MS)
   fixture.office.upkeep()
   assert.equal(fixture.office.bundle.revoked.length, 1_001, 'that of the host has not ended')
   assert.ok(!fixture.office.bundle.revoked.includes(first))
@@ -416,7 +420,7 @@ test('a host certificate that was revoked by its serial number cannot be renewed
     assert.throws(() => fixture.office.enroll({ ...token, csr: request }, 'here'), {
       code: 'HM_CA_TOKEN_REFUSED',
     })
-    fixture.nowMs += DAY_MS
+    fixture.clock.pass(DAY_MS)
   }
 })
 
@@ -600,7 +604,7 @@ describe('a root is replaced', () => {
   test('and a host that is long gone or revoked is not waited for', () => {
     using fixture = new Fixture()
     fixture.enroll('gone')
-    fixture.nowMs += 15 * DAY_MS
+    fixture.clock.pass(15 * DAY_MS)
     const revoked = fixture.enroll('revoked')
     fixture.office.startRotation()
     assert.deepEqual(fixture.office.rotationStatus().lagging, [revoked.name])

@@ -13,6 +13,7 @@ import { readLeaf } from '../../src/controlplane/identity/x509.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import type { Leaf, TrustBundle } from '../../src/model/certificate.ts'
 import type { Problem } from '../../src/model/problem.ts'
+import { TestClock } from '../harness/test-clock.ts'
 import { HOUR_MS, makeAuthority, makeLeaf, type TestAuthority } from './identity-fixtures.ts'
 import { FakeDisk } from './remembered-fixtures.ts'
 
@@ -38,7 +39,7 @@ class ScriptedSource implements CertificateSource {
 class Scene {
   readonly disk = new FakeDisk()
   readonly logged: string[] = []
-  nowMs = Date.now()
+  readonly clock = new TestClock({ wallMs: Date.now() })
   inner = new ScriptedSource()
   source: RememberedCertificates | undefined
   leaves: Leaf[] = []
@@ -56,7 +57,7 @@ class Scene {
       file: this.disk.open(),
       log,
       datacenter: 'dc1',
-      clock: { wallMs: () => this.nowMs, monotonicMs: () => this.nowMs },
+      clock: this.clock,
     })
     source.watchRoots((bundle) => this.bundles.push(bundle))
     for (const service of services) source.watchLeaf(service, (leaf) => this.leaves.push(leaf))
@@ -64,8 +65,8 @@ class Scene {
   }
 
   give(authority: TestAuthority, service = 'web', lifetimeMs = HOUR_MS): Leaf {
-    const pem = makeLeaf(authority, service, this.nowMs, lifetimeMs)
-    const leaf = readLeaf({ service, ...pem }, authority.bundle, this.nowMs)
+    const pem = makeLeaf(authority, service, this.clock.wallMs(), lifetimeMs)
+    const leaf = readLeaf({ service, ...pem }, authority.bundle, this.clock.wallMs())
     this.inner.leaves.get(service)?.(leaf)
     return leaf
   }
@@ -75,7 +76,7 @@ class Scene {
     const source = this.start(services)
     this.inner.giveRoots(authority.bundle)
     for (const service of services) this.give(authority, service)
-    this.disk.writtenAtMs = this.nowMs
+    this.disk.writtenAtMs = this.clock.wallMs()
     await source[Symbol.asyncDispose]()
   }
 }
@@ -113,7 +114,7 @@ describe('remembered certificates', () => {
     const scene = new Scene()
     const authority = makeAuthority()
     await scene.run(authority)
-    scene.nowMs += 2 * HOUR_MS
+    scene.clock.pass(2 * HOUR_MS)
     await using source = scene.start()
     await turn()
     assert.deepEqual(scene.leaves, [])

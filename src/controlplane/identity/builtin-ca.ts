@@ -13,7 +13,6 @@
  * there is used until it ends, and not a moment longer, which is for the data plane and the peers to see to.
  */
 import { X509Certificate } from 'node:crypto'
-import { sleep } from '../../lib/abort.ts'
 import { backoffMs } from '../../lib/backoff.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
@@ -322,7 +321,7 @@ class BuiltinSource implements CertificateSource {
         this.noteFailure(thrown)
       }
       if (this.wakeUp.signal.aborted) this.wakeUp = new AbortController()
-      else await sleep(TICK_MS, this.wakeUp.signal)
+      else await this.clock.sleep(TICK_MS, this.wakeUp.signal)
     }
   }
 
@@ -532,7 +531,7 @@ class BuiltinSource implements CertificateSource {
         client === undefined ||
         host.certificate.validToDate.getTime() <= this.clock.wallMs()
       ) {
-        await sleep(TICK_MS / 4, signal)
+        await this.clock.sleep(TICK_MS / 4, signal)
         continue
       }
       try {
@@ -545,14 +544,14 @@ class BuiltinSource implements CertificateSource {
         this.accepted()
         // One that we cannot use, or a server that does not wait: not a reason to ask without end.
         if (answer.id !== this.bundle?.id || answer.id === using.have)
-          await sleep(TICK_MS - (this.clock.monotonicMs() - askedAtMs), signal)
+          await this.clock.sleep(TICK_MS - (this.clock.monotonicMs() - askedAtMs), signal)
       } catch (thrown) {
         if (signal.aborted) return
         const isAway = this.isNetworkFailure(thrown)
         if (isAway) this.noteFailure(thrown)
         // A credential that was replaced while the poll was open closes its connections.
         else if (host === this.host) this.noteHostVerdict(thrown)
-        await sleep(
+        await this.clock.sleep(
           backoffMs(failures, isAway ? UNREACHABLE_BACKOFF : REFUSED_BACKOFF, this.random),
           signal,
         )

@@ -6,7 +6,6 @@
  * failure and is offered again. The rules of index and pace are in `query-state.ts`.
  */
 import { createHash } from 'node:crypto'
-import { sleep } from '../../../lib/abort.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
@@ -139,16 +138,16 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
   ): Promise<void> {
     if (ms <= 0) return
     if (kind === undefined || kind === 'limited') {
-      await sleep(ms, signal)
+      await clock.sleep(ms, signal)
       return
     }
     const asleep = kind === 'unreachable' ? asleepUnreachable : asleepRefused
     const woken = new AbortController()
     const wake = (): void => woken.abort()
     asleep.add(wake)
-    await sleep(ms, AbortSignal.any([signal, woken.signal]))
+    await clock.sleep(ms, AbortSignal.any([signal, woken.signal]))
     asleep.delete(wake)
-    if (woken.signal.aborted) await sleep(random() * RECOVERY_SPREAD_MS, signal)
+    if (woken.signal.aborted) await clock.sleep(random() * RECOVERY_SPREAD_MS, signal)
   }
 
   function retry(): void {
@@ -264,7 +263,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
       const woken = new AbortController()
       wakePolling = () => woken.abort()
       pollingCount += 1
-      await sleep(ms, AbortSignal.any([signal, woken.signal]))
+      await clock.sleep(ms, AbortSignal.any([signal, woken.signal]))
       pollingCount -= 1
       wakePolling = undefined
     }
@@ -275,7 +274,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
         const outcome = await attempt(state.index)
         if (outcome === undefined) {
           state = { ...state, index: 0n }
-          await sleep(random() * RECOVERY_SPREAD_MS, signal)
+          await clock.sleep(random() * RECOVERY_SPREAD_MS, signal)
           continue
         }
         const next = nextQuery(state, outcome, clock.monotonicMs(), random)

@@ -6,7 +6,6 @@
  * where `/match` carries an index it is followed itself. Either way a wake-up only says "read again",
  * and a read happens every {@link REREAD_MS} even without one: a list filtered by ACL never wakes.
  */
-import { sleep } from '../../../lib/abort.ts'
 import { backoffMs } from '../../../lib/backoff.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, errorCode } from '../../../lib/errors.ts'
@@ -194,7 +193,7 @@ export function watchIntentions(
       if (isWoken) continue
       napping = new AbortController()
       const rereadMs = (options.rereadMs ?? REREAD_MS) * (0.8 + 0.2 * random())
-      await sleep(
+      await clock.sleep(
         isGood ? rereadMs : backoffMs(failures, FAILURE_BACKOFF, random),
         AbortSignal.any([signal, napping.signal]),
       )

@@ -6,7 +6,6 @@
  * name `consul`, so an answer without them has a reason, and that reason is named here. When something was
  * wrong and no longer is, everything is asked anew: no long poll notices that it may read more now.
  */
-import { sleep } from '../../../lib/abort.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, errorCode } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
@@ -92,7 +91,7 @@ export function startPulse(options: PulseOptions): Pulse {
       napping = new AbortController()
       await beat()
       const pauseMs = EVERY_MS * (0.8 + 0.2 * random())
-      await sleep(pauseMs, AbortSignal.any([signal, napping.signal]))
+      await clock.sleep(pauseMs, AbortSignal.any([signal, napping.signal]))
     }
   }
 

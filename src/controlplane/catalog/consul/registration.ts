@@ -9,7 +9,6 @@
  * taken back together with the proxy.
  */
 import Consul from 'consul'
-import { sleep } from '../../../lib/abort.ts'
 import { backoffMs } from '../../../lib/backoff.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, MeshError } from '../../../lib/errors.ts'
@@ -230,7 +229,7 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
       await inTurn(keep)
       if (isWoken) continue
       napping = new AbortController()
-      await sleep(
+      await clock.sleep(
         failures === 0 ? lookMs : backoffMs(failures, RETRY, random),
         AbortSignal.any([closing.signal, napping.signal]),
       )
@@ -264,7 +263,7 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
     async deregister() {
       desired = []
       // The deadline covers a look at the agent that is still under way, too.
-      await Promise.race([inTurn(removeAll), sleep(DEREGISTER_MS, closing.signal)])
+      await Promise.race([inTurn(removeAll), clock.sleep(DEREGISTER_MS, closing.signal)])
     },
     problems: () => (unreachable === undefined ? problems : [unreachable, ...problems]),
     lastGoodAtMs: () => lastGoodAtMs,

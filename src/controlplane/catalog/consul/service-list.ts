@@ -10,7 +10,6 @@
  * A list that is suddenly short is held back for a moment, and one that does not even name Consul itself is
  * never believed: that is what a token without rights sees.
  */
-import { sleep } from '../../../lib/abort.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
@@ -164,7 +163,7 @@ export function watchServiceList(
         if (problem === undefined) log.warn('Cannot tell which services are in the mesh')
         problem = describeError(error)
       }
-      await sleep(
+      await clock.sleep(
         problem === undefined
           ? doubtedAtMs === undefined
             ? SWEEP_MS
