@@ -44,6 +44,8 @@ export interface HostReading {
   readonly certificates: readonly { readonly service: string; readonly notAfterMs: number }[]
   readonly workersRunning: number
   readonly workerRestarts: number
+  /** Of the main thread; the workers' are in their counters. */
+  readonly logLinesLost: number
   /** Longest delay of the main thread's event loop, from watchEventLoopLag. */
   readonly eventLoopLagMs: number
 }
@@ -243,6 +245,7 @@ const collectors: Record<
   ready: ({ host }) => single(Number(host.ready)),
   workers: ({ host }) => single(host.workersRunning),
   workerRestarts: ({ host }) => single(host.workerRestarts),
+  logLinesLost: ({ host, counters }) => single(host.logLinesLost + counters.logLinesLost),
   eventLoopLag: ({ host, gauges }) => [
     { value: host.eventLoopLagMs / 1_000, labels: { thread: 'main' } },
     ...gauges.map((worker) => ({
