@@ -78,10 +78,13 @@ const MAX_TELL_USE_MS = 30_000
 export async function runDaemon(configPath: string): Promise<void> {
   const environment = takeSystemdEnvironment()
   const config = loadConfig(configPath)
-  const log = createLog(config.log)
+  let logLinesLost = 0
+  const log = createLog(config.log, () => {
+    logLinesLost += 1
+  })
   await using parts = new AsyncDisposableStack()
   using systemd = connectSystemd({ log, environment })
-  const daemon = new Daemon(config, log, parts)
+  const daemon = new Daemon(config, log, parts, () => logLinesLost)
   const stopAsked = stopSignal(log)
   process.on('SIGHUP', () => daemon.recheckConfig(configPath))
   await daemon.start()
@@ -99,6 +102,7 @@ class Daemon {
   private readonly config: Config
   private readonly log: Log
   private readonly parts: AsyncDisposableStack
+  private readonly logLinesLost: () => number
   private readonly services: readonly LocalService[]
   private nodeName: string
   private readonly totals = new WorkerTotals()
@@ -134,8 +138,9 @@ class Daemon {
   private readonly stopping = new AbortController()
   private eventLoopLagMs = 0
 
-  constructor(config: Config, log: Log, parts: AsyncDisposableStack) {
+  constructor(config: Config, log: Log, parts: AsyncDisposableStack, logLinesLost: () => number) {
     this.config = config
+    this.logLinesLost = logLinesLost
     this.log = log
     this.parts = parts
     this.services = localServices(config)
@@ -345,6 +350,7 @@ class Daemon {
           workerRestarts: this.pool
             .statuses(() => 0)
             .reduce((sum, { restarts }) => sum + restarts, 0),
+          logLinesLost: this.logLinesLost(),
           eventLoopLagMs: this.eventLoopLagMs,
         }),
       }),

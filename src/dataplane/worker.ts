@@ -112,12 +112,14 @@ class Worker {
   constructor(settings: WorkerSettings, post: (message: FromWorker) => void) {
     this.settings = settings
     this.post = post
-    this.log = createLog(settings.log).child(`worker ${settings.id}`)
     this.credentials = new Credentials(settings.inboundMinVersion === '1.2' ? 'TLSv1.2' : 'TLSv1.3')
     this.counters = new TrafficCounters(settings.trafficMemory, (row, labels) =>
       post({ kind: 'row', row, labels }),
     )
     this.workerCounters = new WorkerCounters(settings.workerMemory)
+    this.log = createLog(settings.log, () => this.workerCounters.inc('logLinesLost')).child(
+      `worker ${settings.id}`,
+    )
     this.connections = new ConnectionTable(
       { ...settings.limits, ...settings.timeouts },
       this.counters,

@@ -5,6 +5,7 @@
  * koffi is loaded at the first call, not at import, so that commands which need none of this run where it cannot load (an
  * unsupported C library, a package installed without its prebuilt part). Works in worker threads; each thread loads its own binding.
  */
+import { constants } from 'node:fs'
 import { createRequire } from 'node:module'
 import type * as Koffi from 'koffi'
 import { MeshError } from './errors.ts'
@@ -66,6 +67,48 @@ export function loadFlock(): Flock {
     throw new MeshError(
       'HM_FFI_UNAVAILABLE',
       `Cannot load koffi, which locks files (${process.platform}-${process.arch})`,
+      { cause: error, hint: 'Reinstall with optional dependencies (npm ci)' },
+    )
+  }
+}
+
+/** What Node does not offer for descriptors that exist already. */
+export interface DescriptorCalls {
+  /** dup2(2): `to` becomes the same open file as `from`. Returns -1 on failure. */
+  dup2(from: number, to: number): number
+  /** Sets O_NONBLOCK, for every process that shares the open file; no call is made when it is set. */
+  setNonBlocking(fd: number): void
+}
+
+const F_GETFL = 3
+const F_SETFL = 4
+
+let descriptorCalls: DescriptorCalls | undefined
+
+/**
+ * The C library's dup2 and fcntl.
+ * @throws MeshError HM_FFI_UNAVAILABLE when koffi does not load here.
+ */
+export function loadDescriptorCalls(): DescriptorCalls {
+  if (descriptorCalls !== undefined) return descriptorCalls
+  try {
+    const koffi: typeof Koffi = createRequire(import.meta.url)('koffi')
+    const program = koffi.load(null)
+    const fcntl: (fd: number, command: number, type: string, flags: number) => number =
+      program.func('int fcntl(int, int, ...)')
+    descriptorCalls = {
+      dup2: program.func('int dup2(int, int)'),
+      setNonBlocking: (fd) => {
+        const flags = fcntl(fd, F_GETFL, 'int', 0)
+        if (flags >= 0 && (flags & constants.O_NONBLOCK) === 0)
+          fcntl(fd, F_SETFL, 'int', flags | constants.O_NONBLOCK)
+      },
+    }
+    return descriptorCalls
+  } catch (error) {
+    throw new MeshError(
+      'HM_FFI_UNAVAILABLE',
+      `Cannot load koffi, which keeps the log from waiting (${process.platform}-${process.arch})`,
       { cause: error, hint: 'Reinstall with optional dependencies (npm ci)' },
     )
   }

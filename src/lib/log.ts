@@ -1,8 +1,13 @@
 /**
  * Diagnostic log: one JSON object a line on standard error (journald keeps it), or logfmt-like text for
  * people. Not the access log. Rate limits repeated messages by key so that a peer cannot flood the disk.
+ *
+ * Never makes a thread wait and never fails: on a full disk, or with a reader that is slow or gone, lines are
+ * lost and counted (`line-output.ts`).
  */
+import { isMainThread } from 'node:worker_threads'
 import { pino } from 'pino'
+import { LineOutput, neverWaitForStandardError, writeStandardError } from './line-output.ts'
 
 /** The only logging interface the code sees; `fields` must hold no secrets. */
 export interface Log {
@@ -29,22 +34,32 @@ const LINES_PER_MINUTE_AND_MESSAGE = 100
 /** Messages remembered for rate limiting; beyond it the oldest are forgotten. */
 const MAX_REMEMBERED_MESSAGES = 1_000
 
-/** Builds a log that writes to standard error. */
-export function createLog(options: LogOptions): Log {
-  if (options.format === 'text') return textLog(options.level, '')
-  const destination = pino.destination({ dest: 2, sync: false })
-  const root = pino(
-    {
-      level: options.level,
-      base: null,
-      timestamp: pino.stdTimeFunctions.isoTime,
-      formatters: { level: (label) => ({ level: label }) },
-    },
-    destination,
-  )
-  return limited((level, subsystem, message, fields) =>
-    root[level](subsystem === '' ? fields : { subsystem, ...fields }, message),
-  )
+/** Characters of one line; of a longer one only the beginning of its fields is written. */
+const MAX_LINE_CHARS = 16_384
+
+/**
+ * Builds the log of this thread, which writes to standard error. The first log of the process sets standard
+ * error up, so the main thread's comes before any worker's.
+ * @param onLost called for each line that could not be written
+ */
+export function createLog(options: LogOptions, onLost: () => void = () => undefined): Log {
+  if (isMainThread) neverWaitForStandardError()
+  const format = options.format === 'text' ? textFormat : jsonFormat(options.level)
+  const output = new LineOutput({
+    write: writeStandardError,
+    report: (lines, reason) => format('warn', '', 'Log lines were lost', { lines, reason }),
+    onLost,
+  })
+  process.on('exit', () => output.finish())
+  return limited((level, subsystem, message, fields) => {
+    if (SEVERITY[level] < SEVERITY[options.level]) return
+    const line = format(level, subsystem, message, fields)
+    output.line(
+      line.length <= MAX_LINE_CHARS
+        ? line
+        : format(level, subsystem, message, { truncated: line.slice(0, MAX_LINE_CHARS / 2) }),
+    )
+  })
 }
 
 /** A log that drops everything; for tests of code that must be given one. */
@@ -65,16 +80,42 @@ type WriteLine = (
 
 const SEVERITY: Record<LogLevel, number> = { debug: 0, info: 1, warn: 2, error: 3 }
 
-function textLog(minimum: LogLevel, prefix: string): Log {
-  return limited((level, subsystem, message, fields) => {
-    if (SEVERITY[level] < SEVERITY[minimum]) return
-    const pairs = Object.entries(fields)
-      .map(([key, value]) => ` ${key}=${JSON.stringify(value)}`)
-      .join('')
-    const time = new Date().toISOString().slice(11, 23)
-    const where = subsystem === '' ? prefix : `${subsystem}: `
-    process.stderr.write(`${time} ${level.padEnd(5)} ${where}${message}${pairs}\n`)
-  })
+/** The text of one line, newline included. */
+type FormatLine = (...line: Parameters<WriteLine>) => string
+
+const textFormat: FormatLine = (level, subsystem, message, fields) => {
+  const pairs = Object.entries(fields)
+    .map(([key, value]) => ` ${key}=${toJson(value)}`)
+    .join('')
+  const time = new Date().toISOString().slice(11, 23)
+  const where = subsystem === '' ? '' : `${subsystem}: `
+  return `${time} ${level.padEnd(5)} ${where}${message}${pairs}\n`
+}
+
+/** Never throws: a field may hold what JSON has no way to write. */
+function toJson(value: unknown): string {
+  try {
+    return JSON.stringify(value) ?? 'undefined'
+  } catch {
+    return JSON.stringify(String(value))
+  }
+}
+
+function jsonFormat(level: LogLevel): FormatLine {
+  let line = ''
+  const root = pino(
+    {
+      level,
+      base: null,
+      timestamp: pino.stdTimeFunctions.isoTime,
+      formatters: { level: (label) => ({ level: label }) },
+    },
+    { write: (text) => (line = text) },
+  )
+  return (severity, subsystem, message, fields) => {
+    root[severity](subsystem === '' ? fields : { subsystem, ...fields }, message)
+    return line
+  }
 }
 
 function limited(write: WriteLine): Log {

@@ -215,6 +215,7 @@ export const workerCounterNames = [
   'sessionsViolated',
   'acceptedConnections',
   'captureRefused',
+  'logLinesLost',
   'overflow',
   'outlierEjections',
   'protocolErrors',

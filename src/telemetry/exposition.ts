@@ -47,6 +47,8 @@ export interface HostReading {
   readonly certificates: readonly { readonly service: string; readonly notAfterMs: number }[]
   readonly workersRunning: number
   readonly workerRestarts: number
+  /** Of the main thread; the workers' are in their counters. */
+  readonly logLinesLost: number
   /** Longest delay of the main thread's event loop, from watchEventLoopLag. */
   readonly eventLoopLagMs: number
 }
@@ -248,6 +250,7 @@ const collectors: Record<
   problems: ({ host }) => [...host.problems].map(([code, value]) => ({ value, labels: { code } })),
   workers: ({ host }) => single(host.workersRunning),
   workerRestarts: ({ host }) => single(host.workerRestarts),
+  logLinesLost: ({ host, counters }) => single(host.logLinesLost + counters.logLinesLost),
   eventLoopLag: ({ host, gauges }) => [
     { value: host.eventLoopLagMs / 1_000, labels: { thread: 'main' } },
     ...gauges.map((worker) => ({

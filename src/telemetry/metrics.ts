@@ -246,6 +246,12 @@ export const metrics = {
     help: 'Data-plane workers replaced after a crash',
     labels: [],
   },
+  logLinesLost: {
+    name: 'hostmesh_log_lines_lost_total',
+    type: 'counter',
+    help: 'Lines of the log that could not be written: a full disk, or a reader that is too slow or gone',
+    labels: [],
+  },
   eventLoopLag: {
     name: 'hostmesh_event_loop_lag_seconds',
     type: 'gauge',

@@ -14,6 +14,7 @@ import {
 import { MeshError } from '../../src/lib/errors.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import { Problem, problemCodes } from '../../src/model/problem.ts'
+import { TestClock } from '../harness/test-clock.ts'
 
 const well: HostCondition = {
   awaited: [],
@@ -119,19 +120,19 @@ test('a problem is logged once when it comes and once when it is gone, whatever 
     warn: (message, fields) => lines.push(`warn ${message} ${String(fields?.['code'])}`),
     info: (message, fields) => lines.push(`info ${message} ${String(fields?.['code'])}`),
   }
-  let nowMs = 1_000
+  const clock = new TestClock({ wallMs: 1_000 })
   let problems: Problem[] = []
   const changes: number[] = []
   using watch = new ProblemWatch({
     list: () => problems,
     log,
     onChange: (entries) => changes.push(entries.length),
-    clock: { wallMs: () => nowMs, monotonicMs: () => nowMs },
+    clock,
   })
   assert.deepEqual(watch.look(), [])
   problems = [new Problem('HM_STATE_REMEMBERED', '2 s ago', { subject: 'services' })]
   watch.look()
-  nowMs = 60_000
+  clock.pass(59_000)
   problems = [new Problem('HM_STATE_REMEMBERED', '61 s ago', { subject: 'services' })]
   const [entry] = watch.look()
   assert.equal(entry?.message, '61 s ago')

@@ -124,6 +124,7 @@ const quietHost: HostReading = {
   certificates: [],
   workersRunning: 0,
   workerRestarts: 0,
+  logLinesLost: 0,
   eventLoopLagMs: 0,
 }
 
@@ -223,6 +224,7 @@ test('counts appear under the labels they were counted with', async () => {
   traffic.received(row, 2 ** 52)
   traffic.connectFailed(row)
   worker.inc('tunnelHandshakeFailures', 3)
+  worker.inc('logLinesLost', 2)
   worker.set('tunnelSessionsActive', 2)
   worker.set('eventLoopDelayMs', 250)
   worker.roundTrip(3)
@@ -248,6 +250,7 @@ test('counts appear under the labels they were counted with', async () => {
         certificates: [{ service: 'db', notAfterMs: 1_700_000_000_000 }],
         workersRunning: 2,
         workerRestarts: 1,
+        logLinesLost: 3,
         eventLoopLagMs: 5,
       }),
     ).metrics(),
@@ -257,6 +260,7 @@ test('counts appear under the labels they were counted with', async () => {
     ['hostmesh_dns_queries_total', { outcome: 'answered' }, 6],
     ['hostmesh_dns_queries_total', { outcome: 'not_implemented' }, 7],
     ['hostmesh_watched_services', {}, 8],
+    ['hostmesh_log_lines_lost_total', {}, 5],
     ['hostmesh_tcp_connections_opened_total', pair, 4],
     ['hostmesh_tcp_connections_closed_total', { ...pair, response_flags: '-' }, 2],
     ['hostmesh_tcp_connections_closed_total', { ...pair, response_flags: 'DENY' }, 1],

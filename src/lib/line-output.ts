@@ -1,0 +1,184 @@
+/**
+ * Lines to a descriptor that may be full, slow or gone, without ever waiting for it or failing because of it.
+ *
+ * What the descriptor does not take now is kept up to a limit and tried again; what it cannot take is lost
+ * and counted, and one line says how many were lost as soon as a line can be written again.
+ */
+import { closeSync, constants, fstatSync, openSync, writeSync } from 'node:fs'
+import { errorCode } from './errors.ts'
+import { loadDescriptorCalls } from './ffi.ts'
+
+/** Writes bytes from `offset` on and returns how many were taken. @throws with an errno code. */
+export type WriteBytes = (bytes: Uint8Array, offset: number) => number
+
+/** How lines go out. */
+export interface LineOutputOptions {
+  readonly write: WriteBytes
+  /** The line, newline included, that reports `lost` lines, of which the last was lost for `reason` (an errno code). */
+  readonly report: (lost: number, reason: string) => string
+  /** Called for every line that is lost. */
+  readonly onLost: () => void
+}
+
+/** Bytes kept of what a slow reader has not taken yet. */
+export const MAX_KEPT_BYTES = 256 * 1024
+
+/** A slow reader is tried again after this long, milliseconds. */
+const SLOW_RETRY_MS = 50
+
+/** A descriptor that failed (full disk, reader gone) is tried again after this long, milliseconds. */
+const FAILED_RETRY_MS = 2_000
+
+/** At the end of the process a slow reader has this long to take what is kept, milliseconds. */
+const LAST_PATIENCE_MS = 200
+
+/** A line that waits for its turn. */
+interface KeptLine {
+  readonly bytes: Uint8Array
+  /** Lost lines that this one reports; 0 for any other. */
+  readonly reports: number
+}
+
+/** Lines in order to one descriptor. Never throws, and never waits except in {@link finish}. */
+export class LineOutput {
+  private readonly options: LineOutputOptions
+  private kept: KeptLine[] = []
+  private keptBytes = 0
+  /** Bytes of the first kept line that are written already. */
+  private written = 0
+  /** A line was broken off in the middle: the next one starts on a line of its own. */
+  private torn = false
+  /** Lost and not reported yet. */
+  private lost = 0
+  private reason = ''
+  /** The reader has not taken everything; the timer tries again. */
+  private isSlow = false
+  private retry: NodeJS.Timeout | undefined
+
+  constructor(options: LineOutputOptions) {
+    this.options = options
+  }
+
+  /** Writes a line, newline included; what does not go out now is kept or lost. */
+  line(text: string): void {
+    this.keepReport()
+    const line = { bytes: Buffer.from(text), reports: 0 }
+    // Behind lines that are lost and not reported yet, a line would hide the gap.
+    if (this.lost > 0 || !this.hasRoom(line)) return this.lose(line, 'EAGAIN')
+    this.keep(line)
+    // A slow reader is given its time; asking it at every line would cost more than the line.
+    if (!this.isSlow) this.flush()
+  }
+
+  /** Writes what is kept, waiting shortly for a slow reader. For the end of the process. */
+  finish(): void {
+    clearTimeout(this.retry)
+    this.keepReport()
+    this.flush()
+    const pause = new Int32Array(new SharedArrayBuffer(4))
+    for (let waitedMs = 0; this.kept.length > 0 && waitedMs < LAST_PATIENCE_MS; waitedMs += 10) {
+      Atomics.wait(pause, 0, 0, 10)
+      this.flush()
+    }
+  }
+
+  private flush(): void {
+    this.isSlow = false
+    try {
+      let first = this.kept[0]
+      while (first !== undefined) {
+        if (this.torn) this.options.write(NEWLINE, 0)
+        this.torn = false
+        this.written += this.options.write(first.bytes, this.written)
+        if (this.written < first.bytes.length) continue
+        this.kept.shift()
+        this.keptBytes -= first.bytes.length
+        this.written = 0
+        first = this.kept[0]
+      }
+    } catch (error) {
+      const code = errorCode(error)
+      this.isSlow = code === 'EAGAIN'
+      if (!this.isSlow) this.loseAll(code)
+      this.tryAgainIn(this.isSlow ? SLOW_RETRY_MS : FAILED_RETRY_MS)
+    }
+  }
+
+  private hasRoom({ bytes }: KeptLine): boolean {
+    return this.keptBytes + bytes.length <= MAX_KEPT_BYTES
+  }
+
+  private keep(line: KeptLine): void {
+    this.kept.push(line)
+    this.keptBytes += line.bytes.length
+  }
+
+  private keepReport(): void {
+    if (this.lost === 0) return
+    const text = this.options.report(this.lost, this.reason)
+    const line = { bytes: Buffer.from(text), reports: this.lost }
+    if (!this.hasRoom(line)) return
+    this.keep(line)
+    this.lost = 0
+  }
+
+  private loseAll(reason: string): void {
+    const lines = this.kept
+    this.torn ||= this.written > 0
+    this.kept = []
+    this.keptBytes = 0
+    this.written = 0
+    for (const line of lines) this.lose(line, reason)
+  }
+
+  private lose(line: KeptLine, reason: string): void {
+    this.reason = reason
+    this.lost += line.reports === 0 ? 1 : line.reports
+    if (line.reports === 0) this.options.onLost()
+  }
+
+  private tryAgainIn(ms: number): void {
+    clearTimeout(this.retry)
+    this.retry = setTimeout(() => {
+      this.keepReport()
+      this.flush()
+    }, ms).unref()
+  }
+}
+
+const NEWLINE = Buffer.from('\n')
+
+const STANDARD_ERROR = 2
+
+/** Writes to standard error as {@link WriteBytes}; {@link neverWaitForStandardError} must have been called. */
+export function writeStandardError(bytes: Uint8Array, offset: number): number {
+  keepNonBlocking()
+  return writeSync(STANDARD_ERROR, bytes, offset)
+}
+
+/**
+ * Makes standard error a descriptor that never makes a thread wait, for the whole process: what Node and V8
+ * print there as well. A pipe or terminal is opened anew, because its mode is shared with other processes; a
+ * socket cannot be. Where native calls are not to be had everything stays as it is.
+ */
+export function neverWaitForStandardError(): void {
+  try {
+    const status = fstatSync(STANDARD_ERROR)
+    if (!status.isFIFO() && !status.isCharacterDevice()) return
+    const { O_WRONLY, O_NONBLOCK, O_NOCTTY } = constants
+    const own = openSync(`/proc/self/fd/${STANDARD_ERROR}`, O_WRONLY | O_NONBLOCK | O_NOCTTY)
+    loadDescriptorCalls().dup2(own, STANDARD_ERROR)
+    closeSync(own)
+  } catch {
+    // Another user's pipe, a closed one, no koffi: keepNonBlocking() does what can be done.
+  }
+}
+
+/** Before each write: a process that shares the descriptor (a predecessor that ends) may have changed its mode. */
+function keepNonBlocking(): void {
+  try {
+    loadDescriptorCalls().setNonBlocking(STANDARD_ERROR)
+  } catch {
+    // A host without koffi: a slow reader can make it wait.
+  }
+}
