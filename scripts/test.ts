@@ -15,7 +15,7 @@ import { type FileResult, runTestFile, stopTestFiles } from './run-test-file.ts'
 
 interface Layer {
   readonly name: string
-  /** Files at a time. One where files share kernel state or measure time under load. */
+  /** Files at a time, for two cores. More than those where files mostly wait for what they have caused. */
   readonly concurrency: number
   readonly fileLimitMs: number
   /** True when the layer builds hosts: root, network namespaces, iptables. */
@@ -31,11 +31,11 @@ interface Layer {
 const layers: readonly Layer[] = [
   { name: 'unit', concurrency: 2, fileLimitMs: 60_000, needsHosts: false },
   { name: 'vectors', concurrency: 2, fileLimitMs: 120_000, needsHosts: false },
-  { name: 'integration', concurrency: 2, fileLimitMs: 120_000, needsHosts: false },
-  { name: 'mesh', concurrency: 2, fileLimitMs: 240_000, needsHosts: true },
-  { name: 'fault', concurrency: 1, fileLimitMs: 240_000, needsHosts: true },
+  { name: 'integration', concurrency: 3, fileLimitMs: 120_000, needsHosts: false },
+  { name: 'mesh', concurrency: 3, fileLimitMs: 240_000, needsHosts: true },
+  { name: 'fault', concurrency: 3, fileLimitMs: 240_000, needsHosts: true },
   // npm run test:fleet, which makes the root that its machines boot from. A file is some twenty playbook runs.
-  { name: 'fleet', concurrency: 1, fileLimitMs: 600_000, needsHosts: true, isOnRequest: true },
+  { name: 'fleet', concurrency: 2, fileLimitMs: 600_000, needsHosts: true, isOnRequest: true },
   // npm run test:interop, which builds the Consul and fetches the Envoy that are found first.
   {
     name: 'interop',
