@@ -44,8 +44,9 @@ const QUICK = {
 /** What --help prints. */
 export const HELP = `Usage: npm run bench -- [options]
 
-Measures two hops with mutual TLS between two network namespaces: hostmesh beside HAProxy, nginx and Envoy.
-Needs root. The full run takes about 13 minutes.
+Measures two hops with mutual TLS between two network namespaces: hostmesh beside HAProxy, nginx and Envoy,
+and ztunnel where HOSTMESH_BENCH_ZTUNNEL names its binary.
+Needs root. The full run takes about 15 minutes.
 
   --quick             requests at 64 connections and the mixed load, against HAProxy alone, under 45 s
   --only NAMES        subjects, comma-separated: ${SUBJECT_NAMES.join(', ')}

@@ -1,7 +1,8 @@
 /**
  * What hostmesh must reach, and what we want: the project's performance targets as one typed table.
  *
- * A ratio is hostmesh divided by the best of its peers in the same run; two rows are absolute. The
+ * A ratio is hostmesh divided by the best of its peers in the same run, or what is captured by what is not; two rows
+ * are absolute. The
  * benchmark prints PASS or short beside a row; nothing else reads this.
  */
 import type { MetricName } from './metrics.ts'
@@ -15,8 +16,11 @@ export interface Target {
   readonly metric: MetricName
   readonly must: number
   readonly aim: number
-  /** `best-peer`: all peers. `tls-per-connection`: those peers only. `absolute`: the figure itself. */
-  readonly against: 'best-peer' | 'tls-per-connection' | 'absolute'
+  /**
+   * `best-peer`: all peers. `tls-per-connection`: those peers only. `explicit-port`: hostmesh without capture, for
+   * captured subjects. `absolute`: the figure itself.
+   */
+  readonly against: 'best-peer' | 'tls-per-connection' | 'explicit-port' | 'absolute'
 }
 
 /** The table. */
@@ -39,12 +43,20 @@ export const TARGETS: readonly Target[] = [
   ratio('bulk', 'throughput', 0.8, 1.2),
   ratio('mixed', 'requestsPerSecond', 1.5, 3),
   ratio('mixed', 'p99', 1.0, 0.5),
+  captured('requests-64', 'requestsPerSecond'),
+  captured('connections', 'connectionsPerSecond'),
+  captured('bulk', 'throughput'),
   { scenario: 'memory', metric: 'rssIdle', must: 120, aim: 80, against: 'absolute' },
   { scenario: 'memory', metric: 'rssPerConnection', must: 10, aim: 6, against: 'absolute' },
 ]
 
 function ratio(scenario: ScenarioName, metric: MetricName, must: number, aim: number): Target {
   return { scenario, metric, must, aim, against: 'best-peer' }
+}
+
+/** Capture may cost 6 %. */
+function captured(scenario: ScenarioName, metric: MetricName): Target {
+  return { scenario, metric, must: 0.94, aim: 0.98, against: 'explicit-port' }
 }
 
 /** Whether `value` (a ratio, or for absolute targets the figure) reaches `bound` of `metric`. */
@@ -54,6 +66,7 @@ export function reaches(metric: MetricName, value: number, bound: number): boole
 
 /** Whether `peer` counts for `target`. */
 export function isComparedWith(target: Target, peer: SubjectName): boolean {
-  if (SUBJECTS[peer].kind !== 'peer' || target.against === 'absolute') return false
-  return target.against === 'best-peer' || SUBJECTS[peer].tlsPerConnection
+  if (SUBJECTS[peer].kind !== 'peer') return false
+  if (target.against === 'tls-per-connection') return SUBJECTS[peer].tlsPerConnection
+  return target.against === 'best-peer'
 }

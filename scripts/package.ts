@@ -4,18 +4,21 @@
  *
  * The tarball holds one folder of its own name: compiled program, production packages, private Node, unit
  * files. It is for the architecture of the machine that makes it, since npm installs only that. Equal inputs
- * make equal bytes: an installer sees by the checksum whether a host has it already.
+ * make equal bytes: an installer sees by the checksum whether a host has it already. With --if-older nothing is
+ * made where the tarball is newer than everything that goes into it.
  */
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import {
   cpSync,
   existsSync,
+  globSync,
   mkdirSync,
   mkdtempSync,
   readFileSync,
   renameSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from 'node:fs'
 import { dirname, join, relative, resolve } from 'node:path'
@@ -43,9 +46,22 @@ const version = (
 const name = `hostmesh-${version}-linux-${process.arch}`
 const target = join(root, '.cache/package')
 
+const tarball = join(target, `${name}.tar.gz`)
+
 mkdirSync(target, { recursive: true })
-const work = mkdtempSync(join(target, '.making-'))
-try {
+if (!process.argv.includes('--if-older') || isOlder()) make()
+console.log(relative(process.cwd(), tarball))
+
+function make(): void {
+  const work = mkdtempSync(join(target, '.making-'))
+  try {
+    makeIn(work)
+  } finally {
+    rmSync(work, { recursive: true, force: true })
+  }
+}
+
+function makeIn(work: string): void {
   const tree = join(work, name)
   mkdirSync(tree)
   compile(join(tree, 'dist'))
@@ -54,15 +70,22 @@ try {
   writeManifest(tree)
   proveItRuns(tree)
   const made = pack(work)
-  const tarball = join(target, `${name}.tar.gz`)
   const sum = createHash('sha256').update(readFileSync(made)).digest('hex')
   writeFileSync(join(work, 'sum'), `${sum}  ${name}.tar.gz\n`)
   // The sum first: between the two renames a reader is told of a mismatch, never given a wrong match.
   renameSync(join(work, 'sum'), `${tarball}.sha256`)
   renameSync(made, tarball)
-  console.log(relative(process.cwd(), tarball))
-} finally {
-  rmSync(work, { recursive: true, force: true })
+}
+
+/** Whether something that goes into the tarball has changed since; installed packages by npm's own record. */
+function isOlder(): boolean {
+  if (!existsSync(`${tarball}.sha256`) || !existsSync(tarball)) return true
+  const madeAtMs = statSync(tarball).mtimeMs
+  const single = ['package.json', 'tsconfig.build.json', 'node_modules/.package-lock.json']
+  const inputs = [...files, ...single, 'src/**', 'systemd/**', 'scripts/package.ts']
+  return globSync(inputs, { cwd: root }).some(
+    (place) => statSync(join(root, place)).mtimeMs >= madeAtMs,
+  )
 }
 
 /** Source maps would name sources that are not in the package. */

@@ -1,7 +1,7 @@
 /**
  * Holds rows against the targets: PASS or short, one verdict for each judged subject and target. Pure.
  */
-import { PEERS, type SubjectName } from '../subject-names.ts'
+import { EXPLICIT_PORT, isCaptured, PEERS, type SubjectName } from '../subject-names.ts'
 import { isComparedWith, reaches, TARGETS, type Target } from '../targets.ts'
 import { best, type Row, ratioTo } from './statistics.ts'
 
@@ -41,6 +41,8 @@ function valueFor(target: Target, subject: SubjectName, rows: readonly Row[]): n
     )?.median
   const own = medianOf(subject)
   if (own === undefined || target.against === 'absolute') return own
+  if (target.against === 'explicit-port')
+    return isCaptured(subject) ? (ratioTo(own, medianOf(EXPLICIT_PORT)) ?? undefined) : undefined
   const peers = PEERS.filter((peer) => isComparedWith(target, peer)).flatMap(
     (peer) => medianOf(peer) ?? [],
   )

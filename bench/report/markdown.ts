@@ -60,7 +60,7 @@ function targetsTable(rows: readonly Row[]): string {
   })
   return [
     '### Targets',
-    'Ratio to the best of all peers in this run, unless there is a unit.',
+    'Ratio to the best of all peers in this run, unless another is named or there is a unit.',
     table([['target', 'must', 'aim', ...JUDGED], ...lines]),
   ].join('\n\n')
 }

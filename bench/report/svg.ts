@@ -11,11 +11,13 @@ import { targetTitle } from './text.ts'
 const SHOWN: readonly SubjectName[] = [...JUDGED, ...PEERS]
 const COLORS: Readonly<Partial<Record<SubjectName, string>>> = {
   'hostmesh-capture': '#c2410c',
+  'hostmesh-capture-instance': '#e2661a',
   'hostmesh-upstream': '#f59e0b',
   haproxy: '#1e3a5f',
   nginx: '#3f6d9b',
   'envoy-tls': '#7a9cbd',
   'envoy-h2': '#b5c7d8',
+  ztunnel: '#6b8e6b',
 }
 
 const WIDTH = 860

@@ -64,10 +64,17 @@ export function alignColumns(lines: readonly (readonly string[])[]): string {
     .join('\n')
 }
 
+/** What a ratio is taken to, where it is not the best of all peers. */
+const AGAINST: Readonly<Record<Target['against'], string>> = {
+  'best-peer': '',
+  'tls-per-connection': ', to TLS per connection',
+  'explicit-port': ', captured to explicit port',
+  absolute: '',
+}
+
 /** What a target is, in a few words: `mixed load: p99`. */
 export function targetTitle(target: Target): string {
-  const against = target.against === 'tls-per-connection' ? ', to TLS per connection' : ''
-  return `${SCENARIOS[target.scenario].label}: ${METRICS[target.metric].title}${against}`
+  return `${SCENARIOS[target.scenario].label}: ${METRICS[target.metric].title}${AGAINST[target.against]}`
 }
 
 /** The value of a verdict or a bound of its target: a ratio, or the figure with its unit. */
@@ -92,7 +99,7 @@ export function verdictTable(verdicts: readonly Verdict[]): string {
     `must ${boundSign(target)} ${formatBound(target, target.must)}`,
     verdictWord(passed, aimReached),
   ])
-  return `\ntargets: ratio to the best peer of this run\n${alignColumns(lines)}\n`
+  return `\ntargets: ratio to the best peer of this run, unless another is named\n${alignColumns(lines)}\n`
 }
 
 /** One word for a verdict. */

@@ -177,7 +177,9 @@ export class Stage implements AsyncDisposable {
         },
       )
     } catch (error) {
-      throw new MeshError('HM_BENCH_SUBJECT', `Cannot start ${this.subject.name}`, {
+      const { name, startHint } = this.subject
+      const hint = startHint === undefined ? '' : ` (${startHint})`
+      throw new MeshError('HM_BENCH_SUBJECT', `Cannot start ${name}${hint}`, {
         cause: new Error(`${String(error)}\n${complaint}\n${this.logTails()}`),
       })
     }

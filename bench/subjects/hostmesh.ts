@@ -1,6 +1,6 @@
 /**
- * hostmesh itself, the real daemon with catalog and certificates from files on both hosts, three times: through
- * iptables capture, by explicit upstream port, and the latter with two workers.
+ * hostmesh itself, the real daemon with catalog and certificates from files on both hosts, four times: captured at the
+ * virtual address of the service and at the address of its instance, by explicit upstream port, and that with two workers.
  */
 import { existsSync } from 'node:fs'
 import { join, resolve } from 'node:path'
@@ -32,9 +32,19 @@ const LOAD_UID = 60_077
 
 const CAPTURED_ENTRY: Entry = { host: VIRTUAL_ADDRESS, port: BACKEND_PORT, uid: LOAD_UID }
 
+/** Where the instance says it listens. The backend does not: what is not captured is refused. */
+const INSTANCE_ENTRY: Entry = { ...CAPTURED_ENTRY, host: ADDRESS_B }
+
 /** Through rules in namespace A: the load connects to the virtual address as a user of its own. */
 export const hostmeshCapture: Subject = hostmesh('hostmesh-capture', {
   entry: CAPTURED_ENTRY,
+  capture: true,
+  workers: 1,
+})
+
+/** The same, with the load connecting to the address of the one instance. */
+export const hostmeshCaptureInstance: Subject = hostmesh('hostmesh-capture-instance', {
+  entry: INSTANCE_ENTRY,
   capture: true,
   workers: 1,
 })
@@ -133,7 +143,7 @@ function daemonConfig(site: Site, side: 'a' | 'b', variant: Variant, files: File
   }
 }
 
-/** One authority and one leaf a host for all three subjects of a run, made by whoever comes first. */
+/** One authority and one leaf a host for all these subjects of a run, made by whoever comes first. */
 async function issueLeaves(site: Site): Promise<{ readonly a: string; readonly b: string }> {
   const authority = join(site.runDirectory, 'hostmesh-ca')
   const leaves = {

@@ -41,6 +41,8 @@ export interface Subject {
   readonly entry: Entry
   /** Address on host B where the backend listens for it. */
   readonly backendAddress: string
+  /** What to look at when it does not start. */
+  readonly startHint?: string
   /** Why it cannot be measured on this machine; undefined when it can. */
   absent(): string | undefined
   /** Program and version, for the header of the results. Called only when not absent. */

@@ -4,7 +4,7 @@
  * when it is back, though nobody said so.
  */
 import assert from 'node:assert/strict'
-import { test } from 'node:test'
+import { describe, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import { eventually } from '../harness/eventually.ts'
@@ -57,37 +57,40 @@ async function assertUnharmed(web: RunningService): Promise<void> {
   }
 }
 
-test('a killed daemon is avoided', async () => {
-  const { mesh, web } = await setUp()
-  await using _ = mesh
-  const a = mesh.host('a').daemon
-  await mesh.host('b').daemon.kill()
-  await callThrough(web)
-  await assertUnharmed(web)
-  const { services } = await a.services()
-  const dead = services
-    .find(({ name }) => name === 'db')
-    ?.endpoints.find(({ node }) => node === 'b')
-  assert.equal(dead?.health, 'passing', 'the catalog has said nothing')
-  assert.match(String(dead?.ejected?.reason), /\w/)
-  assert.ok((await a.metric('hostmesh_outlier_ejections_total')) >= 1)
-})
+// Each in a mesh of its own, and mostly waiting.
+describe('with the catalog gone', { concurrency: true }, () => {
+  test('a killed daemon is avoided', async () => {
+    const { mesh, web } = await setUp()
+    await using _ = mesh
+    const a = mesh.host('a').daemon
+    await mesh.host('b').daemon.kill()
+    await callThrough(web)
+    await assertUnharmed(web)
+    const { services } = await a.services()
+    const dead = services
+      .find(({ name }) => name === 'db')
+      ?.endpoints.find(({ node }) => node === 'b')
+    assert.equal(dead?.health, 'passing', 'the catalog has said nothing')
+    assert.match(String(dead?.ejected?.reason), /\w/)
+    assert.ok((await a.metric('hostmesh_outlier_ejections_total')) >= 1)
+  })
 
-test('an instance behind a cut wire is avoided, and used again when it is back', async () => {
-  const { mesh, web } = await setUp()
-  await using _ = mesh
-  await mesh.network.wire.run('ip', 'link', 'set', 'port2', 'down')
-  await callThrough(web)
-  await assertUnharmed(web)
-  await mesh.network.wire.run('ip', 'link', 'set', 'port2', 'up')
-  await eventually(
-    async () => assert.deepEqual(await instancesReached(web), ['db-1', 'db-2']),
-    // The first ejection lasts 30 s.
-    { withinMs: 50_000 },
-  )
-  await eventually(async () =>
-    assert.equal(await mesh.host('a').daemon.metric('hostmesh_outlier_ejected_endpoints'), 0),
-  )
+  test('an instance behind a cut wire is avoided, and used again when it is back', async () => {
+    const { mesh, web } = await setUp()
+    await using _ = mesh
+    await mesh.network.wire.run('ip', 'link', 'set', 'port2', 'down')
+    await callThrough(web)
+    await assertUnharmed(web)
+    await mesh.network.wire.run('ip', 'link', 'set', 'port2', 'up')
+    await eventually(
+      async () => assert.deepEqual(await instancesReached(web), ['db-1', 'db-2']),
+      // The first ejection lasts 30 s.
+      { withinMs: 50_000 },
+    )
+    await eventually(async () =>
+      assert.equal(await mesh.host('a').daemon.metric('hostmesh_outlier_ejected_endpoints'), 0),
+    )
+  })
 })
 
 async function instancesReached(caller: RunningService): Promise<readonly string[]> {

@@ -7,6 +7,9 @@ import { basename, join, resolve } from 'node:path'
 import { mustRun } from '../harness/owned-process.ts'
 import type { Machine } from './machine.ts'
 
+/** Making the package compiles and compresses, and another file may be at it. Milliseconds, before patience. */
+const PACKAGE_LIMIT_MS = 240_000
+
 /** The files of services, by path: each a unit of that name that starts app.py with these arguments. */
 export async function serviceFiles(
   services: Readonly<Record<string, string>>,
@@ -31,7 +34,10 @@ export async function askFront(machine: Machine, port: number): Promise<string> 
 /** Makes the package of this checkout and gives the path of a copy that nobody makes anew meanwhile. */
 export async function makePackage(folder: string): Promise<string> {
   const pack = resolve(import.meta.dirname, '../../scripts/package.ts')
-  const made = resolve((await mustRun([process.execPath, pack])).trim())
+  // One at a time: whoever waits finds it made.
+  const lock = ['flock', resolve(import.meta.dirname, '../../.cache/fleet/package.lock')]
+  const make = [...lock, process.execPath, pack, '--if-older']
+  const made = resolve((await mustRun(make, { limitMs: PACKAGE_LIMIT_MS })).trim())
   const copy = join(folder, basename(made))
   for (const suffix of ['', '.sha256']) await copyFile(made + suffix, copy + suffix)
   return copy

@@ -155,8 +155,11 @@ export function runCommand(
 }
 
 /** Runs `argv` and returns its standard output. @throws with what it said when it fails. */
-export async function mustRun(argv: readonly string[]): Promise<string> {
-  const result = await runCommand(argv)
+export async function mustRun(
+  argv: readonly string[],
+  options: { readonly limitMs?: number } = {},
+): Promise<string> {
+  const result = await runCommand(argv, options)
   if (result.code !== 0)
     throw new Error(
       `${argv.join(' ')} failed with ${result.code}: ${result.stderr.trim() || result.stdout.trim()}`,

@@ -9,16 +9,25 @@ import { describe, test } from 'node:test'
 import { gzipSync } from 'node:zlib'
 import { createFollower } from '../../src/controlplane/catalog/consul/blocking-query.ts'
 import { createTransport } from '../../src/controlplane/catalog/consul/transport.ts'
+import type { Clock } from '../../src/lib/clock.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { silentLog } from '../../src/lib/log.ts'
+import { hurried, TestClock } from '../harness/test-clock.ts'
 import { eventually, type FakeAnswer, indexed, startFakeAgent } from './consul-fake-agent.ts'
 
-async function setUp(maxBlocking?: number, tokenFile?: string) {
+/** Where only waits are long: how much faster they pass. Whatever is held against time is held against this clock. */
+const HURRY = 10
+
+/** What requests and a slow machine may take beside the waits. */
+const REAL_MS = 3_000
+
+async function setUp(options: { maxBlocking?: number; tokenFile?: string; clock?: Clock } = {}) {
+  const { tokenFile, ...followerOptions } = options
   const agent = await startFakeAgent()
   const transport = createTransport({ address: agent.address, requestTimeout: 2_000, tokenFile })
   const follower = createFollower(transport, {
     log: silentLog,
-    ...(maxBlocking === undefined ? {} : { maxBlocking }),
+    ...followerOptions,
   })
   return {
     agent,
@@ -133,13 +142,17 @@ describe('following a path', { concurrency: true }, () => {
   })
 
   test('a 403 keeps what is known and is not asked again for seconds', async () => {
-    await using world = await setUp()
+    const clock = new TestClock()
+    await using world = await setUp({ clock })
     const bodies: unknown[] = []
     world.agent.answer('/v1/a', indexed(7, [1]), { status: 403, body: 'ACL not found' })
     const watch = world.follower.follow('/v1/a', (body) => bodies.push(body))
     const problem = await eventually('problem', () => watch.health().problem)
     assert.match(problem, /does not allow.*ACL not found/)
-    await new Promise((resolve) => setTimeout(resolve, 2_000))
+    await eventually('it waits', () => clock.sleeping === 1)
+    clock.pass(2_000)
+    // Longer than a request would take.
+    await new Promise((resolve) => setTimeout(resolve, 100))
     assert.equal(world.agent.requestsFor('/v1/a').length, 2)
     assert.deepEqual(bodies, [[1]])
   })
@@ -158,7 +171,7 @@ describe('following a path', { concurrency: true }, () => {
     using folder = mkdtempDisposableSync(join(tmpdir(), 'hostmesh-token-'))
     const tokenFile = join(folder.path, 'token')
     writeFileSync(tokenFile, 'old')
-    await using world = await setUp(undefined, tokenFile)
+    await using world = await setUp({ tokenFile })
     world.agent.answer('/v1/a', indexed(7, [1]))
     world.follower.follow('/v1/a', () => undefined)
     await eventually('wait', () => world.agent.requestsFor('/v1/a').length === 2)
@@ -186,7 +199,7 @@ describe('following a path', { concurrency: true }, () => {
   })
 
   test('an update is seen within five seconds of an index that fell, is 0, missing or nonsense', async () => {
-    await using world = await setUp()
+    await using world = await setUp({ clock: hurried(HURRY) })
     await Promise.all(
       ['5', '0', 'abc', '-7', '99999999999999999999', undefined].map(async (index, position) => {
         const path = `/v1/${position}`
@@ -201,27 +214,35 @@ describe('following a path', { concurrency: true }, () => {
         })
         await eventually(`${index}: odd answer`, () => JSON.stringify(last) === '["odd"]')
         world.agent.answer(path, indexed(6, ['after']))
-        await eventually(`${index}: update`, () => JSON.stringify(last) === '["after"]', 5_500)
+        await eventually(
+          `${index}: update`,
+          () => JSON.stringify(last) === '["after"]',
+          5_500 / HURRY + REAL_MS,
+        )
       }),
     )
   })
 
   test('a server that answers at once, for ever, gets no more than two requests a second', async () => {
-    await using world = await setUp()
+    const clock = hurried(HURRY)
+    await using world = await setUp({ clock })
     let index = 0
     world.agent.always('/v1/changing', () => indexed((index += 1), [index]))
     world.agent.always('/v1/same', () => indexed(7, []))
     world.follower.follow('/v1/changing', () => undefined)
     world.follower.follow('/v1/same', () => undefined)
-    await new Promise((resolve) => setTimeout(resolve, 4_000))
+    const startedAtMs = clock.monotonicMs()
+    await clock.sleep(20_000, new AbortController().signal)
+    const seconds = (clock.monotonicMs() - startedAtMs) / 1_000
     for (const path of ['/v1/changing', '/v1/same']) {
       const sent = world.agent.requestsFor(path).length
-      assert.ok(sent <= 4 + 2 * 4, `${path}: ${sent} requests in 4 s`)
+      assert.ok(sent > 4, `${path}: only ${sent} requests in ${seconds} s`)
+      assert.ok(sent <= 4 + 2 * seconds, `${path}: ${sent} requests in ${seconds} s`)
     }
   })
 
   test('watches without a connection of their own still get their answers, by polling', async () => {
-    await using world = await setUp(1)
+    await using world = await setUp({ maxBlocking: 1, clock: hurried(HURRY) })
     const seen: string[] = []
     world.agent.answer('/v1/a', indexed(7, ['a']))
     world.follower.follow('/v1/a', () => seen.push('a'))
@@ -248,7 +269,8 @@ describe('following a path', { concurrency: true }, () => {
   })
 
   test('when the agent is back for one watch, no other sits out its back-off', async () => {
-    await using world = await setUp()
+    const clock = new TestClock()
+    await using world = await setUp({ clock })
     const paths = Array.from({ length: 20 }, (_, i) => `/v1/${i}`)
     let isUp = true
     const seen = new Map<string, number>()
@@ -261,16 +283,24 @@ describe('following a path', { concurrency: true }, () => {
     }
     await eventually('first answers', () => seen.size === paths.length)
     isUp = false
-    await eventually('all fail', () => world.follower.health().every((watch) => watch.unreachable))
+    const allSleep = (): Promise<true> =>
+      eventually('all wait', () => clock.sleeping === paths.length)
     // Long enough for the back-off of some to have grown to several seconds.
-    await new Promise((resolve) => setTimeout(resolve, 6_000))
+    for (let passedMs = 0; passedMs < 20_000; passedMs += 500) {
+      await allSleep()
+      clock.pass(500)
+    }
+    await allSleep()
+    assert.ok(world.follower.health().every((watch) => watch.unreachable))
     isUp = true
-    const first = await eventually('one recovers', () =>
-      world.follower.health().some((watch) => !watch.unreachable) ? performance.now() : undefined,
-    )
-    await eventually('all recover', () =>
-      world.follower.health().every((watch) => !watch.unreachable),
-    )
-    assert.ok(performance.now() - first < 1_500, `took ${performance.now() - first} ms`)
+    const recovered = (): number =>
+      world.follower.health().filter((watch) => !watch.unreachable).length
+    while (recovered() === 0) {
+      clock.pass(10)
+      await new Promise((resolve) => setTimeout(resolve, 5))
+    }
+    // They spread over half a second, so as not to come all at once.
+    clock.pass(500)
+    await eventually('all recover', () => recovered() === paths.length)
   })
 })

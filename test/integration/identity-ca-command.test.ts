@@ -36,13 +36,13 @@ interface Outcome {
   readonly err: string
 }
 
-const main = join(import.meta.dirname, '..', '..', 'src', 'main.ts')
+const program = join(import.meta.dirname, '../../scripts/hostmesh')
 
 /** Runs the program under the widest umask: permissions must not depend on it. */
 function hostmesh(...argv: string[]): Outcome {
   const { status, stdout, stderr } = spawnSync(
     'sh',
-    ['-c', 'umask 0; exec "$0" "$@"', process.execPath, main, ...argv],
+    ['-c', 'umask 0; exec "$0" "$@"', program, ...argv],
     { encoding: 'utf8', timeout: 20_000 },
   )
   return { code: status, out: stdout, err: stderr }

@@ -236,7 +236,7 @@ for (const catalog of ['file', 'consul'] as const) {
           'cache',
           'web',
         ])
-        for (const [from, to] of [
+        const pairs = [
           ['web', 'db'],
           ['web', 'vault'],
           ['batch', 'db'],
@@ -245,7 +245,8 @@ for (const catalog of ['file', 'consul'] as const) {
           ['web', `${b.namespace.ip}:9999`],
           ['web', 'cache'],
           ['nosuch', 'db'],
-        ] as const) {
+        ] as const
+        const compare = async ([from, to]: readonly [string, string]): Promise<void> => {
           const live = await explained(a, '--from', from, '--to', to)
           // In another namespace, where no daemon is.
           const run = await b.daemon.command(
@@ -279,6 +280,7 @@ for (const catalog of ['file', 'consul'] as const) {
             live.endpoints.map(({ endpoint, excluded }) => [endpoint, excluded]),
           )
         }
+        await Promise.all(pairs.map(compare))
       },
     )
 

@@ -6,7 +6,7 @@ import { best, median, type Sample, toRows } from '../../bench/measure/statistic
 import { judge } from '../../bench/measure/verdicts.ts'
 import { METRICS, type MetricName } from '../../bench/metrics.ts'
 import { SCENARIOS } from '../../bench/scenario-names.ts'
-import type { SubjectName } from '../../bench/subject-names.ts'
+import { JUDGED, type SubjectName } from '../../bench/subject-names.ts'
 import { TARGETS } from '../../bench/targets.ts'
 
 function requests(subject: SubjectName, requestsPerSecond: number, p99 = 1_000): Sample {
@@ -163,4 +163,22 @@ test('every target is about a figure that its scenario yields, and its aim is no
       `${scenario} ${metric}`,
     )
   }
+})
+
+test('what is captured is held against the explicit port, and only that', () => {
+  const rows = toRows([
+    requests('hostmesh-capture', 28_200),
+    requests('hostmesh-capture-instance', 28_190),
+    requests('hostmesh-upstream', 30_000),
+  ])
+  const verdicts = judge(rows, JUDGED).filter(({ target }) => target.against === 'explicit-port')
+  assert.deepEqual(
+    verdicts.map(({ subject, passed }) => [subject, passed]),
+    [
+      ['hostmesh-capture', true],
+      ['hostmesh-capture-instance', false],
+    ],
+  )
+  const alone = judge(toRows([requests('hostmesh-capture', 28_200)]), JUDGED)
+  assert.deepEqual(alone, [])
 })
