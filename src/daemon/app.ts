@@ -34,6 +34,7 @@ import {
 import { describeError, MeshError } from '../lib/errors.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { returnStartupMemory } from '../lib/startup-memory.ts'
+import { nameThread } from '../lib/thread-name.ts'
 import { hostmeshVersion } from '../lib/version.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import type { LocalService } from '../model/service.ts'
@@ -71,6 +72,7 @@ const MAX_TELL_USE_MS = 30_000
  * @throws MeshError when it cannot start; nothing is left behind then.
  */
 export async function runDaemon(configPath: string): Promise<void> {
+  nameThread('hostmesh')
   const environment = takeSystemdEnvironment()
   const config = loadConfig(configPath)
   let logLinesLost = 0
