@@ -311,8 +311,8 @@ class Daemon {
         address: { ip: dns.address, port: dns.port },
         datacenter,
         ttlS: Math.floor(dns.ttl / 1_000),
-        lookup: async (service, needs) =>
-          (await this.discovery?.lookup(service, DNS_PATIENCE_MS, needs)) ?? {
+        lookup: async (service, needs, { wait }) =>
+          (await this.discovery?.lookup(service, wait ? DNS_PATIENCE_MS : 0, needs)) ?? {
             kind: 'unavailable',
           },
         log: this.log.child('dns'),
