@@ -10,10 +10,11 @@ import { once } from 'node:events'
 import { mkdirSync } from 'node:fs'
 import { chown, lstat, unlink } from 'node:fs/promises'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
-import { type AddressInfo, connect } from 'node:net'
+import { type AddressInfo, connect, type Socket } from 'node:net'
 import { dirname } from 'node:path'
 import { promisify } from 'node:util'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
+import { FairConnections } from '../lib/fair-connections.ts'
 import type { Log } from '../lib/log.ts'
 import { isLoopback, type SocketAddress } from '../model/address.ts'
 import type {
@@ -70,7 +71,7 @@ export interface AdminServer extends AsyncDisposable {
   close(): Promise<void>
 }
 
-/** Connections of each listener; the kernel's backlog holds a few more, the rest is refused. */
+/** Connections of each listener; beyond it the one that has asked nothing for longest is closed. */
 const MAX_CONNECTIONS = 64
 
 /** A request line and its headers; curl sends 100 bytes. */
@@ -164,6 +165,7 @@ function adminRoutes(view: AdminView): Routes {
 }
 
 function createAdminHttpServer(routes: Routes, answers: Answers): Server {
+  const connections = new FairConnections<Socket>(MAX_CONNECTIONS)
   const server = createServer(
     {
       maxHeaderSize: MAX_HEADER_BYTES,
@@ -175,13 +177,14 @@ function createAdminHttpServer(routes: Routes, answers: Answers): Server {
       requireHostHeader: false,
     },
     (request, response) => {
+      connections.used(request.socket)
       answers.answer(routes, request, response).catch((error: unknown) => {
         answers.log.error('Admin answer failed', { error: describeError(error) })
         response.destroy()
       })
     },
   )
-  server.maxConnections = MAX_CONNECTIONS
+  server.on('connection', (socket) => connections.add(socket))
   return server
 }
 

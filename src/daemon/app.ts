@@ -35,6 +35,7 @@ import { describeError, MeshError } from '../lib/errors.ts'
 import { duplicateDescriptor } from '../lib/listening-socket.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { returnStartupMemory } from '../lib/startup-memory.ts'
+import { nameThread } from '../lib/thread-name.ts'
 import { hostmeshVersion } from '../lib/version.ts'
 import type { ProblemEntry } from '../model/admin.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
@@ -76,6 +77,7 @@ const MAX_TELL_USE_MS = 30_000
  * @throws MeshError when it cannot start; nothing is left behind then.
  */
 export async function runDaemon(configPath: string): Promise<void> {
+  nameThread('hostmesh')
   const environment = takeSystemdEnvironment()
   const config = loadConfig(configPath)
   let logLinesLost = 0
@@ -415,8 +417,8 @@ class Daemon {
         },
         datacenter,
         ttlS: Math.floor(dns.ttl / 1_000),
-        lookup: async (service, needs) =>
-          (await this.discovery?.lookup(service, DNS_PATIENCE_MS, needs)) ?? {
+        lookup: async (service, needs, { wait }) =>
+          (await this.discovery?.lookup(service, wait ? DNS_PATIENCE_MS : 0, needs)) ?? {
             kind: 'unavailable',
           },
         log: this.log.child('dns'),

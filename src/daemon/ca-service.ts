@@ -8,6 +8,7 @@ import { CA_ADDRESS } from '../controlplane/identity/join-token.ts'
 import { systemClock } from '../lib/clock.ts'
 import { MeshError } from '../lib/errors.ts'
 import { createLog, type LogOptions } from '../lib/log.ts'
+import { nameThread } from '../lib/thread-name.ts'
 import { canonicalIp, formatAddress, isUndialable, type SocketAddress } from '../model/address.ts'
 import { takeOrders } from './ca-control.ts'
 import { type CaCatalog, openHostServices } from './ca-host-services.ts'
@@ -30,6 +31,7 @@ export interface CaServiceOptions {
  * @throws MeshError HM_CA_ADDRESS_INVALID, HM_CA_LISTEN_FAILED and as CaOffice, openHostServices
  */
 export async function runCaService(options: CaServiceOptions): Promise<void> {
+  nameThread('hostmesh-ca')
   const { directory, advertise } = options
   const environment = takeSystemdEnvironment()
   const log = createLog(options.log)

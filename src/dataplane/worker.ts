@@ -12,6 +12,7 @@ import { systemClock, systemRandom } from '../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { SocketStream } from '../lib/socket-stream.ts'
+import { nameThread } from '../lib/thread-name.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../model/address.ts'
 import type { LocalService } from '../model/service.ts'
 import { applyDelta, emptySnapshot, type Snapshot } from '../model/snapshot.ts'
@@ -529,6 +530,7 @@ function isMessage(data: unknown): data is ToWorker {
 }
 
 if (parentPort !== null && isSettings(workerData)) {
+  nameThread(`hostmesh-w${workerData.id}`)
   const port = parentPort
   const worker = new Worker(workerData, (message) => port.postMessage(message))
   process.on('uncaughtException', (error) => {

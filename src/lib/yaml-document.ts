@@ -15,6 +15,7 @@ import {
   type Node,
   type Pair,
   parseDocument,
+  type YAMLMap,
 } from 'yaml'
 import type { z } from 'zod'
 import { describeError } from './errors.ts'
@@ -54,8 +55,11 @@ export type ParsedYaml<T> =
 /** Problems reported of one document; the rest is counted. More help nobody. */
 const MAX_PROBLEMS = 100
 
-/** Total nodes that aliases may stand for. */
+/** Total nodes that aliases of one anchor may stand for. */
 const MAX_ALIAS_COUNT = 100
+
+/** Aliases of one document. To find what one stands for, the parser walks the document up to it. */
+const MAX_ALIASES = 500
 
 /** Parses and checks. Never throws, whatever the text. */
 export function parseYamlDocument<T>(text: string, schema: z.ZodType<T>): ParsedYaml<T> {
@@ -125,7 +129,17 @@ function parse<T>(text: string, schema: z.ZodType<T>): ParsedYaml<T> {
   if (tree.contents === null || (isScalar(tree.contents) && tree.contents.value === null))
     return { problems: [{ position: undefined, path: [], message: 'The file is empty' }] }
   const keys: DocumentProblem[] = []
-  checkKeys(tree.contents, [], at, keys)
+  const aliases = checkKeys(tree.contents, [], at, keys)
+  if (aliases > MAX_ALIASES)
+    return {
+      problems: [
+        {
+          position: undefined,
+          path: [],
+          message: `The file has ${aliases} aliases, at most ${MAX_ALIASES} are taken`,
+        },
+      ],
+    }
   if (keys.length > 0) return { problems: keys }
 
   const raw: unknown = tree.toJS({ maxAliasCount: MAX_ALIAS_COUNT })
@@ -155,19 +169,20 @@ function explainSyntax(code: string, message: string): string {
   return message.split('\n')[0] ?? message
 }
 
-/** Reports duplicate keys, and keys that are not plain text. */
+/** Reports duplicate keys, and keys that are not plain text. Returns the number of aliases. */
 function checkKeys(
   node: Node | null,
   path: DocumentPath,
   at: (offset: number) => TextPosition,
   problems: DocumentProblem[],
-): void {
+): number {
+  let aliases = 0
   if (isSeq<Node>(node)) {
     for (const [index, item] of node.items.entries())
-      checkKeys(item, [...path, index], at, problems)
-    return
+      aliases += checkKeys(item, [...path, index], at, problems)
+    return aliases
   }
-  if (!isMap<Node, Node | null>(node)) return
+  if (!isMap<Node, Node | null>(node)) return isAlias(node) ? 1 : 0
   const lineByKey = new Map<string, number>()
   for (const pair of node.items) {
     const position = at(pair.key?.range?.[0] ?? node.range?.[0] ?? 0)
@@ -184,8 +199,9 @@ function checkKeys(
         path,
         message: `Duplicate key "${key}", first given in line ${firstLine}`,
       })
-    checkKeys(pair.value, [...path, key], at, problems)
+    aliases += checkKeys(pair.value, [...path, key], at, problems)
   }
+  return aliases
 }
 
 function keyOf(pair: Pair): string | undefined {
@@ -219,8 +235,24 @@ function locate(tree: Document, path: DocumentPath, key?: string): number | unde
 function pairAt(tree: Document, path: DocumentPath): Pair | undefined {
   const parent = resolved(tree, nodeAt(tree, path.slice(0, -1)))
   const last = path.at(-1)
-  if (!isMap(parent) || last === undefined) return undefined
-  return parent.items.find((pair) => keyOf(pair) === String(last))
+  return isMap(parent) && last !== undefined ? pairOf(parent, last) : undefined
+}
+
+/** The pairs of maps that were looked into: a large map with much to report on would be searched for each of it. */
+const pairsByMap = new WeakMap<YAMLMap, ReadonlyMap<string, Pair>>()
+
+function pairOf(map: YAMLMap, key: string | number): Pair | undefined {
+  let pairs = pairsByMap.get(map)
+  if (pairs === undefined) {
+    pairs = new Map(
+      map.items.flatMap((pair): [string, Pair][] => {
+        const name = keyOf(pair)
+        return name === undefined ? [] : [[name, pair]]
+      }),
+    )
+    pairsByMap.set(map, pairs)
+  }
+  return pairs.get(String(key))
 }
 
 function nodeAt(tree: Document, path: DocumentPath): Node | undefined {
@@ -228,7 +260,7 @@ function nodeAt(tree: Document, path: DocumentPath): Node | undefined {
   for (const step of path) {
     const parent = resolved(tree, node)
     if (isSeq(parent) && typeof step === 'number') node = parent.items[step]
-    else if (isMap(parent)) node = parent.items.find((pair) => keyOf(pair) === String(step))?.value
+    else if (isMap(parent)) node = pairOf(parent, step)?.value
     else return undefined
   }
   return isScalar(node) || isMap(node) || isSeq(node) || isAlias(node) ? node : undefined

@@ -35,6 +35,7 @@ import { type Log, silentLog } from '../../src/lib/log.ts'
 import type { Leaf, TrustBundle } from '../../src/model/certificate.ts'
 import { eventually } from '../harness/eventually.ts'
 import { misdated } from '../harness/test-clock.ts'
+import { makeAuthority, makeLeaf } from '../unit/identity-fixtures.ts'
 
 const HOUR_MS = 3_600_000
 
@@ -573,6 +574,24 @@ describe('the server refuses', () => {
     assert.match(await call(), /200 OK/)
     assert.match(await call(), /200 OK/)
     assert.match(await call(), /429.*retry-after/is)
+  })
+
+  test('as many calls of a caller who brings a certificate of his own making', async () => {
+    await using fixture = await Fixture.create({
+      limits: { strangerCalls: { burst: 2, perSecond: 0 } },
+    })
+    const { credential } = await fixture.enroll()
+    const stranger = makeLeaf(makeAuthority())
+    const call = (pem: { certificatePem: string; privateKeyPem: string }): Promise<string> =>
+      rawCall(fixture, GET_BUNDLE.replace('bundle', 'roots'), {
+        cert: pem.certificatePem,
+        key: pem.privateKeyPem,
+      })
+    // Enrolling was the first of the two.
+    assert.match(await call(stranger), /200 OK|429/)
+    assert.match(await call(stranger), /429/)
+    assert.match(await call(stranger), /429/)
+    assert.match(await call(credential), /200 OK/, 'a host at the same address is none')
   })
 })
 

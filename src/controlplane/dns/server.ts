@@ -7,6 +7,7 @@
 import { createSocket, type RemoteInfo, type Socket as UdpSocket } from 'node:dgram'
 import { createServer, type Server, type Socket } from 'node:net'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
+import { FairConnections } from '../../lib/fair-connections.ts'
 import type { Log } from '../../lib/log.ts'
 import { formatAddress, isIpv6, type SocketAddress } from '../../model/address.ts'
 import {
@@ -36,8 +37,15 @@ export interface DnsServerOptions extends AnswerTimes {
   /** Descriptors of sockets that are bound there, and become the server's; it opens its own unless given. */
   readonly sockets?: { readonly udp: number; readonly tcp: number } | undefined
   readonly datacenter: string
-  /** What is known of a service. Bounded in time by whoever provides it; must not reject. */
-  readonly lookup: (service: string, needs: ServiceNeeds) => Promise<ServiceLookup>
+  /**
+   * What is known of a service. Bounded in time by whoever provides it; must not reject. One that may not
+   * `wait` for the catalog settles at once.
+   */
+  readonly lookup: (
+    service: string,
+    needs: ServiceNeeds,
+    options: { readonly wait: boolean },
+  ) => Promise<ServiceLookup>
   readonly log: Log
   /** Milliseconds; {@link TCP_IDLE_MS} unless given. */
   readonly tcpIdleMs?: number
@@ -62,9 +70,13 @@ export interface DnsServer extends AsyncDisposable {
   counts(): Readonly<Record<DnsOutcome, number>>
 }
 
-/** Questions that wait for the catalog at once; one more fails at once. */
+/** Questions that wait for the catalog at once; one more gets what is known already. */
 const MAX_PENDING = 1_000
 
+/** Of one address; the processes of a host share one. */
+const MAX_PENDING_PER_ADDRESS = 500
+
+/** Beyond it the connection of the busiest caller that has asked nothing for longest is closed. */
 const MAX_TCP_CONNECTIONS = 64
 
 /** Questions of one connection that are answered at once; it is not read while there are more. */
@@ -110,6 +122,7 @@ class RunningDnsServer implements DnsServer {
   readonly #udp: UdpSocket
   readonly #tcp: Server
   readonly #conversations = new Set<Socket>()
+  readonly #shares = new FairConnections<Socket>(MAX_TCP_CONNECTIONS)
   readonly #counts: Record<DnsOutcome, number> = {
     answered: 0,
     noRecord: 0,
@@ -122,6 +135,7 @@ class RunningDnsServer implements DnsServer {
   }
   #address: SocketAddress
   #pending = 0
+  readonly #pendingByAddress = new Map<string, number>()
 
   constructor(options: DnsServerOptions) {
     this.#options = options
@@ -132,7 +146,6 @@ class RunningDnsServer implements DnsServer {
     this.#tcp = createServer({ allowHalfOpen: true, noDelay: true }, (socket) =>
       this.#converse(socket),
     )
-    this.#tcp.maxConnections = MAX_TCP_CONNECTIONS
   }
 
   get address(): SocketAddress {
@@ -183,7 +196,7 @@ class RunningDnsServer implements DnsServer {
   }
 
   async #takeDatagram(message: Buffer, from: RemoteInfo): Promise<void> {
-    const response = await this.#respond(message, 'udp')
+    const response = await this.#respond(message, 'udp', from.address)
     if (response === undefined) return
     try {
       // A caller that is gone is no failure of ours.
@@ -199,6 +212,7 @@ class RunningDnsServer implements DnsServer {
     let pending = 0
     let hasEnded = false
     this.#conversations.add(socket)
+    this.#shares.add(socket)
     const life = setTimeout(() => socket.destroy(), TCP_LIFE_MS)
     socket.setTimeout(this.#options.tcpIdleMs ?? TCP_IDLE_MS, () => socket.destroy())
     socket.on('error', () => socket.destroy())
@@ -224,8 +238,9 @@ class RunningDnsServer implements DnsServer {
       else socket.resume()
     }
     const answer = async (message: Buffer): Promise<void> => {
-      const response = await this.#respond(message, 'tcp')
+      const response = await this.#respond(message, 'tcp', socket.remoteAddress ?? '')
       pending -= 1
+      this.#shares.used(socket)
       if (socket.destroyed) return
       if (response !== undefined) {
         const length = Buffer.alloc(2)
@@ -246,7 +261,7 @@ class RunningDnsServer implements DnsServer {
   }
 
   /** The bytes to send; undefined for what gets no answer. Never rejects. */
-  async #respond(message: Buffer, over: 'udp' | 'tcp'): Promise<Buffer | undefined> {
+  async #respond(message: Buffer, over: 'udp' | 'tcp', from: string): Promise<Buffer | undefined> {
     const read = readQuery(message)
     if (read.kind === 'noise') {
       this.#counts.dropped += 1
@@ -256,25 +271,33 @@ class RunningDnsServer implements DnsServer {
       this.#counts[read.rcode === rcodes.formatError ? 'malformed' : 'notImplemented'] += 1
       return read.response
     }
-    const reply = await this.#answer(read.query)
+    const reply = await this.#answer(read.query, from)
     this.#counts[outcomeOf(reply)] += 1
     return writeReply(read.query, reply, over)
   }
 
-  async #answer({ question }: Query): Promise<Reply> {
+  async #answer({ question }: Query, from: string): Promise<Reply> {
     const place = placeOf(question, this.#zones)
     if (place.kind !== 'service') return answerWithout(question, place, this.#options)
-    if (this.#pending >= MAX_PENDING) return failure(rcodes.serverFailure)
-    this.#pending += 1
+    const ofCaller = this.#pendingByAddress.get(from) ?? 0
+    const wait = this.#pending < MAX_PENDING && ofCaller < MAX_PENDING_PER_ADDRESS
+    if (wait) this.#setPending(from, 1)
     try {
-      const found = await this.#options.lookup(place.service, needsOf(question))
+      const found = await this.#options.lookup(place.service, needsOf(question), { wait })
       return answerService(question, place, found, this.#options)
     } catch (error) {
       this.#options.log.error('Cannot answer a DNS question', { error: describeError(error) })
       return failure(rcodes.serverFailure)
     } finally {
-      this.#pending -= 1
+      if (wait) this.#setPending(from, -1)
     }
+  }
+
+  #setPending(from: string, change: 1 | -1): void {
+    this.#pending += change
+    const ofCaller = (this.#pendingByAddress.get(from) ?? 0) + change
+    if (ofCaller > 0) this.#pendingByAddress.set(from, ofCaller)
+    else this.#pendingByAddress.delete(from)
   }
 }
 

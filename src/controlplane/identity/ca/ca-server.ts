@@ -5,7 +5,7 @@
  * Client certificates are asked for and judged by the office, not by TLS: a host that enrolls has none, and one
  * that comes back after a long time off may have an expired one. TLS proves that the caller has the key.
  */
-import { constants, generateKeyPairSync } from 'node:crypto'
+import { constants, generateKeyPairSync, type X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { createServer, type Server } from 'node:https'
@@ -14,6 +14,7 @@ import { TLSSocket } from 'node:tls'
 import type { z } from 'zod'
 import { systemClock } from '../../../lib/clock.ts'
 import { describeError, MeshError } from '../../../lib/errors.ts'
+import { FairConnections } from '../../../lib/fair-connections.ts'
 import type { Log } from '../../../lib/log.ts'
 import type { SocketAddress } from '../../../model/address.ts'
 import {
@@ -102,9 +103,8 @@ export async function startCaServer(options: CaServerOptions): Promise<CaServer>
     },
     (request, response) => void desk.serve(request, response),
   )
-  server.maxConnections = limits.connections
   server.maxRequestsPerSocket = 10_000
-  limitConnections(server, limits.connectionsPerAddress)
+  limitConnections(server, limits)
   // A peer that breaks off, or that is no TLS client at all, is none of our failures.
   server.on('tlsClientError', (_, socket) => socket.destroy())
   server.on('clientError', (_, socket) => socket.destroy())
@@ -242,7 +242,7 @@ class Desk implements Disposable {
     if (!this.calls.take(payer, nowMs)) throw rateLimited()
     const certificate =
       request.socket instanceof TLSSocket ? request.socket.getPeerX509Certificate() : undefined
-    if (certificate === undefined && !this.strangerCalls.take(payer, nowMs)) throw rateLimited()
+    if (!this.isHost(certificate) && !this.strangerCalls.take(payer, nowMs)) throw rateLimited()
     switch (`${request.method} ${url?.pathname}`) {
       case 'GET /v1/roots':
         return reply(response, 200, { trustDomain: office.trustDomain, roots: office.rootsPem() })
@@ -279,6 +279,16 @@ class Desk implements Disposable {
       }
       default:
         throw new RequestError(404, 'There is no such call')
+    }
+  }
+
+  /** Whether the caller is a host of this mesh: anybody can have a certificate of some kind. */
+  private isHost(certificate: X509Certificate | undefined): boolean {
+    try {
+      this.office.identifyHost(certificate, { mayHaveExpired: true })
+      return true
+    } catch {
+      return false
     }
   }
 
@@ -386,8 +396,11 @@ function reply(response: ServerResponse, status: number, document: unknown): voi
 }
 
 /** Refuses an address more than its share before TLS costs anything. */
-function limitConnections(server: Server, max: number): void {
+function limitConnections(server: Server, limits: CaServerLimits): void {
   const countByAddress = new Map<string, number>()
+  const connections = new FairConnections<Socket>(limits.connections, ({ remoteAddress }) =>
+    callerAt(remoteAddress),
+  )
   server.on('connection', (socket: Socket) => {
     const address = callerAt(socket.remoteAddress)
     const count = (countByAddress.get(address) ?? 0) + 1
@@ -397,7 +410,8 @@ function limitConnections(server: Server, max: number): void {
       if (left > 0) countByAddress.set(address, left)
       else countByAddress.delete(address)
     })
-    if (count > max) socket.destroy()
+    if (count > limits.connectionsPerAddress) socket.destroy()
+    else connections.add(socket)
   })
 }
 
