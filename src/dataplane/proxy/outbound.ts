@@ -156,13 +156,13 @@ async function reachAnInstance(
     const endpoint = target.pinned ?? plane.balancer.pick(target.service.endpoints, tried)
     if (endpoint === undefined || tried.has(endpoint.key)) break
     tried.add(endpoint.key)
-    const startedMs = performance.now()
+    connection.askedMs = performance.now()
     plane.balancer.started(endpoint)
     try {
       const upstream = endpoint.local
         ? await deliverHere(plane, connection, endpoint)
         : await tunnelTo(plane, connection, downstream, { endpoint, service: target.service })
-      plane.balancer.succeeded(endpoint, performance.now() - startedMs)
+      plane.balancer.succeeded(endpoint, performance.now() - connection.askedMs)
       return { upstream, endpoint, service: target.service }
     } catch (error) {
       if (!downstream.isGone) noteFailure(plane, target.service, endpoint, error)
@@ -258,6 +258,8 @@ async function tunnelTo(
     }
     if (reached.session.canOpen) {
       plane.workerCounters.inc('tunnelStreamsOpened')
+      // Dialing the tunnel was a matter of this one connection; it says nothing of the next ones.
+      connection.askedMs = performance.now()
       return openStream(plane, connection, downstream, { session: reached.session, endpoint })
     }
     // The session is at a limit, or was retired just now: then the pool dials another.
