@@ -10,6 +10,7 @@ import type { Server as TlsServer } from 'node:tls'
 import { parentPort, workerData } from 'node:worker_threads'
 import { systemClock, systemRandom } from '../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
+import { resetOnClose } from '../lib/linger.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { SocketStream } from '../lib/socket-stream.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../model/address.ts'
@@ -330,6 +331,7 @@ class Worker {
     const address = ip === undefined ? undefined : { ip, port: socket.remotePort ?? 0 }
     this.workerCounters.inc('tunnelHandshakes')
     if (!accepted.isTunnel) {
+      resetOnClose(socket)
       const stream = new SocketStream(socket, 'private')
       void carryInbound(this.plane, { stream, peer, address, destination, footing })
       return

@@ -14,6 +14,7 @@ import type { Socket } from 'node:net'
 import { type ByteStream, FULL, KEPT, type Receiver, type WriteResult } from './byte-stream.ts'
 import { type DirectReader, readDirect, setReading } from './direct-read.ts'
 import { MeshError } from './errors.ts'
+import { endOnClose } from './linger.ts'
 import { resetSocket } from './reset-socket.ts'
 import { atEndOfTurn, noteRead, type TurnTask } from './turn.ts'
 
@@ -68,7 +69,15 @@ const nobody: Receiver = {
   onWritable: () => undefined,
 }
 
-/** A connected socket (`allowHalfOpen`, not yet read from) as a byte stream. Owns the socket from here on. */
+/** All that was written is with the kernel: if the other side has ended too, Node closes the socket next. */
+function endIfOver(this: Socket): void {
+  if (this.readableEnded) endOnClose(this)
+}
+
+/**
+ * A connected socket (`allowHalfOpen`, not yet read from) as a byte stream. Owns the socket from here on. One that resets
+ * when it is closed (linger.ts) does so until both sides have ended.
+ */
 export class SocketStream implements ByteStream, DirectReader, TurnTask {
   receiver: Receiver = nobody
   readonly socket: Socket
@@ -97,6 +106,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
       this.failure = error
     })
     socket.on('end', () => {
+      if (socket.writableFinished) endOnClose(socket)
       if (this.closed) return
       this.ended = true
       this.receiver.onEnd()
@@ -156,8 +166,12 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     if (this.ended && !this.encrypts && this.socket.writableLength === 0) {
       this.closed = true
       this.closedInOrder = true
+      endOnClose(this.socket)
       this.socket.destroy()
-    } else this.socket.end()
+    } else {
+      this.socket.once('finish', endIfOver)
+      this.socket.end()
+    }
   }
 
   reset(): void {

@@ -13,6 +13,7 @@
 import type { Socket } from 'node:net'
 import type { ByteStream, Receiver, WriteResult } from '../../lib/byte-stream.ts'
 import { describeError, MeshError } from '../../lib/errors.ts'
+import { resetOnClose } from '../../lib/linger.ts'
 import { SocketStream } from '../../lib/socket-stream.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
@@ -254,6 +255,7 @@ async function tunnelTo(
     }
     if (reached.kind === 'connection') {
       plane.connections.rest(connection, reached.footing)
+      resetOnClose(reached.socket)
       return new SocketStream(reached.socket, 'private')
     }
     if (reached.session.canOpen) {
