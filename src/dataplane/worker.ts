@@ -13,6 +13,7 @@ import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import { resetOnClose } from '../lib/linger.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { SocketStream } from '../lib/socket-stream.ts'
+import { watchTlsEnd } from '../lib/tls-end.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../model/address.ts'
 import type { LocalService } from '../model/service.ts'
 import { applyDelta, emptySnapshot, type Snapshot } from '../model/snapshot.ts'
@@ -332,6 +333,7 @@ class Worker {
     this.workerCounters.inc('tunnelHandshakes')
     if (!accepted.isTunnel) {
       resetOnClose(socket)
+      watchTlsEnd(socket)
       const stream = new SocketStream(socket, 'private')
       void carryInbound(this.plane, { stream, peer, address, destination, footing })
       return

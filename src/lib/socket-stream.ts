@@ -16,6 +16,7 @@ import { type DirectReader, readDirect, setReading } from './direct-read.ts'
 import { MeshError } from './errors.ts'
 import { endOnClose } from './linger.ts'
 import { resetSocket } from './reset-socket.ts'
+import { isCutOff } from './tls-end.ts'
 import { atEndOfTurn, noteRead, type TurnTask } from './turn.ts'
 
 /** Free bytes before whatever is read into shared memory: a framing may put its header there. */
@@ -106,6 +107,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
       this.failure = error
     })
     socket.on('end', () => {
+      if (this.encrypts && isCutOff(socket)) return this.breakOff()
       if (socket.writableFinished) endOnClose(socket)
       if (this.closed) return
       this.ended = true
@@ -208,6 +210,15 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     this.bufferKept = false
     this.buffer = Buffer.allocUnsafeSlow(this.buffer.length)
     return this.buffer
+  }
+
+  /** The peer's last word is missing: what came may be half of what it said. */
+  private breakOff(): void {
+    if (this.closed) return
+    this.reset()
+    this.receiver.onReset(
+      new MeshError('HM_TLS_CUT_OFF', 'The connection was cut off: it ended without close_notify'),
+    )
   }
 
   private gatherUp(bytes: Uint8Array): WriteResult {
