@@ -7,6 +7,7 @@
 import { createServer, type Server, type Socket } from 'node:net'
 import type { Server as TlsServer } from 'node:tls'
 import { MeshError } from '../lib/errors.ts'
+import { resetAcceptedOnClose } from '../lib/linger.ts'
 import { BACKLOG, duplicateDescriptor } from '../lib/listening-socket.ts'
 import type { LocalDoor, TunnelDoor } from './doors.ts'
 import type { WorkerSocket } from './protocol.ts'
@@ -44,8 +45,12 @@ export class Listeners {
     for (const door of this.options.local) {
       const fd = byName.get(door.name)
       if (fd === undefined) continue
-      for (let i = 0; i < ACCEPTORS; i += 1)
-        await this.listen(this.localServer(door), fd, door.name)
+      for (let i = 0; i < ACCEPTORS; i += 1) {
+        const server = this.localServer(door)
+        await this.listen(server, fd, door.name)
+        // Not at the tunnel ports: a handshake that is refused ends with an alert that must arrive.
+        resetAcceptedOnClose(server)
+      }
     }
     for (const { door, server } of this.options.tunnels) {
       const fd = byName.get(door.name)

@@ -10,9 +10,11 @@ import type { Server as TlsServer } from 'node:tls'
 import { parentPort, workerData } from 'node:worker_threads'
 import { systemClock, systemRandom } from '../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
+import { resetOnClose } from '../lib/linger.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { SocketStream } from '../lib/socket-stream.ts'
 import { nameThread } from '../lib/thread-name.ts'
+import { watchTlsEnd } from '../lib/tls-end.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../model/address.ts'
 import type { LocalService } from '../model/service.ts'
 import { applyDelta, emptySnapshot, type Snapshot } from '../model/snapshot.ts'
@@ -331,6 +333,8 @@ class Worker {
     const address = ip === undefined ? undefined : { ip, port: socket.remotePort ?? 0 }
     this.workerCounters.inc('tunnelHandshakes')
     if (!accepted.isTunnel) {
+      resetOnClose(socket)
+      watchTlsEnd(socket)
       const stream = new SocketStream(socket, 'private')
       void carryInbound(this.plane, { stream, peer, address, destination, footing })
       return

@@ -14,7 +14,9 @@ import type { Socket } from 'node:net'
 import { type ByteStream, FULL, KEPT, type Receiver, type WriteResult } from './byte-stream.ts'
 import { type DirectReader, readDirect, setReading } from './direct-read.ts'
 import { MeshError } from './errors.ts'
+import { endOnClose } from './linger.ts'
 import { resetSocket } from './reset-socket.ts'
+import { isCutOff } from './tls-end.ts'
 import { atEndOfTurn, noteRead, type TurnTask } from './turn.ts'
 
 /** Free bytes before whatever is read into shared memory: a framing may put its header there. */
@@ -68,7 +70,15 @@ const nobody: Receiver = {
   onWritable: () => undefined,
 }
 
-/** A connected socket (`allowHalfOpen`, not yet read from) as a byte stream. Owns the socket from here on. */
+/** All that was written is with the kernel: if the other side has ended too, Node closes the socket next. */
+function endIfOver(this: Socket): void {
+  if (this.readableEnded) endOnClose(this)
+}
+
+/**
+ * A connected socket (`allowHalfOpen`, not yet read from) as a byte stream. Owns the socket from here on. One that resets
+ * when it is closed (linger.ts) does so until both sides have ended.
+ */
 export class SocketStream implements ByteStream, DirectReader, TurnTask {
   receiver: Receiver = nobody
   readonly socket: Socket
@@ -97,6 +107,8 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
       this.failure = error
     })
     socket.on('end', () => {
+      if (this.encrypts && isCutOff(socket)) return this.breakOff()
+      if (socket.writableFinished) endOnClose(socket)
       if (this.closed) return
       this.ended = true
       this.receiver.onEnd()
@@ -156,8 +168,12 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     if (this.ended && !this.encrypts && this.socket.writableLength === 0) {
       this.closed = true
       this.closedInOrder = true
+      endOnClose(this.socket)
       this.socket.destroy()
-    } else this.socket.end()
+    } else {
+      this.socket.once('finish', endIfOver)
+      this.socket.end()
+    }
   }
 
   reset(): void {
@@ -194,6 +210,15 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     this.bufferKept = false
     this.buffer = Buffer.allocUnsafeSlow(this.buffer.length)
     return this.buffer
+  }
+
+  /** The peer's last word is missing: what came may be half of what it said. */
+  private breakOff(): void {
+    if (this.closed) return
+    this.reset()
+    this.receiver.onReset(
+      new MeshError('HM_TLS_CUT_OFF', 'The connection was cut off: it ended without close_notify'),
+    )
   }
 
   private gatherUp(bytes: Uint8Array): WriteResult {

@@ -95,7 +95,7 @@ export interface LoadFacts {
   readonly endpoint: string
   /** Connections and attempts under way. */
   readonly inFlight: number
-  /** What endpoints are compared by: lower is taken. Milliseconds times what is in flight, by weight. */
+  /** How slow connecting to it looks, milliseconds: one that costs much more than another passes its turns on. */
   readonly cost: number
   /** Failures since the last success. */
   readonly failures: number

@@ -56,6 +56,31 @@ test('when the daemon of the other host is killed in the middle of a transfer', 
   })
 })
 
+test('when a daemon is killed, the applications of both hosts see a reset, those of its own too', async (t) => {
+  await using pair = await startPair()
+  const { mesh, web, db } = pair
+
+  for (const killed of ['a', 'b'])
+    await t.test(`the daemon of ${killed}`, async () => {
+      const idle = await web.connectTo(db)
+      const answered = await web.connectTo(db)
+      await answered[1].write('the first half of an answer')
+      assert.equal(await answered[0].read(9), 'the first')
+      const ended = await web.connectTo(db)
+      await ended[0].end()
+      assert.equal((await ended[1].readRest()).ending, 'end')
+      await mesh.host(killed).daemon.kill()
+      const endings = await within(
+        15_000,
+        'endings on both hosts',
+        Promise.all([...idle, ...answered, ended[0]].map((end) => end.readRest())),
+      )
+      for (const { ending } of endings) assert.equal(ending, 'ECONNRESET')
+      await mesh.host(killed).daemon.start()
+      await eventually(async () => closeBoth(await web.connectTo(db)))
+    })
+})
+
 test('when the wire is cut', async () => {
   await using pair = await startPair()
   const { mesh, web, db } = pair

@@ -89,6 +89,38 @@ export async function startTlsPeer(
   }
 }
 
+/** A Connect peer that says `half of what` and is then cut off, by a FIN without close_notify. */
+export interface CutPeer extends AsyncDisposable {
+  cut(): void
+}
+
+/** Calls as {@link tlsCall} does. */
+export async function startCutCaller(from: Namespace, call: TlsCall): Promise<CutPeer> {
+  const files = call.certificates === undefined ? undefined : await peerFiles(call.certificates)
+  return cutPeer(await start(from, { mode: 'call-and-cut', ...call, files }))
+}
+
+/** Listens as {@link startTlsPeer} does, and answers the first bytes of its caller. */
+export async function startCutServer(
+  on: Namespace,
+  options: { readonly port: number; readonly certificates: string },
+): Promise<CutPeer> {
+  const files = await peerFiles(options.certificates)
+  const peer = await start(on, { mode: 'answer-and-cut', port: options.port, files })
+  const listening = new Promise<void>((resolve) => peer.child.once('message', () => resolve()))
+  await within(10_000, 'The start of a TLS server', listening)
+  return cutPeer(peer)
+}
+
+function cutPeer(peer: OwnedProcess): CutPeer {
+  return {
+    cut: () => void peer.child.send('cut'),
+    [Symbol.asyncDispose]: async () => {
+      await peer.kill()
+    },
+  }
+}
+
 function start(namespace: Namespace, task: object): Promise<OwnedProcess> {
   return OwnedProcess.start(namespace.inside([process.execPath, script, JSON.stringify(task)]), {
     name: 'TLS peer',

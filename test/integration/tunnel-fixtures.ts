@@ -325,6 +325,7 @@ export function looseConnection(): Connection {
     receivedBytes: 0,
     abort: () => undefined,
     startedMs: performance.now(),
+    askedMs: 0,
     row: 0,
     sweptBytes: 0,
     quietSinceMs: 0,

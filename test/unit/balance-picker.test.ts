@@ -1,14 +1,15 @@
 /**
- * Which endpoint takes the next connection: power of two choices over peak EWMA. Dice and clock are fixed.
+ * Which endpoint takes the next connection: turns by weight, and who is passed over. Dice and clock are fixed.
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import {
-  costOf,
+  isSlower,
+  latencyOf,
   observeFailure,
   observeSuccess,
   untriedLoad,
-} from '../../src/dataplane/balance/peak-ewma.ts'
+} from '../../src/dataplane/balance/latency.ts'
 import { Balancer } from '../../src/dataplane/balance/picker.ts'
 import type { Endpoint, Health } from '../../src/model/endpoint.ts'
 import { TestClock } from '../harness/test-clock.ts'
@@ -96,37 +97,45 @@ test('what was tried is not picked again, whatever the dice say', () => {
     }
 })
 
-test('of two, the one with less in flight is picked', () => {
-  const balancer = new Balancer(new TestClock(), dice(0, 0.99))
-  balancer.started(a)
+/** The first turn is that of the first of two, then they take turns; the other one is always what it is compared with. */
+function facing(): () => number {
+  return dice(0, 0.99, 0.99, 0, 0.99, 0)
+}
+
+test('of two, one that holds much more is passed over', () => {
+  const balancer = new Balancer(new TestClock(), facing())
+  for (let i = 0; i < 30; i += 1) balancer.started(a)
   assert.equal(balancer.pick([a, b], none)?.key, 'b')
-  balancer.started(b)
-  balancer.started(b)
-  assert.equal(balancer.pick([a, b], none)?.key, 'a')
-  balancer.finished(b)
-  balancer.finished(b)
-  assert.equal(balancer.pick([a, b], none)?.key, 'b')
+  const again = new Balancer(new TestClock(), facing())
+  for (let i = 0; i < 30; i += 1) again.started(a)
+  for (let i = 0; i < 30; i += 1) again.finished(a)
+  assert.equal(again.pick([a, b], none)?.key, 'a')
 })
 
-test('a slow instance is avoided at once, and comes back as time goes by', () => {
+test('a slow instance is avoided soon, and comes back as time goes by', () => {
   const clock = new TestClock()
-  const balancer = new Balancer(clock, dice(0, 0.99))
-  balancer.succeeded(a, 400)
-  balancer.succeeded(b, 20)
-  assert.equal(balancer.pick([a, b], none)?.key, 'b')
+  const endpoints = [a, b]
+  const balancer = new Balancer(clock, facing())
+  for (let i = 0; i < 4; i += 1) {
+    balancer.succeeded(a, 400)
+    balancer.succeeded(b, 20)
+  }
+  assert.equal(balancer.pick(endpoints, none)?.key, 'b')
   clock.pass(60_000)
-  for (let i = 0; i < 3; i += 1) balancer.started(b)
-  assert.equal(balancer.pick([a, b], none)?.key, 'a')
+  assert.equal(balancer.pick(endpoints, none)?.key, 'b')
+  assert.equal(balancer.pick(endpoints, none)?.key, 'a')
 })
 
 test('a failed instance is avoided until its failure is old', () => {
   const clock = new TestClock()
-  const balancer = new Balancer(clock, dice(0, 0.99))
-  balancer.failed(a, [a, b], { cost: 'quick', reason: 'refused' })
+  const endpoints = [a, b]
+  const balancer = new Balancer(clock, facing())
+  balancer.failed(a, endpoints, { cost: 'quick', reason: 'refused' })
   for (let i = 0; i < 50; i += 1) balancer.started(b)
-  assert.equal(balancer.pick([a, b], none)?.key, 'b')
+  assert.equal(balancer.pick(endpoints, none)?.key, 'b')
   clock.pass(120_000)
-  assert.equal(balancer.pick([a, b], none)?.key, 'a')
+  assert.equal(balancer.pick(endpoints, none)?.key, 'a')
+  assert.equal(balancer.pick(endpoints, none)?.key, 'a')
 })
 
 test('equal instances get equal shares', () => {
@@ -135,50 +144,176 @@ test('equal instances get equal shares', () => {
     assert.ok(Math.abs(counts[key]! - 1_000) < 150, JSON.stringify(counts))
 })
 
-test('weight is a share: with connections that stay, twice the weight holds about twice as many', () => {
-  const balancer = new Balancer(new TestClock(), uniform(3))
-  const heavy = endpoint('heavy', { weight: 2 })
-  const counts: Record<string, number> = { heavy: 0, a: 0 }
-  for (let i = 0; i < 600; i += 1) {
-    const picked = balancer.pick([heavy, a], none)!
-    balancer.started(picked)
-    counts[picked.key]! += 1
-  }
-  const ratio = counts['heavy']! / counts['a']!
-  assert.ok(ratio > 1.6 && ratio < 2.4, JSON.stringify(counts))
-})
-
 test('what is in flight never goes below zero', () => {
-  const balancer = new Balancer(new TestClock(), dice(0, 0.99))
+  const balancer = new Balancer(new TestClock(), facing())
   balancer.finished(a)
   balancer.finished(a)
   balancer.started(a)
-  assert.equal(balancer.pick([a, b], none)?.key, 'b')
+  assert.equal(balancer.peek(a)?.inFlight, 1)
 })
 
-describe('peak EWMA', () => {
-  test('believes a slow sample at once', () => {
-    const load = untriedLoad(0)
-    observeSuccess(load, 300, 10)
-    assert.equal(costOf(load, 1, 10), 300)
+/** Connections of random length to instances that are all the same, `atOnce` of them at a time; who got how many. */
+function calls(
+  balancer: Balancer,
+  endpoints: readonly Endpoint[],
+  { times, atOnce, random }: { times: number; atOnce: number; random: () => number },
+): Map<string, number> {
+  const counts = new Map<string, number>(endpoints.map(({ key }) => [key, 0]))
+  const open: Endpoint[] = []
+  for (let i = 0; i < times; i += 1) {
+    if (open.length >= atOnce)
+      balancer.finished(open.splice(Math.floor(random() * open.length), 1)[0]!)
+    const picked = balancer.pick(endpoints, none)!
+    balancer.started(picked)
+    balancer.succeeded(picked, 1 + 4 * random())
+    counts.set(picked.key, counts.get(picked.key)! + 1)
+    open.push(picked)
+  }
+  return counts
+}
+
+describe('weights are shares', () => {
+  const dozen = Array.from({ length: 12 }, (_, i) => endpoint(`m${i}`, { weight: 1 + i }))
+  const mixes: readonly (readonly Endpoint[])[] = [
+    [a, b],
+    [endpoint('heavy', { weight: 10 }), a],
+    [a, endpoint('heavy', { weight: 100 })],
+    [endpoint('heavy', { weight: 10 }), endpoint('other', { weight: 10 }), a, b, c],
+    [endpoint('heavy', { weight: 65_535 }), endpoint('half', { weight: 32_768 }), a],
+    dozen,
+  ]
+  for (const mix of mixes) {
+    const name = mix.map(({ weight }) => weight).join(':')
+    test(`${name}, whatever the dice say and however many are open`, () => {
+      const total = mix.reduce((sum, { weight }) => sum + weight, 0)
+      for (const atOnce of [1, 2, 16, 100, 1_000])
+        for (const seed of [1, 2, 3, 4, 5]) {
+          const random = uniform(seed * 7_919)
+          const balancer = new Balancer(new TestClock(), random)
+          const counts = calls(balancer, mix, { times: 3_300, atOnce, random })
+          for (const { key, weight } of mix) {
+            const off = Math.abs(counts.get(key)! / 3_300 - weight / total)
+            assert.ok(off < 0.01, `${atOnce} at once, dice ${seed}: ${JSON.stringify([...counts])}`)
+          }
+        }
+    })
+  }
+
+  test('a few calls are dealt out as well as many', () => {
+    for (let seed = 1; seed <= 50; seed += 1) {
+      const balancer = new Balancer(new TestClock(), uniform(seed))
+      const counts = shares(balancer, [endpoint('heavy', { weight: 10 }), a], 110)
+      assert.ok(Math.abs(counts['a']! - 10) <= 1, JSON.stringify(counts))
+    }
   })
 
-  test('forgets two thirds of it in ten seconds of quick ones', () => {
-    const load = untriedLoad(0)
-    observeSuccess(load, 301, 0)
-    observeSuccess(load, 1, 10_000)
-    assert.ok(Math.abs(costOf(load, 1, 10_000) - (1 + 300 / Math.E)) < 0.01)
+  test('now and then a spike of latency does not shift them', () => {
+    const endpoints = [endpoint('heavy', { weight: 10 }), a]
+    for (let seed = 1; seed <= 20; seed += 1) {
+      const random = uniform(seed * 31)
+      const clock = new TestClock()
+      const balancer = new Balancer(clock, random)
+      let light = 0
+      for (let i = 0; i < 1_100; i += 1) {
+        clock.pass(2)
+        const picked = balancer.pick(endpoints, none)!
+        balancer.succeeded(picked, random() < 0.1 ? 20 + 80 * random() : 1 + 4 * random())
+        if (picked === a) light += 1
+      }
+      assert.ok(Math.abs(light - 100) < 11, `dice ${seed}: ${light}`)
+    }
   })
 
-  test('decays even when nobody tries', () => {
+  test('of what was tried already the others have the shares', () => {
+    const balancer = new Balancer(new TestClock(), uniform(5))
+    const endpoints = [endpoint('huge', { weight: 65_535 }), endpoint('heavy', { weight: 3 }), a]
+    let light = 0
+    for (let i = 0; i < 2_000; i += 1)
+      if (balancer.pick(endpoints, new Set(['huge']))?.key === 'a') light += 1
+    assert.ok(Math.abs(light - 500) < 80, `${light}`)
+  })
+})
+
+describe('latency steers within what weights allow', () => {
+  const heavy = endpoint('heavy', { weight: 10 })
+
+  /** The share of `a` beside `other`, with connect times of so many milliseconds. */
+  function shareOfA(other: Endpoint, timesMs: Record<string, number>): number {
+    const clock = new TestClock()
+    const balancer = new Balancer(clock, uniform(9))
+    const endpoints = [other, a]
+    let light = 0
+    for (let i = 0; i < 4_000; i += 1) {
+      clock.pass(1)
+      const picked = balancer.pick(endpoints, none)!
+      balancer.started(picked)
+      balancer.succeeded(picked, timesMs[picked.key]!)
+      balancer.finished(picked)
+      if (picked === a) light += 1
+    }
+    return light / 4_000
+  }
+
+  test('a slow one of two equals gets half of its share', () => {
+    const share = shareOfA(b, { a: 60, b: 1 })
+    assert.ok(Math.abs(share - 1 / 4) < 0.03, `${share}`)
+  })
+
+  test('a slow light one gets next to nothing, and a slow heavy one does not drown the light one', () => {
+    const slowLight = shareOfA(heavy, { a: 60, heavy: 1 })
+    assert.ok(slowLight < 0.02, `${slowLight}`)
+    const slowHeavy = shareOfA(heavy, { a: 1, heavy: 60 })
+    assert.ok(Math.abs(slowHeavy - 21 / 121) < 0.03, `${slowHeavy}`)
+  })
+
+  test('one that keeps its connections open passes new ones on', () => {
+    const balancer = new Balancer(new TestClock(), uniform(9))
+    const endpoints = [heavy, a]
+    let stuck = 0
+    for (let i = 0; i < 1_100; i += 1) {
+      const picked = balancer.pick(endpoints, none)!
+      balancer.started(picked)
+      balancer.succeeded(picked, 1)
+      if (picked === a) stuck += 1
+      else balancer.finished(picked)
+    }
+    // 100 by weight.
+    assert.ok(stuck < 30, `${stuck}`)
+  })
+})
+
+describe('latency', () => {
+  test('is not believed of one sample, but soon', () => {
+    for (const tookMs of [60, 300, 5_000]) {
+      const slow = untriedLoad(0)
+      observeSuccess(slow, tookMs, 10)
+      assert.equal(isSlower(slow, untriedLoad(0), 10), false)
+      for (let i = 0; i < 3; i += 1) observeSuccess(slow, tookMs, 10)
+      assert.equal(isSlower(slow, untriedLoad(0), 10), true)
+      assert.equal(isSlower(untriedLoad(0), slow, 10), false)
+    }
+  })
+
+  test('comes back as quick samples come, or as time goes by', () => {
     const load = untriedLoad(0)
-    observeSuccess(load, 1_000, 0)
-    const costs = [0, 5_000, 20_000, 100_000].map((nowMs) => costOf(load, 1, nowMs))
+    observeSuccess(load, 400, 0)
+    for (let i = 0; i < 40; i += 1) observeSuccess(load, 2, 0)
+    assert.equal(isSlower(load, untriedLoad(0), 0), false)
+    const alone = untriedLoad(0)
+    observeSuccess(alone, 4_000, 0)
+    const seen = [0, 5_000, 20_000, 100_000].map((nowMs) => latencyOf(alone, nowMs))
     assert.deepEqual(
-      costs.toSorted((x, y) => y - x),
-      costs,
+      seen.toSorted((x, y) => y - x),
+      seen,
     )
-    assert.ok(costs.at(-1)! < 1.1)
+    assert.ok(seen.at(-1)! < 1.1)
+  })
+
+  test('an old estimate gives way to a new sample', () => {
+    const load = untriedLoad(0)
+    observeSuccess(load, 800, 0)
+    observeSuccess(load, 5, 100_000)
+    assert.ok(Math.abs(latencyOf(load, 100_000) - 5) < 0.1)
   })
 
   test('counts a failure as five seconds, and a success ends the row of failures', () => {
@@ -186,23 +321,15 @@ describe('peak EWMA', () => {
     observeFailure(load, 0)
     observeFailure(load, 0)
     assert.equal(load.failures, 2)
-    assert.equal(costOf(load, 1, 0), 5_000)
+    assert.equal(latencyOf(load, 0), 5_000)
+    assert.equal(isSlower(load, untriedLoad(0), 0), true)
     observeSuccess(load, 2, 1)
     assert.equal(load.failures, 0)
   })
 
-  test('multiplies by what is in flight and divides by weight', () => {
-    const load = untriedLoad(0)
-    observeSuccess(load, 10, 0)
-    load.inFlight = 4
-    assert.equal(costOf(load, 1, 0), 50)
-    assert.equal(costOf(load, 5, 0), 10)
-    assert.equal(costOf(load, 0, 0), 50)
-  })
-
   test('a clock that steps back does no harm', () => {
     const load = untriedLoad(1_000)
-    observeSuccess(load, 100, 1_000)
-    assert.equal(costOf(load, 1, 500), 100)
+    observeSuccess(load, 101, 1_000)
+    assert.equal(latencyOf(load, 500), 26)
   })
 })

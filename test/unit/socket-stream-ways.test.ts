@@ -8,6 +8,7 @@ import { createServer, type Socket } from 'node:net'
 import { describe, test } from 'node:test'
 import { FULL, KEPT } from '../../src/lib/byte-stream.ts'
 import { canReadDirectly, readDirect } from '../../src/lib/direct-read.ts'
+import { resetOnClose } from '../../src/lib/linger.ts'
 import { HEADROOM, hasHeadroom, SocketStream, withHeadroom } from '../../src/lib/socket-stream.ts'
 import { eventually, within } from '../harness/eventually.ts'
 import { Collector, dialAs, openTunnelPort, tcpPair } from '../integration/tunnel-fixtures.ts'
@@ -22,6 +23,8 @@ interface Ends extends AsyncDisposable {
 
 async function tcp(memory: 'shared' | 'private' = 'private'): Promise<Ends> {
   const pair = await tcpPair()
+  // As all connections to applications are, in the daemon.
+  resetOnClose(pair.near)
   const stream = new SocketStream(pair.near, memory)
   pair.far.on('error', () => undefined)
   return {
@@ -35,6 +38,7 @@ async function tcp(memory: 'shared' | 'private' = 'private'): Promise<Ends> {
 async function tls(): Promise<Ends> {
   const port = await openTunnelPort(['db'])
   const [dialed, accepted] = await Promise.all([dialAs(port.port), port.next()])
+  resetOnClose(dialed.socket)
   const stream = new SocketStream(dialed.socket, 'private')
   return {
     stream,
@@ -45,6 +49,15 @@ async function tls(): Promise<Ends> {
       await port[Symbol.asyncDispose]()
     },
   }
+}
+
+/** Closes a socket under Node. */
+function closeNow(handle: unknown): void {
+  assert.ok(typeof handle === 'object' && handle !== null && 'close' in handle)
+  assert.ok(typeof handle.close === 'function')
+  const parent: unknown = Reflect.get(handle, '_parent')
+  if (parent !== undefined && parent !== null) closeNow(parent)
+  else handle.close()
 }
 
 /** How the peer's side ended: `end`, or its error. */
@@ -97,6 +110,62 @@ for (const [kind, open] of [
       await told.until(() => told.closedInOrder)
       assert.equal(Buffer.concat(heard).length, 300_000)
     })
+
+    for (const first of ['we', 'the peer'] as const)
+      test(`${first} ended first, and a slow reader gets the last byte, though nobody waits for it`, async () => {
+        await using ends = await open()
+        const { stream, told, far } = ends
+        stream.resume()
+        const bytes = 1_500_000
+        if (first === 'the peer') far.end()
+        stream.write(Buffer.alloc(bytes, 7))
+        stream.end()
+        if (first === 'we') {
+          far.end()
+          await once(far, 'finish')
+        }
+        let heard = 0
+        far.on('data', (chunk: Buffer) => {
+          heard += chunk.length
+          far.pause()
+          setTimeout(() => far.resume(), 1)
+        })
+        const ending = fate(far)
+        far.resume()
+        assert.equal(await ending, 'end')
+        assert.equal(heard, bytes)
+        await told.until(() => told.closedInOrder)
+      })
+
+    for (const state of ['open', 'ended by us', 'ended by the peer'] as const)
+      test(`closed by the kernel while it is ${state}, the peer sees a reset`, async () => {
+        await using ends = await open()
+        const { stream, told, far } = ends
+        stream.resume()
+        stream.write(Buffer.from('x'))
+        await once(far, 'readable')
+        if (state === 'ended by us') {
+          stream.end()
+          await eventually(() => assert.ok(stream.socket.writableFinished))
+        }
+        if (state === 'ended by the peer') {
+          far.end()
+          await told.until(() => told.ended)
+        }
+        const ending = new Promise<string>((resolve) => {
+          far.once('error', (error: NodeJS.ErrnoException) => resolve(error.code ?? ''))
+          far.once('close', () => resolve('closed'))
+        })
+        far.resume()
+        // What the kernel does with the descriptors of a process that was killed.
+        const handle: unknown = Reflect.get(stream.socket, '_handle')
+        closeNow(handle)
+        // A write is how one that has heard our end hears of anything further.
+        if (state === 'ended by us') far.write('y')
+        // The kernel's name for the reset of a connection whose other side has ended already.
+        const reset = state === 'ended by us' ? 'EPIPE' : 'ECONNRESET'
+        assert.equal(await within(5_000, 'the fate of the peer', ending), reset)
+      })
 
     test('a reset by the peer is told once, as a reset', async () => {
       await using ends = await open()

@@ -53,7 +53,7 @@ export function describeEndpoints(
     draft.station(
       'endpoint',
       'good',
-      `One of ${chosen.length}: two are drawn at random, the one of lower cost is taken`,
+      `One of ${chosen.length}: turns go by weight, one that is much slower than another passes its turn on`,
       details,
     )
   return chosen

@@ -1,6 +1,9 @@
 /**
- * Which endpoint takes the next connection: of the first priority that has an available one, power of two
- * choices over {@link costOf}. Synchronous, no I/O; chance and time are passed in.
+ * Which endpoint takes the next connection: of the first priority that has an available one, the one whose turn it
+ * is by weight (turns.ts), unless it is much slower (latency.ts), or holds much more for its weight, than another one
+ * drawn by weight. So equal endpoints get exactly their shares, and a slow one passes on what its share is of the
+ * others': with weights 10 and 1 the light one gets 1 of 11, 1 of 121 when it is slow, and 21 of 121 when the heavy
+ * one is. Synchronous, no I/O; chance and time are passed in.
  *
  * Critical endpoints are left out, warning ones stay (as Consul's DNS and Envoy have it). When all are
  * critical nobody is picked: a reset at once tells the caller more than a dead instance does. Ejected ones (see
@@ -8,23 +11,34 @@
  */
 import type { Clock, Random } from '../../lib/clock.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
-import { type Ejection, type FailureCost, OutlierDetector } from './outlier.ts'
 import {
-  costOf,
   type EndpointLoad,
+  isSlower,
+  latencyOf,
   observeFailure,
   observeSuccess,
   untriedLoad,
-} from './peak-ewma.ts'
+} from './latency.ts'
+import { type Ejection, type FailureCost, OutlierDetector } from './outlier.ts'
+import { Turns } from './turns.ts'
 
 /** Loads remembered of endpoints that are gone; beyond it those without traffic are dropped. */
 const MAX_LOADS = 100_000
+
+/** Turns of endpoints that are not available are passed over so often; then chance decides among those that are. */
+const MAX_PASSED_OVER = 16
+
+/** An endpoint holds too much from so many times another's connections for its weight on … */
+const LOADED_FACTOR = 2
+
+/** … and so many more. */
+const LOADED_BY = 8
 
 /** How an endpoint stands with the balancer of one worker. */
 export interface EndpointStanding {
   readonly inFlight: number
   readonly failures: number
-  /** Lower is taken. */
+  /** How slow it looks: one that costs much more than another is passed over. */
   readonly cost: number
   /** Why it is avoided while anybody else remains; null when it is not. */
   readonly ejectedFor: string | null
@@ -40,6 +54,8 @@ export interface Failure {
 /** Picks endpoints and learns from what comes of it. One per worker. */
 export class Balancer {
   private readonly loads = new Map<string, EndpointLoad>()
+  /** By the list of endpoints, which is another one after every change; one for each priority, by where it begins. */
+  private readonly turns = new WeakMap<readonly Endpoint[], Map<number, Turns | undefined>>()
   private readonly outliers = new OutlierDetector()
   private readonly clock: Clock
   private readonly random: Random
@@ -83,7 +99,7 @@ export class Balancer {
     if (this.outliers.ejectedCount === 0) return undefined
     for (let start = 0, end = 0; start < count; start = end) {
       end = endOfGroup(endpoints, start)
-      const picked = this.candidate(endpoints, start, end, except, true)
+      const picked = this.anyOf(endpoints, start, end, (endpoint) => isOffered(endpoint, except))
       if (picked !== undefined) return picked
     }
     return undefined
@@ -103,6 +119,7 @@ export class Balancer {
     if (this.outliers.succeeded(endpoint.key, nowMs)) {
       // What it was like before it was ejected says nothing any more.
       load.estimateMs = tookMs
+      load.deviationMs = 0
       load.updatedAtMs = nowMs
     }
     observeSuccess(load, tookMs, nowMs)
@@ -139,18 +156,30 @@ export class Balancer {
     end: number,
     except: ReadonlySet<string>,
   ): Endpoint | undefined {
-    const { outliers } = this
-    const first = this.candidate(endpoints, start, end, except, false)
+    const turns = this.turnsOf(endpoints, start, end)
+    if (turns === undefined) return undefined
+    let first: Endpoint | undefined
+    for (let i = 0; i < MAX_PASSED_OVER && first === undefined; i += 1) {
+      const next = turns.next()
+      if (next !== undefined && this.isAvailable(next, except)) first = next
+    }
+    first ??= this.anyOf(endpoints, start, end, (endpoint) => this.isAvailable(endpoint, except))
     if (first === undefined) return undefined
-    const second = this.candidate(endpoints, start, end, except, false)
-    if (second === undefined || second === first) return first
+    const second = turns.draw()
+    if (second === undefined || second === first || !this.isAvailable(second, except)) return first
     // One that is due for a probe would lose every comparison by its past, and nobody would ever try it again.
-    if (!outliers.isInUse(first.key)) return first
-    if (!outliers.isInUse(second.key)) return second
+    if (!this.outliers.isInUse(first.key)) return first
+    if (!this.outliers.isInUse(second.key)) return second
+    return this.isPassedOver(first, second) ? second : first
+  }
+
+  /** Whether the connection whose turn is `first`'s goes to `second` instead. */
+  private isPassedOver(first: Endpoint, second: Endpoint): boolean {
     const nowMs = this.clock.monotonicMs()
-    const firstCost = costOf(this.load(first.key), first.weight, nowMs)
-    const secondCost = costOf(this.load(second.key), second.weight, nowMs)
-    return secondCost < firstCost ? second : first
+    const load = this.load(first.key)
+    const other = this.load(second.key)
+    if (isSlower(other, load, nowMs)) return false
+    return isSlower(load, other, nowMs) || holdsMore(first, load, second, other)
   }
 
   /**
@@ -164,34 +193,48 @@ export class Balancer {
     return {
       inFlight,
       failures,
-      cost: costOf(load, endpoint.weight, this.clock.monotonicMs()),
+      cost: latencyOf(load, this.clock.monotonicMs()),
       ejectedFor: this.outliers.reasonOf(endpoint.key),
     }
   }
 
-  /** One of `start` to `end`, from a random place on; `anyway`: ejected or not. */
-  private candidate(
+  /** The turns of a priority's endpoints; undefined when all of them are critical. */
+  private turnsOf(endpoints: readonly Endpoint[], start: number, end: number): Turns | undefined {
+    let groups = this.turns.get(endpoints)
+    if (groups === undefined) {
+      groups = new Map()
+      this.turns.set(endpoints, groups)
+    }
+    if (groups.has(start)) return groups.get(start)
+    const offered = endpoints
+      .slice(start, end)
+      .filter((endpoint) => exclusionOf(endpoint) === undefined)
+    const turns = offered.length === 0 ? undefined : new Turns(offered, this.random)
+    groups.set(start, turns)
+    return turns
+  }
+
+  /** By chance and weight one of those that `isMeant` says yes to; looks at all of them. */
+  private anyOf(
     endpoints: readonly Endpoint[],
     start: number,
     end: number,
-    except: ReadonlySet<string>,
-    anyway: boolean,
+    isMeant: (endpoint: Endpoint) => boolean,
   ): Endpoint | undefined {
-    const count = end - start
-    const at = Math.floor(this.random() * count)
-    for (let i = 0; i < count; i += 1) {
-      const endpoint = endpoints[start + ((at + i) % count)]
-      if (
-        endpoint !== undefined &&
-        isOffered(endpoint, except) &&
-        (anyway || this.isAvailable(endpoint))
-      )
-        return endpoint
+    let picked: Endpoint | undefined
+    let sum = 0
+    for (let i = start; i < end; i += 1) {
+      const endpoint = endpoints[i]
+      if (endpoint === undefined || !isMeant(endpoint)) continue
+      sum += endpoint.weight
+      if (this.random() * sum < endpoint.weight) picked = endpoint
     }
-    return undefined
+    return picked
   }
 
-  private isAvailable({ key }: Endpoint): boolean {
+  private isAvailable(endpoint: Endpoint, except: ReadonlySet<string>): boolean {
+    if (!isOffered(endpoint, except)) return false
+    const { key } = endpoint
     return this.outliers.isInUse(key) || this.outliers.isDueForProbe(key, this.clock.monotonicMs())
   }
 
@@ -223,6 +266,20 @@ export class Balancer {
     }
     return load
   }
+}
+
+/**
+ * Whether an endpoint holds more connections for its weight than another one, by so much that no accident explains it:
+ * connections end when they like, and the first one of a light endpoint weighs as much as ten of a heavy one.
+ */
+function holdsMore(
+  { weight }: Endpoint,
+  { inFlight }: EndpointLoad,
+  { weight: otherWeight }: Endpoint,
+  other: EndpointLoad,
+): boolean {
+  const most = (LOADED_FACTOR * (other.inFlight + LOADED_BY / 2) * weight) / otherWeight
+  return inFlight - LOADED_BY > most
 }
 
 /** Why an endpoint takes no connection, whatever the others are like; undefined when it may. */

@@ -4,6 +4,7 @@
  */
 import { connect, type Socket } from 'node:net'
 import { MeshError } from '../../lib/errors.ts'
+import { resetOnClose } from '../../lib/linger.ts'
 import { SocketStream } from '../../lib/socket-stream.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 
@@ -49,6 +50,7 @@ export function dialLocal(
     socket.once('connect', () => {
       clearTimeout(deadline)
       socket.off('error', onError)
+      resetOnClose(socket)
       resolve(new SocketStream(socket, memory))
     })
   })

@@ -51,6 +51,8 @@ export interface Connection {
   abort: (flag: ResponseFlag, reason: MeshError) => void
   /** Monotonic; for durations. */
   readonly startedMs: number
+  /** Monotonic: when the instance was asked that is tried now. */
+  askedMs: number
   /** Row of the traffic counters; undefined until the pair is known. */
   row: number | undefined
   sweptBytes: number
@@ -141,6 +143,7 @@ export class ConnectionTable {
       receivedBytes: 0,
       abort: () => undefined,
       startedMs: nowMs,
+      askedMs: nowMs,
       row: undefined,
       sweptBytes: 0,
       quietSinceMs: nowMs,

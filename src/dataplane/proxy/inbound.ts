@@ -24,7 +24,7 @@ import type { Footing } from '../tunnel/trust.ts'
 import type { Connection } from './connection-table.ts'
 import { asMeshError, inboundFlagOf, resetReasonOf } from './ending.ts'
 import { awaitPolicy, isPolicyAwaited, type Plane } from './plane.ts'
-import { logBrokenOff, refuse } from './refuse.ts'
+import { isCutOff, logBrokenOff, refuse } from './refuse.ts'
 import { splice } from './splice.ts'
 
 /** One arriving connection: a stream of a tunnel, or a Connect peer's whole TLS connection. */
@@ -135,6 +135,8 @@ function join(
     copies: false,
     onEnding: (ending) => {
       const flag = ending.kind === 'done' ? '-' : inboundFlagOf(ending.side, ending.reason)
+      if (ending.kind === 'broken' && isCutOff(ending.reason))
+        logBrokenOff(plane, connection, flag, ending.reason)
       const isOurVerdict = ending.kind === 'broken' && flag === 'TLS'
       plane.connections.end(connection, flag, isOurVerdict ? ending.reason : undefined)
     },

@@ -13,6 +13,7 @@
 import type { Socket } from 'node:net'
 import type { ByteStream, Receiver, WriteResult } from '../../lib/byte-stream.ts'
 import { describeError, MeshError } from '../../lib/errors.ts'
+import { resetOnClose } from '../../lib/linger.ts'
 import { SocketStream } from '../../lib/socket-stream.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
@@ -26,7 +27,7 @@ import { type TunnelStream, UNCONFIRMED_LIMIT } from '../tunnel/stream.ts'
 import { addressOf, type Connection } from './connection-table.ts'
 import { asMeshError, failureCostOf, flagOf, isTunnelLoss, mayTryAnother } from './ending.ts'
 import { awaitPolicy, type Door, isPolicyAwaited, type Plane } from './plane.ts'
-import { logBrokenOff, refuse } from './refuse.ts'
+import { isCutOff, logBrokenOff, refuse } from './refuse.ts'
 import { splice } from './splice.ts'
 
 /** Instances tried for one connection. */
@@ -156,13 +157,13 @@ async function reachAnInstance(
     const endpoint = target.pinned ?? plane.balancer.pick(target.service.endpoints, tried)
     if (endpoint === undefined || tried.has(endpoint.key)) break
     tried.add(endpoint.key)
-    const startedMs = performance.now()
+    connection.askedMs = performance.now()
     plane.balancer.started(endpoint)
     try {
       const upstream = endpoint.local
         ? await deliverHere(plane, connection, endpoint)
         : await tunnelTo(plane, connection, downstream, { endpoint, service: target.service })
-      plane.balancer.succeeded(endpoint, performance.now() - startedMs)
+      plane.balancer.succeeded(endpoint, performance.now() - connection.askedMs)
       return { upstream, endpoint, service: target.service }
     } catch (error) {
       if (!downstream.isGone) noteFailure(plane, target.service, endpoint, error)
@@ -254,10 +255,13 @@ async function tunnelTo(
     }
     if (reached.kind === 'connection') {
       plane.connections.rest(connection, reached.footing)
+      resetOnClose(reached.socket)
       return new SocketStream(reached.socket, 'private')
     }
     if (reached.session.canOpen) {
       plane.workerCounters.inc('tunnelStreamsOpened')
+      // Dialing the tunnel was a matter of this one connection; it says nothing of the next ones.
+      connection.askedMs = performance.now()
       return openStream(plane, connection, downstream, { session: reached.session, endpoint })
     }
     // The session is at a limit, or was retired just now: then the pool dials another.
@@ -354,7 +358,9 @@ function join(
       else {
         // The application breaking off is its own affair; a tunnel that broke under it is the instance's.
         if (isTunnelLoss(ending.reason)) noteFailure(plane, service, endpoint, ending.reason)
-        finish(flagOf(ending.reason), ending.reason)
+        const flag = flagOf(ending.reason)
+        if (isCutOff(ending.reason)) logBrokenOff(plane, connection, flag, ending.reason)
+        finish(flag, ending.reason)
       }
     },
   })

@@ -2,7 +2,7 @@
  * How a connection that does not come about, or is broken off, is told: to the table of connections, and to the log
  * with the same fields in either direction. Its bytes are the affair of whoever carries it.
  */
-import { describeError, type MeshError } from '../../lib/errors.ts'
+import { describeError, errorCode, type MeshError } from '../../lib/errors.ts'
 import { formatAddress } from '../../model/address.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { Connection } from './connection-table.ts'
@@ -21,6 +21,11 @@ export function refuse(plane: Plane, connection: Connection, error: unknown): Re
       reason: describeError(error),
     })
   return flag
+}
+
+/** Whether a Connect peer's connection ended as nobody ends one on purpose: told in the log, whoever broke off. */
+export function isCutOff(reason: unknown): reason is MeshError {
+  return errorCode(reason) === 'HM_TLS_CUT_OFF'
 }
 
 /** Logs that an open connection is broken off. */

@@ -6,6 +6,7 @@
  */
 import { type ConnectionOptions, connect, type TLSSocket } from 'node:tls'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
+import { watchTlsEnd } from '../../lib/tls-end.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import { formatServerName, formatSpiffeId, type ServiceIdentity } from '../../model/spiffe-id.ts'
 import type { Credential } from './credentials.ts'
@@ -93,6 +94,7 @@ export function dialPeer(request: DialRequest): Promise<DialedPeer> {
         if (isTunnel && socket.getProtocol() !== 'TLSv1.3')
           throw new MeshError('HM_DIAL_FAILED', `Cannot tunnel to ${where}: TLS below 1.3`)
         clearTimeout(deadline)
+        if (!isTunnel) watchTlsEnd(socket)
         socket.off('error', onError)
         socket.off('close', onClose)
         resolve({ socket, peer, isTunnel })

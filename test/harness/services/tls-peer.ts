@@ -3,10 +3,11 @@
  * be refused, or to be served, by the other side.
  */
 import { readFileSync } from 'node:fs'
+import { connect as connectTcp, type Socket } from 'node:net'
 import { connect, createServer } from 'node:tls'
 
 interface Task {
-  readonly mode: 'call' | 'listen'
+  readonly mode: 'call' | 'listen' | 'call-and-cut' | 'answer-and-cut'
   readonly ip?: string
   readonly port: number
   readonly serverName?: string
@@ -21,7 +22,38 @@ const credentials =
     : { cert: readFileSync(task.files.certificate), key: readFileSync(task.files.key) }
 
 if (task.mode === 'call') call()
+else if (task.mode === 'call-and-cut') callAndCut()
+else if (task.mode === 'answer-and-cut') answerAndCut()
 else listen()
+
+/** Says half of something, then the TCP connection ends without a word of TLS: as after a FIN of somebody between. */
+function callAndCut(): void {
+  const tcp = connectTcp({ host: task.ip ?? '', port: task.port, allowHalfOpen: true })
+  const socket = connect({
+    ...credentials,
+    socket: tcp,
+    servername: task.serverName ?? '',
+    rejectUnauthorized: false,
+  })
+  socket.on('secureConnect', () => socket.write('half of what'))
+  process.on('message', () => tcp.end())
+  socket.on('error', (error) => process.send?.({ error: error.message }))
+}
+
+/** The same from the other side: a sidecar whose answer is cut. */
+function answerAndCut(): void {
+  const server = createServer({ ...credentials, requestCert: true, rejectUnauthorized: false })
+  let tcp: Socket | undefined
+  server.on('connection', (socket: Socket) => {
+    tcp = socket
+  })
+  server.on('secureConnection', (socket) => {
+    socket.on('error', () => undefined)
+    socket.once('data', () => socket.write('half of what'))
+  })
+  server.listen(task.port, '::', () => process.send?.({ event: 'listening' }))
+  process.on('message', () => tcp?.end())
+}
 
 function call(): void {
   const socket = connect({
