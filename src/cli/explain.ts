@@ -15,6 +15,7 @@ interface ExplainOptions extends AdminOptions {
   readonly to?: string
   readonly connection?: string
   readonly snapshot?: string
+  readonly probe?: true
 }
 
 const EXIT_BY_VERDICT: Record<Verdict, ExitCode> = {
@@ -33,6 +34,7 @@ export function explainCommand(): Command {
     .option('--from <service>', 'who calls: a service, or an instance id of this host')
     .option('--to <destination>', 'what is called: db, db.mesh, db:5432, 240.0.0.1:5432')
     .option('--connection <id>', 'an open or refused connection, as hostmesh connections names it')
+    .option('--probe', "ask the destination's daemon now; no application is touched")
     .option('--snapshot <file>', 'answer from what hostmesh snapshot wrote, without a daemon')
     .action(async (_options: unknown, command: Command) => {
       const options = command.optsWithGlobals<ExplainOptions>()
@@ -68,8 +70,13 @@ export function snapshotCommand(): Command {
     })
 }
 
-function askDaemon({ addr, from, to, connection }: ExplainOptions): Promise<Explanation> {
+function askDaemon({ addr, from, to, connection, probe }: ExplainOptions): Promise<Explanation> {
   const query = new URLSearchParams()
+  if (probe === true && connection !== undefined)
+    throw new MeshError('HM_USAGE_QUESTION', 'Cannot probe for a connection', {
+      hint: 'Give --from and --to with --probe',
+    })
+  if (probe === true) query.set('probe', '1')
   if (connection === undefined) {
     const pair = pairOf(from, to)
     query.set('from', pair.from)
@@ -85,6 +92,10 @@ function askDaemon({ addr, from, to, connection }: ExplainOptions): Promise<Expl
 }
 
 async function readSnapshot(options: ExplainOptions, file: string): Promise<Explanation> {
+  if (options.probe === true)
+    throw new MeshError('HM_USAGE_QUESTION', 'Cannot probe from a file', {
+      hint: 'Only the daemon can ask other hosts: leave out --snapshot',
+    })
   if (options.connection !== undefined)
     throw new MeshError('HM_USAGE_QUESTION', 'Cannot explain a connection from a file', {
       hint: 'A snapshot has no connections: give --from and --to, or ask the daemon',

@@ -66,6 +66,10 @@ export interface DaemonState {
   isDraining(): boolean
 }
 
+/** Instances that one question probes, and questions that do so at once. */
+const MAX_PROBED = 16
+const MAX_PROBING = 4
+
 /** Connections in one document; the rest is counted. */
 const MAX_CONNECTIONS = 10_000
 
@@ -78,6 +82,7 @@ const connectionStates = {
 /** The admin API's view of a daemon. */
 export function createAdminView(state: DaemonState, exposition: Exposition): AdminView {
   const certs = (): CertsDocument => certsOf(state)
+  let probing = 0
   const peers = async (): Promise<PeersDocument> => ({
     tunnels: (await state.pool.peers()).map(tunnelEntry),
   })
@@ -106,11 +111,25 @@ export function createAdminView(state: DaemonState, exposition: Exposition): Adm
     refused: async () => ({ refused: (await state.pool.refusals()).map(refusedEntry) }),
     snapshot: () => facts('all'),
     explain: async (query) => {
-      const question = await questionOf(state, query)
-      const bare = await facts({ service: undefined })
+      const { question, isProbed } = await questionOf(state, query)
       const { from, to } = pairOf(question)
+      const source = isProbed ? proberOf(state, from) : from
+      const bare = await facts({ service: undefined })
       const service = serviceAskedFor(bare, from, to, (ip) => state.discovery()?.ownerOf(ip))
-      return explain(service === undefined ? bare : await facts({ service }), question)
+      const road = explain(service === undefined ? bare : await facts({ service }), question)
+      const endpoints = road.endpoints.flatMap(({ endpoint, excluded }) =>
+        excluded === null ? [endpoint] : [],
+      )
+      if (!isProbed || road.service === null || endpoints.length === 0) return road
+      if (probing >= MAX_PROBING)
+        throw new MeshError('HM_ADMIN_BUSY', `Cannot probe now: ${probing} others are under way`)
+      probing += 1
+      try {
+        const probe = { source, service: road.service, endpoints: endpoints.slice(0, MAX_PROBED) }
+        return explain(await facts({ service, probe }), question)
+      } finally {
+        probing -= 1
+      }
     },
     certs: async () => certs(),
     metrics: () => exposition.metrics(),
@@ -118,8 +137,32 @@ export function createAdminView(state: DaemonState, exposition: Exposition): Adm
 }
 
 /** What a query of `/v1/explain` asks. */
-async function questionOf(state: DaemonState, query: string): Promise<Question> {
+async function questionOf(
+  state: DaemonState,
+  query: string,
+): Promise<{ readonly question: Question; readonly isProbed: boolean }> {
   const words = new URLSearchParams(query)
+  const isProbed = words.get('probe') === '1'
+  const question = await pairOrConnection(state, words)
+  if (isProbed && question.kind === 'connection')
+    throw new MeshError('HM_USAGE_QUESTION', 'Cannot probe for a connection: ask for from and to')
+  return { question, isProbed }
+}
+
+/** The local service in whose name is probed: it needs its certificate. */
+function proberOf(state: DaemonState, from: string): string {
+  const caller = state.services.find(({ name, id }) => name === from || id === from)
+  if (caller !== undefined) return caller.name
+  throw new MeshError(
+    'HM_USAGE_QUESTION',
+    `Cannot probe as ${from}: it is no service of this host`,
+    {
+      hint: `Probe on the host that runs ${from}`,
+    },
+  )
+}
+
+async function pairOrConnection(state: DaemonState, words: URLSearchParams): Promise<Question> {
   const [from, to, id] = [words.get('from'), words.get('to'), words.get('connection')]
   if (id === null && from !== null && to !== null) return { kind: 'pair', from, to }
   if (id === null || from !== null || to !== null)

@@ -138,6 +138,50 @@ const facts = z.looseObject({
       ejectedFor: z.string().nullable(),
     }),
   ),
+  problems: z
+    .array(
+      z.looseObject({
+        code: z.string(),
+        message: z.string(),
+        hint: z.string(),
+        blocks: z.boolean(),
+      }),
+    )
+    .optional(),
+  outcomes: z
+    .array(
+      z.looseObject({
+        direction: z.enum(['outbound', 'inbound']),
+        source: z.string(),
+        target: z.string(),
+        okAt: z.iso.datetime().nullable(),
+        failure: z
+          .looseObject({
+            at: z.iso.datetime(),
+            flag: z.string(),
+            code: z.string(),
+            reason: z.string(),
+          })
+          .nullable(),
+      }),
+    )
+    .optional(),
+  listeners: z
+    .array(z.looseObject({ address: z.string(), isListening: z.boolean().nullable() }))
+    .optional(),
+  probes: z
+    .array(
+      z.looseObject({
+        endpoint: z.string(),
+        kind: z.enum(['answered', 'handshake', 'old', 'failed']),
+        verdict: z.string().nullable(),
+        application: z.enum(['unknown', 'listens', 'silent']).nullable(),
+        flag: z.string().nullable(),
+        reason: z.string(),
+        tookMs: z.number(),
+      }),
+    )
+    .optional(),
 })
 
 /**

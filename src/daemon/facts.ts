@@ -7,9 +7,17 @@
 import { networkInterfaces } from 'node:os'
 import type { Catalog, CatalogPolicy } from '../controlplane/catalog/catalog.ts'
 import { compilePolicy } from '../controlplane/discovery/compile.ts'
-import { canonicalIp } from '../model/address.ts'
+import { isListening } from '../lib/listening.ts'
+import { canonicalIp, formatAddress } from '../model/address.ts'
 import type { CertsDocument, StatusDocument, TunnelEntry } from '../model/admin.ts'
-import { FACTS_FORMAT, FACTS_VERSION, type HostFacts, type PolicyFacts } from '../model/facts.ts'
+import {
+  FACTS_FORMAT,
+  FACTS_VERSION,
+  type HostFacts,
+  type ListenerFacts,
+  type PolicyFacts,
+} from '../model/facts.ts'
+import type { LocalService } from '../model/service.ts'
 import type { MeshService } from '../model/snapshot.ts'
 import type { DaemonState } from './admin-view.ts'
 
@@ -33,7 +41,19 @@ export interface FactSources {
 }
 
 /** What is wanted beside the host's own facts: everything, or what concerns one service. */
-export type FactScope = 'all' | { readonly service: string | undefined }
+export type FactScope =
+  | 'all'
+  | {
+      readonly service: string | undefined
+      /** The instances whose daemons are to be asked now, and in whose name. */
+      readonly probe?:
+        | {
+            readonly source: string
+            readonly service: string
+            readonly endpoints: readonly string[]
+          }
+        | undefined
+    }
 
 /** The facts now. */
 export async function collectFacts(
@@ -62,7 +82,7 @@ export async function collectFacts(
   const offered = new Set(
     state.services.filter(({ target }) => target !== undefined).map(({ name }) => name),
   )
-  const [rules, loads] = await Promise.all([
+  const [rules, loads, outcomes, listeners, probes] = await Promise.all([
     askPolicies(
       state.catalog(),
       elsewhere.filter((name) => !offered.has(name)).slice(0, MAX_POLICIES),
@@ -70,6 +90,11 @@ export async function collectFacts(
     scope === 'all' || scope.service !== undefined
       ? state.pool.loads(scope === 'all' ? undefined : scope.service)
       : [],
+    state.pool.outcomes(),
+    listenersOf(state.services),
+    scope === 'all' || scope.probe === undefined
+      ? []
+      : state.pool.probe(scope.probe.source, scope.probe.service, scope.probe.endpoints),
   ])
   return {
     format: FACTS_FORMAT,
@@ -99,7 +124,22 @@ export async function collectFacts(
     },
     tunnels,
     loads,
+    problems: status.problems,
+    outcomes,
+    listeners,
+    probes,
   }
+}
+
+/** Whether somebody listens at each application's address. */
+function listenersOf(services: readonly LocalService[]): Promise<readonly ListenerFacts[]> {
+  const targets = services.flatMap(({ target }) => (target === undefined ? [] : [target]))
+  return Promise.all(
+    targets.map(async (target) => ({
+      address: formatAddress(target),
+      isListening: (await isListening(target.ip, target.port)) ?? null,
+    })),
+  )
 }
 
 function isKnown(service: MeshService | undefined): service is MeshService {

@@ -29,7 +29,7 @@ import type { Log } from '../lib/log.ts'
 import { formatAddress, isIpv6 } from '../model/address.ts'
 import type { WorkerStatus } from '../model/admin.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
-import type { LoadFacts } from '../model/facts.ts'
+import type { LoadFacts, OutcomeFacts, ProbeFacts } from '../model/facts.ts'
 import {
   diffSnapshots,
   emptySnapshot,
@@ -66,6 +66,9 @@ const STUCK_MS = 10_000
 
 /** How long a worker may take to answer the admin API, milliseconds. */
 const ASK_TIMEOUT_MS = 2_000
+
+/** How long it may take for probes: each has deadlines of its own, to dial and to be answered. */
+const PROBE_TIMEOUT_MS = 8_000
 
 /**
  * Size of a worker's young generation. Most of what a connection allocates dies young; at V8's default the
@@ -233,6 +236,50 @@ export class WorkerPool {
     )
   }
 
+  /** What became of the last connections of each pair, in each worker. */
+  async outcomes(): Promise<readonly OutcomeFacts[]> {
+    const answers = await this.ask({ what: 'outcomes' })
+    return answers.flatMap((answer, worker) =>
+      answer?.kind === 'outcomes'
+        ? answer.outcomes.map(({ okAtMs, failure, ...pair }) => ({
+            worker,
+            ...pair,
+            okAt: okAtMs === undefined ? null : timeText(okAtMs),
+            failure:
+              failure === undefined
+                ? null
+                : {
+                    at: timeText(failure.atMs),
+                    flag: failure.flag,
+                    code: failure.code,
+                    reason: failure.reason,
+                  },
+          }))
+        : [],
+    )
+  }
+
+  /** What the daemons of these instances say now of a connection of `source`; by one worker that runs. */
+  async probe(
+    source: string,
+    service: string,
+    endpoints: readonly string[],
+  ): Promise<readonly ProbeFacts[]> {
+    const member = this.members.find(({ state }) => state === 'running')
+    if (member === undefined) return []
+    const question = { what: 'probe', source, service, endpoints } as const
+    const answer = await this.askOne(member, question, PROBE_TIMEOUT_MS)
+    return answer?.kind !== 'probes'
+      ? []
+      : answer.probes.map(({ answer: said, flag, code, ...result }) => ({
+          ...result,
+          verdict: said?.verdict ?? null,
+          application: said?.application ?? null,
+          flag: flag ?? null,
+          code: code ?? null,
+        }))
+  }
+
   /** State of each worker, with the connections that the caller counts for it. */
   statuses(connectionsOf: (worker: number) => number): WorkerStatus[] {
     return this.members.map((member) => ({
@@ -338,6 +385,8 @@ export class WorkerPool {
       case 'refusals':
       case 'connection':
       case 'loads':
+      case 'outcomes':
+      case 'probes':
         this.questions.get(message.id)?.(message)
         break
       case 'wanted':
@@ -401,7 +450,11 @@ export class WorkerPool {
     return Promise.all(this.members.map((member) => this.askOne(member, question)))
   }
 
-  private askOne({ thread }: Member, question: Question): Promise<Answer | undefined> {
+  private askOne(
+    { thread }: Member,
+    question: Question,
+    timeoutMs: number = ASK_TIMEOUT_MS,
+  ): Promise<Answer | undefined> {
     return new Promise((resolve) => {
       const id = this.nextQuestion
       this.nextQuestion += 1
@@ -410,7 +463,7 @@ export class WorkerPool {
         this.questions.delete(id)
         resolve(answer)
       }
-      const deadline = setTimeout(() => settle(undefined), ASK_TIMEOUT_MS)
+      const deadline = setTimeout(() => settle(undefined), timeoutMs)
       this.questions.set(id, settle)
       if (thread === undefined) settle(undefined)
       else send(thread, { kind: 'ask', id, ...question })
@@ -462,6 +515,10 @@ function plannedSockets(settings: WorkerPoolOptions['settings']): readonly Plann
 /** Of a worker's socket among all of the host. */
 function socketName(door: string, worker: number): string {
   return `${door}/${worker}`
+}
+
+function timeText(wallMs: number): string {
+  return new Date(wallMs).toISOString()
 }
 
 /** What the ids of a worker's connections begin with; a successor counts from 1 again. */

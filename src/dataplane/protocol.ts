@@ -10,6 +10,8 @@ import type { TrafficLabels } from '../telemetry/counters.ts'
 import type { Ejection } from './balance/outlier.ts'
 import type { EndpointStanding } from './balance/picker.ts'
 import type { ConnectionView } from './proxy/connection-table.ts'
+import type { OutcomeView } from './proxy/outcomes.ts'
+import type { ProbeResult } from './proxy/probe.ts'
 import type { Refusal } from './proxy/refusals.ts'
 
 /** What a worker is started with. Times in milliseconds. */
@@ -70,7 +72,16 @@ export type ToWorker =
       readonly what: 'connections'
       readonly limit: number
     }
-  | { readonly kind: 'ask'; readonly id: number; readonly what: 'refusals' }
+  | { readonly kind: 'ask'; readonly id: number; readonly what: 'refusals' | 'outcomes' }
+  /** Asks the daemons of instances, by their keys, what would become of a connection. */
+  | {
+      readonly kind: 'ask'
+      readonly id: number
+      readonly what: 'probe'
+      readonly source: string
+      readonly service: string
+      readonly endpoints: readonly string[]
+    }
   /** One open connection. */
   | {
       readonly kind: 'ask'
@@ -112,6 +123,8 @@ export type FromWorker =
       readonly total: number
     }
   | { readonly kind: 'refusals'; readonly id: number; readonly refusals: readonly Refusal[] }
+  | { readonly kind: 'outcomes'; readonly id: number; readonly outcomes: readonly OutcomeView[] }
+  | { readonly kind: 'probes'; readonly id: number; readonly probes: readonly ProbeResult[] }
   | {
       readonly kind: 'connection'
       readonly id: number

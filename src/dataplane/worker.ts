@@ -28,7 +28,9 @@ import type { FromWorker, PeerView, ToWorker, WorkerSettings, WorkerSocket } fro
 import { ConnectionTable } from './proxy/connection-table.ts'
 import { carryInbound } from './proxy/inbound.ts'
 import { carryOutbound } from './proxy/outbound.ts'
+import { Outcomes } from './proxy/outcomes.ts'
 import type { Plane } from './proxy/plane.ts'
+import { ProbeLimit, type ProbeResult, probe } from './proxy/probe.ts'
 import { AddressIndex } from './route/by-address.ts'
 import {
   type AcceptedPeer,
@@ -163,6 +165,8 @@ class Worker {
       connections: this.connections,
       counters: this.counters,
       workerCounters: this.workerCounters,
+      outcomes: new Outcomes(),
+      probes: new ProbeLimit(),
       snapshot: () => this.snapshot,
       localInstance: (service, id) => this.localInstance(service, id),
       isDraining: () => this.draining,
@@ -257,9 +261,31 @@ class Worker {
         return this.post({ kind: 'ejections', id, ejections: this.plane.balancer.ejections() })
       case 'loads':
         return this.post({ kind: 'loads', id, loads: this.loads(question.service) })
+      case 'outcomes':
+        return this.post({ kind: 'outcomes', id, outcomes: this.plane.outcomes.list() })
+      case 'probe':
+        void this.probe(question.source, question.service, question.endpoints).then((probes) =>
+          this.post({ kind: 'probes', id, probes }),
+        )
+        return
       default:
         question satisfies never
     }
+  }
+
+  /** Probes those of the endpoints that there are. */
+  private probe(
+    source: string,
+    name: string,
+    endpoints: readonly string[],
+  ): Promise<readonly ProbeResult[]> {
+    const service = this.snapshot.services.get(name)
+    const asked = service?.endpoints.filter(({ key }) => endpoints.includes(key)) ?? []
+    return Promise.all(
+      asked.flatMap((endpoint) =>
+        service === undefined ? [] : probe(this.plane, source, service, endpoint),
+      ),
+    )
   }
 
   /** At most {@link MAX_LOADS}. */

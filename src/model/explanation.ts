@@ -19,6 +19,7 @@ export type Verdict =
 /** The stations, in the order in which a connection passes them. */
 export type StationName =
   | 'connection'
+  | 'host'
   | 'caller'
   | 'capture'
   | 'route'
@@ -27,6 +28,7 @@ export type StationName =
   | 'tunnel'
   | 'policy'
   | 'delivery'
+  | 'answer'
 
 /** What happens at one station. */
 export interface Station {

@@ -9,10 +9,12 @@ import type {
   CaptureStatus,
   CatalogStatus,
   LeafEntry,
+  ProblemEntry,
   RootEntry,
   StatusDocument,
   TunnelEntry,
 } from './admin.ts'
+import type { ResponseFlag } from './response-flag.ts'
 import type { LocalService, WorkloadSelector } from './service.ts'
 import type { MeshService, ServicePolicy } from './snapshot.ts'
 
@@ -48,6 +50,57 @@ export interface HostFacts {
   readonly tunnels: readonly TunnelEntry[]
   /** What the balancers of the workers have learned; endpoints nobody tried are absent. */
   readonly loads: readonly LoadFacts[]
+  /** As `hostmesh status` shows them. A file of an older version has none of this and the following. */
+  readonly problems?: readonly ProblemEntry[]
+  /** What became of the last connections of each pair. */
+  readonly outcomes?: readonly OutcomeFacts[]
+  /** Whether somebody listens where the services of this host are delivered. */
+  readonly listeners?: readonly ListenerFacts[]
+  /** What the daemons of instances were asked for this document. */
+  readonly probes?: readonly ProbeFacts[]
+}
+
+/** The latest success and the latest failure of one pair, in one worker. */
+export interface OutcomeFacts {
+  readonly worker: number
+  readonly direction: 'outbound' | 'inbound'
+  readonly source: string
+  /** The instance, `<node>/<service id>`; of an arriving connection the service. */
+  readonly target: string
+  /** RFC 3339; null when there was none. */
+  readonly okAt: string | null
+  readonly failure: {
+    readonly at: string
+    readonly flag: ResponseFlag
+    readonly code: string
+    readonly reason: string
+  } | null
+}
+
+/** One application of this host. */
+export interface ListenerFacts {
+  /** `ip:port`. */
+  readonly address: string
+  /** Null when the kernel cannot tell, such as for an address of a container. */
+  readonly isListening: boolean | null
+}
+
+/** What came of a probe of one instance: docs/tunnel-protocol.md, "Probe". */
+export interface ProbeFacts {
+  readonly endpoint: string
+  /**
+   * `answered`: its daemon said what would happen. `handshake`: a Connect peer, of which only the TLS handshake is
+   * proved. `old`: a daemon that does not know probes was reached. `failed`: there was no answer.
+   */
+  readonly kind: 'answered' | 'handshake' | 'old' | 'failed'
+  /** Of `answered`: `delivered`, or the name of a reset code. */
+  readonly verdict: string | null
+  readonly application: 'unknown' | 'listens' | 'silent' | null
+  /** Of `failed`. */
+  readonly flag: ResponseFlag | null
+  readonly code: string | null
+  readonly reason: string
+  readonly tookMs: number
 }
 
 /** The rules for one destination. */

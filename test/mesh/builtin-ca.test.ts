@@ -133,8 +133,19 @@ test('with hosts that joined by token', async (t) => {
           /was revoked|refused? the join token/,
         ),
       )
+      for (const host of ['a', 'b']) {
+        const { code, stdout } = await mesh
+          .host(host)
+          .daemon.cli('explain', '--from', 'web', '--to', 'db')
+        assert.equal(code, 1, stdout)
+        assert.doesNotMatch(stdout, /ALLOWED/)
+      }
       tokens.push(await ca.admit('b', []))
       await eventually(() => web.call('db'), { withinMs: 60_000 })
+      const after = await mesh
+        .host('a')
+        .daemon.cli('explain', '--from', 'web', '--to', 'db', '--probe')
+      assert.equal(after.code, 0, after.stdout)
     },
   )
 

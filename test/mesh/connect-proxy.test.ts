@@ -52,6 +52,10 @@ test('with a host that runs consul connect proxy', async (t) => {
   await t.test('hostmesh reaches a service behind it', async () => {
     const answer = await eventually(() => web.call('ledger'))
     assert.equal(answer.service, 'ledger')
+    const probe = await mesh
+      .host('a')
+      .daemon.cli('explain', '--from', 'web', '--to', 'ledger', '--probe')
+    assert.match(probe.stdout, /is a Connect sidecar: the TLS handshake holds/)
     const tunnels = (await mesh.host('a').daemon.peers()).tunnels
     assert.ok(
       tunnels.every(({ peerAddress }) => !peerAddress.endsWith(':7000')),

@@ -76,10 +76,18 @@ function recordOf(connection: ConnectionEntry): string[] {
   ]
 }
 
+/** The station whose affair an ending is. */
+const BROKEN_AT: Partial<Record<RefusedEntry['flag'], Station['name']>> = {
+  DENY: 'policy',
+  TLS: 'certificate',
+  NC: 'route',
+  UH: 'endpoint',
+}
+
 /** One station of the road; `tunnels` are the open ones to the peer of this connection. */
 function asRecorded(
   station: Station,
-  connection: ConnectionEntry,
+  connection: ConnectionEntry | RefusedEntry,
   tunnels: Explanation['tunnels'],
 ): Station {
   const { direction, endpoint, peerAddress } = connection
@@ -88,6 +96,14 @@ function asRecorded(
       ...station,
       summary: `It was given to ${endpoint}`,
       details: [station.summary, ...station.details],
+    }
+  const refused = 'flag' in connection ? connection : undefined
+  if (refused !== undefined && station.name === BROKEN_AT[refused.flag] && station.mark !== 'bad')
+    return {
+      ...station,
+      mark: 'bad',
+      summary: `It ended here: ${refused.reason}`,
+      details: [`As it looks now: ${station.summary}`, ...station.details],
     }
   if (station.name !== 'tunnel') return station
   if (peerAddress === null && direction === 'outbound' && endpoint !== null)

@@ -1,7 +1,7 @@
 /**
  * Station `delivery`: the application's own port, when it is on this host; else whose host delivers.
  */
-import { formatAddress } from '../../model/address.ts'
+import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { HostFacts } from '../../model/facts.ts'
 import type { LocalService } from '../../model/service.ts'
@@ -28,8 +28,7 @@ export function describeDelivery(
       `${service.name} cannot be delivered: this host's configuration does not have the instance`,
       'Compare services[].id with the catalog: hostmesh services',
     )
-  } else if (known.length > 0)
-    draft.station('delivery', 'good', `To ${listed(known.map(formatAddress))} on this host`)
+  } else if (known.length > 0) describeTargets(draft, facts, service.name, known, ' on this host')
   else if (chosen.length > 0)
     draft.station(
       'delivery',
@@ -39,7 +38,39 @@ export function describeDelivery(
 }
 
 /** The caller is elsewhere; `instances` are those of this host that it may be given to. */
-export function describeOwnDelivery(draft: Draft, instances: readonly LocalService[]): void {
-  const targets = instances.map(({ target }) => (target === undefined ? '' : formatAddress(target)))
-  draft.station('delivery', 'good', `To ${listed(targets)}`)
+export function describeOwnDelivery(
+  draft: Draft,
+  facts: HostFacts,
+  instances: readonly LocalService[],
+): void {
+  const targets = instances.flatMap(({ target }) => (target === undefined ? [] : [target]))
+  describeTargets(draft, facts, instances[0]?.name ?? '', targets, '')
+}
+
+/** The applications' own ports, and whether somebody listens there. */
+function describeTargets(
+  draft: Draft,
+  facts: HostFacts,
+  service: string,
+  targets: readonly SocketAddress[],
+  where: string,
+): void {
+  const addresses = targets.map(formatAddress)
+  const silent = addresses.filter((address) =>
+    facts.listeners?.some((each) => each.address === address && each.isListening === false),
+  )
+  const details = silent.map((address) => `Nobody listens at ${address}`)
+  const isDown = silent.length > 0 && silent.length === addresses.length
+  draft.station(
+    'delivery',
+    isDown ? 'bad' : details.length > 0 ? 'warning' : 'good',
+    `To ${listed(addresses)}${where}${isDown ? ', where nobody listens' : ''}`,
+    isDown ? [] : details,
+  )
+  if (isDown)
+    draft.fail(
+      'unreachable',
+      `${service} does not run: nobody listens at ${listed(silent)}`,
+      `Start ${service}, or correct services[].port and services[].address`,
+    )
 }

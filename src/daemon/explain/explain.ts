@@ -8,6 +8,14 @@
 import type { ConnectionEntry, RefusedEntry } from '../../model/admin.ts'
 import type { Explanation } from '../../model/explanation.ts'
 import type { HostFacts } from '../../model/facts.ts'
+import {
+  arrivalEvidence,
+  describeAnswer,
+  type Evidence,
+  evidenceOf,
+  isAskedAndLetIn,
+  isLetIn,
+} from './answer.ts'
 import { describeCaller, describeRemoteCaller, describeUnknownCaller, isCalled } from './caller.ts'
 import { describeEntrance } from './capture.ts'
 import { describeCertificate, describeLeaf } from './certificate.ts'
@@ -16,6 +24,7 @@ import { describeDelivery, describeOwnDelivery } from './delivery.ts'
 import { enterAsOneOf } from './doors.ts'
 import { type Asked, Draft } from './draft.ts'
 import { describeEndpoints, firstOf, reachedBy } from './endpoint.ts'
+import { describeHost } from './host.ts'
 import { describePolicy } from './policy.ts'
 import { describeRoute, nameOf, ownService } from './route.ts'
 import { readTarget, wantedBy } from './target.ts'
@@ -48,6 +57,7 @@ function explainPair(facts: HostFacts, from: string, to: string): Explanation {
   const { caller, entrance } = entered
   const source = caller.name
   const draft = new Draft()
+  describeHost(draft, facts)
   describeCaller(draft, callers, caller)
   describeEntrance(draft, entrance)
 
@@ -66,10 +76,16 @@ function explainPair(facts: HostFacts, from: string, to: string): Explanation {
     isNeeded: remote.length > 0 || meant.length === 0,
   })
   describeTunnel(draft, facts, { source, service: reached, remote })
-  describePolicy(draft, facts, { source, service: reached, chosen: meant })
+  const evidence = evidenceOf(facts, source, chosen)
+  describePolicy(draft, facts, { source, service: reached, chosen: meant, evidence })
   describeDelivery(draft, facts, reached, chosen)
+  describeAnswer(draft, evidence, chosen.length)
   const where = remote.length > 0 ? 'through a tunnel' : 'on this host'
-  return draft.finish(facts, asked, `${source} may reach ${service.name}, ${where}`)
+  return draft.finish(
+    facts,
+    asked,
+    `${source} may reach ${service.name}, ${where}${assurance(evidence)}`,
+  )
 }
 
 /**
@@ -87,14 +103,24 @@ function explainArrival(facts: HostFacts, asked: Asked, name: string | undefined
     return draft.finish(facts, asked)
   }
   draft.service = name
+  describeHost(draft, facts)
   const service = ownService(facts, name)
   describeRemoteCaller(draft, facts, from)
   describeLeaf(draft, facts, { service: name, role: 'Callers are shown' })
   describeArrivingTunnel(draft, facts, { source: from, destination: name })
   const chosen = service.endpoints.filter(({ local }) => local)
+  const evidence = arrivalEvidence(facts, from, name)
   describePolicy(draft, facts, { source: from, service, chosen, isHere: true })
-  describeOwnDelivery(draft, instances)
+  describeOwnDelivery(draft, facts, instances)
+  describeAnswer(draft, evidence, 1)
   return draft.finish(facts, asked, `${facts.node} lets ${from} reach ${name}`)
+}
+
+/** How sure that is. */
+function assurance(evidence: readonly Evidence[]): string {
+  if (isAskedAndLetIn(evidence)) return ': its host says so now'
+  if (isLetIn(evidence)) return ': it did lately'
+  return '; whether its host and its application agree, --probe asks'
 }
 
 /** What would become of such a connection now. */

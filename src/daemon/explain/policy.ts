@@ -10,6 +10,7 @@ import type { Endpoint } from '../../model/endpoint.ts'
 import type { HostFacts } from '../../model/facts.ts'
 import type { Intention } from '../../model/intention.ts'
 import type { MeshService, ServicePolicy } from '../../model/snapshot.ts'
+import { type Evidence, isAskedAndLetIn, isLetIn } from './answer.ts'
 import type { Draft } from './draft.ts'
 import { listed } from './words.ts'
 
@@ -25,6 +26,8 @@ export function describePolicy(
     readonly service: MeshService
     readonly chosen: readonly Endpoint[]
     readonly isHere?: boolean
+    /** What the destination has said or done: it decides, whatever the catalog tells us. */
+    readonly evidence?: readonly Evidence[]
   },
 ): void {
   const { source, service, chosen } = asked
@@ -34,12 +37,14 @@ export function describePolicy(
   )
   const hosts = [...new Set(chosen.filter(({ local }) => !local).map(({ node }) => node))]
   const decidedAt = isHere ? 'here' : 'destination'
+  const { evidence = [] } = asked
   if (known === undefined && !isHere) {
     const reason = `the rules for ${service.name} could not be asked of the catalog`
     draft.policy = { allow: null, decidedAt, reason, intention: null }
     draft.station('policy', 'warning', `Not known here: ${reason}`, [
       `The destination decides: ${listed(hosts) || 'its host'}`,
     ])
+    if (isLetIn(evidence)) return
     draft.fail(
       'undecided',
       `Whether ${source} may reach ${service.name} is decided at the destination, and is not known here`,
@@ -70,6 +75,14 @@ export function describePolicy(
     ...(known === undefined ? [] : overruled(source, known, rule)),
   ]
   const verb = decision.allow ? 'Allowed' : 'Denied'
+  // The rules that decide are those of the destination, and it has just said what they do.
+  if (!decision.allow && !isHere && isAskedAndLetIn(evidence)) {
+    draft.station('policy', 'warning', `By the catalog it is denied: ${decision.reason}`, [
+      ...details,
+      'The destination allows it now: its rules are others, or of another moment',
+    ])
+    return
+  }
   draft.station('policy', decision.allow ? 'good' : 'bad', `${verb}: ${decision.reason}`, details)
   if (!decision.allow)
     draft.fail(

@@ -205,6 +205,13 @@ export class ConnectionTable {
       this.counters.closed(connection.row, flag, performance.now() - connection.startedMs)
   }
 
+  /** Takes out what turned out to be no connection, before {@link know}: it is not counted. */
+  dismiss(connection: Connection): void {
+    if (!this.has(connection)) return
+    this.leave(connection)
+    this.countBySource.set(connection.source, (this.countBySource.get(connection.source) ?? 1) - 1)
+  }
+
   /** Breaks off what has been quiet for too long. `nowMs` is monotonic. */
   sweep(nowMs: number): void {
     const quiet: Connection[] = []

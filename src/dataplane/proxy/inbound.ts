@@ -11,7 +11,7 @@
  * What a caller sends early waits in the stream and is thrown away when it is refused.
  */
 import type { ByteStream, Receiver, WriteResult } from '../../lib/byte-stream.ts'
-import { MeshError } from '../../lib/errors.ts'
+import { errorCode, MeshError } from '../../lib/errors.ts'
 import type { SocketStream } from '../../lib/socket-stream.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { LocalService } from '../../model/service.ts'
@@ -24,6 +24,7 @@ import type { Footing } from '../tunnel/trust.ts'
 import type { Connection } from './connection-table.ts'
 import { asMeshError, inboundFlagOf, resetReasonOf } from './ending.ts'
 import { awaitPolicy, isPolicyAwaited, type Plane } from './plane.ts'
+import { answerProbe } from './probe.ts'
 import { isCutOff, logBrokenOff, refuse } from './refuse.ts'
 import { splice } from './splice.ts'
 
@@ -48,7 +49,6 @@ export async function carryInbound(plane: Plane, arrival: Arrival): Promise<void
     return
   }
   const connection = plane.connections.add('inbound', peer.service)
-  plane.connections.know(connection, arrival.destination)
   connection.peer = arrival.address
   // Named first, then assigned, here and below: docs/performance.md, "Garbage".
   const abort: Connection['abort'] = (flag, reason) => {
@@ -61,19 +61,36 @@ export async function carryInbound(plane: Plane, arrival: Arrival): Promise<void
     const early = new EarlyBytes(stream)
     const preface =
       stream instanceof TunnelStream ? await early.preface(plane.timeouts.handshakeMs) : undefined
+    if (stream instanceof TunnelStream && preface?.isProbe === true) {
+      plane.connections.dismiss(connection)
+      const { destination } = arrival
+      await answerProbe(plane, stream, {
+        source: peer.service,
+        destination,
+        instance: preface.instance,
+      })
+      return
+    }
+    plane.connections.know(connection, arrival.destination)
     connection.downstream = preface?.source ?? arrival.address
     connection.wanted = preface?.destination
     if (isPolicyAwaited(plane, arrival.destination)) await awaitPolicy(plane, arrival.destination)
     decide(plane, arrival)
     const local = await deliver(plane, connection, arrival.destination, preface)
+    plane.outcomes.delivered(connection.endpoint ?? '')
     if (stream.isClosed) {
       local.reset()
       throw new MeshError('HM_CALLER_GONE', 'The caller hung up')
     }
     if (stream instanceof TunnelStream) stream.confirm()
     connection.state = 'open'
+    plane.outcomes.succeeded('inbound', peer.service, arrival.destination)
     join(plane, connection, { stream, local, early })
   } catch (error) {
+    plane.connections.know(connection, arrival.destination)
+    plane.outcomes.failed('inbound', peer.service, arrival.destination, error)
+    if (connection.endpoint !== undefined && errorCode(error).startsWith('HM_DELIVER_'))
+      plane.outcomes.undelivered(connection.endpoint, error)
     hangUp(stream, refuse(plane, connection, error))
   }
 }

@@ -164,9 +164,13 @@ async function reachAnInstance(
         ? await deliverHere(plane, connection, endpoint)
         : await tunnelTo(plane, connection, downstream, { endpoint, service: target.service })
       plane.balancer.succeeded(endpoint, performance.now() - connection.askedMs)
+      plane.outcomes.succeeded('outbound', connection.source, endpoint.key)
       return { upstream, endpoint, service: target.service }
     } catch (error) {
-      if (!downstream.isGone) noteFailure(plane, target.service, endpoint, error)
+      if (!downstream.isGone) {
+        noteFailure(plane, target.service, endpoint, error)
+        plane.outcomes.failed('outbound', connection.source, endpoint.key, error)
+      }
       plane.balancer.finished(endpoint)
       if (connection.row !== undefined) plane.counters.connectFailed(connection.row)
       if (!mayTryAnother(error) || downstream.isGone) throw error

@@ -12,6 +12,8 @@ import type { AddressIndex } from '../route/by-address.ts'
 import type { Credentials } from '../tunnel/credentials.ts'
 import type { TunnelPool } from '../tunnel/pool.ts'
 import type { ConnectionTable } from './connection-table.ts'
+import type { Outcomes } from './outcomes.ts'
+import type { ProbeLimit } from './probe.ts'
 
 /** Deadlines of a connection, milliseconds. */
 export interface PlaneTimeouts {
@@ -35,6 +37,9 @@ export interface Plane {
   readonly connections: ConnectionTable
   readonly counters: TrafficCounters
   readonly workerCounters: WorkerCounters
+  /** What became of the last connections. */
+  readonly outcomes: Outcomes
+  readonly probes: ProbeLimit
   /** The view to act on: take it once per connection. */
   snapshot(): Snapshot
   /** The instance of a service on this host: the one with this ID, or any when `id` is undefined. */

@@ -12,6 +12,8 @@ export interface Preface {
   readonly destination: SocketAddress | undefined
   /** Service ID at the destination host; undefined means any instance there. */
   readonly instance: string | undefined
+  /** Nothing is to be delivered: the opener asks what would become of a connection. */
+  readonly isProbe?: true
   /** W3C trace context; undefined when absent or not of its form. */
   readonly traceparent: string | undefined
 }
@@ -28,18 +30,22 @@ const FAMILY_UNSPEC = 0x00
 const FAMILY_TCP4 = 0x11
 const FAMILY_TCP6 = 0x21
 const TLV_INSTANCE = 0xe0
+const TLV_PROBE = 0xe1
 const TLV_LAST_CRITICAL = 0xe7
 const TLV_TRACEPARENT = 0xe8
 const TLV_LAST_OWN = 0xef
+/** What a probe's TLV holds: the version of the answer. */
+const PROBE_VERSION = '\u0001'
 const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/
 
 /** The bytes of a preface. An IPv4 and an IPv6 address in one preface are both written as IPv6. */
 export function encodePreface(preface: Preface): Buffer {
-  const { source, destination, instance, traceparent } = preface
+  const { source, destination, instance, isProbe, traceparent } = preface
+  const probe = isProbe === true ? PROBE_VERSION : undefined
   const isKnown = source !== undefined && destination !== undefined
   const isWide = isKnown && (isIpv6(source.ip) || isIpv6(destination.ip))
   const addressBytes = isKnown ? (isWide ? 36 : 12) : 0
-  const bodyBytes = addressBytes + tlvBytes(instance) + tlvBytes(traceparent)
+  const bodyBytes = addressBytes + tlvBytes(instance) + tlvBytes(probe) + tlvBytes(traceparent)
   const bytes = Buffer.allocUnsafe(FIXED_BYTES + bodyBytes)
   bytes.set(SIGNATURE)
   bytes[12] = isKnown ? VERSION_PROXY : VERSION_LOCAL
@@ -53,6 +59,7 @@ export function encodePreface(preface: Preface): Buffer {
     at = bytes.writeUInt16BE(destination.port, at)
   }
   at = putTlv(bytes, at, TLV_INSTANCE, instance)
+  at = putTlv(bytes, at, TLV_PROBE, probe)
   putTlv(bytes, at, TLV_TRACEPARENT, traceparent)
   return bytes
 }
@@ -141,8 +148,11 @@ function readAddresses(bytes: Uint8Array): Pick<Preface, 'source' | 'destination
   }
 }
 
-function readTlvs(bytes: Uint8Array): Pick<Preface, 'instance' | 'traceparent'> | string {
+function readTlvs(
+  bytes: Uint8Array,
+): Pick<Preface, 'instance' | 'isProbe' | 'traceparent'> | string {
   let instance: string | undefined
+  let isProbe = false
   let traceparent: string | undefined
   const seen = new Set<number>()
   let at = 0
@@ -161,11 +171,14 @@ function readTlvs(bytes: Uint8Array): Pick<Preface, 'instance' | 'traceparent'> 
       if (!/^[\x21-\x7e]{1,128}$/.test(value))
         return 'the instance is not 1 to 128 printable characters'
       instance = value
+    } else if (type === TLV_PROBE) {
+      if (value !== PROBE_VERSION) return 'a probe of an unknown version'
+      isProbe = true
     } else if (type <= TLV_LAST_CRITICAL) {
       return `unknown critical TLV 0x${type.toString(16)}`
     } else if (type === TLV_TRACEPARENT && TRACEPARENT.test(value)) {
       traceparent = value
     }
   }
-  return { instance, traceparent }
+  return isProbe ? { instance, isProbe, traceparent } : { instance, traceparent }
 }

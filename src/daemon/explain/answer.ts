@@ -1,0 +1,187 @@
+/**
+ * Station `answer`: what the daemons of the destination said, asked now by a probe or met by the last connections
+ * of the pair. What this host works out from the catalog is what should happen; this is what does.
+ */
+import type { Endpoint } from '../../model/endpoint.ts'
+import type { Verdict } from '../../model/explanation.ts'
+import type { HostFacts, OutcomeFacts, ProbeFacts } from '../../model/facts.ts'
+import type { ResponseFlag } from '../../model/response-flag.ts'
+import type { Draft } from './draft.ts'
+
+/** How long what a connection met is taken for what the next one will meet, milliseconds. */
+export const LATELY_MS = 300_000
+
+/** What is known of one instance, or of one pair at its destination. */
+export interface Evidence {
+  /** What it is about, as it is shown. */
+  readonly target: string
+  /** `reached`: the host answered, and what it would do with a connection is not known. */
+  readonly says: 'delivered' | 'reached' | 'refused'
+  readonly isAsked: boolean
+  /** Of `refused`. */
+  readonly verdict: Verdict
+  /** A connection that meets this is not offered to another instance. */
+  readonly isFinal: boolean
+  /** One line. */
+  readonly text: string
+}
+
+/** Endings after which a connection may be offered to another instance: see ending.ts. */
+const OTHERS_ARE_TRIED: ReadonlySet<string> = new Set(['NC', 'UF', 'UO', 'TLS', 'DR'])
+
+/** What is known of the instances that a connection of `source` may be given to. */
+export function evidenceOf(
+  facts: HostFacts,
+  source: string,
+  endpoints: readonly Endpoint[],
+): readonly Evidence[] {
+  return endpoints.flatMap(({ key }) => {
+    const probe = facts.probes?.find(({ endpoint }) => endpoint === key)
+    return probe === undefined ? met(facts, 'outbound', source, key) : [told(probe)]
+  })
+}
+
+/** What connections of `source` to a service of this host met. */
+export function arrivalEvidence(
+  facts: HostFacts,
+  source: string,
+  service: string,
+): readonly Evidence[] {
+  return met(facts, 'inbound', source, service)
+}
+
+/** Whether somebody has said, or shown, that the destination lets the caller in. */
+export function isLetIn(evidence: readonly Evidence[]): boolean {
+  return evidence.length > 0 && evidence.every(({ says }) => says === 'delivered')
+}
+
+/** Whether that was said just now. */
+export function isAskedAndLetIn(evidence: readonly Evidence[]): boolean {
+  return isLetIn(evidence) && evidence.every(({ isAsked }) => isAsked)
+}
+
+/** Writes down what is known; `count` instances may get the connection. Nothing when nobody has said anything. */
+export function describeAnswer(draft: Draft, evidence: readonly Evidence[], count: number): void {
+  const refusals = evidence.filter(({ says }) => says === 'refused')
+  const lines = evidence.map(({ text }) => text)
+  const [worst] = refusals.toSorted((a, b) => Number(b.isFinal) - Number(a.isFinal))
+  if (worst === undefined) {
+    const [first, ...rest] = lines
+    if (first === undefined) return
+    const isProven = isLetIn(evidence)
+    draft.station('answer', isProven ? 'good' : 'warning', first, rest)
+    return
+  }
+  const others = lines.filter((line) => line !== worst.text)
+  const isHopeless = worst.isFinal || refusals.length >= count
+  draft.station('answer', isHopeless ? 'bad' : 'warning', worst.text, others)
+  if (!isHopeless) return
+  draft.fail(
+    worst.verdict,
+    worst.text,
+    ...(worst.isAsked
+      ? ['On that host: hostmesh status, and hostmesh connections --refused']
+      : ['If that has been mended since: hostmesh explain --probe asks again']),
+  )
+}
+
+/** By a probe. */
+function told(probe: ProbeFacts): Evidence {
+  const { endpoint, kind, verdict, reason, flag } = probe
+  const took = `asked just now, ${Math.max(1, Math.round(probe.tookMs))} ms`
+  const because = reason === '' ? '' : `: ${reason}`
+  const base = { target: endpoint, isAsked: true, verdict: 'unreachable', isFinal: false } as const
+  if (kind === 'handshake')
+    return {
+      ...base,
+      says: 'reached',
+      text: `${endpoint} is a Connect sidecar: the TLS handshake holds, and no more can be asked (${took})`,
+    }
+  if (kind === 'old')
+    return {
+      ...base,
+      says: 'reached',
+      text: `${endpoint} is reached, but its daemon is too old to be asked (${took})`,
+    }
+  if (kind === 'failed')
+    return {
+      ...base,
+      says: 'refused',
+      isFinal: !OTHERS_ARE_TRIED.has(flag ?? ''),
+      verdict: verdictOf(flag),
+      text: `${endpoint} cannot be asked${because} (${took})`,
+    }
+  if (verdict === 'delivered')
+    return { ...base, says: 'delivered', text: `${endpoint} would take the connection (${took})` }
+  return {
+    ...base,
+    says: 'refused',
+    verdict: verdict === 'denied' ? 'denied' : 'unreachable',
+    isFinal: !['unknownService', 'unreachable', 'overloaded', 'draining'].includes(verdict ?? ''),
+    text: `${endpoint} would refuse the connection, ${REFUSALS[verdict ?? ''] ?? verdict}${because} (${took})`,
+  }
+}
+
+const REFUSALS: Readonly<Record<string, string>> = {
+  denied: 'denied by its intentions',
+  unknownService: 'it has no such instance',
+  unreachable: 'its application does not take connections',
+  overloaded: 'a limit is reached',
+  draining: 'it is shutting down',
+}
+
+/** By the last connections: the latest word of all workers, unless it is too old. */
+function met(
+  facts: HostFacts,
+  direction: OutcomeFacts['direction'],
+  source: string,
+  target: string,
+): readonly Evidence[] {
+  const nowMs = Date.parse(facts.writtenAt)
+  const known = (facts.outcomes ?? []).filter(
+    (each) => each.direction === direction && each.source === source && each.target === target,
+  )
+  const okAtMs = latest(known.map(({ okAt }) => okAt))
+  const failures = known.flatMap(({ failure }) => failure ?? [])
+  const [failure] = failures.toSorted((a, b) => Date.parse(b.at) - Date.parse(a.at))
+  const failedAtMs = latest(failures.map(({ at }) => at))
+  const base = { target, isAsked: false, verdict: 'unreachable', isFinal: false } as const
+  if (failure !== undefined && failedAtMs > okAtMs) {
+    if (nowMs - failedAtMs > LATELY_MS) return []
+    const who =
+      direction === 'outbound'
+        ? `The last connection to ${target}`
+        : `The last connection of ${source}`
+    return [
+      {
+        ...base,
+        says: 'refused',
+        verdict: verdictOf(failure.flag),
+        isFinal: !OTHERS_ARE_TRIED.has(failure.flag),
+        text: `${who} ended with ${failure.flag} ${agoText(nowMs - failedAtMs)} ago: ${failure.reason}`,
+      },
+    ]
+  }
+  if (nowMs - okAtMs > LATELY_MS) return []
+  const what =
+    direction === 'outbound'
+      ? `${target} took a connection`
+      : `A connection of ${source} was delivered`
+  return [{ ...base, says: 'delivered', text: `${what} ${agoText(nowMs - okAtMs)} ago` }]
+}
+
+function verdictOf(flag: ResponseFlag | null): Verdict {
+  return flag === 'DENY' ? 'denied' : 'unreachable'
+}
+
+function latest(times: readonly (string | null)[]): number {
+  return Math.max(
+    Number.NEGATIVE_INFINITY,
+    ...times.flatMap((time) => (time === null ? [] : Date.parse(time))),
+  )
+}
+
+function agoText(ms: number): string {
+  const seconds = Math.max(0, Math.round(ms / 1_000))
+  return seconds < 120 ? `${seconds} s` : `${Math.round(seconds / 60)} min`
+}

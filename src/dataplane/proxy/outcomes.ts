@@ -1,0 +1,137 @@
+/**
+ * What became of the last connection of each caller to each instance, and of the last delivery to each
+ * application of this host: what `hostmesh explain` and probes judge by. One worker's; bounded.
+ *
+ * Only the latest of each kind is kept, so that a connection costs two look-ups and no memory.
+ */
+import { describeError, errorCode } from '../../lib/errors.ts'
+import type { ResponseFlag } from '../../model/response-flag.ts'
+import { flagOf } from './ending.ts'
+
+/** Pairs and applications that are remembered; beyond it the one that was met first goes. */
+const MAX_ENTRIES = 4_096
+
+/** Longest reason, in characters: it may quote what a peer sent. */
+const MAX_REASON = 300
+
+/** A connection that did not come about. Times are wall clock, milliseconds. */
+export interface Failure {
+  readonly atMs: number
+  readonly flag: ResponseFlag
+  readonly code: string
+  readonly reason: string
+}
+
+/** The latest of both kinds. */
+export interface Outcome {
+  okAtMs: number | undefined
+  failure: Failure | undefined
+}
+
+/** The latest of one pair. */
+export interface OutcomeView extends Readonly<Outcome> {
+  readonly direction: 'outbound' | 'inbound'
+  readonly source: string
+  /** The instance, `<node>/<service id>`; of an arriving connection the service. */
+  readonly target: string
+}
+
+/** The memory of one worker. */
+export class Outcomes {
+  private readonly outbound = new Book()
+  private readonly inbound = new Book()
+  /** By the address of the application. */
+  private readonly applications = new Map<string, Outcome>()
+
+  /** A connection of `source` to the target has come about. */
+  succeeded(direction: 'outbound' | 'inbound', source: string, target: string): void {
+    this.bookOf(direction).of(source, target).okAtMs = Date.now()
+  }
+
+  /** It has not. A caller that hung up says nothing of the target. */
+  failed(direction: 'outbound' | 'inbound', source: string, target: string, thrown: unknown): void {
+    const failure = failureOf(thrown)
+    if (failure.flag !== 'DC') this.bookOf(direction).of(source, target).failure = failure
+  }
+
+  /** The application at this address took a connection. */
+  delivered(address: string): void {
+    this.applicationAt(address).okAtMs = Date.now()
+  }
+
+  /** It did not. */
+  undelivered(address: string, thrown: unknown): void {
+    this.applicationAt(address).failure = failureOf(thrown)
+  }
+
+  /** Why the application's last connection failed; undefined when it did not, or that is older than `maxAgeMs`. */
+  lastUndelivered(address: string, maxAgeMs: number): Failure | undefined {
+    const outcome = this.applications.get(address)
+    const failure = outcome?.failure
+    if (failure === undefined || failure.atMs <= (outcome?.okAtMs ?? 0)) return undefined
+    return Date.now() - failure.atMs <= maxAgeMs ? failure : undefined
+  }
+
+  /** All that is remembered of pairs. */
+  list(): OutcomeView[] {
+    return [...this.outbound.list('outbound'), ...this.inbound.list('inbound')]
+  }
+
+  private bookOf(direction: 'outbound' | 'inbound'): Book {
+    return direction === 'outbound' ? this.outbound : this.inbound
+  }
+
+  private applicationAt(address: string): Outcome {
+    let outcome = this.applications.get(address)
+    if (outcome === undefined) {
+      outcome = { okAtMs: undefined, failure: undefined }
+      this.applications.set(address, outcome)
+    }
+    return outcome
+  }
+}
+
+/** Outcomes by caller and target. */
+class Book {
+  private readonly bySource = new Map<string, Map<string, Outcome>>()
+  private size = 0
+
+  of(source: string, target: string): Outcome {
+    const known = this.bySource.get(source)?.get(target)
+    if (known !== undefined) return known
+    if (this.size >= MAX_ENTRIES) this.forgetOne()
+    const targets = this.bySource.get(source) ?? new Map<string, Outcome>()
+    this.bySource.set(source, targets)
+    const outcome: Outcome = { okAtMs: undefined, failure: undefined }
+    targets.set(target, outcome)
+    this.size += 1
+    return outcome
+  }
+
+  list(direction: OutcomeView['direction']): OutcomeView[] {
+    return [...this.bySource].flatMap(([source, targets]) =>
+      [...targets].map(([target, outcome]) => ({ direction, source, target, ...outcome })),
+    )
+  }
+
+  private forgetOne(): void {
+    for (const [source, targets] of this.bySource) {
+      for (const target of targets.keys()) {
+        targets.delete(target)
+        break
+      }
+      this.size -= 1
+      if (targets.size === 0) this.bySource.delete(source)
+      return
+    }
+  }
+}
+
+function failureOf(thrown: unknown): Failure {
+  return {
+    atMs: Date.now(),
+    flag: flagOf(thrown),
+    code: errorCode(thrown),
+    reason: describeError(thrown).slice(0, MAX_REASON),
+  }
+}

@@ -1,0 +1,257 @@
+/**
+ * Probes: what would become of a connection, asked of the destination's own daemon and told without touching the
+ * application. docs/tunnel-protocol.md, "Probe". Both sides are here: `answerProbe` at the destination, `probe`
+ * at the caller.
+ */
+import type { Receiver } from '../../lib/byte-stream.ts'
+import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
+import { isListening } from '../../lib/listening.ts'
+import { formatAddress } from '../../model/address.ts'
+import type { Endpoint } from '../../model/endpoint.ts'
+import type { ResponseFlag } from '../../model/response-flag.ts'
+import type { MeshService } from '../../model/snapshot.ts'
+import { evaluate } from '../policy/evaluate.ts'
+import { encodePreface } from '../tunnel/preface.ts'
+import {
+  encodeProbeAnswer,
+  MAX_ANSWER_BYTES,
+  type ProbeAnswer,
+  readProbeAnswer,
+} from '../tunnel/probe-answer.ts'
+import type { Session } from '../tunnel/session.ts'
+import { StreamResetError, type TunnelStream } from '../tunnel/stream.ts'
+import { flagOf } from './ending.ts'
+import { awaitPolicy, isPolicyAwaited, type Plane } from './plane.ts'
+
+/** How long one probe may take, and how long an answered stream may stay, milliseconds. */
+const PROBE_MS = 5_000
+
+/** Probes that a worker answers in a second: of one peer identity, and of all. */
+const MAX_PER_PEER = 5
+const MAX_PER_SECOND = 50
+
+/** How long a failed delivery speaks against an application that has had no connection since, milliseconds. */
+const DELIVERY_MEMORY_MS = 300_000
+
+/** A Connect peer that refuses our certificate says so after the handshake; it is listened to for so long. */
+const REFUSAL_MS = 500
+
+/** Counts the probes of the second. */
+export class ProbeLimit {
+  private readonly byPeer = new Map<string, number>()
+  private second = 0
+  private count = 0
+
+  /** Whether one more of this peer may be answered now. `nowMs` is monotonic. */
+  take(peer: string, nowMs: number): boolean {
+    const second = Math.floor(nowMs / 1_000)
+    if (second !== this.second) {
+      this.second = second
+      this.count = 0
+      this.byPeer.clear()
+    }
+    const ofPeer = this.byPeer.get(peer) ?? 0
+    if (this.count >= MAX_PER_SECOND || ofPeer >= MAX_PER_PEER) return false
+    this.count += 1
+    this.byPeer.set(peer, ofPeer + 1)
+    return true
+  }
+}
+
+/** Who asks whether it would reach what. */
+interface Asked {
+  readonly source: string
+  readonly destination: string
+  /** Service ID; undefined means any instance. */
+  readonly instance: string | undefined
+}
+
+/** Answers a probe that has arrived. Never rejects. */
+export async function answerProbe(plane: Plane, stream: TunnelStream, asked: Asked): Promise<void> {
+  if (!plane.probes.take(asked.source, performance.now())) {
+    stream.refuse('overloaded')
+    return
+  }
+  const deadline = setTimeout(() => stream.refuse('timeout'), PROBE_MS)
+  const over = (): void => clearTimeout(deadline)
+  stream.receiver = {
+    onBytes: () => 0,
+    onEnd: () => undefined,
+    onClosed: over,
+    onReset: over,
+    onWritable: () => undefined,
+  }
+  stream.resume()
+  try {
+    const answer = await judge(plane, asked)
+    stream.confirm()
+    stream.write(encodeProbeAnswer(answer))
+    stream.end()
+  } catch (error) {
+    plane.log.warn('Cannot answer a probe', { ...asked, error: describeError(error) })
+    stream.refuse('aborted')
+  }
+}
+
+/** What would become of a connection, in the order in which one is judged. */
+async function judge(plane: Plane, asked: Asked): Promise<ProbeAnswer> {
+  const { source, destination, instance } = asked
+  if (isPolicyAwaited(plane, destination)) await awaitPolicy(plane, destination)
+  const decision = evaluate(source, plane.snapshot().policies.get(destination))
+  if (!decision.allow) return { verdict: 'denied', application: 'unknown', reason: '' }
+  if (!plane.connections.hasRoom(source))
+    return {
+      verdict: 'overloaded',
+      application: 'unknown',
+      reason: 'A limit of connections is reached',
+    }
+  const target = plane.localInstance(destination, instance)?.target
+  if (target === undefined)
+    return {
+      verdict: 'unknownService',
+      application: 'unknown',
+      reason: `The configuration of the host has no ${instance ?? destination}`,
+    }
+  const address = formatAddress(target)
+  const listens = await isListening(target.ip, target.port)
+  if (listens === false)
+    return {
+      verdict: 'unreachable',
+      application: 'silent',
+      reason: `Nobody listens at ${address}: is the application running?`,
+    }
+  const application = listens === true ? 'listens' : 'unknown'
+  const failure = plane.outcomes.lastUndelivered(address, DELIVERY_MEMORY_MS)
+  if (failure === undefined) return { verdict: 'delivered', application, reason: '' }
+  return { verdict: 'unreachable', application, reason: failure.reason }
+}
+
+/** What came of a probe of one instance. */
+export interface ProbeResult {
+  readonly endpoint: string
+  /**
+   * `answered`: its daemon said what would happen. `handshake`: a Connect peer, of which no more than the TLS handshake
+   * is proved. `old`: a daemon that does not know probes; it was reached. `failed`: there was no answer.
+   */
+  readonly kind: 'answered' | 'handshake' | 'old' | 'failed'
+  readonly answer: ProbeAnswer | undefined
+  /** Of `failed`. */
+  readonly flag: ResponseFlag | undefined
+  readonly code: string | undefined
+  readonly reason: string
+  readonly tookMs: number
+}
+
+/** Asks the daemon of one instance what would become of a connection of `source`. Never rejects. */
+export async function probe(
+  plane: Plane,
+  source: string,
+  service: MeshService,
+  endpoint: Endpoint,
+): Promise<ProbeResult> {
+  const startedMs = performance.now()
+  const result = (parts: Partial<ProbeResult> & Pick<ProbeResult, 'kind'>): ProbeResult => ({
+    endpoint: endpoint.key,
+    answer: undefined,
+    flag: undefined,
+    code: undefined,
+    reason: '',
+    tookMs: performance.now() - startedMs,
+    ...parts,
+  })
+  try {
+    const answer = endpoint.local
+      ? await judge(plane, { source, destination: endpoint.service, instance: endpoint.id })
+      : await ask(plane, source, service, endpoint)
+    return typeof answer === 'string'
+      ? result({ kind: answer })
+      : result({ kind: 'answered', answer, reason: answer.reason })
+  } catch (error) {
+    if (error instanceof StreamResetError && error.reason === 'malformed')
+      return result({ kind: 'old' })
+    return result({
+      kind: 'failed',
+      flag: flagOf(error),
+      code: errorCode(error),
+      reason: describeError(error),
+    })
+  }
+}
+
+async function ask(
+  plane: Plane,
+  source: string,
+  service: MeshService,
+  endpoint: Endpoint,
+): Promise<ProbeAnswer | 'handshake'> {
+  const credential = plane.credentials.of(source)
+  if (credential === undefined)
+    throw new MeshError(
+      'HM_TLS_NOT_READY',
+      `Cannot call as ${source}: ${plane.credentials.lacks(source)}`,
+    )
+  const reached = await plane.pool.reach({
+    source,
+    destination: endpoint.service,
+    datacenter: endpoint.datacenter,
+    address: endpoint.tunnel,
+    credential,
+    timeoutMs: Math.min(PROBE_MS, plane.timeouts.connectMs, service.connectTimeoutMs),
+  })
+  if (reached.kind === 'session') return await askStream(reached.session, endpoint)
+  const { socket } = reached
+  try {
+    await new Promise<void>((resolve, reject) => {
+      socket.once('error', reject)
+      setTimeout(resolve, REFUSAL_MS)
+    })
+    return 'handshake'
+  } finally {
+    socket.on('error', () => undefined)
+    socket.destroy()
+  }
+}
+
+function askStream(session: Session, endpoint: Endpoint): Promise<ProbeAnswer> {
+  const stream = session.open(
+    encodePreface({
+      source: undefined,
+      destination: undefined,
+      instance: endpoint.id,
+      isProbe: true,
+      traceparent: undefined,
+    }),
+  )
+  return new Promise((resolve, reject) => {
+    let bytes = Buffer.alloc(0)
+    const settle = (outcome: ProbeAnswer | Error): void => {
+      clearTimeout(deadline)
+      stream.reset()
+      if (outcome instanceof Error) reject(outcome)
+      else resolve(outcome)
+    }
+    const noAnswer = (why: string): void =>
+      settle(
+        new MeshError('HM_PROBE_UNANSWERED', `${endpoint.key} did not answer the probe: ${why}`),
+      )
+    const deadline = setTimeout(() => noAnswer(`nothing came in ${PROBE_MS} ms`), PROBE_MS)
+    const receiver: Receiver = {
+      onBytes: (chunk) => {
+        bytes = Buffer.concat([bytes, chunk])
+        if (bytes.length > MAX_ANSWER_BYTES) noAnswer('what came is no answer')
+        return 0
+      },
+      onEnd: () => {
+        const answer = readProbeAnswer(bytes)
+        if (answer === undefined) noAnswer('what came is no answer')
+        else settle(answer)
+      },
+      onClosed: () => undefined,
+      onReset: settle,
+      onWritable: () => undefined,
+    }
+    stream.receiver = receiver
+    stream.end()
+    stream.resume()
+  })
+}

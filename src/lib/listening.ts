@@ -1,0 +1,97 @@
+/**
+ * Whether somebody on this host listens at an address, read from the kernel's table of sockets: nobody is
+ * dialed. The kernel lists listeners first, so that a host with many connections costs no more.
+ */
+import { open } from 'node:fs/promises'
+import { networkInterfaces } from 'node:os'
+
+const TABLES = ['/proc/self/net/tcp', '/proc/self/net/tcp6'] as const
+
+/** What /proc calls the state of a listening socket. */
+const LISTEN = '0A'
+
+/** Beyond it are no listeners of any host that is right. */
+const MAX_BYTES = 4 * 1_024 * 1_024
+
+/** An address as the table of IPv4 or IPv6 has it: 32-bit words in the byte order of the machine. */
+const ANY: ReadonlySet<string> = new Set(['0'.repeat(8), '0'.repeat(32)])
+
+/**
+ * Whether a connection to `ip` (canonical) and `port` would find a listener. Undefined where that is not
+ * known: the address is none of this host's, or the table cannot be read.
+ */
+export async function isListening(ip: string, port: number): Promise<boolean | undefined> {
+  if (!isOwnAddress(ip)) return undefined
+  try {
+    const found = await Promise.all(TABLES.map((path) => hasListener(path, ip, port)))
+    return found.includes(true)
+  } catch {
+    return undefined
+  }
+}
+
+function isOwnAddress(ip: string): boolean {
+  if (ip.startsWith('127.') || ip === '::1') return true
+  const own = Object.values(networkInterfaces()).flatMap((each) => each ?? [])
+  return own.some(({ address }) => address.split('%')[0] === ip)
+}
+
+async function hasListener(path: string, ip: string, port: number): Promise<boolean> {
+  const suffix = `:${port.toString(16).toUpperCase().padStart(4, '0')}`
+  const wanted = new Set([...ANY, ...tableForms(ip)].map((address) => address + suffix))
+  await using file = await openOrNone(path)
+  if (file === undefined) return false
+  let rest = ''
+  const chunk = Buffer.alloc(65_536)
+  for (let read = 0; read < MAX_BYTES; ) {
+    const { bytesRead } = await file.read(chunk, 0, chunk.length)
+    if (bytesRead === 0) break
+    read += bytesRead
+    const lines = (rest + chunk.toString('latin1', 0, bytesRead)).split('\n')
+    rest = lines.pop() ?? ''
+    for (const line of lines) {
+      const [, local = '', , state] = line.trim().split(/\s+/)
+      if (state === LISTEN && wanted.has(local)) return true
+      // Behind the listeners come the connections.
+      if (state !== LISTEN && /^[0-9A-F]{2}$/.test(state ?? '')) return false
+    }
+  }
+  return false
+}
+
+/** IPv6 may be switched off in the kernel: then there is no such table. */
+async function openOrNone(path: string): Promise<Awaited<ReturnType<typeof open>> | undefined> {
+  try {
+    return await open(path, 'r')
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined
+    throw error
+  }
+}
+
+/** How the tables write an address: an IPv4 one stands in that of IPv6 too, for sockets that take both. */
+function tableForms(ip: string): string[] {
+  const bytes = ip.includes(':') ? ipv6Bytes(ip) : ip.split('.').map(Number)
+  if (bytes.length === 16) return [words(bytes)]
+  return [words(bytes), words([...Array<number>(10).fill(0), 0xff, 0xff, ...bytes])]
+}
+
+function words(bytes: readonly number[]): string {
+  const text: string[] = []
+  for (let at = 0; at < bytes.length; at += 4)
+    text.push(Buffer.from(bytes.slice(at, at + 4).toReversed()).toString('hex'))
+  return text.join('').toUpperCase()
+}
+
+/** Of a canonical text, which may have one `::`. */
+function ipv6Bytes(ip: string): number[] {
+  const [head = '', tail] = ip.split('::')
+  const groups = (text: string): number[] =>
+    text === '' ? [] : text.split(':').map((group) => Number.parseInt(group, 16))
+  const [first, last] = [groups(head), groups(tail ?? '')]
+  const zeros = tail === undefined ? 0 : 8 - first.length - last.length
+  return [...first, ...Array<number>(zeros).fill(0), ...last].flatMap((group) => [
+    group >> 8,
+    group & 0xff,
+  ])
+}
