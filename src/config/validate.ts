@@ -30,6 +30,16 @@ export function validateConfig(config: Config): readonly ConfigProblem[] {
   ]
 }
 
+/** What is allowed and hardly meant, one sentence each; empty when nothing is. */
+export function configWarnings(config: Config): readonly string[] {
+  const identified = config.services.filter(({ identity }) => identity !== undefined)
+  if (config.capture.mode === 'on' || identified.length === 0) return []
+  const names = [...new Set(identified.map(({ name }) => name))].join(', ')
+  return [
+    `Capture is off, so the identity of ${names} diverts nothing and calls leave without the mesh, but for explicit upstreams; set capture.mode: on, or leave out identity`,
+  ]
+}
+
 function sourceProblems(config: Config): ConfigProblem[] {
   const problems: ConfigProblem[] = []
   if (config.catalog.kind === 'file' && config.certificates.kind === 'consul')
