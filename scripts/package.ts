@@ -32,6 +32,7 @@ const files = [
   'LICENSE',
   'README.md',
   'SECURITY.md',
+  'docs',
   'scripts/hostmesh',
   'scripts/node.sh',
   'systemd',

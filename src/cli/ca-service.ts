@@ -225,7 +225,7 @@ function describeRotation(status: RotationStatus): string[] {
   return [
     NEXT[phase],
     `Signs          ${status.activeRoot.slice(0, 16)}`,
-    ...(status.retiringRoot === null ? [] : [`Goes           ${status.retiringRoot.slice(0, 16)}`]),
+    ...(status.retiringRoot === null ? [] : [`Retiring root  ${status.retiringRoot.slice(0, 16)}`]),
     ...(phase === 'none'
       ? []
       : [

@@ -9,6 +9,7 @@ import { z } from 'zod'
 import { describeConfig } from '../config/describe.ts'
 import { checkConfig } from '../config/load.ts'
 import { type Config, configSchema } from '../config/schema.ts'
+import { hostWarnings } from '../daemon/config-check.ts'
 import { exitCodes } from './failure.ts'
 
 /** The `config` command and its subcommands. */
@@ -16,11 +17,13 @@ export function configCommand(): Command {
   const command = new Command('config').description('Check, show and describe configuration files')
   command
     .command('validate')
-    .description('Check a configuration file and name every problem in it')
+    .description('Check a configuration file: every problem in it, and what this host lacks for it')
     .argument('<file>', 'configuration file')
     .action((file: string) => {
       const config = soundConfig(file)
-      if (config !== undefined) console.log(`${file}: valid (${summarize(config)})`)
+      if (config === undefined) return
+      for (const warning of hostWarnings(config)) console.error(`${file}: warning: ${warning}`)
+      console.log(`${file}: valid (${summarize(config)})`)
     })
   command
     .command('show')

@@ -12,8 +12,9 @@ export const exitCodes = {
   usage: 2,
   /** No daemon answers (LSB: not running). */
   unreachable: 3,
-  notFound: 4,
-  denied: 5,
+  /** systemd reads 4 of a service as "no permission" and 5 as "not installed", as LSB does. */
+  denied: 4,
+  notFound: 5,
 } as const
 
 /** One of {@link exitCodes}. */
@@ -25,6 +26,13 @@ const CODE_BY_ERROR: Readonly<Record<string, ExitCode>> = {
   HM_CONNECTION_NOT_FOUND: exitCodes.notFound,
   EACCES: exitCodes.denied,
   EPERM: exitCodes.denied,
+  // What a command line says: names, durations, addresses and folders.
+  HM_CA_ADDRESS_INVALID: exitCodes.usage,
+  HM_CA_DATACENTER_INVALID: exitCodes.usage,
+  HM_CA_LIFETIME_INVALID: exitCodes.usage,
+  HM_CA_NAME_INVALID: exitCodes.usage,
+  HM_CA_OUT_INVALID: exitCodes.usage,
+  HM_CERT_SERVICE_INVALID: exitCodes.usage,
 }
 
 /** The exit code for anything thrown. */
@@ -35,10 +43,18 @@ export function exitCodeOf(thrown: unknown): ExitCode {
   return code.endsWith('_DENIED') ? exitCodes.denied : exitCodes.failed
 }
 
+/** The documents that came with this program: a host has no other copy. */
+const documents = new URL('../../docs/', import.meta.url).pathname
+
+/** A document, as hints call it, with the folder where it is on this host. */
+function withDocumentPaths(hint: string): string {
+  return hint.replaceAll(/\bdocs\/(?=[\w-]+\.md\b)/g, documents)
+}
+
 /** What goes to standard error for anything thrown, newline included. */
 export function describeFailure(thrown: unknown): string {
   if (thrown instanceof MeshError) {
-    const hint = thrown.hint === undefined ? '' : `  hint: ${thrown.hint}\n`
+    const hint = thrown.hint === undefined ? '' : `  hint: ${withDocumentPaths(thrown.hint)}\n`
     return `hostmesh: ${describeError(thrown)}\n${hint}`
   }
   // Not one of ours, so nobody has thought about it: the stack is what a report needs.

@@ -4,7 +4,8 @@
  * Groups that pull in much code (certificates, configuration, capture) are loaded only when they are
  * asked for, so that `hostmesh status` starts fast.
  */
-import { Command, CommanderError } from 'commander'
+import { Command, CommanderError, Help } from 'commander'
+import { MeshError } from '../lib/errors.ts'
 import { hostmeshVersion } from '../lib/version.ts'
 import { addressOption } from './admin-command.ts'
 import { certsCommand } from './certs.ts'
@@ -17,13 +18,15 @@ import { servicesCommand } from './services.ts'
 import { statusCommand } from './status.ts'
 import { versionCommand } from './version.ts'
 
+const HELP = 'help'
+
 const DAEMON_GROUP = 'The daemon of this host:'
 const ASK_GROUP = 'What the daemon says:'
 const OTHER_GROUP = 'Without a daemon:'
 
 const EXIT_CODE_HELP = `
 Exit codes: 0 ok; 1 failed, or not well; 2 wrong usage or configuration; 3 no daemon answers;
-4 not found; 5 permission denied.`
+4 permission denied; 5 not found.`
 
 /**
  * The whole command tree. `words` are the arguments that will be parsed: when the first of them names a
@@ -35,8 +38,12 @@ export async function buildProgram(words: readonly string[] = []): Promise<Comma
     .version(hostmeshVersion, '-V, --version', 'print the version')
     .addOption(addressOption())
     .addHelpText('after', EXIT_CODE_HELP)
-    .helpCommand('help [command]', 'show help for a command')
-    .configureHelp({ showGlobalOptions: true })
+    .helpCommand(false)
+    .configureHelp({
+      showGlobalOptions: true,
+      optionDescription: (option) =>
+        `${new Help().optionDescription(option)}${option.mandatory ? ' (required)' : ''}`,
+    })
     .configureOutput({ outputError: (text, write) => write(usageError(text)) })
     .showHelpAfterError('  hint: add --help to see what can be given')
     .exitOverride()
@@ -53,12 +60,35 @@ export async function buildProgram(words: readonly string[] = []): Promise<Comma
       snapshotCommand(),
     ].map((command) => command.helpGroup(ASK_GROUP)),
     versionCommand().helpGroup(OTHER_GROUP),
+    helpCommand(program).helpGroup(OTHER_GROUP),
   ]
   for (const command of cheap) mount(program, command)
-  if (!cheap.some((command) => command.name() === words[0])) {
+  const isCheap = words[0] !== HELP && cheap.some((command) => command.name() === words[0])
+  if (!isCheap) {
     for (const command of await loadGroups()) mount(program, command.helpGroup(OTHER_GROUP))
   }
   return program
+}
+
+/** `hostmesh help ca token`: commander's own takes a single word, and shows something for any. */
+function helpCommand(program: Command): Command {
+  return new Command(HELP)
+    .description('Show help for a command')
+    .argument('[command...]', 'the words of the command')
+    .action((words: readonly string[]) => {
+      let command = program
+      for (const word of words) {
+        const next = command.commands.find((one) => one.name() === word)
+        if (next === undefined)
+          throw new MeshError(
+            'HM_USAGE_COMMAND',
+            `Cannot show help: there is no command ${JSON.stringify(words.join(' '))}`,
+            { hint: 'See what there is: hostmesh help' },
+          )
+        command = next
+      }
+      command.outputHelp()
+    })
 }
 
 async function loadGroups(): Promise<readonly Command[]> {

@@ -19,6 +19,7 @@ export function localServices(config: Config): readonly LocalService[] {
       name: service.name,
       id: service.id ?? service.name,
       target: service.port === undefined ? undefined : { ip: service.address, port: service.port },
+      delivery: { from: service.deliverFrom, proxyHeader: service.proxyProtocol === 'v2' },
       connectPort: service.connectPort,
       selector,
       capturePort,

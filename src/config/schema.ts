@@ -88,6 +88,17 @@ const service = z.strictObject({
       'A tunnel port for this service alone, for Connect peers that send no server name (consul connect proxy)',
     ),
   address: ip.default('127.0.0.1').describe('Address where the application listens'),
+  deliverFrom: ip
+    .optional()
+    .describe(
+      'Local address that connections to the application come from, such as 127.0.0.2, for applications that trust 127.0.0.1',
+    ),
+  proxyProtocol: z
+    .enum(['off', 'v2'])
+    .default('off')
+    .describe(
+      '`v2` begins each connection to the application with a PROXY protocol header: the address and the service of the caller',
+    ),
   identity: identity.optional(),
   upstreams: z.array(upstream).max(200).default([]).describe('Services that this one calls'),
 })

@@ -2,7 +2,7 @@
  * Rules of the configuration that involve more than one key. Pure: what needs the machine (users,
  * interfaces, open ports) is checked at start, by the part that uses it.
  */
-import { canonicalIp, formatAddress, isIpv6, isLoopback } from '../model/address.ts'
+import { canonicalIp, formatAddress, isIpv6, isLoopback, isUndialable } from '../model/address.ts'
 import { type Cidr, cidrContains, cidrSize, cidrsOverlap, parseCidr } from '../model/cidr.ts'
 import { hostIdentity, localServices } from './local-services.ts'
 import { type Config, isDnsOn } from './schema.ts'
@@ -27,6 +27,16 @@ export function validateConfig(config: Config): readonly ConfigProblem[] {
     ...captureProblems(config),
     ...rangeProblems(config),
     ...adminProblems(config),
+  ]
+}
+
+/** What is allowed and hardly meant, one sentence each; empty when nothing is. */
+export function configWarnings(config: Config): readonly string[] {
+  const identified = config.services.filter(({ identity }) => identity !== undefined)
+  if (config.capture.mode === 'on' || identified.length === 0) return []
+  const names = [...new Set(identified.map(({ name }) => name))].join(', ')
+  return [
+    `Capture is off, so the identity of ${names} diverts nothing and calls leave without the mesh, but for explicit upstreams; set capture.mode: on, or leave out identity`,
   ]
 }
 
@@ -115,8 +125,27 @@ function certificateProblems(config: Config): ConfigProblem[] {
   return []
 }
 
+function deliveryProblems({ services }: Config): ConfigProblem[] {
+  return services.flatMap((service, index): ConfigProblem[] => {
+    const { deliverFrom, proxyProtocol, port, address } = service
+    const problem = (key: string, message: string): ConfigProblem[] => [
+      { path: ['services', index, key], message },
+    ]
+    if (port === undefined && deliverFrom !== undefined)
+      return problem('deliverFrom', 'Nothing is delivered to a service without port')
+    if (port === undefined && proxyProtocol !== 'off')
+      return problem('proxyProtocol', 'Nothing is delivered to a service without port')
+    if (deliverFrom === undefined) return []
+    if (isIpv6(deliverFrom) !== isIpv6(address))
+      return problem('deliverFrom', `Must be of the same family as address, ${address}`)
+    if (isUndialable(deliverFrom))
+      return problem('deliverFrom', `${deliverFrom} is not the address of an interface`)
+    return []
+  })
+}
+
 function serviceProblems(config: Config): ConfigProblem[] {
-  const problems: ConfigProblem[] = []
+  const problems: ConfigProblem[] = deliveryProblems(config)
   const indexById = new Map<string, number>()
   const indexByTarget = new Map<string, number>()
   for (const [index, service] of config.services.entries()) {

@@ -14,6 +14,7 @@ import { hostname } from 'node:os'
 import { loadConfig } from '../config/load.ts'
 import { localServices } from '../config/local-services.ts'
 import { type Config, isDnsOn } from '../config/schema.ts'
+import { configWarnings } from '../config/validate.ts'
 import { type Capture, createCapture } from '../controlplane/capture/capture.ts'
 import { countRefusals, type Refusals } from '../controlplane/capture/refusals.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
@@ -84,6 +85,7 @@ export async function runDaemon(configPath: string): Promise<void> {
   const log = createLog(config.log, () => {
     logLinesLost += 1
   })
+  for (const warning of configWarnings(config)) log.warn(warning)
   await using parts = new AsyncDisposableStack()
   using systemd = connectSystemd({ log, environment })
   const daemon = new Daemon(config, log, parts, () => logLinesLost)

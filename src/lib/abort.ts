@@ -17,7 +17,8 @@ export function sleep(ms: number, signal: AbortSignal): Promise<void> {
       signal.removeEventListener('abort', finish)
       resolve()
     }
-    const timer = setTimeout(finish, ms)
+    // A deadline that has passed is no time at all; Node would warn of a negative one.
+    const timer = setTimeout(finish, Math.max(0, ms))
     timer.unref()
     signal.addEventListener('abort', finish)
   })

@@ -8,6 +8,7 @@
 
 import { z } from 'zod'
 import { closestWord } from './closest-word.ts'
+import { DURATION_PATTERN } from './duration.ts'
 import { isRecord } from './json-value.ts'
 
 /** One violation. `key` is set when it is about a key of the map at `path`, not about its value. */
@@ -42,7 +43,15 @@ function explain(issue: Issue, base: Path, raw: unknown, root: JsonSchema): Viol
     case 'invalid_value':
       return [{ path, message: oneOf(issue.values.map(String), value) }]
     case 'invalid_type':
-      return [{ path, message: wrongType(issue.expected, value) }]
+      return [
+        {
+          path,
+          message:
+            typeof value === 'number' && isDuration(root, path, raw)
+              ? `Must be a duration, got a number; give it a unit: ${value}s or ${value}ms`
+              : wrongType(issue.expected, value),
+        },
+      ]
     case 'too_big':
     case 'too_small':
       return [{ path, message: outOfBounds(issue, value) }]
@@ -127,8 +136,18 @@ function outOfBounds(
   return `Must be ${limit}${gotValue(value)}`
 }
 
-/** The keys that may stand in the map at `path`, given what `raw` chose in unions on the way. */
+/** The keys that may stand in the map at `path`. */
 function knownKeys(root: JsonSchema, path: Path, raw: unknown): string[] {
+  const schemas = schemasAt(root, path, raw)
+  return [...new Set(schemas.flatMap((schema) => Object.keys(schema.properties ?? {})))]
+}
+
+function isDuration(root: JsonSchema, path: Path, raw: unknown): boolean {
+  return schemasAt(root, path, raw).some(({ pattern }) => pattern === DURATION_PATTERN)
+}
+
+/** What may stand at `path`, given what `raw` chose in unions on the way. */
+function schemasAt(root: JsonSchema, path: Path, raw: unknown): JsonSchema[] {
   let schemas = alternatives(root, raw)
   let value: unknown = raw
   for (const step of path) {
@@ -139,7 +158,7 @@ function knownKeys(root: JsonSchema, path: Path, raw: unknown): string[] {
       return isRecord(next) ? alternatives(next, inner) : []
     })
   }
-  return [...new Set(schemas.flatMap((schema) => Object.keys(schema.properties ?? {})))]
+  return schemas
 }
 
 /** The schema itself, or the branches of its union that do not contradict a constant in `value`. */

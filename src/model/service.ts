@@ -20,6 +20,14 @@ export interface ExplicitUpstream {
   readonly bind: SocketAddress | undefined
 }
 
+/** What an application sees of the connections that are delivered to it. */
+export interface Delivery {
+  /** The address they come from; the kernel's choice when undefined. */
+  readonly from: string | undefined
+  /** Whether each begins with a PROXY protocol header that names the caller. */
+  readonly proxyHeader: boolean
+}
+
 /** One service instance of this host, from the configuration. */
 export interface LocalService {
   /** The logical name: what intentions and certificates speak of. */
@@ -28,6 +36,8 @@ export interface LocalService {
   readonly id: string
   /** Where the application listens; undefined for a workload that only calls. */
   readonly target: SocketAddress | undefined
+  /** How connections are made to `target`; the ordinary way when left out. */
+  readonly delivery?: Delivery | undefined
   /**
    * A tunnel port of its own, for Connect peers that send no server name; undefined when the host's
    * tunnel port is all it has.

@@ -62,6 +62,7 @@ export class Host {
           connectPort: service.options.connectPort,
         }),
         ...identityOf(service),
+        ...service.options.delivery,
         upstreams: Object.entries(service.options.upstreams ?? {}).map(
           ([destination, bindPort]) => ({ destination, bindPort }),
         ),

@@ -3,6 +3,7 @@
  * process that listens and calls for it.
  */
 import { randomUUID } from 'node:crypto'
+import type { ConfigInput } from '../../src/config/schema.ts'
 import type { Container } from './container.ts'
 import type { Host } from './host.ts'
 import type { Mesh } from './mesh.ts'
@@ -31,6 +32,11 @@ export interface ServiceOptions {
   readonly identity?: 'user' | 'cgroup' | 'none'
   /** Where its process runs; its identity is then the container's address. */
   readonly container?: Container
+  /** What its application sees of connections that are delivered to it. */
+  readonly delivery?: Pick<
+    NonNullable<ConfigInput['services']>[number],
+    'deliverFrom' | 'proxyProtocol'
+  >
   /** The numeric user it runs as, when its program needs one that exists; one of its own unless given. */
   readonly user?: number
 }

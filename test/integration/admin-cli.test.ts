@@ -214,7 +214,7 @@ test('services lists those of the mesh and of this host; with a name, its instan
     ],
   )
   const unknown = await hostmesh(['services', 'nosuch', ...address])
-  assert.equal(unknown.code, 4)
+  assert.equal(unknown.code, 5)
   assert.equal(unknown.stdout, '')
   assert.match(unknown.stderr, /^hostmesh: Cannot show service nosuch: .*\n {2}hint: /)
 })
@@ -440,7 +440,23 @@ test('output into a pipe that closes early ends quietly', async () => {
   assert.equal(stderr, '')
 })
 
-test('a user outside of the group is denied with exit code 5', async () => {
+test('output that cannot be written is a failure in one sentence, and help may be cut short', async () => {
+  const executable = new URL('../../scripts/hostmesh', import.meta.url).pathname
+  const shell = promisify(execFile)
+  await assert.rejects(shell('sh', ['-c', `${executable} config schema > /dev/full`]), (thrown) => {
+    assert.ok(thrown instanceof Error && 'code' in thrown && 'stderr' in thrown)
+    assert.equal(thrown.code, 1)
+    assert.match(String(thrown.stderr), /^hostmesh: Cannot write to standard output: .*ENOSPC.*\n$/)
+    return true
+  })
+  const { stdout, stderr } = await shell('sh', ['-c', `${executable} help | head -n 1`])
+  assert.match(stdout, /^Usage: hostmesh /)
+  assert.equal(stderr, '')
+  // Nothing can be said, and the exit code says it.
+  await assert.rejects(shell('sh', ['-c', `${executable} help nope 2> /dev/full`]), { code: 2 })
+})
+
+test('a user outside of the group is denied with exit code 4', async () => {
   assert.equal(process.getuid?.(), 0, 'this test changes users and must run as root')
   await using server = await startScripted(scriptedView())
   await using directory = await temporaryDirectory()
@@ -467,7 +483,7 @@ test('a user outside of the group is denied with exit code 5', async () => {
         (error) => resolve(error === null ? 0 : Number(error.code)),
       )
     })
-  assert.equal(await asNobody(65_534, 65_534), 5)
+  assert.equal(await asNobody(65_534, 65_534), 4)
   assert.equal(await asNobody(65_534, 0), 0, 'a member of the group is let in')
 })
 
@@ -488,8 +504,8 @@ test('explain prints the verdict first, and its exit code is the verdict', async
     ['web', 'vault', 1, 'DENIED'],
     ['web', 'gone', 1, 'UNREACHABLE'],
     ['web', '10.9.9.9:80', 1, 'NOT CAPTURED'],
-    ['web', 'nothing', 4, 'UNKNOWN SERVICE'],
-    ['nobody', 'db', 4, 'UNKNOWN CALLER'],
+    ['web', 'nothing', 5, 'UNKNOWN SERVICE'],
+    ['nobody', 'db', 5, 'UNKNOWN CALLER'],
   ] as const) {
     const run = await hostmesh(['explain', '--from', from, '--to', to, ...address])
     assert.equal(run.code, code, `${from} -> ${to}`)
@@ -497,7 +513,7 @@ test('explain prints the verdict first, and its exit code is the verdict', async
     assert.equal(run.stderr, '')
   }
   const gone = await hostmesh(['explain', '--connection', '0-1', ...address])
-  assert.deepEqual([gone.code, gone.stdout], [4, ''])
+  assert.deepEqual([gone.code, gone.stdout], [5, ''])
   assert.match(gone.stderr, /It is gone/)
   for (const wrong of [
     ['--from', 'web'],
@@ -537,7 +553,7 @@ test('refused connections are a table with flag and reason, newest first', async
     flag: 'DENY' as const,
     code: 'HM_POLICY_DENIED',
     reason: `Denied web -> db: rule ${number}`,
-    endedAt: new Date(Date.now() - 5_500).toISOString(),
+    endedAt: new Date(Date.now() - 20.5 * 60_000).toISOString(),
   }))
   await using server = await startScripted(
     scriptedView({ refused: () => Promise.resolve({ refused }) }),
@@ -551,7 +567,7 @@ test('refused connections are a table with flag and reason, newest first', async
     'db',
     '127.0.0.1:40112',
     '240.1.2.3:5432',
-    '5s',
+    '20m',
     'DENY',
     'Denied web -> db: rule 2',
   ])

@@ -199,7 +199,7 @@ for (const catalog of ['file', 'consul'] as const) {
       await far.end()
       await eventually(async () => {
         const gone = await a.daemon.cli('explain', '--connection', out.id)
-        assert.equal(gone.code, 4)
+        assert.equal(gone.code, 5)
         assert.match(gone.stderr, /not open/)
       })
     })

@@ -2,7 +2,7 @@
  * The command tree and what is promised about it: docs/cli.md, exit codes, failures as sentences.
  */
 import assert from 'node:assert/strict'
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import type { Command } from 'commander'
 import { socketPathOf } from '../../src/cli/admin-client.ts'
@@ -91,13 +91,14 @@ test('no command ends the process itself: help of each, in other groups too, com
 test('each kind of failure has the exit code that docs/cli.md gives it', () => {
   const expected: [unknown, number][] = [
     [new MeshError('HM_ADMIN_UNREACHABLE', 'x'), 3],
-    [new MeshError('HM_SERVICE_NOT_FOUND', 'x'), 4],
-    [new MeshError('HM_ADMIN_DENIED', 'x'), 5],
-    [new MeshError('HM_CAPTURE_PERMISSION_DENIED', 'x'), 5],
+    [new MeshError('HM_SERVICE_NOT_FOUND', 'x'), 5],
+    [new MeshError('HM_ADMIN_DENIED', 'x'), 4],
+    [new MeshError('HM_CAPTURE_PERMISSION_DENIED', 'x'), 4],
+    [new MeshError('HM_CA_NAME_INVALID', 'x'), 2],
     [new MeshError('HM_CONFIG_INVALID', 'x'), 2],
     [new MeshError('HM_USAGE_ADDRESS', 'x'), 2],
     [new MeshError('HM_LISTEN_FAILED', 'x'), 1],
-    [Object.assign(new Error('x'), { code: 'EACCES' }), 5],
+    [Object.assign(new Error('x'), { code: 'EACCES' }), 4],
     [Object.assign(new Error('x'), { code: 'constructor' }), 1],
     [new Error('x'), 1],
     ['x', 1],
@@ -113,6 +114,63 @@ test('a failure is one sentence with its causes, and a hint where there is one',
   )
   assert.equal(describeFailure(new MeshError('HM_X_FAILED', 'Cannot')), 'hostmesh: Cannot\n')
   assert.match(describeFailure(new Error('a bug')), /^hostmesh: a bug\nError: a bug\n {4}at /)
+})
+
+test('what a cause says already is not said twice', () => {
+  const cause = new Error('connect ECONNREFUSED 127.0.0.1:8500')
+  const middle = new MeshError('HM_X', 'Cannot reach Consul: connect ECONNREFUSED 127.0.0.1:8500', {
+    cause,
+  })
+  assert.equal(
+    describeFailure(new MeshError('HM_Y', 'Cannot start', { cause: middle })),
+    'hostmesh: Cannot start: Cannot reach Consul: connect ECONNREFUSED 127.0.0.1:8500\n',
+  )
+})
+
+test('a document that a hint names is one that is there', () => {
+  const text = describeFailure(
+    new MeshError('HM_X', 'Cannot', { hint: 'See docs/configuration.md, or run: hostmesh help' }),
+  )
+  const path = /hint: See (\S+configuration\.md),/.exec(text)?.[1] ?? ''
+  assert.ok(path.startsWith('/') && existsSync(path), text)
+})
+
+/** What the command prints, with the command tree as it is run. */
+async function printedBy(...words: string[]): Promise<string> {
+  const program = await buildProgram(words)
+  let printed = ''
+  const listen = (command: Command): void => {
+    command.configureOutput({
+      writeOut: (text) => {
+        printed += text
+      },
+    })
+    command.commands.forEach(listen)
+  }
+  listen(program)
+  await program.parseAsync(words, { from: 'user' })
+  return printed
+}
+
+test('help takes the words of any command, and knows what is none', async () => {
+  assert.match(await printedBy('help'), /^Usage: hostmesh .*\n[^]*The daemon of this host:/)
+  assert.match(await printedBy('help', 'ca', 'token'), /^Usage: hostmesh ca token /)
+  assert.match(
+    await printedBy('help', 'ca', 'rotate', 'finish'),
+    /^Usage: hostmesh ca rotate finish /,
+  )
+  for (const words of [['nope'], ['ca', 'nope'], ['status', 'x']])
+    await assert.rejects(printedBy('help', ...words), (thrown) => {
+      assert.equal(exitCodeOf(thrown), 2)
+      return true
+    })
+})
+
+test('help marks the options that must be given, and no others', async () => {
+  const help = await printedBy('help', 'ca', 'token')
+  assert.match(help, /--directory <dir> .*\(required\)/)
+  assert.match(help, /--host <name> .*\(required\)/)
+  assert.doesNotMatch(help, /--ttl.*\(required\)/)
 })
 
 test('only unix:///path is an address', () => {

@@ -43,6 +43,42 @@ test('validate takes a sound file with exit code 0', () => {
   assert.match(stdout, /sound\.yaml: valid \(1 service, catalog consul/)
 })
 
+test('validate warns of what this host lacks, of a catalog that would be refused, and of an identity without capture', () => {
+  const catalog = file('catalog.yaml', 'services: [{Nam: api}]\n')
+  const path = file(
+    'incomplete.yaml',
+    `catalog: {kind: file, path: ${catalog}}
+certificates: {kind: files, directory: not-there}
+services: [{name: web, identity: {user: no-such-user}}, {name: db, port: 1, identity: {user: root}}]
+`,
+  )
+  const { status, stdout, stderr } = run('validate', path)
+  assert.equal(status, 0, stderr)
+  assert.match(stdout, /valid/)
+  const warnings = stderr.trim().split('\n')
+  assert.equal(warnings.length, 5, stderr)
+  assert.match(stderr, /warning: Capture is off, so the identity of web, db diverts nothing/)
+  assert.match(stderr, /warning: certificates\.directory: \S+not-there is not there/)
+  assert.match(stderr, /warning: \S*catalog\.yaml:1:\d+: .*Nam/)
+  assert.match(stderr, /warning: services\[0\]\.identity\.user: this host has no user no-such-user/)
+})
+
+test('validate has no warning for a host that has everything', () => {
+  const catalog = file('good-catalog.yaml', 'services: []\n')
+  const { stderr } = run(
+    'validate',
+    file(
+      'complete.yaml',
+      `catalog: {kind: file, path: ${catalog}}
+certificates: {kind: files, directory: .}
+services: [{name: web, identity: {user: root}}]
+capture: {mode: on}
+`,
+    ),
+  )
+  assert.equal(stderr, '')
+})
+
 test('validate prints every problem to standard error with exit code 2', () => {
   const { status, stdout, stderr } = run(
     'validate',

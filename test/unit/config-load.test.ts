@@ -130,7 +130,7 @@ const MISTAKES: readonly [claim: string, text: string, problem: RegExp][] = [
   [
     'a duration without unit',
     `${LEAST}timeouts: {idle: 5}\n`,
-    /timeouts\.idle: Must be text, got a number; write it in quotes/,
+    /timeouts\.idle: Must be a duration, got a number; give it a unit: 5s or 5ms/,
   ],
   ['a zero timeout', `${LEAST}timeouts: {connect: 0s}\n`, /timeouts\.connect: Must be a duration/],
   [

@@ -8,13 +8,22 @@ import { resetOnClose } from '../../lib/linger.ts'
 import { SocketStream } from '../../lib/socket-stream.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 
+/** Where a connection goes to, and what the application sees of it first. */
+export interface LocalDial {
+  readonly target: SocketAddress
+  /** A local address that it comes from; the kernel's choice unless given. */
+  readonly from?: string | undefined
+  /** Sent before anything else. */
+  readonly header?: Uint8Array | undefined
+}
+
 /**
  * Connects to a local application.
  * @param memory `shared` when what it sends goes into a tunnel stream, else `private`.
  * @throws MeshError HM_DELIVER_UNREACHABLE or HM_DELIVER_TIMEOUT.
  */
 export function dialLocal(
-  target: SocketAddress,
+  { target, from, header }: LocalDial,
   timeoutMs: number,
   memory: 'shared' | 'private',
 ): Promise<SocketStream> {
@@ -22,6 +31,7 @@ export function dialLocal(
     const socket: Socket = connect({
       host: target.ip,
       port: target.port,
+      ...(from !== undefined && { localAddress: from }),
       noDelay: true,
       allowHalfOpen: true,
     })
@@ -51,7 +61,9 @@ export function dialLocal(
       clearTimeout(deadline)
       socket.off('error', onError)
       resetOnClose(socket)
-      resolve(new SocketStream(socket, memory))
+      const stream = new SocketStream(socket, memory)
+      if (header !== undefined) stream.write(header)
+      resolve(stream)
     })
   })
 }

@@ -16,6 +16,7 @@ import type { SocketStream } from '../../lib/socket-stream.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { LocalService } from '../../model/service.ts'
 import { dialLocal } from '../deliver/dial-local.ts'
+import { localDial } from '../deliver/local-dial.ts'
 import { evaluate } from '../policy/evaluate.ts'
 import type { PeerIdentity } from '../tunnel/peer.ts'
 import { MAX_PREFACE_BYTES, type Preface, readPreface } from '../tunnel/preface.ts'
@@ -112,17 +113,20 @@ function deliver(
   preface: Preface | undefined,
 ): Promise<SocketStream> {
   const local: LocalService | undefined = plane.localInstance(destination, preface?.instance)
-  if (local?.target === undefined)
+  const dial =
+    local &&
+    localDial(local, {
+      service: connection.source,
+      address: connection.downstream,
+      wanted: connection.wanted,
+    })
+  if (dial === undefined)
     throw new MeshError(
       'HM_DELIVER_UNKNOWN',
       `Cannot deliver to ${preface?.instance ?? destination}: this host's configuration has no such service`,
     )
-  connection.endpoint = formatAddress(local.target)
-  return dialLocal(
-    local.target,
-    plane.timeouts.connectMs,
-    preface === undefined ? 'private' : 'shared',
-  )
+  connection.endpoint = formatAddress(dial.target)
+  return dialLocal(dial, plane.timeouts.connectMs, preface === undefined ? 'private' : 'shared')
 }
 
 function join(

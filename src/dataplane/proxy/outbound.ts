@@ -20,6 +20,7 @@ import type { Endpoint } from '../../model/endpoint.ts'
 import type { MeshService } from '../../model/snapshot.ts'
 import { originalDestination, socketFd } from '../capture/original-destination.ts'
 import { dialLocal } from '../deliver/dial-local.ts'
+import { localDial } from '../deliver/local-dial.ts'
 import { evaluate } from '../policy/evaluate.ts'
 import { encodePreface } from '../tunnel/preface.ts'
 import type { Session } from '../tunnel/session.ts'
@@ -211,14 +212,22 @@ async function deliverHere(
       `Denied ${connection.source} -> ${endpoint.service}: ${decision.reason}`,
     )
   const local = plane.localInstance(endpoint.service, endpoint.id)
-  if (local?.target === undefined)
+  const dial =
+    local &&
+    localDial(local, {
+      service: connection.source,
+      // Asked of the kernel only where somebody wants to know.
+      address: local.delivery?.proxyHeader === true ? addressOf(connection.caller) : undefined,
+      wanted: connection.wanted,
+    })
+  if (dial === undefined)
     throw new MeshError(
       'HM_DELIVER_UNKNOWN',
       `Cannot deliver to ${endpoint.id}: this host's configuration has no such service`,
     )
   connection.peer = undefined
   connection.isDecidedHere = true
-  return dialLocal(local.target, plane.timeouts.connectMs, 'private')
+  return dialLocal(dial, plane.timeouts.connectMs, 'private')
 }
 
 async function tunnelTo(

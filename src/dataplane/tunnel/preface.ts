@@ -2,7 +2,17 @@
  * The first bytes of every stream: docs/tunnel-protocol.md, "Preface". A PROXY protocol version 2 header
  * with TLVs of our own. Pure: bytes in, value out.
  */
-import { ipBytes, ipFromBytes, isIpv6, type SocketAddress } from '../../model/address.ts'
+import { ipFromBytes, type SocketAddress } from '../../model/address.ts'
+import {
+  encodeProxyHeader,
+  PROXY_FIXED_BYTES,
+  PROXY_LOCAL,
+  PROXY_PROXY,
+  PROXY_SIGNATURE,
+  PROXY_TCP4,
+  PROXY_TCP6,
+  PROXY_UNSPEC,
+} from '../../model/proxy-header.ts'
 
 /** What the opener says of a connection that its certificate cannot say. */
 export interface Preface {
@@ -21,14 +31,6 @@ export interface Preface {
 /** No preface is longer, bytes. */
 export const MAX_PREFACE_BYTES = 1_024
 
-const SIGNATURE = Buffer.from('0d0a0d0a000d0a515549540a', 'hex')
-const MAPPED_PREFIX = Buffer.from('00000000000000000000ffff', 'hex')
-const FIXED_BYTES = 16
-const VERSION_LOCAL = 0x20
-const VERSION_PROXY = 0x21
-const FAMILY_UNSPEC = 0x00
-const FAMILY_TCP4 = 0x11
-const FAMILY_TCP6 = 0x21
 const TLV_INSTANCE = 0xe0
 const TLV_PROBE = 0xe1
 const TLV_LAST_CRITICAL = 0xe7
@@ -41,27 +43,15 @@ const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/
 /** The bytes of a preface. An IPv4 and an IPv6 address in one preface are both written as IPv6. */
 export function encodePreface(preface: Preface): Buffer {
   const { source, destination, instance, isProbe, traceparent } = preface
-  const probe = isProbe === true ? PROBE_VERSION : undefined
-  const isKnown = source !== undefined && destination !== undefined
-  const isWide = isKnown && (isIpv6(source.ip) || isIpv6(destination.ip))
-  const addressBytes = isKnown ? (isWide ? 36 : 12) : 0
-  const bodyBytes = addressBytes + tlvBytes(instance) + tlvBytes(probe) + tlvBytes(traceparent)
-  const bytes = Buffer.allocUnsafe(FIXED_BYTES + bodyBytes)
-  bytes.set(SIGNATURE)
-  bytes[12] = isKnown ? VERSION_PROXY : VERSION_LOCAL
-  bytes[13] = isKnown ? (isWide ? FAMILY_TCP6 : FAMILY_TCP4) : FAMILY_UNSPEC
-  bytes.writeUInt16BE(bodyBytes, 14)
-  let at = FIXED_BYTES
-  if (isKnown) {
-    at = putIp(bytes, at, source.ip, isWide)
-    at = putIp(bytes, at, destination.ip, isWide)
-    at = bytes.writeUInt16BE(source.port, at)
-    at = bytes.writeUInt16BE(destination.port, at)
-  }
-  at = putTlv(bytes, at, TLV_INSTANCE, instance)
-  at = putTlv(bytes, at, TLV_PROBE, probe)
-  putTlv(bytes, at, TLV_TRACEPARENT, traceparent)
-  return bytes
+  return encodeProxyHeader({
+    source,
+    destination,
+    tlvs: [
+      [TLV_INSTANCE, instance],
+      [TLV_PROBE, isProbe === true ? PROBE_VERSION : undefined],
+      [TLV_TRACEPARENT, traceparent],
+    ],
+  })
 }
 
 /** What {@link readPreface} found. */
@@ -75,28 +65,32 @@ export type PrefaceReading =
 
 /** Reads a preface from the first bytes of a stream, as many as there are. Never throws. */
 export function readPreface(bytes: Uint8Array): PrefaceReading {
-  const compared = Math.min(bytes.length, SIGNATURE.length)
+  const compared = Math.min(bytes.length, PROXY_SIGNATURE.length)
   for (let i = 0; i < compared; i += 1)
-    if (bytes[i] !== SIGNATURE[i]) return malformed('no PROXY protocol version 2 signature')
-  if (bytes.length < FIXED_BYTES) return { state: 'incomplete' }
+    if (bytes[i] !== PROXY_SIGNATURE[i]) return malformed('no PROXY protocol version 2 signature')
+  if (bytes.length < PROXY_FIXED_BYTES) return { state: 'incomplete' }
   const command = bytes[12] ?? 0
   const family = bytes[13] ?? 0
   const length = ((bytes[14] ?? 0) << 8) | (bytes[15] ?? 0)
-  if (command !== VERSION_LOCAL && command !== VERSION_PROXY)
+  if (command !== PROXY_LOCAL && command !== PROXY_PROXY)
     return malformed(`version and command 0x${command.toString(16)}`)
-  if (FIXED_BYTES + length > MAX_PREFACE_BYTES) return malformed(`length ${length}`)
+  if (PROXY_FIXED_BYTES + length > MAX_PREFACE_BYTES) return malformed(`length ${length}`)
   const addressBytes = addressBytesOf(command, family)
   if (addressBytes === undefined || addressBytes > length)
     return malformed(`address family 0x${family.toString(16)}`)
-  if (bytes.length < FIXED_BYTES + length) return { state: 'incomplete' }
-  const addresses = readAddresses(bytes.subarray(FIXED_BYTES, FIXED_BYTES + addressBytes))
+  if (bytes.length < PROXY_FIXED_BYTES + length) return { state: 'incomplete' }
+  const addresses = readAddresses(
+    bytes.subarray(PROXY_FIXED_BYTES, PROXY_FIXED_BYTES + addressBytes),
+  )
   if (addresses === undefined) return malformed('port 0')
-  const tlvs = readTlvs(bytes.subarray(FIXED_BYTES + addressBytes, FIXED_BYTES + length))
+  const tlvs = readTlvs(
+    bytes.subarray(PROXY_FIXED_BYTES + addressBytes, PROXY_FIXED_BYTES + length),
+  )
   if (typeof tlvs === 'string') return malformed(tlvs)
   return {
     state: 'complete',
     preface: { ...addresses, ...tlvs },
-    length: FIXED_BYTES + length,
+    length: PROXY_FIXED_BYTES + length,
   }
 }
 
@@ -105,31 +99,9 @@ function malformed(why: string): PrefaceReading {
 }
 
 function addressBytesOf(command: number, family: number): number | undefined {
-  if (command === VERSION_LOCAL) return family === FAMILY_UNSPEC ? 0 : undefined
-  if (family === FAMILY_TCP4) return 12
-  return family === FAMILY_TCP6 ? 36 : undefined
-}
-
-function putIp(target: Buffer, at: number, ip: string, isWide: boolean): number {
-  const bytes = ipBytes(ip)
-  if (isWide && bytes.length === 4) {
-    target.set(MAPPED_PREFIX, at)
-    target.set(bytes, at + MAPPED_PREFIX.length)
-    return at + 16
-  }
-  target.set(bytes, at)
-  return at + bytes.length
-}
-
-function tlvBytes(value: string | undefined): number {
-  return value === undefined ? 0 : 3 + value.length
-}
-
-function putTlv(target: Buffer, at: number, type: number, value: string | undefined): number {
-  if (value === undefined) return at
-  target[at] = type
-  target.writeUInt16BE(value.length, at + 1)
-  return at + 3 + target.write(value, at + 3, 'latin1')
+  if (command === PROXY_LOCAL) return family === PROXY_UNSPEC ? 0 : undefined
+  if (family === PROXY_TCP4) return 12
+  return family === PROXY_TCP6 ? 36 : undefined
 }
 
 function readAddresses(bytes: Uint8Array): Pick<Preface, 'source' | 'destination'> | undefined {

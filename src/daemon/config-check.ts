@@ -1,0 +1,89 @@
+/**
+ * What a configuration says of this machine, looked at before a daemon is started: files that are not there,
+ * users that nobody knows, a catalog file that would be refused. Warnings, since a configuration is often
+ * checked before the rest of a host is in place.
+ */
+import { execFileSync } from 'node:child_process'
+import { accessSync, constants } from 'node:fs'
+import type { Config } from '../config/schema.ts'
+import { configWarnings } from '../config/validate.ts'
+import { decodeCatalog } from '../controlplane/catalog/file/decode.ts'
+import { describeError, errorCode } from '../lib/errors.ts'
+import { readTextFile } from '../lib/read-text-file.ts'
+
+/** The largest catalog file that the daemon reads. */
+const MAX_CATALOG_BYTES = 1024 * 1024
+
+/** Everything worth telling about a sound configuration on this host, one sentence each. */
+export function hostWarnings(config: Config): readonly string[] {
+  return [
+    ...configWarnings(config),
+    ...namedFiles(config).flatMap(([key, path]) => unreadable(key, path)),
+    ...catalogWarnings(config),
+    ...namedUsers(config).flatMap(([key, user]) => unknownUser(key, user)),
+  ]
+}
+
+/** Files and folders, by the key that names them. Patterns and what the daemon makes itself are left out. */
+function namedFiles({ catalog, certificates }: Config): readonly (readonly [string, string])[] {
+  const named: Record<string, string | undefined> =
+    catalog.kind === 'file'
+      ? { 'catalog.path': catalog.path }
+      : {
+          'catalog.tokenFile': catalog.tokenFile,
+          'catalog.caFile': catalog.caFile,
+          'catalog.certFile': catalog.certFile,
+          'catalog.keyFile': catalog.keyFile,
+        }
+  if (certificates.kind === 'files') {
+    named['certificates.directory'] = certificates.directory
+    for (const key of ['certificate', 'key', 'roots'] as const)
+      if (certificates[key]?.includes('{') === false)
+        named[`certificates.${key}`] = certificates[key]
+  }
+  return Object.entries(named).flatMap(([key, path]) => (path === undefined ? [] : [[key, path]]))
+}
+
+function unreadable(key: string, path: string): string[] {
+  try {
+    accessSync(path, constants.R_OK)
+    return []
+  } catch (error) {
+    const reason = errorCode(error) === 'ENOENT' ? 'is not there' : 'cannot be read'
+    return [`${key}: ${path} ${reason}`]
+  }
+}
+
+function catalogWarnings({ catalog }: Config): string[] {
+  if (catalog.kind !== 'file' || unreadable('', catalog.path).length > 0) return []
+  try {
+    const { text } = readTextFile(catalog.path, MAX_CATALOG_BYTES)
+    const decoded = decodeCatalog(text, catalog.path)
+    return 'problems' in decoded ? [...decoded.problems] : []
+  } catch (error) {
+    return [`catalog.path: ${describeError(error)}`]
+  }
+}
+
+/** Names, by the key that gives them; numbers need no entry anywhere. */
+function namedUsers({ services, capture }: Config): readonly (readonly [string, string])[] {
+  const identities = services.map(({ identity }, index) => [
+    `services[${index}].identity.user`,
+    identity !== undefined && 'user' in identity ? String(identity.user) : '',
+  ])
+  return [...identities, ['capture.daemonUser', String(capture.daemonUser ?? '')]].flatMap(
+    ([key = '', user = '']) => (user === '' || /^\d+$/.test(user) ? [] : [[key, user]]),
+  )
+}
+
+function unknownUser(key: string, user: string): string[] {
+  try {
+    // As the daemon finds out: wherever this machine keeps its users, LDAP included.
+    execFileSync('getent', ['passwd', '--', user], { timeout: 5_000, stdio: 'ignore' })
+    return []
+  } catch (error) {
+    // 2: no such key. Anything else says nothing about the user.
+    const isUnknown = error instanceof Error && 'status' in error && error.status === 2
+    return isUnknown ? [`${key}: this host has no user ${user}`] : []
+  }
+}
