@@ -22,6 +22,11 @@ export const METRICS = {
   bulkThroughput: { title: 'bulk beside', unit: 'GB/s', better: 'higher', decimals: 3 },
   rssIdle: { title: 'RSS idle', unit: 'MB', better: 'lower', decimals: 0 },
   rssPerConnection: { title: 'RSS/connection', unit: 'kB', better: 'lower', decimals: 1 },
+  p99OpenReset: { title: 'p99, streams reset at once', unit: 'x', better: 'lower', decimals: 2 },
+  p99OpenDenied: { title: 'p99, denied streams', unit: 'x', better: 'lower', decimals: 2 },
+  p99ZeroWindow: { title: 'p99, streams without credit', unit: 'x', better: 'lower', decimals: 2 },
+  p99Sessions: { title: 'p99, sessions', unit: 'x', better: 'lower', decimals: 2 },
+  rssAttacked: { title: 'RSS taken', unit: 'MB', better: 'lower', decimals: 0 },
 } as const satisfies Record<string, Metric>
 
 /** Name of a metric. */

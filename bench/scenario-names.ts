@@ -46,6 +46,11 @@ export const SCENARIOS = {
     label: 'memory',
     metrics: ['rssIdle', 'rssPerConnection'],
   },
+  fair: {
+    title: 'small requests of one pair beside a peer that misbehaves, to beside a CPU burner',
+    label: 'misbehaving peer',
+    metrics: ['p99OpenReset', 'p99OpenDenied', 'p99ZeroWindow', 'p99Sessions', 'rssAttacked'],
+  },
 } as const satisfies Record<string, ScenarioTitle>
 
 /** Name of a scenario. */

@@ -4,11 +4,12 @@
  * begins do not count against whoever does them slowly.
  */
 import { MeshError } from '../src/lib/errors.ts'
+import { type AttackMode, endAttack, startAttack, startBurner } from './load/attack.ts'
 import { parseBulkReport, startBulk } from './load/bulk.ts'
 import { openIdleConnections } from './load/idle.ts'
 import { startWrk, stopWrk, type WrkLoad, type WrkReport } from './load/wrk.ts'
 import { cpuMicroseconds, receivedBytes, rssKb } from './measure/proc.ts'
-import type { Reading } from './metrics.ts'
+import type { MetricName, Reading } from './metrics.ts'
 import type { ScenarioName } from './scenario-names.ts'
 import { waitFor } from './site/process.ts'
 import type { Stage } from './site/stage.ts'
@@ -33,6 +34,20 @@ const STEADY_DEADLINE_MS = 15_000
 
 /** Connections that are held idle. */
 const IDLE_CONNECTIONS = 5_000
+
+/** The load of the pair that is watched while somebody misbehaves. */
+const WATCHED: WrkLoad = { connections: 16, rested: true }
+
+/** Connections rest before their first request; see wrk.ts. */
+const WATCHED_REST_SECONDS = 0.5
+
+/** How a peer misbehaves, and the figure that this is for. */
+const ATTACKS: readonly (readonly [AttackMode, MetricName])[] = [
+  ['openreset', 'p99OpenReset'],
+  ['open-denied', 'p99OpenDenied'],
+  ['zerowindow', 'p99ZeroWindow'],
+  ['sessions', 'p99Sessions'],
+]
 
 /** All scenarios. */
 export const SCENARIO_SAMPLERS: Readonly<Record<ScenarioName, Scenario>> = {
@@ -66,6 +81,13 @@ export const SCENARIO_SAMPLERS: Readonly<Record<ScenarioName, Scenario>> = {
     maxRounds: 2,
     warmUp: false,
     sample: (stage, seconds) => sampleMemory(stage, seconds / 2),
+  },
+  fair: {
+    seconds: 10,
+    overheadSeconds: 6,
+    maxRounds: 3,
+    warmUp: false,
+    sample: (stage, seconds) => sampleFairness(stage, seconds / (1 + ATTACKS.length)),
   },
 }
 
@@ -163,6 +185,50 @@ async function sampleMemory(stage: Stage, settleSeconds: number): Promise<Readin
     }
   } finally {
     await load.stop()
+  }
+}
+
+/** wrk fails the sample when a single connection of the watched pair is refused or reset. */
+async function sampleFairness(stage: Stage, seconds: number): Promise<Reading> {
+  const { attack } = stage.subject
+  if (attack === undefined) return {}
+  const burner = startBurner(stage)
+  let controlUs: number
+  try {
+    controlUs = await watchedP99('a CPU burner', stage, seconds)
+  } finally {
+    await burner.stop()
+  }
+  const memoryKb = (): readonly number[] => stage.hopPids.map((pid) => rssKb(pid))
+  const before = memoryKb()
+  let grownKb = 0
+  const reading: Partial<Record<MetricName, number>> = {}
+  for (const [mode, metric] of ATTACKS) {
+    const attacker = await startAttack(stage, attack, mode)
+    try {
+      reading[metric] = (await watchedP99(mode, stage, seconds)) / controlUs
+      const grown = memoryKb().map((kb, hop) => kb - (before[hop] ?? 0))
+      grownKb = Math.max(grownKb, ...grown)
+      await endAttack(mode, attacker)
+    } finally {
+      await attacker.stop()
+    }
+    // Nothing of one attack is left for the next.
+    await stage.backend.quiet(stage.signal)
+  }
+  return { ...reading, rssAttacked: (grownKb * 1024) / 1e6 }
+}
+
+/** The p99 of the watched pair in microseconds. What the backend counts is no help here: an attacker asks it, too. */
+async function watchedP99(besideWhat: string, stage: Stage, seconds: number): Promise<number> {
+  const wrk = startWrk(stage, WATCHED)
+  try {
+    await stage.pause(WATCHED_REST_SECONDS + seconds)
+    return (await stopWrk(wrk)).p99Us
+  } catch (error) {
+    throw new MeshError('HM_BENCH_LOAD', `The watched pair, beside ${besideWhat}`, { cause: error })
+  } finally {
+    await wrk.stop()
   }
 }
 

@@ -182,11 +182,15 @@ make_machine_root() {
   if [ -n "$keyring" ]; then set -- "$@" "--keyring=$keyring"; fi
   if printf '%s\n' "$stanza" | grep -qi '^Trusted: *yes'; then set -- "$@" --no-check-gpg; fi
   mkdir -p "$cache/fleet"
-  rm -rf "$machine_root" "$machine_root.new"
-  debootstrap "$@" "$codename" "$machine_root.new" "$mirror" || {
+  # Once more: of some two hundred downloads a busy mirror may fail one. What was fetched is not fetched again.
+  mkdir -p "$cache/fleet/packages"
+  for attempt in 1 2; do
+    rm -rf "$machine_root" "$machine_root.new"
+    if debootstrap "$@" "--cache-dir=$cache/fleet/packages" "$codename" "$machine_root.new" "$mirror"; then break; fi
     tail -n 5 "$machine_root.new/debootstrap/debootstrap.log" 2>/dev/null
-    return 1
-  }
+    [ "$attempt" = 1 ] || return 1
+  done
+  rm -rf "$cache/fleet/packages"
   # Each machine makes its own at its first boot, and none needs the downloaded packages.
   : >"$machine_root.new/etc/machine-id"
   rm -rf "$machine_root.new/var/cache/apt/archives" "$machine_root.new/var/lib/apt/lists"

@@ -35,7 +35,7 @@ const layers: readonly Layer[] = [
   { name: 'mesh', concurrency: 3, fileLimitMs: 240_000, needsHosts: true },
   { name: 'fault', concurrency: 3, fileLimitMs: 240_000, needsHosts: true },
   // npm run test:fleet, which makes the root that its machines boot from. A file is some twenty playbook runs.
-  { name: 'fleet', concurrency: 2, fileLimitMs: 600_000, needsHosts: true, isOnRequest: true },
+  { name: 'fleet', concurrency: 2, fileLimitMs: 900_000, needsHosts: true, isOnRequest: true },
   // npm run test:interop, which builds the Consul and fetches the Envoy that are found first.
   {
     name: 'interop',

@@ -13,6 +13,9 @@ import { requireTool } from './tools.ts'
 /** Where the backend listens on host B. */
 export const BACKEND_PORT = 9080
 
+/** Where it listens as another service, for who may not reach the first. */
+export const OTHER_PORT = 9081
+
 /** Size of the file behind /bulk, in bytes. */
 export const BULK_BYTES = 512 * 1024 * 1024
 
@@ -115,6 +118,7 @@ http {
   keepalive_requests 1000000000;
   server {
     listen ${address}:${BACKEND_PORT} backlog=8192;
+    listen ${address}:${OTHER_PORT} backlog=8192;
     location = / { return 200 "hello from behind two hops of mesh\\n"; }
     location = /bulk { alias ${bulkFile}; }
   }

@@ -5,13 +5,14 @@
 import { existsSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { hostmeshVersion } from '../../src/lib/version.ts'
-import { BACKEND_PORT } from '../site/backend.ts'
+import { BACKEND_PORT, OTHER_PORT } from '../site/backend.ts'
 import { writeConfig } from '../site/certificates.ts'
 import { ADDRESS_B } from '../site/namespaces.ts'
 import { run } from '../site/process.ts'
 import { findTool } from '../site/tools.ts'
 import type { SubjectName } from '../subject-names.ts'
 import {
+  type Attack,
   ENTRY_PORT,
   type Entry,
   EXPLICIT_ENTRY,
@@ -34,6 +35,16 @@ const CAPTURED_ENTRY: Entry = { host: VIRTUAL_ADDRESS, port: BACKEND_PORT, uid: 
 
 /** Where the instance says it listens. The backend does not: what is not captured is refused. */
 const INSTANCE_ENTRY: Entry = { ...CAPTURED_ENTRY, host: ADDRESS_B }
+
+/** Peer of the scenario `fair`: it may reach `other`, which is the same backend, and not `web`. */
+const ATTACK: Attack = {
+  host: ADDRESS_B,
+  port: TUNNEL_PORT,
+  allowedName: 'other.default.dc1.internal.bench.consul',
+  deniedName: 'web.default.dc1.internal.bench.consul',
+  certificate: 'hostmesh-leaf-x/attacker.pem',
+  key: 'hostmesh-leaf-x/attacker.key',
+}
 
 /** Through rules in namespace A: the load connects to the virtual address as a user of its own. */
 export const hostmeshCapture: Subject = hostmesh('hostmesh-capture', {
@@ -74,6 +85,7 @@ function hostmesh(name: SubjectName, variant: Variant): Subject {
     name,
     entry: variant.entry,
     backendAddress: '127.0.0.1',
+    attack: ATTACK,
     absent: () =>
       variant.capture && findTool('iptables-restore') === undefined
         ? 'iptables is not installed'
@@ -93,29 +105,37 @@ function hostmesh(name: SubjectName, variant: Variant): Subject {
   }
 }
 
+/** What host B runs. */
+const SERVED = [
+  { name: 'web', port: BACKEND_PORT },
+  { name: 'other', port: OTHER_PORT },
+]
+
 /** JSON is YAML, so the catalog and the configuration are written as JSON. */
 const CATALOG = JSON.stringify({
   services: [
-    {
-      Name: 'web',
-      Protocol: 'tcp',
-      VirtualAddresses: [VIRTUAL_ADDRESS],
-      Instances: [
-        {
-          Node: 'b',
-          ID: 'web',
-          Address: ADDRESS_B,
-          Port: TUNNEL_PORT,
-          ServiceAddress: ADDRESS_B,
-          ServicePort: BACKEND_PORT,
-          Status: 'passing',
-        },
-      ],
-    },
+    { ...serviceOf('web', BACKEND_PORT), VirtualAddresses: [VIRTUAL_ADDRESS] },
+    serviceOf('other', OTHER_PORT),
   ],
-  intentions: [{ SourceName: 'client', DestinationName: 'web', Action: 'allow' }],
+  intentions: [
+    { SourceName: 'client', DestinationName: 'web', Action: 'allow' },
+    { SourceName: 'attacker', DestinationName: 'other', Action: 'allow' },
+  ],
   defaultPolicy: 'deny',
 })
+
+function serviceOf(name: string, port: number): object {
+  const instance = {
+    Node: 'b',
+    ID: name,
+    Address: ADDRESS_B,
+    Port: TUNNEL_PORT,
+    ServiceAddress: ADDRESS_B,
+    ServicePort: port,
+    Status: 'passing',
+  }
+  return { Name: name, Protocol: 'tcp', Instances: [instance] }
+}
 
 interface Files {
   readonly catalog: string
@@ -132,7 +152,7 @@ function daemonConfig(site: Site, side: 'a' | 'b', variant: Variant, files: File
     node: { name: side },
     catalog: { kind: 'file', path: files.catalog },
     certificates: { kind: 'files', directory: files.leaves },
-    services: side === 'a' ? [caller] : [{ name: 'web', port: BACKEND_PORT }],
+    services: side === 'a' ? [caller] : SERVED,
     capture: { mode: variant.capture && side === 'a' ? 'on' : 'off' },
     tunnel: { port: TUNNEL_PORT },
     workers: variant.workers,
@@ -143,18 +163,21 @@ function daemonConfig(site: Site, side: 'a' | 'b', variant: Variant, files: File
   }
 }
 
-/** One authority and one leaf a host for all these subjects of a run, made by whoever comes first. */
+/** One authority and one leaf a service for all these subjects of a run, made by whoever comes first. */
 async function issueLeaves(site: Site): Promise<{ readonly a: string; readonly b: string }> {
   const authority = join(site.runDirectory, 'hostmesh-ca')
   const leaves = {
     a: join(site.runDirectory, 'hostmesh-leaf-a'),
     b: join(site.runDirectory, 'hostmesh-leaf-b'),
+    x: join(site.runDirectory, 'hostmesh-leaf-x'),
   }
   if (existsSync(authority)) return leaves
   await run([EXECUTABLE, 'ca', 'init', '--directory', authority, '--trust-domain', 'bench.consul'])
   for (const [service, out] of [
     ['client', leaves.a],
     ['web', leaves.b],
+    ['other', leaves.b],
+    ['attacker', leaves.x],
   ] as const)
     await run([
       EXECUTABLE,

@@ -35,12 +35,26 @@ export interface Site {
   readonly profileDirectory: string | undefined
 }
 
+/** Where and how a peer that misbehaves gets in. */
+export interface Attack {
+  readonly host: string
+  readonly port: number
+  /** Of a service that the caller may reach, and of one that it may not: the one that is measured. */
+  readonly allowedName: string
+  readonly deniedName: string
+  /** Its own certificate, in the directory of the whole run. */
+  readonly certificate: string
+  readonly key: string
+}
+
 /** Something that is measured. */
 export interface Subject {
   readonly name: SubjectName
   readonly entry: Entry
   /** Address on host B where the backend listens for it. */
   readonly backendAddress: string
+  /** Set where a misbehaving peer is to be measured; file names are below the directory of the run. */
+  readonly attack?: Attack
   /** What to look at when it does not start. */
   readonly startHint?: string
   /** Why it cannot be measured on this machine; undefined when it can. */
