@@ -25,13 +25,14 @@ const cutOff = new WeakSet<Socket>()
 export function watchTlsEnd(socket: TLSSocket): void {
   const push = socket.push.bind(socket)
   // Not at 'end': that may come later, when the FIN after a close_notify has been read too.
-  socket.push = (chunk: unknown, encoding?: BufferEncoding): boolean => {
+  const pushWatched = (chunk: unknown, encoding?: BufferEncoding): boolean => {
     if (chunk === null) {
       socket.push = push
       if (hasReadFin(Reflect.get(socket, '_handle'))) cutOff.add(socket)
     }
     return push(chunk, encoding)
   }
+  socket.push = pushWatched
 }
 
 /** Whether the connection ended without close_notify. Ask at `end`. */
