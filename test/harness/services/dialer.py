@@ -1,8 +1,8 @@
 """dialer.py OPTIONS: opens new connections at a steady rate, whatever becomes of the earlier ones, and writes one line
 of JSON for each when it has ended. OPTIONS is JSON: `targets` (["IP:PORT", "[IP6]:PORT"], in turn), `rate` a second,
-`canary`, `patience` in seconds, `log` (a file to append to; standard output without it), `first` (number of the first).
+`canary`, `patience` in seconds, `log` (a file to append to; standard output without it).
 
-Each connection says one line, the canary and its own number, and is served when a line comes back that holds it. Ends
+Each connection says one line, the canary and its own number, which no earlier life of the same log had, and is served when a line comes back that holds it. Ends
 on SIGTERM, after the connections that are open. Plain Python: test machines have no Node of their own."""
 
 import errno
@@ -19,6 +19,9 @@ targets = [target.rsplit(":", 1) for target in options["targets"]]
 patience = options["patience"]
 out = os.open(options["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) if "log" in options else 1
 over = threading.Event()
+
+# Numbers of one life; those in flight when the last one was cut off are in no log.
+LIFE = 1_000_000
 
 NAMES = {errno.ECONNREFUSED: "refused", errno.ECONNRESET: "reset", errno.EPIPE: "reset", errno.ETIMEDOUT: "timeout"}
 
@@ -53,8 +56,17 @@ def call(number, ip, port):
     os.write(out, json.dumps(record).encode() + b"\n")
 
 
+def next_life():
+    if "log" not in options:
+        return 0
+    with open(options["log"]) as log:
+        numbers = [json.loads(line)["number"] for line in log if line.endswith("}\n")]
+    return (max(numbers) // LIFE + 1) * LIFE if numbers else 0
+
+
 signal.signal(signal.SIGTERM, lambda *_: over.set())
 threading.stack_size(256 * 1024)
+first = next_life()
 began = time.monotonic()
 count = 0
 running = []
@@ -63,7 +75,7 @@ while True:
     if over.wait(max(0, pause)):
         break
     ip, port = targets[count % len(targets)]
-    thread = threading.Thread(target=call, args=(options.get("first", 0) + count, ip, port))
+    thread = threading.Thread(target=call, args=(first + count, ip, port))
     thread.start()
     running.append(thread)
     running = [thread for thread in running if thread.is_alive()]
