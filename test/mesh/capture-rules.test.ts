@@ -449,7 +449,7 @@ for (const variant of ['nft', 'legacy'] as Variant[])
       await eventually(async () => {
         assert.equal((await connectFrom(a, { uid: WEB }, b.ip, INSTANCE_PORT)).port, PORTS.web)
       })
-      assert.ok((await kept.show()).repairs >= 1)
+      await eventually(async () => assert.ok((await kept.show()).repairs >= 1))
       assert.equal(await savedRules(run), whole)
       assert.deepEqual(kept.problems(), [])
       await kept.clear()
