@@ -31,7 +31,7 @@ interface Layer {
 const layers: readonly Layer[] = [
   { name: 'unit', concurrency: 2, fileLimitMs: 60_000, needsHosts: false },
   { name: 'vectors', concurrency: 2, fileLimitMs: 120_000, needsHosts: false },
-  { name: 'integration', concurrency: 3, fileLimitMs: 120_000, needsHosts: false },
+  { name: 'integration', concurrency: 3, fileLimitMs: 180_000, needsHosts: false },
   { name: 'mesh', concurrency: 3, fileLimitMs: 240_000, needsHosts: true },
   { name: 'fault', concurrency: 3, fileLimitMs: 240_000, needsHosts: true },
   // npm run test:fleet, which makes the root that its machines boot from. A file is some twenty playbook runs.
