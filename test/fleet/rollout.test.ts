@@ -176,6 +176,9 @@ test('a configuration that hostmesh refuses is never put in place, and ends the 
   const [pidA, pidB] = [await a.property('MainPID'), await b.property('MainPID')]
   const onDisk = await a.must('cat', '/etc/hostmesh/hostmesh.yaml')
   await describeFleet({ config: { workers: 0 } })
+  const checked = await controller.play('site', '--check')
+  assert.equal(checked.hosts['host-a']?.failed, 1, `check mode: ${checked.output}`)
+  assert.match(checked.output, /workers: /)
   const run = await controller.play('site')
   assert.notEqual(run.code, 0)
   assert.match(run.output, /hostmesh\.yaml[^\n]*workers|workers: /)
@@ -204,6 +207,7 @@ test('a machine that runs but is not well fails the run, with the problem named'
   const run = await controller.play('site', ...quick)
   assert.equal(run.hosts['host-a']?.failed, 1, run.output)
   assert.match(run.output, /there is no cgroup system\.slice\/gone\.service/)
+  assert.doesNotMatch(run.output, /:22\b/, 'the run before failed for a reason of its own')
 })
 
 test('the next good run mends it, and restarts what an earlier run changed and left running', async () => {

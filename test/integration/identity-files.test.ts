@@ -219,6 +219,20 @@ test('a host whose clock is behind takes its leaf as soon as the clock is right'
   await fixture.hasNoProblem()
 })
 
+test('a certificate that was taken while the clock was ahead is a problem after it was put back, until it begins', async () => {
+  await using fixture = new Fixture()
+  fixture.issue('ca', HOUR_MS)
+  const source = fixture.follow()
+  await eventually(() => assert.equal(fixture.leaves.length, 1))
+  fixture.clockOffsetMs = -2 * HOUR_MS
+  assert.match(
+    source.problems().join('\n'),
+    /^The certificate of web is valid from .*: peers refuse it$/,
+  )
+  fixture.clockOffsetMs = 0
+  assert.deepEqual(source.problems(), [])
+})
+
 test('a clock that is 4 minutes behind does no harm', async () => {
   await using fixture = new Fixture()
   fixture.issue()

@@ -16,6 +16,7 @@ import {
   type RememberedCatalog,
   rememberCatalog,
 } from '../../src/controlplane/catalog/remembered.ts'
+import { eventually } from '../harness/eventually.ts'
 import { TestClock } from '../harness/test-clock.ts'
 import { FakeDisk } from './remembered-fixtures.ts'
 
@@ -102,13 +103,16 @@ class Scene {
   inner = new ScriptedCatalog()
   readonly clock = new TestClock({ monotonicMs: 5_000 })
 
-  start(options: { description?: string; datacenter?: string } = {}): RememberedCatalog {
+  start(
+    options: { description?: string; datacenter?: string; refreshMs?: number } = {},
+  ): RememberedCatalog {
     this.inner = new ScriptedCatalog()
     this.inner.description = options.description ?? this.inner.description
     return rememberCatalog(this.inner, {
       file: this.disk.open(),
       datacenter: options.datacenter ?? 'dc1',
       clock: this.clock,
+      ...(options.refreshMs !== undefined && { refreshMs: options.refreshMs }),
     })
   }
 
@@ -251,6 +255,28 @@ describe('a remembered catalog', () => {
     await scene.run([service('db', 'b')])
     scene.clock.setWall(scene.clock.wallMs() - DAY_MS)
     assert.equal(scene.start().health().lastGoodAtMs, scene.clock.monotonicMs())
+  })
+
+  test('a wall clock that was ahead for a while does not keep the age from being written', async () => {
+    const scene = new Scene()
+    const catalog = scene.start({ refreshMs: 5 })
+    catalog.watchService('db', () => undefined)
+    const answeredAt = async (wallMs: number): Promise<void> => {
+      scene.clock.setWall(wallMs)
+      scene.clock.pass(60_000)
+      scene.answered()
+      await eventually(() => {
+        scene.disk.write()
+        assert.ok(scene.disk.text?.includes(`"confirmedAtMs":${wallMs + 60_000}`), scene.disk.text)
+      })
+    }
+    const startMs = scene.clock.wallMs()
+    scene.answered()
+    scene.inner.give.get('db')?.(service('db', 'b'))
+    await answeredAt(startMs)
+    await answeredAt(startMs + 7_200_000)
+    await answeredAt(startMs + 60_000)
+    await catalog[Symbol.asyncDispose]()
   })
 
   test('one service that stays silent keeps its own age when others are answered', async () => {

@@ -68,6 +68,9 @@ const SERVICE_BYTES = MAX_CATALOG_STATE_BYTES / 2
 
 const REFRESH_MS = 60_000
 
+/** Ages that differ by less are the same: the wall clock is slewed all the time. */
+const SAVED_AGE_STEP_MS = 1_000
+
 interface Entry {
   readonly service: CatalogService
   /** The service as JSON, made once a change: a write only joins such texts. */
@@ -276,7 +279,9 @@ class Memory implements RememberedCatalog {
   /** The age is part of what is remembered, so it is written down although nothing else has changed. */
   #refresh(): void {
     const goodAtMs = this.#goodAtMs()
-    if (goodAtMs !== undefined && goodAtMs > this.#savedAtMs) this.#save()
+    // Away from it in either direction: a clock that was put back must not keep the age from being written.
+    if (goodAtMs !== undefined && Math.abs(goodAtMs - this.#savedAtMs) >= SAVED_AGE_STEP_MS)
+      this.#save()
   }
 
   /** Wall clock of the last good answer, of this run or of the earlier one. */

@@ -193,7 +193,9 @@ class BuiltinSource implements CertificateSource {
     )
     return [
       ...(this.reachProblem === undefined ? [] : [this.reachProblem]),
-      ...(this.memberProblem === undefined ? [] : [this.memberProblem]),
+      ...(this.memberProblem !== undefined && this.isMembershipInDoubt()
+        ? [this.memberProblem]
+        : []),
       ...(this.storeProblem === undefined ? [] : [this.storeProblem]),
       ...this.hostProblem(),
       ...refused,
@@ -356,6 +358,13 @@ class BuiltinSource implements CertificateSource {
     const { state, dueAtMs } = this.renewalOf(entry.held)
     if (state === 'notYetValid') return false
     return state !== 'fresh' || this.clock.wallMs() >= dueAtMs
+  }
+
+  /** Whether what was last wrong with our host certificate still matters: not when a clock that was ahead is right again. */
+  private isMembershipInDoubt(): boolean {
+    const { host } = this
+    if (host === undefined || this.isRefused || this.mustRenewHost) return true
+    return this.reachProblem !== undefined || this.renewalOf(host).state !== 'fresh'
   }
 
   private async freshenHost(): Promise<void> {

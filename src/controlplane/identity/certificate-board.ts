@@ -148,6 +148,13 @@ export class CertificateBoard implements Disposable {
         `The certificate of ${service} expired at ${end}: peers refuse it`,
         details,
       )
+    // It was taken when the clock was ahead.
+    if (nowMs < leaf.notBeforeMs)
+      return new Problem(
+        'HM_CERT_REFUSED',
+        `The certificate of ${service} is valid from ${new Date(leaf.notBeforeMs).toISOString()}, and the clock of this host says ${new Date(nowMs).toISOString()}: peers refuse it`,
+        details,
+      )
     if (leftMs > (leaf.notAfterMs - leaf.notBeforeMs) * this.options.renewalOverdueShare)
       return undefined
     return new Problem(
