@@ -13,6 +13,7 @@ import { connectionsCommand } from './connections.ts'
 import { explainCommand, snapshotCommand } from './explain.ts'
 import { describeFailure, type ExitCode, exitCodeOf, exitCodes } from './failure.ts'
 import { peersCommand } from './peers.ts'
+import { reloadCommand } from './reload.ts'
 import { runCommand } from './run.ts'
 import { servicesCommand } from './services.ts'
 import { statusCommand } from './status.ts'
@@ -50,6 +51,7 @@ export async function buildProgram(words: readonly string[] = []): Promise<Comma
 
   const cheap = [
     runCommand().helpGroup(DAEMON_GROUP),
+    reloadCommand().helpGroup(DAEMON_GROUP),
     ...[
       statusCommand(),
       servicesCommand(),

@@ -1,23 +1,40 @@
 /**
- * From the `services` section to the model: capture ports are given out here, in file order.
+ * From the `services` section to the model: capture ports are given out here, in file order, but for those that cannot
+ * be had or are in use already.
  */
 import type { LocalService, WorkloadSelector } from '../model/service.ts'
 import type { Config } from './schema.ts'
 
+/** What is known of this host's ports. */
+export interface CapturePorts {
+  /** Where the sockets of services are bound already, by service ID: a port must not become another service's. */
+  readonly bound: ReadonlyMap<string, number>
+  /** Whether nobody has a port. */
+  readonly isFree: (port: number) => boolean
+}
+
+const ANY_PORT: CapturePorts = { bound: new Map(), isFree: () => true }
+
 /**
  * The host's services. Services with an identity, and the one that unknown callers are taken for, get the
- * capture ports from `capture.basePort` up.
+ * capture ports from `capture.basePort` up; where one cannot be had, the next that can follows behind them all.
  */
-export function localServices(config: Config): readonly LocalService[] {
-  let nextPort = config.capture.basePort
+export function localServices(
+  config: Config,
+  ports: CapturePorts = ANY_PORT,
+): readonly LocalService[] {
   const host = hostIdentity(config)
+  const capturePorts = givePorts(
+    config,
+    config.services.filter((service) => service.identity !== undefined || service === host),
+    ports,
+  )
   return config.services.map((service): LocalService => {
     const selector = service.identity === undefined ? undefined : toSelector(service.identity)
-    const capturePort = selector === undefined && service !== host ? undefined : nextPort
-    if (capturePort !== undefined) nextPort += 1
+    const capturePort = capturePorts.get(idOf(service))
     return {
       name: service.name,
-      id: service.id ?? service.name,
+      id: idOf(service),
       target: service.port === undefined ? undefined : { ip: service.address, port: service.port },
       delivery: { from: service.deliverFrom, proxyHeader: service.proxyProtocol === 'v2' },
       connectPort: service.connectPort,
@@ -33,6 +50,56 @@ export function localServices(config: Config): readonly LocalService[] {
     }
   })
 }
+
+function idOf({ id, name }: Config['services'][number]): string {
+  return id ?? name
+}
+
+function givePorts(
+  config: Config,
+  captured: Config['services'],
+  { bound, isFree }: CapturePorts,
+): ReadonlyMap<string, number> {
+  const { basePort } = config.capture
+  const given = new Map<string, number>()
+  const taken = new Set(bound.values())
+  for (const service of captured) {
+    const port = bound.get(idOf(service))
+    if (port !== undefined) given.set(idOf(service), port)
+  }
+  const others = portsOf(config)
+  const isUsable = (port: number): boolean => !taken.has(port) && isFree(port)
+  const spare = (): number | undefined => {
+    for (let port = basePort + captured.length; port <= LAST_PORT; port += 1)
+      if (!others.has(port) && isUsable(port)) return port
+    return undefined
+  }
+  for (const [index, service] of captured.entries()) {
+    if (given.has(idOf(service))) continue
+    const first = basePort + index
+    // When none is left, opening the first one says why.
+    const port = isUsable(first) ? first : (spare() ?? first)
+    taken.add(port)
+    given.set(idOf(service), port)
+  }
+  return given
+}
+
+/** The ports that the configuration gives another use. */
+function portsOf({ services, tunnel, metrics, dns }: Config): ReadonlySet<number | undefined> {
+  return new Set([
+    tunnel.port,
+    metrics.port,
+    dns.port,
+    ...services.flatMap(({ port, connectPort, upstreams }) => [
+      port,
+      connectPort,
+      ...upstreams.map(({ bindPort }) => bindPort),
+    ]),
+  ])
+}
+
+const LAST_PORT = 65_535
 
 /** The service that local callers without an identity are taken for; undefined when they are refused. */
 export function hostIdentity(config: Config): Config['services'][number] | undefined {

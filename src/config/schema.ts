@@ -334,6 +334,16 @@ export const configSchema = z.strictObject({
         'Ping a tunnel after so long a silence; one unanswered for as long again ends it',
       ),
       drain: duration('30s', 'How long open connections may go on after a stop was asked for', 0),
+      reloadDrain: duration(
+        '1h',
+        'How long connections that were open at a reload may go on in the process that was replaced',
+        0,
+      ),
+      restartGrace: duration(
+        '5s',
+        'How long open connections may go on after a restart was asked for; new ones are served meanwhile',
+        0,
+      ),
     })
     .prefault({}),
   limits: z

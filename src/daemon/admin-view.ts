@@ -16,6 +16,7 @@ import type {
   PeersDocument,
   ProblemEntry,
   RefusedEntry,
+  ReloadStatus,
   ServiceEntry,
   StateStatus,
   StatusDocument,
@@ -64,6 +65,7 @@ export interface DaemonState {
   /** The one list of what is wrong. */
   problems(): readonly ProblemEntry[]
   isDraining(): boolean
+  reload(): ReloadStatus
 }
 
 /** Instances that one question probes, and questions that do so at once. */
@@ -223,6 +225,7 @@ function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusD
     ...readinessOf(state, problems),
     awaited,
     draining: state.isDraining(),
+    reload: state.reload(),
     workers: state.pool.statuses((worker) => countByWorker[worker] ?? 0),
     catalog: {
       description: catalog?.description ?? '',

@@ -11,6 +11,7 @@
  * ```
  */
 import { hostname } from 'node:os'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { loadConfig } from '../config/load.ts'
 import { localServices } from '../config/local-services.ts'
 import { type Config, isDnsOn } from '../config/schema.ts'
@@ -32,15 +33,16 @@ import {
   createFilesSource,
   type FilesSourceOptions,
 } from '../controlplane/identity/files-source.ts'
+import { capturedService } from '../dataplane/doors.ts'
 import { describeError, MeshError } from '../lib/errors.ts'
-import { duplicateDescriptor } from '../lib/listening-socket.ts'
+import { duplicateDescriptor, isPortFree, setCloseOnExec } from '../lib/listening-socket.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { returnStartupMemory } from '../lib/startup-memory.ts'
 import { nameThread } from '../lib/thread-name.ts'
 import { hostmeshVersion } from '../lib/version.ts'
-import type { ProblemEntry } from '../model/admin.ts'
+import type { ProblemEntry, ReloadStatus } from '../model/admin.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
-import { Problem } from '../model/problem.ts'
+import type { Problem } from '../model/problem.ts'
 import type { LocalService } from '../model/service.ts'
 import type { Snapshot } from '../model/snapshot.ts'
 import { watchEventLoopLag } from '../telemetry/event-loop-lag.ts'
@@ -50,12 +52,21 @@ import { startAdminServer } from './admin-server.ts'
 import { createAdminView, type DaemonState, readinessOf } from './admin-view.ts'
 import { capturePlan } from './capture-operations.ts'
 import { capturedInstances } from './captured-instances.ts'
-import { ListeningSockets } from './listening-sockets.ts'
+import type { Incumbent } from './hand-over.ts'
+import { LINK_NAME, Link } from './hand-over-link.ts'
+import { ListeningSockets, type PlannedSocket } from './listening-sockets.ts'
 import { Memory, NOTHING_KEPT } from './memory.ts'
 import { type HostCondition, hostProblems, ProblemWatch, problemLine } from './problems.ts'
 import { type Blocker, Readiness } from './readiness.ts'
 import { registerWhenServed } from './register-when-served.ts'
-import { connectSystemd, takeSystemdEnvironment } from './systemd.ts'
+import { NEVER_RELOADED, Reloader } from './reloader.ts'
+import { isRestarting } from './stop-cause.ts'
+import {
+  connectSystemd,
+  type InheritedSocket,
+  inheritedSockets,
+  takeSystemdEnvironment,
+} from './systemd.ts'
 import { WorkerPool } from './worker-pool.ts'
 
 /** The rules in the kernel are compared with the plan this often; new cgroups are noticed faster. Milliseconds. */
@@ -66,6 +77,18 @@ const DNS_PATIENCE_MS = 2_000
 
 /** How long taking back the registration may hold up a stop, milliseconds. */
 const STOP_STEP_TIMEOUT_MS = 6_000
+
+/** What a starting daemon waits for that only the owner of the host's ports and rules has. */
+const WORKERS = 'the workers'
+const RESOLVER = 'the resolver'
+const CAPTURE_RULES = 'the capture rules'
+const OWN_PARTS = [WORKERS, RESOLVER, CAPTURE_RULES]
+
+/** A successor waits so long for certificates and its first snapshot. Milliseconds. */
+const PREPARE_MS = 15_000
+
+/** A successor looks this often whether it is ready. Milliseconds. */
+const READY_LOOK_MS = 20
 
 /** Workers tell which services are in use so many times within the time after which unused ones are let go. */
 const USES_TOLD = 10
@@ -86,23 +109,98 @@ export async function runDaemon(configPath: string): Promise<void> {
     logLinesLost += 1
   })
   for (const warning of configWarnings(config)) log.warn(warning)
+  const { link, inherited } = predecessorAmong(inheritedSockets(environment))
+  using systemd = connectSystemd({ log, environment, isSuccessor: link !== undefined })
   await using parts = new AsyncDisposableStack()
-  using systemd = connectSystemd({ log, environment })
-  const daemon = new Daemon(config, log, parts, () => logLinesLost)
+  const sockets = parts.use(new ListeningSockets(log, { keeper: systemd, inherited }))
+  const daemon = new Daemon(config, log, parts, { sockets, logLinesLost: () => logLinesLost })
   const stopAsked = stopSignal(log)
-  process.on('SIGHUP', () => daemon.recheckConfig(configPath))
-  await daemon.start()
+  const reloader = new Reloader({
+    configPath,
+    environment,
+    log,
+    sockets,
+    daemon,
+    predecessor: link,
+  })
+  daemon.reloads = () => reloader.status()
+  daemon.reloadProblem = () => reloader.problem()
+  let serves = false
+  process.on('SIGHUP', () => {
+    if (serves) void reloader.reload()
+    else log.warn('Too early to reload: the daemon is still starting')
+  })
+  if (link === undefined) await daemon.start()
+  else if ((await succeed(daemon, link, stopAsked)) === 'abandoned') return
+  systemd.takeOver()
   systemd.ready()
   daemon.onProblems = (problems) => systemd.status(problemLine(daemon.serviceNames(), problems))
   daemon.onProblems(daemon.currentProblems())
-  const signal = await stopAsked
-  log.info('Stopping', { signal, drainMs: config.timeouts.drain })
+  serves = true
+  const end = await Promise.race([stopAsked, reloader.replaced])
+  if (typeof end !== 'string') {
+    serves = false
+    log.info('Handed over', { to: end.pid })
+    systemd.handOver(end.pid)
+    await reloader.retire(end.link, stopAsked)
+    log.info('Ended after a reload')
+    return
+  }
+  const cause =
+    environment.NOTIFY_SOCKET !== undefined && (await isRestarting(log)) ? 'restart' : 'stop'
+  log.info('Stopping', { signal: end, cause })
   systemd.stopping()
-  await daemon.stop()
+  const graceMs = cause === 'restart' ? config.timeouts.restartGrace : config.timeouts.drain
+  const predecessorGone = reloader.endPredecessor(graceMs)
+  if (cause === 'restart') await daemon.endForRestart()
+  else await daemon.stop()
+  await predecessorGone
   log.info('Stopped')
 }
 
-class Daemon {
+/** The line to the daemon that started this one, and the sockets that came with it. */
+function predecessorAmong(all: readonly InheritedSocket[]): {
+  readonly link: Link | undefined
+  readonly inherited: readonly InheritedSocket[]
+} {
+  const fd = all.find(({ name }) => name === LINK_NAME)?.fd
+  const inherited = all.filter(({ name }) => name !== LINK_NAME)
+  if (fd === undefined) return { link: undefined, inherited }
+  setCloseOnExec(fd, true)
+  return { link: Link.of(fd), inherited }
+}
+
+/** The newer side of a reload: see hand-over.ts. Abandoned: the older one goes on, and nothing of it was touched. */
+async function succeed(
+  daemon: Daemon,
+  link: Link,
+  stopAsked: Promise<NodeJS.Signals>,
+): Promise<'serving' | 'abandoned'> {
+  link.tell({ kind: 'started', pid: process.pid })
+  const abandoned = Promise.race([stopAsked, link.closed]).then(() => 'abandoned' as const)
+  try {
+    const { awaited } = await link.next('hello')
+    const prepared = await Promise.race([daemon.prepareToSucceed(awaited), abandoned])
+    if (prepared === 'abandoned') return daemon.abandon()
+    link.tell({ kind: 'prepared' })
+    const go = await Promise.race([link.next('takeOver'), abandoned])
+    if (go === 'abandoned') return daemon.abandon()
+    await daemon.takeOver()
+    link.tell({ kind: 'serving' })
+    // Should the older one be gone, this one is all there is.
+    const main = await Promise.race([
+      link.next('main').catch(() => 'main' as const),
+      stopAsked.then(() => 'abandoned' as const),
+    ])
+    return main === 'abandoned' ? daemon.abandon() : 'serving'
+  } catch (error) {
+    link.tell({ kind: 'failed', reason: describeError(error) })
+    await daemon.abandon()
+    throw error
+  }
+}
+
+class Daemon implements Incumbent {
   private readonly config: Config
   private readonly log: Log
   private readonly parts: AsyncDisposableStack
@@ -122,7 +220,6 @@ class Daemon {
     readonly capture: Blocker
   }
   private readonly problems: ProblemWatch
-  private configProblem: Problem | undefined
   /** Called with every change of the list of problems. */
   onProblems: (problems: readonly ProblemEntry[]) => void = () => undefined
   private readonly leaves = new Map<string, Leaf>()
@@ -138,29 +235,50 @@ class Daemon {
   private captureInSync: boolean | undefined
   private refusals: Refusals | undefined
   private draining = false
+  /** Whether rules stay when this process ends: the next one takes them over. */
+  private leavesRules = false
+  /** The parts that a host has one of; they change hands in a reload. */
+  private owned = new AsyncDisposableStack()
+  /** Aborted when registration is another process'. */
+  private registering = new AbortController()
+  /** Whether an earlier daemon may have left rules that this one does not want. */
+  private readonly hadCapture: boolean
+  /** What became of reloads. */
+  reloads: () => ReloadStatus = () => NEVER_RELOADED
+  /** Why the last one failed. */
+  reloadProblem: () => Problem | undefined = () => undefined
   /** Aborted when nobody new is to be sent here any more. */
   private readonly stopping = new AbortController()
   private eventLoopLagMs = 0
 
-  constructor(config: Config, log: Log, parts: AsyncDisposableStack, logLinesLost: () => number) {
+  constructor(
+    config: Config,
+    log: Log,
+    parts: AsyncDisposableStack,
+    options: { readonly sockets: ListeningSockets; readonly logLinesLost: () => number },
+  ) {
+    const { sockets, logLinesLost } = options
     this.config = config
     this.logLinesLost = logLinesLost
     this.log = log
     this.parts = parts
-    this.services = localServices(config)
+    // Here for what is started before the rest, and again behind it: they are the first to go.
+    parts.defer(() => this.owned.disposeAsync())
+    this.sockets = sockets
+    const bound = capturePorts(sockets.inheritedPorts())
+    this.hadCapture = bound.size > 0
+    this.services = localServices(config, { bound, isFree: isPortFree })
     this.nodeName = config.node.name ?? hostname()
-    // Closed last: nothing that borrows them is left then.
-    this.sockets = parts.use(new ListeningSockets(log))
     const wait = (name: string): Blocker => this.readiness.block(name)
     this.awaitedParts = {
-      workers: wait('the workers'),
+      workers: wait(WORKERS),
       firstSnapshot: wait('the first snapshot'),
       roots: wait('roots'),
       certificates: new Map(
         this.serviceNames().map((name) => [name, wait(`the certificate of ${name}`)]),
       ),
-      dns: wait('the resolver'),
-      capture: wait('the capture rules'),
+      dns: wait(RESOLVER),
+      capture: wait(CAPTURE_RULES),
     }
     this.pool = new WorkerPool({
       count: config.workers,
@@ -197,6 +315,7 @@ class Daemon {
       awaited: () => this.awaited(),
       problems: () => this.problems.look(),
       isDraining: () => this.draining,
+      reload: () => this.reloads(),
     }
     this.problems = parts.use(
       new ProblemWatch({
@@ -207,15 +326,16 @@ class Daemon {
     )
   }
 
-  private awaited(): readonly string[] {
+  /** What it still waits for before it is ready. */
+  awaited(): readonly string[] {
     const workers = this.pool.statuses(() => 0)
     const hasWorker = workers.length === 0 || workers.some(({ state }) => state === 'running')
     const awaited = [...this.readiness.awaited(), ...(this.discovery?.awaited() ?? [])]
-    return hasWorker || awaited.includes('the workers') ? awaited : [...awaited, 'a worker']
+    return hasWorker || awaited.includes(WORKERS) ? awaited : [...awaited, 'a worker']
   }
 
   private condition(): HostCondition {
-    const { configProblem } = this
+    const reloadProblem = this.reloadProblem()
     return {
       awaited: this.awaited(),
       isDraining: this.draining,
@@ -224,26 +344,12 @@ class Daemon {
       captureProblems: this.capture?.problems() ?? [],
       stateParts: this.state.state().parts,
       others: [
-        ...(configProblem === undefined ? [] : [configProblem]),
+        ...(reloadProblem === undefined ? [] : [reloadProblem]),
         ...(this.certificates?.problems() ?? []),
         ...(this.catalog?.health().problems ?? []),
         ...(this.discovery?.problems() ?? []),
         ...(this.memory?.problems() ?? []),
       ],
-    }
-  }
-
-  /** SIGHUP: certificates and the catalog file reload by themselves; this says what a restart would do. */
-  recheckConfig(path: string): void {
-    try {
-      loadConfig(path)
-      this.configProblem = undefined
-      this.log.info('The configuration file is sound; changes to it take effect with a restart')
-    } catch (error) {
-      this.configProblem = Problem.of(error, 'HM_CONFIG_INVALID')
-      this.log.error('The configuration file is broken; the running configuration stays', {
-        error: describeError(error),
-      })
     }
   }
 
@@ -253,11 +359,89 @@ class Daemon {
   }
 
   async start(): Promise<void> {
+    await this.startAdmin()
+    await this.prepare()
+    await this.own()
+    returnStartupMemory()
+  }
+
+  /** For a successor: starts whatever may run twice on a host, and waits until it waits for no more than its predecessor. */
+  async prepareToSucceed(awaited: readonly string[]): Promise<void> {
+    await this.prepare({ holdsMemory: true })
+    const allowed = new Set([...awaited, ...OWN_PARTS])
+    const isPrepared = (): boolean => this.awaited().every((what) => allowed.has(what))
+    const endMs = performance.now() + PREPARE_MS
+    while (!isPrepared() && !this.leavesRules) {
+      if (performance.now() > endMs)
+        throw new MeshError(
+          'HM_RELOAD_NOT_READY',
+          `The new process waits for ${this.awaited()
+            .filter((what) => !allowed.has(what))
+            .join(', ')}`,
+        )
+      await sleep(READY_LOOK_MS)
+    }
+  }
+
+  /** For a successor: takes over what there is one of. Serves when it resolves. */
+  async takeOver(): Promise<void> {
+    this.leavesRules = true
+    await this.startAdmin()
+    this.memory?.hold(false)
+    await this.own()
+    this.leavesRules = false
+    returnStartupMemory()
+  }
+
+  /** For a successor that is not to be: leaves everything as it is. */
+  async abandon(): Promise<'abandoned'> {
+    this.leavesRules = true
+    this.memory?.hold(true)
+    await this.pool.retire(0)
+    return 'abandoned'
+  }
+
+  async release(): Promise<void> {
+    this.leavesRules = true
+    this.registering.abort()
+    this.catalog?.leave?.()
+    await this.owned.disposeAsync()
+    this.owned = new AsyncDisposableStack()
+    this.dns = undefined
+    this.capture = undefined
+    this.memory?.hold(true)
+  }
+
+  async resume(): Promise<void> {
+    await this.startAdmin()
+    this.memory?.hold(false)
+    await this.startDns()
+    await this.startCapture()
+    this.startRegistration()
+    this.leavesRules = false
+  }
+
+  /** For a daemon that was replaced: its connections go on until they end, or for so long. Called again it is sooner. */
+  async retire(deadlineMs: number): Promise<void> {
+    this.draining = true
+    // Only this process' descriptors: the sockets are the successor's.
+    this.sockets[Symbol.dispose]()
+    await this.pool.retire(deadlineMs)
+  }
+
+  /** Connections that are open. */
+  async connectionCount(): Promise<number> {
+    const { countByWorker } = await this.pool.connections(0)
+    return countByWorker.reduce((sum, count) => sum + count, 0)
+  }
+
+  /** Everything that another daemon of this host is not disturbed by. */
+  private async prepare({ holdsMemory = false } = {}): Promise<void> {
     const { config, log, parts } = this
     parts.defer(() => this.stopping.abort())
     parts.use(watchEventLoopLag((longestMs) => (this.eventLoopLagMs = longestMs)))
-    await this.startAdmin()
     const memory = parts.use(new Memory(config, log))
+    memory.hold(holdsMemory)
     this.memory = memory
     const source = openCatalog(config, this.nodeName, log)
     const catalog = parts.use(memory.catalog(source))
@@ -270,9 +454,8 @@ class Daemon {
     this.certificates = certificates
     this.followCertificates(certificates)
     // Before they start: one that cannot listen is a thread all the same, and would keep the process alive.
-    parts.defer(() => this.pool.drain(0))
-    await this.pool.start()
-    this.awaitedParts.workers.release()
+    parts.defer(() => this.pool.drainForRestart(0))
+    await this.pool.prepare()
     this.discovery = parts.use(
       startDiscovery(
         {
@@ -296,23 +479,39 @@ class Daemon {
         },
       ),
     )
+    parts.defer(() => this.owned.disposeAsync())
+  }
+
+  /** Ports, resolver, rules and registration. */
+  private async own(): Promise<void> {
+    const { config, log } = this
+    // The pool closes what nobody has taken.
+    if (isDnsOn(config)) for (const socket of this.dnsSockets()) this.sockets.take(socket)
+    await this.pool.listen()
+    this.awaitedParts.workers.release()
     await this.startDns()
     this.awaitedParts.dns.release()
     await this.startCapture()
     this.awaitedParts.capture.release()
-    void registerWhenServed({
-      registry: catalog,
-      services: this.services.filter(({ target }) => target !== undefined),
-      tunnelPort: config.tunnel.port,
-      canServe: ({ name }) => this.canServe(name),
-      signal: this.stopping.signal,
-    })
+    this.startRegistration()
     log.info('Ready', {
       node: this.nodeName,
       services: this.serviceNames(),
       version: hostmeshVersion,
     })
-    returnStartupMemory()
+  }
+
+  private startRegistration(): void {
+    const { catalog } = this
+    if (catalog === undefined) return
+    this.registering = new AbortController()
+    void registerWhenServed({
+      registry: catalog,
+      services: this.services.filter(({ target }) => target !== undefined),
+      tunnelPort: this.config.tunnel.port,
+      canServe: ({ name }) => this.canServe(name),
+      signal: AbortSignal.any([this.stopping.signal, this.registering.signal]),
+    })
   }
 
   private canServe(service: string): boolean {
@@ -328,6 +527,14 @@ class Daemon {
     if (opens) await this.suspendCapture()
     await this.pool.drain(this.config.timeouts.drain)
     if (opens) await this.clearCapture()
+  }
+
+  /** Hands everything that outlives this process to the next one: sockets, rules and registration stay. */
+  async endForRestart(): Promise<void> {
+    this.draining = true
+    this.stopping.abort()
+    this.leavesRules = true
+    await this.pool.drainForRestart(this.config.timeouts.restartGrace)
   }
 
   private async startAdmin(): Promise<void> {
@@ -359,14 +566,18 @@ class Daemon {
         }),
       }),
     )
-    this.parts.use(
+    this.owned.use(
       await startAdminServer({
         socketPath: admin.socket,
         group: admin.group,
         metrics:
           port === undefined
             ? undefined
-            : { ip: address, port, open: () => this.socket('metrics', 'tcp', address, port) },
+            : {
+                ip: address,
+                port,
+                open: () => this.borrow(ownSocket('metrics', 'tcp', address, port)),
+              },
         view,
         log: this.log,
       }),
@@ -390,16 +601,14 @@ class Daemon {
     }
   }
 
+  private dnsSockets(): readonly [tcp: OwnSocket, udp: OwnSocket] {
+    const { address, port } = this.config.dns
+    return [ownSocket('dns/tcp', 'tcp', address, port), ownSocket('dns/udp', 'udp', address, port)]
+  }
+
   /** A descriptor of a socket of the main thread, to be closed by whoever asked for it. */
-  private socket(name: string, kind: 'tcp' | 'udp', ip: string, port: number): number {
-    const planned = {
-      name,
-      kind,
-      address: { ip, port },
-      transparent: false,
-      isOptional: false,
-    } as const
-    return duplicateDescriptor(this.sockets.take(planned))
+  private borrow(socket: OwnSocket): number {
+    return duplicateDescriptor(this.sockets.take(socket))
   }
 
   /** The list of problems now. */
@@ -410,13 +619,11 @@ class Daemon {
   private async startDns(): Promise<void> {
     const { dns, datacenter } = this.config
     if (!isDnsOn(this.config)) return
-    this.dns = this.parts.use(
+    const [tcp, udp] = this.dnsSockets()
+    this.dns = this.owned.use(
       await startDnsServer({
         address: { ip: dns.address, port: dns.port },
-        sockets: {
-          tcp: this.socket('dns/tcp', 'tcp', dns.address, dns.port),
-          udp: this.socket('dns/udp', 'udp', dns.address, dns.port),
-        },
+        sockets: { tcp: this.borrow(tcp), udp: this.borrow(udp) },
         datacenter,
         ttlS: Math.floor(dns.ttl / 1_000),
         lookup: async (service, needs, { wait }) =>
@@ -429,17 +636,20 @@ class Daemon {
   }
 
   private async startCapture(): Promise<void> {
-    if (this.config.capture.mode === 'off') return
-    const capture = createCapture({ log: this.log, maintain: CAPTURE_UPKEEP })
+    const { mode, onStop } = this.config.capture
+    if (mode === 'off' && !this.hadCapture) return
+    const capture = this.owned.use(createCapture({ log: this.log, maintain: CAPTURE_UPKEEP }))
     this.capture = capture
-    this.parts.use(capture)
+    if (mode === 'off') return await this.clearCapture()
     await capture.apply(await capturePlan(this.config, this.services))
-    if (this.config.capture.onStop === 'open') this.parts.defer(() => this.clearCapture())
+    this.owned.defer(async () => {
+      if (onStop === 'open' && !this.leavesRules) await this.clearCapture()
+    })
     const snapshot = this.discovery?.current()
     if (snapshot !== undefined) this.followInstances(snapshot)
     this.captureInSync = true
     const timer = setInterval(() => void this.lookAtCapture(capture), CAPTURE_UPKEEP.verifyEveryMs)
-    this.parts.defer(() => clearInterval(timer))
+    this.owned.defer(() => clearInterval(timer))
   }
 
   private async lookAtCapture(capture: Capture): Promise<void> {
@@ -582,6 +792,23 @@ function stopSignal(log: Log): Promise<NodeJS.Signals> {
     process.on('SIGTERM', onSignal)
     process.on('SIGINT', onSignal)
   })
+}
+
+/** A socket that the main thread itself serves. */
+type OwnSocket = PlannedSocket & { readonly isOptional: false }
+
+function ownSocket(name: string, kind: 'tcp' | 'udp', ip: string, port: number): OwnSocket {
+  return { name, kind, address: { ip, port }, transparent: false, isOptional: false }
+}
+
+/** By service ID: which capture ports the sockets of an earlier daemon have. */
+function capturePorts(inherited: ReadonlyMap<string, number>): ReadonlyMap<string, number> {
+  const ports = new Map<string, number>()
+  for (const [name, port] of inherited) {
+    const service = capturedService(name)
+    if (service !== undefined) ports.set(service, port)
+  }
+  return ports
 }
 
 function wallClockOf(monotonicMs: number | undefined): number | undefined {

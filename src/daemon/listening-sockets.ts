@@ -1,12 +1,24 @@
 /**
  * All listening sockets of the host, by name. Owned by the main thread, from before anybody accepts until the process
  * ends: workers, the resolver and the metrics port only borrow them.
+ *
+ * A keeper (systemd) has duplicates while this process lives and gives them to the next one: then they are inherited,
+ * with whoever has connected meanwhile, and only what is missing is opened.
  */
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
-import { closeDescriptor, openListeningSocket } from '../lib/listening-socket.ts'
+import {
+  boundPort,
+  closeDescriptor,
+  isSocketOf,
+  makeTransparent,
+  openListeningSocket,
+  type SocketSpec,
+  setCloseOnExec,
+} from '../lib/listening-socket.ts'
 import type { Log } from '../lib/log.ts'
 import { findPortHolder, localPortRange, type PortHolder } from '../lib/port-holder.ts'
 import { formatAddress, type SocketAddress } from '../model/address.ts'
+import type { InheritedSocket, Systemd } from './systemd.ts'
 
 /** A socket that a configuration needs. */
 export interface PlannedSocket {
@@ -24,18 +36,51 @@ export interface PlannedSocket {
 const NO_SUCH_FAMILY = 'EAFNOSUPPORT'
 const NO_SUCH_ADDRESS = 'EADDRNOTAVAIL'
 
-/** The sockets of this process. Disposing closes them all. */
+/** Who keeps sockets for the next process. */
+export type SocketKeeper = Pick<Systemd, 'keep' | 'forget'>
+
+/** The sockets of this process. Disposing closes them all; what a keeper has stays open. */
 export class ListeningSockets implements Disposable {
   private readonly log: Log
+  private readonly keeper: SocketKeeper | undefined
+  private readonly inherited = new Map<string, number>()
   private readonly open = new Map<string, number>()
 
-  constructor(log: Log) {
+  constructor(
+    log: Log,
+    options: {
+      readonly keeper?: SocketKeeper
+      readonly inherited?: readonly InheritedSocket[]
+    } = {},
+  ) {
     this.log = log
+    this.keeper = options.keeper
+    for (const { name, fd } of options.inherited ?? []) {
+      setCloseOnExec(fd, true)
+      // Two of one name: of none it is known whose it is.
+      if (this.inherited.has(name)) closeDescriptor(fd)
+      else this.inherited.set(name, fd)
+    }
+  }
+
+  /** The ports of the sockets that were inherited and not yet taken, by name. */
+  inheritedPorts(): ReadonlyMap<string, number> {
+    const ports = new Map<string, number>()
+    for (const [name, fd] of this.inherited) {
+      const port = boundPort(fd)
+      if (port !== undefined) ports.set(name, port)
+    }
+    return ports
+  }
+
+  /** The descriptors of all sockets that are open, by name. */
+  all(): ReadonlyMap<string, number> {
+    return this.open
   }
 
   /**
-   * The descriptor of a socket, opened unless it is open already; undefined for an optional one that this host cannot have.
-   * It stays this object's: who accepts from it takes a duplicate.
+   * The descriptor of a socket: open already, inherited, or opened now; undefined for an optional one that this host cannot
+   * have. It stays this object's: who accepts from it takes a duplicate.
    * @throws MeshError HM_LISTEN_FAILED, whose hint says who has the port where that can be found out
    */
   take(socket: PlannedSocket & { readonly isOptional: false }): number
@@ -43,20 +88,61 @@ export class ListeningSockets implements Disposable {
   take(socket: PlannedSocket): number | undefined {
     const known = this.open.get(socket.name)
     if (known !== undefined) return known
-    const fd = this.openOne(socket)
-    if (fd !== undefined) this.open.set(socket.name, fd)
+    const fd = this.inherit(socket) ?? this.openOne(socket)
+    if (fd === undefined) return undefined
+    this.open.set(socket.name, fd)
+    this.keeper?.keep(socket.name, fd)
     return fd
   }
 
-  /** Closes a socket. The port is free when nobody accepts from a duplicate any more. */
+  /**
+   * Closes what was inherited and is not needed any more, here and at the keeper. Before anybody accepts: the kernel would
+   * hand connections of the same port to a socket that nobody looks at.
+   */
+  closeUnused(): void {
+    for (const name of this.inherited.keys()) this.drop(name)
+  }
+
+  /** Closes a socket, here and at the keeper. The port is free when nobody accepts from a duplicate any more. */
   giveUp(name: string): void {
     const fd = this.open.get(name)
-    if (fd !== undefined) closeDescriptor(fd)
+    if (fd === undefined) return
+    this.keeper?.forget(name)
+    closeDescriptor(fd)
     this.open.delete(name)
   }
 
   [Symbol.dispose](): void {
-    for (const name of this.open.keys()) this.giveUp(name)
+    for (const fd of [...this.open.values(), ...this.inherited.values()]) closeDescriptor(fd)
+    this.open.clear()
+    this.inherited.clear()
+  }
+
+  /** One that was inherited under this name, if it is what is planned; else that one goes. */
+  private inherit({ name, kind, address, transparent }: PlannedSocket): number | undefined {
+    const fd = this.inherited.get(name)
+    if (fd === undefined) return undefined
+    const spec: SocketSpec = { kind, ...address, transparent }
+    const isSame =
+      isSocketOf(fd, spec) ||
+      // Opened where there was no IPv6.
+      (address.ip === '::' && isSocketOf(fd, { ...spec, ip: '0.0.0.0' }))
+    if (!isSame) {
+      this.drop(name)
+      return undefined
+    }
+    this.inherited.delete(name)
+    if (transparent) makeTransparent(fd, spec)
+    return fd
+  }
+
+  private drop(name: string): void {
+    const fd = this.inherited.get(name)
+    if (fd === undefined) return
+    this.inherited.delete(name)
+    this.keeper?.forget(name)
+    closeDescriptor(fd)
+    this.log.info('A listening socket is not needed any more', { name })
   }
 
   private openOne(socket: PlannedSocket): number | undefined {

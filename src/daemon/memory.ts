@@ -62,6 +62,7 @@ export class Memory implements AsyncDisposable {
   private nameProblem: string | undefined
   private catalogMemory: RememberedCatalog | undefined
   private certificateMemory: RememberedCertificates | undefined
+  private isHeld = false
 
   constructor(config: Config, log: Log) {
     this.config = config
@@ -139,6 +140,12 @@ export class Memory implements AsyncDisposable {
     this.addresses.save(() => JSON.stringify(Object.fromEntries(assigned)))
   }
 
+  /** Whether the files are another process': what changes meanwhile is written when they are this one's again. */
+  hold(isHeld: boolean): void {
+    this.isHeld = isHeld
+    for (const file of this.files.values()) file.hold(isHeld)
+  }
+
   /** What is live and what is remembered, and what is wrong with the files. */
   status(): StateStatus {
     return {
@@ -212,6 +219,7 @@ export class Memory implements AsyncDisposable {
       maxBytes,
       log: this.log,
     })
+    file.hold(this.isHeld)
     this.files.set(name, file)
     return file
   }

@@ -1,5 +1,6 @@
 /**
- * What the daemon tells systemd: ready, stopping, a line of status, and that it is still alive.
+ * What the daemon and systemd say to each other: ready, stopping, a line of status, that it is still alive; and the
+ * listening sockets that systemd keeps while no daemon does.
  *
  * ```
  *   starting --ready()--> ready --stopping()--> stopping
@@ -21,6 +22,20 @@ export interface Systemd extends Disposable {
   stopping(): void
   /** One line for `systemctl status`; control characters become spaces. */
   status(text: string): void
+  /** Has systemd keep a socket over restart and crash. Goes out in order with {@link forget}, and is tried again when it must be. */
+  keep(name: string, fd: number): void
+  /** systemd closes what it keeps under this name. */
+  forget(name: string): void
+  /** Makes `pid` the main process of the service: this one is not listened to any more, and says nothing more. */
+  handOver(pid: number): void
+  /** This process is the main one now: what it had to say until then goes out. */
+  takeOver(): void
+}
+
+/** A descriptor that this process was started with. */
+export interface InheritedSocket {
+  readonly name: string
+  readonly fd: number
 }
 
 /** The variables by which systemd speaks to a service. */
@@ -28,6 +43,11 @@ export interface SystemdEnvironment {
   readonly NOTIFY_SOCKET?: string | undefined
   readonly WATCHDOG_USEC?: string | undefined
   readonly WATCHDOG_PID?: string | undefined
+  readonly LISTEN_PID?: string | undefined
+  readonly LISTEN_FDS?: string | undefined
+  readonly LISTEN_FDNAMES?: string | undefined
+  /** How the command was called, from scripts/hostmesh: what a reload starts. */
+  readonly HOSTMESH_COMMAND?: string | undefined
 }
 
 /** What {@link connectSystemd} needs. */
@@ -36,10 +56,21 @@ export interface SystemdOptions {
   /** Whether the daemon does its work; asked before each watchdog message. False withholds it. */
   readonly isAlive?: (() => boolean) | undefined
   readonly environment: SystemdEnvironment
+  /** Whether another process is the service's main one yet: until {@link Systemd.takeOver} nothing is said. */
+  readonly isSuccessor?: boolean
 }
 
 /** Longest status line, in characters. */
 const MAX_STATUS = 200
+
+/** The first descriptor after standard input, output and error. */
+const FIRST_INHERITED = 3
+
+/** More than systemd ever passes. */
+const MAX_INHERITED = 65_536
+
+/** systemd's socket takes few messages at once; those about sockets must not get lost. Milliseconds. */
+const SEND_AGAIN_MS = 10
 
 /**
  * Takes systemd's variables out of this process' environment, so that programs the daemon starts do not
@@ -52,9 +83,29 @@ export function takeSystemdEnvironment(): SystemdEnvironment {
     NOTIFY_SOCKET: env['NOTIFY_SOCKET'],
     WATCHDOG_USEC: env['WATCHDOG_USEC'],
     WATCHDOG_PID: env['WATCHDOG_PID'],
+    LISTEN_PID: env['LISTEN_PID'],
+    LISTEN_FDS: env['LISTEN_FDS'],
+    LISTEN_FDNAMES: env['LISTEN_FDNAMES'],
+    HOSTMESH_COMMAND: env['HOSTMESH_COMMAND'],
   }
   for (const name of Object.keys(environment)) delete env[name]
   return environment
+}
+
+/** The descriptors that systemd, or an earlier daemon, has passed to process `pid`, as sd_listen_fds_with_names(3) reads them. */
+export function inheritedSockets(
+  environment: SystemdEnvironment,
+  pid: number = process.pid,
+): readonly InheritedSocket[] {
+  const { LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES = '' } = environment
+  const count = Number(LISTEN_FDS ?? '')
+  if (Number(LISTEN_PID ?? '') !== pid || !Number.isInteger(count) || count < 1) return []
+  if (count > MAX_INHERITED) return []
+  const names = LISTEN_FDNAMES.split(':')
+  return Array.from({ length: count }, (_, i) => ({
+    name: names[i] ?? '',
+    fd: FIRST_INHERITED + i,
+  }))
 }
 
 /** Opens the way to systemd. Never throws: without it the daemon runs all the same, and the log says so. */
@@ -64,9 +115,28 @@ export function connectSystemd(options: SystemdOptions): Systemd {
   if (socket === undefined) return silentSystemd
 
   let state: 'starting' | 'ready' | 'stopping' = 'starting'
+  let isMain = options.isSuccessor !== true
+  let isReadyHeld = false
   let watchdog: NodeJS.Timeout | undefined
   const send = (message: string): void => {
-    if (!socket.send(message)) log.warn('Cannot notify systemd', { message })
+    if (isMain && !socket.send(message)) log.warn('Cannot notify systemd', { message })
+  }
+  const unsent: { readonly message: string; readonly fd: number | undefined }[] = []
+  let sendingAgain: NodeJS.Timeout | undefined
+  const sendAll = (): void => {
+    sendingAgain = undefined
+    if (!isMain) return
+    for (let next = unsent[0]; next !== undefined; next = unsent[0]) {
+      if (!socket.send(next.message, next.fd)) {
+        sendingAgain = setTimeout(sendAll, SEND_AGAIN_MS).unref()
+        return
+      }
+      unsent.shift()
+    }
+  }
+  const sendSurely = (message: string, fd?: number): void => {
+    unsent.push({ message, fd })
+    if (sendingAgain === undefined) sendAll()
   }
   const startWatchdog = (): void => {
     const periodMs = watchdogPeriodMs(environment)
@@ -79,9 +149,11 @@ export function connectSystemd(options: SystemdOptions): Systemd {
     watchdog = setInterval(feed, periodMs)
     watchdog.unref()
   }
-  return {
+  const systemd: Systemd = {
     ready: () => {
       if (state !== 'starting') return
+      isReadyHeld = !isMain
+      if (isReadyHeld) return
       state = 'ready'
       send('READY=1')
       startWatchdog()
@@ -93,17 +165,36 @@ export function connectSystemd(options: SystemdOptions): Systemd {
     },
     // A newline would begin another message: everything of that kind is cut out here.
     status: (text) => send(`STATUS=${text.replaceAll(/\p{Cc}+/gu, ' ').slice(0, MAX_STATUS)}`),
+    // FDPOLL=0: a listening socket is kept until it is taken back, whatever state it is in.
+    keep: (name, fd) => sendSurely(`FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, fd),
+    forget: (name) => sendSurely(`FDSTOREREMOVE=1\nFDNAME=${name}`),
+    handOver: (pid) => {
+      send(`MAINPID=${pid}`)
+      isMain = false
+      clearInterval(watchdog)
+    },
+    takeOver: () => {
+      isMain = true
+      sendAll()
+      if (isReadyHeld) systemd.ready()
+    },
     [Symbol.dispose]: () => {
+      clearTimeout(sendingAgain)
       clearInterval(watchdog)
       socket[Symbol.dispose]()
     },
   }
+  return systemd
 }
 
 const silentSystemd: Systemd = {
   ready: () => undefined,
   stopping: () => undefined,
   status: () => undefined,
+  keep: () => undefined,
+  forget: () => undefined,
+  handOver: () => undefined,
+  takeOver: () => undefined,
   [Symbol.dispose]: () => undefined,
 }
 

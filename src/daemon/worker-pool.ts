@@ -116,7 +116,7 @@ export class WorkerPool {
   private bundle: TrustBundle | undefined
   private snapshot: Snapshot = emptySnapshot
   private draining = false
-  private drainDeadlineMs = 0
+  private listens = false
   private nextMemoryId = 0
   private nextQuestion = 0
   private watchdog: NodeJS.Timeout | undefined
@@ -140,22 +140,39 @@ export class WorkerPool {
     }))
   }
 
-  /**
-   * Starts all workers and waits until they listen.
-   * @throws MeshError HM_LISTEN_FAILED, or what else kept the first one from listening.
-   */
+  /** {@link prepare} and {@link listen}. */
   async start(): Promise<void> {
+    await this.prepare()
+    await this.listen()
+  }
+
+  /** Starts all workers, which take what they are fed and accept nothing yet. @throws MeshError HM_WORKER_FAILED */
+  async prepare(): Promise<void> {
+    for (const member of this.members) {
+      const started = this.next(member, (m) => m === 'exit' || m.kind === 'started')
+      this.spawn(member)
+      if ((await started) === 'exit') throw cannotStart(member)
+    }
+    this.watchdog = setInterval(() => this.endStuckWorkers(), STUCK_MS / 10)
+  }
+
+  /**
+   * Opens the sockets and waits until all workers accept.
+   * @throws MeshError HM_LISTEN_FAILED, or what else keeps one from it
+   */
+  async listen(): Promise<void> {
     const planned = plannedSockets(this.options.settings)
     for (const member of this.members)
       member.sockets = planned.flatMap(({ name, ...socket }) => {
         const fd = this.sockets.take({ ...socket, name: socketName(name, member.id) })
         return fd === undefined ? [] : [{ name, fd }]
       })
-    for (const member of this.members) await this.startFirst(member)
+    this.sockets.closeUnused()
+    this.listens = true
+    for (const member of this.members) await this.listenFirst(member)
     this.options.log.info('Listening', {
       addresses: planned.map(({ address }) => formatAddress(address)),
     })
-    this.watchdog = setInterval(() => this.endStuckWorkers(), STUCK_MS / 10)
   }
 
   /** Feeds what changed. `snapshot` is the whole, kept for workers that start later. */
@@ -292,12 +309,31 @@ export class WorkerPool {
 
   /** No new connections; open ones may go on for `deadlineMs`, then they are reset. Resolves when all are gone. */
   async drain(deadlineMs: number): Promise<void> {
-    this.draining = true
-    clearInterval(this.watchdog)
-    this.drainDeadlineMs = deadlineMs
     // Before the workers close theirs: otherwise new connections would wait for nobody.
     for (const { id, sockets } of this.members)
       for (const { name } of sockets) this.sockets.giveUp(socketName(name, id))
+    await this.end({ kind: 'drain', deadlineMs, why: 'stop' })
+  }
+
+  /**
+   * For a restart: the sockets stay, and new connections are served until the open ones have ended or `graceMs` is
+   * over; from then on they wait for the next process. Resolves when all are gone.
+   */
+  async drainForRestart(graceMs: number): Promise<void> {
+    await this.end({ kind: 'drain', deadlineMs: graceMs, why: 'restart' })
+  }
+
+  /**
+   * After another process has taken the sockets over: no new connections, and open ones may go on for `deadlineMs`.
+   * Said again it brings the deadline forward. Resolves when all are gone.
+   */
+  async retire(deadlineMs: number): Promise<void> {
+    await this.end({ kind: 'drain', deadlineMs, why: 'handOver' })
+  }
+
+  private async end(order: Extract<ToWorker, { readonly kind: 'drain' }>): Promise<void> {
+    this.draining = true
+    clearInterval(this.watchdog)
     await Promise.all(
       this.members.map(async (member) => {
         const { thread } = member
@@ -307,7 +343,7 @@ export class WorkerPool {
           member,
           (message) => message === 'exit' || message.kind === 'drained',
         )
-        send(thread, { kind: 'drain', deadlineMs: this.drainDeadlineMs })
+        send(thread, order)
         await drained
         member.state = 'stopped'
         await thread.terminate()
@@ -315,16 +351,16 @@ export class WorkerPool {
     )
   }
 
-  private async startFirst(member: Member): Promise<void> {
-    const started = this.next(
+  private async listenFirst(member: Member): Promise<void> {
+    const listening = this.next(
       member,
       (message) =>
         message === 'exit' || message.kind === 'listening' || message.kind === 'cannotListen',
     )
-    this.spawn(member)
-    const message = await started
-    if (message === 'exit')
-      throw new MeshError('HM_WORKER_FAILED', `Cannot start data-plane worker ${member.id}`)
+    if (member.thread === undefined) throw cannotStart(member)
+    send(member.thread, { kind: 'listen', sockets: member.sockets })
+    const message = await listening
+    if (message === 'exit') throw cannotStart(member)
     if (message.kind === 'cannotListen')
       throw new MeshError(message.code, message.message, {
         ...(message.hint !== undefined && { hint: message.hint }),
@@ -362,7 +398,7 @@ export class WorkerPool {
     send(thread, { kind: 'snapshot', delta: diffSnapshots(emptySnapshot, this.snapshot) })
     if (this.bundle !== undefined) send(thread, { kind: 'roots', bundle: this.bundle })
     for (const leaf of this.leaves.values()) send(thread, { kind: 'leaf', leaf })
-    send(thread, { kind: 'listen', sockets: member.sockets })
+    if (this.listens) send(thread, { kind: 'listen', sockets: member.sockets })
   }
 
   private onMessage(member: Member, message: FromWorker): void {
@@ -396,6 +432,7 @@ export class WorkerPool {
       case 'alive':
         member.aliveAtMs = performance.now()
         break
+      case 'started':
       case 'drained':
         break
       default:
@@ -510,6 +547,10 @@ function plannedSockets(settings: WorkerPoolOptions['settings']): readonly Plann
       isOptional: false,
     })),
   ]
+}
+
+function cannotStart({ id }: Member): MeshError {
+  return new MeshError('HM_WORKER_FAILED', `Cannot start data-plane worker ${id}`)
 }
 
 /** Of a worker's socket among all of the host. */

@@ -89,3 +89,8 @@ export function tunnelDoors({ services, tunnel }: DoorSettings): readonly Tunnel
 function named(...parts: readonly string[]): string {
   return parts.join('/').replaceAll(':', '%3A')
 }
+
+/** The service ID in the name of a capture port's door; undefined for another door. */
+export function capturedService(name: string): string | undefined {
+  return /^capture\/([^/]+)\//.exec(name)?.[1]?.replaceAll('%3A', ':')
+}

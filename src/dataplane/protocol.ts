@@ -63,7 +63,16 @@ export type ToWorker =
   | { readonly kind: 'leaf'; readonly leaf: Leaf }
   | { readonly kind: 'roots'; readonly bundle: TrustBundle }
   | { readonly kind: 'listen'; readonly sockets: readonly WorkerSocket[] }
-  | { readonly kind: 'drain'; readonly deadlineMs: number }
+  /**
+   * `stop`: who comes now is refused. `restart`: new connections are taken until those that are open now have ended or
+   * the deadline is over; then they wait for the next process. `handOver`: another process takes them already. Said again
+   * it brings the deadline forward.
+   */
+  | {
+      readonly kind: 'drain'
+      readonly deadlineMs: number
+      readonly why: 'stop' | 'restart' | 'handOver'
+    }
   | { readonly kind: 'ask'; readonly id: number; readonly what: 'peers' | 'ejections' }
   /** At most `limit` connections are listed; all are counted. */
   | {
@@ -99,6 +108,8 @@ export type ToWorker =
 
 /** From a worker to the main thread. */
 export type FromWorker =
+  /** The thread runs and takes messages. */
+  | { readonly kind: 'started' }
   | { readonly kind: 'listening' }
   | {
       readonly kind: 'cannotListen'

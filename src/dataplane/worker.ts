@@ -63,6 +63,18 @@ const WANTED_PER_TICK = 100
 /** How long tunnels without connections may take to be closed when the host drains, milliseconds. */
 const CARRIER_DRAIN_MS = 2_000
 
+/**
+ * Before a restart those who came last have so long to finish, and then the tunnels to be closed: new ones wait already
+ * for the next daemon. Milliseconds.
+ */
+const LAST_ACCEPTED_MS = 500
+
+/** From asking callers to dial anew to refusing what they still send: longer than a round trip. Milliseconds. */
+const RETIRE_MS = 200
+
+/** While it drains a worker looks this often whether its connections have ended. Milliseconds. */
+const DRAIN_LOOK_MS = 20
+
 /** A session that a peer has opened. */
 interface InboundSession {
   readonly session: Session
@@ -112,6 +124,7 @@ class Worker {
   private readonly listeners: Listeners
   private snapshot: Snapshot = emptySnapshot
   private draining = false
+  private drainEndAtMs = Number.POSITIVE_INFINITY
   private nextInstance = 0
 
   constructor(settings: WorkerSettings, post: (message: FromWorker) => void) {
@@ -227,7 +240,7 @@ class Worker {
         void this.listen(message.sockets)
         return
       case 'drain':
-        void this.drain(message.deadlineMs)
+        void this.drain(message)
         return
       case 'ask':
         this.answer(message)
@@ -492,24 +505,39 @@ class Worker {
     this.post({ kind: 'alive' })
   }
 
-  private async drain(deadlineMs: number): Promise<void> {
-    if (this.draining) return
-    this.draining = true
+  private async drain({
+    deadlineMs,
+    why,
+  }: Extract<ToWorker, { readonly kind: 'drain' }>): Promise<void> {
+    const isAskedAgain = this.drainEndAtMs !== Number.POSITIVE_INFINITY
+    this.drainEndAtMs = Math.min(this.drainEndAtMs, performance.now() + deadlineMs)
+    if (isAskedAgain) return
+    if (why === 'restart') {
+      const asked = Date.now()
+      while (this.connections.hasOlderThan(asked) && performance.now() < this.drainEndAtMs)
+        await sleep(DRAIN_LOOK_MS)
+      this.drainEndAtMs = performance.now() + LAST_ACCEPTED_MS
+    }
     this.listeners.close()
+    if (why !== 'stop') {
+      // Callers dial the next process from now on; what they have sent already is served.
+      for (const { session } of this.inboundSessions) session.retire()
+      await sleep(RETIRE_MS)
+    }
+    this.draining = true
     const sessions = [...this.pool.list(), ...this.inboundSessions].map(({ session }) => session)
     this.pool.drain()
     for (const session of sessions) session.drain()
-    const endAtMs = performance.now() + deadlineMs
-    while (this.connections.size > 0 && performance.now() < endAtMs)
-      await new Promise((resolve) => setTimeout(resolve, 20))
+    while (this.connections.size > 0 && performance.now() < this.drainEndAtMs)
+      await sleep(DRAIN_LOOK_MS)
     this.connections.abortWhere(
       () => true,
       'DR',
       new MeshError('HM_DRAINING', 'The host is shutting down and the drain deadline is over'),
     )
     // Last bytes, resets and go-aways may still be on their way out of the tunnels.
-    const goneAtMs = performance.now() + CARRIER_DRAIN_MS
-    do await new Promise((resolve) => setTimeout(resolve, 20))
+    const goneAtMs = performance.now() + (why === 'restart' ? LAST_ACCEPTED_MS : CARRIER_DRAIN_MS)
+    do await sleep(DRAIN_LOOK_MS)
     while (sessions.some(({ isGone }) => !isGone) && performance.now() < goneAtMs)
     this.post({ kind: 'drained' })
   }
@@ -551,6 +579,10 @@ class Worker {
   }
 }
 
+function sleep(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms))
+}
+
 function isSettings(data: unknown): data is WorkerSettings {
   return typeof data === 'object' && data !== null && 'trafficMemory' in data
 }
@@ -577,4 +609,5 @@ if (parentPort !== null && isSettings(workerData)) {
   port.on('message', (message: unknown) => {
     if (isMessage(message)) worker.onMessage(message)
   })
+  port.postMessage({ kind: 'started' } satisfies FromWorker)
 }

@@ -103,6 +103,38 @@ export function isSocketOf(fd: number, spec: SocketSpec): boolean {
   return (getOption(calls, fd, SOL_IPV6, IPV6_V6ONLY) === 1) === isV6Only(spec)
 }
 
+/** The port that a socket is bound to; undefined for what is no such socket. */
+export function boundPort(fd: number): number | undefined {
+  const bytes = new Uint8Array(ADDRESS_BYTES[AF_INET6])
+  if (loadCalls().getsockname(fd, bytes, new Uint32Array([bytes.length])) !== 0) return undefined
+  if (bytes[0] !== AF_INET && bytes[0] !== AF_INET6) return undefined
+  return ((bytes[2] ?? 0) << 8) | (bytes[3] ?? 0)
+}
+
+/**
+ * Whether nobody has this TCP port at any address: neither a listener, of whatever user, nor an outgoing connection.
+ * Takes it for a moment only.
+ */
+export function isPortFree(port: number): boolean {
+  const calls = loadCalls()
+  for (const ip of ['::', '0.0.0.0']) {
+    const spec: SocketSpec = { kind: 'tcp', ip, port }
+    const family = familyOf(spec)
+    const fd = calls.socket(family, TYPES.tcp | SOCK_CLOEXEC, 0)
+    // No IPv6 here: then the port is as free as it is for IPv4.
+    if (fd < 0) continue
+    try {
+      setOption(calls, fd, SOL_SOCKET, SO_REUSEADDR, 1)
+      if (family === AF_INET6) setOption(calls, fd, SOL_IPV6, IPV6_V6ONLY, 0)
+      const address = socketAddress(calls, spec)
+      return calls.bind(fd, address, address.length) === 0
+    } finally {
+      calls.close(fd)
+    }
+  }
+  return false
+}
+
 /** Another descriptor of the same open socket, closed on exec. @throws Error with the system's `code`. */
 export function duplicateDescriptor(fd: number): number {
   const calls = loadCalls()

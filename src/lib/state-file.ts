@@ -53,6 +53,8 @@ export interface StateFile extends AsyncDisposable {
   readonly stored: StoredState | undefined
   /** Has the file replaced soon by what `render` gives then: JSON text without a line break. */
   save(render: () => string): void
+  /** Whether another process owns the file now: what is saved is written when it does not any more. */
+  hold(isHeld: boolean): void
   /** Sets what was read aside, for a reader that could not make sense of its body. */
   reject(reason: string): void
   /** What is wrong with the file, one sentence; undefined when nothing is. */
@@ -104,6 +106,7 @@ export function openStateFile(options: StateFileOptions): StateFile {
 export const noStateFile: StateFile = {
   stored: undefined,
   save: () => undefined,
+  hold: () => undefined,
   reject: () => undefined,
   problem: () => undefined,
   [Symbol.asyncDispose]: async () => undefined,
@@ -119,6 +122,7 @@ class OpenStateFile implements StateFile {
   #notBeforeMs = Number.NEGATIVE_INFINITY
   #problem: string | undefined
   #isClosed = false
+  #isHeld = false
 
   constructor(options: StateFileOptions) {
     this.#options = options
@@ -135,6 +139,14 @@ class OpenStateFile implements StateFile {
     this.#schedule()
   }
 
+  hold(isHeld: boolean): void {
+    this.#isHeld = isHeld
+    if (isHeld) {
+      clearTimeout(this.#timer)
+      this.#timer = undefined
+    } else if (this.#render !== undefined) this.#schedule()
+  }
+
   reject(reason: string): void {
     this.#stored = undefined
     this.#setAside(reason)
@@ -148,11 +160,12 @@ class OpenStateFile implements StateFile {
     this.#isClosed = true
     clearTimeout(this.#timer)
     await this.#writing
-    await this.#write()
+    if (!this.#isHeld) await this.#write()
   }
 
   #schedule(): void {
-    if (this.#isClosed || this.#timer !== undefined || this.#writing !== undefined) return
+    if (this.#isClosed || this.#isHeld) return
+    if (this.#timer !== undefined || this.#writing !== undefined) return
     const waitMs = Math.max(COLLECT_MS, this.#notBeforeMs - this.#clock.monotonicMs())
     this.#timer = setTimeout(() => {
       this.#timer = undefined

@@ -21,6 +21,8 @@ export interface StatusDocument {
   /** What is still waited for before the host serves, in words; empty when it does. */
   readonly awaited: readonly string[]
   readonly draining: boolean
+  /** A daemon older than this field does not say. */
+  readonly reload?: ReloadStatus
   readonly workers: readonly WorkerStatus[]
   readonly catalog: CatalogStatus
   readonly certificates: CertificatesStatus
@@ -46,6 +48,17 @@ export interface ProblemEntry {
   readonly blocks: boolean
   /** When the daemon first saw it. */
   readonly since: string
+}
+
+/** What became of reloads. */
+export interface ReloadStatus {
+  /** Of this host since its last start, failed ones included. */
+  readonly count: number
+  readonly state: 'none' | 'running' | 'done' | 'failed'
+  /** Why the last one failed; null otherwise. */
+  readonly reason: string | null
+  /** Connections that a process which was replaced still carries; null when there is none. */
+  readonly earlierConnections: number | null
 }
 
 /** One data-plane thread. */

@@ -128,6 +128,11 @@ export const problemCodes = {
     cause: 'An intention has a part that hostmesh cannot obey; it is taken as deny.',
     hint: 'Write it without the part that the message names: docs/limits.md has what is obeyed',
   },
+  HM_RELOAD_FAILED: {
+    cause:
+      'A reload did not work out: the daemon runs on with the configuration it was started with.',
+    hint: 'Correct what is named, then systemctl reload hostmesh again; journalctl -u hostmesh has what the new process said',
+  },
   HM_STATE_NOT_KEPT: {
     cause:
       'Something is not kept for a restart: the state directory or a file in it cannot be used.',

@@ -13,7 +13,8 @@ import { askFront, serviceFiles } from './services.ts'
 export const DB_PORT = 5432
 
 const WEB_PORT = 8080
-const DB_VIRTUAL_IP = '240.88.0.2'
+/** Where web finds it. */
+export const DB_VIRTUAL_IP = '240.88.0.2'
 
 type ServiceConfig = NonNullable<ConfigInput['services']>[number]
 

@@ -10,11 +10,13 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import { promisify } from 'node:util'
 import { buildProgram } from '../../src/cli/program.ts'
+import { ListeningSockets } from '../../src/daemon/listening-sockets.ts'
 import { connectSystemd } from '../../src/daemon/systemd.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import { openSystemdSocket } from '../../src/lib/systemd-notify.ts'
 import { eventually, within } from '../harness/eventually.ts'
 import { temporaryDirectory } from './admin-fixtures.ts'
+import { freePort } from './dataplane-fixtures.ts'
 
 const run = promisify(execFile)
 const root = new URL('../..', import.meta.url).pathname
@@ -160,6 +162,57 @@ test('outside of systemd, or when it does not listen, the daemon runs on', async
   assert.equal(lines.length, 2)
 })
 
+/** What systemd does with descriptors that it is sent: keeps them by name, once each, until it is told not to. */
+const STORE = `
+import json, os, socket, sys
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.bind(sys.argv[1])
+kept = []
+print("listening", flush=True)
+while True:
+    data, fds, *_ = socket.recv_fds(notify, 65536, 16)
+    fields = dict(line.split("=", 1) for line in data.decode().split("\\n"))
+    if fields.get("FDSTORE") == "1":
+        for fd in fds:
+            if not any(os.path.sameopenfile(fd, known) for _, known in kept):
+                kept.append((fields["FDNAME"], fd))
+    if fields.get("FDSTOREREMOVE") == "1":
+        for name, fd in [entry for entry in kept if entry[0] == fields["FDNAME"]]:
+            os.close(fd)
+            kept.remove((name, fd))
+    print(json.dumps([[name, socket.socket(fileno=os.dup(fd)).getsockname()[1]] for name, fd in kept]), flush=True)
+`
+
+test('listening sockets are kept by systemd under their names, however many, and given up one by one', async () => {
+  await using directory = await temporaryDirectory()
+  const name = join(directory.path, 'notify')
+  const store = spawn('python3', ['-c', STORE, name], { stdio: ['ignore', 'pipe', 'inherit'] })
+  let text = ''
+  store.stdout.on('data', (chunk: Buffer) => {
+    text += chunk.toString()
+  })
+  await eventually(() => assert.match(text, /^listening\n/))
+  const kept = (): unknown => JSON.parse(text.split('\n').at(-2) ?? '')
+  using systemd = connectSystemd({ log: silentLog, environment: { NOTIFY_SOCKET: name } })
+  using sockets = new ListeningSockets(silentLog, { keeper: systemd })
+  const planned = await Promise.all(
+    Array.from({ length: 40 }, async (_, i) => ({
+      name: `upstream/web/127.0.0.1/${i}`,
+      kind: i % 2 === 0 ? ('tcp' as const) : ('udp' as const),
+      address: { ip: '127.0.0.1', port: await freePort() },
+      transparent: false,
+      isOptional: false,
+    })),
+  )
+  for (const socket of planned) sockets.take(socket)
+  const ports = planned.map((socket) => [socket.name, socket.address.port])
+  await eventually(() => assert.deepEqual(kept(), ports))
+  sockets.giveUp('upstream/web/127.0.0.1/7')
+  await eventually(() => assert.deepEqual(kept(), ports.toSpliced(7, 1)))
+  store.kill()
+  await once(store, 'exit')
+})
+
 test("systemd's variables are taken out of the environment that child processes get", async () => {
   const module = JSON.stringify(new URL('../../src/daemon/systemd.ts', import.meta.url).href)
   const script = `
@@ -209,7 +262,7 @@ test('every hostmesh command in the units exists, and so does every option it is
   const commands = [...units.join('\n').matchAll(/^Exec\w+=[-+]*\/usr\/bin\/hostmesh (.+)$/gm)].map(
     ([, words]) => (words ?? '').split(' '),
   )
-  assert.equal(commands.length, 4)
+  assert.equal(commands.length, 3)
   const program = await buildProgram()
   for (const words of commands) {
     let command = program

@@ -18,6 +18,7 @@ export class FakeDisk {
       save: (render) => {
         this.pending = render
       },
+      hold: () => undefined,
       reject: (reason) => {
         this.rejected = reason
       },

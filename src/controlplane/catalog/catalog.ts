@@ -86,5 +86,7 @@ export interface Catalog extends AsyncDisposable {
   register(services: readonly LocalService[], tunnelPort: number): Promise<void>
   /** Takes back what register() made known. Bounded in time; failures are logged, not thrown. */
   deregister(): Promise<void>
+  /** Keeps what register() made known no more, and leaves it as it is: another process of this host keeps it now. Without it there is nothing to keep. */
+  leave?(): void
   health(): CatalogHealth
 }

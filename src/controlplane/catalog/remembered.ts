@@ -211,6 +211,10 @@ class Memory implements RememberedCatalog {
     return this.#inner.register(...args)
   }
 
+  leave(): void {
+    this.#inner.leave?.()
+  }
+
   deregister(): Promise<void> {
     // From here on the catalog says of this host's own services what a stopped host is: that is no memory
     // to start from.

@@ -18,6 +18,13 @@ export interface LocalDial {
 }
 
 /**
+ * On this host the kernel answers at once, or never: where an application's accept queue is full it drops the SYN, and
+ * would send another after 1 s, then 2, 4, 8. Queues are as short as 5, and after a restart callers come in a burst.
+ * Milliseconds.
+ */
+const DIAL_AGAIN_MS = 200
+
+/**
  * Connects to a local application.
  * @param memory `shared` when what it sends goes into a tunnel stream, else `private`.
  * @throws MeshError HM_DELIVER_UNREACHABLE or HM_DELIVER_TIMEOUT.
@@ -27,43 +34,53 @@ export function dialLocal(
   timeoutMs: number,
   memory: 'shared' | 'private',
 ): Promise<SocketStream> {
+  const endAtMs = performance.now() + timeoutMs
   return new Promise((resolve, reject) => {
-    const socket: Socket = connect({
-      host: target.ip,
-      port: target.port,
-      ...(from !== undefined && { localAddress: from }),
-      noDelay: true,
-      allowHalfOpen: true,
-    })
-    // Nothing may be read before the stream has taken over.
-    socket.pause()
-    const deadline = setTimeout(() => {
-      socket.destroy()
-      reject(
-        new MeshError(
-          'HM_DELIVER_TIMEOUT',
-          `Cannot reach the local service at ${formatAddress(target)} in ${timeoutMs} ms`,
-        ),
-      )
-    }, timeoutMs)
-    const onError = (error: Error): void => {
-      clearTimeout(deadline)
-      reject(
-        new MeshError(
-          'HM_DELIVER_UNREACHABLE',
-          `Cannot reach the local service at ${formatAddress(target)}`,
-          { cause: error },
-        ),
-      )
+    const dial = (): void => {
+      const socket: Socket = connect({
+        host: target.ip,
+        port: target.port,
+        ...(from !== undefined && { localAddress: from }),
+        noDelay: true,
+        allowHalfOpen: true,
+      })
+      // Nothing may be read before the stream has taken over.
+      socket.pause()
+      const giveUp = (): void => {
+        // It connects in this turn of the event loop: the timer was only looked at first.
+        if (!socket.connecting) return
+        socket.destroy()
+        if (performance.now() < endAtMs) dial()
+        else
+          reject(
+            new MeshError(
+              'HM_DELIVER_TIMEOUT',
+              `Cannot reach the local service at ${formatAddress(target)} in ${timeoutMs} ms`,
+            ),
+          )
+      }
+      const patienceMs = Math.min(DIAL_AGAIN_MS, Math.max(1, endAtMs - performance.now()))
+      const again = setTimeout(() => setImmediate(giveUp), patienceMs)
+      const onError = (error: Error): void => {
+        clearTimeout(again)
+        reject(
+          new MeshError(
+            'HM_DELIVER_UNREACHABLE',
+            `Cannot reach the local service at ${formatAddress(target)}`,
+            { cause: error },
+          ),
+        )
+      }
+      socket.once('error', onError)
+      socket.once('connect', () => {
+        clearTimeout(again)
+        socket.off('error', onError)
+        resetOnClose(socket)
+        const stream = new SocketStream(socket, memory)
+        if (header !== undefined) stream.write(header)
+        resolve(stream)
+      })
     }
-    socket.once('error', onError)
-    socket.once('connect', () => {
-      clearTimeout(deadline)
-      socket.off('error', onError)
-      resetOnClose(socket)
-      const stream = new SocketStream(socket, memory)
-      if (header !== undefined) stream.write(header)
-      resolve(stream)
-    })
+    dial()
   })
 }

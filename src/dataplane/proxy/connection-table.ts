@@ -242,6 +242,11 @@ export class ConnectionTable {
     return count
   }
 
+  /** Whether a connection is open that was opened at or before this wall-clock time. */
+  hasOlderThan(timeMs: number): boolean {
+    return this.oldest !== undefined && this.oldest.openedAtMs <= timeMs
+  }
+
   /** An open connection as the admin API shows it. */
   find(id: number): ConnectionView | undefined {
     for (const connection of this.all()) if (connection.id === id) return viewOf(connection)

@@ -135,6 +135,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
       if (options.register !== false) await registrar.register(services, tunnelPort)
     },
     deregister: () => registrar.deregister(),
+    leave: () => registrar.leave(),
     health,
     async [Symbol.asyncDispose]() {
       registrar.close()

@@ -34,6 +34,8 @@ export interface Registrar {
   register(services: readonly LocalService[], tunnelPort: number): Promise<void>
   /** Takes back all of ours. Never throws; takes {@link DEREGISTER_MS} at most. */
   deregister(): Promise<void>
+  /** Keeps nothing more until the next register(); what is registered stays. */
+  leave(): void
   problems(): readonly string[]
   /** Monotonic milliseconds of the agent's last good answer. */
   lastGoodAtMs(): number | undefined
@@ -259,6 +261,11 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
       await inTurn(keep)
       isWoken = true
       napping.abort()
+    },
+    leave() {
+      desired = []
+      // Without it nothing at the agent is known for ours.
+      tunnelPort = 0
     },
     async deregister() {
       desired = []

@@ -1,0 +1,189 @@
+/**
+ * The line between two daemons of a host, the one that hands over and the one that takes over: JSON values, one a line,
+ * over a socket pair. It stays open until the older one is gone.
+ */
+import { spawn } from 'node:child_process'
+import { Socket } from 'node:net'
+import { describeError, errorCode } from '../lib/errors.ts'
+import type { Successor } from './hand-over.ts'
+import type { SystemdEnvironment } from './systemd.ts'
+
+/** What one tells the other. */
+export type LinkMessage =
+  /** From the older: what it waits for itself, and how often this host was reloaded. */
+  | { readonly kind: 'hello'; readonly awaited: readonly string[]; readonly reloads: number }
+  | { readonly kind: 'takeOver' }
+  /** The newer is systemd's main process from now on. */
+  | { readonly kind: 'main' }
+  /** How many connections the older one still carries. */
+  | { readonly kind: 'draining'; readonly connections: number }
+  /** From the newer. */
+  | { readonly kind: 'started'; readonly pid: number }
+  | { readonly kind: 'prepared' }
+  | { readonly kind: 'serving' }
+  | { readonly kind: 'failed'; readonly reason: string }
+  /** The host stops: open connections may go on for so long. */
+  | { readonly kind: 'end'; readonly deadlineMs: number }
+
+/** Name of the link's descriptor among those that a successor is started with. */
+export const LINK_NAME = 'hand-over'
+
+/** One end. */
+export class Link implements Disposable {
+  private readonly socket: Socket
+  private readonly listeners = new Set<(message: LinkMessage | 'closed') => void>()
+  private readonly heard: LinkMessage[] = []
+  private unread = ''
+  private isClosed = false
+
+  constructor(socket: Socket) {
+    this.socket = socket
+    socket.setEncoding('utf8')
+    socket.on('error', () => undefined)
+    socket.on('data', (chunk) => this.read(String(chunk)))
+    socket.on('close', () => {
+      this.isClosed = true
+      for (const listener of this.listeners) listener('closed')
+    })
+  }
+
+  /** The end that a successor was started with. */
+  static of(fd: number): Link {
+    return new Link(new Socket({ fd, readable: true, writable: true }))
+  }
+
+  /** Says something; does nothing when the other one is gone. */
+  tell(message: LinkMessage): void {
+    if (!this.isClosed) this.socket.write(`${JSON.stringify(message)}\n`)
+  }
+
+  /** Calls back with what is said from now on, and with what was said already; `closed` last. */
+  listen(listener: (message: LinkMessage | 'closed') => void): void {
+    this.listeners.add(listener)
+    for (const message of this.heard) listener(message)
+    if (this.isClosed) listener('closed')
+  }
+
+  /** The first message of a kind, said already or later. @throws when the other one fails or is gone before */
+  next<K extends LinkMessage['kind']>(kind: K): Promise<Extract<LinkMessage, { kind: K }>> {
+    return new Promise((resolve, reject) => {
+      this.listen((message) => {
+        if (message === 'closed') reject(new Error('the other process has ended'))
+        else if (isOfKind(message, kind)) resolve(message)
+        else if (message.kind === 'failed') reject(new Error(message.reason))
+      })
+    })
+  }
+
+  /** Resolves when the other one is gone. */
+  get closed(): Promise<void> {
+    return new Promise((resolve) => {
+      this.listen((message) => {
+        if (message === 'closed') resolve()
+      })
+    })
+  }
+
+  [Symbol.dispose](): void {
+    this.socket.destroy()
+  }
+
+  private read(text: string): void {
+    const lines = (this.unread + text).split('\n')
+    this.unread = lines.pop() ?? ''
+    for (const line of lines) {
+      const message: unknown = JSON.parse(line)
+      if (!isMessage(message)) continue
+      if (message.kind !== 'draining') this.heard.push(message)
+      for (const listener of this.listeners) listener(message)
+    }
+  }
+}
+
+/** What a successor is started with. */
+export interface SuccessorOptions {
+  /** The program and its arguments. */
+  readonly command: readonly string[]
+  /** Listening sockets, by name. */
+  readonly sockets: ReadonlyMap<string, number>
+  readonly environment: SystemdEnvironment
+  readonly hello: Extract<LinkMessage, { readonly kind: 'hello' }>
+}
+
+/**
+ * Starts a process apart from this one: a child of process 1 (or of a subreaper), so that the service manager hears of its
+ * end. The inner shell keeps its number when it becomes the program, and so can say it.
+ */
+const LAUNCH = `sh -c 'export LISTEN_PID=$$; exec "$@"' sh "$@" &`
+
+/** How long a successor that fails may take to end by itself. Milliseconds. */
+const END_MS = 3_000
+
+/** Starts a successor. */
+export function startSuccessor(options: SuccessorOptions): Successor & { readonly link: Link } {
+  const { command, sockets, environment, hello } = options
+  const variables = {
+    NOTIFY_SOCKET: environment.NOTIFY_SOCKET,
+    WATCHDOG_USEC: environment.WATCHDOG_USEC,
+    LISTEN_FDS: String(1 + sockets.size),
+    LISTEN_FDNAMES: [LINK_NAME, ...sockets.keys()].join(':'),
+  }
+  const assigned = Object.entries(variables).flatMap(([name, value]) =>
+    value === undefined ? [] : [`${name}=${value}`],
+  )
+  const launcher = spawn('sh', ['-c', LAUNCH, 'sh', 'env', ...assigned, ...command], {
+    detached: true,
+    stdio: ['ignore', 'inherit', 'inherit', 'pipe', ...sockets.values()],
+  })
+  launcher.on('error', () => undefined)
+  const pipe: unknown = launcher.stdio[3]
+  if (!(pipe instanceof Socket)) throw new Error('a socket pair could not be made')
+  const link = new Link(pipe)
+  link.tell(hello)
+  let pid: number | undefined
+  link.listen((message) => {
+    if (message !== 'closed' && message.kind === 'started') pid = message.pid
+  })
+  return {
+    link,
+    prepared: async () => {
+      await link.next('prepared')
+      if (pid === undefined) throw new Error('the new process did not say its number')
+      return { pid }
+    },
+    takeOver: async () => {
+      const serving = link.next('serving')
+      link.tell({ kind: 'takeOver' })
+      await serving
+    },
+    end: async () => {
+      if (pid !== undefined) signal(pid, 'SIGTERM')
+      const timer = setTimeout(() => {
+        if (pid !== undefined) signal(pid, 'SIGKILL')
+        link[Symbol.dispose]()
+      }, END_MS)
+      await link.closed
+      clearTimeout(timer)
+      link[Symbol.dispose]()
+    },
+  }
+}
+
+function signal(pid: number, name: NodeJS.Signals): void {
+  try {
+    process.kill(pid, name)
+  } catch (error) {
+    if (errorCode(error) !== 'ESRCH') throw new Error(describeError(error), { cause: error })
+  }
+}
+
+function isMessage(value: unknown): value is LinkMessage {
+  return typeof value === 'object' && value !== null && 'kind' in value
+}
+
+function isOfKind<K extends LinkMessage['kind']>(
+  message: LinkMessage,
+  kind: K,
+): message is Extract<LinkMessage, { kind: K }> {
+  return message.kind === kind
+}

@@ -1,0 +1,159 @@
+/**
+ * Reloads the daemon: checks the configuration on disk, starts the program on disk with it, and hands over. One reload at a
+ * time. Also keeps the line to the process that this one replaced, for as long as that one has connections.
+ */
+import { loadConfig } from '../config/load.ts'
+import { describeError } from '../lib/errors.ts'
+import type { Log } from '../lib/log.ts'
+import type { ReloadStatus } from '../model/admin.ts'
+import { Problem } from '../model/problem.ts'
+import { handOver, type Incumbent } from './hand-over.ts'
+import { type Link, startSuccessor } from './hand-over-link.ts'
+import type { ListeningSockets } from './listening-sockets.ts'
+import type { SystemdEnvironment } from './systemd.ts'
+
+/** What a reloader needs. */
+export interface ReloaderOptions {
+  readonly configPath: string
+  readonly environment: SystemdEnvironment
+  readonly log: Log
+  readonly sockets: ListeningSockets
+  readonly daemon: Incumbent & {
+    awaited(): readonly string[]
+    connectionCount(): Promise<number>
+    retire(deadlineMs: number): Promise<void>
+  }
+  /** The process that this one has replaced. */
+  readonly predecessor: Link | undefined
+}
+
+/** Who has replaced this process. */
+export interface Replacement {
+  readonly pid: number
+  readonly link: Link
+}
+
+/** The status before the first. */
+export const NEVER_RELOADED: ReloadStatus = {
+  count: 0,
+  state: 'none',
+  reason: null,
+  earlierConnections: null,
+}
+
+/** The successor says by itself what it waits for in vain; then whatever there is one of changes hands. Milliseconds. */
+const LIMITS = { prepareMs: 30_000, takeOverMs: 20_000 }
+
+/** A process that was replaced says this often how many connections it has. Milliseconds. */
+const TELL_MS = 1_000
+
+/** When the host stops, the process that was replaced gets its resets out within so long. Milliseconds. */
+const END_MARGIN_MS = 3_000
+
+/** See the file's header. */
+export class Reloader {
+  private readonly options: ReloaderOptions
+  private readonly wasReplaced = Promise.withResolvers<Replacement>()
+  private current: ReloadStatus = NEVER_RELOADED
+  private failure: Problem | undefined
+  private drainMs = 0
+
+  constructor(options: ReloaderOptions) {
+    this.options = options
+    options.predecessor?.listen((message) => {
+      if (message === 'closed') this.current = { ...this.current, earlierConnections: null }
+      else if (message.kind === 'draining')
+        this.current = { ...this.current, earlierConnections: message.connections }
+      else if (message.kind === 'hello')
+        this.current = { ...this.current, count: message.reloads, state: 'running' }
+      else if (message.kind === 'main')
+        this.current = { ...this.current, state: 'done', earlierConnections: 0 }
+    })
+  }
+
+  /** Resolves when another process has taken over. */
+  get replaced(): Promise<Replacement> {
+    return this.wasReplaced.promise
+  }
+
+  status(): ReloadStatus {
+    return this.current
+  }
+
+  /** Why the last reload failed; undefined when it did not. */
+  problem(): Problem | undefined {
+    return this.failure
+  }
+
+  /** Never rejects: what went wrong is in the log and in the status, and everything goes on as before. */
+  async reload(): Promise<void> {
+    const { log, sockets, daemon, environment, configPath } = this.options
+    if (this.current.state === 'running') {
+      log.warn('A reload is under way already')
+      return
+    }
+    const count = this.current.count + 1
+    this.current = { ...this.current, count, state: 'running', reason: null }
+    log.info('Reloading', { configPath })
+    try {
+      const { timeouts } = loadConfig(configPath)
+      this.drainMs = timeouts.reloadDrain
+      const successor = startSuccessor({
+        command: ownCommand(environment, configPath),
+        sockets: sockets.all(),
+        environment,
+        hello: { kind: 'hello', awaited: daemon.awaited(), reloads: count },
+      })
+      const pid = await handOver(daemon, successor, LIMITS)
+      this.current = { ...this.current, state: 'done' }
+      this.wasReplaced.resolve({ pid, link: successor.link })
+    } catch (error) {
+      const reason = describeError(error)
+      this.failure = Problem.of(error, 'HM_RELOAD_FAILED')
+      this.current = { ...this.current, state: 'failed', reason }
+      log.error('The reload has failed; the running configuration stays', { error: reason })
+    }
+  }
+
+  /** After a reload: lets connections go on until they have ended, their time is over, or the host stops. */
+  async retire(successor: Link, stopAsked: Promise<unknown>): Promise<void> {
+    const { daemon, predecessor } = this.options
+    successor.tell({ kind: 'main' })
+    successor.listen((message) => {
+      if (message === 'closed' || message.kind !== 'end') return
+      predecessor?.tell(message)
+      void daemon.retire(message.deadlineMs)
+    })
+    void stopAsked.then(() => daemon.retire(0))
+    const timer = setInterval(() => {
+      void daemon
+        .connectionCount()
+        .then((connections) => successor.tell({ kind: 'draining', connections }))
+    }, TELL_MS)
+    await daemon.retire(this.drainMs)
+    clearInterval(timer)
+    // Who it has replaced itself is told of a stop through it.
+    await predecessor?.closed
+    successor[Symbol.dispose]()
+  }
+
+  /** The host stops: the process that was replaced ends too. Resolves when it is gone. */
+  async endPredecessor(graceMs: number): Promise<void> {
+    const { predecessor } = this.options
+    if (predecessor === undefined) return
+    predecessor.tell({ kind: 'end', deadlineMs: graceMs })
+    const timer = setTimeout(() => predecessor[Symbol.dispose](), graceMs + END_MARGIN_MS)
+    await predecessor.closed
+    clearTimeout(timer)
+  }
+}
+
+/** What starts the program that is installed now; this one again where it was not started by its script. */
+function ownCommand(environment: SystemdEnvironment, configPath: string): readonly string[] {
+  const { HOSTMESH_COMMAND } = environment
+  const program =
+    HOSTMESH_COMMAND === undefined
+      ? [process.execPath, ...process.execArgv, process.argv[1] ?? '']
+      : [HOSTMESH_COMMAND]
+  return [...program, 'run', '--config', configPath]
+}

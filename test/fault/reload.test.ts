@@ -1,0 +1,123 @@
+/**
+ * A reload hands over to a new process: no call fails, none waits, open connections go on, and a new configuration that
+ * does not work changes nothing.
+ */
+import assert from 'node:assert/strict'
+import { writeFile } from 'node:fs/promises'
+import { test } from 'node:test'
+
+import { eventually, within } from '../harness/eventually.ts'
+import type { Host } from '../harness/host.ts'
+import { startMesh } from '../harness/mesh.ts'
+import { echo, manual } from '../harness/service.ts'
+import { keepCalling } from '../harness/steady-calls.ts'
+
+const LONGEST_CALL_MS = 1_000
+
+test('both daemons reload', async (t) => {
+  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
+  const web = await mesh.host('a').service('web').start()
+  const db = await mesh.host('b').service('db', { listens: 5432 }).start(manual)
+  await mesh.host('b').service('quick', { listens: 5433 }).start(echo)
+  await mesh.allow('web', 'db')
+  await mesh.allow('web', 'quick')
+  await mesh.up()
+  await eventually(() => web.call('quick'))
+  // Found once: it asks the daemon, whose admin socket changes hands.
+  const { ip, port } = await mesh.virtualAddress('quick', mesh.host('a'))
+  await using undo = new AsyncDisposableStack()
+
+  for (const name of ['a', 'b']) {
+    const host = mesh.host(name)
+    const first = host.daemon.pid
+    await t.test(`on host ${name} nothing is lost`, async () => {
+      const [caller, called] = await web.connectTo(db)
+      let slowestMs = 0
+      await using calls = keepCalling(async () => {
+        const startMs = performance.now()
+        const answer = await web.callAddress(ip, port)
+        slowestMs = Math.max(slowestMs, performance.now() - startMs)
+        return answer
+      })
+      await calls.more(10)
+      const { code, stdout, stderr } = await host.daemon.cli('reload')
+      assert.equal(code, 0, stdout + stderr + host.daemon.log)
+      await calls.more(10)
+      assert.deepEqual(await calls.failures(), [])
+      assert.ok(slowestMs < LONGEST_CALL_MS, `the slowest took ${slowestMs} ms`)
+
+      const status = await host.daemon.status()
+      undo.defer(() => endSuccessor(status.pid))
+      assert.notEqual(status.pid, first)
+      assert.deepEqual([status.ready, status.reload?.count], [true, 1])
+      await eventually(async () =>
+        assert.equal((await host.daemon.status()).reload?.earlierConnections, 1),
+      )
+      await called.write('still here')
+      assert.equal(await caller.read(10), 'still here')
+      await caller.end()
+      await called.end()
+      assert.equal((await caller.readRest()).ending, 'end')
+      assert.equal((await called.readRest()).ending, 'end')
+      const exit = await within(5_000, 'the end of the one that was replaced', host.daemon.exited)
+      assert.deepEqual(exit, { code: 0, signal: null })
+      assert.equal((await host.daemon.status()).reload?.earlierConnections, null)
+      await web.call('quick')
+    })
+  }
+})
+
+test('a reload that does not work out changes nothing and says why', async (t) => {
+  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
+  const web = await mesh.host('a').service('web').start()
+  await mesh.host('b').service('db', { listens: 5432 }).start(echo)
+  await mesh.allow('web', 'db')
+  await mesh.up()
+  await eventually(() => web.call('db'))
+  const { ip, port } = await mesh.virtualAddress('db', mesh.host('a'))
+  const { daemon } = mesh.host('a')
+  const { pid } = daemon
+
+  async function failToReload(host: Host, reason: RegExp): Promise<void> {
+    await using calls = keepCalling(() => web.callAddress(ip, port))
+    await calls.more(3)
+    const { code, stderr } = await host.daemon.cli('reload')
+    assert.equal(code, 1, stderr)
+    assert.match(stderr, reason)
+    await calls.more(3)
+    assert.deepEqual(await calls.failures(), [])
+    const status = await host.daemon.status()
+    assert.deepEqual([status.pid, status.ready], [pid, true])
+    assert.match(status.problems.map(({ message }) => message).join(), reason)
+  }
+
+  await t.test('a broken configuration', async () => {
+    await writeFile(daemon.configPath, 'workers: many\n')
+    await failToReload(mesh.host('a'), /workers/)
+  })
+
+  await t.test(
+    'a port that somebody else has: the new process finds out after the hand-over began',
+    async () => {
+      const config = mesh.host('a').config()
+      await daemon.writeConfig({ ...config, metrics: { port: 9_109 } })
+      await web.workload.listen('127.0.0.1', 9_109, 'manual')
+      await failToReload(mesh.host('a'), /9109/)
+      await web.workload.ask({ op: 'unlisten' })
+    },
+  )
+
+  await t.test('certificates that do not come', async () => {
+    await daemon.writeConfig({
+      ...mesh.host('a').config(),
+      certificates: { kind: 'files', directory: '/nonexistent' },
+    })
+    await failToReload(mesh.host('a'), /nonexistent|certificate|roots/)
+  })
+  await daemon.writeConfig(mesh.host('a').config())
+})
+
+async function endSuccessor(pid: number): Promise<void> {
+  process.kill(pid, 'SIGTERM')
+  await eventually(() => assert.throws(() => process.kill(pid, 0)))
+}
