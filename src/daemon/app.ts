@@ -49,7 +49,7 @@ import { WorkerTotals } from '../telemetry/totals.ts'
 import { startAdminServer } from './admin-server.ts'
 import { createAdminView, type DaemonState, readinessOf } from './admin-view.ts'
 import { capturePlan } from './capture-operations.ts'
-import { capturedInstances } from './captured-instances.ts'
+import { instanceSets } from './captured-instances.ts'
 import { ListeningSockets } from './listening-sockets.ts'
 import { Memory, NOTHING_KEPT } from './memory.ts'
 import { type HostCondition, hostProblems, ProblemWatch, problemLine } from './problems.ts'
@@ -457,7 +457,9 @@ class Daemon {
     const { capture } = this
     if (capture === undefined) return
     capture
-      .updateInstances(capturedInstances(snapshot.services.values()))
+      .updateInstances(
+        instanceSets(snapshot.services.values(), this.config.capture.permissive).captured,
+      )
       .catch((error: unknown) =>
         this.log.error('Cannot update the captured addresses', { error: describeError(error) }),
       )

@@ -5,10 +5,26 @@
  * answer when their source fails and say how old it is; neither ever turns an error into an empty
  * answer.
  */
+import type { SocketAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { DefaultPolicy, Intention } from '../../model/intention.ts'
 import type { Problem } from '../../model/problem.ts'
 import type { LocalService } from '../../model/service.ts'
+
+/** An address at which an instance of a service listens, whether a proxy stands for it or not. */
+export interface InstanceAddress extends SocketAddress {
+  readonly node: string
+  /**
+   * Who claims an address first has it: of two services the one with the lower number. {@link YIELDING} gives way
+   * to any other.
+   */
+  readonly since: number
+  /** Wall clock of when the catalog ceased to list the instance; left out while it does. */
+  readonly goneSinceMs?: number
+}
+
+/** {@link InstanceAddress.since} of a claim that any other beats. */
+export const YIELDING = Number.MAX_SAFE_INTEGER
 
 /**
  * What a catalog says of one service. Its endpoints are those that its traffic goes to: of other services or
@@ -23,6 +39,8 @@ export interface CatalogService {
   /** The catalog's own virtual addresses for it, canonical; often none. */
   readonly virtualIps: readonly string[]
   readonly endpoints: readonly Endpoint[]
+  /** Where its own instances listen, those that no endpoint serves at the moment included. */
+  readonly addresses: readonly InstanceAddress[]
 }
 
 /** What a catalog says of a service that nobody follows; remembered as above. */

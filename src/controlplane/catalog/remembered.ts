@@ -19,7 +19,7 @@ import type {
 } from './catalog.ts'
 
 /** Version of what is remembered: raised with every change in the shape of a service, policy or list. */
-export const CATALOG_STATE_VERSION = 1
+export const CATALOG_STATE_VERSION = 2
 
 /** Longest body of the file, bytes. */
 export const MAX_CATALOG_STATE_BYTES = 32 * 1024 * 1024
@@ -407,6 +407,15 @@ const serviceShape = z.looseObject({
       health: z.enum(['passing', 'warning', 'critical']),
       weight: z.number(),
       local: z.boolean(),
+    }),
+  ),
+  addresses: z.array(
+    z.looseObject({
+      ip: z.string(),
+      port: z.number(),
+      node: z.string(),
+      since: z.number(),
+      goneSinceMs: z.number().optional(),
     }),
   ),
 })

@@ -20,6 +20,7 @@ import {
 } from '../../model/snapshot.ts'
 import { isServiceName } from '../../model/spiffe-id.ts'
 import type { CatalogPolicy, CatalogService } from '../catalog/catalog.ts'
+import { shareInstanceAddresses } from './instance-addresses.ts'
 
 /** Everything that a snapshot is made of. */
 export interface CompileInput {
@@ -33,6 +34,8 @@ export interface CompileInput {
   readonly policies: ReadonlyMap<string, CatalogPolicy>
   /** Our own virtual addresses for a service, for when the catalog gives none. */
   readonly virtualIps: (service: string) => readonly string[]
+  /** Whether a virtual address that the catalog has for a service is believed; all are unless given. */
+  readonly ownsVirtualIp?: (service: string, ip: string) => boolean
   /** Deny where no intention matches, whatever the catalog says; as the catalog says unless given. */
   readonly insistsOnDeny?: boolean
 }
@@ -57,6 +60,7 @@ export interface Compiled {
 export interface CompiledService {
   readonly source: CatalogService
   readonly virtualIps: readonly string[]
+  readonly addresses: readonly SocketAddress[]
   /** The host's node, datacenter and own instances, as one comparable text. */
   readonly host: string
   /** Undefined when the service is broken and never was good. */
@@ -74,13 +78,20 @@ const DEFAULT_CONNECT_TIMEOUT_MS = 5_000
 
 /** The next snapshot. `previous` is the outcome of the last compile, or {@link nothingCompiled}. */
 export function compile(input: CompileInput, previous: Compiled): Compiled {
-  const addresses = shareVirtualIps(input, previous.snapshot)
+  const virtual = shareVirtualIps(input, previous.snapshot)
+  const instances = shareInstanceAddresses(input)
   const host = hostOf(input)
   const parts = new Map<string, CompiledService>()
   const services = new Map<string, MeshService>()
   for (const [name, source] of input.catalogServices) {
     const part = compileService(
-      { host, name, source, virtualIps: addresses.byService.get(name) ?? [] },
+      {
+        host,
+        name,
+        source,
+        virtualIps: virtual.byService.get(name) ?? [],
+        addresses: instances.byService.get(name) ?? [],
+      },
       previous.parts.get(name),
     )
     parts.set(name, part)
@@ -89,7 +100,11 @@ export function compile(input: CompileInput, previous: Compiled): Compiled {
   const policies = compilePolicies(input, previous.snapshot)
   return {
     snapshot: nextSnapshot(input.datacenter, services, policies, previous.snapshot),
-    problems: [...addresses.problems, ...[...parts.values()].flatMap((part) => part.problems)],
+    problems: [
+      ...virtual.problems,
+      ...instances.problems,
+      ...[...parts.values()].flatMap((part) => part.problems),
+    ],
     parts,
   }
 }
@@ -121,19 +136,21 @@ interface ServiceInput {
   readonly name: string
   readonly source: CatalogService
   readonly virtualIps: readonly string[]
+  readonly addresses: readonly SocketAddress[]
 }
 
 function compileService(
   given: ServiceInput,
   previous: CompiledService | undefined,
 ): CompiledService {
-  const { name, source, virtualIps } = given
+  const { name, source, virtualIps, addresses } = given
   const host = given.host.text
   if (
     previous !== undefined &&
     previous.source === source &&
     previous.host === host &&
-    isStructurallyEqual(previous.virtualIps, virtualIps)
+    isStructurallyEqual(previous.virtualIps, virtualIps) &&
+    isStructurallyEqual(previous.addresses, addresses)
   )
     return previous
   const problems: ServiceProblem[] = []
@@ -142,13 +159,14 @@ function compileService(
   )
   const before = previous?.service
   // A service that broke keeps its instances, but never an address that is another's by now.
-  const service = compiled ?? (before === undefined ? undefined : { ...before, virtualIps })
+  const service =
+    compiled ?? (before === undefined ? undefined : { ...before, virtualIps, addresses })
   const isSame = before !== undefined && isStructurallyEqual(before, service)
-  return { source, virtualIps, host, service: isSame ? before : service, problems }
+  return { source, virtualIps, addresses, host, service: isSame ? before : service, problems }
 }
 
 function toMeshService(
-  { host, name, source, virtualIps }: ServiceInput,
+  { host, name, source, virtualIps, addresses }: ServiceInput,
   report: (message: string) => void,
 ): MeshService | undefined {
   if (!isServiceName(name) || source.name !== name) {
@@ -174,15 +192,20 @@ function toMeshService(
     virtualIps,
     protocol: source.protocol,
     connectTimeoutMs,
-    endpoints: toEndpoints(source, host, report),
+    endpoints: toEndpoints(source, host, { addresses, report }),
+    addresses,
   }
 }
 
 function toEndpoints(
   source: CatalogService,
   host: Host,
-  report: (message: string) => void,
+  {
+    addresses,
+    report,
+  }: { readonly addresses: readonly SocketAddress[]; readonly report: (message: string) => void },
 ): readonly Endpoint[] {
+  const own = new Set(addresses.map(formatAddress))
   const endpointByKey = new Map<string, Endpoint>()
   for (const endpoint of source.endpoints) {
     const { key, tunnel, application, weight } = endpoint
@@ -204,7 +227,13 @@ function toEndpoints(
     endpointByKey.set(key, {
       ...endpoint,
       datacenter,
-      application: application !== undefined && isDialable(application) ? application : undefined,
+      // By an address that is another service's, or nobody's, no instance of this one is meant.
+      application:
+        application !== undefined &&
+        isDialable(application) &&
+        (endpoint.service !== source.name || own.has(formatAddress(application)))
+          ? application
+          : undefined,
       weight: weight >= 1 && Number.isFinite(weight) ? weight : 1,
       // Another mesh listener on this host (a sidecar) is not ours to deliver for: it is dialed.
       local:
@@ -224,7 +253,7 @@ function isDialable(address: SocketAddress): boolean {
   return isPort(address.port) && !isUndialable(address.ip)
 }
 
-interface SharedAddresses {
+interface SharedVirtualIps {
   readonly byService: ReadonlyMap<string, readonly string[]>
   readonly problems: readonly ServiceProblem[]
 }
@@ -233,10 +262,13 @@ interface SharedAddresses {
  * Gives each virtual address to one service. The catalog's own win over ours; of two services that
  * claim the same one, the service that has it keeps it, so that a newcomer cannot attract its callers.
  */
-function shareVirtualIps(input: CompileInput, previous: Snapshot): SharedAddresses {
+function shareVirtualIps(input: CompileInput, previous: Snapshot): SharedVirtualIps {
   const claims = new Map<string, readonly string[]>()
-  for (const [name, source] of input.catalogServices)
-    claims.set(name, source.virtualIps.length > 0 ? source.virtualIps : input.virtualIps(name))
+  const { ownsVirtualIp = () => true } = input
+  for (const [name, source] of input.catalogServices) {
+    const given = source.virtualIps.filter((ip) => ownsVirtualIp(name, ip))
+    claims.set(name, given.length > 0 ? given : input.virtualIps(name))
+  }
   const ownerByIp = new Map<string, string>()
   const settle = (name: string, ips: readonly string[]): void => {
     for (const ip of ips) if (!ownerByIp.has(ip)) ownerByIp.set(ip, name)

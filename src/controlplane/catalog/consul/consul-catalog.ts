@@ -12,6 +12,7 @@ import { createFollower, type Follower, type FollowHealth } from './blocking-que
 import { SUMMARY_PATH, startChangeHints } from './change-hints.ts'
 import { type AgentSelf, decodeAgentSelf, decodeServiceNames } from './decode.ts'
 import { type IntentionWatch, watchIntentions } from './intentions.ts'
+import { createNodeReader } from './node-reader.ts'
 import { startPulse } from './pulse.ts'
 import { createRegistrar } from './registration.ts'
 import { AGENT_RULE } from './rights.ts'
@@ -61,6 +62,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
   const follower = createFollower(transport, parts)
   const registrar = createRegistrar({ ...parts, nodeAddress: options.nodeAddress })
   const sight = createSight(transport, clock)
+  const readNode = createNodeReader(transport, clock)
   const hints = startChangeHints(follower)
   const serviceWatches = new Set<ServiceWatch>()
   const intentionWatches = new Set<IntentionWatch>()
@@ -124,7 +126,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
     readAgentSelf: () => readAgentSelf(transport),
     watchService: (name, onChange, last) =>
       kept(
-        watchOneService(name, onChange, { ...options, follower, clock, sight, last }),
+        watchOneService(name, onChange, { ...options, follower, readNode, clock, sight, last }),
         serviceWatches,
       ),
     watchServiceList: (onChange, last) =>

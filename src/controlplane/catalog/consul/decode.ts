@@ -296,6 +296,7 @@ function decodeInstance(service: string, entry: unknown, place: Place): Instance
       id: who.id,
       node: nodeName,
       tunnel,
+      // What the proxy says of it; whether an instance listens there the catalog says: instances.ts.
       application: isPort(applicationPort) ? { ip: ip.ip, port: applicationPort } : undefined,
       health,
       weight: decodeWeight(member(registration, 'Weights'), health),
@@ -371,7 +372,8 @@ function worstHealth(checks: unknown): Health | undefined {
   return worst
 }
 
-function decodeWeight(weights: unknown, health: Health): number {
+/** The share of an instance of that health: at least 1. */
+export function decodeWeight(weights: unknown, health: Health): number {
   const weight = member(weights, health === 'warning' ? 'Warning' : 'Passing')
   if (typeof weight !== 'number' || !Number.isFinite(weight)) return 1
   return Math.min(65_535, Math.max(1, Math.round(weight)))
@@ -393,7 +395,8 @@ function textsOf(value: unknown): readonly string[] {
   return Array.isArray(value) ? value.filter((one) => typeof one === 'string') : []
 }
 
-function isName(value: unknown): value is string {
+/** Whether it can be the name of a node or the ID of a service. */
+export function isName(value: unknown): value is string {
   return (
     typeof value === 'string' && value.length >= 1 && value.length <= 255 && !/\p{Cc}/u.test(value)
   )
