@@ -281,6 +281,7 @@ class RunningDiscovery implements Discovery {
         catalogServices,
         policies: this.#policies,
         virtualIps: (service) => this.#addresses.of(service),
+        ownsVirtualIp: (service, ip) => this.#addresses.owns(service, ip),
         insistsOnDeny: this.#options.insistsOnDeny === true,
       },
       this.#compiled,
