@@ -307,3 +307,20 @@ test('nothing is published after disposal, and no watch is left open', async () 
   assert.deepEqual(first.deltas, [])
   assert.equal(first.discovery.current(), emptySnapshot)
 })
+
+test('a service of this host that the catalog does not serve is a problem when it has lasted', async () => {
+  let nowMs = 0
+  const clock = { monotonicMs: () => nowMs, wallMs: () => nowMs }
+  const { catalog, discovery } = start({ localServices: [local('db')], clock })
+  await using _ = discovery
+  catalog.give(service('db'))
+  await eventually(() => assert.ok(discovery.current().services.has('db')))
+  assert.deepEqual(discovery.problems(), [], 'it may be registering')
+  nowMs = 14_000
+  assert.deepEqual(discovery.problems(), [])
+  nowMs = 15_000
+  assert.match(
+    discovery.problems().join(),
+    /db of this host is not in the catalog with Node host-a/,
+  )
+})

@@ -169,7 +169,7 @@ export class AddressBook {
   #ownersNow(followed: ReadonlyMap<string, CatalogService>, listed: Listed): Map<string, string> {
     const owners = new Map<string, string>()
     const claimed = new Set(
-      [...followed.values()].flatMap(({ virtualIps }) => virtualIps).concat(...listed.values()),
+      [...[...followed.values()].map(({ virtualIps }) => virtualIps), ...listed.values()].flat(),
     )
     if (claimed.size === 0) return owners
     for (const [name, assigned] of this.#assigned) {

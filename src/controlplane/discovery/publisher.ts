@@ -5,6 +5,8 @@
  * snapshots. Compile, then swap: current() is always a whole snapshot, and publish() is called once
  * for each new one, in order.
  */
+
+import { type Clock, systemClock } from '../../lib/clock.ts'
 import { MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
@@ -20,6 +22,7 @@ import {
 import type { Catalog, CatalogPolicy } from '../catalog/catalog.ts'
 import { AddressBook } from './address-book.ts'
 import { compile, nothingCompiled } from './compile.ts'
+import { ownServiceProblems } from './own-services.ts'
 import { policyWarnings } from './policy-warnings.ts'
 import type { VirtualAddresses } from './virtual-addresses.ts'
 import { openWatchSet, type WatchMode, type WatchSetOptions } from './watch-set.ts'
@@ -39,6 +42,7 @@ export interface DiscoveryOptions {
   /** Deny where no intention matches, whatever the catalog says. */
   readonly insistsOnDeny?: boolean
   readonly log: Log
+  readonly clock?: Clock
   /** How long services that are followed on demand are, and how many. The watch set's own limits unless given. */
   readonly onDemand?: Pick<WatchSetOptions, 'idleMs' | 'maxOnDemand' | 'clock'>
 }
@@ -89,6 +93,9 @@ export interface Discovery extends AsyncDisposable {
 /** Lookups that wait at once; more are unavailable. Each is somebody's open question. */
 const MAX_WAITING_LOOKUPS = 1_000
 
+/** Registering, and a restart of an application, may take so long before anything is wrong, milliseconds. */
+const OWN_GRACE_MS = 15_000
+
 /** Changes are collected for so long before they are compiled. */
 const COALESCE_MS = 20
 
@@ -117,6 +124,8 @@ class RunningDiscovery implements Discovery {
   #timer: NodeJS.Timeout | undefined
   #arePoliciesAwaited: boolean
   #loggedWarnings = new Set<string>()
+  /** What is said of this host's own services in the catalog, and since when. */
+  #ownProblems: ReadonlyMap<string, number> = new Map()
 
   constructor(options: DiscoveryOptions, publish: Publish) {
     this.#options = options
@@ -155,6 +164,7 @@ class RunningDiscovery implements Discovery {
         ({ service, code, message }) => new Problem(code, message, { subject: service }),
       ),
       ...this.#addresses.problems(this.#watchSet.services),
+      ...this.#lastingOwnProblems(),
     ]
   }
 
@@ -290,6 +300,18 @@ class RunningDiscovery implements Discovery {
     const { snapshot } = this.#compiled
     if (snapshot !== before) this.#publish(diffSnapshots(before, snapshot), snapshot)
     this.#lookAgain()
+  }
+
+  #lastingOwnProblems(): Problem[] {
+    const { localServices, nodeName, clock = systemClock } = this.#options
+    const nowMs = clock.monotonicMs()
+    const now = ownServiceProblems(localServices, nodeName, this.current().services)
+    this.#ownProblems = new Map(
+      now.map((problem) => [problem, this.#ownProblems.get(problem) ?? nowMs]),
+    )
+    return now
+      .filter((problem) => nowMs - (this.#ownProblems.get(problem) ?? nowMs) >= OWN_GRACE_MS)
+      .map((problem) => new Problem('HM_CATALOG_NOT_LISTED', problem))
   }
 
   /** Logs each warning once, when it appears; problems are the daemon's to log. */

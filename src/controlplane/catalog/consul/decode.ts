@@ -199,6 +199,15 @@ export function parseDefaultPolicy(value: unknown): DefaultPolicy | undefined {
   return value === 'allow' || value === 'deny' ? value : undefined
 }
 
+/** Shares of traffic, in Consul's spelling. */
+export interface Weights {
+  readonly Passing: number
+  readonly Warning: number
+}
+
+/** What Consul takes where nobody has said anything. */
+export const USUAL_WEIGHTS: Weights = { Passing: 1, Warning: 1 }
+
 /** One service as its own agent has it. */
 export interface AgentService {
   readonly id: string
@@ -210,6 +219,7 @@ export interface AgentService {
   readonly port: number
   readonly meta: Readonly<Record<string, unknown>>
   readonly tags: readonly string[]
+  readonly weights: Weights
   readonly proxy: {
     readonly destinationName: unknown
     readonly destinationId: unknown
@@ -239,6 +249,7 @@ export function decodeAgentServices(body: unknown): ReadonlyMap<string, AgentSer
       port: typeof port === 'number' ? port : 0,
       meta: asRecord(member(entry, 'Meta')),
       tags: textsOf(member(entry, 'Tags')),
+      weights: weightsOf(member(entry, 'Weights')),
       proxy: {
         destinationName: member(proxy, 'DestinationServiceName'),
         destinationId: member(proxy, 'DestinationServiceID'),
@@ -385,6 +396,14 @@ function decodeVirtualIp(taggedAddresses: unknown): string | undefined {
   const ip = typeof text === 'string' ? canonicalIp(text) : undefined
   if (ip === undefined || ip.includes(':') || isUndialable(ip)) return undefined
   return Number(ip.slice(0, ip.indexOf('.'))) >= 240 ? ip : undefined
+}
+
+function weightsOf(weights: unknown): Weights {
+  const share = (key: 'Passing' | 'Warning'): number => {
+    const value = member(weights, key)
+    return typeof value === 'number' && Number.isInteger(value) ? value : USUAL_WEIGHTS[key]
+  }
+  return { Passing: share('Passing'), Warning: share('Warning') }
 }
 
 function asRecord(value: unknown): Record<string, unknown> {

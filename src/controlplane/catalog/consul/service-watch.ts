@@ -63,6 +63,9 @@ export const SIGHT_MS = 5_000
 /** Chain and first target are waited for so long; then what else is known has to do. Milliseconds. */
 const PATIENCE_MS = 2_000
 
+/** So long the service's own instances are: a service that is called by name must not wait for its addresses. */
+const INSTANCE_PATIENCE_MS = 500
+
 /** The instances of the service itself in one datacenter. */
 interface InstanceWatch {
   readonly watch: FollowWatch
@@ -101,6 +104,7 @@ export function watchOneService(
   let targets: readonly ChainTarget[] = [itself]
   let virtualIps: readonly string[] = []
   let isPatient = true
+  let awaitsInstances = true
   let patience: NodeJS.Timeout | undefined
   let published: string | undefined
   let isClosed = false
@@ -111,8 +115,8 @@ export function watchOneService(
     // Sending everybody to the failover because it answered a moment earlier would be wrong.
     if (answers[0] === undefined && isPatient) return
     if (answers.every((answer) => answer === undefined)) return
-    // What is believed is all that will be captured: it should be in the first answer.
-    if (isPatient && ![...instanceWatches.values()].every(isSettled)) return
+    // Only what is believed will be captured: it should be in the first answer.
+    if (published === undefined && awaitsInstances && !isSettled(instanceWatches.get(''))) return
     const service: CatalogService = {
       name,
       protocol: chain.protocol,
@@ -242,6 +246,10 @@ export function watchOneService(
     { priority: 'cold' },
   )
   beImpatientLater()
+  const instancePatience = setTimeout(() => {
+    awaitsInstances = false
+    publish()
+  }, INSTANCE_PATIENCE_MS)
 
   return {
     problems: () => [
@@ -256,6 +264,7 @@ export function watchOneService(
     close() {
       isClosed = true
       clearTimeout(patience)
+      clearTimeout(instancePatience)
       chainWatch.close()
       for (const { watch } of watches.values()) watch.close()
       for (const opened of instanceWatches.values()) closeInstances(opened)
@@ -268,8 +277,8 @@ function closeInstances({ watch, claims }: InstanceWatch): void {
   claims.close()
 }
 
-function isSettled({ claims, listed }: InstanceWatch): boolean {
-  return listed !== undefined && claims.isSettled()
+function isSettled(watch: InstanceWatch | undefined): boolean {
+  return watch?.listed !== undefined && watch.claims.isSettled()
 }
 
 function asInstance({ ip, port, node, since }: InstanceAddress): PlainInstance {
