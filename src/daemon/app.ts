@@ -169,7 +169,8 @@ class Daemon {
       log,
       sockets: this.sockets,
       onUse: (message) => {
-        if (message.kind === 'wanted') this.discovery?.wanted(message.virtualIp)
+        if (message.kind === 'wanted')
+          this.discovery?.wanted(message.address.ip, message.address.port)
         else this.discovery?.used(message.services)
       },
     })
@@ -284,6 +285,10 @@ class Daemon {
           virtualRanges: [config.capture.virtualRange, config.capture.virtualRange6],
           virtualAddresses: memory.virtualAddresses(),
           insistsOnDeny: config.intentions.default === 'deny',
+          onDormant: () => {
+            const snapshot = this.discovery?.current()
+            if (snapshot !== undefined) this.followInstances(snapshot)
+          },
           onDemand: config.catalog.kind === 'consul' ? { idleMs: config.catalog.unusedAfter } : {},
           log,
         },
@@ -458,7 +463,11 @@ class Daemon {
     if (capture === undefined) return
     capture
       .updateInstances(
-        instanceSets(snapshot.services.values(), this.config.capture.permissive).captured,
+        instanceSets(
+          snapshot.services.values(),
+          this.config.capture.permissive,
+          this.discovery?.dormant(),
+        ).captured,
       )
       .catch((error: unknown) =>
         this.log.error('Cannot update the captured addresses', { error: describeError(error) }),

@@ -20,10 +20,12 @@ export const EVERY_SERVICE = '*'
  * Every address at which an instance of a mesh service listens, here or elsewhere, whether a proxy serves it or not.
  * Loopback is each host's own and never captured.
  * @param permissive names of services, or {@link EVERY_SERVICE}
+ * @param dormant addresses of services that are not followed: whether a proxy serves them turns out when they are
  */
 export function instanceSets(
   services: Iterable<MeshService>,
   permissive: readonly string[] = [],
+  dormant: ReadonlyMap<string, readonly SocketAddress[]> = new Map(),
 ): InstanceSets {
   const captured: SocketAddress[] = []
   const permitted: SocketAddress[] = []
@@ -37,6 +39,8 @@ export function instanceSets(
       ;(isCaptured ? captured : permitted).push({ ip, port })
     }
   }
+  for (const addresses of dormant.values())
+    captured.push(...addresses.filter(({ ip }) => !isLoopback(ip)))
   return { captured, permitted }
 }
 

@@ -180,7 +180,7 @@ describe('which claims are believed', () => {
       const { claims, take } = scene(() => [there('db', 7), there('legacy', 3, { ip })])
       assert.deepEqual(await take(instance(7)), [])
       assert.equal(claims.isSettled(), true)
-      assert.match(claims.problems()[0] ?? '', /claims 10\.0\.0\.2:5432, where service legacy/)
+      assert.match(claims.warnings()[0] ?? '', /claims 10\.0\.0\.2:5432, where service legacy/)
       claims.close()
     }
   })

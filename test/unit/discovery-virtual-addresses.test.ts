@@ -214,7 +214,7 @@ test('an address that was assigned is taken by nobody, followed or listed, now o
       book.update(followed, listed)
       assert.equal(book.ownerOf(stolen), 'db')
       assert.equal(book.owns('evil', stolen), false)
-      assert.match(book.problems(followed).join(), /of service evil belongs to service db/)
+      assert.match(book.warnings().join(), /of service evil belongs to service db/)
     }
 })
 

@@ -48,6 +48,13 @@ export interface ListedService {
   readonly name: string
   /** As in {@link CatalogService}; it may be minutes old. */
   readonly virtualIps: readonly string[]
+  /** The same; left out where none is known. */
+  readonly addresses?: readonly InstanceAddress[]
+  /**
+   * Wall clock of when the catalog ceased to have it as a service of the mesh; left out while it has. Callers may
+   * still have its addresses, and mean the mesh by them.
+   */
+  readonly goneSinceMs?: number
 }
 
 /** The rules whose destination is one service, wildcards included. */
@@ -63,6 +70,8 @@ export interface CatalogHealth {
   readonly lastGoodAtMs: number | undefined
   /** What is wrong now; empty when nothing is. */
   readonly problems: readonly Problem[]
+  /** What somebody else has written there and should not have: it is not obeyed, and costs this host nothing. */
+  readonly warnings?: readonly string[]
   /** How long ago the server that answers had last heard from its leader; undefined where there is none. */
   readonly lastContactMs?: number | undefined
 }

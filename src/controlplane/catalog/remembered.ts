@@ -385,6 +385,21 @@ function members(object: Readonly<Record<string, unknown>>): string {
 
 const address = z.looseObject({ ip: z.string(), port: z.number() })
 
+const instanceAddress = z.object({
+  ip: z.string(),
+  port: z.number(),
+  node: z.string(),
+  since: z.number(),
+  goneSinceMs: z.exactOptional(z.number()),
+})
+
+const listedService = z.object({
+  name: z.string(),
+  virtualIps: z.array(z.string()),
+  addresses: z.exactOptional(z.array(instanceAddress)),
+  goneSinceMs: z.exactOptional(z.number()),
+})
+
 /**
  * What every reader relies on. The checksum says that we wrote it and the version that it has the shape of
  * today; members that are not named here are kept as they are.
@@ -409,15 +424,7 @@ const serviceShape = z.looseObject({
       local: z.boolean(),
     }),
   ),
-  addresses: z.array(
-    z.looseObject({
-      ip: z.string(),
-      port: z.number(),
-      node: z.string(),
-      since: z.number(),
-      goneSinceMs: z.number().optional(),
-    }),
-  ),
+  addresses: z.array(instanceAddress),
 })
 
 const policyShape = z.looseObject({
@@ -436,7 +443,7 @@ const policyShape = z.looseObject({
 const storedCatalog = z.object({
   source: z.string(),
   confirmedAtMs: z.number(),
-  list: z.array(z.object({ name: z.string(), virtualIps: z.array(z.string()) })).nullable(),
+  list: z.array(listedService).nullable(),
   policies: z.array(
     z.object({
       confirmedAtMs: z.number(),

@@ -19,8 +19,8 @@ import {
   type Snapshot,
 } from '../../model/snapshot.ts'
 import { isServiceName } from '../../model/spiffe-id.ts'
-import type { CatalogPolicy, CatalogService } from '../catalog/catalog.ts'
-import { shareInstanceAddresses } from './instance-addresses.ts'
+import type { CatalogPolicy, CatalogService, InstanceAddress } from '../catalog/catalog.ts'
+import { type InstanceClaims, shareInstanceAddresses } from './instance-addresses.ts'
 
 /** Everything that a snapshot is made of. */
 export interface CompileInput {
@@ -30,6 +30,8 @@ export interface CompileInput {
   readonly localServices: readonly LocalService[]
   /** By name; a service without an answer yet is absent. */
   readonly catalogServices: ReadonlyMap<string, CatalogService>
+  /** Where instances of services listen that are not followed, by the list; of a followed one its own answer counts. */
+  readonly listedAddresses?: ReadonlyMap<string, readonly InstanceAddress[]>
   /** By destination; one without an answer yet is absent. */
   readonly policies: ReadonlyMap<string, CatalogPolicy>
   /** Our own virtual addresses for a service, for when the catalog gives none. */
@@ -52,6 +54,10 @@ export interface ServiceProblem {
 export interface Compiled {
   readonly snapshot: Snapshot
   readonly problems: readonly ServiceProblem[]
+  /** Claims on addresses of instances that are not met, one sentence each. */
+  readonly warnings: readonly string[]
+  /** The addresses of services that are not followed: who dials one means the mesh, and has the service followed. */
+  readonly dormant: ReadonlyMap<string, readonly SocketAddress[]>
   /** How each service was compiled, so that the next compile skips those whose input is the same. */
   readonly parts: ReadonlyMap<string, CompiledService>
 }
@@ -69,7 +75,13 @@ export interface CompiledService {
 }
 
 /** Before the first compile. */
-export const nothingCompiled: Compiled = { snapshot: emptySnapshot, problems: [], parts: new Map() }
+export const nothingCompiled: Compiled = {
+  snapshot: emptySnapshot,
+  problems: [],
+  warnings: [],
+  dormant: new Map(),
+  parts: new Map(),
+}
 
 /** Beyond this a service keeps its last good instances: no real service has so many, a broken catalog may. */
 const MAX_ENDPOINTS = 5_000
@@ -79,7 +91,7 @@ const DEFAULT_CONNECT_TIMEOUT_MS = 5_000
 /** The next snapshot. `previous` is the outcome of the last compile, or {@link nothingCompiled}. */
 export function compile(input: CompileInput, previous: Compiled): Compiled {
   const virtual = shareVirtualIps(input, previous.snapshot)
-  const instances = shareInstanceAddresses(input)
+  const instances = shareInstanceAddresses({ ...input, catalogServices: allClaims(input) })
   const host = hostOf(input)
   const parts = new Map<string, CompiledService>()
   const services = new Map<string, MeshService>()
@@ -100,13 +112,28 @@ export function compile(input: CompileInput, previous: Compiled): Compiled {
   const policies = compilePolicies(input, previous.snapshot)
   return {
     snapshot: nextSnapshot(input.datacenter, services, policies, previous.snapshot),
-    problems: [
-      ...virtual.problems,
-      ...instances.problems,
-      ...[...parts.values()].flatMap((part) => part.problems),
-    ],
+    problems: [...virtual.problems, ...[...parts.values()].flatMap((part) => part.problems)],
+    warnings: instances.problems.map(({ message }) => message),
+    dormant: dormantOf(instances.byService, input, previous),
     parts,
   }
+}
+
+function allClaims(input: CompileInput): InstanceClaims['catalogServices'] {
+  const listed = [...(input.listedAddresses ?? [])].map(
+    ([name, addresses]) => [name, { addresses }] as const,
+  )
+  return new Map([...listed, ...input.catalogServices])
+}
+
+/** The same object while it says the same. */
+function dormantOf(
+  byService: ReadonlyMap<string, readonly SocketAddress[]>,
+  { catalogServices }: CompileInput,
+  previous: Compiled,
+): Compiled['dormant'] {
+  const dormant = [...byService].filter(([name]) => !catalogServices.has(name))
+  return isStructurallyEqual(dormant, [...previous.dormant]) ? previous.dormant : new Map(dormant)
 }
 
 /** What of this host decides which endpoints are its own. */

@@ -14,20 +14,20 @@ import { readTarget, type Target } from './target.ts'
 
 /**
  * The service that a pair is about; undefined when it is none that this host knows.
- * @param ownerOf knows the virtual addresses of services that are not followed, too
+ * @param ownerOf knows the addresses of services that are not followed, too
  */
 export function serviceAskedFor(
   facts: HostFacts,
   from: string,
   to: string,
-  ownerOf: (virtualIp: string) => string | undefined,
+  ownerOf: (ip: string, port: number) => string | undefined,
 ): string | undefined {
   if (to === '') return undefined
   const target = readTarget(facts, to)
   if (target.kind === 'service') return target.name
   const door = doorAt(facts, target.address)
   if (door !== undefined && isCalled(door.caller, from)) return door.destination
-  return routeOf(facts, target.address)?.service ?? ownerOf(target.address.ip)
+  return routeOf(facts, target.address)?.service ?? ownerOf(target.address.ip, target.address.port)
 }
 
 /** The name of the service that a destination is; undefined for an address of none. */

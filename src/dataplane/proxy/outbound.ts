@@ -149,7 +149,7 @@ async function routeLater(
 ): Promise<Target> {
   const later = await plane.until(() => {
     const found = route(plane, wanted)
-    if (found === undefined && typeof wanted !== 'string') plane.want(caller, wanted.ip)
+    if (found === undefined && typeof wanted !== 'string') plane.want(caller, wanted)
     return found
   }, plane.timeouts.readyMs)
   if (later !== undefined) return later

@@ -52,14 +52,20 @@ export interface Claims {
   believed(): readonly InstanceAddress[]
   /** Whether every address that is listed has been judged. */
   isSettled(): boolean
-  problems(): readonly string[]
+  /** Believes what somebody else who judges the same service does. */
+  adopt(addresses: readonly InstanceAddress[]): void
+  /** Claims that are refused, one sentence each. */
+  warnings(): readonly string[]
   close(): void
 }
 
 /** Judges the claims of `service`. */
 export function judgeClaims(service: string, options: ClaimsOptions): Claims {
   const { clock, readNode, onChange } = options
-  const believed = new Map(options.last.map((address) => [keyOf(address), address]))
+  // Of two that are the same the elder comes last and stays.
+  const believed = new Map(
+    options.last.toSorted((a, b) => b.since - a.since).map((address) => [keyOf(address), address]),
+  )
   const refusals = new Map<string, string>()
   let listed: ReadonlyMap<string, PlainInstance> = new Map()
   const asking = new Set<string>()
@@ -163,7 +169,10 @@ export function judgeClaims(service: string, options: ClaimsOptions): Claims {
     },
     believed: () => [...believed.values()].toSorted((a, b) => (keyOf(a) < keyOf(b) ? -1 : 1)),
     isSettled,
-    problems: () => [...refusals.values()],
+    adopt(addresses) {
+      for (const address of addresses) believed.set(keyOf(address), address)
+    },
+    warnings: () => [...refusals.values()],
     close() {
       isClosed = true
       clearTimeout(timer)

@@ -65,6 +65,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
   const readNode = createNodeReader(transport, clock)
   const hints = startChangeHints(follower)
   const serviceWatches = new Set<ServiceWatch>()
+  const watchByName = new Map<string, ServiceWatch>()
   const intentionWatches = new Set<IntentionWatch>()
   const listWatches = new Set<ServiceListWatch>()
   const pulse = startPulse({
@@ -116,6 +117,9 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
     return {
       lastGoodAtMs: goodAtMs.length === 0 ? undefined : Math.max(...goodAtMs),
       problems: [...distinct.values()].toReversed().slice(0, MAX_PROBLEMS),
+      warnings: [
+        ...new Set([...serviceWatches, ...listWatches].flatMap((watch) => watch.warnings())),
+      ].slice(0, MAX_PROBLEMS),
       lastContactMs: pulse.lastContactMs(),
     }
   }
@@ -124,13 +128,38 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
     description: `consul ${options.address}`,
     follower,
     readAgentSelf: () => readAgentSelf(transport),
-    watchService: (name, onChange, last) =>
-      kept(
-        watchOneService(name, onChange, { ...options, follower, readNode, clock, sight, last }),
-        serviceWatches,
-      ),
+    watchService(name, onChange, last) {
+      const watch = watchOneService(name, onChange, {
+        ...options,
+        follower,
+        readNode,
+        clock,
+        sight,
+        last,
+        established: [...listWatches].flatMap((list) => list.addressesOf(name)),
+      })
+      watchByName.set(name, watch)
+      const opened = kept(watch, serviceWatches)
+      return {
+        close() {
+          // The list goes on with what is believed.
+          for (const list of listWatches) list.adopt(name, watch.addresses())
+          if (watchByName.get(name) === watch) watchByName.delete(name)
+          opened.close()
+        },
+      }
+    },
     watchServiceList: (onChange, last) =>
-      kept(watchServiceList(onChange, { ...parts, follower, last }), listWatches),
+      kept(
+        watchServiceList(onChange, {
+          ...parts,
+          readNode,
+          followed: (name) => watchByName.get(name)?.addresses(),
+          follower,
+          last,
+        }),
+        listWatches,
+      ),
     watchPolicies: (destinations, onChange, last) =>
       kept(watchIntentions(destinations, onChange, { ...parts, follower, last }), intentionWatches),
     register: async (services, tunnelPort) => {

@@ -32,6 +32,10 @@ import type { NodeReader } from './node-reader.ts'
 /** A watch that can say what is odd about its answers. */
 export interface ServiceWatch extends Watch {
   problems(): readonly string[]
+  /** Claims that are not met, one sentence each. */
+  warnings(): readonly string[]
+  /** Where instances are believed to listen in the agent's own datacenter. */
+  addresses(): readonly InstanceAddress[]
 }
 
 /**
@@ -55,6 +59,8 @@ export interface ServiceWatchOptions {
   readonly datacenter?: string | undefined
   /** The answer of an earlier run. */
   readonly last?: CatalogService | undefined
+  /** Where its instances are believed to listen, by whoever looked before. */
+  readonly established?: readonly InstanceAddress[] | undefined
 }
 
 /** How long it is remembered whether the token sees any service, milliseconds. */
@@ -73,7 +79,7 @@ interface InstanceWatch {
   /** The last good answer. */
   listed: DecodedInstances | undefined
   /** Sentences about proxies that stand for no instance. */
-  problems: readonly string[]
+  warnings: readonly string[]
 }
 
 interface TargetWatch {
@@ -143,7 +149,7 @@ export function watchOneService(
       ...(own?.claims.believed() ?? []).map(asInstance),
       ...(own?.listed?.instances ?? []),
     ])
-    if (own !== undefined) own.problems = own.listed === undefined ? [] : problems
+    if (own !== undefined) own.warnings = own.listed === undefined ? [] : problems
     return { ...answer, endpoints }
   }
 
@@ -153,13 +159,16 @@ export function watchOneService(
     const claims = judgeClaims(name, {
       clock: options.clock,
       readNode: (node) => options.readNode(node, isRemote ? datacenter : undefined),
-      last: addressesOf(options.last, datacenter),
+      last: [
+        ...addressesOf(options.last, datacenter),
+        ...(isRemote ? [] : (options.established ?? [])),
+      ],
       onChange: publish,
     })
     const opened: InstanceWatch = {
       claims,
       listed: undefined,
-      problems: [],
+      warnings: [],
       watch: follower.follow(
         `/v1/catalog/service/${encodeURIComponent(name)}${isRemote ? `?dc=${encodeURIComponent(datacenter)}` : ''}`,
         (body) => {
@@ -255,12 +264,14 @@ export function watchOneService(
     problems: () => [
       ...(chain?.problems ?? []),
       ...[...watches.values()].flatMap(({ instances }) => instances?.problems ?? []),
-      ...[...instanceWatches.values()].flatMap(({ claims, listed, problems }) => [
-        ...(listed?.problems ?? []),
-        ...problems,
-        ...claims.problems(),
-      ]),
     ],
+    warnings: () =>
+      [...instanceWatches.values()].flatMap(({ claims, listed, warnings }) => [
+        ...(listed?.problems ?? []),
+        ...warnings,
+        ...claims.warnings(),
+      ]),
+    addresses: () => instanceWatches.get('')?.claims.believed() ?? [],
     close() {
       isClosed = true
       clearTimeout(patience)
