@@ -13,6 +13,7 @@ import {
   type PlainInstance,
   placeEndpoints,
 } from '../../src/controlplane/catalog/consul/instances.ts'
+import { systemClock } from '../../src/lib/clock.ts'
 import { endpoint } from './explain-fixtures.ts'
 
 function entry(change: Record<string, unknown> = {}): Record<string, unknown> {
@@ -141,7 +142,7 @@ function scene(onNode: () => readonly NodeService[], last: readonly InstanceAddr
   let wallMs = 1_000_000
   const asked: string[] = []
   const claims = judgeClaims('db', {
-    clock: { wallMs: () => wallMs, monotonicMs: () => wallMs },
+    clock: { ...systemClock, wallMs: () => wallMs, monotonicMs: () => wallMs },
     readNode: async (node) => {
       asked.push(node)
       return onNode()

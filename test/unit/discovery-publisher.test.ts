@@ -11,6 +11,7 @@ import {
   startDiscovery,
 } from '../../src/controlplane/discovery/publisher.ts'
 import { MAX_WATCHED_SERVICES, openWatchSet } from '../../src/controlplane/discovery/watch-set.ts'
+import { systemClock } from '../../src/lib/clock.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import {
@@ -310,7 +311,7 @@ test('nothing is published after disposal, and no watch is left open', async () 
 
 test('a service of this host that the catalog does not serve is a problem when it has lasted', async () => {
   let nowMs = 0
-  const clock = { monotonicMs: () => nowMs, wallMs: () => nowMs }
+  const clock = { ...systemClock, monotonicMs: () => nowMs, wallMs: () => nowMs }
   const { catalog, discovery } = start({ localServices: [local('db')], clock })
   await using _ = discovery
   catalog.give(service('db'))
