@@ -255,6 +255,16 @@ export const configSchema = z.strictObject({
         .describe(
           'Local processes of no identity that dial the address of an instance itself: `pass` without the mesh, or `refuse` by reset; for hosts that are done migrating',
         ),
+      permissive: z
+        .array(
+          z
+            .string()
+            .refine((name) => name === '*' || isServiceName(name), 'Must be "*" or a service name'),
+        )
+        .default([])
+        .describe(
+          'Destination services, or `*`, to whose instances plaintext may pass, counted, while the mesh cannot carry it: no proxy there, or the daemon stopped',
+        ),
       daemonUser: z
         .union([z.string(), z.int().min(0)])
         .optional()

@@ -117,7 +117,9 @@ export function createAdminView(state: DaemonState, exposition: Exposition): Adm
       const { from, to } = pairOf(question)
       const source = isProbed ? proberOf(state, from) : from
       const bare = await facts({ service: undefined })
-      const service = serviceAskedFor(bare, from, to, (ip) => state.discovery()?.ownerOf(ip))
+      const service = serviceAskedFor(bare, from, to, (ip, port) =>
+        state.discovery()?.ownerOf(ip, port),
+      )
       const road = explain(service === undefined ? bare : await facts({ service }), question)
       const endpoints = road.endpoints.flatMap(({ endpoint, excluded }) =>
         excluded === null ? [endpoint] : [],

@@ -51,7 +51,7 @@ import { WorkerTotals } from '../telemetry/totals.ts'
 import { startAdminServer } from './admin-server.ts'
 import { createAdminView, type DaemonState, readinessOf } from './admin-view.ts'
 import { capturePlan } from './capture-operations.ts'
-import { capturedInstances } from './captured-instances.ts'
+import { instanceSets } from './captured-instances.ts'
 import type { Incumbent } from './hand-over.ts'
 import { LINK_NAME, Link } from './hand-over-link.ts'
 import { ListeningSockets, type PlannedSocket } from './listening-sockets.ts'
@@ -287,7 +287,8 @@ class Daemon implements Incumbent {
       log,
       sockets: this.sockets,
       onUse: (message) => {
-        if (message.kind === 'wanted') this.discovery?.wanted(message.virtualIp)
+        if (message.kind === 'wanted')
+          this.discovery?.wanted(message.address.ip, message.address.port)
         else this.discovery?.used(message.services)
       },
     })
@@ -467,6 +468,10 @@ class Daemon implements Incumbent {
           virtualRanges: [config.capture.virtualRange, config.capture.virtualRange6],
           virtualAddresses: memory.virtualAddresses(),
           insistsOnDeny: config.intentions.default === 'deny',
+          onDormant: () => {
+            const snapshot = this.discovery?.current()
+            if (snapshot !== undefined) this.followInstances(snapshot)
+          },
           onDemand: config.catalog.kind === 'consul' ? { idleMs: config.catalog.unusedAfter } : {},
           log,
         },
@@ -667,7 +672,13 @@ class Daemon implements Incumbent {
     const { capture } = this
     if (capture === undefined) return
     capture
-      .updateInstances(capturedInstances(snapshot.services.values()))
+      .updateInstances(
+        instanceSets(
+          snapshot.services.values(),
+          this.config.capture.permissive,
+          this.discovery?.dormant(),
+        ).captured,
+      )
       .catch((error: unknown) =>
         this.log.error('Cannot update the captured addresses', { error: describeError(error) }),
       )

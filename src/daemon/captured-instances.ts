@@ -1,16 +1,54 @@
 /**
- * Which instance addresses the capture rules divert: those of other hosts, as callers may have them from DNS.
- * Pure; the daemon fills the kernel's sets by it, and explain reads them by it.
+ * Which instance addresses the capture rules divert, as callers may have them from DNS, and which they count and let
+ * pass. Pure; the daemon fills the kernel's sets by it, and explain reads them by it.
  */
-import type { SocketAddress } from '../model/address.ts'
+import { formatAddress, isLoopback, type SocketAddress } from '../model/address.ts'
 import type { MeshService } from '../model/snapshot.ts'
 
-/** The addresses that belong into the sets. */
-export function capturedInstances(services: Iterable<MeshService>): SocketAddress[] {
-  const addresses: SocketAddress[] = []
-  // What a service is redirected to is captured if that other service is used as well.
-  for (const service of services)
-    for (const { application, local, service: owner } of service.endpoints)
-      if (application !== undefined && !local && owner === service.name) addresses.push(application)
-  return addresses
+/** The addresses that belong into the sets; none is in both. */
+export interface InstanceSets {
+  /** Diverted. */
+  readonly captured: readonly SocketAddress[]
+  /** Of permissive services, where the mesh cannot carry a connection at the moment: counted, and left alone. */
+  readonly permitted: readonly SocketAddress[]
+}
+
+/** In `capture.permissive`: every service. */
+export const EVERY_SERVICE = '*'
+
+/**
+ * Every address at which an instance of a mesh service listens, here or elsewhere, whether a proxy serves it or not.
+ * Loopback is each host's own and never captured.
+ * @param permissive names of services, or {@link EVERY_SERVICE}
+ * @param dormant addresses of services that are not followed: whether a proxy serves them turns out when they are
+ */
+export function instanceSets(
+  services: Iterable<MeshService>,
+  permissive: readonly string[] = [],
+  dormant: ReadonlyMap<string, readonly SocketAddress[]> = new Map(),
+): InstanceSets {
+  const captured: SocketAddress[] = []
+  const permitted: SocketAddress[] = []
+  const named = new Set(permissive)
+  for (const service of services) {
+    const isPermissive = named.has(EVERY_SERVICE) || named.has(service.name)
+    const served = isPermissive ? servedAddresses(service) : undefined
+    for (const { ip, port } of service.addresses) {
+      if (isLoopback(ip)) continue
+      const isCaptured = served === undefined || served.has(formatAddress({ ip, port }))
+      ;(isCaptured ? captured : permitted).push({ ip, port })
+    }
+  }
+  for (const addresses of dormant.values())
+    captured.push(...addresses.filter(({ ip }) => !isLoopback(ip)))
+  return { captured, permitted }
+}
+
+/** Where a proxy that is not known to be away serves the instance. */
+function servedAddresses({ name, endpoints }: MeshService): ReadonlySet<string> {
+  const served = new Set<string>()
+  for (const { application, service, health } of endpoints)
+    if (application !== undefined && service === name && health !== 'critical')
+      served.add(formatAddress(application))
+  return served
 }

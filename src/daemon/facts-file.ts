@@ -65,6 +65,7 @@ const facts = z.looseObject({
       protocol: z.string(),
       connectTimeoutMs: z.number(),
       endpoints: z.array(endpoint),
+      addresses: z.array(address).default([]),
     }),
   ),
   policies: z.array(

@@ -119,8 +119,8 @@ export type FromWorker =
     }
   | { readonly kind: 'row'; readonly row: number; readonly labels: TrafficLabels }
   | { readonly kind: 'drained' }
-  /** An application asked for this virtual address, and the snapshot has no service there. */
-  | { readonly kind: 'wanted'; readonly virtualIp: string }
+  /** An application asked for this address, and the snapshot has no service there. */
+  | { readonly kind: 'wanted'; readonly address: SocketAddress }
   /** Services that local applications have called since the last time, or have connections to. */
   | { readonly kind: 'used'; readonly services: readonly string[] }
   /** Sent every second: the thread's event loop turns. */

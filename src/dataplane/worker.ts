@@ -183,7 +183,7 @@ class Worker {
       snapshot: () => this.snapshot,
       localInstance: (service, id) => this.localInstance(service, id),
       isDraining: () => this.draining,
-      want: (caller, ip) => this.want(caller, ip),
+      want: (caller, address) => this.want(caller, address),
       until: (look, timeoutMs) => this.until(look, timeoutMs),
     }
     this.tunnels = tunnelDoors(settings).map((door) => this.tunnelListener(door, sessionOptions))
@@ -458,11 +458,12 @@ class Worker {
   }
 
   /** Once an address and tick, however many connections wait for it. */
-  private want(caller: string, ip: string): void {
+  private want(caller: string, address: SocketAddress): void {
     const asked = this.wanted.get(caller) ?? new Set()
-    if (asked.has(ip) || asked.size >= WANTED_PER_TICK) return
-    this.wanted.set(caller, asked.add(ip))
-    this.post({ kind: 'wanted', virtualIp: ip })
+    const key = formatAddress(address)
+    if (asked.has(key) || asked.size >= WANTED_PER_TICK) return
+    this.wanted.set(caller, asked.add(key))
+    this.post({ kind: 'wanted', address })
   }
 
   private tick(): void {

@@ -6,6 +6,7 @@
  * sees two worlds. Unchanged services keep their object identity from one snapshot to the next: that
  * is what {@link diffSnapshots} relies on to send only what changed.
  */
+import type { SocketAddress } from './address.ts'
 import type { Endpoint } from './endpoint.ts'
 import type { DefaultPolicy, Intention } from './intention.ts'
 
@@ -21,6 +22,11 @@ export interface MeshService {
   readonly connectTimeoutMs: number
   /** Of the service itself, or of those that it is redirected and fails over to; in the order of their priority. */
   readonly endpoints: readonly Endpoint[]
+  /**
+   * Where instances of this very service listen, with a usable endpoint or without: callers that dial one mean the
+   * mesh. Sorted; no two services of a snapshot have the same one.
+   */
+  readonly addresses: readonly SocketAddress[]
 }
 
 /** Who may reach a service of this host. */

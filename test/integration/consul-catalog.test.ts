@@ -17,6 +17,7 @@ import { hurried } from '../harness/test-clock.ts'
 import { eventually, type FakeAgent, indexed, startFakeAgent } from './consul-fake-agent.ts'
 
 const HEALTH = '/v1/health/connect/db'
+const INSTANCES = '/v1/catalog/service/db'
 const CHAIN = '/v1/discovery-chain/db'
 const MATCH = '/v1/connect/intentions/match'
 const LIST = '/v1/connect/intentions'
@@ -33,6 +34,9 @@ async function setUp(
   const agent = await startFakeAgent()
   agent.always('/v1/agent/services', () => ({ body: {} }))
   agent.always('/v1/catalog/services', () => indexed(1, { consul: [] }))
+  agent.always(INSTANCES, ({ query }) =>
+    (query.get('index') ?? '0') === '0' ? indexed(1, []) : undefined,
+  )
   const catalog = createConsulCatalog(
     { address: agent.address, requestTimeout: 2_000, ...options },
     silentLog,
@@ -176,6 +180,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
       connectTimeoutMs: 1_000,
       virtualIps: [],
       endpoints: ['n0/db-hostmesh', 'n1/db-hostmesh'].map((key) => ({ ...ENDPOINT, key })),
+      addresses: [],
     }
     world.agent.answer(CHAIN, indexed(7, { Chain: {} }))
     world.agent.answer(HEALTH, indexed(7, []))
@@ -192,7 +197,11 @@ describe('the Consul catalog', { concurrency: true }, () => {
     world.agent.answer(HEALTH, indexed(7, instances(1)))
     world.agent.always(CHAIN, () => ({ status: 500, body: 'no leader' }))
     const last = { name: 'db', protocol: 'http', connectTimeoutMs: 700, virtualIps: [] }
-    world.catalog.watchService('db', (service) => seen.push(service), { ...last, endpoints: [] })
+    world.catalog.watchService('db', (service) => seen.push(service), {
+      ...last,
+      endpoints: [],
+      addresses: [],
+    })
     await eventually('service', () => seen[0], 4_000)
     assert.equal(seen[0]?.protocol, 'http')
     assert.equal(seen[0]?.connectTimeoutMs, 700)

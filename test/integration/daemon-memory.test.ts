@@ -103,7 +103,7 @@ describe('the memory of a daemon', () => {
       [Symbol.asyncDispose]: async () => undefined,
     }
     const db = { name: 'db', protocol: 'tcp', connectTimeoutMs: 5_000 } as const
-    const service: CatalogService = { ...db, virtualIps: [], endpoints: [] }
+    const service: CatalogService = { ...db, virtualIps: [], endpoints: [], addresses: [] }
     const states = (memory: Memory): string =>
       memory
         .status()

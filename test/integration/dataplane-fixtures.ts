@@ -223,6 +223,7 @@ export function snapshotOf(
           protocol: 'tcp',
           connectTimeoutMs: 5_000,
           endpoints,
+          addresses: endpoints.flatMap(({ application }) => application ?? []),
         },
       ],
     ]),

@@ -21,6 +21,7 @@ const db: MeshService = {
   protocol: 'tcp',
   connectTimeoutMs: 5_000,
   endpoints: [],
+  addresses: [],
 }
 
 let server: DnsServer

@@ -19,7 +19,7 @@ import { manual } from '../harness/service.ts'
 async function explained(host: Host, ...words: string[]): Promise<Explanation> {
   const run = await host.daemon.cli('explain', ...words, '-o', 'json')
   const explanation = JSON.parse(run.stdout) as Explanation
-  const expected = { allowed: 0, unknownCaller: 4, unknownService: 4 } as Record<string, number>
+  const expected = { allowed: 0, unknownCaller: 5, unknownService: 5 } as Record<string, number>
   assert.equal(run.code, expected[explanation.verdict] ?? 1, explanation.summary)
   return explanation
 }

@@ -89,6 +89,7 @@ function service(name: string, ...nodes: string[]): CatalogService {
       weight: 1,
       local: false,
     })),
+    addresses: nodes.map((node, index) => ({ ip: '10.0.0.1', port: 80 + index, node, since: 7 })),
   }
 }
 

@@ -38,6 +38,7 @@ function service(name: string, change: Partial<CatalogService> = {}): CatalogSer
     connectTimeoutMs: 5_000,
     virtualIps: [],
     endpoints: [endpoint('host-b', name)],
+    addresses: [],
     ...change,
   }
 }
@@ -232,7 +233,11 @@ test('a broken instance costs that instance, and is named', () => {
     endpoint('c', 'db', { weight: 9 }),
     endpoint('d', 'db', { application: { ip: '224.0.0.1', port: 1 } }),
   ]
-  const { snapshot, problems } = compile(input({}, service('db', { endpoints })), nothingCompiled)
+  const addresses = [{ ip: '10.0.0.7', port: 80, node: 'c', since: 1 }]
+  const { snapshot, problems } = compile(
+    input({}, service('db', { endpoints, addresses })),
+    nothingCompiled,
+  )
   assert.deepEqual(
     snapshot.services.get('db')?.endpoints.map((one) => [one.key, one.weight, one.application?.ip]),
     [
@@ -349,6 +354,19 @@ const anyService = fc.record(
     connectTimeoutMs: anyNumber,
     virtualIps: fc.array(fc.constantFrom('240.0.0.1', '240.0.0.2', 'fdc6::1')),
     endpoints: fc.array(anyEndpoint, { maxLength: 5 }),
+    addresses: fc.array(
+      fc.record(
+        {
+          ip,
+          port: fc.constantFrom(80, 81, 0),
+          node: fc.constantFrom('host-a', 'host-b'),
+          since: fc.nat({ max: 3 }),
+          goneSinceMs: fc.constant(1),
+        },
+        { ...plain, requiredKeys: ['ip', 'port', 'node', 'since'] },
+      ),
+      { maxLength: 4 },
+    ),
   },
   plain,
 )

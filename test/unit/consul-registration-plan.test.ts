@@ -182,3 +182,43 @@ test("an operator's meta cannot pass for a mark of ours", () => {
   assert.equal(proxy?.Meta['hostmesh-proto'], '1')
   assert.ok(Object.keys(proxy?.Meta ?? {}).length <= 64)
 })
+
+test("the weights that the operator gave the service are its proxy's, and taken back with them", () => {
+  const db = (Weights?: object): Record<string, unknown> => ({
+    db: { ...operatorsDb.db, ...(Weights !== undefined && { Weights }) },
+  })
+  const weighted = planRegistration(
+    [local('db')],
+    15_443,
+    decodeAgentServices(db({ Passing: 10, Warning: 2 })),
+  )
+  assert.deepEqual(weighted.proxies[0]?.Weights, { Passing: 10, Warning: 2 })
+  const registered = after([local('db')], db({ Passing: 10, Warning: 2 }))
+  assert.deepEqual(planRegistration([local('db')], 15_443, registered).proxies, [])
+  const usual = new Map(registered).set(
+    'db',
+    decodeAgentServices(db({ Passing: 1, Warning: 1 })).get('db') ?? assert.fail(),
+  )
+  const again = planRegistration([local('db')], 15_443, usual)
+  assert.equal(again.proxies.length, 1)
+  assert.equal(again.proxies[0]?.Weights, undefined)
+  const none = after([local('db')], db())
+  assert.deepEqual(planRegistration([local('db')], 15_443, none).proxies, [])
+})
+
+test('another service that is registered at the port of one of ours is named', () => {
+  const present = decodeAgentServices({
+    ...operatorsDb,
+    evil: { ID: 'evil', Service: 'evil', Port: 5_432, Meta: {} },
+    proxy: { ID: 'proxy', Service: 'x', Kind: 'connect-proxy', Port: 5_432, Meta: {} },
+  })
+  const { problems } = planRegistration([local('db')], 15_443, present)
+  assert.deepEqual(problems, [
+    'Service evil (ID "evil") is registered at port 5432 of this host, where db listens',
+  ])
+  assert.deepEqual(
+    planRegistration([local('db'), local('evil')], 15_443, present).problems,
+    [],
+    'both are of this configuration',
+  )
+})

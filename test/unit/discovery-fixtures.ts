@@ -78,6 +78,7 @@ export function catalogService(name: string, change: Partial<CatalogService> = {
     connectTimeoutMs: 5_000,
     virtualIps: [],
     endpoints: [],
+    addresses: [],
     ...change,
   }
 }

@@ -335,3 +335,38 @@ test("an address of the catalog stays its service's without instances, until ano
   assert.match(book.of('db')[0] ?? '', /^10\.99\./)
   assert.equal(book.ownerOf(book.of('db')[0] ?? ''), 'db')
 })
+
+test('where instances of a service listen that is not followed is known, and leads to it', async () => {
+  let changes = 0
+  const { catalog, discovery } = start({
+    onDormant: () => {
+      changes += 1
+    },
+  })
+  await using _ = discovery
+  const address = { ip: '10.0.0.2', port: 5432, node: 'b', since: 7 }
+  const late = { ...address, since: 9 }
+  catalog.giveList?.([
+    { name: 'db', virtualIps: [], addresses: [address] },
+    { name: 'evil', virtualIps: [], addresses: [late] },
+    { name: 'old', virtualIps: [], addresses: [{ ...late, port: 80 }], goneSinceMs: 1 },
+  ])
+  await eventually(() => assert.equal(changes, 1))
+  const dormant = new Map([
+    ['db', [{ ip: '10.0.0.2', port: 5432 }]],
+    ['old', [{ ip: '10.0.0.2', port: 80 }]],
+  ])
+  assert.deepEqual(new Map(discovery.dormant()), dormant)
+  assert.match(discovery.warnings().join(), /Service evil claims 10\.0\.0\.2:5432/)
+  assert.equal(discovery.ownerOf('10.0.0.2', 5432), 'db')
+  assert.equal(discovery.ownerOf('10.0.0.2', 5433), undefined)
+  discovery.wanted('10.0.0.2', 5432)
+  assert.deepEqual([...catalog.services.keys()], ['db'])
+  catalog.give(catalogService('db', { addresses: [address] }))
+  await eventually(() => assert.equal(changes, 2))
+  assert.deepEqual([...discovery.dormant().keys()], ['old'])
+  assert.deepEqual(discovery.current().services.get('db')?.addresses, dormant.get('db'))
+  discovery.wanted('10.0.0.2', 80)
+  assert.ok(catalog.services.has('old'), 'it is refused by what its own watch says')
+  assert.deepEqual(await discovery.lookup('gone', AT_ONCE), { kind: 'unknown', isParent: false })
+})

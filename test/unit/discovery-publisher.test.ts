@@ -11,6 +11,7 @@ import {
   startDiscovery,
 } from '../../src/controlplane/discovery/publisher.ts'
 import { MAX_WATCHED_SERVICES, openWatchSet } from '../../src/controlplane/discovery/watch-set.ts'
+import { systemClock } from '../../src/lib/clock.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import {
@@ -306,4 +307,21 @@ test('nothing is published after disposal, and no watch is left open', async () 
   await eventually(() => assert.equal(second.deltas.length, 1))
   assert.deepEqual(first.deltas, [])
   assert.equal(first.discovery.current(), emptySnapshot)
+})
+
+test('a service of this host that the catalog does not serve is a problem when it has lasted', async () => {
+  let nowMs = 0
+  const clock = { ...systemClock, monotonicMs: () => nowMs, wallMs: () => nowMs }
+  const { catalog, discovery } = start({ localServices: [local('db')], clock })
+  await using _ = discovery
+  catalog.give(service('db'))
+  await eventually(() => assert.ok(discovery.current().services.has('db')))
+  assert.deepEqual(discovery.problems(), [], 'it may be registering')
+  nowMs = 14_000
+  assert.deepEqual(discovery.problems(), [])
+  nowMs = 15_000
+  assert.match(
+    discovery.problems().join(),
+    /db of this host is not in the catalog with Node host-a/,
+  )
 })

@@ -3,11 +3,14 @@ import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
 import { test } from 'node:test'
 import * as fc from 'fast-check'
+import type { CatalogService } from '../../src/controlplane/catalog/catalog.ts'
+import { AddressBook } from '../../src/controlplane/discovery/address-book.ts'
 import {
   assignVirtualAddresses,
   type VirtualAddresses,
 } from '../../src/controlplane/discovery/virtual-addresses.ts'
 import { type Cidr, cidrAddress, cidrContains, cidrSize, parseCidr } from '../../src/model/cidr.ts'
+import { catalogService } from './discovery-fixtures.ts'
 
 function cidr(text: string): Cidr {
   const parsed = parseCidr(text)
@@ -167,4 +170,65 @@ test('a full range leaves names without an address instead of giving one twice',
     [...assigned.values()].map((ips) => ips.length).toSorted((a, b) => a - b),
     [1, 2, 2],
   )
+})
+
+const RANGES = [V4, V6]
+
+test('an address of one family that is remembered gets its sibling, and all is well', () => {
+  const first = new AddressBook(RANGES)
+  const api = new Map([['api', ['240.0.0.10']]])
+  first.update(new Map([['api', catalogService('api', { virtualIps: ['240.0.0.10'] })]]), api)
+  const second = new AddressBook(RANGES, first.all())
+  const followed = new Map([['api', catalogService('api')]])
+  second.update(followed, new Map())
+  assert.deepEqual(second.problems(followed), [])
+  const [v4, v6 = ''] = second.of('api')
+  assert.equal(v4, '240.0.0.10')
+  assert.ok(cidrContains(V6, v6))
+  const kept = second.all()
+  second.update(followed, new Map())
+  assert.equal(second.all(), kept)
+})
+
+test('a range that is full is said, and not searched again for the same names', () => {
+  const book = new AddressBook([cidr('10.9.0.0/30')])
+  const followed = new Map(['a', 'b', 'c'].map((name) => [name, catalogService(name)]))
+  book.update(followed, new Map())
+  assert.match(book.problems(followed).join(), /10\.9\.0\.0\/30 is full/)
+  const kept = book.all()
+  book.update(followed, new Map())
+  assert.equal(book.all(), kept)
+})
+
+test('an address that was assigned is taken by nobody, followed or listed, now or after a restart', () => {
+  const first = new AddressBook(RANGES)
+  first.update(new Map(), new Map([['db', []]]))
+  const [stolen = ''] = first.of('db')
+  const evil = catalogService('evil', { virtualIps: [stolen] })
+  for (const book of [first, new AddressBook(RANGES, first.all())])
+    for (const [followed, listed] of [
+      [new Map([['evil', evil]]), new Map([['db', []]])],
+      [new Map([['evil', evil]]), new Map()],
+      [new Map(), new Map([['evil', [stolen]]])],
+    ] as const) {
+      book.update(followed, listed)
+      assert.equal(book.ownerOf(stolen), 'db')
+      assert.equal(book.owns('evil', stolen), false)
+      assert.match(book.warnings().join(), /of service evil belongs to service db/)
+    }
+})
+
+test('of two followed services the one that has an address keeps it, whoever claims it later', () => {
+  const book = new AddressBook(RANGES)
+  const claim = (name: string): [string, CatalogService] => [
+    name,
+    catalogService(name, { virtualIps: ['240.0.0.9'] }),
+  ]
+  book.update(new Map([claim('pay')]), new Map())
+  book.update(new Map([claim('aaa'), claim('pay')]), new Map())
+  assert.equal(book.ownerOf('240.0.0.9'), 'pay')
+  const fresh = new AddressBook(RANGES)
+  fresh.update(new Map([claim('aaa'), claim('pay')]), new Map())
+  assert.equal(fresh.ownerOf('240.0.0.9'), undefined, 'nobody was first')
+  assert.equal(fresh.of('pay').length, 2)
 })

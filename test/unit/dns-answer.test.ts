@@ -41,6 +41,7 @@ const db = {
   protocol: 'tcp',
   connectTimeoutMs: 5_000,
   endpoints: [endpoint('1', 5_433), endpoint('2', 5_432), endpoint('3', 5_432)],
+  addresses: [],
 } as MeshService
 
 function ask(name: string, type: string, known: Record<string, ServiceLookup> = {}): Reply {

@@ -34,6 +34,7 @@ export function service(name: string, number: number, endpoints: readonly Endpoi
     protocol: 'tcp',
     connectTimeoutMs: 5_000,
     endpoints,
+    addresses: endpoints.flatMap(({ application }) => application ?? []),
   }
 }
 

@@ -48,6 +48,7 @@ test('an instance with only a node and an address gets the defaults', () => {
         local: false,
       },
     ],
+    addresses: [],
   })
 })
 
@@ -80,6 +81,7 @@ test('every key of an instance is taken', () => {
         local: false,
       },
     ],
+    addresses: [{ ip: 'fd00::7', port: 5432, node: 'b', since: 0 }],
   })
 })
 

@@ -36,6 +36,7 @@ function service(
     protocol: 'tcp',
     connectTimeoutMs: 1,
     endpoints: endpoints.map((one) => ({ ...one, service: name })),
+    addresses: endpoints.flatMap(({ application }) => application ?? []),
   }
 }
 
@@ -205,4 +206,19 @@ test('the address of an instance stays with its own service, whoever else is red
   assert.equal(index.find({ ip: '10.0.0.9', port: 80 }), undefined)
   index.apply(delta([service('api', ['240.0.0.2'], [shared])]))
   assert.equal(index.find({ ip: '10.0.0.9', port: 80 })?.service, 'api')
+})
+
+test('the address of an instance that no endpoint serves stays that of its service, and nobody is meant', () => {
+  const index = new AddressIndex()
+  const address = { ip: '10.0.0.5', port: 5432 }
+  const served = service('db', ['240.0.0.1'], [endpoint('a/db', address.ip, address.port)])
+  index.apply(delta([{ ...served, endpoints: [] }]))
+  const unserved = { service: 'db', endpointKey: undefined, isUnserved: true }
+  assert.deepEqual(index.find(address), unserved)
+  index.apply(delta([served]))
+  assert.deepEqual(index.find(address), { service: 'db', endpointKey: 'a/db' })
+  index.apply(delta([{ ...served, endpoints: [] }]))
+  assert.deepEqual(index.find(address), unserved)
+  index.apply(delta([], ['db']))
+  assert.equal(index.find(address), undefined)
 })

@@ -19,6 +19,7 @@ const service = fc.record({ name, connectTimeoutMs: fc.constantFrom(1, 2) }).map
     virtualIps: [],
     protocol: 'tcp',
     endpoints: [],
+    addresses: [],
   }),
 )
 const policy = fc

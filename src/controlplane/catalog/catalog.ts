@@ -5,10 +5,26 @@
  * answer when their source fails and say how old it is; neither ever turns an error into an empty
  * answer.
  */
+import type { SocketAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { DefaultPolicy, Intention } from '../../model/intention.ts'
 import type { Problem } from '../../model/problem.ts'
 import type { LocalService } from '../../model/service.ts'
+
+/** An address at which an instance of a service listens, whether a proxy stands for it or not. */
+export interface InstanceAddress extends SocketAddress {
+  readonly node: string
+  /**
+   * Who claims an address first has it: of two services the one with the lower number. {@link YIELDING} gives way
+   * to any other.
+   */
+  readonly since: number
+  /** Wall clock of when the catalog ceased to list the instance; left out while it does. */
+  readonly goneSinceMs?: number
+}
+
+/** {@link InstanceAddress.since} of a claim that any other beats. */
+export const YIELDING = Number.MAX_SAFE_INTEGER
 
 /**
  * What a catalog says of one service. Its endpoints are those that its traffic goes to: of other services or
@@ -23,6 +39,8 @@ export interface CatalogService {
   /** The catalog's own virtual addresses for it, canonical; often none. */
   readonly virtualIps: readonly string[]
   readonly endpoints: readonly Endpoint[]
+  /** Where its own instances listen, those that no endpoint serves at the moment included. */
+  readonly addresses: readonly InstanceAddress[]
 }
 
 /** What a catalog says of a service that nobody follows; remembered as above. */
@@ -30,6 +48,13 @@ export interface ListedService {
   readonly name: string
   /** As in {@link CatalogService}; it may be minutes old. */
   readonly virtualIps: readonly string[]
+  /** The same; left out where none is known. */
+  readonly addresses?: readonly InstanceAddress[]
+  /**
+   * Wall clock of when the catalog ceased to have it as a service of the mesh; left out while it has. Callers may
+   * still have its addresses, and mean the mesh by them.
+   */
+  readonly goneSinceMs?: number
 }
 
 /** The rules whose destination is one service, wildcards included. */
@@ -45,6 +70,8 @@ export interface CatalogHealth {
   readonly lastGoodAtMs: number | undefined
   /** What is wrong now; empty when nothing is. */
   readonly problems: readonly Problem[]
+  /** What somebody else has written there and should not have: it is not obeyed, and costs this host nothing. */
+  readonly warnings?: readonly string[]
   /** How long ago the server that answers had last heard from its leader; undefined where there is none. */
   readonly lastContactMs?: number | undefined
 }

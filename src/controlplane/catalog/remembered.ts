@@ -19,7 +19,7 @@ import type {
 } from './catalog.ts'
 
 /** Version of what is remembered: raised with every change in the shape of a service, policy or list. */
-export const CATALOG_STATE_VERSION = 1
+export const CATALOG_STATE_VERSION = 2
 
 /** Longest body of the file, bytes. */
 export const MAX_CATALOG_STATE_BYTES = 32 * 1024 * 1024
@@ -394,6 +394,21 @@ function members(object: Readonly<Record<string, unknown>>): string {
 
 const address = z.looseObject({ ip: z.string(), port: z.number() })
 
+const instanceAddress = z.object({
+  ip: z.string(),
+  port: z.number(),
+  node: z.string(),
+  since: z.number(),
+  goneSinceMs: z.exactOptional(z.number()),
+})
+
+const listedService = z.object({
+  name: z.string(),
+  virtualIps: z.array(z.string()),
+  addresses: z.exactOptional(z.array(instanceAddress)),
+  goneSinceMs: z.exactOptional(z.number()),
+})
+
 /**
  * What every reader relies on. The checksum says that we wrote it and the version that it has the shape of
  * today; members that are not named here are kept as they are.
@@ -418,6 +433,7 @@ const serviceShape = z.looseObject({
       local: z.boolean(),
     }),
   ),
+  addresses: z.array(instanceAddress),
 })
 
 const policyShape = z.looseObject({
@@ -436,7 +452,7 @@ const policyShape = z.looseObject({
 const storedCatalog = z.object({
   source: z.string(),
   confirmedAtMs: z.number(),
-  list: z.array(z.object({ name: z.string(), virtualIps: z.array(z.string()) })).nullable(),
+  list: z.array(listedService).nullable(),
   policies: z.array(
     z.object({
       confirmedAtMs: z.number(),

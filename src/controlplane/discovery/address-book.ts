@@ -5,12 +5,15 @@
  * has lost its last instance (Consul writes it on instances): an application may still have it from an
  * earlier answer. It goes when the catalog gives it to another service. What the list of the catalog says is
  * minutes old, so it counts for less than the answers for services that are followed.
+ *
+ * Consul before 1.11 gives none and lets whoever registers a service write any. So nothing takes an address from
+ * who has it: not one that we have assigned, and not one that the catalog still gives to another.
  */
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import { type Cidr, formatCidr } from '../../model/cidr.ts'
 import { Problem } from '../../model/problem.ts'
 import type { CatalogService } from '../catalog/catalog.ts'
-import { assignVirtualAddresses, type VirtualAddresses } from './virtual-addresses.ts'
+import { assignVirtualAddresses, isDerived, type VirtualAddresses } from './virtual-addresses.ts'
 
 /** Services that are gone and keep their virtual address; the rest is forgotten. */
 const MAX_REMEMBERED_NAMES = 4_000
@@ -25,6 +28,9 @@ export class AddressBook {
   /** What the catalog gave last, by service. */
   readonly #given = new Map<string, readonly string[]>()
   #names: ReadonlySet<string> = new Set()
+  /** Names that found no room when it was looked for last. */
+  #homeless: ReadonlySet<string> = new Set()
+  #refused: readonly string[] = []
   /** Made when they are asked for; undefined again after a change. */
   #all: VirtualAddresses | undefined
   #ownerByIp: ReadonlyMap<string, string> | undefined
@@ -38,6 +44,11 @@ export class AddressBook {
   /** The addresses of a service, empty when it has none. */
   of(service: string): readonly string[] {
     return this.#given.get(service) ?? this.#assigned.get(service) ?? []
+  }
+
+  /** Whether an address that the catalog has for a service leads to it. */
+  owns(service: string, ip: string): boolean {
+    return this.of(service).includes(ip)
   }
 
   /** The addresses that the catalog gave to a service; undefined when it gave none. */
@@ -71,7 +82,11 @@ export class AddressBook {
     )
     const assigned = this.#assigned
     const isSettled =
-      [...names].every((name) => assigned.has(name)) &&
+      [...names].every(
+        (name) =>
+          assigned.get(name)?.length === this.#ranges.length ||
+          (assigned.has(name) && this.#homeless.has(name)),
+      ) &&
       (taken.size === 0 || ![...assigned.values()].some((ips) => ips.some((ip) => taken.has(ip))))
     this.#names = names
     if (isSettled) return
@@ -84,7 +99,15 @@ export class AddressBook {
       existing: assigned,
       taken,
     })
+    this.#homeless = new Set(
+      [...names].filter((name) => this.#assigned.get(name)?.length !== this.#ranges.length),
+    )
     this.#changed()
+  }
+
+  /** Claims that are not met, one sentence each. */
+  warnings(): readonly string[] {
+    return this.#refused
   }
 
   /** Services that found no room. */
@@ -111,16 +134,19 @@ export class AddressBook {
   /** @returns every address that the catalog has given to somebody */
   #takeGiven(followed: ReadonlyMap<string, CatalogService>, listed: Listed): ReadonlySet<string> {
     const givenNow = new Map<string, readonly string[]>()
-    const ownerNow = new Map<string, string>()
-    for (const [name, { virtualIps }] of followed) {
-      if (virtualIps.length === 0) continue
-      givenNow.set(name, virtualIps)
-      for (const ip of virtualIps) ownerNow.set(ip, name)
+    const ownerNow = this.#ownersNow(followed, listed)
+    const refused: string[] = []
+    const answers = [...followed].map(([name, { virtualIps }]) => [name, virtualIps] as const)
+    for (const claims of [answers, [...listed]]) {
+      const open = claims.filter(([name, ips]) => ips.length > 0 && !givenNow.has(name))
+      const believed = believable(open, ownerNow)
+      for (const [name, ips] of open) {
+        if (believed.has(name)) givenNow.set(name, ips)
+        else refused.push(...refusalsOf(name, ips, ownerNow))
+      }
+      for (const [name, ips] of believed) for (const ip of ips) ownerNow.set(ip, name)
     }
-    for (const [name, virtualIps] of this.#believable(listed, givenNow, ownerNow)) {
-      givenNow.set(name, virtualIps)
-      for (const ip of virtualIps) ownerNow.set(ip, name)
-    }
+    this.#refused = refused
     for (const [name, virtualIps] of givenNow) {
       if (isStructurallyEqual(this.#given.get(name), virtualIps)) continue
       // Newest last.
@@ -139,19 +165,52 @@ export class AddressBook {
     return new Set([...this.#given.values()].flat())
   }
 
-  /**
-   * What of the list is taken: no address that two services have there, that a followed one has, or that we have
-   * given to a listed service which has no other. Consul before 1.11 lets whoever registers a service write any.
-   */
-  #believable(listed: Listed, givenNow: Listed, ownerNow: ReadonlyMap<string, string>): Listed {
-    const owners = new Map<string, string | undefined>(ownerNow)
-    for (const [name, ips] of this.#assigned)
-      if (listed.get(name)?.length === 0 && !this.#given.has(name))
-        for (const ip of ips) owners.set(ip, name)
-    const claims = [...listed].filter(([name, ips]) => ips.length > 0 && !givenNow.has(name))
-    for (const [name, ips] of claims)
+  /** Whose an address is before anybody is heard: see the head of this file. */
+  #ownersNow(followed: ReadonlyMap<string, CatalogService>, listed: Listed): Map<string, string> {
+    const owners = new Map<string, string>()
+    const claimed = new Set(
+      [...[...followed.values()].map(({ virtualIps }) => virtualIps), ...listed.values()].flat(),
+    )
+    if (claimed.size === 0) return owners
+    for (const [name, assigned] of this.#assigned) {
+      const ips = this.#given.has(name) ? [] : assigned.filter((ip) => claimed.has(ip))
+      if (ips.length === 0) continue
+      const answer = followed.get(name)
+      // A Consul that gives addresses gives one to whatever has a proxy.
+      const hasNone =
+        listed.get(name)?.length === 0 ||
+        (answer !== undefined && answer.virtualIps.length === 0 && answer.endpoints.length > 0)
+      for (const ip of ips) if (hasNone || isDerived(this.#ranges, name, ip)) owners.set(ip, name)
+    }
+    for (const [name, ips] of this.#given)
       for (const ip of ips)
-        owners.set(ip, owners.has(ip) && owners.get(ip) !== name ? undefined : name)
-    return new Map(claims.filter(([name, ips]) => ips.every((ip) => owners.get(ip) === name)))
+        if (followed.get(name)?.virtualIps.includes(ip) === true) owners.set(ip, name)
+    return owners
   }
+}
+
+/** The claims on addresses that nobody else has, and that no two of them share. */
+function believable(
+  claims: readonly (readonly [string, readonly string[]])[],
+  ownerNow: ReadonlyMap<string, string>,
+): Listed {
+  const owners = new Map<string, string | undefined>(ownerNow)
+  for (const [name, ips] of claims)
+    for (const ip of ips)
+      if (!ownerNow.has(ip))
+        owners.set(ip, owners.has(ip) && owners.get(ip) !== name ? undefined : name)
+  return new Map(claims.filter(([name, ips]) => ips.every((ip) => owners.get(ip) === name)))
+}
+
+function refusalsOf(
+  name: string,
+  ips: readonly string[],
+  ownerNow: ReadonlyMap<string, string>,
+): readonly string[] {
+  return ips
+    .filter((ip) => ownerNow.get(ip) !== name)
+    .map(
+      (ip) =>
+        `Virtual address ${ip} of service ${name} belongs to service ${ownerNow.get(ip) ?? 'another that claims it too'}; ${name} does not get it`,
+    )
 }

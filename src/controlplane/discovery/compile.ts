@@ -19,7 +19,8 @@ import {
   type Snapshot,
 } from '../../model/snapshot.ts'
 import { isServiceName } from '../../model/spiffe-id.ts'
-import type { CatalogPolicy, CatalogService } from '../catalog/catalog.ts'
+import type { CatalogPolicy, CatalogService, InstanceAddress } from '../catalog/catalog.ts'
+import { type InstanceClaims, shareInstanceAddresses } from './instance-addresses.ts'
 
 /** Everything that a snapshot is made of. */
 export interface CompileInput {
@@ -29,10 +30,14 @@ export interface CompileInput {
   readonly localServices: readonly LocalService[]
   /** By name; a service without an answer yet is absent. */
   readonly catalogServices: ReadonlyMap<string, CatalogService>
+  /** Where instances of services listen that are not followed, by the list; of a followed one its own answer counts. */
+  readonly listedAddresses?: ReadonlyMap<string, readonly InstanceAddress[]>
   /** By destination; one without an answer yet is absent. */
   readonly policies: ReadonlyMap<string, CatalogPolicy>
   /** Our own virtual addresses for a service, for when the catalog gives none. */
   readonly virtualIps: (service: string) => readonly string[]
+  /** Whether a virtual address that the catalog has for a service is believed; all are unless given. */
+  readonly ownsVirtualIp?: (service: string, ip: string) => boolean
   /** Deny where no intention matches, whatever the catalog says; as the catalog says unless given. */
   readonly insistsOnDeny?: boolean
 }
@@ -49,6 +54,10 @@ export interface ServiceProblem {
 export interface Compiled {
   readonly snapshot: Snapshot
   readonly problems: readonly ServiceProblem[]
+  /** Claims on addresses of instances that are not met, one sentence each. */
+  readonly warnings: readonly string[]
+  /** The addresses of services that are not followed: who dials one means the mesh, and has the service followed. */
+  readonly dormant: ReadonlyMap<string, readonly SocketAddress[]>
   /** How each service was compiled, so that the next compile skips those whose input is the same. */
   readonly parts: ReadonlyMap<string, CompiledService>
 }
@@ -57,6 +66,7 @@ export interface Compiled {
 export interface CompiledService {
   readonly source: CatalogService
   readonly virtualIps: readonly string[]
+  readonly addresses: readonly SocketAddress[]
   /** The host's node, datacenter and own instances, as one comparable text. */
   readonly host: string
   /** Undefined when the service is broken and never was good. */
@@ -65,7 +75,13 @@ export interface CompiledService {
 }
 
 /** Before the first compile. */
-export const nothingCompiled: Compiled = { snapshot: emptySnapshot, problems: [], parts: new Map() }
+export const nothingCompiled: Compiled = {
+  snapshot: emptySnapshot,
+  problems: [],
+  warnings: [],
+  dormant: new Map(),
+  parts: new Map(),
+}
 
 /** Beyond this a service keeps its last good instances: no real service has so many, a broken catalog may. */
 const MAX_ENDPOINTS = 5_000
@@ -74,13 +90,20 @@ const DEFAULT_CONNECT_TIMEOUT_MS = 5_000
 
 /** The next snapshot. `previous` is the outcome of the last compile, or {@link nothingCompiled}. */
 export function compile(input: CompileInput, previous: Compiled): Compiled {
-  const addresses = shareVirtualIps(input, previous.snapshot)
+  const virtual = shareVirtualIps(input, previous.snapshot)
+  const instances = shareInstanceAddresses({ ...input, catalogServices: allClaims(input) })
   const host = hostOf(input)
   const parts = new Map<string, CompiledService>()
   const services = new Map<string, MeshService>()
   for (const [name, source] of input.catalogServices) {
     const part = compileService(
-      { host, name, source, virtualIps: addresses.byService.get(name) ?? [] },
+      {
+        host,
+        name,
+        source,
+        virtualIps: virtual.byService.get(name) ?? [],
+        addresses: instances.byService.get(name) ?? [],
+      },
       previous.parts.get(name),
     )
     parts.set(name, part)
@@ -89,9 +112,28 @@ export function compile(input: CompileInput, previous: Compiled): Compiled {
   const policies = compilePolicies(input, previous.snapshot)
   return {
     snapshot: nextSnapshot(input.datacenter, services, policies, previous.snapshot),
-    problems: [...addresses.problems, ...[...parts.values()].flatMap((part) => part.problems)],
+    problems: [...virtual.problems, ...[...parts.values()].flatMap((part) => part.problems)],
+    warnings: instances.problems.map(({ message }) => message),
+    dormant: dormantOf(instances.byService, input, previous),
     parts,
   }
+}
+
+function allClaims(input: CompileInput): InstanceClaims['catalogServices'] {
+  const listed = [...(input.listedAddresses ?? [])].map(
+    ([name, addresses]) => [name, { addresses }] as const,
+  )
+  return new Map([...listed, ...input.catalogServices])
+}
+
+/** The same object while it says the same. */
+function dormantOf(
+  byService: ReadonlyMap<string, readonly SocketAddress[]>,
+  { catalogServices }: CompileInput,
+  previous: Compiled,
+): Compiled['dormant'] {
+  const dormant = [...byService].filter(([name]) => !catalogServices.has(name))
+  return isStructurallyEqual(dormant, [...previous.dormant]) ? previous.dormant : new Map(dormant)
 }
 
 /** What of this host decides which endpoints are its own. */
@@ -121,19 +163,21 @@ interface ServiceInput {
   readonly name: string
   readonly source: CatalogService
   readonly virtualIps: readonly string[]
+  readonly addresses: readonly SocketAddress[]
 }
 
 function compileService(
   given: ServiceInput,
   previous: CompiledService | undefined,
 ): CompiledService {
-  const { name, source, virtualIps } = given
+  const { name, source, virtualIps, addresses } = given
   const host = given.host.text
   if (
     previous !== undefined &&
     previous.source === source &&
     previous.host === host &&
-    isStructurallyEqual(previous.virtualIps, virtualIps)
+    isStructurallyEqual(previous.virtualIps, virtualIps) &&
+    isStructurallyEqual(previous.addresses, addresses)
   )
     return previous
   const problems: ServiceProblem[] = []
@@ -142,13 +186,14 @@ function compileService(
   )
   const before = previous?.service
   // A service that broke keeps its instances, but never an address that is another's by now.
-  const service = compiled ?? (before === undefined ? undefined : { ...before, virtualIps })
+  const service =
+    compiled ?? (before === undefined ? undefined : { ...before, virtualIps, addresses })
   const isSame = before !== undefined && isStructurallyEqual(before, service)
-  return { source, virtualIps, host, service: isSame ? before : service, problems }
+  return { source, virtualIps, addresses, host, service: isSame ? before : service, problems }
 }
 
 function toMeshService(
-  { host, name, source, virtualIps }: ServiceInput,
+  { host, name, source, virtualIps, addresses }: ServiceInput,
   report: (message: string) => void,
 ): MeshService | undefined {
   if (!isServiceName(name) || source.name !== name) {
@@ -174,15 +219,20 @@ function toMeshService(
     virtualIps,
     protocol: source.protocol,
     connectTimeoutMs,
-    endpoints: toEndpoints(source, host, report),
+    endpoints: toEndpoints(source, host, { addresses, report }),
+    addresses,
   }
 }
 
 function toEndpoints(
   source: CatalogService,
   host: Host,
-  report: (message: string) => void,
+  {
+    addresses,
+    report,
+  }: { readonly addresses: readonly SocketAddress[]; readonly report: (message: string) => void },
 ): readonly Endpoint[] {
+  const own = new Set(addresses.map(formatAddress))
   const endpointByKey = new Map<string, Endpoint>()
   for (const endpoint of source.endpoints) {
     const { key, tunnel, application, weight } = endpoint
@@ -204,7 +254,13 @@ function toEndpoints(
     endpointByKey.set(key, {
       ...endpoint,
       datacenter,
-      application: application !== undefined && isDialable(application) ? application : undefined,
+      // By an address that is another service's, or nobody's, no instance of this one is meant.
+      application:
+        application !== undefined &&
+        isDialable(application) &&
+        (endpoint.service !== source.name || own.has(formatAddress(application)))
+          ? application
+          : undefined,
       weight: weight >= 1 && Number.isFinite(weight) ? weight : 1,
       // Another mesh listener on this host (a sidecar) is not ours to deliver for: it is dialed.
       local:
@@ -224,7 +280,7 @@ function isDialable(address: SocketAddress): boolean {
   return isPort(address.port) && !isUndialable(address.ip)
 }
 
-interface SharedAddresses {
+interface SharedVirtualIps {
   readonly byService: ReadonlyMap<string, readonly string[]>
   readonly problems: readonly ServiceProblem[]
 }
@@ -233,10 +289,13 @@ interface SharedAddresses {
  * Gives each virtual address to one service. The catalog's own win over ours; of two services that
  * claim the same one, the service that has it keeps it, so that a newcomer cannot attract its callers.
  */
-function shareVirtualIps(input: CompileInput, previous: Snapshot): SharedAddresses {
+function shareVirtualIps(input: CompileInput, previous: Snapshot): SharedVirtualIps {
   const claims = new Map<string, readonly string[]>()
-  for (const [name, source] of input.catalogServices)
-    claims.set(name, source.virtualIps.length > 0 ? source.virtualIps : input.virtualIps(name))
+  const { ownsVirtualIp = () => true } = input
+  for (const [name, source] of input.catalogServices) {
+    const given = source.virtualIps.filter((ip) => ownsVirtualIp(name, ip))
+    claims.set(name, given.length > 0 ? given : input.virtualIps(name))
+  }
   const ownerByIp = new Map<string, string>()
   const settle = (name: string, ips: readonly string[]): void => {
     for (const ip of ips) if (!ownerByIp.has(ip)) ownerByIp.set(ip, name)

@@ -5,9 +5,12 @@
  * snapshots. Compile, then swap: current() is always a whole snapshot, and publish() is called once
  * for each new one, in order.
  */
+
+import { type Clock, systemClock } from '../../lib/clock.ts'
 import { MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
+import type { SocketAddress } from '../../model/address.ts'
 import { type Cidr, parseCidr } from '../../model/cidr.ts'
 import { Problem } from '../../model/problem.ts'
 import type { LocalService } from '../../model/service.ts'
@@ -20,7 +23,9 @@ import {
 import type { Catalog, CatalogPolicy } from '../catalog/catalog.ts'
 import { AddressBook } from './address-book.ts'
 import { compile, nothingCompiled } from './compile.ts'
+import { ownServiceProblems } from './own-services.ts'
 import { policyWarnings } from './policy-warnings.ts'
+import { unservedWarnings } from './unserved.ts'
 import type { VirtualAddresses } from './virtual-addresses.ts'
 import { openWatchSet, type WatchMode, type WatchSetOptions } from './watch-set.ts'
 
@@ -38,7 +43,10 @@ export interface DiscoveryOptions {
   readonly virtualAddresses?: VirtualAddresses
   /** Deny where no intention matches, whatever the catalog says. */
   readonly insistsOnDeny?: boolean
+  /** Called after every change of {@link Discovery.dormant}. */
+  readonly onDormant?: () => void
   readonly log: Log
+  readonly clock?: Clock
   /** How long services that are followed on demand are, and how many. The watch set's own limits unless given. */
   readonly onDemand?: Pick<WatchSetOptions, 'idleMs' | 'maxOnDemand' | 'clock'>
 }
@@ -76,10 +84,12 @@ export interface Discovery extends AsyncDisposable {
    * waited for, at most `patienceMs`; not when the catalog's addresses are known and all that it `needs`.
    */
   lookup(name: string, patienceMs: number, needs?: LookupNeeds): Promise<Lookup>
-  /** The service that a virtual address is of, followed or not. */
-  ownerOf(virtualIp: string): string | undefined
-  /** Somebody has asked for this virtual address, and no snapshot has it: follows the service it is of. */
-  wanted(virtualIp: string): void
+  /** Where instances of services listen that are not followed. The same object until something changes. */
+  dormant(): ReadonlyMap<string, readonly SocketAddress[]>
+  /** The service that an address is of, followed or not; without a port only virtual addresses are known. */
+  ownerOf(ip: string, port?: number): string | undefined
+  /** Somebody has asked for this address, and no snapshot has it: follows the service it is of. */
+  wanted(ip: string, port?: number): void
   /** These services have open connections, or had some just now: they go on being followed. */
   used(services: readonly string[]): void
   /** Services that are followed now. */
@@ -88,6 +98,12 @@ export interface Discovery extends AsyncDisposable {
 
 /** Lookups that wait at once; more are unavailable. Each is somebody's open question. */
 const MAX_WAITING_LOOKUPS = 1_000
+
+/** Registering, and a restart of an application, may take so long before anything is wrong, milliseconds. */
+const OWN_GRACE_MS = 15_000
+
+/** Warnings named one by one: whoever may write to the catalog can make many. */
+const MAX_WARNINGS = 50
 
 /** Changes are collected for so long before they are compiled. */
 const COALESCE_MS = 20
@@ -108,6 +124,8 @@ class RunningDiscovery implements Discovery {
   readonly #policies = new Map<string, CatalogPolicy>()
   readonly #watchSet
   #compiled = nothingCompiled
+  /** What the list said of addresses when it was compiled last. */
+  #compiledAddresses: ReadonlyMap<string, unknown> = new Map()
   readonly #lookups = new Set<() => void>()
   /** Names below which there are others, of one list. */
   #parents: {
@@ -117,6 +135,8 @@ class RunningDiscovery implements Discovery {
   #timer: NodeJS.Timeout | undefined
   #arePoliciesAwaited: boolean
   #loggedWarnings = new Set<string>()
+  /** What is said of this host's own services in the catalog, and since when. */
+  #ownProblems: ReadonlyMap<string, number> = new Map()
 
   constructor(options: DiscoveryOptions, publish: Publish) {
     this.#options = options
@@ -155,11 +175,19 @@ class RunningDiscovery implements Discovery {
         ({ service, code, message }) => new Problem(code, message, { subject: service }),
       ),
       ...this.#addresses.problems(this.#watchSet.services),
+      ...this.#lastingOwnProblems(),
     ]
   }
 
   warnings(): readonly string[] {
-    return policyWarnings(this.#compiled.snapshot)
+    const { snapshot, warnings } = this.#compiled
+    return [
+      ...policyWarnings(snapshot),
+      ...unservedWarnings(snapshot),
+      ...warnings,
+      ...this.#addresses.warnings(),
+      ...(this.#options.catalog.health().warnings ?? []),
+    ].slice(0, MAX_WARNINGS)
   }
 
   awaited(): readonly string[] {
@@ -189,12 +217,20 @@ class RunningDiscovery implements Discovery {
     })
   }
 
-  ownerOf(virtualIp: string): string | undefined {
-    return this.#addresses.ownerOf(virtualIp)
+  dormant(): ReadonlyMap<string, readonly SocketAddress[]> {
+    return this.#compiled.dormant
   }
 
-  wanted(virtualIp: string): void {
-    const name = this.ownerOf(virtualIp)
+  ownerOf(ip: string, port?: number): string | undefined {
+    const owner = this.#addresses.ownerOf(ip)
+    if (owner !== undefined || port === undefined) return owner
+    for (const [name, addresses] of this.#compiled.dormant)
+      if (addresses.some((address) => address.ip === ip && address.port === port)) return name
+    return undefined
+  }
+
+  wanted(ip: string, port?: number): void {
+    const name = this.ownerOf(ip, port)
     if (name !== undefined) this.#watchSet.use(name)
   }
 
@@ -240,7 +276,11 @@ class RunningDiscovery implements Discovery {
   #listChanged(): void {
     this.#assignAddresses()
     const followed = [...this.current().services.values()]
-    if (followed.some(({ name, virtualIps }) => !this.#hasAddresses(name, virtualIps)))
+    const hasNewAddresses = this.#watchSet.listedAddresses() !== this.#compiledAddresses
+    if (
+      hasNewAddresses ||
+      followed.some(({ name, virtualIps }) => !this.#hasAddresses(name, virtualIps))
+    )
       this.#changed()
     this.#lookAgain()
   }
@@ -272,15 +312,19 @@ class RunningDiscovery implements Discovery {
     const { datacenter, nodeName, localServices } = this.#options
     const catalogServices = this.#watchSet.services
     this.#assignAddresses()
-    const before = this.#compiled.snapshot
+    const { snapshot: before, dormant } = this.#compiled
+    const listedAddresses = this.#watchSet.listedAddresses()
+    this.#compiledAddresses = listedAddresses
     this.#compiled = compile(
       {
+        listedAddresses,
         datacenter,
         nodeName,
         localServices,
         catalogServices,
         policies: this.#policies,
         virtualIps: (service) => this.#addresses.of(service),
+        ownsVirtualIp: (service, ip) => this.#addresses.owns(service, ip),
         insistsOnDeny: this.#options.insistsOnDeny === true,
       },
       this.#compiled,
@@ -288,7 +332,20 @@ class RunningDiscovery implements Discovery {
     this.#logWarnings()
     const { snapshot } = this.#compiled
     if (snapshot !== before) this.#publish(diffSnapshots(before, snapshot), snapshot)
+    if (this.#compiled.dormant !== dormant) this.#options.onDormant?.()
     this.#lookAgain()
+  }
+
+  #lastingOwnProblems(): Problem[] {
+    const { localServices, nodeName, clock = systemClock } = this.#options
+    const nowMs = clock.monotonicMs()
+    const now = ownServiceProblems(localServices, nodeName, this.current().services)
+    this.#ownProblems = new Map(
+      now.map((problem) => [problem, this.#ownProblems.get(problem) ?? nowMs]),
+    )
+    return now
+      .filter((problem) => nowMs - (this.#ownProblems.get(problem) ?? nowMs) >= OWN_GRACE_MS)
+      .map((problem) => new Problem('HM_CATALOG_NOT_LISTED', problem))
   }
 
   /** Logs each warning once, when it appears; problems are the daemon's to log. */

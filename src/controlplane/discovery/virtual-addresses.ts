@@ -26,6 +26,9 @@ export interface AssignmentInput {
 /** Probes before a range counts as full for a name; with less than half of a range in use, far more than enough. */
 const MAX_PROBES = 65_536
 
+/** In a range that is not crowded a name comes no further. */
+const LIKELY_PROBES = 16n
+
 /** Addresses for exactly these names. A name that found no room in a range has none of it. */
 export function assignVirtualAddresses(input: AssignmentInput): VirtualAddresses {
   // Sorted: who gets the hash's own address must not depend on the order in which services appeared.
@@ -59,6 +62,17 @@ export function assignVirtualAddresses(input: AssignmentInput): VirtualAddresses
   )
 }
 
+/** Whether an address is one that {@link assignVirtualAddresses} comes to by itself for a name. */
+export function isDerived(ranges: readonly Cidr[], name: string, ip: string): boolean {
+  const range = ranges.find((candidate) => isUsable(candidate, ip))
+  if (range === undefined) return false
+  const usable = cidrSize(range) - 2n
+  const start = startOf(name)
+  for (let probe = 0n; probe < LIKELY_PROBES && probe < usable; probe += 1n)
+    if (cidrAddress(range, 1n + ((start + probe) % usable)) === ip) return true
+  return false
+}
+
 /** Whether the range assigns this address: its lowest and highest ones have meanings of their own. */
 function isUsable(range: Cidr, ip: string): boolean {
   return (
@@ -70,10 +84,14 @@ function isUsable(range: Cidr, ip: string): boolean {
   )
 }
 
+function startOf(name: string): bigint {
+  return BigInt(`0x${hash('sha256', name, 'hex').slice(0, 16)}`)
+}
+
 function firstFree(range: Cidr, name: string, usedIps: ReadonlySet<string>): string | undefined {
   const usable = cidrSize(range) - 2n
   if (usable <= 0n) return undefined
-  const start = BigInt(`0x${hash('sha256', name, 'hex').slice(0, 16)}`)
+  const start = startOf(name)
   const probes = usable < MAX_PROBES ? Number(usable) : MAX_PROBES
   for (let probe = 0; probe < probes; probe += 1) {
     const ip = cidrAddress(range, 1n + ((start + BigInt(probe)) % usable))

@@ -10,7 +10,13 @@
 import { type Clock, systemClock } from '../../lib/clock.ts'
 import { Problem } from '../../model/problem.ts'
 import type { LocalService } from '../../model/service.ts'
-import type { Catalog, CatalogService, ListedService, Watch } from '../catalog/catalog.ts'
+import type {
+  Catalog,
+  CatalogService,
+  InstanceAddress,
+  ListedService,
+  Watch,
+} from '../catalog/catalog.ts'
 
 /**
  * Follow only what this host offers and names as upstream; beside these, every service that is used; or
@@ -35,6 +41,8 @@ export interface WatchSet {
    * list of the catalog gives it; undefined while that is not known.
    */
   listed(): ReadonlyMap<string, readonly string[]> | undefined
+  /** Where instances of services listen, by the list: of those that are of the mesh, and of those that were. */
+  listedAddresses(): ReadonlyMap<string, readonly InstanceAddress[]>
   /** A service is about to be used: follows it if this host may, and goes on following it if it does. */
   use(name: string): Use
   /** Connections go to a service. Changes nothing for one that is not followed. */
@@ -97,6 +105,7 @@ class OpenWatchSet implements WatchSet {
   readonly #list: Watch | undefined
   readonly #sweeper: NodeJS.Timeout | undefined
   #listed: ReadonlyMap<string, readonly string[]> | undefined
+  #addresses: ReadonlyMap<string, readonly InstanceAddress[]> = new Map()
   #unwatched = 0
   #isClosed = false
 
@@ -125,11 +134,16 @@ class OpenWatchSet implements WatchSet {
     return this.#listed
   }
 
+  listedAddresses(): ReadonlyMap<string, readonly InstanceAddress[]> {
+    return this.#addresses
+  }
+
   use(name: string): Use {
     this.#noteUse(name)
     if (this.#watches.has(name)) return 'followed'
     if (this.#isClosed || this.#listed === undefined) return 'undecided'
-    if (!this.#listed.has(name)) return 'unknown'
+    // One that is gone is followed all the same where callers still have its addresses.
+    if (!this.#listed.has(name) && !this.#addresses.has(name)) return 'unknown'
     if (this.#options.mode !== 'on-demand') return 'undecided'
     if (this.#usedAtMs.size >= this.#maxOnDemand) {
       const [leastRecentlyUsed] = this.#usedAtMs.keys()
@@ -201,7 +215,12 @@ class OpenWatchSet implements WatchSet {
 
   #take(list: readonly ListedService[]): void {
     if (this.#isClosed) return
-    const listed = list.map(({ name, virtualIps }) => [name, virtualIps] as const)
+    const listed = list
+      .filter(({ goneSinceMs }) => goneSinceMs === undefined)
+      .map(({ name, virtualIps }) => [name, virtualIps] as const)
+    this.#addresses = new Map(
+      list.flatMap(({ name, addresses }) => (addresses === undefined ? [] : [[name, addresses]])),
+    )
     this.#listed = new Map([...withoutAddresses(this.#needed), ...listed])
     if (this.#options.mode === 'all') {
       this.#follow(new Set([...this.#needed, ...list.map(({ name }) => name).toSorted()]))

@@ -8,7 +8,7 @@ import { formatAddress, isLoopback, type SocketAddress } from '../../model/addre
 import type { DoorChoice, Station } from '../../model/explanation.ts'
 import type { HostFacts } from '../../model/facts.ts'
 import type { LocalService, WorkloadSelector } from '../../model/service.ts'
-import { capturedInstances } from '../captured-instances.ts'
+import { instanceSets } from '../captured-instances.ts'
 import type { Draft } from './draft.ts'
 import { selectorText } from './words.ts'
 
@@ -63,7 +63,7 @@ export function divert(facts: HostFacts, caller: LocalService, address: SocketAd
   const workload = capture.plan?.workloads.find(
     ({ capturePort }) => capturePort === caller.capturePort,
   )
-  const isKnownInstance = capturedInstances(facts.services).map(formatAddress).includes(text)
+  const isKnownInstance = instanceSets(facts.services).captured.map(formatAddress).includes(text)
   const trace =
     capture.plan === null
       ? undefined
@@ -144,7 +144,7 @@ function traced(
       next: ['hostmesh capture show counts what each rule catches'],
     })
   return shutOut(text, rules, {
-    station: `${text} is neither a virtual address nor an instance of another host: left alone`,
+    station: `${text} is neither a virtual address nor an instance of a mesh service: left alone`,
     summary: `A connection of ${caller.name} to ${text} goes past the mesh, in plaintext`,
     next: ['Dial the virtual address of the service: hostmesh services'],
   })

@@ -2,7 +2,7 @@
  * Which way in a caller takes to a destination: an upstream port of its own, or an address that the rules of
  * capture.ts divert. A service has both, perhaps: the address is what applications dial, the port comes second.
  */
-import { formatAddress, type SocketAddress } from '../../model/address.ts'
+import { formatAddress, isLoopback, type SocketAddress } from '../../model/address.ts'
 import type { HostFacts } from '../../model/facts.ts'
 import type { LocalService } from '../../model/service.ts'
 import type { MeshService } from '../../model/snapshot.ts'
@@ -79,13 +79,13 @@ function addressOf(
   service: MeshService | undefined,
   port: number | undefined,
 ): SocketAddress | undefined {
-  const applications = service?.endpoints.flatMap(({ application, local }) =>
-    application === undefined ? [] : [{ ...application, local }],
+  const applications = service?.endpoints.flatMap(({ application }) =>
+    application === undefined ? [] : [application],
   )
   const usual = port ?? applications?.[0]?.port ?? 80
   const virtual = service?.virtualIps.find((ip) => !ip.includes(':')) ?? service?.virtualIps[0]
   if (virtual !== undefined) return { ip: virtual, port: usual }
-  const instance = applications?.find(({ local }) => !local)
+  const instance = applications?.find(({ ip }) => !isLoopback(ip))
   return instance === undefined ? undefined : { ip: instance.ip, port: instance.port }
 }
 

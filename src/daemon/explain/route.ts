@@ -14,20 +14,20 @@ import { readTarget, type Target } from './target.ts'
 
 /**
  * The service that a pair is about; undefined when it is none that this host knows.
- * @param ownerOf knows the virtual addresses of services that are not followed, too
+ * @param ownerOf knows the addresses of services that are not followed, too
  */
 export function serviceAskedFor(
   facts: HostFacts,
   from: string,
   to: string,
-  ownerOf: (virtualIp: string) => string | undefined,
+  ownerOf: (ip: string, port: number) => string | undefined,
 ): string | undefined {
   if (to === '') return undefined
   const target = readTarget(facts, to)
   if (target.kind === 'service') return target.name
   const door = doorAt(facts, target.address)
   if (door !== undefined && isCalled(door.caller, from)) return door.destination
-  return routeOf(facts, target.address)?.service ?? ownerOf(target.address.ip)
+  return routeOf(facts, target.address)?.service ?? ownerOf(target.address.ip, target.address.port)
 }
 
 /** The name of the service that a destination is; undefined for an address of none. */
@@ -46,6 +46,7 @@ export function ownService(facts: HostFacts, name: string): MeshService {
     protocol: 'tcp',
     connectTimeoutMs: 0,
     endpoints: [],
+    addresses: [],
   }
 }
 
@@ -67,7 +68,7 @@ export function describeRoute(
   }
   const route =
     typeof wanted === 'string'
-      ? { service: wanted, endpointKey: undefined }
+      ? { service: wanted, endpointKey: undefined, isUnserved: undefined }
       : routeOf(facts, wanted)
   const service = facts.services.find(({ name }) => name === route?.service)
   if (route === undefined || service === undefined) {
@@ -83,6 +84,16 @@ export function describeRoute(
     return undefined
   }
   const pinned = service.endpoints.find(({ key }) => key === route.endpointKey)
+  if (route.isUnserved === true) {
+    draft.station('route', 'bad', `${text} is an instance of ${service.name} that no proxy serves`)
+    draft.fail(
+      'unreachable',
+      `No proxy serves the instance of ${service.name} at ${text}, so it cannot be reached there`,
+      'Start hostmesh, or its sidecar, on that host',
+      `Or dial the service itself: hostmesh services ${service.name}`,
+    )
+    return undefined
+  }
   const how =
     typeof wanted === 'string'
       ? 'by name'

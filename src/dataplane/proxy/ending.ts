@@ -12,6 +12,7 @@ const flagByCode: Record<string, ResponseFlag> = {
   HM_POLICY_DENIED: 'DENY',
   HM_ROUTE_UNKNOWN: 'NC',
   HM_DELIVER_UNKNOWN: 'NC',
+  HM_ROUTE_NO_PROXY: 'UH',
   HM_BALANCE_NO_ENDPOINT: 'UH',
   HM_CAPTURE_SELF: 'SELF',
   HM_LIMIT_CONNECTIONS: 'UO',

@@ -38,6 +38,8 @@ const MAX_TRIES = 3
 interface Target {
   readonly service: MeshService
   readonly pinned: Endpoint | undefined
+  /** The address that was asked for, when no endpoint serves the instance there. */
+  readonly unserved?: SocketAddress
 }
 
 /** A way to the application at the other end. */
@@ -121,12 +123,22 @@ function route(plane: Plane, wanted: string | SocketAddress): Target | undefined
   const found = plane.routes.find(wanted)
   const service = found === undefined ? undefined : services.get(found.service)
   if (found === undefined || service === undefined) return undefined
+  if (found.isUnserved === true) return { service, pinned: undefined, unserved: wanted }
   const { endpointKey } = found
-  const pinned =
-    endpointKey === undefined
-      ? undefined
-      : service.endpoints.find((endpoint) => endpoint.key === endpointKey)
-  return { service, pinned }
+  if (endpointKey === undefined) return { service, pinned: undefined }
+  const pinned = service.endpoints.find((endpoint) => endpoint.key === endpointKey)
+  return pinned === undefined ? { service, pinned, unserved: wanted } : { service, pinned }
+}
+
+/** Another instance is not what was asked for, and the way past the mesh is not one. */
+function withoutProxy(wanted: SocketAddress, service: string): MeshError {
+  return new MeshError(
+    'HM_ROUTE_NO_PROXY',
+    `Cannot reach ${formatAddress(wanted)}: no proxy serves this instance of ${service} now`,
+    {
+      hint: 'Start hostmesh, or its sidecar, on that host; or name the service in capture.permissive while it moves into the mesh',
+    },
+  )
 }
 
 /** Waits for a snapshot that knows it. */
@@ -137,7 +149,7 @@ async function routeLater(
 ): Promise<Target> {
   const later = await plane.until(() => {
     const found = route(plane, wanted)
-    if (found === undefined && typeof wanted !== 'string') plane.want(caller, wanted.ip)
+    if (found === undefined && typeof wanted !== 'string') plane.want(caller, wanted)
     return found
   }, plane.timeouts.readyMs)
   if (later !== undefined) return later
@@ -151,6 +163,7 @@ async function reachAnInstance(
   downstream: Downstream,
   target: Target,
 ): Promise<Carrier> {
+  if (target.unserved !== undefined) throw withoutProxy(target.unserved, target.service.name)
   const tried = new Set<string>()
   let failure: unknown
   const giveUpAtMs = connection.startedMs + 2 * plane.timeouts.connectMs

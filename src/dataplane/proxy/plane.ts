@@ -47,7 +47,7 @@ export interface Plane {
   /** Whether the host is shutting down. */
   isDraining(): boolean
   /** Says that a local service asked for an address that the snapshot does not know: it may be followed then. */
-  want(caller: string, ip: string): void
+  want(caller: string, address: SocketAddress): void
   /** Asks `look` again whenever something has changed, and once a second, until it answers or `timeoutMs` is over. */
   until<T>(look: () => T | undefined, timeoutMs: number): Promise<T | undefined>
 }

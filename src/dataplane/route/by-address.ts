@@ -2,7 +2,7 @@
  * From the address that an application asked for to the service it means. Pure.
  *
  * A virtual address means the service, whichever instance; an instance's own address means that
- * instance. The index follows snapshots piece by piece, so that one changed service costs one
+ * instance, and stays the service's when no endpoint serves the instance at the moment. The index follows snapshots piece by piece, so that one changed service costs one
  * service's work however large the mesh is.
  */
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
@@ -11,8 +11,10 @@ import type { MeshService, SnapshotDelta } from '../../model/snapshot.ts'
 /** Where an address leads. */
 export interface AddressRoute {
   readonly service: string
-  /** Key of the one endpoint that is meant; undefined for a virtual address. */
+  /** Key of the one endpoint that is meant; undefined for a virtual address, and for an instance without any. */
   readonly endpointKey: string | undefined
+  /** Set where one instance is meant that no endpoint serves. */
+  readonly isUnserved?: true
 }
 
 /** Who claims an address: the first of the list has it. */
@@ -44,7 +46,11 @@ export class AddressIndex {
     for (const ip of service.virtualIps)
       claim(this.byVirtualIp, ip, { service: service.name, endpointKey: undefined })
     for (const [key, endpointKey] of instancesOf(service))
-      claim(this.byInstance, key, { service: service.name, endpointKey })
+      claim(this.byInstance, key, {
+        service: service.name,
+        endpointKey,
+        ...(endpointKey === undefined && { isUnserved: true }),
+      })
   }
 
   /** Gives up the addresses that `after` does not have any more. */
@@ -61,16 +67,18 @@ export class AddressIndex {
 }
 
 /**
- * Application address to endpoint key; the first endpoint at an address has it. What a service is redirected to
- * stays the address of that other service.
+ * Instance address to endpoint key, undefined where no endpoint serves it; the first endpoint at an address has it.
+ * What a service is redirected to stays the address of that other service.
  */
-function instancesOf(service: MeshService): Map<string, string> {
-  const keys = new Map<string, string>()
+function instancesOf(service: MeshService): Map<string, string | undefined> {
+  const keys = new Map<string, string | undefined>()
   for (const endpoint of service.endpoints) {
     if (endpoint.application === undefined || endpoint.service !== service.name) continue
     const address = formatAddress(endpoint.application)
     if (!keys.has(address)) keys.set(address, endpoint.key)
   }
+  for (const address of service.addresses.map(formatAddress))
+    if (!keys.has(address)) keys.set(address, undefined)
   return keys
 }
 

@@ -12,6 +12,7 @@ import { createFollower, type Follower, type FollowHealth } from './blocking-que
 import { SUMMARY_PATH, startChangeHints } from './change-hints.ts'
 import { type AgentSelf, decodeAgentSelf, decodeServiceNames } from './decode.ts'
 import { type IntentionWatch, watchIntentions } from './intentions.ts'
+import { createNodeReader } from './node-reader.ts'
 import { startPulse } from './pulse.ts'
 import { createRegistrar } from './registration.ts'
 import { AGENT_RULE } from './rights.ts'
@@ -61,8 +62,10 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
   const follower = createFollower(transport, parts)
   const registrar = createRegistrar({ ...parts, nodeAddress: options.nodeAddress })
   const sight = createSight(transport, clock)
+  const readNode = createNodeReader(transport, clock)
   const hints = startChangeHints(follower)
   const serviceWatches = new Set<ServiceWatch>()
+  const watchByName = new Map<string, ServiceWatch>()
   const intentionWatches = new Set<IntentionWatch>()
   const listWatches = new Set<ServiceListWatch>()
   const pulse = startPulse({
@@ -114,6 +117,9 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
     return {
       lastGoodAtMs: goodAtMs.length === 0 ? undefined : Math.max(...goodAtMs),
       problems: [...distinct.values()].toReversed().slice(0, MAX_PROBLEMS),
+      warnings: [
+        ...new Set([...serviceWatches, ...listWatches].flatMap((watch) => watch.warnings())),
+      ].slice(0, MAX_PROBLEMS),
       lastContactMs: pulse.lastContactMs(),
     }
   }
@@ -122,13 +128,38 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
     description: `consul ${options.address}`,
     follower,
     readAgentSelf: () => readAgentSelf(transport),
-    watchService: (name, onChange, last) =>
-      kept(
-        watchOneService(name, onChange, { ...options, follower, clock, sight, last }),
-        serviceWatches,
-      ),
+    watchService(name, onChange, last) {
+      const watch = watchOneService(name, onChange, {
+        ...options,
+        follower,
+        readNode,
+        clock,
+        sight,
+        last,
+        established: [...listWatches].flatMap((list) => list.addressesOf(name)),
+      })
+      watchByName.set(name, watch)
+      const opened = kept(watch, serviceWatches)
+      return {
+        close() {
+          // The list goes on with what is believed.
+          for (const list of listWatches) list.adopt(name, watch.addresses())
+          if (watchByName.get(name) === watch) watchByName.delete(name)
+          opened.close()
+        },
+      }
+    },
     watchServiceList: (onChange, last) =>
-      kept(watchServiceList(onChange, { ...parts, follower, last }), listWatches),
+      kept(
+        watchServiceList(onChange, {
+          ...parts,
+          readNode,
+          followed: (name) => watchByName.get(name)?.addresses(),
+          follower,
+          last,
+        }),
+        listWatches,
+      ),
     watchPolicies: (destinations, onChange, last) =>
       kept(watchIntentions(destinations, onChange, { ...parts, follower, last }), intentionWatches),
     register: async (services, tunnelPort) => {

@@ -199,6 +199,15 @@ export function parseDefaultPolicy(value: unknown): DefaultPolicy | undefined {
   return value === 'allow' || value === 'deny' ? value : undefined
 }
 
+/** Shares of traffic, in Consul's spelling. */
+export interface Weights {
+  readonly Passing: number
+  readonly Warning: number
+}
+
+/** What Consul takes where nobody has said anything. */
+export const USUAL_WEIGHTS: Weights = { Passing: 1, Warning: 1 }
+
 /** One service as its own agent has it. */
 export interface AgentService {
   readonly id: string
@@ -210,6 +219,7 @@ export interface AgentService {
   readonly port: number
   readonly meta: Readonly<Record<string, unknown>>
   readonly tags: readonly string[]
+  readonly weights: Weights
   readonly proxy: {
     readonly destinationName: unknown
     readonly destinationId: unknown
@@ -239,6 +249,7 @@ export function decodeAgentServices(body: unknown): ReadonlyMap<string, AgentSer
       port: typeof port === 'number' ? port : 0,
       meta: asRecord(member(entry, 'Meta')),
       tags: textsOf(member(entry, 'Tags')),
+      weights: weightsOf(member(entry, 'Weights')),
       proxy: {
         destinationName: member(proxy, 'DestinationServiceName'),
         destinationId: member(proxy, 'DestinationServiceID'),
@@ -296,6 +307,7 @@ function decodeInstance(service: string, entry: unknown, place: Place): Instance
       id: who.id,
       node: nodeName,
       tunnel,
+      // What the proxy says of it; whether an instance listens there the catalog says: instances.ts.
       application: isPort(applicationPort) ? { ip: ip.ip, port: applicationPort } : undefined,
       health,
       weight: decodeWeight(member(registration, 'Weights'), health),
@@ -371,7 +383,8 @@ function worstHealth(checks: unknown): Health | undefined {
   return worst
 }
 
-function decodeWeight(weights: unknown, health: Health): number {
+/** The share of an instance of that health: at least 1. */
+export function decodeWeight(weights: unknown, health: Health): number {
   const weight = member(weights, health === 'warning' ? 'Warning' : 'Passing')
   if (typeof weight !== 'number' || !Number.isFinite(weight)) return 1
   return Math.min(65_535, Math.max(1, Math.round(weight)))
@@ -385,6 +398,14 @@ function decodeVirtualIp(taggedAddresses: unknown): string | undefined {
   return Number(ip.slice(0, ip.indexOf('.'))) >= 240 ? ip : undefined
 }
 
+function weightsOf(weights: unknown): Weights {
+  const share = (key: 'Passing' | 'Warning'): number => {
+    const value = member(weights, key)
+    return typeof value === 'number' && Number.isInteger(value) ? value : USUAL_WEIGHTS[key]
+  }
+  return { Passing: share('Passing'), Warning: share('Warning') }
+}
+
 function asRecord(value: unknown): Record<string, unknown> {
   return isRecord(value) ? value : {}
 }
@@ -393,7 +414,8 @@ function textsOf(value: unknown): readonly string[] {
   return Array.isArray(value) ? value.filter((one) => typeof one === 'string') : []
 }
 
-function isName(value: unknown): value is string {
+/** Whether it can be the name of a node or the ID of a service. */
+export function isName(value: unknown): value is string {
   return (
     typeof value === 'string' && value.length >= 1 && value.length <= 255 && !/\p{Cc}/u.test(value)
   )

@@ -4,9 +4,9 @@
  * Ours is recognized by marks in `Meta` together with the tunnel port, so that a daemon finds what it left
  * behind before a crash, and never touches what an operator, or another daemon, registered.
  */
-import { formatAddress, type SocketAddress } from '../../../model/address.ts'
+import { formatAddress, isLoopback, type SocketAddress } from '../../../model/address.ts'
 import type { LocalService } from '../../../model/service.ts'
-import type { AgentService } from './decode.ts'
+import { type AgentService, USUAL_WEIGHTS, type Weights } from './decode.ts'
 
 /** A plain service to register. */
 export interface PlainRegistration {
@@ -28,6 +28,8 @@ export interface ConsulProxyRegistration {
   readonly Port: number
   /** Those of the plain service, as a sidecar has them. */
   readonly Tags?: readonly string[]
+  /** The same; left out where they are Consul's usual ones. */
+  readonly Weights?: Weights
   readonly Meta: Readonly<Record<string, string>>
   readonly Proxy: {
     readonly DestinationServiceName: string
@@ -93,6 +95,8 @@ export function planRegistration(
   const withdrawn: string[] = []
   const problems: string[] = []
   const wanted = new Set<string>()
+  const configured = new Set(desired.map(({ name }) => name))
+  const others = [...present.values()].filter(({ name }) => !configured.has(name))
   for (const service of desired) {
     if (service.target === undefined) continue
     const { name, id, target } = service
@@ -122,6 +126,7 @@ export function planRegistration(
       problems.push(...otherIds(registration, present))
     }
     if (isOperators && there === undefined) withdrawn.push(id)
+    problems.push(...foreigners(name, target, others))
     const owner = isOperators ? 'operator' : 'hostmesh'
     const proxy = proxyRegistration(service, target, {
       tunnelPort,
@@ -167,6 +172,7 @@ function proxyRegistration(
     ...(nodeAddress !== undefined && { Address: nodeAddress }),
     Port: service.connectPort ?? tunnelPort,
     ...(plain !== undefined && plain.tags.length > 0 && { Tags: plain.tags }),
+    ...(plain !== undefined && !isSameWeights(plain.weights) && { Weights: plain.weights }),
     Meta: {
       ...inherited(plain),
       [PROXY_MARK]: '1',
@@ -228,12 +234,17 @@ function isSameProxy(there: AgentService, wanted: ConsulProxyRegistration): bool
     there.port === wanted.Port &&
     (there.address ?? '') === (wanted.Address ?? '') &&
     isSameMeta(there.meta, wanted.Meta) &&
+    isSameWeights(there.weights, wanted.Weights) &&
     there.tags.toSorted().join('\n') === (wanted.Tags ?? []).toSorted().join('\n') &&
     there.proxy.destinationName === wanted.Proxy.DestinationServiceName &&
     there.proxy.destinationId === wanted.Proxy.DestinationServiceID &&
     there.proxy.localAddress === wanted.Proxy.LocalServiceAddress &&
     there.proxy.localPort === wanted.Proxy.LocalServicePort
   )
+}
+
+function isSameWeights(there: Weights, wanted = USUAL_WEIGHTS): boolean {
+  return there.Passing === wanted.Passing && there.Warning === wanted.Warning
 }
 
 function isSameMeta(
@@ -255,5 +266,20 @@ function otherIds(
       (service) =>
         `Service ${wanted.name} is registered twice: the agent already has it under ID "${service.id}" ` +
         `(set \`id: ${service.id}\` in its entry of \`services\`)`,
+    )
+}
+
+/** Other services that are registered here where one of ours listens: whoever may write them wants its callers. */
+function foreigners(
+  name: string,
+  target: SocketAddress,
+  others: readonly AgentService[],
+): readonly string[] {
+  if (!isLoopback(target.ip)) return []
+  return others
+    .filter((other) => other.kind === '' && other.port === target.port && !isOurPlain(other))
+    .map(
+      (other) =>
+        `Service ${other.name} (ID "${other.id}") is registered at port ${target.port} of this host, where ${name} listens`,
     )
 }

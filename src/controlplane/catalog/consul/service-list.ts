@@ -7,29 +7,45 @@
  * (`<name>-…`, as proxies are) appears, or when another has its address. The cost is one small stale read a
  * name and five minutes.
  *
+ * Of the services of the mesh their instances are read as well (`/v1/catalog/service/<name>`), at the same pace: who
+ * dials one of them means the mesh, whether this host follows the service or not. A service that has no proxy any
+ * more stays in the list, marked as gone, until nobody can have its addresses from before.
+ *
  * A list that is suddenly short is held back for a moment, and one that does not even name Consul itself is
  * never believed: that is what a token without rights sees.
  */
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
-import type { ListedService, Watch } from '../catalog.ts'
+import type { InstanceAddress, ListedService, Watch } from '../catalog.ts'
 import type { Follower } from './blocking-query.ts'
+import { type Claims, FORGET_MS, judgeClaims } from './claims.ts'
 import { type DecodedConnect, decodeConnect, decodeServiceNames } from './decode.ts'
 import { DOUBT_MS, isSuddenLoss } from './doubt.ts'
+import { decodeInstances, type PlainInstance } from './instances.ts'
+import type { NodeReader } from './node-reader.ts'
 import { type ConsulTransport, requireOk } from './transport.ts'
 
 /** A running watch of the list. */
 export interface ServiceListWatch extends Watch {
   /** What is wrong now, one sentence each. */
   problems(): readonly string[]
+  /** Claims that are not met, one sentence each. */
+  warnings(): readonly string[]
   /** Asks again about all names that nobody answered Connect for: what the token may see has changed. */
   recheck(): void
+  /** Takes over what the watch of a service believes, which ends. */
+  adopt(name: string, addresses: readonly InstanceAddress[]): void
+  /** Where instances of a service are believed to listen; empty for one that is not of the mesh. */
+  addressesOf(name: string): readonly InstanceAddress[]
 }
 
 /** What the watch is built from. */
 export interface ServiceListOptions {
   readonly transport: ConsulTransport
+  readonly readNode: NodeReader
+  /** What the watch of a followed service believes; undefined for one that nobody follows. */
+  readonly followed?: (name: string) => readonly InstanceAddress[] | undefined
   readonly follower: Follower
   readonly log: Log
   readonly clock?: Clock
@@ -42,6 +58,15 @@ export interface ServiceListOptions {
 interface Verdict extends DecodedConnect {
   readonly askedAtMs: number
   readonly untilMs: number
+}
+
+/** A service that is, or was, of the mesh. */
+interface Member {
+  readonly claims: Claims
+  /** When its instances were last read. */
+  readAtMs: number
+  /** Wall clock of when nobody answered Connect for it any more. */
+  goneSinceMs: number | undefined
 }
 
 /** More names than this are not asked about; the first in order of the alphabet are. */
@@ -61,13 +86,25 @@ export function watchServiceList(
   onChange: (services: readonly ListedService[]) => void,
   options: ServiceListOptions,
 ): ServiceListWatch {
-  const { transport, follower, log, clock = systemClock, random = systemRandom } = options
+  const {
+    transport,
+    readNode,
+    followed,
+    follower,
+    log,
+    clock = systemClock,
+    random = systemRandom,
+  } = options
   const closing = new AbortController()
   const { signal } = closing
   const verdictByName = new Map<string, Verdict>()
   let names: readonly string[] | undefined
   let published: string | undefined
-  let believed = (options.last ?? []).map(({ name }) => name)
+  let believed = (options.last ?? []).filter(isThere).map(({ name }) => name)
+  const members = new Map<string, Member>()
+  for (const { name, addresses = [], goneSinceMs } of options.last ?? [])
+    members.set(name, newMember(name, addresses, goneSinceMs))
+  let isReading = false
   let doubtedAtMs: number | undefined
   let problem: string | undefined
   let napping = new AbortController()
@@ -100,6 +137,68 @@ export function watchServiceList(
     }
   }
 
+  function newMember(
+    name: string,
+    last: readonly InstanceAddress[] = [],
+    goneSinceMs?: number,
+  ): Member {
+    const claims = judgeClaims(name, {
+      clock,
+      readNode: (node) => readNode(node, undefined),
+      last,
+      onChange: publish,
+    })
+    return { claims, readAtMs: Number.NEGATIVE_INFINITY, goneSinceMs }
+  }
+
+  /** Who is of the mesh, and who was until now. */
+  function noteMembers(mesh: readonly string[]): void {
+    const there = new Set(mesh)
+    for (const name of mesh) {
+      const member = members.get(name)
+      if (member === undefined) members.set(name, newMember(name))
+      else member.goneSinceMs = undefined
+    }
+    const nowMs = clock.wallMs()
+    for (const [name, member] of members) {
+      if (there.has(name)) continue
+      member.goneSinceMs ??= nowMs
+      if (nowMs - member.goneSinceMs < FORGET_MS) continue
+      member.claims.close()
+      members.delete(name)
+    }
+  }
+
+  /** Reads the instances of each member about as often as it is asked about. Never waited for. */
+  async function readInstances(): Promise<void> {
+    if (isReading) return
+    isReading = true
+    try {
+      const known = new Set(names)
+      const due = [...members].filter(
+        ([name, { readAtMs }]) =>
+          followed?.(name) === undefined &&
+          (!known.has(name) || (verdictByName.get(name)?.askedAtMs ?? 0) >= readAtMs),
+      )
+      await each(due, async ([name, member]) => {
+        const readAtMs = clock.monotonicMs()
+        member.claims.take(known.has(name) ? await instancesOf(name) : [])
+        member.readAtMs = readAtMs
+      })
+    } catch (error) {
+      if (!signal.aborted) log.debug('Cannot read instances', { error: describeError(error) })
+    } finally {
+      isReading = false
+    }
+    publish()
+  }
+
+  async function instancesOf(name: string): Promise<readonly PlainInstance[]> {
+    const path = `/v1/catalog/service/${encodeURIComponent(name)}?stale`
+    const answer = requireOk(await transport.call('GET', path, { signal }), `reading ${path}`)
+    return decodeInstances(name, answer.body).instances
+  }
+
   async function ask(name: string): Promise<void> {
     const path = `/v1/catalog/connect/${encodeURIComponent(name)}?stale`
     const answer = requireOk(await transport.call('GET', path, { signal }), `reading ${path}`)
@@ -108,30 +207,45 @@ export function watchServiceList(
     verdictByName.set(name, { ...decodeConnect(name, answer.body), askedAtMs, untilMs })
   }
 
-  async function askEach(asked: readonly string[]): Promise<void> {
-    const open = [...asked]
+  async function each<T>(items: readonly T[], act: (item: T) => Promise<void>): Promise<void> {
+    const open = [...items]
     const worker = async (): Promise<void> => {
-      for (let name = open.shift(); name !== undefined && !signal.aborted; name = open.shift())
-        await ask(name)
+      for (let item = open.shift(); item !== undefined && !signal.aborted; item = open.shift())
+        await act(item)
     }
     await Promise.all(Array.from({ length: CONCURRENCY }, worker))
   }
 
   async function askAll(): Promise<void> {
     const nowMs = clock.monotonicMs()
-    await askEach((names ?? []).filter((name) => (verdictByName.get(name)?.untilMs ?? 0) <= nowMs))
-    await askEach(outdated(verdictByName, nowMs))
+    await each(
+      (names ?? []).filter((name) => (verdictByName.get(name)?.untilMs ?? 0) <= nowMs),
+      ask,
+    )
+    await each(outdated(verdictByName, nowMs), ask)
   }
 
   function publish(): void {
     if (names === undefined || signal.aborted) return
-    const list = names.flatMap((name): ListedService[] => {
-      const verdict = verdictByName.get(name)
-      return verdict?.isMesh === true ? [{ name, virtualIps: verdict.virtualIps }] : []
-    })
-    const mesh = list.map(({ name }) => name)
+    const mesh = names.filter((name) => verdictByName.get(name)?.isMesh === true)
+    if (isHeldBack(mesh)) return
+    noteMembers(mesh)
+    const list = [...members]
+      .map(([name, { claims, goneSinceMs }]): ListedService => {
+        // Its own watch knows better, and sooner.
+        claims.adopt(followed?.(name) ?? [])
+        const addresses = claims.believed()
+        return {
+          name,
+          virtualIps: verdictByName.get(name)?.virtualIps ?? [],
+          ...(addresses.length > 0 && { addresses }),
+          ...(goneSinceMs !== undefined && { goneSinceMs }),
+        }
+      })
+      .filter(({ addresses, goneSinceMs }) => goneSinceMs === undefined || addresses !== undefined)
+      .toSorted((a, b) => (a.name < b.name ? -1 : 1))
     const mark = JSON.stringify(list)
-    if (isHeldBack(mesh) || mark === published) return
+    if (mark === published) return
     published = mark
     believed = mesh
     doubtedAtMs = undefined
@@ -158,6 +272,7 @@ export function watchServiceList(
         await askAll()
         problem = undefined
         publish()
+        void readInstances()
       } catch (error) {
         if (signal.aborted) return
         if (problem === undefined) log.warn('Cannot tell which services are in the mesh')
@@ -177,6 +292,9 @@ export function watchServiceList(
   setImmediate(() => void run())
   return {
     problems: () => (problem === undefined ? [] : [problem]),
+    warnings: () => [...members.values()].flatMap(({ claims }) => claims.warnings()),
+    adopt: (name, addresses) => members.get(name)?.claims.adopt(addresses),
+    addressesOf: (name) => members.get(name)?.claims.believed() ?? [],
     recheck() {
       for (const [name, { isMesh }] of verdictByName) if (!isMesh) verdictByName.delete(name)
       napping.abort()
@@ -184,8 +302,13 @@ export function watchServiceList(
     close() {
       closing.abort()
       listing.close()
+      for (const { claims } of members.values()) claims.close()
     },
   }
+}
+
+function isThere({ goneSinceMs }: ListedService): boolean {
+  return goneSinceMs === undefined
 }
 
 /**

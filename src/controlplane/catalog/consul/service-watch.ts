@@ -1,5 +1,6 @@
 /**
- * Follows one service: its discovery chain, and the instances of every target that the chain leads to.
+ * Follows one service: its discovery chain, the proxies of every target that the chain leads to, and its own
+ * instances, which say at which addresses callers mean it, whether a proxy stands for them or not (claims.ts).
  *
  * Each target has a watch of its own, so that a datacenter that cannot be reached costs its own instances' news and
  * nothing else: the other targets go on, and its last good instances stay. What is decided here: an answer in
@@ -9,8 +10,9 @@
 import type { Clock } from '../../../lib/clock.ts'
 import { MeshError } from '../../../lib/errors.ts'
 import type { Endpoint } from '../../../model/endpoint.ts'
-import type { CatalogService, Watch } from '../catalog.ts'
+import { type CatalogService, type InstanceAddress, type Watch, YIELDING } from '../catalog.ts'
 import type { Follower, FollowWatch } from './blocking-query.ts'
+import { type Claims, judgeClaims } from './claims.ts'
 import { type DecodedHealth, decodeHealth } from './decode.ts'
 import {
   type ChainTarget,
@@ -19,10 +21,21 @@ import {
   defaultChain,
 } from './discovery-chain.ts'
 import { DOUBT_MS, isSuddenLoss } from './doubt.ts'
+import {
+  type DecodedInstances,
+  decodeInstances,
+  type PlainInstance,
+  placeEndpoints,
+} from './instances.ts'
+import type { NodeReader } from './node-reader.ts'
 
 /** A watch that can say what is odd about its answers. */
 export interface ServiceWatch extends Watch {
   problems(): readonly string[]
+  /** Claims that are not met, one sentence each. */
+  warnings(): readonly string[]
+  /** Where instances are believed to listen in the agent's own datacenter. */
+  addresses(): readonly InstanceAddress[]
 }
 
 /**
@@ -40,11 +53,14 @@ export interface Sight {
 export interface ServiceWatchOptions {
   readonly sight: Sight
   readonly follower: Follower
+  readonly readNode: NodeReader
   readonly clock: Clock
   readonly node?: string | undefined
   readonly datacenter?: string | undefined
   /** The answer of an earlier run. */
   readonly last?: CatalogService | undefined
+  /** Where its instances are believed to listen, by whoever looked before. */
+  readonly established?: readonly InstanceAddress[] | undefined
 }
 
 /** How long it is remembered whether the token sees any service, milliseconds. */
@@ -52,6 +68,19 @@ export const SIGHT_MS = 5_000
 
 /** Chain and first target are waited for so long; then what else is known has to do. Milliseconds. */
 const PATIENCE_MS = 2_000
+
+/** So long the service's own instances are: a service that is called by name must not wait for its addresses. */
+const INSTANCE_PATIENCE_MS = 500
+
+/** The instances of the service itself in one datacenter. */
+interface InstanceWatch {
+  readonly watch: FollowWatch
+  readonly claims: Claims
+  /** The last good answer. */
+  listed: DecodedInstances | undefined
+  /** Sentences about proxies that stand for no instance. */
+  warnings: readonly string[]
+}
 
 interface TargetWatch {
   readonly watch: FollowWatch
@@ -75,10 +104,13 @@ export function watchOneService(
   }
   /** By path. */
   const watches = new Map<string, TargetWatch>()
+  /** By datacenter; '' is the agent's own. */
+  const instanceWatches = new Map<string, InstanceWatch>()
   let chain: DecodedChain | undefined
   let targets: readonly ChainTarget[] = [itself]
   let virtualIps: readonly string[] = []
   let isPatient = true
+  let awaitsInstances = true
   let patience: NodeJS.Timeout | undefined
   let published: string | undefined
   let isClosed = false
@@ -89,17 +121,81 @@ export function watchOneService(
     // Sending everybody to the failover because it answered a moment earlier would be wrong.
     if (answers[0] === undefined && isPatient) return
     if (answers.every((answer) => answer === undefined)) return
+    // Only what is believed will be captured: it should be in the first answer.
+    if (published === undefined && awaitsInstances && !isSettled(instanceWatches.get(''))) return
     const service: CatalogService = {
       name,
       protocol: chain.protocol,
       connectTimeoutMs: chain.connectTimeoutMs,
       virtualIps,
-      endpoints: combine(targets, answers),
+      endpoints: combine(targets, answers.map(placed)),
+      addresses: [...instanceWatches].flatMap(([datacenter, { claims }]) =>
+        claims.believed().map((address) => asOf(datacenter, address)),
+      ),
     }
     const mark = JSON.stringify(service)
     if (mark === published) return
     published = mark
     onChange(service)
+  }
+
+  /** A target's answer with the addresses of the instances that its proxies stand for. */
+  function placed(answer: DecodedHealth | undefined, position: number): DecodedHealth | undefined {
+    const target = targets[position]
+    if (answer === undefined || target === undefined || target.service !== name) return answer
+    const own = instanceWatches.get(target.isRemote ? target.datacenter : '')
+    const { endpoints, problems } = placeEndpoints(name, answer.endpoints, [
+      // What was believed and is gone from the list is where it was, if its proxy is still there.
+      ...(own?.claims.believed() ?? []).map(asInstance),
+      ...(own?.listed?.instances ?? []),
+    ])
+    if (own !== undefined) own.warnings = own.listed === undefined ? [] : problems
+    return { ...answer, endpoints }
+  }
+
+  function openInstances(datacenter: string): void {
+    if (instanceWatches.has(datacenter)) return
+    const isRemote = datacenter !== ''
+    const claims = judgeClaims(name, {
+      clock: options.clock,
+      readNode: (node) => options.readNode(node, isRemote ? datacenter : undefined),
+      last: [
+        ...addressesOf(options.last, datacenter),
+        ...(isRemote ? [] : (options.established ?? [])),
+      ],
+      onChange: publish,
+    })
+    const opened: InstanceWatch = {
+      claims,
+      listed: undefined,
+      warnings: [],
+      watch: follower.follow(
+        `/v1/catalog/service/${encodeURIComponent(name)}${isRemote ? `?dc=${encodeURIComponent(datacenter)}` : ''}`,
+        (body) => {
+          opened.listed = decodeInstances(name, body, { isRemote })
+          claims.take(opened.listed.instances)
+          publish()
+        },
+        { priority: 'cold', ...(!isRemote && { subject: name }) },
+      ),
+    }
+    instanceWatches.set(datacenter, opened)
+  }
+
+  /** The service's own instances, here and where its chain leads to it elsewhere. */
+  function openAllInstances(): void {
+    const wanted = new Set([
+      '',
+      ...targets
+        .filter(({ service, isRemote }) => service === name && isRemote)
+        .map(({ datacenter }) => datacenter),
+    ])
+    for (const [datacenter, opened] of instanceWatches)
+      if (!wanted.has(datacenter)) {
+        closeInstances(opened)
+        instanceWatches.delete(datacenter)
+      }
+    for (const datacenter of wanted) openInstances(datacenter)
   }
 
   function openTarget(target: ChainTarget): void {
@@ -144,6 +240,7 @@ export function watchOneService(
         watches.delete(path)
       }
     for (const target of targets) openTarget(target)
+    openAllInstances()
     const [first = itself] = targets
     if (watches.get(pathOf(first))?.instances === undefined) beImpatientLater()
     publish()
@@ -151,28 +248,73 @@ export function watchOneService(
 
   // Most chains lead to the service itself: its instances are asked for at once.
   openTarget(itself)
+  openAllInstances()
   const chainWatch = follower.follow(
     `/v1/discovery-chain/${encodeURIComponent(name)}`,
     (body) => take(body === undefined ? defaultChain : decodeChain(name, body)),
     { priority: 'cold' },
   )
   beImpatientLater()
+  const instancePatience = setTimeout(() => {
+    awaitsInstances = false
+    publish()
+  }, INSTANCE_PATIENCE_MS)
 
   return {
     problems: () => [
       ...(chain?.problems ?? []),
       ...[...watches.values()].flatMap(({ instances }) => instances?.problems ?? []),
     ],
+    warnings: () =>
+      [...instanceWatches.values()].flatMap(({ claims, listed, warnings }) => [
+        ...(listed?.problems ?? []),
+        ...warnings,
+        ...claims.warnings(),
+      ]),
+    addresses: () => instanceWatches.get('')?.claims.believed() ?? [],
     close() {
       isClosed = true
       clearTimeout(patience)
+      clearTimeout(instancePatience)
       chainWatch.close()
       for (const { watch } of watches.values()) watch.close()
+      for (const opened of instanceWatches.values()) closeInstances(opened)
     },
   }
 }
 
-/** Where a target's instances are read. */
+function closeInstances({ watch, claims }: InstanceWatch): void {
+  watch.close()
+  claims.close()
+}
+
+function isSettled(watch: InstanceWatch | undefined): boolean {
+  return watch?.listed !== undefined && watch.claims.isSettled()
+}
+
+function asInstance({ ip, port, node, since }: InstanceAddress): PlainInstance {
+  return { node, id: '', address: { ip, port }, since, weights: undefined }
+}
+
+/** As the rest of the mesh has it: another datacenter counts registrations by itself, so ours come first. */
+function asOf(datacenter: string, address: InstanceAddress): InstanceAddress {
+  return datacenter === ''
+    ? address
+    : { ...address, node: `${datacenter}/${address.node}`, since: YIELDING }
+}
+
+/** The reverse, of the answer of an earlier run. */
+function addressesOf(
+  last: CatalogService | undefined,
+  datacenter: string,
+): readonly InstanceAddress[] {
+  const prefix = datacenter === '' ? '' : `${datacenter}/`
+  return (last?.addresses ?? [])
+    .filter(({ node }) => (prefix === '' ? !node.includes('/') : node.startsWith(prefix)))
+    .map((address) => ({ ...address, node: address.node.slice(prefix.length) }))
+}
+
+/** Where a target's proxies are read. */
 function pathOf(target: ChainTarget): string {
   const query = [
     ...(target.isRemote ? [`dc=${encodeURIComponent(target.datacenter)}`] : []),

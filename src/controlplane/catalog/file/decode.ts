@@ -45,7 +45,9 @@ export function decodeCatalog(text: string, fileName: string): DecodedCatalog {
   const { services, intentions, defaultPolicy } = document.value
   return {
     content: {
-      serviceByName: new Map(services.map((service) => [service.Name, toService(service)])),
+      serviceByName: new Map(
+        services.map((service, position) => [service.Name, toService(service, position)]),
+      ),
       intentions: intentions.map(toIntention).toSorted(byPrecedence),
       defaultPolicy,
     },
@@ -67,13 +69,18 @@ type FileService = CatalogFile['services'][number]
 type FileInstance = FileService['Instances'][number]
 type FileIntention = CatalogFile['intentions'][number]
 
-function toService(service: FileService): CatalogService {
+/** @param position in the file: of two services at one address the first has it */
+function toService(service: FileService, position: number): CatalogService {
+  const endpoints = service.Instances.map((instance) => toEndpoint(instance, service.Name))
   return {
     name: service.Name,
     protocol: service.Protocol,
     connectTimeoutMs: service.ConnectTimeout,
     virtualIps: service.VirtualAddresses,
-    endpoints: service.Instances.map((instance) => toEndpoint(instance, service.Name)),
+    endpoints,
+    addresses: endpoints.flatMap(({ application, node }) =>
+      application === undefined ? [] : [{ ...application, node, since: position }],
+    ),
   }
 }
 

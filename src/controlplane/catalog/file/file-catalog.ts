@@ -106,6 +106,7 @@ class FileCatalog implements Catalog {
       connectTimeoutMs: 5_000,
       virtualIps: [],
       endpoints: [],
+      addresses: [],
     }
     return this.#follow((content) => content.serviceByName.get(name) ?? unknown, onChange)
   }

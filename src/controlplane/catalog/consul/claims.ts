@@ -1,0 +1,193 @@
+/**
+ * Which instance addresses of one service are believed, and for how long after the catalog has lost them.
+ *
+ * ```
+ *   listed --nobody was there before--> believed --not listed any more--> gone --FORGET_MS--> forgotten
+ *      \--another service was--> refused, asked again every AGAIN_MS
+ * ```
+ *
+ * Who was at an address first is asked of the node, once for each new address, because the service that has it may
+ * be one that this host does not follow. What is believed stays so, whatever is registered there later, also over a
+ * restart of this host (`last`). An instance that is gone is one whose host is being restarted, most of the time:
+ * its address stays, and gives way to others of the same node only after {@link YIELD_MS}.
+ */
+import type { Clock } from '../../../lib/clock.ts'
+import { formatAddress } from '../../../model/address.ts'
+import { type InstanceAddress, YIELDING } from '../catalog.ts'
+import { isListed, type NodeService, type PlainInstance, rivalOf } from './instances.ts'
+
+/** A restart of a host, or a deployment, takes no longer, milliseconds. */
+export const YIELD_MS = 3_600_000
+
+/** So long Consul itself lists a node that does not answer any more, milliseconds. */
+export const FORGET_MS = 72 * 3_600_000
+
+/** Addresses of one service that are remembered though they are gone; the latest stay. */
+const MAX_GONE = 256
+
+/** Refused claims, and addresses that are gone, are looked at so often, milliseconds. */
+const AGAIN_MS = 15_000
+
+/** A question that had no answer is asked again so soon, milliseconds. */
+const RETRY_MS = 1_500
+
+/** Asks what is registered on a node. */
+export type ReadNode = (node: string) => Promise<readonly NodeService[]>
+
+/** What claims are judged with. */
+export interface ClaimsOptions {
+  readonly readNode: ReadNode
+  readonly clock: Clock
+  /** Believed by an earlier run. */
+  readonly last: readonly InstanceAddress[]
+  /** Called when the answer of a node, or time, has changed what is believed. */
+  readonly onChange: () => void
+}
+
+/** The claims of one service. */
+export interface Claims {
+  /** What the catalog lists now. */
+  take(instances: readonly PlainInstance[]): void
+  /** Sorted. */
+  believed(): readonly InstanceAddress[]
+  /** Whether every address that is listed has been judged. */
+  isSettled(): boolean
+  /** Believes what somebody else who judges the same service does. */
+  adopt(addresses: readonly InstanceAddress[]): void
+  /** Claims that are refused, one sentence each. */
+  warnings(): readonly string[]
+  close(): void
+}
+
+/** Judges the claims of `service`. */
+export function judgeClaims(service: string, options: ClaimsOptions): Claims {
+  const { clock, readNode, onChange } = options
+  // Of two that are the same the elder comes last and stays.
+  const believed = new Map(
+    options.last.toSorted((a, b) => b.since - a.since).map((address) => [keyOf(address), address]),
+  )
+  const refusals = new Map<string, string>()
+  let listed: ReadonlyMap<string, PlainInstance> = new Map()
+  const asking = new Set<string>()
+  let timer: NodeJS.Timeout | undefined
+  let isClosed = false
+
+  function open(): readonly PlainInstance[] {
+    return [...listed.values()].filter((instance) => !believed.has(keyOfInstance(instance)))
+  }
+
+  /** One question a node, however many of its addresses are open. */
+  async function ask(node: string): Promise<void> {
+    asking.add(node)
+    let others: readonly NodeService[]
+    try {
+      others = await readNode(node)
+    } catch {
+      // The follower says what is wrong with Consul. Nothing is believed meanwhile, and it is asked again.
+      return
+    } finally {
+      asking.delete(node)
+    }
+    if (isClosed) return
+    for (const instance of open()) {
+      // An answer without the very instance is older than its claim: whoever was there before may be missing too.
+      if (instance.node !== node || !isListed(service, instance, others)) continue
+      const key = keyOfInstance(instance)
+      const rival = rivalOf(service, instance, others)
+      if (rival === undefined) {
+        refusals.delete(key)
+        believed.set(key, addressOf(instance))
+      } else
+        refusals.set(
+          key,
+          `Instance ${node}/${instance.id} of ${service} claims ${formatAddress(instance.address)}, where service ${rival.service} was registered before: calls there are not calls of ${service}`,
+        )
+    }
+    onChange()
+    schedule()
+  }
+
+  function askAll(): void {
+    const nodes = new Set(open().map(({ node }) => node))
+    for (const node of nodes) if (!asking.has(node)) void ask(node)
+  }
+
+  function age(): boolean {
+    const nowMs = clock.wallMs()
+    let hasChanged = false
+    const gone = [...believed].filter(([, { goneSinceMs }]) => goneSinceMs !== undefined)
+    const oldestFirst = gone.toSorted(([, a], [, b]) => (a.goneSinceMs ?? 0) - (b.goneSinceMs ?? 0))
+    for (const [position, [key, address]] of oldestFirst.entries()) {
+      // A clock that was put back makes nothing immortal: what is gone in the future is gone now.
+      const ageMs = Math.max(0, nowMs - (address.goneSinceMs ?? nowMs))
+      if (ageMs >= FORGET_MS || position < oldestFirst.length - MAX_GONE) {
+        believed.delete(key)
+        hasChanged = true
+      } else if (ageMs >= YIELD_MS && address.since !== YIELDING) {
+        believed.set(key, { ...address, since: YIELDING })
+        hasChanged = true
+      }
+    }
+    return hasChanged
+  }
+
+  function look(): void {
+    if (age()) onChange()
+    askAll()
+    schedule()
+  }
+
+  function isSettled(): boolean {
+    return open().every((instance) => refusals.has(keyOfInstance(instance)))
+  }
+
+  function schedule(): void {
+    clearTimeout(timer)
+    const hasGone = [...believed.values()].some(({ goneSinceMs }) => goneSinceMs !== undefined)
+    if (isClosed || (!hasGone && open().length === 0)) return
+    timer = setTimeout(look, isSettled() ? AGAIN_MS : RETRY_MS)
+    timer.unref()
+  }
+
+  return {
+    take(instances) {
+      listed = new Map(instances.map((instance) => [keyOfInstance(instance), instance]))
+      for (const key of refusals.keys()) if (!listed.has(key)) refusals.delete(key)
+      for (const [key, address] of believed) {
+        const instance = listed.get(key)
+        if (instance === undefined && address.goneSinceMs === undefined)
+          believed.set(key, { ...address, goneSinceMs: clock.wallMs() })
+        else if (instance !== undefined && address.since === YIELDING)
+          // It has been away for so long that it comes like a new one.
+          believed.delete(key)
+        else if (instance !== undefined && address.goneSinceMs !== undefined)
+          believed.set(key, addressOf(instance, address.since))
+      }
+      age()
+      askAll()
+      schedule()
+    },
+    believed: () => [...believed.values()].toSorted((a, b) => (keyOf(a) < keyOf(b) ? -1 : 1)),
+    isSettled,
+    adopt(addresses) {
+      for (const address of addresses) believed.set(keyOf(address), address)
+    },
+    warnings: () => [...refusals.values()],
+    close() {
+      isClosed = true
+      clearTimeout(timer)
+    },
+  }
+}
+
+function addressOf({ node, address, since }: PlainInstance, before = since): InstanceAddress {
+  return { ip: address.ip, port: address.port, node, since: before }
+}
+
+function keyOf(address: InstanceAddress): string {
+  return `${address.node} ${formatAddress(address)}`
+}
+
+function keyOfInstance({ node, address }: PlainInstance): string {
+  return `${node} ${formatAddress(address)}`
+}

@@ -1,0 +1,201 @@
+/**
+ * Where the instances of a service listen, from `/v1/catalog/service/<name>`, and what else is registered on a node,
+ * from `/v1/catalog/node/<node>`. Pure.
+ *
+ * A registration says where its own name leads and nothing else: an address counts only when Consul has it as an
+ * address of the very node that the registration is of. A proxy's word on where its application listens does not
+ * count at all: whoever may register a proxy may write any port there.
+ */
+import { isRecord, member, shown } from '../../../lib/json-value.ts'
+import {
+  canonicalIp,
+  formatAddress,
+  isPort,
+  isUndialable,
+  type SocketAddress,
+} from '../../../model/address.ts'
+import type { Endpoint } from '../../../model/endpoint.ts'
+import { decodeWeight, isName, MAX_INSTANCES, malformed, type Place, shortened } from './decode.ts'
+
+/** An instance of a service as it is registered, whether a proxy stands for it or not. */
+export interface PlainInstance {
+  readonly node: string
+  readonly id: string
+  readonly address: SocketAddress
+  /** Consul's index of when it was registered: grows with time, the same for all readers. */
+  readonly since: number
+  /** Its shares of traffic; undefined when nobody has given it any but Consul's usual one. */
+  readonly weights: unknown
+}
+
+/** Instances of one service. */
+export interface DecodedInstances {
+  readonly instances: readonly PlainInstance[]
+  /** Why instances were left out, one sentence each. */
+  readonly problems: readonly string[]
+}
+
+/** What the hosts themselves stand on: SSH, DNS, Consul. No registration of a service leads there. */
+const HOST_PORTS: ReadonlySet<number> = new Set([
+  22, 53, 8300, 8301, 8302, 8500, 8501, 8502, 8503, 8600,
+])
+
+/**
+ * Reads `/v1/catalog/service/<service>`; no answer means no instance.
+ * @throws MeshError HM_CONSUL_ANSWER_MALFORMED
+ */
+export function decodeInstances(
+  service: string,
+  body: unknown,
+  place: Pick<Place, 'isRemote'> = {},
+): DecodedInstances {
+  if (body === undefined) return { instances: [], problems: [] }
+  if (!Array.isArray(body)) throw malformed(`instances of ${service}`, 'a list', body)
+  const instances: PlainInstance[] = []
+  const problems: string[] = []
+  for (const entry of body.slice(0, MAX_INSTANCES)) {
+    const kind = member(entry, 'ServiceKind') ?? ''
+    if (kind !== '' || member(entry, 'ServiceName') !== service) continue
+    const instance = decodePlain(entry, place.isRemote === true)
+    if (typeof instance !== 'string') instances.push(instance)
+    else if (instance !== '')
+      problems.push(
+        `Calls to the address of instance ${shown(member(entry, 'Node'))}/${shown(member(entry, 'ServiceID'))} of ${service} are not captured: ${instance}`,
+      )
+  }
+  return { instances, problems: shortened(problems) }
+}
+
+/** The instance; why its address does not count; empty when it has none to count. */
+function decodePlain(entry: unknown, isRemote: boolean): PlainInstance | string {
+  const node = member(entry, 'Node')
+  const id = member(entry, 'ServiceID')
+  if (!isName(node) || !isName(id)) return 'its node or its ID has no usable name'
+  const ofService = isRemote ? member(member(entry, 'ServiceTaggedAddresses'), 'wan') : undefined
+  const ofNode = isRemote ? member(member(entry, 'TaggedAddresses'), 'wan') : undefined
+  const text = [
+    member(ofService, 'Address'),
+    member(entry, 'ServiceAddress'),
+    ofNode,
+    member(entry, 'Address'),
+  ].find((candidate) => typeof candidate === 'string' && candidate !== '')
+  const ip = typeof text === 'string' ? canonicalIp(text) : undefined
+  const wanPort = member(ofService, 'Port')
+  const port = isPort(wanPort) ? wanPort : member(entry, 'ServicePort')
+  // Without a port it can only be called by name.
+  if (port === 0) return ''
+  if (ip === undefined || isUndialable(ip)) return `its address ${shown(text)} is no host's`
+  if (!isPort(port)) return `its port is ${shown(port)}`
+  if (HOST_PORTS.has(port)) return `port ${port} is the host's own`
+  if (!nodeAddresses(entry).has(ip))
+    return `Consul does not have ${ip} as an address of its node (a tagged address of the node would do)`
+  const since = member(entry, 'CreateIndex')
+  return {
+    node,
+    id,
+    address: { ip, port },
+    since: typeof since === 'number' ? since : 0,
+    weights: ownWeights(member(entry, 'ServiceWeights')),
+  }
+}
+
+/** Consul writes 1 and 1 where nobody has said anything. */
+function ownWeights(weights: unknown): unknown {
+  const shares = [member(weights, 'Passing'), member(weights, 'Warning')]
+  return shares.every((share) => share === 1 || share === undefined) ? undefined : weights
+}
+
+/** Every address that Consul has of the node of an entry. */
+function nodeAddresses(entry: unknown): ReadonlySet<string> {
+  const tagged = member(entry, 'TaggedAddresses')
+  const texts = [member(entry, 'Address'), ...(isRecord(tagged) ? Object.values(tagged) : [])]
+  return new Set(
+    texts.flatMap((text) => (typeof text === 'string' ? (canonicalIp(text) ?? []) : [])),
+  )
+}
+
+/** What listens at one port of a node, by its registration. */
+export interface NodeService {
+  readonly service: string
+  /** Undefined: any address of the node. */
+  readonly ip: string | undefined
+  readonly port: number
+  readonly since: number
+}
+
+/** Reads `/v1/catalog/node/<node>`: its services, proxies and gateways left out. An unknown node has none. */
+export function decodeNodeServices(body: unknown): readonly NodeService[] {
+  const services = member(body, 'Services')
+  if (!isRecord(services)) return []
+  return Object.values(services).flatMap((entry): NodeService[] => {
+    const service = member(entry, 'Service')
+    const port = member(entry, 'Port')
+    if ((member(entry, 'Kind') ?? '') !== '' || typeof service !== 'string' || !isPort(port))
+      return []
+    const address = member(entry, 'Address')
+    const since = member(entry, 'CreateIndex')
+    return [
+      {
+        service,
+        ip: typeof address === 'string' && address !== '' ? canonicalIp(address) : undefined,
+        port,
+        since: typeof since === 'number' ? since : 0,
+      },
+    ]
+  })
+}
+
+/** Whether an answer about a node knows an instance of `service`. */
+export function isListed(
+  service: string,
+  { address }: PlainInstance,
+  others: readonly NodeService[],
+): boolean {
+  return others.some((other) => other.service === service && other.port === address.port)
+}
+
+/** The registration of another service that was at an address before this one; undefined when there is none. */
+export function rivalOf(
+  service: string,
+  { address, since }: PlainInstance,
+  others: readonly NodeService[],
+): NodeService | undefined {
+  return others.find(
+    (other) =>
+      other.service !== service &&
+      other.port === address.port &&
+      (other.ip === undefined || other.ip === address.ip) &&
+      other.since < since,
+  )
+}
+
+/**
+ * Endpoints with the addresses and weights of the instances they stand for, as those are registered. Who writes the
+ * weights of a service writes them on the service, not on the proxy that a mesh puts before it.
+ * @returns the endpoints, and a sentence for each proxy that stands for something else
+ */
+export function placeEndpoints(
+  service: string,
+  endpoints: readonly Endpoint[],
+  instances: readonly PlainInstance[],
+): { readonly endpoints: readonly Endpoint[]; readonly problems: readonly string[] } {
+  const byId = new Map(instances.map((each) => [`${each.node}/${each.id}`, each]))
+  const byPort = new Map(instances.map((each) => [`${each.node}:${each.address.port}`, each]))
+  const problems: string[] = []
+  const placed = endpoints.map((endpoint) => {
+    const claimed = endpoint.application
+    const instance =
+      byId.get(`${endpoint.node}/${endpoint.id}`) ??
+      (claimed === undefined ? undefined : byPort.get(`${endpoint.node}:${claimed.port}`))
+    if (claimed !== undefined && instance?.address.port !== claimed.port)
+      problems.push(
+        `A proxy for instance ${endpoint.key} of ${service} names ${formatAddress(claimed)}, where no instance of ${service} is registered: calls there do not count as calls of ${service}`,
+      )
+    const weight =
+      instance?.weights === undefined
+        ? endpoint.weight
+        : decodeWeight(instance.weights, endpoint.health)
+    return { ...endpoint, application: instance?.address, weight }
+  })
+  return { endpoints: placed, problems: shortened(problems) }
+}

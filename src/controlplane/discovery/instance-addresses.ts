@@ -1,0 +1,101 @@
+/**
+ * Gives each address of an instance to one service. Pure.
+ *
+ * A catalog says who listens where, and whoever may register a service may say so of any port of a node. Who claimed
+ * an address first keeps it: first by what the catalog itself has written down, so that a restart of this host
+ * changes nothing, and so that a newcomer attracts no caller of an address that is not his. On this host its own
+ * configuration comes before all.
+ */
+import { formatAddress, isPort, isUndialable, type SocketAddress } from '../../model/address.ts'
+import type { LocalService } from '../../model/service.ts'
+import type { CatalogService, InstanceAddress } from '../catalog/catalog.ts'
+
+/** What {@link shareInstanceAddresses} works from; part of what a snapshot is compiled from. */
+export interface InstanceClaims {
+  readonly nodeName: string
+  readonly localServices: readonly LocalService[]
+  readonly catalogServices: ReadonlyMap<string, Pick<CatalogService, 'addresses'>>
+}
+
+/** Who has which address. */
+export interface SharedInstanceAddresses {
+  /** Sorted. */
+  readonly byService: ReadonlyMap<string, readonly SocketAddress[]>
+  /** Claims that are not met. */
+  readonly problems: readonly { readonly service: string; readonly message: string }[]
+}
+
+interface Claim {
+  readonly service: string
+  readonly address: InstanceAddress
+}
+
+/** Settles all claims. */
+export function shareInstanceAddresses(input: InstanceClaims): SharedInstanceAddresses {
+  const claimsByAddress = new Map<string, Claim[]>()
+  for (const [service, { addresses }] of input.catalogServices)
+    for (const address of addresses) {
+      if (!isPort(address.port) || isUndialable(address.ip)) continue
+      const key = formatAddress(address)
+      const claims = claimsByAddress.get(key)
+      if (claims === undefined) claimsByAddress.set(key, [{ service, address }])
+      else claims.push({ service, address })
+    }
+  const ownPorts = configuredPorts(input.localServices)
+  const byService = new Map<string, SocketAddress[]>()
+  const problems: SharedInstanceAddresses['problems'][number][] = []
+  for (const [key, claims] of [...claimsByAddress].toSorted(([a], [b]) => (a < b ? -1 : 1))) {
+    const { owner, reason } = ownerOf(claims, input.nodeName, ownPorts)
+    for (const { service, address } of claims) {
+      if (service === owner || address.goneSinceMs !== undefined) continue
+      problems.push({
+        service,
+        message: `Service ${service} claims ${key} on ${address.node}, which is an address of service ${owner}: ${reason}, so it stays that`,
+      })
+    }
+    const [claim] = claims
+    if (claim === undefined) continue
+    const { ip, port } = claim.address
+    const own = byService.get(owner)
+    if (own === undefined) byService.set(owner, [{ ip, port }])
+    else own.push({ ip, port })
+  }
+  return { byService, problems }
+}
+
+/** Names of this host's services by the port at which they listen. */
+function configuredPorts(
+  localServices: readonly LocalService[],
+): ReadonlyMap<number, ReadonlySet<string>> {
+  const names = new Map<number, Set<string>>()
+  for (const { name, target } of localServices)
+    if (target !== undefined)
+      names.set(target.port, (names.get(target.port) ?? new Set()).add(name))
+  return names
+}
+
+function ownerOf(
+  claims: readonly Claim[],
+  nodeName: string,
+  ownPorts: ReadonlyMap<number, ReadonlySet<string>>,
+): { readonly owner: string; readonly reason: string } {
+  const configured = claims.find(({ service, address }) => {
+    return address.node === nodeName && ownPorts.get(address.port)?.has(service) === true
+  })
+  if (configured !== undefined)
+    return { owner: configured.service, reason: 'the configuration of this host says so' }
+  const [first] = withoutMoved(claims).toSorted(
+    (a, b) => a.address.since - b.address.since || (a.service < b.service ? -1 : 1),
+  )
+  return { owner: first?.service ?? '', reason: 'it was registered there first' }
+}
+
+/** An address that another node has by now is no more where an instance of this one was. */
+function withoutMoved(claims: readonly Claim[]): readonly Claim[] {
+  const live = claims.filter(({ address }) => address.goneSinceMs === undefined)
+  if (live.length === 0) return claims
+  const nodes = new Set(live.map(({ address }) => address.node))
+  return claims.filter(
+    ({ address }) => address.goneSinceMs === undefined || nodes.has(address.node),
+  )
+}

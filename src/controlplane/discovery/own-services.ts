@@ -1,0 +1,63 @@
+/**
+ * Whether the catalog serves this host's services as its configuration has them. Pure.
+ *
+ * What is registered may come from an operator, from an earlier run or from a file: when it says something else than
+ * the configuration, callers go elsewhere or nowhere, and only this host can tell.
+ */
+import { isLoopback } from '../../model/address.ts'
+import type { Endpoint } from '../../model/endpoint.ts'
+import type { LocalService } from '../../model/service.ts'
+import type { MeshService } from '../../model/snapshot.ts'
+
+/**
+ * One sentence for each service with a target that callers do not find as configured. A service that the catalog
+ * has not answered for yet is left out.
+ */
+export function ownServiceProblems(
+  localServices: readonly LocalService[],
+  nodeName: string,
+  services: ReadonlyMap<string, MeshService>,
+): readonly string[] {
+  return localServices.flatMap((local) => {
+    const service = services.get(local.name)
+    if (local.target === undefined || service === undefined) return []
+    const here = service.endpoints.filter(
+      ({ node, service: name }) => node === nodeName && name === local.name,
+    )
+    const endpoint = here.find(({ id }) => id === local.id)
+    const problem =
+      endpoint === undefined
+        ? absence(local, here, service, nodeName)
+        : difference(local, local.target, endpoint)
+    return problem === undefined ? [] : [problem]
+  })
+}
+
+function absence(
+  { name, id }: LocalService,
+  here: readonly Endpoint[],
+  service: MeshService,
+  nodeName: string,
+): string | undefined {
+  // Traffic that is led to other services or subsets is not this host's to judge.
+  if (here.length === 0 && service.endpoints.some((other) => other.service !== name))
+    return undefined
+  const others = here.map((other) => `"${other.id}"`).join(', ')
+  return (
+    `Service ${name} of this host is not in the catalog with Node ${nodeName} and ID "${id}"` +
+    (others === '' ? '' : `: it is there with ID ${others}`)
+  )
+}
+
+function difference(
+  { name, target }: LocalService,
+  { ip }: { readonly ip: string },
+  { key, health, application }: Endpoint,
+): string | undefined {
+  if (health === 'critical')
+    return `Service ${name} of this host is critical in the catalog as ${key}: callers are sent elsewhere, its health checks say why`
+  // Behind a container's own address the port that others dial may well be another.
+  if (application !== undefined && isLoopback(ip) && application.port !== target?.port)
+    return `Service ${name} of this host listens at port ${target?.port}, and the catalog has it at port ${application.port} as ${key}`
+  return undefined
+}

@@ -1,0 +1,238 @@
+/**
+ * Who may claim an address in Consul: what is read of instances and nodes, and what is believed of it over time.
+ */
+import assert from 'node:assert/strict'
+import { describe, test } from 'node:test'
+import { setImmediate } from 'node:timers/promises'
+import { type InstanceAddress, YIELDING } from '../../src/controlplane/catalog/catalog.ts'
+import { FORGET_MS, judgeClaims, YIELD_MS } from '../../src/controlplane/catalog/consul/claims.ts'
+import {
+  decodeInstances,
+  decodeNodeServices,
+  type NodeService,
+  type PlainInstance,
+  placeEndpoints,
+} from '../../src/controlplane/catalog/consul/instances.ts'
+import { systemClock } from '../../src/lib/clock.ts'
+import { endpoint } from './explain-fixtures.ts'
+
+function entry(change: Record<string, unknown> = {}): Record<string, unknown> {
+  return {
+    Node: 'b',
+    Address: '10.0.0.2',
+    TaggedAddresses: { lan: '10.0.0.2', lan_ipv6: 'FD00::2', wan: '192.0.2.2' },
+    ServiceKind: '',
+    ServiceID: 'db',
+    ServiceName: 'db',
+    ServiceAddress: '',
+    ServicePort: 5432,
+    CreateIndex: 7,
+    ...change,
+  }
+}
+
+describe('what Consul says of instances', () => {
+  test('an instance listens at the address of its node, or at another that its node has', () => {
+    for (const [given, ip] of [
+      ['', '10.0.0.2'],
+      ['10.0.0.2', '10.0.0.2'],
+      ['fd00:0::2', 'fd00::2'],
+      ['192.0.2.2', '192.0.2.2'],
+    ]) {
+      const { instances, problems } = decodeInstances('db', [entry({ ServiceAddress: given })])
+      assert.deepEqual(instances, [
+        { node: 'b', id: 'db', address: { ip, port: 5432 }, since: 7, weights: undefined },
+      ])
+      assert.deepEqual(problems, [])
+    }
+  })
+
+  test('an address that its node does not have counts for nothing, and is named', () => {
+    for (const ServiceAddress of [
+      '10.0.0.9',
+      '203.0.113.4',
+      'db.example',
+      '0.0.0.0',
+      '240.0.0.7',
+    ]) {
+      const { instances, problems } = decodeInstances('db', [entry({ ServiceAddress })])
+      assert.deepEqual(instances, [], ServiceAddress)
+      assert.match(problems[0] ?? '', /instance "b"\/"db" of db are not captured/)
+    }
+  })
+
+  test('no registration leads to the ports that a host stands on', () => {
+    for (const ServicePort of [22, 53, 8300, 8500])
+      assert.deepEqual(decodeInstances('db', [entry({ ServicePort })]).instances, [])
+  })
+
+  test('proxies and other services are no instances, whatever they say', () => {
+    const others = [
+      entry({ ServiceKind: 'connect-proxy', ServiceProxy: { DestinationServiceName: 'db' } }),
+      entry({ ServiceName: 'evil' }),
+    ]
+    assert.deepEqual(decodeInstances('db', others), { instances: [], problems: [] })
+  })
+
+  test('an instance without a port has no address, and that is no fault', () => {
+    assert.deepEqual(decodeInstances('db', [entry({ ServicePort: 0 })]), {
+      instances: [],
+      problems: [],
+    })
+  })
+
+  test('in another datacenter the wan address of service or node counts', () => {
+    const { instances } = decodeInstances('db', [entry()], { isRemote: true })
+    assert.equal(instances[0]?.address.ip, '192.0.2.2')
+  })
+
+  test('hostile shapes are left out and never throw', () => {
+    for (const broken of [null, 1, [], {}, entry({ Node: 7 }), entry({ ServicePort: 'x' })])
+      assert.deepEqual(decodeInstances('db', [broken]).instances, [])
+    assert.throws(() => decodeInstances('db', {}), { code: 'HM_CONSUL_ANSWER_MALFORMED' })
+    for (const body of [null, [], { Services: null }, { Services: { a: null } }])
+      assert.deepEqual(decodeNodeServices(body), [])
+  })
+
+  test("a proxy's own word on where its application listens counts for nothing", () => {
+    const [plain] = decodeInstances('db', [entry()]).instances
+    assert.ok(plain !== undefined)
+    const honest = endpoint('db', 2, {
+      node: 'b',
+      id: 'db',
+      application: { ip: '10.0.0.2', port: 5432 },
+    })
+    const liar = { ...honest, application: { ip: '203.0.113.4', port: 443 } }
+    assert.deepEqual(placeEndpoints('db', [honest], [plain]), {
+      endpoints: [honest],
+      problems: [],
+    })
+    const placed = placeEndpoints('db', [liar], [plain])
+    assert.deepEqual(placed.endpoints[0]?.application, { ip: '10.0.0.2', port: 5432 })
+    assert.match(placed.problems[0] ?? '', /names 203\.0\.113\.4:443, where no instance of db/)
+    const stranger = placeEndpoints('db', [{ ...liar, node: 'c' }], [plain])
+    assert.equal(stranger.endpoints[0]?.application, undefined)
+  })
+
+  test('the weights of the instance count, those of the proxy where it has none of its own', () => {
+    const weigh = (ServiceWeights: unknown, health: 'passing' | 'warning'): number | undefined => {
+      const { instances } = decodeInstances('db', [entry({ ServiceWeights })])
+      const one = endpoint('db', 2, { node: 'b', id: 'db', weight: 4, health })
+      return placeEndpoints('db', [one], instances).endpoints[0]?.weight
+    }
+    assert.equal(weigh({ Passing: 10, Warning: 2 }, 'passing'), 10)
+    assert.equal(weigh({ Passing: 10, Warning: 2 }, 'warning'), 2)
+    assert.equal(weigh({ Passing: 1, Warning: 1 }, 'passing'), 4)
+    assert.equal(weigh(undefined, 'passing'), 4)
+  })
+})
+
+const ADDRESS = { ip: '10.0.0.2', port: 5432 }
+
+function instance(since: number, change: Partial<PlainInstance> = {}): PlainInstance {
+  return { node: 'b', id: 'db', address: ADDRESS, since, weights: undefined, ...change }
+}
+
+function there(service: string, since: number, change: Partial<NodeService> = {}): NodeService {
+  return { service, ip: undefined, port: 5432, since, ...change }
+}
+
+/** The claims of `db`, with a node whose services a test gives, and a clock that it moves. */
+function scene(onNode: () => readonly NodeService[], last: readonly InstanceAddress[] = []) {
+  let wallMs = 1_000_000
+  const asked: string[] = []
+  const claims = judgeClaims('db', {
+    clock: { ...systemClock, wallMs: () => wallMs, monotonicMs: () => wallMs },
+    readNode: async (node) => {
+      asked.push(node)
+      return onNode()
+    },
+    last,
+    onChange: () => undefined,
+  })
+  return {
+    claims,
+    asked,
+    pass: (ms: number) => {
+      wallMs += ms
+    },
+    take: async (...instances: PlainInstance[]) => {
+      claims.take(instances)
+      await setImmediate()
+      return claims.believed()
+    },
+  }
+}
+
+describe('which claims are believed', () => {
+  test('a claim is believed when nobody was at the address before, and asked about once', async () => {
+    const { claims, asked, take } = scene(() => [there('db', 7), there('evil', 9)])
+    claims.take([instance(7)])
+    assert.equal(claims.isSettled(), false)
+    assert.deepEqual(await take(instance(7)), [{ ...ADDRESS, node: 'b', since: 7 }])
+    assert.equal(claims.isSettled(), true)
+    await take(instance(7))
+    assert.deepEqual(asked, ['b'])
+    claims.close()
+  })
+
+  test('a claim to where another service was registered before is refused and named, mesh or not', async () => {
+    for (const ip of [undefined, ADDRESS.ip]) {
+      const { claims, take } = scene(() => [there('db', 7), there('legacy', 3, { ip })])
+      assert.deepEqual(await take(instance(7)), [])
+      assert.equal(claims.isSettled(), true)
+      assert.match(claims.warnings()[0] ?? '', /claims 10\.0\.0\.2:5432, where service legacy/)
+      claims.close()
+    }
+  })
+
+  test('services at other ports and addresses of the node are no rivals', async () => {
+    const others = [there('x', 1, { port: 80 }), there('y', 1, { ip: '10.0.0.3' })]
+    const { claims, take } = scene(() => [there('db', 7), ...others])
+    assert.equal((await take(instance(7))).length, 1)
+    claims.close()
+  })
+
+  test('an answer that does not know the instance yet settles nothing', async () => {
+    const { claims, take } = scene(() => [])
+    assert.deepEqual(await take(instance(7)), [])
+    assert.equal(claims.isSettled(), false)
+    claims.close()
+  })
+
+  test('what an earlier run believed is believed at once, whoever is there by now', async () => {
+    const last = [{ ...ADDRESS, node: 'b', since: 7 }]
+    const { claims, asked, take } = scene(() => [there('evil', 8), there('db', 12)], last)
+    assert.deepEqual(claims.believed(), last)
+    assert.deepEqual(await take(instance(12)), last, 'registered anew, but not a newcomer')
+    assert.deepEqual(asked, [])
+    claims.close()
+  })
+
+  test('an instance that is gone keeps its place for an hour, its address for three days', async () => {
+    const { claims, take, pass } = scene(() => [there('db', 7)])
+    await take(instance(7))
+    const goneSinceMs = 1_000_000
+    assert.deepEqual(await take(), [{ ...ADDRESS, node: 'b', since: 7, goneSinceMs }])
+    pass(YIELD_MS - 1)
+    assert.equal((await take())[0]?.since, 7)
+    pass(1)
+    assert.deepEqual(await take(), [{ ...ADDRESS, node: 'b', since: YIELDING, goneSinceMs }])
+    pass(FORGET_MS)
+    assert.deepEqual(await take(), [])
+    claims.close()
+  })
+
+  test('back within the hour it is what it was, and later like a new one', async () => {
+    const second = scene(() => [there('db', 20)], [{ ...ADDRESS, node: 'b', since: 7 }])
+    await second.take()
+    second.pass(60_000)
+    assert.deepEqual(await second.take(instance(20)), [{ ...ADDRESS, node: 'b', since: 7 }])
+    await second.take()
+    second.pass(YIELD_MS)
+    await second.take()
+    assert.deepEqual(await second.take(instance(20)), [{ ...ADDRESS, node: 'b', since: 20 }])
+    assert.deepEqual(second.asked, ['b'])
+    second.claims.close()
+  })
+})
