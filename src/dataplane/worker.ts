@@ -51,6 +51,9 @@ const READY_TIMEOUT_MS = 5_000
 /** Keepalive, idle connections, expired certificates: looked at this often, milliseconds. */
 const TICK_MS = 1_000
 
+/** Hosts that do not answer any more: looked for this often, milliseconds. */
+const WATCH_MS = 50
+
 /** Tunnels that callers are asked to dial anew in one tick: a new leaf must not bring all their handshakes at once. */
 const MAX_RETIRED_PER_TICK = 100
 
@@ -197,6 +200,7 @@ class Worker {
     })
     watchEventLoopLag((longestMs) => this.workerCounters.set('eventLoopDelayMs', longestMs))
     setInterval(() => this.tick(), TICK_MS)
+    setInterval(() => this.pool.watch(performance.now()), WATCH_MS)
   }
 
   private tunnelListener(door: TunnelDoor, sessionOptions: SessionOptions): TunnelListener {

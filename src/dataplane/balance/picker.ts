@@ -105,6 +105,13 @@ export class Balancer {
     return undefined
   }
 
+  /** Whether {@link pick} would find one that is not avoided. */
+  hasOther(endpoints: readonly Endpoint[], except: ReadonlySet<string>): boolean {
+    return endpoints.some(
+      (endpoint) => isOffered(endpoint, except) && this.outliers.isInUse(endpoint.key),
+    )
+  }
+
   /** A try begins. */
   started(endpoint: Endpoint): void {
     this.load(endpoint.key).inFlight += 1

@@ -80,6 +80,7 @@ const retryableCodes: ReadonlySet<string> = new Set([
   'HM_TUNNEL_LOST',
   'HM_TUNNEL_REFUSED',
   'HM_TUNNEL_SILENT',
+  'HM_TUNNEL_UNANSWERED',
   'HM_TUNNEL_DRAINED',
   'HM_TUNNEL_FULL',
   'HM_TUNNEL_RETIRED',
@@ -113,6 +114,8 @@ const costByCode: Record<string, FailureCost> = {
   HM_CONNECT_TIMEOUT: 'slow',
   HM_TUNNEL_LOST: 'slow',
   HM_TUNNEL_SILENT: 'slow',
+  HM_TUNNEL_UNANSWERED: 'quick',
+  HM_TUNNEL_UNSURE: 'slow',
 }
 
 const costByResetReason: Partial<Record<ResetReason, FailureCost>> = {

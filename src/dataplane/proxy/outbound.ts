@@ -167,6 +167,11 @@ async function reachAnInstance(
   const tried = new Set<string>()
   let failure: unknown
   const giveUpAtMs = connection.startedMs + 2 * plane.timeouts.connectMs
+  const mayMove = (): boolean =>
+    target.pinned === undefined &&
+    tried.size < MAX_TRIES &&
+    performance.now() < giveUpAtMs &&
+    plane.balancer.hasOther(target.service.endpoints, tried)
   while (tried.size < MAX_TRIES && (tried.size === 0 || performance.now() < giveUpAtMs)) {
     const endpoint = target.pinned ?? plane.balancer.pick(target.service.endpoints, tried)
     if (endpoint === undefined || tried.has(endpoint.key)) break
@@ -176,7 +181,11 @@ async function reachAnInstance(
     try {
       const upstream = endpoint.local
         ? await deliverHere(plane, connection, endpoint)
-        : await tunnelTo(plane, connection, downstream, { endpoint, service: target.service })
+        : await tunnelTo(plane, connection, downstream, {
+            endpoint,
+            service: target.service,
+            mayMove,
+          })
       plane.balancer.succeeded(endpoint, performance.now() - connection.askedMs)
       plane.outcomes.succeeded('outbound', connection.source, endpoint.key)
       return { upstream, endpoint, service: target.service }
@@ -247,9 +256,9 @@ async function tunnelTo(
   plane: Plane,
   connection: Connection,
   downstream: Downstream,
-  target: { endpoint: Endpoint; service: MeshService },
+  target: { endpoint: Endpoint; service: MeshService; mayMove: () => boolean },
 ): Promise<ByteStream> {
-  const { endpoint, service } = target
+  const { endpoint, service, mayMove } = target
   const credential =
     plane.credentials.of(connection.source) ??
     (await plane.until(() => plane.credentials.of(connection.source), plane.timeouts.readyMs))
@@ -284,11 +293,20 @@ async function tunnelTo(
       resetOnClose(reached.socket)
       return new SocketStream(reached.socket, 'private')
     }
+    if (reached.session.isSuspect && mayMove())
+      throw new MeshError(
+        'HM_TUNNEL_UNANSWERED',
+        `Cannot reach ${endpoint.key}: its host does not answer just now`,
+      )
     if (reached.session.canOpen) {
       plane.workerCounters.inc('tunnelStreamsOpened')
       // Dialing the tunnel was a matter of this one connection; it says nothing of the next ones.
       connection.askedMs = performance.now()
-      return openStream(plane, connection, downstream, { session: reached.session, endpoint })
+      return openStream(plane, connection, downstream, {
+        session: reached.session,
+        endpoint,
+        mayMove,
+      })
     }
     // The session is at a limit, or was retired just now: then the pool dials another.
     const leftMs = giveUpAtMs - performance.now()
@@ -305,7 +323,7 @@ function openStream(
   plane: Plane,
   connection: Connection,
   downstream: Downstream,
-  target: { session: Session; endpoint: Endpoint },
+  target: { session: Session; endpoint: Endpoint; mayMove: () => boolean },
 ): Promise<TunnelStream> {
   const stream = target.session.open(
     encodePreface({
@@ -332,6 +350,7 @@ function openStream(
       resolve(stream)
     }
     stream.onConfirmed = confirmed
+    stream.mayMove = target.mayMove
     stream.receiver = {
       onBytes: () => 0,
       onEnd: () => undefined,

@@ -112,6 +112,12 @@ export class TunnelPool {
     for (const pooled of this.list()) if (wallMs >= pooled.notAfterMs) pooled.session.expire()
   }
 
+  /** Many times a second: are there hosts that do not answer? `nowMs` monotonic. */
+  watch(nowMs: number): void {
+    for (const { session } of this.sessions.values()) session.watch(nowMs)
+    for (const { session } of this.retiring) session.watch(nowMs)
+  }
+
   /** A service has a new leaf: sessions that show another one take no new streams. */
   renew(service: string, serialNumber: string): void {
     for (const [key, pooled] of this.sessions)

@@ -19,7 +19,9 @@ import type { Socket } from 'node:net'
 import { type DirectReader, readDirect } from '../../lib/direct-read.ts'
 import { describeError, MeshError } from '../../lib/errors.ts'
 import { IdMap } from '../../lib/id-map.ts'
+import { resetOnClose } from '../../lib/linger.ts'
 import { HEADROOM, hasHeadroom, withHeadroom } from '../../lib/socket-stream.ts'
+import { sinceLastAckMs } from '../../lib/tcp-info.ts'
 import { noteRead, soon, type TurnTask } from '../../lib/turn.ts'
 import { FrameDecoder, type FrameSink } from './decoder.ts'
 import {
@@ -108,6 +110,22 @@ const SECOND_AT_LEAST_MS = 900
 /** How long a peer that broke the protocol may take to read why the session ends, milliseconds. */
 const GO_AWAY_MS = 1_000
 
+/**
+ * A session in which streams wait, and nothing at all has come from the peer's host for so many round trips and so long,
+ * is suspect. Milliseconds; a lost packet is sent again after 200.
+ */
+const SUSPECT_ROUND_TRIPS = 8
+const SUSPECT_AFTER_MS = 250
+
+/** The same before the first round trip is known. */
+const SUSPECT_UNMEASURED_MS = 1_000
+
+/** How exact the kernel's word on its last acknowledgement is, milliseconds. */
+const ACK_CLOCK_MS = 12
+
+/** What waits in a suspect session that cannot be left without ending it, is worth the connections in it after this. Milliseconds. */
+const DEAD_AFTER_MS = 3_000
+
 /** Ids end here; the opener dials anew before. */
 const MAX_STREAM_ID = 2 ** 31 - 1
 
@@ -168,6 +186,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   private idleSinceMs: number
   private pingSentMs: number | undefined
   private pingValue = 0
+  private suspectedMs: number | undefined
 
   constructor(
     socket: Socket,
@@ -220,6 +239,11 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     return this.socket.destroyed
   }
 
+  /** Whether the peer's host may be gone: it has not been heard of since {@link watch} found it silent. */
+  get isSuspect(): boolean {
+    return this.suspectedMs !== undefined && this.lastReceivedMs < this.suspectedMs
+  }
+
   /** Milliseconds without any stream, at `nowMs`; 0 while there are some. */
   idleMs(nowMs: number): number {
     return this.streams.size > 0 ? 0 : nowMs - this.idleSinceMs
@@ -234,6 +258,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     this.streams.set(stream.id, stream)
     this.unconfirmed += 1
     stream.write(preface)
+    stream.prefaceBytes = preface.length
     return stream
   }
 
@@ -307,6 +332,62 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
         new MeshError('HM_TUNNEL_SILENT', `The tunnel broke: no answer for ${keepaliveMs} ms`),
       )
     }
+  }
+
+  /**
+   * Opener, many times a second: whether streams wait for a host that is gone. Then those that have somewhere else to go
+   * (`mayMove`) are let go, but none of which the peer may have seen a byte of the application: docs/tunnel-protocol.md,
+   * "Silent peers".
+   */
+  watch(nowMs: number): void {
+    const silentMs = nowMs - this.lastReceivedMs
+    const patienceMs = this.patienceMs()
+    if (this.closed || this.unconfirmed === 0 || silentMs < patienceMs) return
+    const streams = this.streams.list()
+    const waitsTooLong = (stream: TunnelStream): boolean =>
+      !stream.isConfirmed && nowMs - stream.openedMs >= patienceMs
+    if (!streams.some(waitsTooLong)) return
+    if (this.pingSentMs === undefined) this.ping(nowMs)
+    const sinceAckMs = sinceLastAckMs(this.socket)
+    if (sinceAckMs === undefined) return
+    // A host that lives acknowledges: then its daemon is slow, or does not run, and may still read what was sent.
+    const arrivedMs = nowMs - sinceAckMs + ACK_CLOCK_MS
+    if (!streams.some((stream) => waitsTooLong(stream) && stream.openedMs > arrivedMs)) return
+    this.suspectedMs = nowMs
+    this.letGo(streams, arrivedMs, silentMs)
+  }
+
+  /** What was opened after `arrivedMs` has not reached the peer's host. */
+  private letGo(streams: readonly TunnelStream[], arrivedMs: number, silentMs: number): void {
+    const unseen = streams.filter(
+      (stream) => !stream.isConfirmed && stream.openedMs > arrivedMs && stream.mayMove?.() === true,
+    )
+    if (unseen.length === 0) return
+    const text = `no answer, and no sign of life from the host for ${Math.round(silentMs)} ms`
+    if (unseen.length < streams.length && silentMs < DEAD_AFTER_MS) {
+      // Were the host to come back, it would read what was said before it reads that nobody wants an answer.
+      for (const stream of unseen)
+        if (!stream.hasSpoken)
+          stream.giveUp(new MeshError('HM_TUNNEL_UNANSWERED', `The stream was left: ${text}`))
+      return
+    }
+    for (const stream of streams)
+      if (!stream.isConfirmed && stream.openedMs <= arrivedMs && stream.hasSpoken)
+        stream.giveUp(
+          new MeshError(
+            'HM_TUNNEL_UNSURE',
+            `The tunnel broke, the instance may be reached: ${text}`,
+          ),
+        )
+    // The kernel must not send again what was not acknowledged: it was for this instance, and another gets it now.
+    resetOnClose(this.socket)
+    this.fail(new MeshError('HM_TUNNEL_SILENT', `The tunnel broke: ${text}`))
+  }
+
+  private patienceMs(): number {
+    return this.roundTripMs === undefined
+      ? SUSPECT_UNMEASURED_MS
+      : Math.max(SUSPECT_AFTER_MS, SUSPECT_ROUND_TRIPS * this.roundTripMs)
   }
 
   sendData(stream: TunnelStream, bytes: Uint8Array): boolean {

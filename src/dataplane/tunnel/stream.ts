@@ -85,6 +85,12 @@ export class TunnelStream implements ByteStream {
   receiver: Receiver = nobody
   /** Called once when the far end has reached the application. */
   onConfirmed: (() => void) | undefined
+  /** Opener: whether its user has somewhere else to go, should the far end's host be gone. Asked until it is confirmed. */
+  mayMove: (() => boolean) | undefined
+  /** Opener, monotonic milliseconds: nothing of it was sent before. */
+  readonly openedMs: number
+  /** Opener: what was written before the application's own bytes. */
+  prefaceBytes = 0
   readonly id: number
   /** Flags that must go out with the next frame: SYN before the first, ACK on the acceptor's first. */
   pendingFlags: number
@@ -110,6 +116,7 @@ export class TunnelStream implements ByteStream {
   constructor(carrier: StreamCarrier, id: number, role: 'opener' | 'acceptor', firstFlags: number) {
     this.carrier = carrier
     this.id = id
+    this.openedMs = role === 'opener' ? performance.now() : 0
     this.confirmed = role === 'acceptor'
     this.pendingFlags = firstFlags
   }
@@ -127,6 +134,11 @@ export class TunnelStream implements ByteStream {
   /** Bytes that wait here to be sent. */
   get queuedBytes(): number {
     return this.outgoing.length
+  }
+
+  /** Opener, before the far end has confirmed: whether more than the preface was written. */
+  get hasSpoken(): boolean {
+    return INITIAL_CREDIT - this.sendCredit + this.outgoing.length > this.prefaceBytes
   }
 
   /** Bytes that wait here for a paused receiver. */
@@ -163,6 +175,13 @@ export class TunnelStream implements ByteStream {
     if (this.closed) return
     this.sendReset(reason)
     this.close()
+  }
+
+  /** Session: there is no waiting for the far end any more. It is told, should it ever read it; so is the receiver. */
+  giveUp(reason: MeshError): void {
+    if (this.closed) return
+    this.sendReset('aborted')
+    this.abort(reason)
   }
 
   /** Acceptor: the application is reached. Sends ACK. */
@@ -244,6 +263,7 @@ export class TunnelStream implements ByteStream {
       this.confirmed = true
       this.onConfirmed?.()
       this.onConfirmed = undefined
+      this.mayMove = undefined
     }
     if ((flags & FIN) === 0 || this.closed) return
     if (this.finReceived) {
