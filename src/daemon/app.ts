@@ -15,8 +15,14 @@ import { loadConfig } from '../config/load.ts'
 import { localServices } from '../config/local-services.ts'
 import { type Config, isDnsOn } from '../config/schema.ts'
 import { configWarnings } from '../config/validate.ts'
+import type {
+  CaptureCounts,
+  ChosenBackend,
+  MeshAddresses,
+} from '../controlplane/capture/backend.ts'
 import { type Capture, createCapture } from '../controlplane/capture/capture.ts'
-import { countRefusals, type Refusals } from '../controlplane/capture/refusals.ts'
+import { activeFamilies } from '../controlplane/capture/nft-backend.ts'
+import type { CapturePlan } from '../controlplane/capture/rules.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import {
   type ConsulCatalog,
@@ -48,7 +54,13 @@ import { createExposition, type HostReading } from '../telemetry/exposition.ts'
 import { WorkerTotals } from '../telemetry/totals.ts'
 import { startAdminServer } from './admin-server.ts'
 import { createAdminView, type DaemonState, readinessOf } from './admin-view.ts'
-import { capturePlan } from './capture-operations.ts'
+import {
+  captureOptions,
+  capturePlan,
+  chosenBackend,
+  isPermissive,
+  nftSettings,
+} from './capture-operations.ts'
 import { capturedInstances } from './captured-instances.ts'
 import { ListeningSockets } from './listening-sockets.ts'
 import { Memory, NOTHING_KEPT } from './memory.ts'
@@ -88,7 +100,11 @@ export async function runDaemon(configPath: string): Promise<void> {
   for (const warning of configWarnings(config)) log.warn(warning)
   await using parts = new AsyncDisposableStack()
   using systemd = connectSystemd({ log, environment })
-  const daemon = new Daemon(config, log, parts, () => logLinesLost)
+  const daemon = new Daemon(config, log, {
+    parts,
+    backend: await chosenBackend(config),
+    logLinesLost: () => logLinesLost,
+  })
   const stopAsked = stopSignal(log)
   process.on('SIGHUP', () => daemon.recheckConfig(configPath))
   await daemon.start()
@@ -136,15 +152,25 @@ class Daemon {
   private dns: DnsServer | undefined
   private capture: Capture | undefined
   private captureInSync: boolean | undefined
-  private refusals: Refusals | undefined
+  private capturePlan: CapturePlan | undefined
+  private captureCounts: CaptureCounts | undefined
   private draining = false
   /** Aborted when nobody new is to be sent here any more. */
   private readonly stopping = new AbortController()
   private eventLoopLagMs = 0
 
-  constructor(config: Config, log: Log, parts: AsyncDisposableStack, logLinesLost: () => number) {
+  constructor(
+    config: Config,
+    log: Log,
+    given: {
+      readonly parts: AsyncDisposableStack
+      readonly backend: ChosenBackend | undefined
+      readonly logLinesLost: () => number
+    },
+  ) {
     this.config = config
-    this.logLinesLost = logLinesLost
+    const { parts } = given
+    this.logLinesLost = given.logLinesLost
     this.log = log
     this.parts = parts
     this.services = localServices(config)
@@ -164,7 +190,7 @@ class Daemon {
     }
     this.pool = new WorkerPool({
       count: config.workers,
-      settings: workerSettings(config, this.services),
+      settings: workerSettings(config, this.services, given.backend),
       totals: this.totals,
       log,
       sockets: this.sockets,
@@ -289,7 +315,7 @@ class Daemon {
         },
         (delta, snapshot) => {
           this.pool.publish(delta, snapshot)
-          this.followInstances(snapshot)
+          void this.followInstances(snapshot)
           if (this.discovery !== undefined)
             memory.keepVirtualAddresses(this.discovery.virtualAddresses())
           this.awaitedParts.firstSnapshot.release()
@@ -299,7 +325,7 @@ class Daemon {
     await this.startDns()
     this.awaitedParts.dns.release()
     await this.startCapture()
-    this.awaitedParts.capture.release()
+    if (this.capture === undefined) this.awaitedParts.capture.release()
     void registerWhenServed({
       registry: catalog,
       services: this.services.filter(({ target }) => target !== undefined),
@@ -324,10 +350,8 @@ class Daemon {
     this.draining = true
     this.stopping.abort()
     await within(STOP_STEP_TIMEOUT_MS, this.catalog?.deregister())
-    const opens = this.config.capture.onStop === 'open'
-    if (opens) await this.suspendCapture()
+    await this.suspendCapture()
     await this.pool.drain(this.config.timeouts.drain)
-    if (opens) await this.clearCapture()
   }
 
   private async startAdmin(): Promise<void> {
@@ -347,7 +371,10 @@ class Daemon {
           captureInSync: this.captureInSync,
           dnsQueries: this.dns?.counts(),
           watchedServices: this.discovery?.watchedServices() ?? 0,
-          unknownCallersRefused: this.refusals,
+          unknownCallersRefused: this.captureCounts && {
+            virtual: this.captureCounts.refusedVirtual,
+            instance: this.captureCounts.refusedInstance,
+          },
           certificates: [...this.leaves.values()],
           workersRunning: this.pool.statuses(() => 0).filter(({ state }) => state === 'running')
             .length,
@@ -430,13 +457,21 @@ class Daemon {
 
   private async startCapture(): Promise<void> {
     if (this.config.capture.mode === 'off') return
-    const capture = createCapture({ log: this.log, maintain: CAPTURE_UPKEEP })
+    const capture = createCapture({
+      log: this.log,
+      maintain: CAPTURE_UPKEEP,
+      ...captureOptions(this.config),
+    })
     this.capture = capture
     this.parts.use(capture)
-    await capture.apply(await capturePlan(this.config, this.services))
-    if (this.config.capture.onStop === 'open') this.parts.defer(() => this.clearCapture())
+    const plan = await capturePlan(this.config, this.services)
+    this.capturePlan = plan
+    // What was captured before the start is captured at once, whatever the catalog takes to say.
+    const kept = this.memory?.keptCapture()?.addresses.instances ?? []
+    await capture.updateAddresses({ instances: kept, permitted: [] })
+    await capture.apply(plan)
     const snapshot = this.discovery?.current()
-    if (snapshot !== undefined) this.followInstances(snapshot)
+    if (snapshot !== undefined && snapshot.version > 0) await this.followInstances(snapshot)
     this.captureInSync = true
     const timer = setInterval(() => void this.lookAtCapture(capture), CAPTURE_UPKEEP.verifyEveryMs)
     this.parts.defer(() => clearInterval(timer))
@@ -446,42 +481,47 @@ class Daemon {
     try {
       const state = await capture.show()
       this.captureInSync = state.inSync
-      this.refusals = countRefusals(state.rules)
+      this.captureCounts = state.counts
     } catch (error) {
       this.captureInSync = false
       this.log.warn('Cannot look at the capture rules', { error: describeError(error) })
     }
   }
 
-  private followInstances(snapshot: Snapshot): void {
+  private async followInstances(snapshot: Snapshot): Promise<void> {
     const { capture } = this
     if (capture === undefined) return
-    capture
-      .updateInstances(capturedInstances(snapshot.services.values()))
-      .catch((error: unknown) =>
-        this.log.error('Cannot update the captured addresses', { error: describeError(error) }),
-      )
-  }
-
-  private async suspendCapture(): Promise<void> {
+    const addresses = {
+      instances: capturedInstances(snapshot.services.values()),
+      permitted: [],
+    }
     try {
-      await this.capture?.suspend()
+      await capture.updateAddresses(addresses)
+      this.keepCapture(addresses)
+      // Whoever is ready has what the catalog said first in its sets.
+      if (snapshot.version > 0) this.awaitedParts.capture.release()
     } catch (error) {
-      this.log.error('Cannot take back the capture of new connections', {
-        error: describeError(error),
-      })
+      this.log.error('Cannot update the captured addresses', { error: describeError(error) })
     }
   }
 
-  private async clearCapture(): Promise<void> {
-    const { capture } = this
-    if (capture === undefined) return
-    this.capture = undefined
-    this.captureInSync = undefined
+  private keepCapture(addresses: MeshAddresses): void {
+    if (this.capturePlan === undefined) return
+    this.memory?.keepCapture({
+      plan: this.capturePlan,
+      settings: nftSettings(this.config),
+      addresses,
+    })
+  }
+
+  /** The rules stay and refuse; only what is permissive passes while nobody carries it. */
+  private async suspendCapture(): Promise<void> {
+    const services = [...(this.discovery?.current().services.values() ?? [])]
+    const permissive = services.filter(({ name }) => isPermissive(this.config, name))
     try {
-      await capture.clear()
+      await this.capture?.suspend(capturedInstances(permissive))
     } catch (error) {
-      this.log.error('Cannot remove the capture rules; run: hostmesh capture clear', {
+      this.log.error('Cannot let connections to permissive services pass', {
         error: describeError(error),
       })
     }
@@ -535,16 +575,19 @@ function fileLayout(
 function workerSettings(
   config: Config,
   services: readonly LocalService[],
+  backend: ChosenBackend | undefined,
 ): ConstructorParameters<typeof WorkerPool>[0]['settings'] {
   const { timeouts, limits } = config
-  // Containers are diverted to the address of their bridge, local processes to loopback.
-  const hasContainers = services.some(({ selector }) => selector?.kind === 'sourceAddress')
+  const isTransparent = backend?.kind === 'nftables'
+  // REDIRECT leads containers to the address of their bridge; everybody else comes to loopback.
+  const needsAnyAddress =
+    !isTransparent && services.some(({ selector }) => selector?.kind === 'sourceAddress')
   return {
     datacenter: config.datacenter,
     services,
     captures: config.capture.mode === 'on',
-    captureAddresses: hasContainers ? ['::'] : ['127.0.0.1', '::1'],
-    capturesTransparently: false,
+    captureAddresses: needsAnyAddress ? ['::'] : loopbackAddresses(),
+    capturesTransparently: isTransparent,
     tunnel: { ip: config.tunnel.address, port: config.tunnel.port },
     inboundMinVersion: config.tunnel.inboundMinVersion,
     timeouts: {
@@ -569,6 +612,11 @@ function problemReading(state: DaemonState): Pick<HostReading, 'ready' | 'servin
   const counts = new Map<string, number>()
   for (const { code } of problems) counts.set(code, (counts.get(code) ?? 0) + 1)
   return { ...readinessOf(state, problems), problems: counts }
+}
+
+/** Where capture ports listen; IPv6 may be switched off. */
+function loopbackAddresses(): string[] {
+  return activeFamilies().map((family) => (family === 'v4' ? '127.0.0.1' : '::1'))
 }
 
 function stopSignal(log: Log): Promise<NodeJS.Signals> {
