@@ -132,6 +132,8 @@ class KernelCapture implements Capture {
   readonly #options: CaptureOptions
   readonly #backends: Record<CaptureBackend['kind'], CaptureBackend>
   #chosen: ChosenBackend | undefined
+  /** Whether what another backend left behind has been looked for. */
+  #isAlone = false
   #queue: Promise<unknown> = Promise.resolve()
   #resolved: ResolvedPlan | undefined
   #addresses: MeshAddresses | undefined
@@ -156,7 +158,8 @@ class KernelCapture implements Capture {
       this.#chosen = await this.#choose(plan)
       if (this.#addresses !== undefined) await this.#backend().setAddresses(this.#addresses)
       await this.#applyPlan(plan, cgroupRoot)
-      await this.#clearOthers()
+      if (!this.#isAlone) await this.#clearOthers()
+      this.#isAlone = true
       this.#upkeepProblem = undefined
       const { maintain } = this.#options
       if (maintain !== undefined) this.#startUpkeep(maintain, plan, cgroupRoot)
