@@ -13,7 +13,7 @@ test('an allowed pair', () => {
   const text = renderExplanation(explain(facts(), { kind: 'pair', from: 'web', to: 'db' }), soon)
   assert.equal(
     text,
-    `ALLOWED: web may reach db, through a tunnel
+    `ALLOWED: web may reach db, through a tunnel; whether its host and its application agree, --probe asks
 
 ✓ caller      web, recognized by cgroup system.slice/web.service, capture port 15100
 ✓ capture     240.0.0.1:5432 is a virtual address: diverted to capture port 15100
