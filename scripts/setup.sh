@@ -25,7 +25,7 @@ bullseye_source=/etc/apt/sources.list.d/hostmesh-bullseye.sources
 bullseye_pin=/etc/apt/preferences.d/hostmesh-bullseye
 machine_root="$cache/fleet/root"
 # What a test machine has beside Debian's least: as a server of a fleet, before hostmesh comes.
-machine_packages=systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,iptables,ipset,iproute2,procps,systemd-resolved
+machine_packages=systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,nftables,iptables,ipset,iproute2,procps,systemd-resolved
 policy_rc=/usr/sbin/policy-rc.d
 
 say() { printf '%s\n' "$*"; }
@@ -212,6 +212,7 @@ nginx_has_stream() {
 
 want_for_demo() {
   want iptables iptables
+  want nft nftables
   want ipset ipset
   want ip iproute2
   want conntrack conntrack
@@ -239,6 +240,7 @@ want_for_fleet() {
   want dig bind9-dnsutils
   want ip iproute2
   want iptables iptables
+  want nft nftables
   want ipset ipset
   want nsenter util-linux
   [ "$(cat "$machine_root/etc/hostmesh-test-machine" 2>/dev/null)" = "$machine_packages" ] || needs_root=1
@@ -285,6 +287,7 @@ find_missing() {
 want_for_bench() {
   want ip iproute2
   want iptables iptables
+  want nft nftables
   want ipset ipset
   want nginx nginx
   nginx_has_stream || packages="$packages libnginx-mod-stream"

@@ -1,17 +1,18 @@
 /**
- * `hostmesh capture`: see, apply, remove and inspect the iptables rules that divert connections.
+ * `hostmesh capture`: see, apply, remove and inspect the rules that divert connections.
  *
- * `clear` needs no configuration and no daemon: it is what uninstallers call last. Unit files call it with
- * `--on-stop`, which leaves the choice between plaintext and no connection to the configuration.
+ * `clear` needs no configuration and no daemon: it is what uninstallers call last. `guard` is for a boot unit: it
+ * refuses what nobody carries yet, by the plan that the daemon kept when it ran.
  */
 import { Command, Option } from 'commander'
 import { loadConfig } from '../config/load.ts'
-import type { Config } from '../config/schema.ts'
 import {
   applyCapture,
   type CaptureState,
   clearCapture,
-  keepsRulesOnStop,
+  clearGuard,
+  GUARD_TABLE,
+  guardFromFile,
   previewCapture,
   showCapture,
 } from '../daemon/capture-operations.ts'
@@ -41,15 +42,7 @@ export function captureCommand(): Command {
   command
     .command('clear')
     .description('Remove all rules, chains, sets and routes of hostmesh, and nothing else')
-    .option('--on-stop', 'as a unit does: keep them where --config has capture.onStop: closed')
-    .option('--config <file>', 'configuration file that --on-stop asks')
-    .action(async (options: { onStop?: true; config?: string }, clear: Command) => {
-      if ((options.onStop === undefined) !== (options.config === undefined))
-        clear.error("error: options '--on-stop' and '--config <file>' go together")
-      if (options.config !== undefined && keepsRulesOnStop(configOnStop(options.config))) {
-        console.log('Capture rules are kept: capture.onStop is closed')
-        return
-      }
+    .action(async () => {
       const { removed, notes } = await clearCapture()
       warn(notes)
       console.log(removed ? 'Capture rules are removed' : 'There were no capture rules')
@@ -69,17 +62,42 @@ export function captureCommand(): Command {
       if (options.output === 'json') console.log(JSON.stringify(state, null, 2))
       else for (const line of stateLines(state)) console.log(line)
     })
+  command.addCommand(guardCommand())
   return command
 }
 
-/** An unreadable configuration keeps the rules: nobody has said that plaintext may leave. */
-function configOnStop(path: string): Config {
-  try {
-    return loadConfig(path)
-  } catch (error) {
-    warn(['Capture rules, if any, are kept: the configuration cannot say what capture.onStop is'])
-    throw error
-  }
+function guardCommand(): Command {
+  const guard = new Command('guard').description(
+    'The rules that refuse what would leave in plaintext, alone: without a daemon and without diverting',
+  )
+  guard
+    .command('apply')
+    .description('Refuse what a kept plan captures, until a daemon diverts it')
+    .requiredOption(
+      '--from <file>',
+      'plan that a daemon kept (capture.json in its state directory)',
+    )
+    .action(async (options: { from: string }) => {
+      warn(await guardFromFile(options.from))
+      console.log('The guard is in place')
+    })
+  guard
+    .command('clear')
+    .description('Remove the guard; only what diverts stays')
+    .action(async () => {
+      console.log((await clearGuard()) ? 'The guard is removed' : 'There was no guard')
+    })
+  guard
+    .command('show')
+    .description('Show the guard with what it has refused')
+    .action(async () => {
+      const { rules, counts } = await showCapture(undefined)
+      const own = rules.filter(({ table }) => table === GUARD_TABLE)
+      for (const line of own.length === 0 ? ['There is no guard'] : ruleLines(own))
+        console.log(line)
+      if (own.length > 0) console.log(`Refused: ${counts.guarded ?? 0}`)
+    })
+  return guard
 }
 
 function warn(sentences: readonly string[]): void {
@@ -89,26 +107,38 @@ function warn(sentences: readonly string[]): void {
 function stateLines(state: CaptureState): string[] {
   const problems = state.problems.map(({ message }) => message)
   if (!state.present) return ['There are no capture rules', ...problems]
-  const rows = state.rules.map(({ family, table, chain, packets, bytes, rule }) => [
-    `IP${family}`,
+  const { counts, backend } = state
+  const { v4 = 0, v6 = 0 } = state.instances
+  const sync =
+    state.inSync === undefined
+      ? []
+      : [state.inSync ? 'The rules are as planned' : `Not as planned: ${state.difference}`]
+  const count = (value: number | undefined, what: string): string[] =>
+    value === undefined ? [] : [`${what}: ${value}`]
+  return [
+    ...ruleLines(state.rules),
+    '',
+    ...(backend === undefined ? [] : [`Diverted by ${backend.kind}: ${backend.reason}`]),
+    `Instance addresses: ${v4} IPv4, ${v6} IPv6`,
+    `Refused callers without identity: ${counts.refusedVirtual} at virtual addresses, ${counts.refusedInstance} at instances`,
+    ...count(counts.permitted, 'Passed without the mesh (capture.permissive)'),
+    ...count(counts.guarded, 'Refused by the guard'),
+    ...count(counts.spared, 'Spared, open since before capture'),
+    ...sync,
+    ...problems,
+  ]
+}
+
+function ruleLines(rules: CaptureState['rules']): string[] {
+  const rows = rules.map(({ family, table, chain, packets, bytes, rule }) => [
+    family === 'inet' ? 'both' : `IP${family}`,
     table,
     chain,
     String(packets),
     String(bytes),
     rule,
   ])
-  const { v4 = 0, v6 = 0 } = state.instances
-  const sync =
-    state.inSync === undefined
-      ? []
-      : [state.inSync ? 'The rules are as planned' : `Not as planned: ${state.difference}`]
-  return [
-    ...alignColumns([['FAMILY', 'TABLE', 'CHAIN', 'PACKETS', 'BYTES', 'RULE'], ...rows]),
-    '',
-    `Instance addresses: ${v4} IPv4, ${v6} IPv6`,
-    ...sync,
-    ...problems,
-  ]
+  return alignColumns([['FAMILY', 'TABLE', 'CHAIN', 'PACKETS', 'BYTES', 'RULE'], ...rows])
 }
 
 function alignColumns(rows: readonly (readonly string[])[]): string[] {

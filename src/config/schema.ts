@@ -230,7 +230,33 @@ export const configSchema = z.strictObject({
       mode: z
         .enum(['off', 'on'])
         .default('off')
-        .describe('`on` diverts connections to mesh services by iptables rules'),
+        .describe('`on` diverts connections to mesh services by rules of the kernel'),
+      backend: z
+        .enum(['auto', 'nftables', 'iptables'])
+        .default('auto')
+        .describe(
+          'What diverts: `nftables` (TPROXY), or `iptables` (REDIRECT and connection tracking) for hosts that cannot; `auto` finds out',
+        ),
+      mark: z
+        .int()
+        .min(1)
+        .max(0xffff_ffff)
+        .default(0x1000)
+        .describe(
+          'Bits of the packet mark that are ours, `0x1000` unless given; choose bits that nobody else on the host uses',
+        ),
+      rulePriority: z
+        .int()
+        .min(1)
+        .max(32_765)
+        .default(5)
+        .describe('Priority of the `ip rule` that sends marked packets to loopback'),
+      routeTable: z
+        .int()
+        .min(1)
+        .max(4_294_967_295)
+        .default(213)
+        .describe('Number of the routing table for them'),
       basePort: port
         .default(15_100)
         .describe('First of the capture ports; each service with an identity takes the next one'),
@@ -255,26 +281,32 @@ export const configSchema = z.strictObject({
         .describe(
           'Local processes of no identity that dial the address of an instance itself: `pass` without the mesh, or `refuse` by reset; for hosts that are done migrating',
         ),
-      permissive: z
-        .array(
-          z
-            .string()
-            .refine((name) => name === '*' || isServiceName(name), 'Must be "*" or a service name'),
-        )
-        .default([])
-        .describe(
-          'Destination services, or `*`, to whose instances plaintext may pass, counted, while the mesh cannot carry it: no proxy there, or the daemon stopped',
-        ),
       daemonUser: z
         .union([z.string(), z.int().min(0)])
         .optional()
         .describe('User the daemon runs as, exempt from capture; its own user unless given'),
-      onStop: z
-        .enum(['open', 'closed'])
-        .default('open')
+      permissive: z
+        .array(
+          z
+            .string()
+            .refine(
+              (text) => text === '*' || isServiceName(text),
+              'Must be the name of a service, or "*" for all',
+            ),
+        )
+        .default([])
         .describe(
-          '`open` removes the rules on stop, `closed` keeps them so that nothing leaves in plaintext',
+          'Services whose instances may be reached in plaintext, counted, where the mesh cannot carry a connection (daemon stopped); `*` for all. Everything else is refused then',
         ),
+      spareOpenFor: duration(
+        '1h',
+        'How long a connection goes on that a workload had before capture came',
+        1_000,
+      ),
+      spareOpen: z
+        .enum(['cut', 'keep'])
+        .default('cut')
+        .describe('What becomes of it after that time: `cut`, or `keep` as long as it is used'),
     })
     .prefault({}),
   dns: z

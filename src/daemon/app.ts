@@ -16,8 +16,14 @@ import { loadConfig } from '../config/load.ts'
 import { localServices } from '../config/local-services.ts'
 import { type Config, isDnsOn } from '../config/schema.ts'
 import { configWarnings } from '../config/validate.ts'
+import type {
+  CaptureCounts,
+  ChosenBackend,
+  MeshAddresses,
+} from '../controlplane/capture/backend.ts'
 import { type Capture, createCapture } from '../controlplane/capture/capture.ts'
-import { countRefusals, type Refusals } from '../controlplane/capture/refusals.ts'
+import { activeFamilies } from '../controlplane/capture/nft-backend.ts'
+import type { CapturePlan } from '../controlplane/capture/rules.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import {
   type ConsulCatalog,
@@ -50,7 +56,7 @@ import { createExposition, type HostReading } from '../telemetry/exposition.ts'
 import { WorkerTotals } from '../telemetry/totals.ts'
 import { startAdminServer } from './admin-server.ts'
 import { createAdminView, type DaemonState, readinessOf } from './admin-view.ts'
-import { capturePlan } from './capture-operations.ts'
+import { captureOptions, capturePlan, chosenBackend, nftSettings } from './capture-operations.ts'
 import { instanceSets } from './captured-instances.ts'
 import type { Incumbent } from './hand-over.ts'
 import { LINK_NAME, Link } from './hand-over-link.ts'
@@ -113,7 +119,12 @@ export async function runDaemon(configPath: string): Promise<void> {
   using systemd = connectSystemd({ log, environment, isSuccessor: link !== undefined })
   await using parts = new AsyncDisposableStack()
   const sockets = parts.use(new ListeningSockets(log, { keeper: systemd, inherited }))
-  const daemon = new Daemon(config, log, parts, { sockets, logLinesLost: () => logLinesLost })
+  const daemon = new Daemon(config, log, {
+    parts,
+    sockets,
+    backend: await chosenBackend(config),
+    logLinesLost: () => logLinesLost,
+  })
   const stopAsked = stopSignal(log)
   const reloader = new Reloader({
     configPath,
@@ -233,7 +244,8 @@ class Daemon implements Incumbent {
   private dns: DnsServer | undefined
   private capture: Capture | undefined
   private captureInSync: boolean | undefined
-  private refusals: Refusals | undefined
+  private capturePlan: CapturePlan | undefined
+  private captureCounts: CaptureCounts | undefined
   private draining = false
   /** Whether rules stay when this process ends: the next one takes them over. */
   private leavesRules = false
@@ -254,12 +266,16 @@ class Daemon implements Incumbent {
   constructor(
     config: Config,
     log: Log,
-    parts: AsyncDisposableStack,
-    options: { readonly sockets: ListeningSockets; readonly logLinesLost: () => number },
+    given: {
+      readonly parts: AsyncDisposableStack
+      readonly sockets: ListeningSockets
+      readonly backend: ChosenBackend | undefined
+      readonly logLinesLost: () => number
+    },
   ) {
-    const { sockets, logLinesLost } = options
+    const { parts, sockets } = given
     this.config = config
-    this.logLinesLost = logLinesLost
+    this.logLinesLost = given.logLinesLost
     this.log = log
     this.parts = parts
     // Here for what is started before the rest, and again behind it: they are the first to go.
@@ -282,7 +298,7 @@ class Daemon implements Incumbent {
     }
     this.pool = new WorkerPool({
       count: config.workers,
-      settings: workerSettings(config, this.services),
+      settings: workerSettings(config, this.services, given.backend),
       totals: this.totals,
       log,
       sockets: this.sockets,
@@ -470,14 +486,14 @@ class Daemon implements Incumbent {
           insistsOnDeny: config.intentions.default === 'deny',
           onDormant: () => {
             const snapshot = this.discovery?.current()
-            if (snapshot !== undefined) this.followInstances(snapshot)
+            if (snapshot !== undefined) void this.followInstances(snapshot)
           },
           onDemand: config.catalog.kind === 'consul' ? { idleMs: config.catalog.unusedAfter } : {},
           log,
         },
         (delta, snapshot) => {
           this.pool.publish(delta, snapshot)
-          this.followInstances(snapshot)
+          void this.followInstances(snapshot)
           if (this.discovery !== undefined)
             memory.keepVirtualAddresses(this.discovery.virtualAddresses())
           this.awaitedParts.firstSnapshot.release()
@@ -497,7 +513,7 @@ class Daemon implements Incumbent {
     await this.startDns()
     this.awaitedParts.dns.release()
     await this.startCapture()
-    this.awaitedParts.capture.release()
+    if (this.capture === undefined) this.awaitedParts.capture.release()
     this.startRegistration()
     log.info('Ready', {
       node: this.nodeName,
@@ -528,10 +544,8 @@ class Daemon implements Incumbent {
     this.draining = true
     this.stopping.abort()
     await within(STOP_STEP_TIMEOUT_MS, this.catalog?.deregister())
-    const opens = this.config.capture.onStop === 'open'
-    if (opens) await this.suspendCapture()
+    await this.suspendCapture()
     await this.pool.drain(this.config.timeouts.drain)
-    if (opens) await this.clearCapture()
   }
 
   /** Hands everything that outlives this process to the next one: sockets, rules and registration stay. */
@@ -559,7 +573,10 @@ class Daemon implements Incumbent {
           captureInSync: this.captureInSync,
           dnsQueries: this.dns?.counts(),
           watchedServices: this.discovery?.watchedServices() ?? 0,
-          unknownCallersRefused: this.refusals,
+          unknownCallersRefused: this.captureCounts && {
+            virtual: this.captureCounts.refusedVirtual,
+            instance: this.captureCounts.refusedInstance,
+          },
           certificates: [...this.leaves.values()],
           workersRunning: this.pool.statuses(() => 0).filter(({ state }) => state === 'running')
             .length,
@@ -641,17 +658,25 @@ class Daemon implements Incumbent {
   }
 
   private async startCapture(): Promise<void> {
-    const { mode, onStop } = this.config.capture
-    if (mode === 'off' && !this.hadCapture) return
-    const capture = this.owned.use(createCapture({ log: this.log, maintain: CAPTURE_UPKEEP }))
+    const { config, log } = this
+    // What an earlier daemon with capture left behind refuses for good.
+    if (config.capture.mode === 'off' && !this.hadCapture) return
+    const capture = this.owned.use(
+      createCapture({ log, maintain: CAPTURE_UPKEEP, ...captureOptions(config) }),
+    )
+    if (config.capture.mode === 'off') {
+      await capture.clear()
+      return
+    }
     this.capture = capture
-    if (mode === 'off') return await this.clearCapture()
-    await capture.apply(await capturePlan(this.config, this.services))
-    this.owned.defer(async () => {
-      if (onStop === 'open' && !this.leavesRules) await this.clearCapture()
-    })
+    const plan = await capturePlan(config, this.services)
+    this.capturePlan = plan
+    // What was captured before the start is captured at once, whatever the catalog takes to say.
+    const kept = this.memory?.keptCapture()?.addresses.instances ?? []
+    await capture.updateAddresses({ instances: kept, permitted: [] })
+    await capture.apply(plan)
     const snapshot = this.discovery?.current()
-    if (snapshot !== undefined) this.followInstances(snapshot)
+    if (snapshot !== undefined && snapshot.version > 0) await this.followInstances(snapshot)
     this.captureInSync = true
     const timer = setInterval(() => void this.lookAtCapture(capture), CAPTURE_UPKEEP.verifyEveryMs)
     this.owned.defer(() => clearInterval(timer))
@@ -661,51 +686,60 @@ class Daemon implements Incumbent {
     try {
       const state = await capture.show()
       this.captureInSync = state.inSync
-      this.refusals = countRefusals(state.rules)
+      this.captureCounts = state.counts
     } catch (error) {
       this.captureInSync = false
       this.log.warn('Cannot look at the capture rules', { error: describeError(error) })
     }
   }
 
-  private followInstances(snapshot: Snapshot): void {
+  private async followInstances(snapshot: Snapshot): Promise<void> {
     const { capture } = this
     if (capture === undefined) return
-    capture
-      .updateInstances(
-        instanceSets(
-          snapshot.services.values(),
-          this.config.capture.permissive,
-          this.discovery?.dormant(),
-        ).captured,
-      )
-      .catch((error: unknown) =>
-        this.log.error('Cannot update the captured addresses', { error: describeError(error) }),
-      )
+    const addresses = this.meshAddresses(snapshot, { carries: true })
+    try {
+      await capture.updateAddresses(addresses)
+      this.keepCapture(addresses)
+      // Whoever is ready has what the catalog said first in its sets.
+      if (snapshot.version > 0) this.awaitedParts.capture.release()
+    } catch (error) {
+      this.log.error('Cannot update the captured addresses', { error: describeError(error) })
+    }
   }
 
+  private keepCapture(addresses: MeshAddresses): void {
+    if (this.capturePlan === undefined) return
+    this.memory?.keepCapture({
+      plan: this.capturePlan,
+      settings: nftSettings(this.config),
+      addresses,
+    })
+  }
+
+  /** The rules stay and refuse; only what is permissive passes while nobody carries it. */
   private async suspendCapture(): Promise<void> {
+    const { capture } = this
+    if (capture === undefined) return
+    const snapshot = this.discovery?.current()
     try {
-      await this.capture?.suspend()
+      if (snapshot === undefined || snapshot.version === 0) return await capture.suspend([])
+      const addresses = this.meshAddresses(snapshot, { carries: false })
+      await capture.suspend(addresses.permitted)
+      this.keepCapture(addresses)
     } catch (error) {
-      this.log.error('Cannot take back the capture of new connections', {
+      this.log.error('Cannot let connections to permissive services pass', {
         error: describeError(error),
       })
     }
   }
 
-  private async clearCapture(): Promise<void> {
-    const { capture } = this
-    if (capture === undefined) return
-    this.capture = undefined
-    this.captureInSync = undefined
-    try {
-      await capture.clear()
-    } catch (error) {
-      this.log.error('Cannot remove the capture rules; run: hostmesh capture clear', {
-        error: describeError(error),
-      })
-    }
+  private meshAddresses(snapshot: Snapshot, { carries }: { carries: boolean }): MeshAddresses {
+    const { captured, permitted } = instanceSets(snapshot.services.values(), {
+      permissive: this.config.capture.permissive,
+      dormant: this.discovery?.dormant(),
+      carries,
+    })
+    return { instances: [...captured, ...permitted], permitted }
   }
 }
 
@@ -756,16 +790,19 @@ function fileLayout(
 function workerSettings(
   config: Config,
   services: readonly LocalService[],
+  backend: ChosenBackend | undefined,
 ): ConstructorParameters<typeof WorkerPool>[0]['settings'] {
   const { timeouts, limits } = config
-  // Containers are diverted to the address of their bridge, local processes to loopback.
-  const hasContainers = services.some(({ selector }) => selector?.kind === 'sourceAddress')
+  const isTransparent = backend?.kind === 'nftables'
+  // REDIRECT leads containers to the address of their bridge; everybody else comes to loopback.
+  const needsAnyAddress =
+    !isTransparent && services.some(({ selector }) => selector?.kind === 'sourceAddress')
   return {
     datacenter: config.datacenter,
     services,
     captures: config.capture.mode === 'on',
-    captureAddresses: hasContainers ? ['::'] : ['127.0.0.1', '::1'],
-    capturesTransparently: false,
+    captureAddresses: needsAnyAddress ? ['::'] : loopbackAddresses(),
+    capturesTransparently: isTransparent,
     tunnel: { ip: config.tunnel.address, port: config.tunnel.port },
     inboundMinVersion: config.tunnel.inboundMinVersion,
     timeouts: {
@@ -790,6 +827,11 @@ function problemReading(state: DaemonState): Pick<HostReading, 'ready' | 'servin
   const counts = new Map<string, number>()
   for (const { code } of problems) counts.set(code, (counts.get(code) ?? 0) + 1)
   return { ...readinessOf(state, problems), problems: counts }
+}
+
+/** Where capture ports listen; IPv6 may be switched off. */
+function loopbackAddresses(): string[] {
+  return activeFamilies().map((family) => (family === 'v4' ? '127.0.0.1' : '::1'))
 }
 
 function stopSignal(log: Log): Promise<NodeJS.Signals> {

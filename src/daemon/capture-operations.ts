@@ -5,20 +5,37 @@
 
 import { hostIdentity, localServices } from '../config/local-services.ts'
 import type { Config } from '../config/schema.ts'
+import type { ChosenBackend } from '../controlplane/capture/backend.ts'
 import {
+  type CaptureOptions,
   type CaptureState,
   type ClearReport,
   createCapture,
+  selectBackend,
 } from '../controlplane/capture/capture.ts'
 import { createCommandRunner, type RunCommand } from '../controlplane/capture/command.ts'
-import { renderCreate } from '../controlplane/capture/ipset.ts'
-import { type CapturePlan, captureRules, families } from '../controlplane/capture/rules.ts'
+import { ownSets, renderCreate } from '../controlplane/capture/ipset.ts'
+import { iptablesRules } from '../controlplane/capture/iptables-rules.ts'
+import {
+  applyGuard,
+  type NftBackendSettings,
+  previewNft,
+  removeGuard,
+} from '../controlplane/capture/nft-backend.ts'
+import { type CapturePlan, families } from '../controlplane/capture/rules.ts'
 import { renderRestore } from '../controlplane/capture/saved-rules.ts'
-import { findCgroupRoot, findDaemonUid, resolvePlan } from '../controlplane/capture/workloads.ts'
+import {
+  findCgroupRoot,
+  findDaemonUid,
+  type ResolvedPlan,
+  resolvePlan,
+} from '../controlplane/capture/workloads.ts'
 import { MeshError } from '../lib/errors.ts'
 import type { LocalService } from '../model/service.ts'
+import { readKeptCapture } from './kept-capture.ts'
 
 export type { CaptureState, ClearReport } from '../controlplane/capture/capture.ts'
+export { GUARD_TABLE } from '../controlplane/capture/nft-rules.ts'
 
 /** The rules of a configuration, written out. */
 export interface CapturePreview {
@@ -51,8 +68,6 @@ export async function capturePlan(
     workloads,
     defaultCapturePort,
     refusesUnknownAtInstances: capture.unknownToInstances === 'refuse',
-    // Whoever would rather have a cut than a plaintext segment says so with `closed`.
-    sparesOpenConnections: capture.onStop === 'open',
     virtualRange: capture.virtualRange,
     virtualRange6: capture.virtualRange6,
     daemonUid:
@@ -69,13 +84,55 @@ export async function previewCapture(
   run: RunCommand = createCommandRunner(),
 ): Promise<CapturePreview> {
   const plan = await capturePlan(config, localServices(config), run)
-  const { plan: resolved, problems } = await resolvePlan(plan, run, await findCgroupRoot())
-  const sets = families.map(renderCreate).join('')
+  const resolved = await resolvePlan(plan, run, await findCgroupRoot())
+  const { kind, reason } = await selectBackend(config.capture.backend, plan, run)
+  const text =
+    kind === 'nftables' ? previewNft(resolved, nftSettings(config)) : previewIptables(resolved)
+  return {
+    text: `# ${kind}: ${reason}\n${text}`,
+    problems: resolved.problems.map(({ message }) => message),
+  }
+}
+
+function previewIptables({ plan }: ResolvedPlan): string {
+  const sets = ownSets.map((name) => renderCreate(name, name.endsWith('6') ? 'v6' : 'v4')).join('')
   const [v4 = '', v6 = ''] = families.map((family) =>
-    renderRestore(captureRules(resolved, family), []),
+    renderRestore(iptablesRules(plan, family), []),
   )
-  const text = `# ipset restore -exist\n${sets}\n# iptables-restore --noflush\n${v4}\n# ip6tables-restore --noflush\n${v6}`
-  return { text, problems: problems.map(({ message }) => message) }
+  return `# ipset restore -exist\n${sets}\n# iptables-restore --noflush\n${v4}\n# ip6tables-restore --noflush\n${v6}`
+}
+
+/** What native tables of a configuration are made with beside the plan. */
+export function nftSettings({ capture }: Config): NftBackendSettings {
+  return {
+    mark: capture.mark,
+    priority: capture.rulePriority,
+    table: capture.routeTable,
+    spareSeconds: Math.ceil(capture.spareOpenFor / 1_000),
+    sparesWhileUsed: capture.spareOpen === 'keep',
+  }
+}
+
+/** What a capture of this configuration is made of. */
+export function captureOptions(config: Config): Pick<CaptureOptions, 'backend' | 'nft'> {
+  return { backend: config.capture.backend, nft: nftSettings(config) }
+}
+
+/** What will divert on this host; undefined while capture is off. */
+export async function chosenBackend(
+  config: Config,
+  run: RunCommand = createCommandRunner(),
+): Promise<ChosenBackend | undefined> {
+  if (config.capture.mode === 'off') return undefined
+  const workloads = localServices(config).flatMap(({ selector, capturePort }) =>
+    selector === undefined || capturePort === undefined ? [] : [{ selector, capturePort }],
+  )
+  return selectBackend(config.capture.backend, { workloads }, run)
+}
+
+/** Whether plaintext to a service may pass where the mesh cannot carry it. */
+export function isPermissive({ capture }: Config, service: string): boolean {
+  return capture.permissive.includes('*') || capture.permissive.includes(service)
 }
 
 /**
@@ -91,14 +148,30 @@ export async function applyCapture(
     throw new MeshError('HM_CAPTURE_OFF', 'Cannot apply capture rules: capture.mode is off', {
       hint: 'Set capture.mode: on; `hostmesh capture plan` shows what that would do',
     })
-  await using capture = createCapture({ run })
+  await using capture = createCapture({ run, ...captureOptions(config) })
   await capture.apply(await capturePlan(config, localServices(config), run))
   return capture.problems().map(({ message }) => message)
 }
 
-/** Whether the rules of this configuration stay when its daemon has ended, so that nothing leaves in plaintext. */
-export function keepsRulesOnStop({ capture }: Config): boolean {
-  return capture.mode === 'on' && capture.onStop === 'closed'
+/**
+ * Puts the guard in place from a plan that a daemon kept. Returns what could not be done, one sentence each.
+ * @throws MeshError HM_CAPTURE_KEPT_INVALID when there is no such plan.
+ */
+export async function guardFromFile(
+  path: string,
+  run: RunCommand = createCommandRunner(),
+): Promise<readonly string[]> {
+  const kept = readKeptCapture(path)
+  const resolved = await resolvePlan(kept.plan, run, await findCgroupRoot())
+  await applyGuard(run, resolved, kept)
+  return resolved.problems.map(({ message }) =>
+    message.replace(/^Connections of (.*) are not captured: /, 'Not known yet, $1: '),
+  )
+}
+
+/** Removes the guard alone. Returns whether it was there. */
+export async function clearGuard(run: RunCommand = createCommandRunner()): Promise<boolean> {
+  return removeGuard(run)
 }
 
 /** Removes everything of ours from the kernel; needs neither daemon nor configuration. */
@@ -112,7 +185,10 @@ export async function showCapture(
   config: Config | undefined,
   run: RunCommand = createCommandRunner(),
 ): Promise<CaptureState> {
-  await using capture = createCapture({ run })
+  await using capture = createCapture({
+    run,
+    ...(config !== undefined && captureOptions(config)),
+  })
   const plan =
     config === undefined ? undefined : await capturePlan(config, localServices(config), run)
   return await capture.show(plan)

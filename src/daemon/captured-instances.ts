@@ -16,33 +16,48 @@ export interface InstanceSets {
 /** In `capture.permissive`: every service. */
 export const EVERY_SERVICE = '*'
 
+/** What else decides. */
+export interface InstanceSetOptions {
+  /** Names of services, or {@link EVERY_SERVICE}. */
+  readonly permissive?: readonly string[]
+  /** Addresses of services that are not followed: whether a proxy serves them turns out when they are. */
+  readonly dormant?: ReadonlyMap<string, readonly SocketAddress[]> | undefined
+  /** Whether this host carries connections; it does not when it stops. Then nothing that is permissive waits for it. */
+  readonly carries?: boolean
+}
+
 /**
  * Every address at which an instance of a mesh service listens, here or elsewhere, whether a proxy serves it or not.
  * Loopback is each host's own and never captured.
- * @param permissive names of services, or {@link EVERY_SERVICE}
- * @param dormant addresses of services that are not followed: whether a proxy serves them turns out when they are
  */
 export function instanceSets(
   services: Iterable<MeshService>,
-  permissive: readonly string[] = [],
-  dormant: ReadonlyMap<string, readonly SocketAddress[]> = new Map(),
+  { permissive = [], dormant = new Map(), carries = true }: InstanceSetOptions = {},
 ): InstanceSets {
   const captured: SocketAddress[] = []
   const permitted: SocketAddress[] = []
   const named = new Set(permissive)
+  const isPermissive = (name: string): boolean => named.has(EVERY_SERVICE) || named.has(name)
   for (const service of services) {
-    const isPermissive = named.has(EVERY_SERVICE) || named.has(service.name)
-    const served = isPermissive ? servedAddresses(service) : undefined
+    const served = !isPermissive(service.name)
+      ? undefined
+      : carries
+        ? servedAddresses(service)
+        : NOWHERE
     for (const { ip, port } of service.addresses) {
       if (isLoopback(ip)) continue
       const isCaptured = served === undefined || served.has(formatAddress({ ip, port }))
       ;(isCaptured ? captured : permitted).push({ ip, port })
     }
   }
-  for (const addresses of dormant.values())
-    captured.push(...addresses.filter(({ ip }) => !isLoopback(ip)))
+  for (const [name, addresses] of dormant) {
+    const set = !carries && isPermissive(name) ? permitted : captured
+    set.push(...addresses.filter(({ ip }) => !isLoopback(ip)))
+  }
   return { captured, permitted }
 }
+
+const NOWHERE: ReadonlySet<string> = new Set()
 
 /** Where a proxy that is not known to be away serves the instance. */
 function servedAddresses({ name, endpoints }: MeshService): ReadonlySet<string> {

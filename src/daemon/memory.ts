@@ -33,6 +33,7 @@ import {
 } from '../lib/state-file.ts'
 import type { StatePart, StateStatus } from '../model/admin.ts'
 import { Problem } from '../model/problem.ts'
+import { KEPT_CAPTURE, type KeptCapture, keepCapture, keptCapture } from './kept-capture.ts'
 
 /** A start waits so long for the agent to say who it is when it has said so before, milliseconds. */
 const NAME_PATIENCE_MS = 500
@@ -60,6 +61,7 @@ export class Memory implements AsyncDisposable {
   private readonly addresses: StateFile
   private keptAddresses: VirtualAddresses
   private nameProblem: string | undefined
+  private captureFile: StateFile | undefined
   private catalogMemory: RememberedCatalog | undefined
   private certificateMemory: RememberedCertificates | undefined
   private isHeld = false
@@ -144,6 +146,18 @@ export class Memory implements AsyncDisposable {
   hold(isHeld: boolean): void {
     this.isHeld = isHeld
     for (const file of this.files.values()) file.hold(isHeld)
+  }
+
+  /** What an earlier run captured; undefined when nothing is known of that. */
+  keptCapture(): KeptCapture | undefined {
+    this.captureFile ??= this.open(KEPT_CAPTURE.name, KEPT_CAPTURE.version, KEPT_CAPTURE.maxBytes)
+    return valid(this.captureFile, keptCapture)
+  }
+
+  /** The plan of capture as it is in the kernel, for a boot unit. */
+  keepCapture(what: KeptCapture): void {
+    this.captureFile ??= this.open(KEPT_CAPTURE.name, KEPT_CAPTURE.version, KEPT_CAPTURE.maxBytes)
+    keepCapture(this.captureFile, what)
   }
 
   /** What is live and what is remembered, and what is wrong with the files. */

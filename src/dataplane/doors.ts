@@ -25,12 +25,12 @@ export interface TunnelDoor {
 /** What the doors follow from. */
 export type DoorSettings = Pick<
   WorkerSettings,
-  'services' | 'captures' | 'captureAddresses' | 'tunnel'
+  'services' | 'captures' | 'captureAddresses' | 'capturesTransparently' | 'tunnel'
 >
 
 /** The capture ports and explicit upstreams of all local services. */
 export function localDoors(settings: DoorSettings): readonly LocalDoor[] {
-  const { services, captures, captureAddresses } = settings
+  const { services, captures, captureAddresses, capturesTransparently } = settings
   return services.flatMap((service) => {
     const { capturePort } = service
     const captured: LocalDoor[] =
@@ -40,6 +40,7 @@ export function localDoors(settings: DoorSettings): readonly LocalDoor[] {
             name: named('capture', service.id, ip),
             caller: service.name,
             destination: undefined,
+            capturedBy: capturesTransparently ? 'transparent' : 'redirect',
             address: { ip, port: capturePort },
           }))
         : []
@@ -52,6 +53,7 @@ export function localDoors(settings: DoorSettings): readonly LocalDoor[] {
               name: named('upstream', service.id, bind.ip, String(bind.port)),
               caller: service.name,
               destination,
+              capturedBy: undefined,
               address: bind,
             },
           ],

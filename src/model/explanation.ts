@@ -86,7 +86,7 @@ export interface DoorChoice {
   readonly address: string | null
   /** Where the daemon takes it: the capture port, or the upstream's. */
   readonly port: number | null
-  /** The iptables rules that matched, in order. */
+  /** The capture rule that decided, in words. */
   readonly rules: readonly string[]
 }
 

@@ -29,6 +29,12 @@ export const problemCodes = {
     hint: 'hostmesh capture show names the difference; the log of the daemon has the failure',
     blocks: true,
   },
+  HM_CAPTURE_MARK_CLASH: {
+    cause:
+      'An ip rule of another program uses the packet mark, the table or the place of those of capture.',
+    hint: 'Set capture.mark, capture.routeTable or capture.rulePriority to what nobody else uses (ip rule)',
+    blocks: false,
+  },
   HM_CAPTURE_ROUTE_MISSING: {
     cause:
       'No program of this host can dial a virtual address of that family: there is no route to it.',

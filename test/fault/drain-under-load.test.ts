@@ -34,6 +34,7 @@ for (const [role, name] of [
     assert.equal((await caller.readRest()).ending, 'end')
     const exit = await within(4_000, 'the end of the daemon', daemon.exited)
     assert.deepEqual(exit, { code: 0, signal: null })
+    assert.equal((await daemon.command('capture', 'clear')).code, 0)
     await mesh.assertRulesGone(mesh.host(name))
   })
 }

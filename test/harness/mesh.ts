@@ -256,7 +256,10 @@ export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposabl
       undo.defer(async () => {
         const wasRunning = host.daemon.isRunning
         await host.daemon[Symbol.asyncDispose]()
-        if (wasRunning) await this.assertRulesGone(host)
+        // A daemon that has stopped leaves rules that refuse; the uninstaller takes them away.
+        if (!wasRunning) return
+        await host.daemon.command('capture', 'clear')
+        await this.assertRulesGone(host)
       })
     }
     undo.use(this.processes)

@@ -62,6 +62,7 @@ export class Namespace {
       this.run('iptables-save'),
       this.run('ip6tables-save'),
       this.run('ipset', 'save'),
+      this.run('nft', 'list', 'tables', 'inet'),
       this.run('ip', 'rule'),
       this.run('ip', '-6', 'rule'),
       this.run('ip', 'route', 'show', 'table', 'all'),

@@ -13,15 +13,16 @@ import { type CommandResult, runCommand } from '../harness/owned-process.ts'
 const commandFile = new URL('../../src/cli/capture.ts', import.meta.url).href
 const folder = mkdtempSync(join(tmpdir(), 'hmc-command-'))
 const config = join(folder, 'hostmesh.yaml')
+const native = join(folder, 'native.yaml')
 const off = join(folder, 'off.yaml')
 let network: Network
 let host: Namespace
 
-const yaml = (mode: string): string => `
+const yaml = (mode: string, backend = 'iptables'): string => `
 node: { name: a, address: 10.88.0.1 }
 catalog: { kind: file, path: catalog.yaml }
 certificates: { kind: files, directory: certs }
-capture: { mode: ${mode}, daemonUser: 2900 }
+capture: { mode: ${mode}, backend: ${backend}, daemonUser: 2900 }
 services:
   - { name: web, identity: { user: 2001 } }
   - { name: shop, identity: { cgroup: no.slice/shop.service } }
@@ -29,6 +30,7 @@ services:
 
 before(async () => {
   writeFileSync(config, yaml('on'), { mode: 0o600 })
+  writeFileSync(native, yaml('on', 'nftables'), { mode: 0o600 })
   writeFileSync(off, yaml('off'), { mode: 0o600 })
   network = await Network.create(['a'])
   host = network.host('a')
@@ -53,6 +55,7 @@ async function ownTraces(): Promise<string> {
     host.run('iptables-save'),
     host.run('ip6tables-save'),
     host.run('ipset', 'list', '-name'),
+    host.run('nft', 'list', 'tables', 'inet'),
   ])
   return texts
     .flatMap((text) => text.split('\n'))
@@ -75,7 +78,9 @@ test('plan prints texts that the tools take as they are, and changes nothing', a
   for (let i = 0; i < parts.length; i += 2) {
     const file = join(folder, 'part')
     writeFileSync(file, parts[i + 1] ?? '')
-    await host.run('sh', '-c', `${parts[i]} < ${file}`)
+    // The first line says what diverts and why.
+    if (!(parts[i] ?? '').startsWith('iptables: '))
+      await host.run('sh', '-c', `${parts[i]} < ${file}`)
   }
   assert.equal((await shown('--config', config)).inSync, true)
   assert.equal((await capture('clear')).stdout, 'Capture rules are removed\n')
@@ -102,6 +107,36 @@ test('apply, show and clear agree on what is there', async () => {
   )
   assert.equal((await capture('clear')).stdout, 'Capture rules are removed\n')
   assert.equal((await capture('clear')).stdout, 'There were no capture rules\n')
+  assert.equal(await ownTraces(), '')
+})
+
+test('by nftables plan prints what nft takes, and apply, show and clear agree', async () => {
+  const { stdout } = await capture('plan', '--config', native)
+  const [, text = ''] = stdout.split('# nft -f -\n')
+  const file = join(folder, 'plan.nft')
+  writeFileSync(file, text)
+  await host.run('nft', '--check', '-f', file)
+  assert.equal(await ownTraces(), '')
+  assert.equal((await capture('apply', '--config', native)).stdout, 'Capture rules are in place\n')
+  const state = await shown('--config', native)
+  assert.equal(state.inSync, true, state.difference)
+  assert.equal(state.backend?.kind, 'nftables')
+  assert.match((await capture('show', '--config', native)).stdout, /Diverted by nftables: /)
+  await host.run('nft', 'flush', 'chain', 'inet', 'hostmesh', 'callers')
+  assert.match((await capture('show', '--config', native)).stdout, /Not as planned: the table has/)
+  assert.equal((await capture('clear')).stdout, 'Capture rules are removed\n')
+  assert.equal(await ownTraces(), '')
+})
+
+test('a change of the backend takes away what the other one made', async () => {
+  await capture('apply', '--config', config)
+  await capture('apply', '--config', native)
+  assert.doesNotMatch(await ownTraces(), /HOSTMESH/)
+  assert.equal((await shown('--config', native)).inSync, true)
+  await capture('apply', '--config', config)
+  assert.doesNotMatch(await ownTraces(), /table inet/)
+  assert.equal((await shown('--config', config)).inSync, true)
+  await capture('clear')
   assert.equal(await ownTraces(), '')
 })
 

@@ -10,6 +10,7 @@ import {
   SYSTEM_PATH,
 } from '../../src/controlplane/capture/command.ts'
 import { findCgroupRoot } from '../../src/controlplane/capture/workloads.ts'
+import type { CapturedBy } from '../../src/dataplane/capture/original-destination.ts'
 import { eventually } from '../harness/eventually.ts'
 import type { Namespace } from '../harness/network.ts'
 import { OwnedProcess, onEarlyExit, runCommand } from '../harness/owned-process.ts'
@@ -55,10 +56,11 @@ export class VariantPath implements Disposable {
 export async function startListener(
   host: Namespace,
   ports: readonly number[],
+  by: CapturedBy = 'redirect',
 ): Promise<OwnedProcess> {
   const script = join(import.meta.dirname, 'capture-listener.ts')
   const listener = await OwnedProcess.start(
-    host.inside([process.execPath, script, ...ports.map(String)]),
+    host.inside([process.execPath, script, by, ...ports.map(String)]),
     { name: `capture listener on ${host.name}` },
   )
   await eventually(() => {
@@ -82,7 +84,19 @@ export async function connectFrom(
 ): Promise<Landing> {
   const shell = `exec 3<>/dev/tcp/${ip}/${port} && cat <&3`
   const uid = String(caller.uid)
-  const dial = ['nsenter', `--net=${host.path}`, '-S', uid, '-G', uid, '--', 'bash', '-c', shell]
+  const dial = [
+    'nsenter',
+    `--net=${host.path}`,
+    '-S',
+    uid,
+    '-G',
+    uid,
+    '--',
+    'bash',
+    '--norc',
+    '-c',
+    shell,
+  ]
   const argv =
     caller.cgroup === undefined
       ? dial

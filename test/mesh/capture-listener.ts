@@ -2,21 +2,27 @@
  * A stand-in for the data plane in capture tests: listens on ports in a network namespace and tells each
  * caller, as one line of JSON, which port it landed on and what the kernel says it asked for.
  *
- * Usage: node capture-listener.ts PORT...   Prints "ready" when all ports listen; runs until killed.
+ * Usage: node capture-listener.ts transparent|redirect PORT...   Prints "ready" when all ports listen; runs until killed.
  */
 import { once } from 'node:events'
 import { createServer } from 'node:net'
-import { originalDestination, socketFd } from '../../src/dataplane/capture/original-destination.ts'
+import { destinationOf } from '../../src/dataplane/capture/original-destination.ts'
+import { openListeningSocket } from '../../src/lib/listening-socket.ts'
 
-for (const text of process.argv.slice(2)) {
+const [, , by = '', ...ports] = process.argv
+for (const text of ports) {
   const port = Number(text)
-  const server = createServer((socket) => {
-    const fd = socketFd(socket)
-    const original = fd === undefined ? undefined : originalDestination(fd)
-    socket.on('error', () => undefined)
-    socket.end(`${JSON.stringify({ port, original })}\n`)
-  })
-  server.listen(port, '::')
-  await once(server, 'listening')
+  // TPROXY leads to loopback; REDIRECT to any address.
+  for (const ip of by === 'transparent' ? ['127.0.0.1', '::1'] : ['::']) {
+    const server = createServer((socket) => {
+      const original = destinationOf(socket, by === 'transparent' ? by : 'redirect')
+      socket.on('error', () => undefined)
+      socket.end(`${JSON.stringify({ port, original })}\n`)
+    })
+    if (by === 'transparent')
+      server.listen({ fd: openListeningSocket({ kind: 'tcp', ip, port, transparent: true }) })
+    else server.listen(port, ip)
+    await once(server, 'listening')
+  }
 }
 process.stdout.write('ready\n')

@@ -82,7 +82,6 @@ test('with a real Consul', async (t) => {
 
   await t.test('a stopped daemon takes its services out of the catalog', async () => {
     await mesh.host('c').daemon.stop()
-    await mesh.assertRulesGone(mesh.host('c'))
     await eventually(async () => {
       const left = (await mesh.catalog.server.get('/v1/health/connect/db')) as {
         Node: { Node: string }

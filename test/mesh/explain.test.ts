@@ -6,6 +6,7 @@ import assert from 'node:assert/strict'
 import { readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import type { CaptureState } from '../../src/daemon/capture-operations.ts'
 import type { ConnectionsDocument, RefusedDocument } from '../../src/model/admin.ts'
 import type { Explanation } from '../../src/model/explanation.ts'
 import type { HostFacts } from '../../src/model/facts.ts'
@@ -74,7 +75,7 @@ for (const catalog of ['file', 'consul'] as const) {
         assert.equal(said.door?.address, `${ip}:5432`)
         assert.match(
           said.door?.rules.at(-1) ?? '',
-          new RegExp(`--uid-owner ${web.service.uid} .*REDIRECT`),
+          new RegExp(`by user ${web.service.uid}: divert to port \\d+`),
         )
         assert.deepEqual(said.policy?.intention, {
           source: 'web',
@@ -88,19 +89,21 @@ for (const catalog of ['file', 'consul'] as const) {
       }
     })
 
-    await t.test('the rules that it names are rules in the kernel', async () => {
+    await t.test('the rule that it names is a rule in the kernel', async () => {
       const said = await explained(a, '--from', 'batch', '--to', 'db')
-      const kernel = await a.namespace.rules()
-      assert.ok((said.door?.rules.length ?? 0) >= 3)
-      for (const rule of said.door?.rules ?? []) assert.ok(kernel.includes(rule), rule)
-      assert.match(said.door?.rules.at(-1) ?? '', /cgroup --path/)
+      const { stdout } = await a.daemon.command('capture', 'show', '-o', 'json')
+      const port = said.door?.port ?? 0
+      const kernel = (JSON.parse(stdout) as CaptureState).rules.map(({ chain }) => chain)
+      assert.ok(kernel.includes(`caller_${port}`), `no chain for port ${port}`)
+      assert.equal(said.door?.rules.length, 1)
+      assert.match(said.door?.rules.at(-1) ?? '', /by cgroup \S+: divert to port/)
     })
 
     await t.test('the address of an instance: captured by the set, and pinned', async () => {
       const to = `${b.namespace.ip}:5432`
       const said = await agreed(web, to, () => web.callAddress(b.namespace.ip, 5432))
       assert.equal(said.verdict, 'allowed')
-      assert.match(said.door?.rules.join('\n') ?? '', /match-set hostmesh_instances/)
+      assert.match(said.door?.rules.join('\n') ?? '', /to a mesh address/)
       assert.match(station(said, 'endpoint').summary, /this very instance/)
     })
 

@@ -56,8 +56,8 @@ describe('setMembers()', () => {
 describe('texts', () => {
   test('a replacement is built beside the set and swapped in', () => {
     assert.equal(
-      renderReplace('v6', new Set(['fd00::7,tcp:80'])),
-      `${renderCreate('v6')}create hostmesh_instances6_next hash:ip,port family inet6 maxelem 262144
+      renderReplace('hostmesh_instances6', 'v6', new Set(['fd00::7,tcp:80'])),
+      `${renderCreate('hostmesh_instances6', 'v6')}create hostmesh_instances6_next hash:ip,port family inet6 maxelem 262144
 flush hostmesh_instances6_next
 add hostmesh_instances6_next fd00::7,tcp:80
 swap hostmesh_instances6_next hostmesh_instances6
@@ -70,11 +70,11 @@ destroy hostmesh_instances6_next
     const before = new Set(['10.0.0.1,tcp:80', '10.0.0.2,tcp:80', '10.0.0.3,tcp:80'])
     const after = new Set(['10.0.0.2,tcp:80', '10.0.0.3,tcp:80', '10.0.0.4,tcp:80'])
     assert.equal(
-      renderUpdate('v4', before, after),
+      renderUpdate('hostmesh_instances', before, after),
       'add hostmesh_instances 10.0.0.4,tcp:80\ndel hostmesh_instances 10.0.0.1,tcp:80\n',
     )
-    assert.equal(renderUpdate('v4', after, after), '')
-    assert.equal(renderUpdate('v4', before, new Set(['10.9.9.9,tcp:1'])), undefined)
+    assert.equal(renderUpdate('hostmesh_instances', after, after), '')
+    assert.equal(renderUpdate('hostmesh_instances', before, new Set(['10.9.9.9,tcp:1'])), undefined)
   })
 
   test('an update turns any set into any other', () => {
@@ -83,7 +83,7 @@ destroy hostmesh_instances6_next
       .map((ports) => new Set(ports.map((port) => `10.0.0.1,tcp:${port}`)))
     fc.assert(
       fc.property(anySet, anySet, (before, after) => {
-        const text = renderUpdate('v4', before, after)
+        const text = renderUpdate('hostmesh_instances', before, after)
         if (text === undefined) return
         const members = new Set(before)
         for (const line of text.split('\n').filter(Boolean)) {

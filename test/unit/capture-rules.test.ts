@@ -7,12 +7,23 @@ import { join } from 'node:path'
 import { describe, test } from 'node:test'
 import * as fc from 'fast-check'
 import {
+  instanceSets,
+  iptablesRules,
+  type TableRules,
+} from '../../src/controlplane/capture/iptables-rules.ts'
+import {
+  type NftSettings,
+  renderCaptureTable,
+  renderElements,
+  renderGuardTable,
+  renderReplacement,
+  unitElements,
+} from '../../src/controlplane/capture/nft-rules.ts'
+import {
   type CapturePlan,
   captureRules,
   families,
-  instanceSets,
   parseRange,
-  type TableRules,
 } from '../../src/controlplane/capture/rules.ts'
 import {
   firstDifference,
@@ -72,12 +83,6 @@ const plans: Record<string, CapturePlan> = {
     workloads: [{ selector: { kind: 'user', user: '1001' }, capturePort: 15_100 }],
     refusesUnknownAtInstances: true,
   },
-  'open-connections-spared': {
-    ...basePlan,
-    workloads: [{ selector: { kind: 'user', user: '1001' }, capturePort: 15_100 }],
-    refusesUnknownAtInstances: true,
-    sparesOpenConnections: true,
-  },
   'many-own-ports': {
     ...basePlan,
     ownPorts: Array.from({ length: 20 }, (_, index) => 20_000 + index * 2).concat(30_000, 30_001),
@@ -88,9 +93,24 @@ function golden(name: string): string {
   return readFileSync(join(vectors, `${name}.txt`), 'utf8')
 }
 
+const settings: NftSettings = {
+  mark: 0x1000,
+  cgroupPrefix: '',
+  spareSeconds: 3_600,
+  sparesWhileUsed: false,
+}
+
+function nftText(plan: CapturePlan): string {
+  return [
+    renderGuardTable(plan, settings),
+    renderCaptureTable(plan, settings),
+    renderElements(unitElements(plan, settings)),
+  ].join('\n')
+}
+
 function fullText(plan: CapturePlan): string {
   return families
-    .map((family) => `# IP${family}\n${renderRestore(captureRules(plan, family), [])}`)
+    .map((family) => `# IP${family}\n${renderRestore(iptablesRules(plan, family), [])}`)
     .join('\n')
 }
 
@@ -100,9 +120,27 @@ describe('golden files', () => {
       assert.equal(fullText(plan), golden(name))
     })
 
+  for (const [name, plan] of Object.entries(plans))
+    test(`the plan "${name}" is written for nft as test/vectors/capture/${name}.nft says`, () => {
+      assert.equal(nftText(plan), readFileSync(join(vectors, `${name}.nft`), 'utf8'))
+    })
+
+  test('what an earlier plan left in our table goes in the transaction that adds the new rules', () => {
+    const present = { chains: ['callers', 'caller_9', 'output'], maps: ['units_2', 'units_5'] }
+    const text = renderReplacement('hostmesh', captureTable('cgroups-deepest-first'), present)
+    const head = text.slice(0, text.indexOf('table inet hostmesh {'))
+    assert.deepEqual(head.trimEnd().split('\n'), [
+      'flush table inet hostmesh',
+      'flush map inet hostmesh units_2',
+      'flush map inet hostmesh units_5',
+      'delete chain inet hostmesh caller_9',
+      'delete map inet hostmesh units_5',
+    ])
+  })
+
   test('left-over jumps, rules and chains are replaced in the transaction that adds the new ones', () => {
     const present = ownRules(parseSavedRules(golden('saved-before')))
-    const wanted = captureRules(plans['users'] ?? basePlan, 'v4')
+    const wanted = iptablesRules(plans['users'] ?? basePlan, 'v4')
     assert.equal(renderRestore(wanted, present), golden('replace'))
   })
 
@@ -113,7 +151,7 @@ describe('golden files', () => {
 })
 
 describe('comparison with what iptables-save prints', () => {
-  const wanted = captureRules(plans['cgroups-deepest-first'] ?? basePlan, 'v4')
+  const wanted = iptablesRules(plans['cgroups-deepest-first'] ?? basePlan, 'v4')
   const saved = (text: string): readonly TableRules[] => ownRules(parseSavedRules(text))
   const asSaved = renderRestore(wanted, []).replaceAll(
     /^-I (\S+) 1 /gm,
@@ -256,7 +294,6 @@ const anyPlan = fc.record({
   }),
   defaultCapturePort: fc.option(anyPort, { nil: undefined }),
   refusesUnknownAtInstances: fc.boolean(),
-  sparesOpenConnections: fc.boolean(),
   virtualRange: fc.oneof(fc.constant('240.0.0.0/4'), fc.constant('10.64.0.0/10'), nasty),
   virtualRange6: fc.constant('fdc6:6d65:7368::/64'),
   daemonUid: fc.nat(70_000),
@@ -266,11 +303,16 @@ const anyPlan = fc.record({
 /** The rules of a plan in both families; undefined when it is refused. */
 function rulesOrRefusal(plan: CapturePlan): readonly (readonly TableRules[])[] | undefined {
   try {
-    return families.map((family) => captureRules(plan, family))
+    return families.map((family) => iptablesRules(plan, family))
   } catch (error) {
     assert.ok(error instanceof MeshError)
     return undefined
   }
+}
+
+/** The table that diverts, of one of the plans. */
+function captureTable(name: string): string {
+  return renderCaptureTable(plans[name] ?? basePlan, settings)
 }
 
 /** Whether a rule lets only mesh-owned TCP destinations through to its target. */
@@ -283,6 +325,33 @@ function isOwnedDestination(line: string, range: string): boolean {
 }
 
 describe('properties', () => {
+  test('no rule diverts or refuses without a condition on the destination', () => {
+    fc.assert(
+      fc.property(anyPlan, (plan) => {
+        if (rulesOrRefusal(plan) === undefined) return
+        for (const family of families)
+          for (const { matches, action } of captureRules(plan, family))
+            if (action.kind !== 'pass') assert.ok(matches.some(({ kind }) => kind === 'mesh'))
+      }),
+      { numRuns: 500, seed: 4 },
+    )
+  })
+
+  test('no text of a user leaves its place in an nft text', () => {
+    fc.assert(
+      fc.property(anyPlan, (plan) => {
+        if (rulesOrRefusal(plan) === undefined) return
+        for (const [, quoted = ''] of nftText(plan).matchAll(/"([^"]*)"/g))
+          assert.match(quoted, /^[A-Za-z0-9_.@:+=,~\\/-]+$/)
+        for (const line of nftText(plan)
+          .replaceAll(/"[^"]*"/g, 'x')
+          .split('\n'))
+          assert.match(line, /^[\w .,:;@{}()[\]&|!=*+/-]*$/)
+      }),
+      { numRuns: 300, seed: 5 },
+    )
+  })
+
   test('no path through the rules reaches REDIRECT or REJECT without a rule on the destination', () => {
     let accepted = 0
     fc.assert(

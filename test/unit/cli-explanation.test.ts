@@ -13,13 +13,11 @@ test('an allowed pair', () => {
   const text = renderExplanation(explain(facts(), { kind: 'pair', from: 'web', to: 'db' }), soon)
   assert.equal(
     text,
-    `ALLOWED: web may reach db, through a tunnel
+    `ALLOWED: web may reach db, through a tunnel; whether its host and its application agree, --probe asks
 
 ✓ caller      web, recognized by cgroup system.slice/web.service, capture port 15100
 ✓ capture     240.0.0.1:5432 is a virtual address: diverted to capture port 15100
-                -A OUTPUT -p tcp -m comment --comment hostmesh -j HOSTMESH_OUTPUT
-                -A HOSTMESH_OUTPUT -d 240.0.0.0/4 -p tcp -m comment --comment hostmesh -j HOSTMESH_LOCAL
-                -A HOSTMESH_LOCAL -p tcp -m cgroup --path "system.slice/web.service" -m comment --comment hostmesh -j REDIRECT --to-ports 15100
+                output: to a mesh address, by cgroup system.slice/web.service: divert to port 15100
 ✓ route       240.0.0.1:5432 is service db, by its virtual address, at any port
                 Protocol tcp, datacenter dc1, connect timeout 5000 ms
 ✓ endpoint    host-2/db-2: the only candidate

@@ -126,6 +126,7 @@ test('doors have names that systemd takes, of which each is unique', () => {
   const settings = {
     captures: true,
     captureAddresses: ['127.0.0.1', '::1'],
+    capturesTransparently: true,
     tunnel: { ip: '::', port: 1 },
     services: [
       localService('web', {

@@ -94,6 +94,26 @@ test('of a permissive service an address without a proxy that serves it is permi
   }
   const expected = { captured: db.addresses.slice(0, 1), permitted: db.addresses.slice(1) }
   for (const permissive of [['db'], ['*'], ['cache', 'db']])
-    assert.deepEqual(instanceSets([db], permissive), expected)
-  assert.deepEqual(instanceSets([db], ['cache']), { captured: db.addresses, permitted: [] })
+    assert.deepEqual(instanceSets([db], { permissive }), expected)
+  assert.deepEqual(instanceSets([db], { permissive: ['cache'] }), {
+    captured: db.addresses,
+    permitted: [],
+  })
+})
+
+test('a host that carries nothing any more lets go of all that is permissive, followed or not', () => {
+  const db = {
+    ...service('db', 1, [endpoint('db', 2)]),
+    addresses: [{ ip: '10.0.0.2', port: 5432 }],
+  }
+  const web = { ip: '10.0.0.3', port: 80 }
+  const cache = { ip: '10.0.0.4', port: 6379 }
+  const dormant = new Map([
+    ['web', [web]],
+    ['cache', [cache]],
+  ])
+  assert.deepEqual(instanceSets([db], { permissive: ['db', 'web'], dormant, carries: false }), {
+    captured: [cache],
+    permitted: [...db.addresses, web],
+  })
 })

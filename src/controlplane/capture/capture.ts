@@ -1,45 +1,28 @@
 /**
- * Capture on this host as one thing that can be applied, kept, shown and removed.
+ * Capture on this host as one thing that can be applied, kept, shown and removed, whatever tools divert.
  *
- * apply() is all or nothing over both families: it looks at what is there, applies IPv4 then IPv6, reads the
- * rules back, and on any failure puts back what was there before. With `maintain` set it keeps them so:
- * a unit that restarts gets a new cgroup and needs its rule again, and other programs flush tables. Foreign
- * rules are never written, only read. One operation runs at a time.
+ * With `maintain` set it keeps the rules: a unit that restarts gets a new cgroup and needs its rule again, and other
+ * programs flush tables. Foreign rules are never written, only read. One operation runs at a time.
  */
-import { existsSync, type FSWatcher, watch } from 'node:fs'
+import { type FSWatcher, watch } from 'node:fs'
 import { sleep } from '../../lib/abort.ts'
-import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
+import { describeError, errorCode } from '../../lib/errors.ts'
 import { type Log, silentLog } from '../../lib/log.ts'
-import type { SocketAddress } from '../../model/address.ts'
 import { Problem } from '../../model/problem.ts'
-import { createCommandRunner, type RunCommand } from './command.ts'
-import type { SetMembers } from './ipset.ts'
-import { nextSetName, renderCreate, renderReplace, renderUpdate, setMembers } from './ipset.ts'
-import {
-  allTools,
-  applyRules,
-  defaultTools,
-  type IptablesTools,
-  readRules,
-  toolError,
-} from './iptables.ts'
-import { clearRoutes, ensureRoute } from './routes.ts'
-import {
-  type CapturePlan,
-  captureRules,
-  type Family,
-  families,
-  instanceSets,
-  type TableRules,
-} from './rules.ts'
-import {
-  firstDifference,
-  isEmpty,
-  ownRules,
-  renderClear,
-  renderRestore,
-  type SavedRules,
-} from './saved-rules.ts'
+import type {
+  BackendChoice,
+  CaptureBackend,
+  CaptureCounts,
+  ChosenBackend,
+  MeshAddresses,
+  ShownRule,
+} from './backend.ts'
+import { chooseBackend } from './backend.ts'
+import { createCommandRunner, ignoreMissingTool, type RunCommand } from './command.ts'
+import { IptablesBackend } from './iptables-backend.ts'
+import { NftBackend, type NftBackendSettings, nftObstacle } from './nft-backend.ts'
+import { clearRouting } from './routing.ts'
+import type { CapturePlan, Family } from './rules.ts'
 import {
   cgroupParents,
   findCgroupRoot,
@@ -53,24 +36,19 @@ export interface CaptureOptions {
   readonly log?: Log
   /** Runs the kernel's tools; replaced where rules belong into another network namespace. */
   readonly run?: RunCommand
+  /** What diverts; `auto` unless given. */
+  readonly backend?: BackendChoice
+  readonly nft?: NftBackendSettings
   /** Keep the rules in place after apply(): look at them this often. Left out: apply once and be done. */
   readonly maintain?: { readonly verifyEveryMs: number; readonly cgroupEveryMs: number }
-}
-
-/** One rule of ours as the kernel has it. */
-export interface ShownRule {
-  readonly family: Family
-  readonly table: string
-  readonly chain: string
-  readonly rule: string
-  readonly packets: number
-  readonly bytes: number
 }
 
 /** What is in the kernel now. */
 export interface CaptureState {
   /** Whether the kernel has any rule of ours. */
   readonly present: boolean
+  /** What diverts on this host and why; undefined when this process knows no plan. */
+  readonly backend: ChosenBackend | undefined
   /** Whether the rules are those of the last plan; undefined when this process knows no plan. */
   readonly inSync: boolean | undefined
   /** The first thing that is not as planned; undefined when all is, or no plan is known. */
@@ -78,6 +56,7 @@ export interface CaptureState {
   readonly rules: readonly ShownRule[]
   /** Addresses in each set; undefined when there is no such set. */
   readonly instances: Record<Family, number | undefined>
+  readonly counts: CaptureCounts
   /** How often the rules were found changed by others, and applied again, since apply(). */
   readonly repairs: number
   readonly problems: readonly Problem[]
@@ -98,13 +77,13 @@ export interface Capture extends AsyncDisposable {
    * named in problems(). @throws MeshError HM_CAPTURE_*; then the rules are those from before.
    */
   apply(plan: CapturePlan): Promise<void>
-  /** The addresses of instances that are to be captured from now on, all of them. */
-  updateInstances(addresses: Iterable<SocketAddress>): Promise<void>
+  /** The addresses that are to be captured from now on, and those that may pass without the mesh; all of them. */
+  updateAddresses(addresses: MeshAddresses): Promise<void>
   /**
-   * Captures no new connection, and stops the upkeep. The rules themselves stay until {@link clear}: with the
-   * last REDIRECT rule the kernel would stop translating the connections that are open.
+   * Stops the upkeep and leaves the rules: without a daemon they refuse what they diverted. From now on `permitted`
+   * passes without the mesh.
    */
-  suspend(): Promise<void>
+  suspend(permitted: MeshAddresses['permitted']): Promise<void>
   /** Removes rules, chains, sets and routes of ours, and nothing else; also those of a dead daemon. */
   clear(): Promise<ClearReport>
   /** What is in the kernel, compared with the plan given or else the one applied by this process. */
@@ -113,27 +92,36 @@ export interface Capture extends AsyncDisposable {
   problems(): readonly Problem[]
   /** The plan as it was last applied: users by number, without what does not exist; undefined before. */
   plan(): CapturePlan | undefined
+  /** What diverts, and why; undefined before a plan was applied. */
+  backend(): ChosenBackend | undefined
 }
 
-/** Other programs may change rules between our look and our change: look again this often. */
+/** A cgroup may vanish between our look and our change: look again this often. */
 const MAX_ATTEMPTS = 4
-
-/** A set stays in use for a moment after its last rule went. */
-const DESTROY_DEADLINE_MS = 3_000
-const DESTROY_RETRY_MS = 20
 
 /** Upkeep never runs more often than this, however many cgroups come and go. */
 const MIN_UPKEEP_PAUSE_MS = 20
 
-/** Failures that trying again cannot mend. */
-const FINAL_CODES: ReadonlySet<string> = new Set([
-  'HM_CAPTURE_TOOL_MISSING',
-  'HM_CAPTURE_PERMISSION_DENIED',
-  'HM_CAPTURE_KERNEL_UNSUPPORTED',
-  'HM_CAPTURE_TIMEOUT',
-])
+/** What native tables are made with unless a configuration says otherwise. */
+export const defaultNftSettings: NftBackendSettings = {
+  mark: 0x1000,
+  priority: 5,
+  table: 213,
+  spareSeconds: 3_600,
+  sparesWhileUsed: false,
+}
 
-/** Capture by the iptables and ipset of this host. */
+/** Which backend a plan gets on this host. */
+export async function selectBackend(
+  choice: BackendChoice,
+  plan: Pick<CapturePlan, 'workloads'>,
+  run: RunCommand = createCommandRunner(),
+): Promise<ChosenBackend> {
+  const root = await findCgroupRoot()
+  return chooseBackend(choice, plan, run, () => nftObstacle(run, root))
+}
+
+/** Capture by the tools of this host. */
 export function createCapture(options: CaptureOptions = {}): Capture {
   return new KernelCapture(options)
 }
@@ -141,71 +129,73 @@ export function createCapture(options: CaptureOptions = {}): Capture {
 class KernelCapture implements Capture {
   readonly #run: RunCommand
   readonly #log: Log
-  readonly #maintain: CaptureOptions['maintain']
+  readonly #options: CaptureOptions
+  readonly #backends: Record<CaptureBackend['kind'], CaptureBackend>
+  #chosen: ChosenBackend | undefined
+  /** Whether what another backend left behind has been looked for. */
+  #isAlone = false
   #queue: Promise<unknown> = Promise.resolve()
-  #plan: CapturePlan | undefined
   #resolved: ResolvedPlan | undefined
-  #applied = false
-  #wanted: SetMembersByFamily | undefined
-  #synced: Partial<Record<Family, SetMembers>> = {}
-  #routeProblems: readonly Problem[] = []
+  #addresses: MeshAddresses | undefined
   #upkeepProblem: Problem | undefined
   #repairs = 0
   #upkeep: Upkeep | undefined
 
   constructor(options: CaptureOptions) {
+    this.#options = options
     this.#run = options.run ?? createCommandRunner()
     this.#log = (options.log ?? silentLog).child('capture')
-    this.#maintain = options.maintain
+    this.#backends = {
+      nftables: new NftBackend(this.#run, options.nft ?? defaultNftSettings),
+      iptables: new IptablesBackend(this.#run, this.#log),
+    }
   }
 
   apply(plan: CapturePlan): Promise<void> {
     return this.#exclusive(async () => {
+      this.#resolved = undefined
       const cgroupRoot = await findCgroupRoot()
-      await this.#applyPlan(plan, cgroupRoot, 'all')
-      this.#plan = plan
-      this.#applied = true
+      this.#chosen = await this.#choose(plan)
+      if (this.#addresses !== undefined) await this.#backend().setAddresses(this.#addresses)
+      await this.#applyPlan(plan, cgroupRoot)
+      if (!this.#isAlone) await this.#clearOthers()
+      this.#isAlone = true
       this.#upkeepProblem = undefined
-      if (this.#maintain !== undefined) this.#startUpkeep(this.#maintain, cgroupRoot)
+      const { maintain } = this.#options
+      if (maintain !== undefined) this.#startUpkeep(maintain, plan, cgroupRoot)
     })
   }
 
-  updateInstances(addresses: Iterable<SocketAddress>): Promise<void> {
-    const wanted = setMembers(addresses)
-    this.#wanted = wanted
+  updateAddresses(addresses: MeshAddresses): Promise<void> {
     return this.#exclusive(async () => {
-      if (this.#applied) await this.#syncSets()
+      this.#addresses = addresses
+      if (this.#chosen !== undefined) await this.#backend().setAddresses(addresses)
     })
   }
 
-  suspend(): Promise<void> {
+  suspend(permitted: MeshAddresses['permitted']): Promise<void> {
     this.#stopUpkeep()
     return this.#exclusive(async () => {
-      for (const family of activeFamilies()) {
-        const present = ownRules(await readRules(this.#run, defaultTools[family]))
-        const unreachable = present.map((table) => ({ ...table, jumps: [] }))
-        if (!isEmpty(present))
-          await applyRules(this.#run, defaultTools[family], renderRestore(unreachable, present))
-      }
+      if (this.#chosen === undefined || this.#addresses === undefined) return
+      this.#addresses = { ...this.#addresses, permitted }
+      await this.#backend().setAddresses(this.#addresses)
     })
   }
 
   clear(): Promise<ClearReport> {
     this.#stopUpkeep()
     return this.#exclusive(async () => {
-      this.#plan = undefined
       this.#resolved = undefined
-      this.#applied = false
-      this.#synced = {}
-      this.#routeProblems = []
+      this.#chosen = undefined
       this.#upkeepProblem = undefined
       const notes: string[] = []
       let removed = false
-      for (const family of activeFamilies())
-        if (await this.#clearFamily(family, notes)) removed = true
-      if (await this.#destroySets(notes)) removed = true
+      for (const backend of Object.values(this.#backends))
+        await ignoreMissingTool(notes, async () => {
+          if (await backend.clear(notes)) removed = true
+        })
       await ignoreMissingTool(notes, async () => {
-        for (const family of families) await clearRoutes(this.#run, family)
+        if (await clearRouting(this.#run)) removed = true
       })
       return { removed, notes }
     })
@@ -213,20 +203,23 @@ class KernelCapture implements Capture {
 
   show(plan?: CapturePlan): Promise<CaptureState> {
     return this.#exclusive(async () => {
+      const chosen = plan === undefined ? this.#chosen : await this.#choose(plan)
       const resolved =
         plan === undefined
           ? this.#resolved
           : await resolvePlan(plan, this.#run, await findCgroupRoot())
-      const rules: ShownRule[] = []
-      for (const family of activeFamilies())
-        rules.push(...shownRules(family, await readRules(this.#run, defaultTools[family])))
-      const difference = await this.#drift(resolved)
+      const backend =
+        chosen === undefined ? await this.#presentBackend() : this.#backends[chosen.kind]
+      const { rules, instances, counts } = await backend.show()
+      const difference = resolved === undefined ? undefined : await backend.drift(resolved)
       return {
         present: rules.length > 0,
+        backend: chosen,
         inSync: resolved === undefined ? undefined : difference === undefined,
         difference,
         rules,
-        instances: { v4: await this.#countSet('v4'), v6: await this.#countSet('v6') },
+        instances,
+        counts,
         repairs: this.#repairs,
         problems: plan === undefined ? this.problems() : (resolved?.problems ?? []),
       }
@@ -237,14 +230,52 @@ class KernelCapture implements Capture {
     return this.#resolved?.plan
   }
 
+  backend(): ChosenBackend | undefined {
+    return this.#chosen
+  }
+
   problems(): readonly Problem[] {
     const upkeep = this.#upkeepProblem === undefined ? [] : [this.#upkeepProblem]
-    return [...(this.#resolved?.problems ?? []), ...this.#routeProblems, ...upkeep]
+    const own = this.#chosen === undefined ? [] : this.#backend().problems()
+    return [...(this.#resolved?.problems ?? []), ...own, ...upkeep]
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stopUpkeep()
     await this.#queue
+  }
+
+  #backend(): CaptureBackend {
+    return this.#backends[this.#chosen?.kind ?? 'nftables']
+  }
+
+  #choose(plan: CapturePlan): Promise<ChosenBackend> {
+    return selectBackend(this.#options.backend ?? 'auto', plan, this.#run)
+  }
+
+  /** For a process that knows no plan: the one whose rules are there. */
+  async #presentBackend(): Promise<CaptureBackend> {
+    const { nftables, iptables } = this.#backends
+    try {
+      return (await nftables.show()).rules.length > 0 ? nftables : iptables
+    } catch (error) {
+      if (errorCode(error) === 'HM_CAPTURE_TOOL_MISSING') return iptables
+      throw error
+    }
+  }
+
+  /** What another backend left behind would divert, too. */
+  async #clearOthers(): Promise<void> {
+    let removed = false
+    for (const backend of Object.values(this.#backends))
+      if (backend !== this.#backend())
+        await ignoreMissingTool([], async () => {
+          removed = await backend.clear([])
+        })
+    if (!removed || this.#resolved === undefined) return
+    // Both use the same kind of routes: those that are still needed are made again.
+    await clearRouting(this.#run)
+    await this.#backend().apply(this.#resolved)
   }
 
   /** Runs operations one after another; a failed one does not stop the next. */
@@ -255,11 +286,12 @@ class KernelCapture implements Capture {
   }
 
   /** Applies what of the plan exists now. A cgroup may vanish between look and change: then once more. */
-  async #applyPlan(plan: CapturePlan, root: string | undefined, part: Part): Promise<void> {
+  async #applyPlan(plan: CapturePlan, root: string | undefined): Promise<void> {
     for (let attempt = 1; ; attempt += 1) {
       const resolved = await resolvePlan(plan, this.#run, root)
       try {
-        await this.#applyResolved(resolved, part)
+        if (isSamePlan(this.#resolved, resolved)) await this.#backend().renew(resolved)
+        else await this.#backend().apply(resolved)
         this.#resolved = resolved
         return
       } catch (error) {
@@ -269,195 +301,12 @@ class KernelCapture implements Capture {
     }
   }
 
-  async #applyResolved(resolved: ResolvedPlan, part: Part): Promise<void> {
-    const active = activeFamilies()
-    const wanted = { v4: captureRules(resolved.plan, 'v4'), v6: captureRules(resolved.plan, 'v6') }
-    const before = new Map<Family, readonly TableRules[]>()
-    for (const family of active)
-      before.set(family, ownRules(await readRules(this.#run, defaultTools[family])))
-    // The text of a rule does not tell which cgroup it holds on to, so a new one always means a new rule.
-    const isRenewed = !sameIds(resolved.cgroupIds, this.#resolved?.cgroupIds ?? new Map())
-    try {
-      if (part === 'all') await this.#syncSets()
-      for (const family of active) {
-        const present = before.get(family) ?? []
-        if (isRenewed || firstDifference(wanted[family], present) !== undefined)
-          await this.#converge(family, wanted[family], present)
-      }
-    } catch (error) {
-      await this.#rollBack(before)
-      throw error
-    }
-    if (part === 'all') await this.#ensureRoutes(resolved.plan)
-  }
-
-  /** Changes the rules of a family until they read back as wanted. */
-  async #converge(
-    family: Family,
-    wanted: readonly TableRules[],
-    before: readonly TableRules[],
-  ): Promise<void> {
-    const tools = defaultTools[family]
-    let present = before
-    let failure: unknown
-    for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt += 1) {
-      try {
-        await applyRules(this.#run, tools, renderRestore(wanted, present))
-        present = ownRules(await readRules(this.#run, tools))
-        const difference = firstDifference(wanted, present)
-        if (difference === undefined) return
-        failure = new MeshError(
-          'HM_CAPTURE_VERIFY_FAILED',
-          `The capture rules did not read back as applied: ${difference}`,
-          {
-            hint: 'See whether another program rewrites the firewall, or two iptables variants are mixed',
-          },
-        )
-      } catch (error) {
-        if (FINAL_CODES.has(errorCode(error))) throw error
-        failure = error
-        present = ownRules(await readRules(this.#run, tools))
-      }
-    }
-    throw failure
-  }
-
-  async #ensureRoutes(plan: CapturePlan): Promise<void> {
-    const problems: Problem[] = []
-    for (const family of activeFamilies()) {
-      const range = family === 'v4' ? plan.virtualRange : plan.virtualRange6
-      const problem = await ensureRoute(this.#run, family, range).catch(describeError)
-      if (problem !== undefined)
-        problems.push(new Problem('HM_CAPTURE_ROUTE_MISSING', problem, { subject: family }))
-    }
-    this.#routeProblems = problems
-  }
-
-  /** Best effort: the failure that led here is what the caller must hear about. */
-  async #rollBack(before: ReadonlyMap<Family, readonly TableRules[]>): Promise<void> {
-    for (const [family, rules] of before) {
-      try {
-        const present = ownRules(await readRules(this.#run, defaultTools[family]))
-        if (firstDifference(rules, present) !== undefined)
-          await applyRules(this.#run, defaultTools[family], renderRestore(rules, present))
-      } catch (error) {
-        this.#log.error('Cannot put back the rules from before', {
-          family,
-          error: describeError(error),
-        })
-      }
-    }
-    if ([...before.values()].every(isEmpty)) {
-      this.#synced = {}
-      await this.#destroySets([]).catch(() => undefined)
-    }
-  }
-
-  /** Makes the sets exist and, once the instances are known, hold exactly these. */
-  async #syncSets(): Promise<void> {
-    for (const family of activeFamilies()) {
-      const wanted = this.#wanted?.[family]
-      const synced = this.#synced[family]
-      if (wanted === undefined) {
-        await this.#restoreSets(renderCreate(family))
-        continue
-      }
-      const isIntact = synced !== undefined && (await this.#countSet(family)) === synced.size
-      const update = isIntact ? renderUpdate(family, synced, wanted) : undefined
-      if (update === '') continue
-      delete this.#synced[family]
-      await this.#restoreSets(update ?? renderReplace(family, wanted))
-      this.#synced[family] = wanted
-    }
-  }
-
-  async #restoreSets(text: string): Promise<void> {
-    const result = await this.#run('ipset', ['restore', '-exist'], text)
-    if (result.status !== 0) throw toolError('ipset', 'fill the sets', result, text)
-  }
-
-  async #countSet(family: Family): Promise<number | undefined> {
-    try {
-      const result = await this.#run('ipset', ['list', '-terse', instanceSets[family]])
-      const count = /^Number of entries: (\d+)$/m.exec(result.stdout)?.[1]
-      return result.status === 0 && count !== undefined ? Number(count) : undefined
-    } catch (error) {
-      if (errorCode(error) === 'HM_CAPTURE_TOOL_MISSING') return undefined
-      throw error
-    }
-  }
-
-  async #clearFamily(family: Family, notes: string[]): Promise<boolean> {
-    let removed = false
-    const [used, ...others] = allTools[family]
-    if (used !== undefined)
-      await ignoreMissingTool(notes, async () => {
-        removed = await this.#clearWith(used)
-      })
-    for (const tools of others) {
-      try {
-        if (await this.#clearWith(tools)) removed = true
-      } catch (error) {
-        // A variant that is not installed, or that only root may look at, is not the one in use.
-        const code = errorCode(error)
-        if (code !== 'HM_CAPTURE_TOOL_MISSING' && code !== 'HM_CAPTURE_PERMISSION_DENIED')
-          throw error
-      }
-    }
-    return removed
-  }
-
-  async #clearWith(tools: IptablesTools): Promise<boolean> {
-    let present = ownRules(await readRules(this.#run, tools))
-    if (isEmpty(present)) return false
-    let failure: unknown
-    for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt += 1) {
-      try {
-        await applyRules(this.#run, tools, renderClear(present))
-      } catch (error) {
-        if (FINAL_CODES.has(errorCode(error))) throw error
-        failure = error
-      }
-      present = ownRules(await readRules(this.#run, tools))
-      if (isEmpty(present)) return true
-    }
-    throw new MeshError('HM_CAPTURE_CLEAR_FAILED', 'Cannot remove all capture rules', {
-      cause: failure,
-      hint: `See what still refers to them: ${tools.save} | grep HOSTMESH_`,
-    })
-  }
-
-  async #destroySets(notes: string[]): Promise<boolean> {
-    let removed = false
-    await ignoreMissingTool(notes, async () => {
-      const listed = await this.#run('ipset', ['list', '-name'])
-      if (listed.status !== 0) throw toolError('ipset', 'list the sets', listed)
-      const present = new Set(listed.stdout.split('\n'))
-      const own = families.flatMap((family) => [nextSetName(family), instanceSets[family]])
-      for (const name of own) {
-        if (!present.has(name)) continue
-        await this.#destroySet(name)
-        removed = true
-      }
-    })
-    return removed
-  }
-
-  async #destroySet(name: string): Promise<void> {
-    const deadline = performance.now() + DESTROY_DEADLINE_MS
-    for (;;) {
-      const result = await this.#run('ipset', ['destroy', name])
-      if (result.status === 0 || /does not exist/.test(result.stderr)) return
-      if (!/in use/.test(result.stderr) || performance.now() > deadline)
-        throw toolError('ipset', `destroy the set ${name}`, result)
-      await sleep(DESTROY_RETRY_MS, new AbortController().signal)
-    }
-  }
-
-  #startUpkeep(every: NonNullable<CaptureOptions['maintain']>, root: string | undefined): void {
+  #startUpkeep(
+    every: NonNullable<CaptureOptions['maintain']>,
+    plan: CapturePlan,
+    root: string | undefined,
+  ): void {
     this.#stopUpkeep()
-    const plan = this.#plan
-    if (plan === undefined) return
     const upkeep = startUpkeep({
       folders: cgroupParents(plan, root),
       everyMs: every.cgroupEveryMs,
@@ -475,17 +324,6 @@ class KernelCapture implements Capture {
     this.#upkeep = undefined
   }
 
-  /** The first thing that is not as planned; undefined when all is, or there is no plan. */
-  async #drift(resolved: ResolvedPlan | undefined): Promise<string | undefined> {
-    if (resolved === undefined) return undefined
-    for (const family of activeFamilies()) {
-      const present = ownRules(await readRules(this.#run, defaultTools[family]))
-      const difference = firstDifference(captureRules(resolved.plan, family), present)
-      if (difference !== undefined) return `IP${family}: ${difference}`
-    }
-    return undefined
-  }
-
   /**
    * One look at the cgroups, and at everything when `isDue`. Returns whether it looked at everything. A
    * cgroup that went away needs no haste: its rule matches nobody until the next full look drops it.
@@ -493,15 +331,11 @@ class KernelCapture implements Capture {
   async #keep(plan: CapturePlan, root: string | undefined, isDue: boolean): Promise<boolean> {
     try {
       const ids = await readCgroupIds(plan, root)
-      const applied = this.#resolved?.cgroupIds
-      const isNew = [...ids].some(([path, id]) => applied?.get(path) !== id)
+      const applied = this.#resolved?.cgroupIds ?? new Map<string, string>()
+      const isNew = [...ids].some(([path, id]) => applied.get(path) !== id)
       if (!isDue && !isNew) return false
-      const drift = isDue ? await this.#drift(this.#resolved) : undefined
-      await this.#applyPlan(plan, root, isDue ? 'all' : 'rules')
-      if (drift !== undefined) {
-        this.#repairs += 1
-        this.#log.warn('Capture rules were changed by another program; applied again', { drift })
-      }
+      if (isNew || !sameIds(ids, applied)) await this.#applyPlan(plan, root)
+      if (isDue) await this.#repair(plan, root)
       this.#upkeepProblem = undefined
     } catch (error) {
       const message = `Capture rules could not be kept in place: ${describeError(error)}`
@@ -510,12 +344,18 @@ class KernelCapture implements Capture {
     }
     return isDue
   }
+
+  /** Users may have come since the last look, and other programs may have changed rules. */
+  async #repair(plan: CapturePlan, root: string | undefined): Promise<void> {
+    const resolved = await resolvePlan(plan, this.#run, root)
+    if (!isSamePlan(this.#resolved, resolved)) return this.#applyPlan(plan, root)
+    const drift = await this.#backend().drift(resolved)
+    if (drift === undefined) return
+    await this.#backend().apply(resolved)
+    this.#repairs += 1
+    this.#log.warn('Capture rules were changed by another program; applied again', { drift })
+  }
 }
-
-/** What to bring up to date: the rules alone, or sets and routes too. */
-type Part = 'all' | 'rules'
-
-type SetMembersByFamily = Record<Family, SetMembers>
 
 interface Upkeep {
   stop(): void
@@ -569,41 +409,11 @@ function watchFolders(
   }
 }
 
-/** IPv6 is left out on a host whose kernel has it switched off: nobody can open such a socket. */
-function activeFamilies(): readonly Family[] {
-  return existsSync('/proc/net/if_inet6') ? families : ['v4']
-}
-
-function shownRules(family: Family, saved: SavedRules): ShownRule[] {
-  const own = ownRules(saved)
-  return own.flatMap(({ table, chains, jumps }) => {
-    const lines = new Set(jumps.map((jump) => jump.line))
-    const rules = saved.get(table)?.rules ?? []
-    return rules
-      .filter((rule) => chains.has(rule.chain) || lines.has(rule.line))
-      .map(({ chain, line, packets, bytes }) => ({
-        family,
-        table,
-        chain,
-        rule: line.slice(`-A ${chain} `.length),
-        packets,
-        bytes,
-      }))
-  })
+/** Whether only cgroups differ, if anything. */
+function isSamePlan(a: ResolvedPlan | undefined, b: ResolvedPlan): boolean {
+  return a !== undefined && JSON.stringify(a.plan) === JSON.stringify(b.plan)
 }
 
 function sameIds(a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>): boolean {
   return a.size === b.size && [...a].every(([path, id]) => b.get(path) === id)
-}
-
-async function ignoreMissingTool(
-  notes: string[],
-  operation: () => Promise<unknown>,
-): Promise<void> {
-  try {
-    await operation()
-  } catch (error) {
-    if (errorCode(error) !== 'HM_CAPTURE_TOOL_MISSING') throw error
-    notes.push(`${describeError(error)}; nothing of that kind can be in place`)
-  }
 }

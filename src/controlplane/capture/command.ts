@@ -1,9 +1,9 @@
 /**
- * Runs the kernel's own tools (iptables, ipset, ip, id) with a deadline. The only place of capture that
+ * Runs the kernel's own tools (nft, iptables, ipset, ip, ss, id) with a deadline. The only place of capture that
  * starts a process, and the function to replace when rules belong into another network namespace.
  */
 import { execFile } from 'node:child_process'
-import { MeshError } from '../../lib/errors.ts'
+import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 
 /** How a tool ended. A status other than 0 is not an exception: the caller knows what it means. */
 export interface CommandResult {
@@ -31,7 +31,9 @@ const MAX_OUTPUT_BYTES = 128 * 1024 * 1024
 /** Debian packages by tool; other distributions use the same names. */
 const PACKAGES: Record<string, string> = {
   ipset: 'ipset',
+  nft: 'nftables',
   ip: 'iproute2',
+  ss: 'iproute2',
   id: 'coreutils',
 }
 
@@ -76,4 +78,17 @@ function commandError(
       { cause: error, hint: 'See whether another program holds the lock of iptables' },
     )
   return new MeshError('HM_CAPTURE_TOOL_FAILED', `Cannot run ${tool}`, { cause: error })
+}
+
+/** Runs what a host without the tool need not do, and notes that it was not done. */
+export async function ignoreMissingTool(
+  notes: string[],
+  operation: () => Promise<unknown>,
+): Promise<void> {
+  try {
+    await operation()
+  } catch (error) {
+    if (errorCode(error) !== 'HM_CAPTURE_TOOL_MISSING') throw error
+    notes.push(`${describeError(error)}; nothing of that kind can be in place`)
+  }
 }

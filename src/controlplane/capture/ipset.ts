@@ -14,7 +14,8 @@ import {
   isUndialable,
   type SocketAddress,
 } from '../../model/address.ts'
-import { type Family, instanceSets } from './rules.ts'
+import { instanceSets, permittedSets } from './iptables-rules.ts'
+import { type Family, families } from './rules.ts'
 
 /** Most addresses of one family; a catalog beyond it is a mistake, and the kernel's memory is finite. */
 export const MAX_INSTANCE_ADDRESSES = 262_144
@@ -22,9 +23,20 @@ export const MAX_INSTANCE_ADDRESSES = 262_144
 /** Addresses of one family as set members, `10.0.0.7,tcp:5432`. */
 export type SetMembers = ReadonlySet<string>
 
+/** The name of a set in the kernel. */
+export function setName(kind: 'instances' | 'permitted', family: Family): string {
+  return kind === 'instances' ? instanceSets[family] : permittedSets[family]
+}
+
+/** All sets of ours. */
+export const ownSets: readonly string[] = families.flatMap((family) => [
+  instanceSets[family],
+  permittedSets[family],
+])
+
 /** Name under which the next content of a set is built. */
-export function nextSetName(family: Family): string {
-  return `${instanceSets[family]}_next`
+export function nextSetName(name: string): string {
+  return `${name}_next`
 }
 
 /**
@@ -55,19 +67,20 @@ export function setMembers(addresses: Iterable<SocketAddress>): Record<Family, S
 }
 
 /** Makes the set if it is not there; leaves its members alone. */
-export function renderCreate(family: Family): string {
-  return createLine(instanceSets[family], family)
+export function renderCreate(name: string, family: Family): string {
+  const inet = family === 'v4' ? 'inet' : 'inet6'
+  return `create ${name} hash:ip,port family ${inet} maxelem ${MAX_INSTANCE_ADDRESSES}\n`
 }
 
 /** Makes the set hold exactly `members`, in one swap. */
-export function renderReplace(family: Family, members: SetMembers): string {
-  const next = nextSetName(family)
+export function renderReplace(name: string, family: Family, members: SetMembers): string {
+  const next = nextSetName(name)
   const lines = [
-    renderCreate(family),
-    createLine(next, family),
+    renderCreate(name, family),
+    renderCreate(next, family),
     `flush ${next}\n`,
     ...[...members].map((member) => `add ${next} ${member}\n`),
-    `swap ${next} ${instanceSets[family]}\n`,
+    `swap ${next} ${name}\n`,
     `destroy ${next}\n`,
   ]
   return lines.join('')
@@ -78,18 +91,12 @@ export function renderReplace(family: Family, members: SetMembers): string {
  * replacement is less work. Additions come first.
  */
 export function renderUpdate(
-  family: Family,
+  name: string,
   before: SetMembers,
   after: SetMembers,
 ): string | undefined {
-  const set = instanceSets[family]
   const lines: string[] = []
-  for (const member of after) if (!before.has(member)) lines.push(`add ${set} ${member}\n`)
-  for (const member of before) if (!after.has(member)) lines.push(`del ${set} ${member}\n`)
+  for (const member of after) if (!before.has(member)) lines.push(`add ${name} ${member}\n`)
+  for (const member of before) if (!after.has(member)) lines.push(`del ${name} ${member}\n`)
   return lines.length > after.size ? undefined : lines.join('')
-}
-
-function createLine(name: string, family: Family): string {
-  const inet = family === 'v4' ? 'inet' : 'inet6'
-  return `create ${name} hash:ip,port family ${inet} maxelem ${MAX_INSTANCE_ADDRESSES}\n`
 }

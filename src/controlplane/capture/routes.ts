@@ -7,10 +7,8 @@
  * can be removed. Packets that no rule diverts end on loopback; they never leave the host by it.
  */
 import type { RunCommand } from './command.ts'
+import { ROUTE_PROTOCOL } from './routing.ts'
 import { type Family, parseRange } from './rules.ts'
-
-/** The number in a route's `proto` field that marks it as ours; unassigned in rt_protos. */
-export const ROUTE_PROTOCOL = '213'
 
 const FAMILY_FLAG: Record<Family, string> = { v4: '-4', v6: '-6' }
 
@@ -33,9 +31,4 @@ export async function ensureRoute(
     return `Virtual addresses ${network} cannot be dialed: a route on this host refuses them (${again.stderr.trim()})`
   }
   return `Virtual addresses ${network} cannot be dialed: this host has no route to them and none could be added (${added.stderr.trim()})`
-}
-
-/** Removes our routes, whatever range they were made for. */
-export async function clearRoutes(run: RunCommand, family: Family): Promise<void> {
-  await run('ip', [FAMILY_FLAG[family], 'route', 'flush', 'dev', 'lo', 'proto', ROUTE_PROTOCOL])
 }

@@ -1,16 +1,12 @@
 /**
- * Which iptables rules capture needs: a pure function of the plan, in the words that `iptables-save` uses.
+ * What capture does with a connection, as rules that name no tool: a pure function of the plan.
  *
- * All of it lives in own chains (`HOSTMESH_*`); the only lines in foreign chains are the jumps to them.
- * A connection is diverted only after it passed a rule that names what the mesh owns (virtual range, set
- * of instances), so nothing else ever enters the proxy. Each rule has one spelling, the one the
- * kernel's tools print, so that "is it in place?" is a comparison (saved-rules.ts).
+ * The first rule of a hook that matches decides; nothing matches: the connection is left alone. Only rules that
+ * name what the mesh owns (virtual range, instance addresses) divert or refuse, so nothing else ever enters the
+ * proxy. nft-rules.ts and iptables-rules.ts write them for the kernel's tools, trace.ts walks them for people.
  *
- *     nat OUTPUT     -> HOSTMESH_OUTPUT: daemon, loopback and own ports return; mesh destinations
- *                       -> HOSTMESH_LOCAL: one REDIRECT per cgroup or user, then the default identity
- *     nat PREROUTING -> HOSTMESH_PREROUTING: the same for containers -> HOSTMESH_SOURCE: by address
- *     filter OUTPUT, FORWARD, virtual range only -> HOSTMESH_REJECT: a reset for callers without identity
- *     filter OUTPUT, set of instances, if wanted -> HOSTMESH_UNKNOWN: the same, for new connections
+ *     output      connections of processes on this host, decided at their first segment
+ *     prerouting  those of containers, which the host forwards
  */
 import { MeshError } from '../../lib/errors.ts'
 import { canonicalIp, ipBytes, ipFromBytes, isIpv6, isPort } from '../../model/address.ts'
@@ -21,15 +17,6 @@ export type Family = 'v4' | 'v6'
 
 /** Both families in the order in which they are applied. */
 export const families: readonly Family[] = ['v4', 'v6']
-
-/** What all our chains begin with; nothing else is ever deleted. */
-export const CHAIN_PREFIX = 'HOSTMESH_'
-
-/** Sets of `ip,port` of instances, filled by the daemon as the catalog changes. */
-export const instanceSets: Record<Family, string> = {
-  v4: 'hostmesh_instances',
-  v6: 'hostmesh_instances6',
-}
 
 /** A local workload and the port that its connections are diverted to. */
 export interface CaptureWorkload {
@@ -44,12 +31,6 @@ export interface CapturePlan {
   readonly defaultCapturePort?: number | undefined
   /** Whether a local caller without identity is refused at the addresses of instances, too. */
   readonly refusesUnknownAtInstances?: boolean
-  /**
-   * Whether only a connection's first segment is diverted at the addresses of instances. The kernel takes an open
-   * connection that it has not tracked so far for a new one: diverted, it is cut. The price is that a captured
-   * connection whose tracking is lost sends what is under way to the instance itself.
-   */
-  readonly sparesOpenConnections?: boolean
   /** IPv4 and IPv6 ranges (CIDR) of virtual addresses. */
   readonly virtualRange: string
   readonly virtualRange6: string
@@ -59,39 +40,35 @@ export interface CapturePlan {
   readonly ownPorts: readonly number[]
 }
 
-/** A line of ours in a chain that is not ours. */
-export interface Jump {
-  readonly chain: string
-  /** The rule as `iptables-save` prints it: `-A OUTPUT ... -j HOSTMESH_OUTPUT`. */
-  readonly line: string
-  /** 1 is the head of the chain. */
-  readonly position: number
+/** Where in the kernel a rule looks at a connection. */
+export type CaptureHook = 'output' | 'prerouting'
+
+/** One condition; a rule matches when all of its conditions do. */
+export type CaptureMatch =
+  /** The destination is what the mesh owns: a virtual address, an address and port of an instance, or either. */
+  | { readonly kind: 'mesh'; readonly what: 'virtual' | 'instance' | 'any' }
+  /** The destination is an instance that may be reached without the mesh now (`capture.permissive`). */
+  | { readonly kind: 'permitted' }
+  | { readonly kind: 'loopback' }
+  /** The destination is a port of the daemon on an address of this host. */
+  | { readonly kind: 'ownPort'; readonly ports: readonly number[] }
+  | { readonly kind: 'caller'; readonly selector: WorkloadSelector }
+  | { readonly kind: 'daemon'; readonly uid: number }
+
+/** What becomes of the connection. */
+export type CaptureAction =
+  | { readonly kind: 'divert'; readonly port: number }
+  /** It goes where its application sent it. */
+  | { readonly kind: 'pass' }
+  /** It is answered with a reset. */
+  | { readonly kind: 'refuse' }
+
+/** One rule. */
+export interface CaptureRule {
+  readonly hook: CaptureHook
+  readonly matches: readonly CaptureMatch[]
+  readonly action: CaptureAction
 }
-
-/** What one table must hold of ours. */
-export interface TableRules {
-  readonly table: 'filter' | 'nat'
-  readonly jumps: readonly Jump[]
-  /** Rules by own chain, in order; each a line `-A CHAIN ...`. */
-  readonly chains: ReadonlyMap<string, readonly string[]>
-}
-
-const TAG = '-m comment --comment hostmesh'
-const OUTPUT = `${CHAIN_PREFIX}OUTPUT`
-const LOCAL = `${CHAIN_PREFIX}LOCAL`
-const PREROUTING = `${CHAIN_PREFIX}PREROUTING`
-const SOURCE = `${CHAIN_PREFIX}SOURCE`
-const REJECT = `${CHAIN_PREFIX}REJECT`
-const UNKNOWN = `${CHAIN_PREFIX}UNKNOWN`
-
-/** What a refused caller sees: as if nothing listened there, at once. */
-const RESET = 'REJECT --reject-with tcp-reset'
-
-/** `--syn`, as iptables-save prints it. */
-const FIRST_SEGMENT = '-m tcp --tcp-flags FIN,SYN,RST,ACK SYN'
-
-/** The multiport match takes 15 slots; a range uses two. */
-const MULTIPORT_SLOTS = 15
 
 /** The kernel's limit of a cgroup path in a rule, with its closing zero. */
 const MAX_CGROUP_PATH_BYTES = 511
@@ -99,74 +76,91 @@ const MAX_CGROUP_PATH_BYTES = 511
 /** A virtual range wider than this would swallow the ordinary internet. */
 const MIN_PREFIX_BITS: Record<Family, number> = { v4: 4, v6: 16 }
 
-const LOOPBACK: Record<Family, string> = { v4: '127.0.0.0/8', v6: '::1/128' }
+/** Where the family's loopback addresses are; they mean another machine on every host and are never captured. */
+export const loopbackRange: Record<Family, string> = { v4: '127.0.0.0/8', v6: '::1/128' }
 
 /**
- * The rules of one family. The filter table comes first: a virtual address must be refused before
- * anything is diverted, so that there is no moment at which it leaves the host.
+ * The rules of one family, in order.
  *
  * `selector.user` must be numeric here: names are looked up where I/O is allowed (workloads.ts).
  * @throws MeshError HM_CAPTURE_PLAN_INVALID naming the value; nothing of a user's text goes unchecked
  *   into a rule.
  */
-export function captureRules(plan: CapturePlan, family: Family): readonly TableRules[] {
+export function captureRules(plan: CapturePlan, family: Family): readonly CaptureRule[] {
   checkPlan(plan)
-  const range = parseRange(family === 'v4' ? plan.virtualRange : plan.virtualRange6, family)
-  const virtual = `-d ${range} -p tcp`
-  const first = plan.sparesOpenConnections === true ? ` ${FIRST_SEGMENT}` : ''
-  const instances = `-p tcp${first} -m set --match-set ${instanceSets[family]} dst,dst`
-  const owned = [virtual, instances]
-  const chains = new Map<string, string[]>()
-  const append = (chain: string, rule: string): void => {
-    const rules = chains.get(chain) ?? []
-    chains.set(chain, rules)
-    rules.push(`-A ${chain} ${rule}`)
-  }
-  const jumps: Jump[] = [{ chain: 'OUTPUT', line: tagged('-A OUTPUT -p tcp', OUTPUT), position: 1 }]
+  virtualNetwork(plan, family)
+  const rules: CaptureRule[] = []
+  const add = (hook: CaptureHook, action: CaptureAction, ...matches: CaptureMatch[]): number =>
+    rules.push({ hook, matches, action })
+  const daemon: CaptureMatch = { kind: 'daemon', uid: plan.daemonUid }
+  const ports = [...new Set(plan.ownPorts)].toSorted((a, b) => a - b)
+  const ownPort: CaptureMatch = { kind: 'ownPort', ports }
 
-  append(OUTPUT, tagged(`-p tcp -m owner --uid-owner ${plan.daemonUid}`, 'RETURN'))
-  append(OUTPUT, tagged(`-d ${LOOPBACK[family]} -p tcp`, 'RETURN'))
-  for (const match of ownPortMatches(plan.ownPorts)) append(OUTPUT, tagged(match, 'RETURN'))
-  for (const match of owned) append(OUTPUT, tagged(match, LOCAL))
-  chains.set(LOCAL, [])
-  for (const workload of localWorkloads(plan))
-    append(LOCAL, tagged(`-p tcp ${localMatch(workload.selector)}`, redirect(workload.capturePort)))
-  if (plan.defaultCapturePort !== undefined)
-    append(LOCAL, tagged('-p tcp', redirect(plan.defaultCapturePort)))
+  // A virtual address exists only for capture: whoever is not diverted there is refused.
+  add('output', REFUSE, daemon, VIRTUAL)
+  add('output', PASS, daemon)
+  add('output', PASS, { kind: 'loopback' })
+  if (ports.length > 0) add('output', PASS, ownPort)
+  add('output', PASS, { kind: 'permitted' })
+  for (const { selector, capturePort } of localWorkloads(plan))
+    add('output', divert(capturePort), MESH, { kind: 'caller', selector })
+  if (plan.defaultCapturePort !== undefined) add('output', divert(plan.defaultCapturePort), MESH)
+  else add('output', REFUSE, VIRTUAL)
+  if (plan.refusesUnknownAtInstances === true) add('output', REFUSE, INSTANCE)
 
-  const containers = containerWorkloads(plan, family)
-  if (containers.length > 0) {
-    jumps.push({
-      chain: 'PREROUTING',
-      line: tagged('-A PREROUTING -p tcp', PREROUTING),
-      position: 1,
-    })
-    for (const match of ownPortMatches(plan.ownPorts)) append(PREROUTING, tagged(match, 'RETURN'))
-    for (const match of owned) append(PREROUTING, tagged(match, SOURCE))
-    for (const { ip, capturePort } of containers)
-      append(SOURCE, tagged(`-s ${ip}/${family === 'v4' ? 32 : 128} -p tcp`, redirect(capturePort)))
-  }
-  return [filterRules(plan, virtual, instances), { table: 'nat', jumps, chains }]
+  if (ports.length > 0) add('prerouting', PASS, ownPort)
+  add('prerouting', PASS, { kind: 'permitted' })
+  for (const { selector, capturePort } of containerWorkloads(plan, family))
+    add('prerouting', divert(capturePort), MESH, { kind: 'caller', selector })
+  add('prerouting', REFUSE, VIRTUAL)
+  return rules
 }
 
-/** Who gets here was diverted by no rule of nat: a caller without identity, or the daemon. */
-function filterRules(plan: CapturePlan, virtual: string, instances: string): TableRules {
-  const jumps: Jump[] = ['OUTPUT', 'FORWARD'].map((chain) => ({
-    chain,
-    line: tagged(`-A ${chain} ${virtual}`, REJECT),
-    position: 1,
-  }))
-  const chains = new Map([[REJECT, [`-A ${REJECT} ${tagged(virtual, RESET)}`]]])
-  if (plan.refusesUnknownAtInstances === true) {
-    // Only what begins now: what was open before the rules were applied goes on.
-    const fresh = `${instances} -m conntrack --ctstate NEW`
-    jumps.push({ chain: 'OUTPUT', line: tagged(`-A OUTPUT ${fresh}`, UNKNOWN), position: 2 })
-    chains.set(UNKNOWN, [
-      `-A ${UNKNOWN} ${tagged(`-p tcp -m owner --uid-owner ${plan.daemonUid}`, 'RETURN')}`,
-      `-A ${UNKNOWN} ${tagged('-p tcp', RESET)}`,
-    ])
+/** The plan's virtual range of a family. @throws MeshError HM_CAPTURE_PLAN_INVALID */
+export function virtualNetwork(plan: CapturePlan, family: Family): string {
+  return parseRange(family === 'v4' ? plan.virtualRange : plan.virtualRange6, family)
+}
+
+/** A rule in words, for people. */
+export function describeRule({ hook, matches, action }: CaptureRule): string {
+  const what = matches.map(describeMatch).join(', ') || 'anything'
+  const then = action.kind === 'divert' ? `divert to port ${action.port}` : action.kind
+  return `${hook}: ${what}: ${then}`
+}
+
+function describeMatch(match: CaptureMatch): string {
+  switch (match.kind) {
+    case 'mesh':
+      return match.what === 'any'
+        ? 'to a mesh address'
+        : `to a${match.what === 'instance' ? 'n instance' : ' virtual'} address`
+    case 'permitted':
+      return 'to an instance of a permissive service that the mesh cannot carry'
+    case 'loopback':
+      return 'to loopback'
+    case 'ownPort':
+      return `to a port of the daemon (${match.ports.join(', ')}) on this host`
+    case 'daemon':
+      return `by the daemon (user ${match.uid})`
+    case 'caller':
+      return `by ${describeSelector(match.selector)}`
   }
-  return { table: 'filter', jumps, chains }
+}
+
+/** A selector in words. */
+export function describeSelector(selector: WorkloadSelector): string {
+  if (selector.kind === 'cgroup') return `cgroup ${selector.path}`
+  return selector.kind === 'user' ? `user ${selector.user}` : `source address ${selector.ip}`
+}
+
+const VIRTUAL: CaptureMatch = { kind: 'mesh', what: 'virtual' }
+const INSTANCE: CaptureMatch = { kind: 'mesh', what: 'instance' }
+const MESH: CaptureMatch = { kind: 'mesh', what: 'any' }
+const PASS: CaptureAction = { kind: 'pass' }
+const REFUSE: CaptureAction = { kind: 'refuse' }
+
+function divert(port: number): CaptureAction {
+  return { kind: 'divert', port }
 }
 
 /**
@@ -201,42 +195,6 @@ function networkOf(ip: string, bits: number): string {
   return ipFromBytes(masked) ?? ip
 }
 
-function tagged(match: string, target: string): string {
-  return `${match} ${TAG} -j ${target}`
-}
-
-function redirect(port: number): string {
-  return `REDIRECT --to-ports ${port}`
-}
-
-/** Dialing a port of the daemon on one of this host's addresses. */
-function ownPortMatches(ports: readonly number[]): string[] {
-  const sorted = [...new Set(ports)].toSorted((a, b) => a - b)
-  const ranges: { first: number; last: number }[] = []
-  for (const port of sorted) {
-    const range = ranges.at(-1)
-    if (range !== undefined && range.last === port - 1) range.last = port
-    else ranges.push({ first: port, last: port })
-  }
-  const matches: string[] = []
-  let words: string[] = []
-  let slots = 0
-  const flush = (): void => {
-    if (words.length > 0)
-      matches.push(`-p tcp -m addrtype --dst-type LOCAL -m multiport --dports ${words.join(',')}`)
-    words = []
-    slots = 0
-  }
-  for (const { first, last } of ranges) {
-    const needed = first === last ? 1 : 2
-    if (slots + needed > MULTIPORT_SLOTS) flush()
-    words.push(first === last ? String(first) : `${first}:${last}`)
-    slots += needed
-  }
-  flush()
-  return matches
-}
-
 /**
  * Callers on this host, most specific first: a cgroup rule also matches everything below its path, so
  * deeper paths go first; a unit is more specific than the user it runs as.
@@ -249,21 +207,13 @@ function localWorkloads(plan: CapturePlan): CaptureWorkload[] {
     .toSorted((a, b) => depth(b) - depth(a))
 }
 
-function localMatch(selector: WorkloadSelector): string {
-  if (selector.kind === 'cgroup')
-    return `-m cgroup --path "${selector.path.replaceAll('\\', '\\\\')}"`
-  if (selector.kind === 'user') return `-m owner --uid-owner ${Number(selector.user)}`
-  throw invalid('A source address does not select a local caller', selector.ip)
-}
-
-function containerWorkloads(
-  plan: CapturePlan,
-  family: Family,
-): { ip: string; capturePort: number }[] {
+/** Containers of one family. */
+function containerWorkloads(plan: CapturePlan, family: Family): CaptureWorkload[] {
   return plan.workloads.flatMap(({ selector, capturePort }) => {
     if (selector.kind !== 'sourceAddress') return []
     const ip = canonicalIp(selector.ip) ?? selector.ip
-    return isIpv6(ip) === (family === 'v6') ? [{ ip, capturePort }] : []
+    if (isIpv6(ip) !== (family === 'v6')) return []
+    return [{ selector: { kind: 'sourceAddress' as const, ip }, capturePort }]
   })
 }
 

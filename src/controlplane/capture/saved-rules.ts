@@ -6,7 +6,7 @@
  * stays, so each text is one idempotent transaction per table. Jumps are the exception (inserting twice
  * makes two), so the text first deletes each own jump that was seen.
  */
-import { CHAIN_PREFIX, type Jump, type TableRules } from './rules.ts'
+import { CHAIN_PREFIX, type Jump, type TableRules } from './iptables-rules.ts'
 
 /** One rule and its counters; they are 0 when the save was made without `-c`. */
 export interface SavedRule {

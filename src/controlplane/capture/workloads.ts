@@ -11,7 +11,7 @@ import { dirname, join } from 'node:path'
 import { MeshError } from '../../lib/errors.ts'
 import { Problem } from '../../model/problem.ts'
 import type { RunCommand } from './command.ts'
-import type { CapturePlan, CaptureWorkload } from './rules.ts'
+import { type CapturePlan, type CaptureWorkload, describeSelector } from './rules.ts'
 
 /** What of a plan can be applied now. */
 export interface ResolvedPlan {
@@ -20,6 +20,8 @@ export interface ResolvedPlan {
   readonly problems: readonly Problem[]
   /** Cgroup paths that exist, with what tells a new cgroup from its predecessor. */
   readonly cgroupIds: ReadonlyMap<string, string>
+  /** Where cgroup v2 is mounted; undefined where it is not. */
+  readonly cgroupRoot: string | undefined
 }
 
 /** Where cgroup v2 is mounted, or undefined on a host that has none. */
@@ -72,7 +74,7 @@ export async function resolvePlan(
       }
     }
   }
-  return { plan: { ...plan, workloads }, problems, cgroupIds }
+  return { plan: { ...plan, workloads }, problems, cgroupIds, cgroupRoot }
 }
 
 /** The cgroups of a plan as they are now. */
@@ -125,13 +127,7 @@ export async function findDaemonUid(user: string, run: RunCommand): Promise<numb
 }
 
 function describe({ selector, capturePort }: CaptureWorkload): string {
-  const who =
-    selector.kind === 'cgroup'
-      ? `cgroup ${selector.path}`
-      : selector.kind === 'user'
-        ? `user ${selector.user}`
-        : `source address ${selector.ip}`
-  return `${who} (port ${capturePort})`
+  return `${describeSelector(selector)} (port ${capturePort})`
 }
 
 async function cgroupId(root: string, path: string): Promise<string | undefined> {

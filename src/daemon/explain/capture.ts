@@ -137,12 +137,6 @@ function traced(
       summary: `A connection of ${caller.name} to ${text} would be reset by the firewall`,
       next: ['hostmesh status says what is wrong with capture'],
     })
-  if (trace.outcome === 'unreadable')
-    return shutOut(text, rules, {
-      station: 'The last of these rules is one that this version cannot follow',
-      summary: `Cannot say what the rules do with ${text}`,
-      next: ['hostmesh capture show counts what each rule catches'],
-    })
   return shutOut(text, rules, {
     station: `${text} is neither a virtual address nor an instance of a mesh service: left alone`,
     summary: `A connection of ${caller.name} to ${text} goes past the mesh, in plaintext`,

@@ -102,7 +102,7 @@ function throughUpstream(bind: SocketAddress, destination: string): Entrance {
     station: {
       name: 'capture',
       mark: 'good',
-      summary: `Its upstream port ${address} leads to ${destination}; no iptables rule is involved`,
+      summary: `Its upstream port ${address} leads to ${destination}; no capture rule is involved`,
       details: ['Whoever can dial that port speaks in its name'],
     },
     wanted: destination,

@@ -1,15 +1,17 @@
 /**
- * Where a captured connection was going before iptables diverted it: asked of the kernel, never of the
- * client.
+ * Where a captured connection was going before it was diverted: asked of the kernel, never of the client.
  *
- * A REDIRECT rule rewrites the destination and conntrack remembers the old one; SO_ORIGINAL_DST reads it
- * back. A connection that dialed the capture port itself answers with that port, or with nothing: the
- * caller must refuse both (docs/capture.md, "Original destination"). Runs once per connection, so
- * the buffers are shared: nothing is allocated but the answer.
+ * TPROXY leaves the destination as it is: it is the accepted socket's own address. REDIRECT rewrites it, conntrack
+ * remembers it, and SO_ORIGINAL_DST reads it back. A connection that dialed the capture port itself answers with
+ * that port, or with nothing: the caller must refuse both (docs/capture.md, "Original destination"). Runs once per
+ * connection, so the buffers are shared: nothing is allocated but the answer.
  */
 import type { Socket } from 'node:net'
 import { loadGetSockOpt } from '../../lib/ffi.ts'
-import { ipFromBytes, type SocketAddress } from '../../model/address.ts'
+import { canonicalIp, ipFromBytes, type SocketAddress } from '../../model/address.ts'
+
+/** How a connection got to a capture port: by TPROXY to a transparent listener, or by REDIRECT. */
+export type CapturedBy = 'transparent' | 'redirect'
 
 const SOL_IP = 0
 const SOL_IPV6 = 41
@@ -21,6 +23,16 @@ const SOCKADDR_IN6_BYTES = 28
 const sockaddr = new Uint8Array(SOCKADDR_IN6_BYTES)
 const ipv6Bytes = sockaddr.subarray(8, 24)
 const length = new Uint32Array(1)
+
+/** What an accepted connection asked for; undefined when nothing on this host knows. */
+export function destinationOf(socket: Socket, capturedBy: CapturedBy): SocketAddress | undefined {
+  if (capturedBy === 'redirect') {
+    const fd = socketFd(socket)
+    return fd === undefined ? undefined : originalDestination(fd)
+  }
+  const ip = canonicalIp(socket.localAddress ?? '')
+  return ip === undefined ? undefined : { ip, port: socket.localPort ?? 0 }
+}
 
 /**
  * The address that the connection behind `fd` asked for, canonical (IPv4-mapped is IPv4); undefined when

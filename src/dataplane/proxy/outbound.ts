@@ -18,7 +18,7 @@ import { SocketStream } from '../../lib/socket-stream.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { MeshService } from '../../model/snapshot.ts'
-import { originalDestination, socketFd } from '../capture/original-destination.ts'
+import { type CapturedBy, destinationOf } from '../capture/original-destination.ts'
 import { dialLocal } from '../deliver/dial-local.ts'
 import { localDial } from '../deliver/local-dial.ts'
 import { evaluate } from '../policy/evaluate.ts'
@@ -94,23 +94,32 @@ function wantedBy(
   connection: Connection,
 ): string | SocketAddress {
   if (door.destination !== undefined) return door.destination
-  const fd = socketFd(socket)
-  const address = fd === undefined ? undefined : originalDestination(fd)
+  const capturedBy = door.capturedBy ?? 'redirect'
+  const address = destinationOf(socket, capturedBy)
   connection.wanted = address
-  if (address === undefined || isOwn(socket, address, door.address.port)) {
+  if (address === undefined || isOwn(socket, address, { capturedBy, door: door.address })) {
     plane.workerCounters.inc('captureRefused')
     throw new MeshError(
       'HM_CAPTURE_SELF',
       `Refused a connection made to the capture port ${door.address.port} itself`,
-      { hint: 'Applications dial the service; only iptables leads to a capture port' },
+      { hint: 'Applications dial the service; only capture rules lead to a capture port' },
     )
   }
   return address
 }
 
-/** Whether the address is that of the socket itself. The system call is for those that could be. */
-function isOwn(socket: Socket, address: SocketAddress, port: number): boolean {
-  return address.port === port && address.ip === canonicalIp(socket.localAddress ?? '')
+/**
+ * Whether the connection was made to the capture port itself. A transparent listener accepts what was dialed at its
+ * own address, and what TPROXY hands it. After REDIRECT the system call is for those that could be.
+ */
+function isOwn(
+  socket: Socket,
+  address: SocketAddress,
+  by: { readonly capturedBy: CapturedBy; readonly door: SocketAddress },
+): boolean {
+  if (address.port !== by.door.port) return false
+  if (by.capturedBy === 'transparent') return address.ip === by.door.ip
+  return address.ip === canonicalIp(socket.localAddress ?? '')
 }
 
 /** By the snapshot of the moment; undefined when that knows no such service. */

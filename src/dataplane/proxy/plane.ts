@@ -8,6 +8,7 @@ import type { LocalService } from '../../model/service.ts'
 import type { Snapshot } from '../../model/snapshot.ts'
 import type { TrafficCounters, WorkerCounters } from '../../telemetry/counters.ts'
 import type { Balancer } from '../balance/picker.ts'
+import type { CapturedBy } from '../capture/original-destination.ts'
 import type { AddressIndex } from '../route/by-address.ts'
 import type { Credentials } from '../tunnel/credentials.ts'
 import type { TunnelPool } from '../tunnel/pool.ts'
@@ -74,6 +75,8 @@ export interface Door {
   readonly caller: string
   /** The service that is meant, for explicit upstreams; undefined where the kernel knows the address. */
   readonly destination: string | undefined
+  /** How connections get to a capture port; undefined for explicit upstreams. */
+  readonly capturedBy: CapturedBy | undefined
   /** The listener's own address. */
   readonly address: SocketAddress
 }

@@ -1,0 +1,108 @@
+/**
+ * What a way of diverting connections must be able to do, and which way a host uses.
+ *
+ *     nftables   TPROXY by a native table: no connection tracking, a guard of its own. Where the host can.
+ *     iptables   REDIRECT by iptables and ipset: older hosts, and containers whose bridge calls iptables
+ */
+import type { SocketAddress } from '../../model/address.ts'
+import type { Problem } from '../../model/problem.ts'
+import type { RunCommand } from './command.ts'
+import type { CapturePlan, Family } from './rules.ts'
+import type { ResolvedPlan } from './workloads.ts'
+
+/** The ways. */
+export type BackendKind = 'nftables' | 'iptables'
+
+/** What a configuration may ask for. */
+export type BackendChoice = BackendKind | 'auto'
+
+/** Which way is used, and why, in one sentence. */
+export interface ChosenBackend {
+  readonly kind: BackendKind
+  readonly reason: string
+}
+
+/** One rule of ours as the kernel has it. */
+export interface ShownRule {
+  /** `inet` is both families. */
+  readonly family: Family | 'inet'
+  readonly table: string
+  readonly chain: string
+  readonly rule: string
+  readonly packets: number
+  readonly bytes: number
+}
+
+/** Connections counted by the kernel; from 0 again when tables are made anew. */
+export interface CaptureCounts {
+  /** Of callers without identity, refused at virtual addresses and at instances. */
+  readonly refusedVirtual: number
+  readonly refusedInstance: number
+  /** Let out without the mesh: `capture.permissive`. */
+  readonly permitted: number
+  /** Refused by the guard; undefined where there is none. */
+  readonly guarded: number | undefined
+  /** Open since before capture, and spared now. */
+  readonly spared: number | undefined
+}
+
+/** Addresses that rules know by sets. */
+export interface MeshAddresses {
+  /** Instances of mesh services: captured. */
+  readonly instances: readonly SocketAddress[]
+  /** Those of them that may be reached without the mesh now. */
+  readonly permitted: readonly SocketAddress[]
+}
+
+/** What is in the kernel. */
+export interface BackendState {
+  readonly rules: readonly ShownRule[]
+  /** Addresses in each set of instances; undefined when there is no such set. */
+  readonly instances: Record<Family, number | undefined>
+  readonly counts: CaptureCounts
+}
+
+/** One way of diverting. Operations never overlap: capture.ts runs one at a time. */
+export interface CaptureBackend {
+  readonly kind: BackendKind
+  /** Makes everything as planned: guard, rules, sets, routes. @throws MeshError; then all is as it was. */
+  apply(resolved: ResolvedPlan): Promise<void>
+  /** Brings up to date what depends on cgroups alone: the same workloads, units that have restarted. */
+  renew(resolved: ResolvedPlan): Promise<void>
+  /** The addresses that sets are to hold from now on, all of them. */
+  setAddresses(addresses: MeshAddresses): Promise<void>
+  /** The first thing that is not as planned, in words; undefined when all is. */
+  drift(resolved: ResolvedPlan): Promise<string | undefined>
+  show(): Promise<BackendState>
+  /** Removes rules and sets of ours, but no routes; returns whether there were any. Notes say what could not be looked at. */
+  clear(notes: string[]): Promise<boolean>
+  problems(): readonly Problem[]
+}
+
+/** What {@link chooseBackend} must know of a plan. */
+export type BackendNeeds = Pick<CapturePlan, 'workloads'>
+
+/** Decides by what the host can do. `probe` says why native tables cannot be used; undefined when they can. */
+export async function chooseBackend(
+  choice: BackendChoice,
+  needs: BackendNeeds,
+  run: RunCommand,
+  probe: (run: RunCommand) => Promise<string | undefined>,
+): Promise<ChosenBackend> {
+  if (choice !== 'auto') return { kind: choice, reason: `capture.backend is ${choice}` }
+  const hasContainers = needs.workloads.some(({ selector }) => selector.kind === 'sourceAddress')
+  if (hasContainers && (await bridgeCallsIptables(run)))
+    return {
+      kind: 'iptables',
+      reason:
+        'a workload is a container (identity.sourceAddress), and net.bridge.bridge-nf-call-iptables is 1: TPROXY does not work behind such a bridge',
+    }
+  const obstacle = await probe(run)
+  if (obstacle !== undefined) return { kind: 'iptables', reason: obstacle }
+  return { kind: 'nftables', reason: 'nft and the kernel of this host can do it' }
+}
+
+async function bridgeCallsIptables(run: RunCommand): Promise<boolean> {
+  const { status, stdout } = await run('cat', ['/proc/sys/net/bridge/bridge-nf-call-iptables'])
+  return status === 0 && stdout.trim() === '1'
+}

@@ -1,0 +1,615 @@
+/**
+ * Capture by a native nftables table and TPROXY, with a guard in a table of its own.
+ *
+ * One transaction changes both tables and both families. What packets put into sets survives it. An address that
+ * becomes one of an instance is announced first (`coming`), so that connections which are open to it are listed
+ * without a gap; one that is none any more stays `known` until nobody is connected to it.
+ */
+import { existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { MeshError } from '../../lib/errors.ts'
+import { canonicalIp, isIpv6, isLoopback, isUndialable } from '../../model/address.ts'
+import { Problem } from '../../model/problem.ts'
+import type {
+  BackendState,
+  CaptureBackend,
+  CaptureCounts,
+  MeshAddresses,
+  ShownRule,
+} from './backend.ts'
+import type { RunCommand } from './command.ts'
+import { applyNft, checkNft, namesIn, readCounters, readElements, readTable } from './nft.ts'
+import {
+  CAPTURE_TABLE,
+  changeLines,
+  GUARD_SETS,
+  GUARD_TABLE,
+  instanceElement,
+  type NftSettings,
+  type PresentTable,
+  renderCaptureTable,
+  renderElements,
+  renderGuardTable,
+  renderReplacement,
+  unitElements,
+} from './nft-rules.ts'
+import {
+  clearRouting,
+  ensureRouting,
+  type RoutingSettings,
+  routingCommands,
+  routingDrift,
+  type WantedRouting,
+} from './routing.ts'
+import { type CapturePlan, type Family, families, virtualNetwork } from './rules.ts'
+import { destroySockets, listSockets, uncaptured } from './sockets.ts'
+import type { ResolvedPlan } from './workloads.ts'
+
+/** What the backend is made with. */
+export interface NftBackendSettings extends RoutingSettings {
+  /** How long a connection from before capture is spared, seconds. */
+  readonly spareSeconds: number
+  readonly sparesWhileUsed: boolean
+}
+
+/** Most addresses of one family; a catalog beyond it is a mistake, and the kernel's memory is finite. */
+const MAX_INSTANCE_ADDRESSES = 262_144
+
+const NUMBERS: Record<Family, '4' | '6'> = { v4: '4', v6: '6' }
+
+/** Sets whose elements we decide, in both tables. */
+const STATIC_SETS = families.flatMap((family) => [
+  ...GUARD_SETS.map((name) => ({ table: CAPTURE_TABLE, name: `${name}${NUMBERS[family]}` })),
+  ...GUARD_SETS.map((name) => ({ table: GUARD_TABLE, name: `${name}${NUMBERS[family]}` })),
+])
+
+type Elements = ReadonlySet<string>
+
+/** The members of one family's sets. */
+interface Members {
+  readonly instances: Elements
+  readonly permitted: Elements
+}
+
+/** The nftables backend. */
+export class NftBackend implements CaptureBackend {
+  readonly kind = 'nftables'
+  readonly #run: RunCommand
+  readonly #settings: NftBackendSettings
+  #wanted: Record<Family, Members> | undefined
+  /** What both tables looked like when they were as planned. */
+  #listing: string | undefined
+  /** What our sets hold, as far as this process knows. */
+  #held: ReadonlyMap<string, Elements> | undefined
+  #problems: readonly Problem[] = []
+
+  constructor(run: RunCommand, settings: NftBackendSettings) {
+    this.#run = run
+    this.#settings = settings
+  }
+
+  async apply(resolved: ResolvedPlan): Promise<void> {
+    const before = await presentTable(this.#run, CAPTURE_TABLE)
+    this.#held = undefined
+    try {
+      this.#problems = await this.#ensureRouting(resolved.plan)
+      const guard = await presentTable(this.#run, GUARD_TABLE)
+      const settings = this.#nftSettings(resolved)
+      await applyNft(
+        this.#run,
+        [
+          renderReplacement(GUARD_TABLE, renderGuardTable(resolved.plan, settings), guard),
+          renderReplacement(CAPTURE_TABLE, renderCaptureTable(resolved.plan, settings), before),
+          renderElements(unitElements(resolved.plan, settings)),
+        ].join(''),
+      )
+      await this.#syncSets()
+      this.#listing = await this.#list()
+    } catch (error) {
+      this.#listing = undefined
+      if (before === undefined) await this.#remove().catch(() => undefined)
+      throw error
+    }
+  }
+
+  async renew(resolved: ResolvedPlan): Promise<void> {
+    await applyNft(
+      this.#run,
+      renderElements(unitElements(resolved.plan, this.#nftSettings(resolved))),
+    )
+  }
+
+  async setAddresses(addresses: MeshAddresses): Promise<void> {
+    this.#wanted = membersOf(addresses)
+    if (this.#listing !== undefined) await this.#syncSets()
+  }
+
+  async drift(resolved: ResolvedPlan): Promise<string | undefined> {
+    const now = await this.#list()
+    if (now === undefined) return 'the tables are missing'
+    const wanted = this.#listing ?? (await this.#twinOf(resolved))
+    const difference = firstDifferentLine(wanted, now)
+    if (difference !== undefined) return difference
+    return (
+      (await this.#elementDrift(resolved)) ??
+      (await this.#routingDrift(resolved.plan)) ??
+      (await this.#reap())
+    )
+  }
+
+  async show(): Promise<BackendState> {
+    const rules: ShownRule[] = []
+    for (const table of [CAPTURE_TABLE, GUARD_TABLE]) {
+      const { status, stdout } = await this.#run('nft', ['-t', 'list', 'table', 'inet', table])
+      if (status === 0) rules.push(...rulesIn(table, stdout))
+    }
+    const instances: Record<Family, number | undefined> = { v4: undefined, v6: undefined }
+    for (const family of families) {
+      const name = `instances${NUMBERS[family]}`
+      instances[family] = (await readElements(this.#run, 'set', CAPTURE_TABLE, name))?.length
+    }
+    return { rules, instances, counts: await this.#counts() }
+  }
+
+  async clear(notes: string[]): Promise<boolean> {
+    this.#listing = undefined
+    const guard = await readTable(this.#run, GUARD_TABLE)
+    const capture = await readTable(this.#run, CAPTURE_TABLE)
+    await this.#endCaptured(guard, capture, notes)
+    return await this.#removeTables()
+  }
+
+  problems(): readonly Problem[] {
+    return this.#problems
+  }
+
+  /** What is captured now would go on in plaintext: it is reset, and its sockets are destroyed. */
+  async #endCaptured(
+    guard: string | undefined,
+    capture: string | undefined,
+    notes: string[],
+  ): Promise<void> {
+    const mark = /meta mark & (0x[0-9a-f]+)/.exec(guard ?? '')?.[1]
+    if (mark !== undefined)
+      await applyNft(
+        this.#run,
+        `insert rule inet ${GUARD_TABLE} output meta l4proto tcp meta mark & ${mark} == ${mark} reject with tcp reset\n`,
+      )
+    const tuples = new Set<string>()
+    for (const [table, isThere] of [
+      [GUARD_TABLE, guard !== undefined],
+      [CAPTURE_TABLE, capture !== undefined],
+    ] as const)
+      if (isThere)
+        for (const family of families) {
+          const name = `open${NUMBERS[family]}`
+          for (const tuple of (await readElements(this.#run, 'set', table, name)) ?? [])
+            tuples.add(tuple)
+        }
+    if (tuples.size === 0) return
+    const problem = await destroySockets(this.#run, [...tuples])
+    if (problem !== undefined) notes.push(problem)
+  }
+
+  async #remove(): Promise<void> {
+    await this.#removeTables()
+    await clearRouting(this.#run)
+  }
+
+  async #removeTables(): Promise<boolean> {
+    let removed = false
+    for (const table of [CAPTURE_TABLE, GUARD_TABLE]) {
+      if ((await readTable(this.#run, table)) === undefined) continue
+      await applyNft(this.#run, `delete table inet ${table}\n`)
+      removed = true
+    }
+    return removed
+  }
+
+  #nftSettings(resolved: ResolvedPlan): NftSettings {
+    return nftSettingsOf(resolved, this.#settings)
+  }
+
+  /** Both tables as nft prints them; undefined when one is missing. */
+  async #list(): Promise<string | undefined> {
+    const capture = await readTable(this.#run, CAPTURE_TABLE)
+    const guard = await readTable(this.#run, GUARD_TABLE)
+    return capture === undefined || guard === undefined ? undefined : capture + guard
+  }
+
+  /** What nft would print of the plan: it is asked, by tables that look the same and do nothing. */
+  async #twinOf(resolved: ResolvedPlan): Promise<string> {
+    const settings = this.#nftSettings(resolved)
+    const names = [`${CAPTURE_TABLE}_twin`, `${GUARD_TABLE}_twin`] as const
+    const dormant = (text: string): string => text.replace('{\n', '{\n  flags dormant\n')
+    const gone = names.map((name) => `add table inet ${name}\ndelete table inet ${name}\n`).join('')
+    try {
+      await applyNft(
+        this.#run,
+        gone +
+          dormant(renderCaptureTable(resolved.plan, settings, names[0])) +
+          dormant(renderGuardTable(resolved.plan, settings, { table: names[1] })),
+      )
+      const texts = await Promise.all(names.map((name) => readTable(this.#run, name)))
+      return texts
+        .join('')
+        .replaceAll('_twin {', ' {')
+        .replaceAll('\tflags dormant\n', '')
+        .replaceAll('{\n\n', '{\n')
+    } finally {
+      await applyNft(this.#run, gone)
+    }
+  }
+
+  async #elementDrift(resolved: ResolvedPlan): Promise<string | undefined> {
+    for (const { table, kind, name, elements } of unitElements(
+      resolved.plan,
+      this.#nftSettings(resolved),
+    )) {
+      const now = await readElements(this.#run, kind, table, name)
+      if (!isSame(new Set(now), new Set(elements)))
+        return `the ${kind} ${name} of table ${table} holds other cgroups`
+    }
+    const present = await this.#readStatic()
+    this.#held = present
+    for (const family of families) {
+      const n = NUMBERS[family]
+      const of = (name: string): Elements => present.get(`${GUARD_TABLE} ${name}${n}`) ?? new Set()
+      // Another process than the daemon does not know the addresses; but both tables must hold the same.
+      const { instances, permitted } = this.#wanted?.[family] ?? {
+        instances: of('instances'),
+        permitted: of('permitted'),
+      }
+      for (const table of [CAPTURE_TABLE, GUARD_TABLE]) {
+        const known = present.get(`${table} known${n}`) ?? new Set()
+        const isHeld =
+          isSame(present.get(`${table} instances${n}`), instances) &&
+          isSame(present.get(`${table} permitted${n}`), permitted) &&
+          [...instances].every((element) => known.has(element))
+        if (!isHeld) return `a set of addresses of table ${table} (IP${family}) holds others`
+      }
+    }
+    return undefined
+  }
+
+  #routing(plan: CapturePlan): WantedRouting[] {
+    return activeFamilies().map((family) => routingOf(plan, family, this.#settings))
+  }
+
+  async #ensureRouting(plan: CapturePlan): Promise<readonly Problem[]> {
+    const problems: Problem[] = []
+    for (const wanted of this.#routing(plan))
+      for (const clash of await ensureRouting(this.#run, wanted))
+        problems.push(new Problem('HM_CAPTURE_MARK_CLASH', clash, { subject: wanted.family }))
+    return problems
+  }
+
+  async #routingDrift(plan: CapturePlan): Promise<string | undefined> {
+    for (const wanted of this.#routing(plan)) {
+      const drift = await routingDrift(this.#run, wanted)
+      if (drift !== undefined) return `IP${wanted.family}: ${drift}`
+    }
+    return undefined
+  }
+
+  /** Elements of {@link STATIC_SETS} by table and name. One nft for each: in one batch nft 1.0.6 finds the last only. */
+  async #readStatic(): Promise<ReadonlyMap<string, Elements>> {
+    const held = new Map<string, Elements>()
+    for (const { table, name } of STATIC_SETS)
+      held.set(`${table} ${name}`, new Set(await readElements(this.#run, 'set', table, name)))
+    return held
+  }
+
+  /** Makes the sets hold what is wanted; connections that are open to a new address are spared. */
+  async #syncSets(): Promise<void> {
+    const wanted = this.#wanted
+    if (wanted === undefined) return
+    const present = this.#held ?? (await this.#readStatic())
+    const held = new Map(present)
+    const announced: string[] = []
+    const changes: string[] = []
+    const added = new Set<string>()
+    const change = (table: string, name: string, to: Elements, keeps: boolean): string[] => {
+      const now = present.get(`${table} ${name}`) ?? new Set()
+      const more = [...to].filter((element) => !now.has(element))
+      const less = keeps ? [] : [...now].filter((element) => !to.has(element))
+      changes.push(
+        ...changeLines('add', table, name, more),
+        ...changeLines('delete', table, name, less),
+      )
+      held.set(`${table} ${name}`, keeps ? new Set([...now, ...to]) : to)
+      return more
+    }
+    for (const family of families) {
+      const n = NUMBERS[family]
+      const { instances, permitted } = wanted[family]
+      for (const table of [GUARD_TABLE, CAPTURE_TABLE]) {
+        change(table, `known${n}`, instances, true)
+        change(table, `permitted${n}`, permitted, false)
+        const more = change(table, `instances${n}`, instances, false)
+        if (table !== CAPTURE_TABLE || more.length === 0) continue
+        announced.push(...changeLines('add', table, `coming${n}`, more))
+        changes.push(`flush set inet ${table} coming${n}\n`)
+        for (const element of more) added.add(element)
+      }
+    }
+    this.#held = undefined
+    if (changes.length > 0) {
+      await applyNft(this.#run, announced.join(''))
+      await applyNft(this.#run, (await this.#sparing(added)).join('') + changes.join(''))
+    }
+    this.#held = held
+  }
+
+  /** Lines that spare what is open to these addresses and not captured. */
+  async #sparing(addresses: ReadonlySet<string>): Promise<string[]> {
+    if (addresses.size === 0) return []
+    const open = uncaptured(await listSockets(this.#run))
+    return families.flatMap((family) =>
+      changeLines(
+        'add',
+        CAPTURE_TABLE,
+        `spared${NUMBERS[family]}`,
+        open
+          .filter((socket) => socket.family === family && addresses.has(socket.peer))
+          .map(({ local, peer }) => `${local} . ${peer}`),
+      ),
+    )
+  }
+
+  /** Forgets addresses that are none of an instance any more, once nobody is connected to them. */
+  async #reap(): Promise<undefined> {
+    const wanted = this.#wanted
+    if (wanted === undefined) return
+    const present = this.#held ?? (await this.#readStatic())
+    const leaving = families.flatMap((family) => {
+      const known = [...(present.get(`${CAPTURE_TABLE} known${NUMBERS[family]}`) ?? [])]
+      return known
+        .filter((element) => !wanted[family].instances.has(element))
+        .map((element) => ({ family, element }))
+    })
+    if (leaving.length === 0) return
+    const peers = new Set((await listSockets(this.#run)).map(({ peer }) => peer))
+    const lines = leaving
+      .filter(({ element }) => !peers.has(element))
+      .flatMap(({ family, element }) =>
+        [CAPTURE_TABLE, GUARD_TABLE].flatMap((table) =>
+          changeLines('delete', table, `known${NUMBERS[family]}`, [element]),
+        ),
+      )
+    if (lines.length === 0) return
+    this.#held = undefined
+    await applyNft(this.#run, lines.join(''))
+  }
+
+  async #counts(): Promise<CaptureCounts> {
+    const capture = await readCounters(this.#run, CAPTURE_TABLE)
+    const guard = await readCounters(this.#run, GUARD_TABLE)
+    let spared = 0
+    for (const family of families) {
+      const name = `spared${NUMBERS[family]}`
+      spared += (await readElements(this.#run, 'set', CAPTURE_TABLE, name))?.length ?? 0
+    }
+    return {
+      refusedVirtual: capture.get('refused_virtual') ?? 0,
+      refusedInstance: capture.get('refused_instance') ?? 0,
+      permitted: capture.get('permitted') ?? 0,
+      guarded: guard.get('refused') ?? 0,
+      spared,
+    }
+  }
+}
+
+/**
+ * Puts the guard in place alone. `plan` may name units that do not run yet: as nobody can say which processes will be
+ * theirs, everybody in the nearest cgroup above is refused at instances until a daemon applies the plan.
+ */
+export async function applyGuard(
+  run: RunCommand,
+  resolved: ResolvedPlan,
+  given: {
+    readonly plan: CapturePlan
+    readonly settings: NftBackendSettings
+    readonly addresses: MeshAddresses
+  },
+): Promise<void> {
+  const settings = nftSettingsOf(resolved, given.settings)
+  const present = await presentTable(run, GUARD_TABLE)
+  const closed = closedCgroups(given.plan, resolved)
+  const members = membersOf(given.addresses)
+  const sets = families.flatMap((family) => {
+    const n = NUMBERS[family]
+    const { instances, permitted } = members[family]
+    return [
+      { name: `instances${n}`, elements: [...instances] },
+      { name: `known${n}`, elements: [...instances] },
+      { name: `permitted${n}`, elements: [...permitted] },
+    ].map((set) => ({ ...set, table: GUARD_TABLE, kind: 'set' as const }))
+  })
+  const units = unitElements(resolved.plan, settings).filter(({ table }) => table === GUARD_TABLE)
+  await applyNft(
+    run,
+    renderReplacement(GUARD_TABLE, renderGuardTable(resolved.plan, settings, { closed }), present) +
+      renderElements([...units, ...sets]),
+  )
+}
+
+/** Removes the guard alone. Returns whether it was there. */
+export async function removeGuard(run: RunCommand): Promise<boolean> {
+  if ((await readTable(run, GUARD_TABLE)) === undefined) return false
+  await applyNft(run, `delete table inet ${GUARD_TABLE}\n`)
+  return true
+}
+
+/** The nearest cgroup that exists above each unit that does not. */
+function closedCgroups(plan: CapturePlan, { cgroupIds, cgroupRoot }: ResolvedPlan): string[] {
+  if (cgroupRoot === undefined) return []
+  const closed = plan.workloads.flatMap(({ selector }) => {
+    if (selector.kind !== 'cgroup' || cgroupIds.has(selector.path)) return []
+    const parts = selector.path.split('/').slice(0, -1)
+    while (parts.length > 0 && !existsSync(join(cgroupRoot, ...parts))) parts.pop()
+    return [parts.join('/')]
+  })
+  return [...new Set(closed)]
+}
+
+async function presentTable(run: RunCommand, table: string): Promise<PresentTable | undefined> {
+  const listing = await readTable(run, table)
+  if (listing === undefined) return undefined
+  const kind = table === CAPTURE_TABLE ? 'map' : 'set'
+  return { chains: namesIn(listing, 'chain'), maps: namesIn(listing, kind) }
+}
+
+/** Everything that applying a plan on a host without rules of ours would do, as a shell would. */
+export function previewNft(resolved: ResolvedPlan, settings: NftBackendSettings): string {
+  const nft = nftSettingsOf(resolved, settings)
+  const text = [
+    renderGuardTable(resolved.plan, nft),
+    renderCaptureTable(resolved.plan, nft),
+    renderElements(unitElements(resolved.plan, nft)),
+  ].join('')
+  const routing = families.flatMap((family) =>
+    routingCommands(routingOf(resolved.plan, family, settings)).map(
+      (words) => `# ip ${family === 'v4' ? '-4' : '-6'} ${words.join(' ')}\n`,
+    ),
+  )
+  return `${routing.join('')}# nft -f -\n${text}`
+}
+
+/** Why this host cannot use native tables, in one sentence; undefined when it can. Changes nothing. */
+export async function nftObstacle(
+  run: RunCommand,
+  cgroupRoot: string | undefined,
+): Promise<string | undefined> {
+  if (cgroupRoot !== undefined && cgroupPrefix(cgroupRoot) === undefined)
+    return `cgroup v2 is mounted at ${cgroupRoot}, where nft does not look`
+  try {
+    const problem = await checkNft(run, PROBE)
+    return problem === undefined ? undefined : `nft or the kernel cannot do it: ${problem}`
+  } catch (error) {
+    if (error instanceof MeshError && error.code === 'HM_CAPTURE_TOOL_MISSING')
+      return 'nft is not installed'
+    throw error
+  }
+}
+
+function nftSettingsOf(
+  { cgroupRoot = '' }: ResolvedPlan,
+  { mark, spareSeconds, sparesWhileUsed }: NftBackendSettings,
+): NftSettings {
+  return { mark, spareSeconds, sparesWhileUsed, cgroupPrefix: cgroupPrefix(cgroupRoot) ?? '' }
+}
+
+function routingOf(
+  plan: CapturePlan,
+  family: Family,
+  { mark, priority, table }: RoutingSettings,
+): WantedRouting {
+  const containers = plan.workloads.flatMap(({ selector }) =>
+    selector.kind === 'sourceAddress' && isIpv6(selector.ip) === (family === 'v6')
+      ? [canonicalIp(selector.ip) ?? selector.ip]
+      : [],
+  )
+  return { mark, priority, table, family, range: virtualNetwork(plan, family), containers }
+}
+
+/** Everything that our tables ask of nft and of the kernel. */
+const PROBE = `table inet hostmesh_probe {
+  map units { type cgroupsv2 : verdict; }
+  set open { type ipv4_addr . inet_service; size 8; flags dynamic,timeout; timeout 1h; }
+  chain first {
+    socket cgroupv2 level 1 vmap @units
+    meta priority set 1:1
+    fib daddr type local return
+    delete @open { ip saddr . tcp sport }
+    update @open { ip saddr . tcp sport timeout 5s }
+    meta l4proto tcp reject with tcp reset
+  }
+  chain output { type route hook output priority mangle + 10; tcp flags syn goto first
+  }
+  chain prerouting { type filter hook prerouting priority 20; socket transparent 1 accept
+    meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:1 accept
+    meta l4proto tcp reject with tcp reset
+  }
+}
+`
+
+/** Where nft looks for cgroups. */
+const NFT_CGROUP_ROOT = '/sys/fs/cgroup'
+
+/** How nft names cgroups below this root; undefined when it cannot. */
+function cgroupPrefix(root: string): string | undefined {
+  if (root === NFT_CGROUP_ROOT || root === '') return ''
+  return root.startsWith(`${NFT_CGROUP_ROOT}/`)
+    ? `${root.slice(NFT_CGROUP_ROOT.length + 1)}/`
+    : undefined
+}
+
+/** IPv6 is left out where loopback has none: nobody can listen there, so that it is refused. */
+export function activeFamilies(): readonly Family[] {
+  const path = '/proc/net/if_inet6'
+  const hasLoopback = existsSync(path) && / lo$/m.test(readFileSync(path, 'utf8'))
+  return hasLoopback ? families : ['v4']
+}
+
+function membersOf({ instances, permitted }: MeshAddresses): Record<Family, Members> {
+  const all = { instances: split(instances), permitted: split(permitted) }
+  const of = (family: Family): Members => ({
+    instances: all.instances[family],
+    permitted: all.permitted[family],
+  })
+  return { v4: of('v4'), v6: of('v6') }
+}
+
+function split(addresses: MeshAddresses['instances']): Record<Family, Elements> {
+  const members = { v4: new Set<string>(), v6: new Set<string>() }
+  for (const address of addresses) {
+    const ip = canonicalIp(address.ip)
+    if (ip === undefined)
+      throw new MeshError(
+        'HM_CAPTURE_INSTANCES_INVALID',
+        `Cannot capture the instance address ${JSON.stringify(address.ip)}: not an IP address`,
+      )
+    if (isLoopback(ip) || isUndialable(ip)) continue
+    members[isIpv6(ip) ? 'v6' : 'v4'].add(instanceElement(ip, address.port))
+  }
+  const most = Math.max(members.v4.size, members.v6.size)
+  if (most > MAX_INSTANCE_ADDRESSES)
+    throw new MeshError(
+      'HM_CAPTURE_INSTANCES_INVALID',
+      `Cannot capture ${most} instance addresses: the limit is ${MAX_INSTANCE_ADDRESSES}`,
+      { hint: 'Follow only the services that this host calls (catalog.watch: upstreams)' },
+    )
+  return members
+}
+
+function isSame(a: Elements | undefined, b: Elements): boolean {
+  return a?.size === b.size && [...b].every((element) => a.has(element))
+}
+
+function firstDifferentLine(wanted: string, now: string): string | undefined {
+  if (wanted === now) return undefined
+  const [want, have] = [wanted.split('\n'), now.split('\n')]
+  const at = want.findIndex((line, index) => line !== have[index])
+  const [missing = '', found = ''] = [want[at]?.trim(), have[at]?.trim()]
+  return `the table has ${JSON.stringify(found)} where ${JSON.stringify(missing)} should be`
+}
+
+function rulesIn(table: string, listing: string): ShownRule[] {
+  const rules: ShownRule[] = []
+  let chain = ''
+  for (const line of listing.split('\n')) {
+    chain = /^\tchain (\S+) \{/.exec(line)?.[1] ?? chain
+    if (!line.startsWith('\t\t') || chain === '' || line.startsWith('\t\ttype ')) continue
+    const [, packets = '0', bytes = '0'] = /counter packets (\d+) bytes (\d+)/.exec(line) ?? []
+    rules.push({
+      family: 'inet',
+      table,
+      chain,
+      rule: line.trim(),
+      packets: Number(packets),
+      bytes: Number(bytes),
+    })
+  }
+  return rules
+}

@@ -1,0 +1,213 @@
+/**
+ * Routes and routing rules of capture, marked by their protocol number so that exactly they can be removed.
+ *
+ *     ip rule   fwmark MARK/MASK lookup TABLE   what is marked goes to loopback, before every other rule
+ *     TABLE     local default dev lo            and is delivered there; `throw` for containers: their way back
+ *     main      RANGE dev lo src HOST           virtual addresses never need a gateway and never leave the host
+ *
+ * Unicast on purpose: a `local` route would let a wildcard listener of the host answer when rules are gone.
+ */
+import { z } from 'zod'
+import { MeshError } from '../../lib/errors.ts'
+import type { RunCommand } from './command.ts'
+import { type Family, families } from './rules.ts'
+
+/** The number in a route's `proto` field that marks it as ours; unassigned in rt_protos. */
+export const ROUTE_PROTOCOL = '213'
+
+/** Where marked packets are sent. */
+export interface RoutingSettings {
+  readonly mark: number
+  readonly priority: number
+  readonly table: number
+}
+
+/** What one family needs. */
+export interface WantedRouting extends RoutingSettings {
+  readonly family: Family
+  readonly range: string
+  /** Containers that are workloads. */
+  readonly containers: readonly string[]
+}
+
+const ipRules = z.array(
+  z.looseObject({
+    priority: z.number().optional(),
+    fwmark: z.string().optional(),
+    fwmask: z.string().optional(),
+    table: z.string().optional(),
+  }),
+)
+
+const ipRoutes = z.array(
+  z.looseObject({
+    dst: z.string().optional(),
+    dev: z.string().optional(),
+    type: z.string().optional(),
+    table: z.string().optional(),
+    prefsrc: z.string().optional(),
+  }),
+)
+
+const ipAddresses = z.array(
+  z.looseObject({
+    addr_info: z.array(z.looseObject({ local: z.string().optional() })).default([]),
+  }),
+)
+
+type IpRule = z.infer<typeof ipRules>[number]
+type IpRoute = z.infer<typeof ipRoutes>[number]
+
+const FLAG: Record<Family, string> = { v4: '-4', v6: '-6' }
+const HEX = 16
+
+/** Makes routes and rule of a family as wanted. Returns what is wrong, one sentence each. @throws MeshError */
+export async function ensureRouting(run: RunCommand, wanted: WantedRouting): Promise<string[]> {
+  const { family } = wanted
+  const rules = await readRules(run, family)
+  const isRuleThere = rules.some((rule) => isOurs(rule, wanted))
+  for (const words of routingCommands(wanted, await hostAddress(run, family)))
+    if (words[0] !== 'rule' || !isRuleThere) await change(run, family, words)
+  return clashes(rules, wanted)
+}
+
+/** What `ip` is told for one family; virtual addresses are spoken to from `source`. */
+export function routingCommands(wanted: WantedRouting, source?: string): string[][] {
+  const { range, table, containers } = wanted
+  const ours = ['proto', ROUTE_PROTOCOL]
+  const inTable = ['table', String(table), ...ours]
+  return [
+    ['rule', 'add', ...ruleWords(wanted), 'protocol', 'kernel'],
+    ['route', 'replace', 'local', 'default', 'dev', 'lo', ...inTable],
+    ...containers.map((ip) => ['route', 'replace', 'throw', ip, ...inTable]),
+    [
+      'route',
+      'replace',
+      range,
+      'dev',
+      'lo',
+      ...(source === undefined ? [] : ['src', source]),
+      ...ours,
+    ],
+  ]
+}
+
+/** The first thing of a family's routing that is not as wanted; undefined when all is. */
+export async function routingDrift(
+  run: RunCommand,
+  wanted: WantedRouting,
+): Promise<string | undefined> {
+  const { family, range, table, containers } = wanted
+  if (!(await readRules(run, family)).some((rule) => isOurs(rule, wanted)))
+    return `there is no ip rule for the mark ${hex(wanted.mark)}`
+  const routes = await readRoutes(run, family, ['route', 'show', 'table', String(table)])
+  if (!routes.some(({ type, dst }) => type === 'local' && dst === 'default'))
+    return `routing table ${table} does not lead to loopback`
+  for (const ip of containers)
+    if (!routes.some(({ type, dst }) => type === 'throw' && dst === ip))
+      return `routing table ${table} lacks the way back of ${ip}`
+  const virtual = await readRoutes(run, family, ['route', 'show', range, 'proto', ROUTE_PROTOCOL])
+  return virtual.length > 0 ? undefined : `there is no route of ${range} to loopback`
+}
+
+/** Removes rules and routes of ours, whatever settings they were made with. Returns whether there were any. */
+export async function clearRouting(run: RunCommand): Promise<boolean> {
+  let removed = false
+  for (const family of families) {
+    const words = ['-N', 'route', 'show', 'table', 'all', 'proto', ROUTE_PROTOCOL]
+    const routes = await readRoutes(run, family, words)
+    if (routes.length === 0) continue
+    removed = true
+    const tables = new Set(routes.flatMap(({ table }) => (table === undefined ? [] : [table])))
+    for (const { priority, fwmark, table = '' } of await readRules(run, family))
+      if (fwmark !== undefined && tables.has(table))
+        await run('ip', [FLAG[family], 'rule', 'del', 'priority', String(priority), 'table', table])
+    await run('ip', [FLAG[family], 'route', 'flush', 'table', 'all', 'proto', ROUTE_PROTOCOL])
+  }
+  return removed
+}
+
+/** Rules of others that use our bits, or that come before ours. */
+function clashes(rules: readonly IpRule[], wanted: WantedRouting): string[] {
+  const { mark, priority, table, family } = wanted
+  return rules.flatMap((rule) => {
+    if (isOurs(rule, wanted) || rule.priority === 0) return []
+    const value = Number.parseInt(rule.fwmark ?? '0', HEX)
+    const mask = Number.parseInt(rule.fwmask ?? '0xffffffff', HEX)
+    const where = `the ip rule of priority ${rule.priority} (IP${family}, table ${rule.table})`
+    if (rule.fwmark !== undefined && (value & mask & mark) !== 0)
+      return [
+        `${where} uses bits of the mark ${hex(mark)}; set capture.mark to bits that nobody uses`,
+      ]
+    if (rule.table === String(table))
+      return [
+        `${where} leads to our table ${table}; set capture.routeTable to one that nobody uses`,
+      ]
+    if ((rule.priority ?? 0) <= priority)
+      return [`${where} comes before ours; set capture.rulePriority below it`]
+    return []
+  })
+}
+
+function isOurs(rule: IpRule, { mark, priority, table }: RoutingSettings): boolean {
+  return (
+    rule.priority === priority &&
+    rule.table === String(table) &&
+    Number.parseInt(rule.fwmark ?? '', HEX) === mark &&
+    Number.parseInt(rule.fwmask ?? '', HEX) === mark
+  )
+}
+
+function ruleWords({ mark, priority, table }: RoutingSettings): string[] {
+  const words = ['fwmark', `${hex(mark)}/${hex(mark)}`, 'priority', String(priority)]
+  return [...words, 'table', String(table)]
+}
+
+/** The address that applications of this host speak from; undefined when it has none. */
+async function hostAddress(run: RunCommand, family: Family): Promise<string | undefined> {
+  const anywhere = family === 'v4' ? '198.51.100.1' : '2001:db8::1'
+  const [usual] = await readRoutes(run, family, ['route', 'get', anywhere])
+  if (usual?.prefsrc !== undefined && usual.dev !== 'lo') return usual.prefsrc
+  const result = await run('ip', [FLAG[family], '-j', 'addr', 'show', 'scope', 'global'])
+  if (result.status !== 0) return undefined
+  const links = parseJson(ipAddresses, result.stdout) ?? []
+  return links.flatMap(({ addr_info }) => addr_info).find(({ local }) => local !== undefined)?.local
+}
+
+async function readRules(run: RunCommand, family: Family): Promise<readonly IpRule[]> {
+  const result = await run('ip', [FLAG[family], '-j', '-N', 'rule', 'show'])
+  return (result.status === 0 ? parseJson(ipRules, result.stdout) : undefined) ?? []
+}
+
+async function readRoutes(
+  run: RunCommand,
+  family: Family,
+  words: readonly string[],
+): Promise<readonly IpRoute[]> {
+  const result = await run('ip', [FLAG[family], '-j', ...words])
+  return (result.status === 0 ? parseJson(ipRoutes, result.stdout) : undefined) ?? []
+}
+
+/** What `ip -j` printed, which is nothing at all where there is nothing to list. */
+function parseJson<T extends z.ZodType>(schema: T, text: string): z.infer<T> | undefined {
+  return text.trim() === '' ? undefined : schema.parse(JSON.parse(text))
+}
+
+async function change(run: RunCommand, family: Family, words: readonly string[]): Promise<void> {
+  const result = await run('ip', [FLAG[family], ...words])
+  if (result.status === 0) return
+  const isDenied = /Operation not permitted/.test(result.stderr)
+  throw new MeshError(
+    isDenied ? 'HM_CAPTURE_PERMISSION_DENIED' : 'HM_CAPTURE_APPLY_FAILED',
+    `ip ${words.join(' ')} failed (IP${family}): ${result.stderr.trim()}`,
+    isDenied
+      ? {
+          hint: 'Run as root or with both capabilities (systemd: AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW)',
+        }
+      : {},
+  )
+}
+
+function hex(mark: number): string {
+  return `0x${mark.toString(HEX)}`
+}

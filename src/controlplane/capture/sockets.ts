@@ -1,0 +1,68 @@
+/**
+ * TCP sockets of this host by `ss`: who was connected before capture came, and ending connections when it goes.
+ */
+import { canonicalIp, isIpv6 } from '../../model/address.ts'
+import type { RunCommand } from './command.ts'
+import type { Family } from './rules.ts'
+
+/** Both ends of a connection as its socket has them, in set elements' words: `ip . port`. */
+export interface SocketEnds {
+  readonly family: Family
+  readonly local: string
+  readonly peer: string
+}
+
+/** Filters given to one `ss -K`; a command line has its limits. */
+const KILLED_AT_ONCE = 60
+
+/** All TCP connections; empty when `ss` cannot say. */
+export async function listSockets(run: RunCommand): Promise<readonly SocketEnds[]> {
+  const { status, stdout } = await run('ss', ['-HOtan', 'exclude', 'listening'])
+  return status === 0 ? parseSockets(stdout) : []
+}
+
+/** Reads what `ss -Htan` prints; lines that are no connection of an IP address are skipped. */
+export function parseSockets(text: string): readonly SocketEnds[] {
+  return text.split('\n').flatMap((line): SocketEnds[] => {
+    const [, , , local = '', peer = ''] = line.trim().split(/\s+/)
+    const from = parseEnd(local)
+    const to = parseEnd(peer)
+    if (from === undefined || to === undefined) return []
+    return [{ family: to.family, local: from.text, peer: to.text }]
+  })
+}
+
+/** Connections that no socket of this host takes at the other end: not captured. */
+export function uncaptured(sockets: readonly SocketEnds[]): readonly SocketEnds[] {
+  const ends = new Set(sockets.map(({ local, peer }) => `${local} ${peer}`))
+  return sockets.filter(({ local, peer }) => !ends.has(`${peer} ${local}`))
+}
+
+/** Destroys connections (`a . 1 . b . 2`), with a reset for who uses them. Returns what was wrong, if anything. */
+export async function destroySockets(
+  run: RunCommand,
+  tuples: readonly string[],
+): Promise<string | undefined> {
+  for (let at = 0; at < tuples.length; at += KILLED_AT_ONCE) {
+    const filters = tuples.slice(at, at + KILLED_AT_ONCE).map(filterOf)
+    const { status, stderr } = await run('ss', ['-K', '-Htan', filters.join(' or ')])
+    if (status !== 0) return `ss -K could not end open captured connections: ${stderr.trim()}`
+  }
+  return undefined
+}
+
+function filterOf(tuple: string): string {
+  const [ip = '', port = '', toIp = '', toPort = ''] = tuple.split(' . ')
+  return `( src ${endText(ip, port)} and dst ${endText(toIp, toPort)} )`
+}
+
+function endText(ip: string, port: string): string {
+  return isIpv6(ip) ? `[${ip}]:${port}` : `${ip}:${port}`
+}
+
+function parseEnd(text: string): { family: Family; text: string } | undefined {
+  const [, address = '', port = ''] = /^(.*):(\d+)$/.exec(text) ?? []
+  const ip = canonicalIp(address.replace(/^\[/, '').replace(/\]$/, '').replace(/%.*$/, ''))
+  if (ip === undefined) return undefined
+  return { family: isIpv6(ip) ? 'v6' : 'v4', text: `${ip} . ${port}` }
+}

@@ -1,0 +1,72 @@
+/**
+ * The plan of capture as it was last in the kernel, kept in the state directory: a boot unit puts the guard in
+ * place from it before any workload starts and before there is a daemon.
+ */
+import { z } from 'zod'
+import type { MeshAddresses } from '../controlplane/capture/backend.ts'
+import type { NftBackendSettings } from '../controlplane/capture/nft-backend.ts'
+import type { CapturePlan } from '../controlplane/capture/rules.ts'
+import { MeshError } from '../lib/errors.ts'
+import { silentLog } from '../lib/log.ts'
+import { openStateFile, type StateFile } from '../lib/state-file.ts'
+
+/** The file's name in the state directory, what its first line calls it, and its version. */
+export const KEPT_CAPTURE = { name: 'capture', version: 1, maxBytes: 64 * 1024 * 1024 } as const
+
+/** What is kept. */
+export interface KeptCapture {
+  readonly plan: CapturePlan
+  readonly settings: NftBackendSettings
+  readonly addresses: MeshAddresses
+}
+
+const selector = z.union([
+  z.object({ kind: z.literal('cgroup'), path: z.string() }),
+  z.object({ kind: z.literal('user'), user: z.string() }),
+  z.object({ kind: z.literal('sourceAddress'), ip: z.string() }),
+])
+
+const addresses = z.array(z.object({ ip: z.string(), port: z.int() }))
+
+/** The shape of what is kept. */
+export const keptCapture = z.object({
+  plan: z.object({
+    workloads: z.array(z.object({ selector, capturePort: z.int() })),
+    defaultCapturePort: z.int().optional(),
+    refusesUnknownAtInstances: z.boolean().default(false),
+    virtualRange: z.string(),
+    virtualRange6: z.string(),
+    daemonUid: z.int(),
+    ownPorts: z.array(z.int()),
+  }),
+  settings: z.object({
+    mark: z.int(),
+    priority: z.int(),
+    table: z.int(),
+    spareSeconds: z.int(),
+    sparesWhileUsed: z.boolean(),
+  }),
+  addresses: z.object({ instances: addresses, permitted: addresses }),
+})
+
+/** Has the file replaced soon. */
+export function keepCapture(file: StateFile, what: KeptCapture): void {
+  file.save(() => JSON.stringify(what))
+}
+
+/** Reads a kept plan. @throws MeshError HM_CAPTURE_KEPT_INVALID when there is none to believe. */
+export function readKeptCapture(path: string): KeptCapture {
+  const { version, maxBytes } = KEPT_CAPTURE
+  const file = openStateFile({
+    path,
+    format: `hostmesh-${KEPT_CAPTURE.name}`,
+    version,
+    maxBytes,
+    log: silentLog,
+  })
+  const read = keptCapture.safeParse(file.stored?.body)
+  if (read.success) return read.data
+  throw new MeshError('HM_CAPTURE_KEPT_INVALID', `Cannot read a kept capture plan from ${path}`, {
+    hint: 'A daemon with capture on writes it to its state directory',
+  })
+}
