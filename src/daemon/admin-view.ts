@@ -251,7 +251,7 @@ function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusD
     dns: { address: dnsAddress === undefined ? null : formatAddress(dnsAddress) },
     snapshotVersion: state.discovery()?.current().version ?? 0,
     problems,
-    warnings: [...(state.discovery()?.warnings() ?? []), ...(health?.warnings ?? [])],
+    warnings: state.discovery()?.warnings() ?? [],
   }
 }
 
