@@ -94,12 +94,18 @@ function helpCommand(program: Command): Command {
 }
 
 async function loadGroups(): Promise<readonly Command[]> {
-  const [config, ca, capture] = await Promise.all([
+  const [config, ca, capture, uninstall] = await Promise.all([
     import('./config.ts'),
     import('./ca.ts'),
     import('./capture.ts'),
+    import('./uninstall.ts'),
   ])
-  return [config.configCommand(), ca.caCommand(), capture.captureCommand()]
+  return [
+    config.configCommand(),
+    ca.caCommand(),
+    capture.captureCommand(),
+    uninstall.uninstallCommand(),
+  ]
 }
 
 /** Adds a command made elsewhere; commander hands the program's settings down only to its own. */

@@ -111,6 +111,7 @@ export function renderStatus(status: StatusDocument, nowMs: number): string {
       ['Catalog', `${catalog.description}, ${age}${leader}`],
       ['Certificates', certificates.description],
       ['Capture', captureText(capture.mode, capture.inSync)],
+      ...(capture.details ?? []).map(([name, value]): [string, string] => [`  ${name}`, value]),
       ['DNS', dns.address ?? 'off'],
       ...stateRows(status.state),
       ['Snapshot', status.snapshotVersion === 0 ? 'none yet' : `version ${status.snapshotVersion}`],

@@ -98,8 +98,11 @@ export class ProblemWatch implements Disposable {
     this.standing = now
     const came = [...now].filter(([key]) => !before.has(key))
     const gone = [...before].filter(([key]) => !now.has(key))
-    for (const [, { problem }] of came)
-      log.warn(problem.message, { code: problem.code, hint: problem.hint })
+    for (const [, { problem }] of came) {
+      // Every start and every stop has one of its own.
+      const level = problem.code.startsWith('HM_HOST_') ? 'info' : 'warn'
+      log[level](problem.message, { code: problem.code, hint: problem.hint })
+    }
     for (const [, { problem, sinceMs }] of gone)
       log.info('A problem is over', {
         code: problem.code,

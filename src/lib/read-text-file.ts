@@ -38,6 +38,13 @@ const REASONS: Record<string, string> = {
   ENXIO: 'it is not a regular file',
 }
 
+/** What to do about it. */
+const HINTS: Record<string, string> = {
+  ENOENT: 'Correct the path, or put the file there',
+  EACCES:
+    'Let the user who reads it (hostmesh, where the unit runs the daemon) read it: chgrp and chmod g+r',
+}
+
 /**
  * Reads `path` as UTF-8 (a byte order mark is dropped).
  * @throws MeshError HM_FILE_UNREADABLE when it is missing, not a regular file, larger than `maxBytes`,
@@ -90,5 +97,9 @@ function decode(path: string, bytes: Buffer): string {
 }
 
 function unreadable(path: string, reason: string, cause?: unknown): MeshError {
-  return new MeshError('HM_FILE_UNREADABLE', `Cannot read ${path}: ${reason}`, { cause })
+  const hint = HINTS[errorCode(cause)]
+  return new MeshError('HM_FILE_UNREADABLE', `Cannot read ${path}: ${reason}`, {
+    cause,
+    ...(hint !== undefined && { hint }),
+  })
 }

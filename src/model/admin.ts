@@ -90,6 +90,8 @@ export interface CaptureStatus {
   readonly mode: 'off' | 'on'
   /** Null while capture is off. */
   readonly inSync: boolean | null
+  /** What else is to be known of it, such as which backend is in use and why: name and value. */
+  readonly details?: readonly (readonly [name: string, value: string])[]
   readonly problems: readonly string[]
 }
 

@@ -106,14 +106,14 @@ test('status of a host that is not well says every problem and exits 1', async (
         message: 'The capture rules in the kernel are not the wanted ones',
         hint: 'hostmesh capture show names the difference',
         blocks: true,
-        since: fromNow(-240_000),
+        since: fromNow(-1_230_000),
       },
       {
         code: 'HM_CONSUL_UNREACHABLE',
         message: 'Cannot reach the agent',
         hint: 'Start it',
         blocks: false,
-        since: fromNow(-720_000),
+        since: fromNow(-750_000),
       },
     ],
   }
@@ -126,7 +126,7 @@ test('status of a host that is not well says every problem and exits 1', async (
   assert.deepEqual(said.slice(said.indexOf('Problems:') + 1), [
     '  The capture rules in the kernel are not the wanted ones',
     '    Next: hostmesh capture show names the difference',
-    '    HM_CAPTURE_DRIFT, for 4m',
+    '    HM_CAPTURE_DRIFT, for 20m',
     '  Cannot reach the agent',
     '    Next: Start it',
     '    HM_CONSUL_UNREACHABLE, for 12m',

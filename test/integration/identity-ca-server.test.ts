@@ -426,6 +426,30 @@ test('a CA whose clock was ahead and is put right is believed at once, not when 
   await eventually(enroll, { withinMs: 15_000 })
 })
 
+test('a clock that went two hours ahead and came back leaves no problem behind', async () => {
+  let aheadMs = 0
+  const clock: Clock = {
+    ...systemClock,
+    wallMs: () => Date.now() + aheadMs,
+  }
+  let runs = true
+  await using fixture = await Fixture.create({
+    office: { lifetimes: { leafMs: 3 * HOUR_MS }, runsService: async () => runs },
+  })
+  fixture.putToken('a', [])
+  const host = fixture.host('a', { clock })
+  await eventually(() => assert.equal(host.leaves.length, 1))
+  // The CA would not give another one, and by this clock one is due.
+  runs = false
+  aheadMs = 2 * HOUR_MS
+  await eventually(
+    () => assert.match(host.source.problems().join(), /No new certificate for web/),
+    { withinMs: 60_000 },
+  )
+  aheadMs = 0
+  await eventually(() => assert.deepEqual(host.source.problems(), []), { withinMs: 60_000 })
+})
+
 test('an expired host certificate is renewed within the grace limit', async () => {
   await using fixture = await Fixture.create({
     office: { lifetimes: { hostMs: 2_000, leafMs: 2_000 } },

@@ -113,7 +113,13 @@ test('a host that cannot start says why', async (t) => {
     await writeFile(a.daemon.configPath, 'workers: many\n')
     a.daemon.signal('SIGHUP')
     await eventually(() => assert.match(a.daemon.log, /hostmesh\.yaml.*workers/))
-    assert.equal((await a.daemon.status()).ready, true)
+    const { ready, problems } = await a.daemon.status()
+    assert.equal(ready, true)
+    assert.deepEqual(
+      problems.map(({ code }) => code),
+      ['HM_CONFIG_INVALID'],
+    )
+    assert.equal((await a.daemon.cli('status')).code, 1)
   })
 })
 

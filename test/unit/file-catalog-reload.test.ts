@@ -282,6 +282,17 @@ test('a closed watch and a disposed catalog say nothing more', async () => {
   assert.equal(openAnswers, 2)
 })
 
+test('an intention for a service that is not listed is a warning until it is', async () => {
+  const path = newPath()
+  const intention = 'intentions: [{SourceName: web, DestinationName: ledger, Action: allow}]\n'
+  writeFileSync(path, `services: [{Name: db}]\n${intention}`)
+  await using catalog = createFileCatalog({ path, node: 'host-0' }, silentLog)
+  assert.match(catalog.health().warnings?.join() ?? '', /web -> ledger is for a service/)
+  assert.deepEqual(catalog.health().problems, [])
+  replace(path, `services: [{Name: ledger}]\n${intention}`)
+  await eventually(() => assert.deepEqual(catalog.health().warnings, []))
+})
+
 test('a service of this host that the file lacks, or has at another port, is named', async () => {
   const path = newPath()
   writeFileSync(path, db('10.0.0.1'))

@@ -28,7 +28,7 @@ import { type TunnelStream, UNCONFIRMED_LIMIT } from '../tunnel/stream.ts'
 import { addressOf, type Connection } from './connection-table.ts'
 import { asMeshError, failureCostOf, flagOf, isTunnelLoss, mayTryAnother } from './ending.ts'
 import { awaitPolicy, type Door, isPolicyAwaited, type Plane } from './plane.ts'
-import { isCutOff, logBrokenOff, refuse } from './refuse.ts'
+import { logBrokenOff, refuse } from './refuse.ts'
 import { splice } from './splice.ts'
 
 /** Instances tried for one connection. */
@@ -413,7 +413,7 @@ function join(
         // The application breaking off is its own affair; a tunnel that broke under it is the instance's.
         if (isTunnelLoss(ending.reason)) noteFailure(plane, service, endpoint, ending.reason)
         const flag = flagOf(ending.reason)
-        if (isCutOff(ending.reason)) logBrokenOff(plane, connection, flag, ending.reason)
+        logBrokenOff(plane, connection, flag, asMeshError(ending.reason))
         finish(flag, ending.reason)
       }
     },

@@ -36,6 +36,9 @@ export interface FileCatalogOptions {
 /** A file beyond this takes more than a second to parse: such a mesh wants a real catalog. */
 const MAX_CATALOG_BYTES = 1024 * 1024
 
+/** Intentions that are named one by one. */
+const MAX_WARNINGS = 10
+
 /** The file is looked at this often; folder events, where they work, are faster. */
 const POLL_MS = 750
 
@@ -145,7 +148,11 @@ class FileCatalog implements Catalog {
       (message, position) =>
         new Problem('HM_CATALOG_FILE_BROKEN', message, { subject: String(position) }),
     )
-    return { lastGoodAtMs: this.#lastGoodAtMs, problems: [...broken, ...this.#unlisted()] }
+    return {
+      lastGoodAtMs: this.#lastGoodAtMs,
+      problems: [...broken, ...this.#unlisted()],
+      warnings: unknownDestinations(this.#content),
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -287,4 +294,17 @@ class FileCatalog implements Catalog {
       return []
     })
   }
+}
+
+/** Intentions for services that the file does not list; who calls may be in no catalog, who is called must be. */
+function unknownDestinations({ serviceByName, intentions }: CatalogContent): string[] {
+  const unknown = intentions.filter(
+    ({ destination }) => destination !== '*' && !serviceByName.has(destination),
+  )
+  return unknown
+    .slice(0, MAX_WARNINGS)
+    .map(
+      ({ source, destination }) =>
+        `The intention ${source} -> ${destination} is for a service that the catalog file does not list: is it spelled right?`,
+    )
 }

@@ -1,0 +1,98 @@
+/**
+ * `hostmesh uninstall`: takes hostmesh from this host and says what it removed. Asks first.
+ */
+import { createInterface } from 'node:readline/promises'
+import { Command } from 'commander'
+import { clearCapture } from '../daemon/capture-operations.ts'
+import { planUninstall, runTool, type UninstallPlan, uninstall } from '../daemon/uninstall.ts'
+import { MeshError } from '../lib/errors.ts'
+import { fetchDocument } from './admin-client.ts'
+import { hasKey } from './admin-command.ts'
+import { exitCodes } from './failure.ts'
+
+interface Options {
+  readonly config: string
+  readonly yes?: true
+  readonly dryRun?: true
+}
+
+/** The `uninstall` command. */
+export function uninstallCommand(): Command {
+  return new Command('uninstall')
+    .description('Remove hostmesh from this host: unit, rules, keys, state, program and user')
+    .option('--config <file>', 'configuration that names its files', '/etc/hostmesh/hostmesh.yaml')
+    .option('--yes', 'do not ask')
+    .option('--dry-run', 'say what would be removed, and remove nothing')
+    .action(async (options: Options, command: Command) => {
+      const plan = planUninstall({ root: '/', configPath: options.config })
+      console.log(planText(plan))
+      if (options.dryRun === true) return
+      if (process.geteuid?.() !== 0)
+        throw new MeshError('HM_UNINSTALL_DENIED', 'Cannot uninstall: only root can', {
+          hint: 'sudo hostmesh uninstall',
+        })
+      await requireStoppable(plan, command.optsWithGlobals<{ addr: string }>().addr)
+      if (options.yes !== true && !(await isConfirmed()))
+        throw new MeshError('HM_USAGE_UNCONFIRMED', 'Nothing was removed: it was not confirmed', {
+          hint: 'Answer yes, or give --yes',
+        })
+      const { removed, failed } = await uninstall(plan, {
+        root: '/',
+        configPath: options.config,
+        run: runTool,
+        clearCapture: removeRules,
+      })
+      console.log(['', 'Removed:', ...removed.map((line) => `  ${line}`)].join('\n'))
+      if (removed.length === 0) console.log('  nothing: there was nothing of hostmesh')
+      if (plan.kept.length > 0)
+        console.log(['Left:', ...plan.kept.map((line) => `  ${line}`)].join('\n'))
+      if (failed.length === 0) return
+      console.error(['hostmesh: Not removed:', ...failed.map((line) => `  ${line}`)].join('\n'))
+      process.exitCode = exitCodes.failed
+    })
+}
+
+/** A unit is stopped on the way; a daemon that somebody runs by hand is his to stop. */
+async function requireStoppable(plan: UninstallPlan, address: string): Promise<void> {
+  if (plan.units.length > 0) return
+  const pid = await fetchDocument(address, '/v1/status', hasPid).then(
+    (status) => status.pid,
+    () => undefined,
+  )
+  if (pid === undefined) return
+  throw new MeshError(
+    'HM_UNINSTALL_RUNNING',
+    `Cannot uninstall: a daemon runs that no unit of systemd has started, process ${pid}`,
+    { hint: `End it first: kill ${pid}` },
+  )
+}
+
+function hasPid(value: unknown): value is { readonly pid: number } {
+  return hasKey(value, 'pid', (pid) => typeof pid === 'number')
+}
+
+async function removeRules(): Promise<readonly string[]> {
+  const { removed } = await clearCapture()
+  return removed ? ['capture rules'] : []
+}
+
+function planText(plan: UninstallPlan): string {
+  const lines = [
+    ...plan.units.map((unit) => `unit ${unit} (stop and disable)`),
+    'capture rules, sets and routes in the kernel',
+    ...plan.resolvers.map(({ path, unit }) => `${path} (restart ${unit})`),
+    ...plan.paths,
+    ...plan.users.map((user) => `user and group ${user}`),
+  ]
+  return ['This removes, as far as it is there:', ...lines.map((line) => `  ${line}`)].join('\n')
+}
+
+async function isConfirmed(): Promise<boolean> {
+  if (!process.stdin.isTTY) return false
+  const terminal = createInterface({ input: process.stdin, output: process.stdout })
+  try {
+    return (await terminal.question('Remove it all? Type yes: ')).trim() === 'yes'
+  } finally {
+    terminal.close()
+  }
+}

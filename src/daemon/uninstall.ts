@@ -1,0 +1,293 @@
+/**
+ * Takes hostmesh from this host: unit, capture rules, what the resolver was told, keys and state, program, user.
+ *
+ * Works with a broken configuration and without one: what it says of folders is read as far as it can be read.
+ * Whole folders are removed only where nobody but hostmesh writes; elsewhere the files that it, or `hostmesh ca
+ * issue`, is known to have written, and the folder if it is empty then. What an operator may share is left and said.
+ */
+import { execFile } from 'node:child_process'
+import { existsSync, globSync, lstatSync, readFileSync, rmdirSync, rmSync } from 'node:fs'
+import { basename, dirname, join } from 'node:path'
+import { parseDocument } from 'yaml'
+import { SYSTEM_PATH } from '../controlplane/capture/command.ts'
+import { describeError } from '../lib/errors.ts'
+
+/** Tells how a tool ended; replaced where nothing may be run. */
+export type RunTool = (
+  tool: string,
+  args: readonly string[],
+) => Promise<{ readonly status: number; readonly stdout: string; readonly stderr: string }>
+
+/** Where and with what. */
+export interface UninstallOptions {
+  /** The folder that stands for `/`. */
+  readonly root: string
+  /** As seen from the root. */
+  readonly configPath: string
+  readonly run: RunTool
+  /** Removes the rules in the kernel; says what it removed, nothing when there was nothing. */
+  readonly clearCapture: () => Promise<readonly string[]>
+}
+
+/** What would be done, in this order. Paths are as seen from the root, and exist. */
+export interface UninstallPlan {
+  /** Files by which resolvers were told of the mesh, with the unit that reads each. */
+  readonly resolvers: readonly { readonly path: string; readonly unit: string }[]
+  /** Units of ours, by name. */
+  readonly units: readonly string[]
+  /** Files and folders, those with keys first. */
+  readonly paths: readonly string[]
+  /** Folders that are removed if they are empty then. */
+  readonly folders: readonly string[]
+  readonly users: readonly string[]
+  /** What is left, and why. */
+  readonly kept: readonly string[]
+}
+
+/** What was done: one line each. */
+export interface UninstallReport {
+  readonly removed: readonly string[]
+  /** What could not be removed; not empty means that something is left. */
+  readonly failed: readonly string[]
+}
+
+const RESOLVERS = [
+  { path: '/etc/systemd/resolved.conf.d/hostmesh.conf', unit: 'systemd-resolved.service' },
+  { path: '/etc/dnsmasq.d/hostmesh.conf', unit: 'dnsmasq.service' },
+]
+
+const UNIT_FOLDERS = ['/usr/lib/systemd/system', '/lib/systemd/system', '/etc/systemd/system']
+
+/** Nobody else writes there. */
+const OWN_FOLDERS = ['/var/lib/hostmesh', '/run/hostmesh']
+
+/** Removed unless the machine is that of the CA, which uses them too. */
+const SHARED_WITH_CA = ['/etc/hostmesh', '/usr/bin/hostmesh', '/opt/hostmesh']
+
+/** What of `/etc/hostmesh` is the daemon's where the CA is on the same machine. */
+const OWN_IN_ETC = ['hostmesh.yaml', 'catalog.yaml', 'consul.token', 'join-token', 'certs']
+
+const STATE_NAMES = ['catalog', 'certificates', 'node', 'virtual-addresses']
+
+/** A unit that drains takes its time to stop; what takes longer than this hangs. Milliseconds. */
+const TOOL_DEADLINE_MS = 3_900_000
+
+/** Runs a tool of this machine. */
+export const runTool: RunTool = (tool, args) =>
+  new Promise((resolve, reject) => {
+    const options = {
+      env: { PATH: SYSTEM_PATH, LC_ALL: 'C' },
+      timeout: TOOL_DEADLINE_MS,
+    }
+    execFile(tool, [...args], options, (error, stdout, stderr) => {
+      if (error === null) resolve({ status: 0, stdout, stderr })
+      else if (typeof error.code === 'number') resolve({ status: error.code, stdout, stderr })
+      else reject(new Error(`Cannot run ${tool}`, { cause: error }))
+    })
+  })
+
+/** Looks at what there is. Changes nothing. */
+export function planUninstall(
+  options: Pick<UninstallOptions, 'root' | 'configPath'>,
+): UninstallPlan {
+  const { root } = options
+  const isThere = (path: string): boolean => hasEntry(join(root, path))
+  const config = readLoosely(join(root, options.configPath))
+  const hasCa = UNIT_FOLDERS.some((folder) => isThere(join(folder, 'hostmesh-ca.service')))
+  const unitFiles = UNIT_FOLDERS.flatMap((folder) =>
+    globSync('hostmesh*', { cwd: join(root, folder) })
+      .filter((name) => !name.startsWith('hostmesh-ca'))
+      .map((name) => join(folder, name)),
+  )
+  const named = namedByConfig(config)
+  const shared = hasCa ? OWN_IN_ETC.map((name) => join('/etc/hostmesh', name)) : SHARED_WITH_CA
+  const systemFiles = ['sysusers.d', 'tmpfiles.d'].map((folder) =>
+    join('/usr/lib', folder, 'hostmesh.conf'),
+  )
+  const paths = [...named.paths, ...OWN_FOLDERS, ...unitFiles, ...systemFiles, ...shared]
+  return {
+    resolvers: RESOLVERS.filter(({ path }) => isThere(path)),
+    units: [...new Set(unitFiles.map((path) => basename(path)))].filter((name) =>
+      /\.(service|socket|target|path|timer)$/.test(name),
+    ),
+    paths: outermost(paths.flatMap((path) => expanded(root, path))),
+    folders: named.folders.filter(isThere),
+    users: ['hostmesh'],
+    kept: [
+      ...named.shared.filter(isThere).map((path) => `${path}: others may use it`),
+      ...(hasCa
+        ? ['/opt/hostmesh, /usr/bin/hostmesh: the certificate authority runs on this machine']
+        : []),
+    ],
+  }
+}
+
+/** Does it. What fails is reported, and the rest goes on: half of an uninstall is worse than most of it. */
+export async function uninstall(
+  plan: UninstallPlan,
+  options: UninstallOptions,
+): Promise<UninstallReport> {
+  const { root, run } = options
+  const removed: string[] = []
+  const failed: string[] = []
+  const attempt = async (what: string, work: () => Promise<void> | void): Promise<void> => {
+    try {
+      await work()
+    } catch (error) {
+      failed.push(`${what}: ${describeError(error)}`)
+    }
+  }
+  const remove = (path: string): Promise<void> =>
+    attempt(path, () => {
+      rmSync(join(root, path), { recursive: true, force: true })
+      removed.push(path)
+    })
+  const systemctl = async (...args: readonly string[]): Promise<void> => {
+    const { status, stderr } = await run('systemctl', args)
+    if (status !== 0) throw new Error(stderr.trim() || `systemctl ended with ${status}`)
+  }
+
+  // First of all: nobody is sent to a resolver that is about to go.
+  for (const { path, unit } of plan.resolvers) {
+    await remove(path)
+    await attempt(unit, () => systemctl('try-restart', unit))
+  }
+  for (const unit of plan.units)
+    await attempt(unit, async () => {
+      await systemctl('disable', '--now', unit)
+      removed.push(`unit ${unit} (stopped and disabled)`)
+    })
+  await attempt('capture rules', async () => {
+    removed.push(...(await options.clearCapture()))
+  })
+  for (const path of plan.paths) await remove(path)
+  for (const folder of [...plan.folders, ...plan.resolvers.map(({ path }) => dirname(path))])
+    await attempt(folder, () => {
+      if (removeIfEmpty(join(root, folder))) removed.push(folder)
+    })
+  if (plan.units.length > 0) {
+    await attempt('systemd', () => systemctl('daemon-reload'))
+    // Nothing to forget is no failure.
+    await run('systemctl', ['reset-failed', ...plan.units]).catch(() => undefined)
+  }
+  for (const user of plan.users) await removeUser(run, user, removed, failed)
+  return { removed, failed }
+}
+
+async function removeUser(
+  run: RunTool,
+  user: string,
+  removed: string[],
+  failed: string[],
+): Promise<void> {
+  for (const [tool, database] of [
+    ['userdel', 'passwd'],
+    ['groupdel', 'group'],
+  ] as const) {
+    // The group of a user's own goes with it.
+    if ((await run('getent', [database, user]).catch(() => undefined))?.status !== 0) continue
+    const result = await run(tool, [user]).catch((error: unknown) => ({
+      status: 1,
+      stderr: describeError(error),
+    }))
+    const what = database === 'passwd' ? `user ${user}` : `group ${user}`
+    if (result.status === 0) removed.push(what)
+    else failed.push(`${what}: ${result.stderr.trim()}`)
+  }
+}
+
+/** Files and folders that a configuration names. */
+interface Named {
+  readonly paths: readonly string[]
+  readonly folders: readonly string[]
+  readonly shared: readonly string[]
+}
+
+function namedByConfig(config: unknown): Named {
+  const text = (...keys: readonly string[]): string | undefined => {
+    let value = config
+    for (const key of keys) value = memberOf(value, key)
+    return typeof value === 'string' && value.startsWith('/') ? value : undefined
+  }
+  const services = memberOf(config, 'services')
+  const names = (Array.isArray(services) ? services : [])
+    .map((service) => memberOf(service, 'name'))
+    .filter((name) => typeof name === 'string')
+  const state = text('state', 'directory')
+  const directory = text('certificates', 'directory')
+  const isBuiltin = memberOf(memberOf(config, 'certificates'), 'kind') === 'builtin'
+  const patterns = [text('certificates', 'key'), text('certificates', 'certificate')]
+  const certificateNames = isBuiltin
+    ? ['host.pem', 'bundle.json', 'services']
+    : ['trust-domain', 'roots.pem', ...names.flatMap((name) => [`${name}.key`, `${name}.pem`])]
+  return {
+    paths: [
+      ...(directory === undefined ? [] : certificateNames.map((name) => join(directory, name))),
+      ...patterns.flatMap((pattern) =>
+        pattern === undefined ? [] : names.map((name) => pattern.replaceAll('{service}', name)),
+      ),
+      ...[text('certificates', 'tokenFile')].flatMap((path) => path ?? []),
+      ...(state === undefined ? [] : STATE_NAMES.map((name) => join(state, `${name}.json*`))),
+    ],
+    folders: [directory, state].flatMap((path) => path ?? []),
+    shared: [
+      text('catalog', 'tokenFile'),
+      text('catalog', 'path'),
+      text('certificates', 'roots'),
+    ].flatMap((path) => (path === undefined || isIn(path, SHARED_WITH_CA) ? [] : path)),
+  }
+}
+
+/** What of a configuration can be read, sound or not. */
+function readLoosely(path: string): unknown {
+  try {
+    return parseDocument(readFileSync(path, 'utf8'), { logLevel: 'silent' }).toJS() as unknown
+  } catch {
+    return undefined
+  }
+}
+
+function memberOf(value: unknown, key: string): unknown {
+  return typeof value === 'object' && value !== null && Object.hasOwn(value, key)
+    ? Reflect.get(value, key)
+    : undefined
+}
+
+/** Those that exist, of a path that may end in `*`. */
+function expanded(root: string, path: string): string[] {
+  if (!path.endsWith('*')) return hasEntry(join(root, path)) ? [path] : []
+  const names = globSync(basename(path), { cwd: join(root, dirname(path)) })
+  return names.map((name) => join(dirname(path), name))
+}
+
+/** Leaves out what goes with a folder above it. */
+function outermost(paths: readonly string[]): string[] {
+  const distinct = [...new Set(paths)]
+  return distinct.filter(
+    (path) =>
+      !isIn(
+        path,
+        distinct.filter((other) => other !== path),
+      ),
+  )
+}
+
+function isIn(path: string, folders: readonly string[]): boolean {
+  return folders.some((folder) => path === folder || path.startsWith(`${folder}/`))
+}
+
+/** Also a link that leads nowhere. */
+function hasEntry(path: string): boolean {
+  return lstatSync(path, { throwIfNoEntry: false }) !== undefined
+}
+
+function removeIfEmpty(path: string): boolean {
+  if (!existsSync(path)) return false
+  try {
+    rmdirSync(path)
+    return true
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOTEMPTY') return false
+    throw error
+  }
+}
