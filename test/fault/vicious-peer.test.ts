@@ -55,6 +55,8 @@ test('beside a vicious peer', async (t) => {
     hosts: ['a', 'b', 'outside'],
     catalog: 'file',
     daemonless: ['outside'],
+    // Limits are a worker's.
+    workers: 1,
   })
   const b = mesh.host('b')
   const web = await mesh.host('a').service('web').start()
