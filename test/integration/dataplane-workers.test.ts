@@ -501,6 +501,8 @@ describe('an instance on the same host', () => {
     const { host, port } = await startTogether(undo, 'deny')
     assert.equal((await roundTrip(port, Buffer.from('x'))).how, 'ECONNRESET')
     host.publish(snapshotOf('db', [endpoint('db', host.tunnelPort, { local: true })]))
+    // The worker hears of it by a message, which a connection may overtake.
+    await eventually(async () => assert.equal((await roundTrip(port, Buffer.from('x'))).how, 'end'))
     const caller = await dial(port)
     caller.write('x')
     assert.equal(await read(caller, 1), 'x')
