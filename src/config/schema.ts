@@ -395,25 +395,71 @@ export const configSchema = z.strictObject({
         .min(1)
         .max(1_000_000)
         .default(20_000)
-        .describe('Open connections a worker'),
+        .describe('Open connections of local applications, a worker'),
       connectionsPerService: z
         .int()
         .min(1)
         .max(1_000_000)
         .default(10_000)
-        .describe('Open connections of one calling service, a worker'),
+        .describe('Open connections of one local calling service, a worker'),
+      inboundConnections: z
+        .int()
+        .min(1)
+        .max(1_000_000)
+        .default(20_000)
+        .describe('Open connections from other hosts, a worker'),
+      inboundConnectionsPerService: z
+        .int()
+        .min(1)
+        .max(1_000_000)
+        .default(10_000)
+        .describe('Open connections from other hosts of one calling service, a worker'),
       streamsPerTunnel: z
         .int()
         .min(1)
         .max(100_000)
         .default(10_000)
         .describe('Open streams in one tunnel'),
+      tunnels: z
+        .int()
+        .min(1)
+        .max(1_000_000)
+        .default(10_000)
+        .describe('Tunnels that peers have open, a worker'),
+      tunnelsPerPeer: z
+        .int()
+        .min(1)
+        .max(100_000)
+        .default(64)
+        .describe('Tunnels of one calling service from one address to one service, a worker'),
       pendingHandshakes: z
         .int()
         .min(1)
         .max(100_000)
         .default(512)
         .describe('TLS handshakes of peers under way, a worker'),
+      pendingHandshakesPerAddress: z
+        .int()
+        .min(1)
+        .max(100_000)
+        .default(128)
+        .describe('TLS handshakes under way from one source address, a worker'),
+      handshakesPerAddress: z
+        .int()
+        .min(1)
+        .max(1_000_000)
+        .default(500)
+        .describe(
+          'TLS handshakes a second from one source address, a worker; four times as many at once',
+        ),
+      heldMiB: z
+        .int()
+        .min(8)
+        .max(1_048_576)
+        .default(128)
+        .describe(
+          'Memory for bytes on their way that a reader leaves waiting, MiB, all workers; a quarter of what the process may have, if that is less',
+        ),
     })
     .prefault({}),
   log: z

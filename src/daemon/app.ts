@@ -66,6 +66,7 @@ import { type HostCondition, hostProblems, ProblemWatch, problemLine } from './p
 import { type Blocker, Readiness } from './readiness.ts'
 import { registerWhenServed } from './register-when-served.ts'
 import { NEVER_RELOADED, Reloader } from './reloader.ts'
+import { readProcessLimits, workerShare } from './resources.ts'
 import { isRestarting } from './stop-cause.ts'
 import {
   connectSystemd,
@@ -813,7 +814,10 @@ function workerSettings(
       tunnelIdleMs: timeouts.tunnelIdle,
       keepaliveMs: timeouts.keepalive,
     },
-    limits,
+    limits: {
+      ...limits,
+      ...workerShare(readProcessLimits(), config.workers, limits.heldMiB),
+    },
     tellUseMs:
       config.catalog.kind === 'consul'
         ? Math.min(MAX_TELL_USE_MS, config.catalog.unusedAfter / USES_TOLD)

@@ -24,7 +24,7 @@ export interface ListenersOptions {
  * Servers of a local port in one worker. Node's event loop accepts one connection a turn from each; with
  * several, a burst of connections shares turns, and so tunnel writes (docs/performance.md).
  */
-const ACCEPTORS = 4
+export const ACCEPTORS = 4
 
 /** The servers of one worker. */
 export class Listeners {

@@ -11,6 +11,7 @@ import type { Ejection } from './balance/outlier.ts'
 import type { EndpointStanding } from './balance/picker.ts'
 import type { ConnectionView } from './proxy/connection-table.ts'
 import type { OutcomeView } from './proxy/outcomes.ts'
+import type { Pressure } from './proxy/pressure.ts'
 import type { ProbeResult } from './proxy/probe.ts'
 import type { Refusal } from './proxy/refusals.ts'
 
@@ -38,8 +39,18 @@ export interface WorkerSettings {
   readonly limits: {
     readonly connections: number
     readonly connectionsPerService: number
+    readonly inboundConnections: number
+    readonly inboundConnectionsPerService: number
     readonly streamsPerTunnel: number
+    readonly tunnels: number
+    readonly tunnelsPerPeer: number
     readonly pendingHandshakes: number
+    readonly pendingHandshakesPerAddress: number
+    readonly handshakesPerAddress: number
+    /** This worker's share of the memory for bytes on their way. */
+    readonly heldBytes: number
+    /** This worker's share of the process's file descriptors. */
+    readonly descriptors: number
   }
   /** How often to tell which services are in use. */
   readonly tellUseMs: number
@@ -123,8 +134,8 @@ export type FromWorker =
   | { readonly kind: 'wanted'; readonly address: SocketAddress }
   /** Services that local applications have called since the last time, or have connections to. */
   | { readonly kind: 'used'; readonly services: readonly string[] }
-  /** Sent every second: the thread's event loop turns. */
-  | { readonly kind: 'alive' }
+  /** Sent every second: the thread's event loop turns. `pressure` says what it is short of. */
+  | { readonly kind: 'alive'; readonly pressure: Pressure }
   | { readonly kind: 'peers'; readonly id: number; readonly peers: readonly PeerView[] }
   | { readonly kind: 'ejections'; readonly id: number; readonly ejections: readonly Ejection[] }
   | {

@@ -12,9 +12,10 @@ import { systemClock, systemRandom } from '../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import { resetOnClose } from '../lib/linger.ts'
 import { createLog, type Log } from '../lib/log.ts'
-import { SocketStream } from '../lib/socket-stream.ts'
+import { SocketStream, shortenSocketBuffers } from '../lib/socket-stream.ts'
 import { nameThread } from '../lib/thread-name.ts'
 import { watchTlsEnd } from '../lib/tls-end.ts'
+import { atEndOfTurn, type TurnTask } from '../lib/turn.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../model/address.ts'
 import type { LocalService } from '../model/service.ts'
 import { applyDelta, emptySnapshot, type Snapshot } from '../model/snapshot.ts'
@@ -22,14 +23,16 @@ import { TrafficCounters, type WorkerCounterName, WorkerCounters } from '../tele
 import { watchEventLoopLag } from '../telemetry/event-loop-lag.ts'
 import { Balancer } from './balance/picker.ts'
 import { localDoors, type TunnelDoor, tunnelDoors } from './doors.ts'
-import { Listeners } from './listeners.ts'
+import { ACCEPTORS, Listeners } from './listeners.ts'
 import { evaluate } from './policy/evaluate.ts'
 import type { FromWorker, PeerView, ToWorker, WorkerSettings, WorkerSocket } from './protocol.ts'
+import { Arrivals } from './proxy/arrivals.ts'
 import { ConnectionTable } from './proxy/connection-table.ts'
-import { carryInbound } from './proxy/inbound.ts'
+import { carryConnection, carryStream } from './proxy/inbound.ts'
 import { carryOutbound } from './proxy/outbound.ts'
 import { Outcomes } from './proxy/outcomes.ts'
 import type { Plane } from './proxy/plane.ts'
+import { type LimitCounter, PressureWatch } from './proxy/pressure.ts'
 import { ProbeLimit, type ProbeResult, probe } from './proxy/probe.ts'
 import { AddressIndex } from './route/by-address.ts'
 import {
@@ -38,9 +41,11 @@ import {
   createTunnelServer,
   setDefaultCredential,
 } from './tunnel/accept.ts'
+import { type Account, Accounts, createSharedLimits } from './tunnel/accounts.ts'
+import { AddressGuard } from './tunnel/address-guard.ts'
 import { Credentials } from './tunnel/credentials.ts'
 import { isViolation } from './tunnel/frame.ts'
-import type { PeerIdentity } from './tunnel/peer.ts'
+import { type InboundSession, InboundSessions } from './tunnel/inbound-sessions.ts'
 import { TunnelPool } from './tunnel/pool.ts'
 import { Session, type SessionOptions, type SessionOwner } from './tunnel/session.ts'
 import { endOf, expiry, type Footing } from './tunnel/trust.ts'
@@ -63,6 +68,15 @@ const MAX_LOADS = 10_000
 /** Addresses that one calling service may ask the main thread about in one tick; the others' turn comes in a later one. */
 const WANTED_PER_TICK = 100
 
+/** Streams of one peer identity whose preface or policy is awaited. */
+const MAX_UNAUTHORIZED = 4_096
+
+/** Descriptors of a worker that are no connection's: its event loop, its messages, its tunnel ports. */
+const OWN_DESCRIPTORS = 16
+
+/** Descriptors for connections, whatever the limit is. */
+const LEAST_DESCRIPTORS = 16
+
 /** How long tunnels without connections may take to be closed when the host drains, milliseconds. */
 const CARRIER_DRAIN_MS = 2_000
 
@@ -78,17 +92,6 @@ const RETIRE_MS = 200
 /** While it drains a worker looks this often whether its connections have ended. Milliseconds. */
 const DRAIN_LOOK_MS = 20
 
-/** A session that a peer has opened. */
-interface InboundSession {
-  readonly session: Session
-  readonly peer: PeerIdentity
-  readonly destination: string
-  readonly address: SocketAddress | undefined
-  readonly footing: Footing
-  /** Wall clock; the session must be gone by then. */
-  readonly notAfterMs: number
-}
-
 /** What the end of a session counts as; anything else is `lost`, or a violation of the protocol. */
 const countByReason: Partial<Record<string, WorkerCounterName>> = {
   HM_TUNNEL_DRAINED: 'sessionsDrained',
@@ -96,6 +99,14 @@ const countByReason: Partial<Record<string, WorkerCounterName>> = {
   HM_TLS_REVOKED: 'sessionsRevoked',
   HM_TLS_UNTRUSTED: 'sessionsUntrusted',
   HM_TUNNEL_SILENT: 'sessionsSilent',
+}
+
+/** What a refused handshake counts as, when it was a limit that refused it. */
+const limitByCode: Partial<Record<string, LimitCounter>> = {
+  HM_LIMIT_DESCRIPTORS: 'limitDescriptors',
+  HM_LIMIT_SESSIONS: 'limitTunnels',
+  HM_TLS_TOO_MANY_HANDSHAKES: 'limitHandshakes',
+  HM_TUNNEL_BARRED: 'limitBarred',
 }
 
 /** A port where peers come in, and what answers there. */
@@ -117,7 +128,11 @@ class Worker {
   private readonly workerCounters: WorkerCounters
   private readonly pool: TunnelPool
   private readonly plane: Plane
-  private readonly inboundSessions = new Set<InboundSession>()
+  private readonly inboundSessions: InboundSessions
+  private readonly accounts: Accounts
+  private readonly guard: AddressGuard
+  private readonly arrivals: Arrivals
+  private readonly pressure: PressureWatch
   private readonly servicesByName = new Map<string, LocalService[]>()
   private readonly waiters = new Set<() => void>()
   /** Virtual addresses asked about in this tick, by the calling service. */
@@ -129,6 +144,7 @@ class Worker {
   private draining = false
   private drainEndAtMs = Number.POSITIVE_INFINITY
   private nextInstance = 0
+  private isSheddingDue = false
 
   constructor(settings: WorkerSettings, post: (message: FromWorker) => void) {
     this.settings = settings
@@ -150,6 +166,42 @@ class Worker {
         ...(this.servicesByName.get(service.name) ?? []),
         service,
       ])
+    const { limits } = settings
+    const nowMs = performance.now()
+    const shared = createSharedLimits({
+      heldBytes: limits.heldBytes,
+      descriptors: Math.max(
+        LEAST_DESCRIPTORS,
+        limits.descriptors - localDoors(settings).length * (ACCEPTORS + 1) - OWN_DESCRIPTORS,
+      ),
+      sessions: limits.tunnels,
+    })
+    const shedding: TurnTask = { endOfTurn: () => this.shed() }
+    this.accounts = new Accounts(shared, nowMs, {
+      onShort: () => shortenSocketBuffers(true),
+      onExceeded: () => {
+        if (this.isSheddingDue) return
+        this.isSheddingDue = true
+        atEndOfTurn(shedding)
+      },
+    })
+    this.pressure = new PressureWatch(this.accounts, this.workerCounters, this.log)
+    this.guard = new AddressGuard(
+      {
+        maxPending: limits.pendingHandshakesPerAddress,
+        ratePerSecond: limits.handshakesPerAddress,
+        burst: limits.handshakesPerAddress * 4,
+      },
+      nowMs,
+    )
+    this.inboundSessions = new InboundSessions({
+      perPlace: limits.tunnelsPerPeer,
+      idleMs: settings.timeouts.tunnelIdleMs,
+    })
+    this.arrivals = new Arrivals({
+      perPeer: Math.min(MAX_UNAUTHORIZED, limits.inboundConnections),
+      all: limits.inboundConnections,
+    })
     const sessionOptions = {
       maxStreams: settings.limits.streamsPerTunnel,
       keepaliveMs: settings.timeouts.keepaliveMs,
@@ -160,6 +212,7 @@ class Worker {
       ...this.sessionObserver(),
       objection: (footing, credential) =>
         this.credentials.objectionToNew(footing, credential.believed),
+      lane: (source, destination) => this.localAccount(source).lane(destination, performance.now()),
       onDialed: (outcome) =>
         this.workerCounters.inc(
           outcome === 'failed' ? 'tunnelHandshakeFailures' : 'tunnelHandshakes',
@@ -178,12 +231,15 @@ class Worker {
       balancer: new Balancer(systemClock, systemRandom),
       credentials: this.credentials,
       pool: this.pool,
+      arrivals: this.arrivals,
       connections: this.connections,
       counters: this.counters,
       workerCounters: this.workerCounters,
       outcomes: new Outcomes(),
       probes: new ProbeLimit(),
       snapshot: () => this.snapshot,
+      noteLimit: (limit) => this.pressure.note(limit),
+      localAccount: (service) => this.localAccount(service),
       localInstance: (service, id) => this.localInstance(service, id),
       isDraining: () => this.draining,
       want: (caller, address) => this.want(caller, address),
@@ -203,7 +259,10 @@ class Worker {
     setInterval(() => this.pool.watch(performance.now()), WATCH_MS)
   }
 
-  private tunnelListener(door: TunnelDoor, sessionOptions: SessionOptions): TunnelListener {
+  private tunnelListener(
+    door: TunnelDoor,
+    sessionOptions: Omit<SessionOptions, 'lane'>,
+  ): TunnelListener {
     const { settings } = this
     const options: AcceptOptions = {
       credentials: this.credentials,
@@ -211,9 +270,14 @@ class Worker {
       services: door.services,
       handshakeTimeoutMs: settings.timeouts.handshakeMs,
       maxPending: settings.limits.pendingHandshakes,
+      guard: this.guard,
+      strangers: this.accounts.of('handshakes under way', performance.now()),
+      objection: (accepted) => this.objectionTo(accepted),
       onPeer: (accepted) => this.onPeer(accepted, sessionOptions),
       onRefused: (code, remoteAddress, detail) => {
         this.workerCounters.inc('tunnelHandshakeFailures')
+        const limit = limitByCode[code]
+        if (limit !== undefined) this.pressure.note(limit)
         this.log.info('Handshake refused', { code, remoteAddress, detail })
       },
     }
@@ -369,17 +433,40 @@ class Worker {
     }
   }
 
-  private onPeer(accepted: AcceptedPeer, sessionOptions: SessionOptions): void {
+  /** Why a peer may not come in just now: it has done too much damage, or has tunnels enough. */
+  private objectionTo({
+    peer,
+    destination,
+    socket,
+    isTunnel,
+  }: AcceptedPeer): MeshError | undefined {
+    const nowMs = performance.now()
+    const lane = this.accounts.of(peer.spiffeId, nowMs).lane(destination, nowMs)
+    const barredMs = lane.barredForMs(nowMs)
+    if (barredMs > 0)
+      return new MeshError(
+        'HM_TUNNEL_BARRED',
+        `Refused ${peer.service} -> ${destination} for ${Math.ceil(barredMs / 1_000)} s more: it broke the tunnel protocol too often`,
+      )
+    if (!isTunnel) return undefined
+    const ip = canonicalIp(socket.remoteAddress ?? '')
+    return this.inboundSessions.objection({ peer, destination, lane, ip }, nowMs)
+  }
+
+  private onPeer(accepted: AcceptedPeer, sessionOptions: Omit<SessionOptions, 'lane'>): void {
     const { socket, peer, destination } = accepted
     const footing: Footing = { peer, own: accepted.own.proof }
     const ip = canonicalIp(socket.remoteAddress ?? '')
     const address = ip === undefined ? undefined : { ip, port: socket.remotePort ?? 0 }
+    const nowMs = performance.now()
+    const lane = this.accounts.of(peer.spiffeId, nowMs).lane(destination, nowMs)
     this.workerCounters.inc('tunnelHandshakes')
     if (!accepted.isTunnel) {
       resetOnClose(socket)
       watchTlsEnd(socket)
       const stream = new SocketStream(socket, 'private')
-      void carryInbound(this.plane, { stream, peer, address, destination, footing })
+      stream.chargeTo(lane.account)
+      void carryConnection(this.plane, { stream, peer, lane, address, destination, footing })
       return
     }
     const session = new Session(
@@ -389,20 +476,28 @@ class Worker {
         ...this.sessionObserver(),
         onStream: (stream) => {
           this.workerCounters.inc('tunnelStreamsOpened')
-          void carryInbound(this.plane, { stream, peer, address, destination, footing: undefined })
+          carryStream(this.plane, {
+            stream,
+            peer,
+            lane,
+            address,
+            destination,
+            footing: undefined,
+          })
         },
         onClosed: (reason) => {
           this.inboundSessions.delete(inbound)
           this.sessionClosed(reason)
         },
       },
-      sessionOptions,
+      { ...sessionOptions, lane },
     )
     const inbound: InboundSession = {
       session,
       peer,
       destination,
       address,
+      lane,
       footing,
       notAfterMs: endOf(footing),
     }
@@ -410,8 +505,10 @@ class Worker {
     if (this.draining) session.drain()
   }
 
-  private sessionObserver(): Pick<SessionOwner, 'onRoundTrip' | 'onStreamReset'> {
+  private sessionObserver(): Pick<SessionOwner, 'onRoundTrip' | 'onStreamReset' | 'onStreamShed'> {
     return {
+      onStreamShed: (limit) =>
+        this.pressure.note(limit === 'memory' ? 'limitMemory' : 'limitStreams'),
       onRoundTrip: (tookMs) => this.workerCounters.roundTrip(tookMs),
       onStreamReset: () => this.workerCounters.inc('tunnelStreamsReset'),
     }
@@ -425,6 +522,18 @@ class Worker {
     if (reason.code === 'HM_TUNNEL_DRAINED') return
     if (violates) this.workerCounters.inc('protocolErrors')
     this.log.info('Tunnel closed', { code: reason.code, reason: reason.message })
+  }
+
+  private localAccount(service: string): Account {
+    return this.accounts.of(service, performance.now())
+  }
+
+  /** More is held than there should be: whoever has most of it gives some up. */
+  private shed(): void {
+    this.isSheddingDue = false
+    this.accounts.shed((account, bytes) =>
+      this.pressure.note('limitMemory', this.connections.shed(account, bytes)),
+    )
   }
 
   private localInstance(service: string, id: string | undefined): LocalService | undefined {
@@ -481,11 +590,14 @@ class Worker {
     }
     const nowMs = performance.now()
     const wallMs = Date.now()
+    this.arrivals.sweep(nowMs)
+    this.guard.tick(nowMs)
     this.connections.sweep(nowMs)
     this.connections.abortUnfounded((footing) =>
       wallMs >= endOf(footing) ? expiry(footing, wallMs) : undefined,
     )
     this.pool.tick(nowMs, wallMs)
+    this.inboundSessions.tick(nowMs)
     this.plane.balancer.tick()
     let streams = 0
     let retired = 0
@@ -507,7 +619,9 @@ class Worker {
     this.workerCounters.set('tunnelSessionsActive', this.inboundSessions.size + outbound.length)
     this.workerCounters.set('tunnelStreamsActive', streams)
     this.workerCounters.set('ejectedEndpoints', this.plane.balancer.ejectedCount)
-    this.post({ kind: 'alive' })
+    const pressure = this.pressure.take(nowMs)
+    shortenSocketBuffers(this.accounts.isShort)
+    this.post({ kind: 'alive', pressure })
   }
 
   private async drain({

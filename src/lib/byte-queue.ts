@@ -4,7 +4,8 @@
  * Copies what it is given, so the giver's memory is free at once. Large chunks go into pooled blocks (no
  * allocation, no zeroing, no garbage). A small one gets an exact copy, so that ten thousand queues with a few
  * bytes each do not hold ten thousand blocks; more of them share memory, so that a million single bytes do not
- * become a million pieces. Bounds are the caller's: look at {@link ByteQueue.length}.
+ * become a million pieces. Bounds are the caller's: look at {@link ByteQueue.length}, and at
+ * {@link ByteQueue.memory} for what the bytes cost.
  */
 
 /** Size of a pooled block, and the most that one {@link ByteQueue.takeFront} returns. */
@@ -12,6 +13,9 @@ export const BLOCK_BYTES = 65_536
 
 /** Chunks below this do not get a block. */
 const SMALL_BYTES = 4_096
+
+/** Nor do those up to this that come first: there may be thousands of queues with one of them. */
+const SMALL_FIRST_BYTES = 8_192
 
 /** Blocks kept for reuse; more are left to the garbage collector. 16 MiB. */
 const MAX_IDLE_BLOCKS = 256
@@ -36,6 +40,12 @@ export interface TakenBytes {
 export class ByteQueue {
   private readonly pieces: Piece[] = []
   private bytes = 0
+  private allocated = 0
+
+  /** Memory that the queue occupies: whole blocks, whatever is in them. */
+  get memory(): number {
+    return this.allocated
+  }
 
   /** Bytes in the queue. */
   get length(): number {
@@ -51,6 +61,7 @@ export class ByteQueue {
     while (at < chunk.length) {
       const piece = newPiece(chunk.length - at, this.pieces.at(-1))
       this.pieces.push(piece)
+      this.allocated += piece.memory.length
       at = fill(piece, chunk, at)
     }
   }
@@ -68,6 +79,7 @@ export class ByteQueue {
     this.bytes -= length
     if (first.start === first.end) {
       this.pieces.shift()
+      this.allocated -= first.memory.length
       release(first)
     }
     return length
@@ -79,6 +91,7 @@ export class ByteQueue {
     if (first === undefined) return undefined
     const bytes = first.memory.subarray(first.start, first.end)
     this.bytes -= bytes.length
+    this.allocated -= first.memory.length
     return { bytes, release: () => release(first) }
   }
 
@@ -86,11 +99,14 @@ export class ByteQueue {
   clear(): void {
     for (const piece of this.pieces.splice(0)) release(piece)
     this.bytes = 0
+    this.allocated = 0
   }
 }
 
 /** Memory for `bytes` more after `last`: the longer the tail of small pieces, the more room in the next. */
 function newPiece(bytes: number, last: Piece | undefined): Piece {
+  if (last === undefined && bytes <= SMALL_FIRST_BYTES)
+    return { memory: Buffer.allocUnsafeSlow(bytes), isBlock: false, start: 0, end: 0 }
   if (bytes >= SMALL_BYTES || (last !== undefined && last.memory.length >= SMALL_BYTES))
     return {
       memory: idleBlocks.pop() ?? Buffer.allocUnsafeSlow(BLOCK_BYTES),
@@ -98,8 +114,7 @@ function newPiece(bytes: number, last: Piece | undefined): Piece {
       start: 0,
       end: 0,
     }
-  const room = last === undefined ? bytes : SMALL_BYTES
-  return { memory: Buffer.allocUnsafe(room), isBlock: false, start: 0, end: 0 }
+  return { memory: Buffer.allocUnsafe(SMALL_BYTES), isBlock: false, start: 0, end: 0 }
 }
 
 function fill(piece: Piece, chunk: Uint8Array, from: number): number {

@@ -25,6 +25,12 @@ export const HEADROOM = 12
 /** One read takes at most this much, headroom included: four whole TLS records when framed in place. */
 const READ_BYTES = 65_536
 
+/** One read of a socket that began to be read from while memory was short. */
+const SMALL_READ_BYTES = 8_192
+
+/** The most that a socket reads at once. */
+export const CHUNK_BYTES: number = READ_BYTES - HEADROOM
+
 /** Node's TLS hands out at most one record at a time. */
 const TLS_READ_BYTES = 16_384
 
@@ -34,15 +40,29 @@ const GATHER_FROM_BYTES = 8_192
 /** What one turn can gather for one socket; more is written at once. */
 const GATHER_BYTES = 131_072
 
-/** Bytes that may wait in the socket, gathered or written, before the writer is told to stop. */
+/** Bytes that may wait in the socket, gathered or written, before the writer is told to stop; fewer while memory is short. */
 const FULL_BYTES = 262_144
+const FULL_BYTES_WHEN_SHORT = 65_536
+
+let fullBytes = FULL_BYTES
+
+/**
+ * Whether memory is short: then less may wait in the sockets of this thread, and those that begin to be read from are
+ * read in small pieces, for as long as they last. What is read when nobody takes it has to wait somewhere.
+ */
+export function shortenSocketBuffers(isShort: boolean): void {
+  fullBytes = isShort ? FULL_BYTES_WHEN_SHORT : FULL_BYTES
+  sharedBuffer = isShort ? smallSharedBuffer : wholeSharedBuffer
+}
 
 /** Gather buffers that no socket uses just now; all sockets of the thread share them. */
 const idleGathers: Buffer[] = []
 const MAX_IDLE_GATHERS = 32
 
 const sharedMemory = Buffer.allocUnsafeSlow(READ_BYTES)
-const sharedBuffer = sharedMemory.subarray(HEADROOM)
+const wholeSharedBuffer = sharedMemory.subarray(HEADROOM)
+const smallSharedBuffer = sharedMemory.subarray(HEADROOM, HEADROOM + SMALL_READ_BYTES)
+let sharedBuffer = wholeSharedBuffer
 
 /** Whether the {@link HEADROOM} bytes before `bytes` may be overwritten. */
 export function hasHeadroom(bytes: Uint8Array): boolean {
@@ -58,6 +78,12 @@ export function withHeadroom(length: number): Buffer {
  * Where reads go: `shared` only if the receiver never answers {@link KEPT}; `private` for any receiver.
  */
 export type ReadMemory = 'shared' | 'private'
+
+/** Who is told how much memory waits on somebody's behalf. */
+export interface Ledger {
+  /** It has changed by so many bytes. */
+  hold(bytes: number): void
+}
 
 /** What {@link SocketStream} calls before anybody listens: nothing may be lost, so it must not happen. */
 const nobody: Receiver = {
@@ -97,6 +123,9 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
   private gather: Buffer | undefined
   private gatheredBytes = 0
   private toldFull = false
+  private ledger: Ledger | undefined
+  /** Bytes in the socket that the ledger knows of. */
+  private waiting = 0
 
   constructor(socket: Socket, memory: ReadMemory) {
     this.socket = socket
@@ -113,8 +142,12 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
       this.ended = true
       this.receiver.onEnd()
     })
-    socket.on('drain', () => this.tellWritable())
+    socket.on('drain', () => {
+      this.noteWaiting()
+      this.tellWritable()
+    })
     socket.on('close', () => {
+      this.noteWaiting(0)
       const isDone = this.ended && socket.writableFinished && this.failure === undefined
       if (this.closed ? this.closedInOrder : isDone) {
         this.closed = true
@@ -140,6 +173,16 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     this.memory = 'private'
   }
 
+  /** Bytes that the reader of the socket has left waiting, as far as the ledger knows. */
+  get waitingBytes(): number {
+    return this.waiting
+  }
+
+  /** From here on what waits in the socket is charged to somebody. At most once. */
+  chargeTo(ledger: Ledger): void {
+    this.ledger = ledger
+  }
+
   write(bytes: Uint8Array): WriteResult {
     const { socket } = this
     if (this.closed || socket.writableEnded) return 0
@@ -150,7 +193,11 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     const wasIdle = socket.writableLength === 0
     // Behind a busy socket a few bytes must not keep the whole buffer that they were read into.
     const copies = !wasIdle && length < GATHER_FROM_BYTES
-    const hasRoom = socket.write(copies ? Uint8Array.prototype.slice.call(bytes) : bytes)
+    // What an idle socket is given is with the kernel at once, or no more than a few bytes.
+    const hasRoom = copies
+      ? socket.write(Uint8Array.prototype.slice.call(bytes), this.onWritten)
+      : socket.write(bytes)
+    if (copies) this.noteWaiting()
     const isKept = !copies && (this.encrypts ? !wasIdle : socket.writableLength > 0)
     if (!hasRoom) this.toldFull = true
     return (isKept ? KEPT : 0) | (hasRoom ? 0 : FULL)
@@ -180,6 +227,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     if (this.closed) return
     this.closed = true
     resetSocket(this.socket)
+    this.noteWaiting(0)
   }
 
   pause(): void {
@@ -229,7 +277,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     }
     this.gather.set(bytes, this.gatheredBytes)
     this.gatheredBytes += bytes.length
-    if (this.gatheredBytes + this.socket.writableLength < FULL_BYTES) return 0
+    if (this.gatheredBytes + this.socket.writableLength < fullBytes) return 0
     this.toldFull = true
     return FULL
   }
@@ -239,10 +287,30 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     this.gather = undefined
     this.gatheredBytes = 0
     if (gather === undefined || this.closed) return
+    const bytes = gather.subarray(0, gatheredBytes)
     // Free again once it is written; left to the collector, such buffers would keep it busy.
-    socket.write(gather.subarray(0, gatheredBytes), () => {
-      if (idleGathers.length < MAX_IDLE_GATHERS) idleGathers.push(gather)
-    })
+    if (socket.writableLength === 0 || gatheredBytes * 2 > GATHER_BYTES)
+      socket.write(bytes, () => {
+        recycleGather(gather)
+        this.noteWaiting()
+      })
+    else {
+      // Behind a busy socket a few bytes must not keep a whole buffer for as long as the reader likes.
+      socket.write(Uint8Array.prototype.slice.call(bytes), this.onWritten)
+      recycleGather(gather)
+    }
+    this.noteWaiting()
+  }
+
+  private readonly onWritten = (): void => this.noteWaiting()
+
+  /** Tells the ledger what waits in the socket, when that has changed. */
+  private noteWaiting(waiting: number = this.closed ? 0 : this.socket.writableLength): void {
+    const { ledger } = this
+    if (ledger === undefined || waiting === this.waiting) return
+    const change = waiting - this.waiting
+    this.waiting = waiting
+    ledger.hold(change)
   }
 
   private tellWritable(): void {
@@ -255,6 +323,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     this.started = true
     if (this.memory === 'private')
       this.buffer = Buffer.allocUnsafeSlow(this.encrypts ? TLS_READ_BYTES : READ_BYTES)
+    else this.buffer = sharedBuffer
     // What a peer sent along with its handshake lies in Node's stream already: a direct read passes it by.
     const early: unknown = this.socket.readableLength > 0 ? this.socket.read() : null
     if (early instanceof Uint8Array) this.receiver.onBytes(early)
@@ -264,4 +333,8 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
       if (!this.closed) this.receiver.onBytes(bytes)
     })
   }
+}
+
+function recycleGather(gather: Buffer): void {
+  if (idleGathers.length < MAX_IDLE_GATHERS) idleGathers.push(gather)
 }

@@ -215,6 +215,12 @@ export const workerCounterNames = [
   'sessionsViolated',
   'acceptedConnections',
   'captureRefused',
+  'limitBarred',
+  'limitDescriptors',
+  'limitHandshakes',
+  'limitMemory',
+  'limitStreams',
+  'limitTunnels',
   'logLinesLost',
   'overflow',
   'outlierEjections',
@@ -231,6 +237,9 @@ export const workerGaugeNames = [
   'tunnelStreamsActive',
   'ejectedEndpoints',
   'eventLoopDelayMs',
+  'heldBytes',
+  'connectionDescriptors',
+  'barredCallers',
 ] as const
 
 /** Upper bounds of the histogram of tunnel round trips, in seconds. */

@@ -184,6 +184,18 @@ const collectors: Record<
   acceptedConnections: (reading) => single(reading.counters.acceptedConnections),
   captureRefused: (reading) => single(reading.counters.captureRefused),
   overflow: (reading) => single(reading.counters.overflow),
+  limitRefusals: ({ counters }) => [
+    { value: counters.limitBarred, labels: { limit: 'barred' } },
+    { value: counters.limitDescriptors, labels: { limit: 'descriptors' } },
+    { value: counters.limitHandshakes, labels: { limit: 'handshakes' } },
+    { value: counters.limitMemory, labels: { limit: 'memory' } },
+    { value: counters.limitStreams, labels: { limit: 'streams' } },
+    { value: counters.limitTunnels, labels: { limit: 'tunnels' } },
+  ],
+  heldBytes: ({ gauges }) => single(sum(gauges.map((worker) => worker.gauges.heldBytes))),
+  connectionDescriptors: ({ gauges }) =>
+    single(sum(gauges.map((worker) => worker.gauges.connectionDescriptors))),
+  barredCallers: ({ gauges }) => single(sum(gauges.map((worker) => worker.gauges.barredCallers))),
   outlierEjections: (reading) => single(reading.counters.outlierEjections),
   ejectedEndpoints: ({ gauges }) =>
     gauges.map((worker) => ({

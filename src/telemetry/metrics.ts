@@ -84,6 +84,30 @@ export const metrics = {
     help: 'Connections and streams refused because a limit of this host was reached',
     labels: [],
   },
+  limitRefusals: {
+    name: 'hostmesh_limit_refusals_total',
+    type: 'counter',
+    help: 'Streams, connections and handshakes refused or broken off because a caller had its share of something',
+    labels: ['limit'],
+  },
+  heldBytes: {
+    name: 'hostmesh_held_bytes',
+    type: 'gauge',
+    help: 'Memory for bytes on their way that a reader leaves waiting',
+    labels: [],
+  },
+  connectionDescriptors: {
+    name: 'hostmesh_connection_descriptors',
+    type: 'gauge',
+    help: 'File descriptors that connections, tunnels and handshakes have',
+    labels: [],
+  },
+  barredCallers: {
+    name: 'hostmesh_barred_callers',
+    type: 'gauge',
+    help: 'Callers that are refused at the handshake for now, by destination and worker, for breaking the tunnel protocol too often',
+    labels: [],
+  },
   outlierEjections: {
     name: 'hostmesh_outlier_ejections_total',
     type: 'counter',

@@ -44,6 +44,9 @@ export interface ServiceOptions {
 /** Accepts connections, says who answers, then returns every byte. */
 export const echo: Behavior = 'echo'
 
+/** Says more than anybody wants to hear, and listens to nothing. */
+export const endless: Behavior = 'endless'
+
 /** Hands each accepted connection to the test, by {@link RunningService.accept}. */
 export const manual: Behavior = 'manual'
 

@@ -4,7 +4,7 @@
  */
 
 /** What a listening service does with a connection by itself. `manual` hands it to the test. */
-export type Behavior = 'echo' | 'manual'
+export type Behavior = 'echo' | 'manual' | 'endless'
 
 type Operation =
   | {

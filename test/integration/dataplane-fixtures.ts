@@ -83,6 +83,11 @@ export interface HostOptions {
   readonly handshakeMs?: number
   readonly streamsPerTunnel?: number
   readonly connectionsPerService?: number
+  readonly inboundConnectionsPerService?: number
+  readonly tunnelsPerPeer?: number
+  readonly pendingHandshakesPerAddress?: number
+  readonly heldBytes?: number
+  readonly descriptors?: number
   readonly log?: Log
 }
 
@@ -144,8 +149,16 @@ export async function startHost(options: HostOptions): Promise<TestHost> {
       limits: {
         connections: 10_000,
         connectionsPerService: options.connectionsPerService ?? 10_000,
+        inboundConnections: 10_000,
+        inboundConnectionsPerService: options.inboundConnectionsPerService ?? 10_000,
         streamsPerTunnel: options.streamsPerTunnel ?? 10_000,
+        tunnels: 10_000,
+        tunnelsPerPeer: options.tunnelsPerPeer ?? 64,
         pendingHandshakes: 100,
+        pendingHandshakesPerAddress: options.pendingHandshakesPerAddress ?? 100,
+        handshakesPerAddress: 1_000,
+        heldBytes: options.heldBytes ?? 128 * 1_048_576,
+        descriptors: options.descriptors ?? 100_000,
       },
       log: { level: 'error', format: 'text' },
     },

@@ -212,7 +212,8 @@ describe('policy at the destination', () => {
     db.publish({ ...rules, policies: new Map() })
     const caller = await dial(port)
     caller.write('early')
-    await eventually(async () => assert.equal((await db.pool.connections(9)).connections.length, 1))
+    await eventually(async () => assert.equal((await db.peers())[0]?.streams, 1))
+    assert.equal((await db.pool.connections(9)).connections.length, 0, 'it has no place yet')
     assert.equal(application.connections.length, 0)
     db.publish(rules)
     const called = await within(5_000, 'the call', application.next())
@@ -500,6 +501,8 @@ describe('an instance on the same host', () => {
     const { host, port } = await startTogether(undo, 'deny')
     assert.equal((await roundTrip(port, Buffer.from('x'))).how, 'ECONNRESET')
     host.publish(snapshotOf('db', [endpoint('db', host.tunnelPort, { local: true })]))
+    // The worker hears of it by a message, which a connection may overtake.
+    await eventually(async () => assert.equal((await roundTrip(port, Buffer.from('x'))).how, 'end'))
     const caller = await dial(port)
     caller.write('x')
     assert.equal(await read(caller, 1), 'x')
@@ -545,6 +548,98 @@ describe('an instance on the same host', () => {
     const fate = ending(caller)
     publish(['web', 'deny'])
     assert.equal((await within(5_000, 'the reset', fate)).how, 'ECONNRESET')
+  })
+})
+
+describe('what a caller may have', () => {
+  test('descriptors: a caller has half of what is free, another one still its part, and endings give them back', async () => {
+    await using undo = new AsyncDisposableStack()
+    const application = undo.use(await startEcho())
+    // 24 for connections: this host has no door but the tunnel port.
+    const db = undo.use(await startDb(application, { descriptors: 40 }))
+    db.publish(
+      snapshotOf(
+        'db',
+        [],
+        [
+          ['web', 'allow'],
+          ['api', 'allow'],
+        ],
+      ),
+    )
+    const preface = encodePreface({
+      source: undefined,
+      destination: undefined,
+      instance: undefined,
+      traceparent: undefined,
+    })
+    const open = (end: SessionEnd): Promise<string> => {
+      const stream = end.session.open(preface)
+      const reader = new Collector(stream)
+      return new Promise((resolve) => {
+        const served = (): void => resolve('served')
+        stream.onConfirmed = served
+        void reader
+          .until(() => reader.reset !== undefined)
+          .then(() =>
+            resolve(reader.reset instanceof StreamResetError ? reader.reset.reason : 'lost'),
+          )
+      })
+    }
+    const tunnel = async (source: string): Promise<SessionEnd> => {
+      const { socket } = await dialAs(db.tunnelPort, source)
+      undo.defer(() => {
+        socket.destroy()
+      })
+      return startSession(socket, 'opener')
+    }
+    const hog = await tunnel('web')
+    const outcomes: string[] = []
+    for (let i = 0; i < 15; i += 1) outcomes.push(await within(10_000, 'an answer', open(hog)))
+    assert.deepEqual([...new Set(outcomes)], ['served', 'overloaded'])
+    const served = outcomes.filter((outcome) => outcome === 'served').length
+    assert.ok(served >= 8 && served <= 11, `${served} of 24 descriptors`)
+    assert.equal(db.totals.counters().limitDescriptors, 15 - served)
+    const meek = await tunnel('api')
+    assert.equal(await within(10_000, 'an answer', open(meek)), 'served')
+    hog.socket.destroy()
+    await eventually(() =>
+      assert.equal(db.totals.gauges()[0]?.gauges.connectionDescriptors, 2, 'those of api'),
+    )
+    const again = await tunnel('web')
+    assert.equal(await within(10_000, 'an answer', open(again)), 'served')
+  })
+
+  test('memory: downloads that nobody reads stay within the limit and give it back', async () => {
+    const LIMIT = 8 * 1_048_576
+    await using undo = new AsyncDisposableStack()
+    const block = Buffer.alloc(65_536)
+    const application = await startApplication((socket) => {
+      const pour = (): void => {
+        while (!socket.destroyed && socket.write(block));
+      }
+      socket.on('drain', pour)
+      pour()
+    })
+    const { web, port } = await startPair(undo, application, { web: { heldBytes: LIMIT } })
+    const held = (): number => web.totals.gauges()[0]?.gauges.heldBytes ?? 0
+    const callers = await Promise.all(Array.from({ length: 40 }, () => dial(port)))
+    for (const caller of callers) caller.pause()
+    let most = 0
+    await eventually(
+      () => {
+        most = Math.max(most, held())
+        assert.ok(most > LIMIT / 4, `${most} bytes held`)
+      },
+      { withinMs: 30_000 },
+    )
+    for (let i = 0; i < 20; i += 1) {
+      await new Promise((resolve) => setTimeout(resolve, 100))
+      most = Math.max(most, held())
+    }
+    assert.ok(most <= LIMIT, `${most} bytes held`)
+    for (const caller of callers) caller.destroy()
+    await eventually(() => assert.equal(held(), 0, 'nothing remains'))
   })
 })
 

@@ -15,6 +15,7 @@ import {
   createTunnelServer,
   setDefaultCredential,
 } from '../../src/dataplane/tunnel/accept.ts'
+import { AddressGuard } from '../../src/dataplane/tunnel/address-guard.ts'
 import { Credentials } from '../../src/dataplane/tunnel/credentials.ts'
 import { FrameDecoder } from '../../src/dataplane/tunnel/decoder.ts'
 import { type DialedPeer, dialPeer } from '../../src/dataplane/tunnel/dial.ts'
@@ -25,6 +26,7 @@ import type { ByteStream, Receiver } from '../../src/lib/byte-stream.ts'
 import type { MeshError } from '../../src/lib/errors.ts'
 import type { Leaf } from '../../src/model/certificate.ts'
 import { TrafficCounters } from '../../src/telemetry/counters.ts'
+import { looseAccount, looseLane } from '../unit/account-fixtures.ts'
 import {
   makeAuthority,
   makeLeaf,
@@ -79,6 +81,12 @@ export async function openTunnelPort(
     services: new Set(services),
     handshakeTimeoutMs: 5_000,
     maxPending: 100,
+    guard: new AddressGuard(
+      { maxPending: 100, ratePerSecond: 1_000, burst: 4_000 },
+      performance.now(),
+    ),
+    strangers: looseAccount(),
+    objection: () => undefined,
     onPeer: (peer) => {
       peer.socket.on('error', () => undefined)
       const resolve = waiting.shift()
@@ -141,9 +149,14 @@ export interface SessionEnd {
   readonly closed: Promise<MeshError>
   /** How often a reset of a stream was reported. */
   resets: number
+  /** How often a stream was refused, or reset, for a limit of its caller. */
+  readonly shed: { streams: number; memory: number }
 }
 
-export const sessionOptions: SessionOptions = { maxStreams: 10_000, keepaliveMs: 10_000 }
+export const sessionOptions: Omit<SessionOptions, 'lane'> = {
+  maxStreams: 10_000,
+  keepaliveMs: 10_000,
+}
 
 /** A session over `socket`, with what it tells its owner. */
 export function startSession(
@@ -170,9 +183,12 @@ export function startSession(
       onStreamReset: () => {
         end.resets += 1
       },
+      onStreamShed: (limit) => {
+        end.shed[limit] += 1
+      },
       onClosed: (reason) => onClosed(reason),
     },
-    { ...sessionOptions, ...options },
+    { lane: looseLane(), ...sessionOptions, ...options },
   )
   const end: SessionEnd = {
     session,
@@ -180,6 +196,7 @@ export function startSession(
     streams,
     closed,
     resets: 0,
+    shed: { streams: 0, memory: 0 },
     nextStream: () => {
       const stream = streams.shift()
       return stream === undefined
@@ -310,6 +327,10 @@ export function looseConnection(): Connection {
     id: 1,
     direction: 'outbound',
     source: 'web',
+    account: looseAccount(),
+    descriptors: 0,
+    stream: undefined,
+    local: undefined,
     destination: 'db',
     caller: undefined,
     downstream: undefined,

@@ -18,8 +18,9 @@ import {
 } from '../../src/dataplane/tunnel/frame.ts'
 import { StreamResetError } from '../../src/dataplane/tunnel/stream.ts'
 import { within } from '../harness/eventually.ts'
+import { looseLane, makeAccounts } from '../unit/account-fixtures.ts'
 import { data, header, vectors } from '../unit/tunnel-fixtures.ts'
-import { Collector, type RawPeer, rawTunnel } from './tunnel-fixtures.ts'
+import { Collector, type RawPeer, rawTunnel, startSession, tcpPair } from './tunnel-fixtures.ts'
 
 const open = data(SYN, 1, 'hello')
 const emptyData = header(DATA, 0, 1, 0)
@@ -284,7 +285,7 @@ test('the rate windows begin anew with each second', async () => {
   assert.equal(end.session.streamCount, 1)
 })
 
-test('10,000 streams opened and reset in one write are taken and forgotten', async () => {
+test('of 10,000 streams opened and reset in one write some are looked at, and all are forgotten', async () => {
   await using tunnel = await rawTunnel('acceptor')
   const { end, peer } = tunnel
   peer.send(
@@ -294,8 +295,145 @@ test('10,000 streams opened and reset in one write are taken and forgotten', asy
   )
   await within(5_000, 'an answer to a ping', peer.settled())
   assert.equal(end.session.streamCount, 0)
-  assert.equal(end.streams.length, 10_000)
+  assert.equal(end.streams.length + end.shed.streams, 10_000)
+  assert.ok(end.streams.length >= 5_000 && end.shed.streams > 3_000, `${end.shed.streams} shed`)
+  const resets = peer.frames.filter(({ flags }) => (flags & RST) !== 0)
+  assert.equal(resets.length, end.shed.streams, 'each of the others is told')
+  assert.ok(resets.every(({ length }) => length === resetCodes.overloaded))
   assert.ok(end.streams.every(({ isClosed, heldBytes }) => isClosed && heldBytes === 0))
+})
+
+test('a peer that opens and resets without end is thrown out, and barred the third time', async () => {
+  const lane = looseLane()
+  for (let session = 1; session <= 3; session += 1) {
+    assert.equal(lane.barredForMs(performance.now()), 0)
+    await using tunnel = await rawTunnel('acceptor', { lane })
+    const { end, peer } = tunnel
+    for (let id = 1; !end.session.isRetired; ) {
+      const frames: Buffer[] = []
+      for (let i = 0; i < 2_000; i += 1, id += 2)
+        frames.push(data(SYN, id, 'x'), header(WINDOW_UPDATE, RST, id, 0))
+      peer.send(...frames)
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+    assert.equal((await end.closed).code, 'HM_TUNNEL_FLOOD')
+  }
+  assert.ok(lane.barredForMs(performance.now()) > 0)
+  const other = lane.account.lane('another destination', performance.now())
+  assert.equal(other.barredForMs(performance.now()), 0)
+})
+
+test('an aborted stream that stood is no futile one: 2,000 of them after another change nothing', async () => {
+  await using tunnel = await rawTunnel('acceptor')
+  const { end, peer } = tunnel
+  for (let i = 0; i < 2_000; i += 1) {
+    const id = 1 + 2 * i
+    peer.send(data(SYN, id, 'x'))
+    const stream = await end.nextStream()
+    stream.confirm()
+    peer.send(header(WINDOW_UPDATE, RST, id, resetCodes.aborted))
+    if (i % 100 === 99) await peer.settled()
+  }
+  await peer.settled()
+  assert.equal(end.shed.streams, 0)
+  assert.equal(end.session.streamCount, 0)
+})
+
+test('bytes for closed streams: what an aborted upload has under way is ignored, more than that ends the session', async () => {
+  await using tunnel = await rawTunnel('acceptor')
+  const { end, peer } = tunnel
+  peer.send(open, header(WINDOW_UPDATE, RST, 1, 0))
+  const chunk = data(0, 1, Buffer.alloc(1_048_576))
+  peer.send(chunk, chunk, chunk, chunk)
+  await peer.settled()
+  assert.equal(end.session.isRetired, false)
+  peer.send(header(DATA, 0, 1, 0xffff_ffff))
+  assert.equal((await end.closed).code, 'HM_TUNNEL_CREDIT_EXCEEDED')
+})
+
+test('bytes for closed streams without end are a flood', async () => {
+  await using tunnel = await rawTunnel('acceptor')
+  const { end, peer } = tunnel
+  peer.send(open, header(WINDOW_UPDATE, RST, 1, 0))
+  const chunk = data(0, 1, Buffer.alloc(1_048_576))
+  for (let i = 0; i < 1_000 && !end.session.isRetired; i += 1) {
+    peer.send(chunk)
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+  assert.equal((await within(20_000, 'the end', end.closed)).code, 'HM_TUNNEL_FLOOD')
+})
+
+test('a peer that reads no answers is thrown out before they pile up', async () => {
+  await using pair = await tcpPair()
+  const end = startSession(pair.far, 'acceptor')
+  pair.near.on('error', () => undefined)
+  // As if the buffers of the kernel were full already.
+  pair.far.write = () => false
+  let id = 1
+  for (let round = 1; !end.session.isRetired && round <= 60; round += 1) {
+    const frames: Buffer[] = []
+    for (let i = 0; i < 2_000; i += 1, id += 2) frames.push(data(SYN, id, 'x'))
+    pair.near.write(Buffer.concat(frames))
+    await new Promise((resolve) => setTimeout(resolve, 110))
+    end.session.tick(performance.now())
+    for (const stream of end.streams.splice(0)) stream.refuse('malformed')
+  }
+  const reason = await within(20_000, 'the end', end.closed)
+  assert.equal(reason.code, 'HM_TUNNEL_FLOOD')
+  assert.match(reason.message, /answers/)
+  assert.ok(id < 2 * 60_000, `${id}: not before 40,000 answers, and soon after`)
+})
+
+test('a caller for which much is held gets no more held: its stream is reset, those of others are not', async () => {
+  const { accounts } = makeAccounts({ heldBytes: 3 * 1_048_576 }, performance.now())
+  const laneOf = (caller: string) =>
+    accounts.of(caller, performance.now()).lane('db', performance.now())
+  await using hog = await rawTunnel('acceptor', { lane: laneOf('hog') })
+  await using meek = await rawTunnel('acceptor', { lane: laneOf('meek') })
+  const applications: Collector[] = []
+  for (let i = 0; i < 12; i += 1) {
+    hog.peer.send(data(SYN, 1 + 2 * i, Buffer.alloc(200_000)))
+    applications.push(new Collector(await hog.end.nextStream()))
+  }
+  await hog.peer.settled()
+  assert.ok(hog.end.shed.memory > 0)
+  assert.equal(applications.filter(({ stream }) => stream.isClosed).length, hog.end.shed.memory)
+  const { held } = accounts.shared
+  assert.ok(held.used <= 3 * 1_048_576, `${held.used} held`)
+  meek.peer.send(data(SYN, 1, Buffer.alloc(200_000, 'm')))
+  const stream = await meek.end.nextStream()
+  const application = new Collector(stream)
+  await meek.peer.settled()
+  assert.equal(meek.end.shed.memory, 0)
+  stream.resume()
+  assert.equal(application.length, 200_000)
+  hog.end.session.expire()
+  meek.end.session.expire()
+  assert.equal(held.used, 0, 'nothing remains')
+})
+
+test('a writer for whose caller much is held is stopped before it has bytes that nobody gives credit for', async () => {
+  const { accounts } = makeAccounts({ heldBytes: 1_048_576 }, performance.now())
+  const account = accounts.of('web', performance.now())
+  const lane = account.lane('db', performance.now())
+  await using tunnel = await rawTunnel('acceptor', { lane })
+  const { end, peer } = tunnel
+  account.hold(300_000)
+  peer.send(open)
+  const stream = await end.nextStream()
+  const application = new Collector(stream)
+  stream.confirm()
+  const chunk = Buffer.alloc(8_000)
+  let chunks = 1
+  while (stream.write(chunk) === 0 && chunks < 50) {
+    chunks += 1
+    await peer.settled()
+  }
+  assert.equal(chunks, 25, 'of 262,144 bytes of credit it leaves what a socket may read at once')
+  assert.equal(stream.queuedBytes, 0)
+  peer.send(header(WINDOW_UPDATE, 0, 1, 60_000))
+  await application.until(() => application.writable === 1)
+  account.hold(-300_000)
 })
 
 test('streams beyond the limit are reset as overloaded, those below live', async () => {

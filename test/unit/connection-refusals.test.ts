@@ -6,9 +6,19 @@ import { test } from 'node:test'
 import { ConnectionTable } from '../../src/dataplane/proxy/connection-table.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { TrafficCounters } from '../../src/telemetry/counters.ts'
+import { looseAccount } from './account-fixtures.ts'
+
+const account = looseAccount()
 
 function makeTable(): ConnectionTable {
-  const limits = { connections: 5, connectionsPerService: 5, idleMs: 1_000, halfClosedMs: 100 }
+  const limits = {
+    connections: 5,
+    connectionsPerService: 5,
+    inboundConnections: 5,
+    inboundConnectionsPerService: 5,
+    idleMs: 1_000,
+    halfClosedMs: 100,
+  }
   return new ConnectionTable(
     limits,
     new TrafficCounters(TrafficCounters.createMemory(), () => undefined),
@@ -17,12 +27,12 @@ function makeTable(): ConnectionTable {
 
 test('only what was refused or broken off with a reason is remembered', () => {
   const table = makeTable()
-  const denied = table.add('outbound', 'web')
+  const denied = table.add('outbound', 'web', account)
   table.know(denied, 'db')
   table.end(denied, 'DENY', new MeshError('HM_POLICY_DENIED', 'Denied web -> db'))
   for (const flag of ['-', 'DC'] as const)
-    table.end(table.add('outbound', 'web'), flag, new Error())
-  table.end(table.add('outbound', 'web'), 'UF')
+    table.end(table.add('outbound', 'web', account), flag, new Error())
+  table.end(table.add('outbound', 'web', account), 'UF')
   const refusals = table.refusals()
   assert.deepEqual(
     refusals.map(({ id, destination, flag, code, reason }) => [
@@ -40,7 +50,7 @@ test('only what was refused or broken off with a reason is remembered', () => {
 test('the last 256 are kept, newest first, and a long reason is cut', () => {
   const table = makeTable()
   for (let i = 1; i <= 300; i += 1)
-    table.end(table.add('outbound', 'web'), 'UF', new Error(`${i} ${'x'.repeat(1_000)}`))
+    table.end(table.add('outbound', 'web', account), 'UF', new Error(`${i} ${'x'.repeat(1_000)}`))
   const refusals = table.refusals()
   assert.equal(refusals.length, 256)
   assert.match(refusals[0]?.reason ?? '', /^300 /)

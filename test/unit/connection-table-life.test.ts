@@ -11,8 +11,18 @@ import {
   type TrafficLabels,
   trafficFlags,
 } from '../../src/telemetry/counters.ts'
+import { looseAccount, makeAccounts } from './account-fixtures.ts'
 
-const limits = { connections: 5, connectionsPerService: 3, idleMs: 1_000, halfClosedMs: 100 }
+const limits = {
+  connections: 4,
+  connectionsPerService: 3,
+  inboundConnections: 5,
+  inboundConnectionsPerService: 2,
+  idleMs: 1_000,
+  halfClosedMs: 100,
+}
+
+const account = looseAccount()
 
 function makeTable(): {
   table: ConnectionTable
@@ -40,12 +50,12 @@ function makeTable(): {
 
 test('services are in use that were called since the last look or have connections, but not their callers', () => {
   const { table } = makeTable()
-  const long = table.add('outbound', 'web')
+  const long = table.add('outbound', 'web', account)
   table.know(long, 'db')
-  const short = table.add('outbound', 'web')
+  const short = table.add('outbound', 'web', account)
   table.know(short, 'cache')
   table.end(short, '-')
-  const inbound = table.add('inbound', 'api')
+  const inbound = table.add('inbound', 'api', account)
   table.know(inbound, 'web')
   assert.deepEqual(new Set(table.takeCalled()), new Set(['db', 'cache']))
   assert.deepEqual(table.takeCalled(), ['db'], 'for as long as it is open')
@@ -55,20 +65,76 @@ test('services are in use that were called since the last look or have connectio
 
 test('caps hold for all and for each caller, and endings make room', () => {
   const { table } = makeTable()
-  const web = [1, 2, 3].map(() => table.add('outbound', 'web'))
-  assert.equal(table.hasRoom('web'), false)
-  assert.equal(table.hasRoom('api'), true)
-  table.add('outbound', 'api')
-  table.add('inbound', 'api')
-  assert.equal(table.hasRoom('api'), false, 'the table is full')
+  const web = [1, 2, 3].map(() => table.add('outbound', 'web', account))
+  assert.equal(table.hasRoom('outbound', 'web', account), false)
+  assert.equal(table.hasRoom('outbound', 'api', account), true)
+  table.add('outbound', 'api', account)
+  assert.equal(table.hasRoom('outbound', 'api', account), false, 'the table is full')
   table.end(web[0]!, '-')
-  assert.equal(table.hasRoom('web'), true)
-  assert.equal(table.size, 4)
+  assert.equal(table.hasRoom('outbound', 'web', account), true)
+  assert.equal(table.size, 3)
+})
+
+test('each direction has caps of its own', () => {
+  const { table } = makeTable()
+  for (let i = 0; i < 2; i += 1) table.add('inbound', 'web', account)
+  assert.equal(table.hasRoom('inbound', 'web', account), false)
+  assert.equal(table.hasRoom('outbound', 'web', account), true)
+  for (let i = 0; i < 4; i += 1) table.add('outbound', `service ${i}`, account)
+  assert.equal(table.hasRoom('outbound', 'api', account), false)
+  assert.equal(table.hasRoom('inbound', 'api', account), true)
+})
+
+test('a caller without descriptors left has no room, and its endings give them back', () => {
+  const { accounts } = makeAccounts({ descriptors: 16 })
+  const { table } = makeTable()
+  const [web, api] = [accounts.of('web', 0), accounts.of('api', 0)]
+  const held = [1, 2, 3].map(() => {
+    const connection = table.add('outbound', 'web', web)
+    table.useDescriptors(connection, 2)
+    table.useDescriptors(connection, 1)
+    return connection
+  })
+  assert.equal(web.descriptors.used, 6)
+  const more = table.add('inbound', 'web', web)
+  table.useDescriptors(more, 2)
+  assert.equal(table.hasRoom('inbound', 'web', web), false, 'it has eight, and so are free')
+  assert.equal(table.hasRoom('inbound', 'api', api), true)
+  for (const connection of [...held, more]) table.end(connection, '-')
+  table.end(more, '-')
+  assert.equal(web.descriptors.used, 0)
+  assert.equal(accounts.shared.descriptors.used, 0)
+})
+
+test('of a caller that is shed, what holds most goes first, and no more than is needed', () => {
+  const { accounts } = makeAccounts()
+  const { table } = makeTable()
+  const [web, api] = [accounts.of('web', 0), accounts.of('api', 0)]
+  const broken: string[] = []
+  const make = (name: string, of: typeof web, stream: number, socket: number): void => {
+    const connection = table.add('outbound', name, of)
+    connection.stream = { heldMemory: stream }
+    connection.local = { waitingBytes: socket }
+    const abort = (flag: string, reason: MeshError): void => {
+      broken.push(`${name} ${flag} ${reason.code}`)
+      table.end(connection, 'UO')
+    }
+    connection.abort = abort
+  }
+  make('little', web, 10, 0)
+  make('much', web, 100, 200)
+  make('half', web, 0, 150)
+  make('other', api, 1_000, 0)
+  make('nothing', web, 0, 0)
+  assert.equal(table.shed(web, 301), 2)
+  assert.deepEqual(broken.splice(0), ['much UO HM_LIMIT_MEMORY', 'half UO HM_LIMIT_MEMORY'])
+  assert.equal(table.shed(web, 1_000), 1)
+  assert.deepEqual(broken, ['little UO HM_LIMIT_MEMORY'])
 })
 
 test('a connection ends once, under its first flag, for its pair', () => {
   const { table, rows } = makeTable()
-  const connection = table.add('outbound', 'web')
+  const connection = table.add('outbound', 'web', account)
   table.know(connection, 'db')
   table.know(connection, 'other')
   table.end(connection, 'DENY')
@@ -79,7 +145,7 @@ test('a connection ends once, under its first flag, for its pair', () => {
 
 test('one whose destination was never known is counted as unknown', () => {
   const { table, rows } = makeTable()
-  table.end(table.add('inbound', 'web'), 'PE')
+  table.end(table.add('inbound', 'web', account), 'PE')
   assert.deepEqual(rows(), [{ pair: 'destination web unknown', opened: 1, closed: { PE: 1 } }])
 })
 
@@ -87,7 +153,7 @@ test('quiet connections are broken off, busy and opening ones are not', () => {
   const { table } = makeTable()
   const aborted: string[] = []
   const make = (name: string, state: 'opening' | 'open' | 'half-closed') => {
-    const connection = table.add('outbound', name)
+    const connection = table.add('outbound', name, account)
     connection.state = state
     connection.abort = (flag, reason) => {
       aborted.push(`${name} ${flag} ${reason.code}`)
@@ -118,7 +184,7 @@ test('breaking off by choice reaches exactly the chosen, even when they end them
   const { table } = makeTable()
   const aborted: number[] = []
   const all = ['web', 'api', 'web'].map((source) => {
-    const connection = table.add('inbound', source)
+    const connection = table.add('inbound', source, account)
     connection.abort = () => {
       aborted.push(connection.id)
       for (const other of all) if (other.source === 'web') table.end(other, 'DENY')
@@ -136,7 +202,7 @@ test('breaking off by choice reaches exactly the chosen, even when they end them
 
 test('the list is bounded, oldest first', () => {
   const { table } = makeTable()
-  const ids = [1, 2, 3].map(() => table.add('outbound', 'web').id)
+  const ids = [1, 2, 3].map(() => table.add('outbound', 'web', account).id)
   assert.deepEqual(
     table.list(2).map(({ id }) => id),
     ids.slice(0, 2),

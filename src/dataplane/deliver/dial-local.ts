@@ -17,6 +17,14 @@ export interface LocalDial {
   readonly header?: Uint8Array | undefined
 }
 
+/** A connection to a local application that is being made. */
+export interface PendingDial {
+  /** @throws MeshError HM_DELIVER_UNREACHABLE, HM_DELIVER_TIMEOUT, or HM_CALLER_GONE after {@link cancel}. */
+  readonly connected: Promise<SocketStream>
+  /** Nobody wants it any more: its socket is closed now. */
+  readonly cancel: () => void
+}
+
 /**
  * On this host the kernel answers at once, or never: where an application's accept queue is full it drops the SYN, and
  * would send another after 1 s, then 2, 4, 8. Queues are as short as 5, and after a restart callers come in a burst.
@@ -30,26 +38,40 @@ const DIAL_AGAIN_MS = 200
  * @throws MeshError HM_DELIVER_UNREACHABLE or HM_DELIVER_TIMEOUT.
  */
 export function dialLocal(
-  { target, from, header }: LocalDial,
+  dial: LocalDial,
   timeoutMs: number,
   memory: 'shared' | 'private',
 ): Promise<SocketStream> {
+  return startLocalDial(dial, timeoutMs, memory).connected
+}
+
+/** The same, for a caller that may lose interest. */
+export function startLocalDial(
+  { target, from, header }: LocalDial,
+  timeoutMs: number,
+  memory: 'shared' | 'private',
+): PendingDial {
   const endAtMs = performance.now() + timeoutMs
-  return new Promise((resolve, reject) => {
+  let cancel: () => void = () => undefined
+  const connected = new Promise<SocketStream>((resolve, reject) => {
+    let socket: Socket | undefined
+    let again: NodeJS.Timeout | undefined
+    let isOver = false
     const dial = (): void => {
-      const socket: Socket = connect({
+      const attempt: Socket = connect({
         host: target.ip,
         port: target.port,
         ...(from !== undefined && { localAddress: from }),
         noDelay: true,
         allowHalfOpen: true,
       })
+      socket = attempt
       // Nothing may be read before the stream has taken over.
-      socket.pause()
+      attempt.pause()
       const giveUp = (): void => {
         // It connects in this turn of the event loop: the timer was only looked at first.
-        if (!socket.connecting) return
-        socket.destroy()
+        if (isOver || !attempt.connecting) return
+        attempt.destroy()
         if (performance.now() < endAtMs) dial()
         else
           reject(
@@ -60,7 +82,7 @@ export function dialLocal(
           )
       }
       const patienceMs = Math.min(DIAL_AGAIN_MS, Math.max(1, endAtMs - performance.now()))
-      const again = setTimeout(() => setImmediate(giveUp), patienceMs)
+      again = setTimeout(() => setImmediate(giveUp), patienceMs)
       const onError = (error: Error): void => {
         clearTimeout(again)
         reject(
@@ -71,16 +93,23 @@ export function dialLocal(
           ),
         )
       }
-      socket.once('error', onError)
-      socket.once('connect', () => {
+      attempt.once('error', onError)
+      attempt.once('connect', () => {
         clearTimeout(again)
-        socket.off('error', onError)
-        resetOnClose(socket)
-        const stream = new SocketStream(socket, memory)
+        attempt.off('error', onError)
+        resetOnClose(attempt)
+        const stream = new SocketStream(attempt, memory)
         if (header !== undefined) stream.write(header)
         resolve(stream)
       })
     }
     dial()
+    cancel = () => {
+      isOver = true
+      clearTimeout(again)
+      socket?.destroy()
+      reject(new MeshError('HM_CALLER_GONE', 'The caller hung up'))
+    }
   })
+  return { connected, cancel: () => cancel() }
 }

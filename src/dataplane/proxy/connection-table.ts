@@ -9,13 +9,27 @@ import { MeshError } from '../../lib/errors.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { Reporter, TrafficCounters } from '../../telemetry/counters.ts'
+import type { Account } from '../tunnel/accounts.ts'
 import type { Footing } from '../tunnel/trust.ts'
 import { type Refusal, Refusals } from './refusals.ts'
+
+/** What one connection may need: a socket at each end. */
+const DESCRIPTORS_AT_MOST = 2
 
 /** A socket that can be asked where its other end is, as long as it is open. */
 export interface RemoteEnd {
   readonly remoteAddress?: string | undefined
   readonly remotePort?: number | undefined
+}
+
+/** What of a connection may have bytes waiting in it. */
+export interface HoldingStream {
+  readonly heldMemory: number
+}
+
+/** The same of a socket of this host. */
+export interface HoldingSocket {
+  readonly waitingBytes: number
 }
 
 /** One carried connection. Mutable; written by the stage that has it in hand. */
@@ -24,6 +38,13 @@ export interface Connection {
   readonly direction: 'outbound' | 'inbound'
   /** The calling service. */
   readonly source: string
+  /** Whom it is spent on. */
+  readonly account: Account
+  /** Descriptors that it has, as far as they are its own. */
+  descriptors: number
+  /** The stream that carries it, and the application's socket, as soon as there is one. */
+  stream: HoldingStream | undefined
+  local: HoldingSocket | undefined
   /** The called service; undefined until it is known. */
   destination: string | undefined
   /** The calling application's socket, when it is on this host: a system call for whoever wants its address. */
@@ -64,8 +85,12 @@ export interface Connection {
 
 /** Deadlines and caps of a table; milliseconds. */
 export interface ConnectionLimits {
+  /** Of local applications. */
   readonly connections: number
   readonly connectionsPerService: number
+  /** From other hosts. */
+  readonly inboundConnections: number
+  readonly inboundConnectionsPerService: number
   readonly idleMs: number
   readonly halfClosedMs: number
 }
@@ -92,8 +117,8 @@ export class ConnectionTable {
   private oldest: Connection | undefined
   private newest: Connection | undefined
   private count = 0
-  /** Zeros stay: callers are few, and deleting is churn. */
-  private readonly countBySource = new Map<string, number>()
+  private readonly outbound = new Tally()
+  private readonly inbound = new Tally()
   /** Those with a footing of their own. */
   private readonly founded = new Set<Connection>()
   /** Services called since {@link takeCalled}. */
@@ -113,21 +138,31 @@ export class ConnectionTable {
     return this.count
   }
 
-  /** Whether one more connection of this caller is within the caps. */
-  hasRoom(source: string): boolean {
-    return (
-      this.count < this.limits.connections &&
-      (this.countBySource.get(source) ?? 0) < this.limits.connectionsPerService
-    )
+  /** Whether one more connection of this caller is within the caps of its direction, and has descriptors left. */
+  hasRoom(direction: 'outbound' | 'inbound', source: string, account: Account): boolean {
+    if (this.isShortOfDescriptors(account)) return false
+    const { limits } = this
+    return direction === 'outbound'
+      ? this.outbound.hasRoom(source, limits.connections, limits.connectionsPerService)
+      : this.inbound.hasRoom(source, limits.inboundConnections, limits.inboundConnectionsPerService)
+  }
+
+  /** Whether the caller has as many descriptors as it may have just now. */
+  isShortOfDescriptors(account: Account): boolean {
+    return !account.shared.descriptors.allows(account.descriptors, DESCRIPTORS_AT_MOST)
   }
 
   /** Enters a connection that has been accepted. */
-  add(direction: 'outbound' | 'inbound', source: string): Connection {
+  add(direction: 'outbound' | 'inbound', source: string, account: Account): Connection {
     const nowMs = performance.now()
     const connection: Connection = {
       id: this.nextId,
       direction,
       source,
+      account,
+      descriptors: 0,
+      stream: undefined,
+      local: undefined,
       destination: undefined,
       reached: undefined,
       caller: undefined,
@@ -152,8 +187,40 @@ export class ConnectionTable {
     }
     this.nextId += 1
     this.enter(connection)
-    this.countBySource.set(source, (this.countBySource.get(source) ?? 0) + 1)
+    this.tally(direction).change(source, 1)
     return connection
+  }
+
+  /** The connection has `count` descriptors of its own now; they are given back at its end. */
+  useDescriptors(connection: Connection, count: number): void {
+    if (!this.has(connection) || connection.descriptors >= count) return
+    const { account, descriptors } = connection
+    account.shared.descriptors.add(account.descriptors, count - descriptors)
+    connection.descriptors = count
+  }
+
+  /** Breaks off the connections of a caller for which most is held, until so many bytes are free. @returns how many. */
+  shed(account: Account, bytes: number): number {
+    const heavy = [...this.all()]
+      .filter((connection) => connection.account === account)
+      .map((connection) => ({ connection, held: heldBy(connection) }))
+      .filter(({ held }) => held > 0)
+      .toSorted((left, right) => right.held - left.held)
+    let freed = 0
+    let count = 0
+    for (const { connection, held } of heavy) {
+      if (freed >= bytes) break
+      freed += held
+      count += 1
+      connection.abort(
+        'UO',
+        new MeshError(
+          'HM_LIMIT_MEMORY',
+          `Broken off: memory is short, and most of it is held for ${connection.source}`,
+        ),
+      )
+    }
+    return count
   }
 
   /** The destination is known: from here on the connection counts for its service pair. */
@@ -199,17 +266,14 @@ export class ConnectionTable {
     if (connection.footing !== undefined) this.founded.delete(connection)
     if (reason !== undefined && flag !== 'DC' && flag !== '-')
       this.refused.add(viewOf(connection), flag, reason)
-    this.countBySource.set(connection.source, (this.countBySource.get(connection.source) ?? 1) - 1)
+    this.tally(connection.direction).change(connection.source, -1)
+    if (connection.descriptors > 0) {
+      const { account, descriptors } = connection
+      account.shared.descriptors.add(account.descriptors, -descriptors)
+    }
     if (connection.row === undefined) this.know(connection, 'unknown')
     if (connection.row !== undefined)
       this.counters.closed(connection.row, flag, performance.now() - connection.startedMs)
-  }
-
-  /** Takes out what turned out to be no connection, before {@link know}: it is not counted. */
-  dismiss(connection: Connection): void {
-    if (!this.has(connection)) return
-    this.leave(connection)
-    this.countBySource.set(connection.source, (this.countBySource.get(connection.source) ?? 1) - 1)
   }
 
   /** Breaks off what has been quiet for too long. `nowMs` is monotonic. */
@@ -268,6 +332,10 @@ export class ConnectionTable {
     return views
   }
 
+  private tally(direction: Connection['direction']): Tally {
+    return direction === 'outbound' ? this.outbound : this.inbound
+  }
+
   /** Oldest first. Nothing may be broken off while it is walked. */
   private *all(): Iterable<Connection> {
     for (let at = this.oldest; at !== undefined; at = at.newer) yield at
@@ -312,6 +380,26 @@ export class ConnectionTable {
     connection.newer = undefined
     this.count -= 1
   }
+}
+
+/** How many connections there are in one direction, and of each caller. */
+class Tally {
+  private count = 0
+  /** Zeros stay: callers are few, and deleting is churn. */
+  private readonly bySource = new Map<string, number>()
+
+  hasRoom(source: string, most: number, mostOfSource: number): boolean {
+    return this.count < most && (this.bySource.get(source) ?? 0) < mostOfSource
+  }
+
+  change(source: string, by: number): void {
+    this.count += by
+    this.bySource.set(source, (this.bySource.get(source) ?? 0) + by)
+  }
+}
+
+function heldBy({ stream, local }: Connection): number {
+  return (stream?.heldMemory ?? 0) + (local?.waitingBytes ?? 0)
 }
 
 /** The other end of a socket; undefined when it is closed. */

@@ -16,6 +16,7 @@ const flagByCode: Record<string, ResponseFlag> = {
   HM_BALANCE_NO_ENDPOINT: 'UH',
   HM_CAPTURE_SELF: 'SELF',
   HM_LIMIT_CONNECTIONS: 'UO',
+  HM_LIMIT_MEMORY: 'UO',
   HM_TUNNEL_FULL: 'UO',
   HM_TLS_IDENTITY: 'TLS',
   HM_TLS_NOT_READY: 'TLS',

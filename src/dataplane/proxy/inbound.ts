@@ -4,7 +4,7 @@
  *   accept    a peer that has proved which service it is; over a tunnel, one stream of it
  *   preface   over a tunnel: which instance is meant, and who the real client is
  *   policy    may this service reach ours: decided here, at the destination; one that is not loaded yet is
- *             waited for, and denies when it does not come
+ *             waited for, and denies when it does not come. Until here an arrival costs next to nothing (arrivals.ts)
  *   deliver   the application's own port, from our configuration and nowhere else
  *   splice    bytes both ways until both sides are done
  *
@@ -14,16 +14,17 @@ import type { ByteStream, Receiver, WriteResult } from '../../lib/byte-stream.ts
 import { errorCode, MeshError } from '../../lib/errors.ts'
 import type { SocketStream } from '../../lib/socket-stream.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
-import type { LocalService } from '../../model/service.ts'
-import { dialLocal } from '../deliver/dial-local.ts'
+import { startLocalDial } from '../deliver/dial-local.ts'
 import { localDial } from '../deliver/local-dial.ts'
 import { evaluate } from '../policy/evaluate.ts'
+import type { Account, Lane } from '../tunnel/accounts.ts'
 import type { PeerIdentity } from '../tunnel/peer.ts'
 import { MAX_PREFACE_BYTES, type Preface, readPreface } from '../tunnel/preface.ts'
 import { TunnelStream } from '../tunnel/stream.ts'
 import type { Footing } from '../tunnel/trust.ts'
+import type { Arriving } from './arrivals.ts'
 import type { Connection } from './connection-table.ts'
-import { asMeshError, inboundFlagOf, resetReasonOf } from './ending.ts'
+import { inboundFlagOf, resetReasonOf } from './ending.ts'
 import { awaitPolicy, isPolicyAwaited, type Plane } from './plane.ts'
 import { answerProbe } from './probe.ts'
 import { isCutOff, logBrokenOff, refuse } from './refuse.ts'
@@ -33,6 +34,8 @@ import { splice } from './splice.ts'
 export interface Arrival {
   readonly stream: TunnelStream | SocketStream
   readonly peer: PeerIdentity
+  /** Whom all of it is spent on. */
+  readonly lane: Lane
   /** The peer's address. */
   readonly address: SocketAddress | undefined
   /** The local service whose certificate the peer accepted. */
@@ -41,43 +44,60 @@ export interface Arrival {
   readonly footing: Footing | undefined
 }
 
-/** Carries one arriving connection to its end. Never rejects. */
-export async function carryInbound(plane: Plane, arrival: Arrival): Promise<void> {
-  const { stream, peer } = arrival
-  if (plane.isDraining() || !plane.connections.hasRoom(peer.service)) {
-    plane.workerCounters.inc('overflow')
-    hangUp(stream, plane.isDraining() ? 'DR' : 'UO')
+/** A stream of a tunnel, which has a preface. */
+type ArrivingStream = Arrival & { readonly stream: TunnelStream }
+
+/** Takes a stream that a peer has just opened. Never throws. */
+export function carryStream(plane: Plane, arrival: ArrivingStream): void {
+  const { account } = arrival.lane
+  if (!plane.isDraining() && plane.arrivals.hasRoom(account)) {
+    new StreamArrival(plane, arrival).begin()
     return
   }
-  const connection = plane.connections.add('inbound', peer.service)
-  connection.peer = arrival.address
-  // Named first, then assigned, here and below: docs/performance.md, "Garbage".
-  const abort: Connection['abort'] = (flag, reason) => {
-    plane.connections.end(connection, flag, reason)
-    hangUp(stream, flag)
+  if (!plane.isDraining()) {
+    arrival.lane.wasFutile(performance.now())
+    plane.noteLimit('limitStreams')
   }
-  connection.abort = abort
-  if (arrival.footing !== undefined) plane.connections.rest(connection, arrival.footing)
+  plane.workerCounters.inc('overflow')
+  hangUp(arrival.stream, plane.isDraining() ? 'DR' : 'UO')
+}
+
+/** Carries the connection of a Connect peer to its end. Never rejects. */
+export async function carryConnection(plane: Plane, arrival: Arrival): Promise<void> {
+  const early = new EarlyBytes()
+  arrival.stream.receiver = early
+  if (plane.isDraining()) hangUp(arrival.stream, 'DR')
+  else await carry(plane, arrival, { preface: undefined, early })
+}
+
+/** What has been read of an arrival. */
+interface Beginning {
+  readonly preface: Preface | undefined
+  readonly early: EarlyBytes
+}
+
+/** From the policy on. A place among the connections is taken by those that it has allowed, and by nobody else. */
+async function carry(plane: Plane, arrival: Arrival, beginning: Beginning): Promise<void> {
+  const { stream } = arrival
+  const denial = denialOf(plane, arrival)
+  const { account } = arrival.lane
+  const hasRoom = plane.connections.hasRoom('inbound', arrival.peer.service, account)
+  if (denial === undefined && !hasRoom) {
+    plane.workerCounters.inc('overflow')
+    if (plane.connections.isShortOfDescriptors(account)) plane.noteLimit('limitDescriptors')
+    hangUp(stream, 'UO')
+    return
+  }
+  const connection = enter(plane, arrival, beginning.preface)
+  if (denial !== undefined) {
+    arrival.lane.wasFutile(performance.now())
+    plane.outcomes.failed('inbound', arrival.peer.service, arrival.destination, denial)
+    hangUp(stream, refuse(plane, connection, denial))
+    return
+  }
+  if (stream instanceof TunnelStream) connection.stream = stream
   try {
-    const early = new EarlyBytes(stream)
-    const preface =
-      stream instanceof TunnelStream ? await early.preface(plane.timeouts.handshakeMs) : undefined
-    if (stream instanceof TunnelStream && preface?.isProbe === true) {
-      plane.connections.dismiss(connection)
-      const { destination } = arrival
-      await answerProbe(plane, stream, {
-        source: peer.service,
-        destination,
-        instance: preface.instance,
-      })
-      return
-    }
-    plane.connections.know(connection, arrival.destination)
-    connection.downstream = preface?.source ?? arrival.address
-    connection.wanted = preface?.destination
-    if (isPolicyAwaited(plane, arrival.destination)) await awaitPolicy(plane, arrival.destination)
-    decide(plane, arrival)
-    const local = await deliver(plane, connection, arrival.destination, preface)
+    const local = await deliver(plane, connection, arrival, beginning)
     plane.outcomes.delivered(connection.endpoint ?? '')
     if (stream.isClosed) {
       local.reset()
@@ -85,48 +105,82 @@ export async function carryInbound(plane: Plane, arrival: Arrival): Promise<void
     }
     if (stream instanceof TunnelStream) stream.confirm()
     connection.state = 'open'
-    plane.outcomes.succeeded('inbound', peer.service, arrival.destination)
-    join(plane, connection, { stream, local, early })
+    plane.outcomes.succeeded('inbound', arrival.peer.service, arrival.destination)
+    join(plane, connection, { stream, local, early: beginning.early })
   } catch (error) {
-    plane.connections.know(connection, arrival.destination)
-    plane.outcomes.failed('inbound', peer.service, arrival.destination, error)
+    plane.outcomes.failed('inbound', arrival.peer.service, arrival.destination, error)
     if (connection.endpoint !== undefined && errorCode(error).startsWith('HM_DELIVER_'))
       plane.outcomes.undelivered(connection.endpoint, error)
     hangUp(stream, refuse(plane, connection, error))
   }
 }
 
-function decide(plane: Plane, arrival: Arrival): void {
-  const { peer, destination } = arrival
-  const decision = evaluate(peer.service, plane.snapshot().policies.get(destination))
-  if (!decision.allow)
-    throw new MeshError(
-      'HM_POLICY_DENIED',
-      `Denied ${peer.service} -> ${destination}: ${decision.reason}`,
-    )
+/** Enters an arrival into the table, before anything else is done for it. */
+function enter(plane: Plane, arrival: Arrival, preface: Preface | undefined): Connection {
+  const { stream, peer } = arrival
+  const connection = plane.connections.add('inbound', peer.service, arrival.lane.account)
+  plane.connections.know(connection, arrival.destination)
+  connection.peer = arrival.address
+  connection.downstream = preface?.source ?? arrival.address
+  connection.wanted = preface?.destination
+  // Named first, then assigned, here and below: docs/performance.md, "Garbage".
+  const abort: Connection['abort'] = (flag, reason) => {
+    plane.connections.end(connection, flag, reason)
+    hangUp(stream, flag)
+  }
+  connection.abort = abort
+  if (arrival.footing === undefined) return connection
+  plane.connections.rest(connection, arrival.footing)
+  plane.connections.useDescriptors(connection, 1)
+  return connection
 }
 
-function deliver(
+/** Why the caller may not reach the service; undefined when it may. */
+function denialOf(plane: Plane, arrival: Arrival): MeshError | undefined {
+  const { peer, destination } = arrival
+  const decision = evaluate(peer.service, plane.snapshot().policies.get(destination))
+  if (decision.allow) return undefined
+  return new MeshError(
+    'HM_POLICY_DENIED',
+    `Denied ${peer.service} -> ${destination}: ${decision.reason}`,
+  )
+}
+
+async function deliver(
   plane: Plane,
   connection: Connection,
-  destination: string,
-  preface: Preface | undefined,
+  arrival: Arrival,
+  beginning: Beginning,
 ): Promise<SocketStream> {
-  const local: LocalService | undefined = plane.localInstance(destination, preface?.instance)
-  const dial =
-    local &&
-    localDial(local, {
+  const { destination, lane } = arrival
+  const { preface, early } = beginning
+  const instance = plane.localInstance(destination, preface?.instance)
+  const local =
+    instance &&
+    localDial(instance, {
       service: connection.source,
       address: connection.downstream,
       wanted: connection.wanted,
     })
-  if (dial === undefined)
+  if (local === undefined) {
+    lane.wasFutile(performance.now())
     throw new MeshError(
       'HM_DELIVER_UNKNOWN',
       `Cannot deliver to ${preface?.instance ?? destination}: this host's configuration has no such service`,
     )
-  connection.endpoint = formatAddress(dial.target)
-  return dialLocal(dial, plane.timeouts.connectMs, preface === undefined ? 'private' : 'shared')
+  }
+  connection.endpoint = formatAddress(local.target)
+  plane.connections.useDescriptors(connection, arrival.footing === undefined ? 1 : 2)
+  const dial = startLocalDial(
+    local,
+    plane.timeouts.connectMs,
+    preface === undefined ? 'private' : 'shared',
+  )
+  early.whenGone(dial.cancel)
+  const stream = await dial.connected
+  stream.chargeTo(lane.account)
+  connection.local = stream
+  return stream
 }
 
 function join(
@@ -169,80 +223,138 @@ function hangUp(stream: ByteStream, flag: Parameters<typeof resetReasonOf>[0]): 
   else stream.reset()
 }
 
-/** The beginning of a stream: the preface, and what of the application's bytes came along with it. */
+/** What of the application's bytes has come before there is anybody to give them to. */
 class EarlyBytes implements Receiver {
-  private readonly stream: TunnelStream | SocketStream
-  private bytes: Uint8Array = new Uint8Array(0)
-  private settle: ((outcome: Preface | MeshError) => void) | undefined
-
-  constructor(stream: TunnelStream | SocketStream) {
-    this.stream = stream
-    stream.receiver = this
-  }
-
-  /**
-   * Reads the preface.
-   * @throws MeshError HM_PREFACE_MALFORMED or HM_PREFACE_TIMEOUT.
-   */
-  preface(timeoutMs: number): Promise<Preface> {
-    return new Promise((resolve, reject) => {
-      const deadline = setTimeout(() => {
-        this.settle?.(
-          new MeshError('HM_PREFACE_TIMEOUT', `The peer sent no preface in ${timeoutMs} ms`),
-        )
-      }, timeoutMs)
-      const settle = (outcome: Preface | MeshError): void => {
-        this.settle = undefined
-        clearTimeout(deadline)
-        this.stream.pause()
-        if (outcome instanceof MeshError) reject(outcome)
-        else resolve(outcome)
-      }
-      this.settle = settle
-      this.stream.resume()
-    })
-  }
+  protected bytes: Uint8Array = new Uint8Array(0)
+  private onGone: (() => void) | undefined
 
   /** Application bytes that have been read already. */
   rest(): Uint8Array {
     return this.bytes
   }
 
+  /** Calls `cancel` when the caller hangs up before the splice. */
+  whenGone(cancel: () => void): void {
+    this.onGone = cancel
+  }
+
   onBytes(bytes: Uint8Array): WriteResult {
-    // After the preface the stream is paused; what was under way is kept with the rest.
     this.bytes =
       this.bytes.length === 0
         ? Uint8Array.prototype.slice.call(bytes)
         : Buffer.concat([this.bytes, bytes])
-    if (this.settle === undefined) return 0
-    const reading = readPreface(this.bytes.subarray(0, MAX_PREFACE_BYTES))
-    if (reading.state === 'incomplete') return 0
-    if (reading.state === 'malformed') {
-      this.settle(
-        new MeshError('HM_PREFACE_MALFORMED', `Cannot read the peer's preface: ${reading.why}`),
-      )
-      return 0
-    }
-    this.bytes = this.bytes.subarray(reading.length)
-    this.settle(reading.preface)
     return 0
   }
 
   onEnd(): void {
-    this.settle?.(new MeshError('HM_PREFACE_MALFORMED', 'The peer ended the stream in its preface'))
+    // The stream is paused by now; the splice is told when it starts to read.
   }
 
   onClosed(): void {
     // Our side has not finished, so it cannot be over in order.
   }
 
-  onReset(reason: Error): void {
-    this.settle?.(
-      new MeshError('HM_CALLER_GONE', 'The caller hung up', { cause: asMeshError(reason) }),
-    )
+  onReset(_reason: Error): void {
+    this.onGone?.()
   }
 
   onWritable(): void {
     // Nothing is written before the splice.
+  }
+}
+
+/**
+ * A stream until it is authorized: its preface, and its policy where that is not loaded yet. The stream is paused from the
+ * last byte of the preface on; what was under way is kept with the rest.
+ */
+class StreamArrival extends EarlyBytes implements Arriving {
+  readonly account: Account
+  readonly expiresAtMs: number
+  older: Arriving | undefined
+  newer: Arriving | undefined
+  private readonly plane: Plane
+  private readonly arrival: ArrivingStream
+  private preface: Preface | undefined
+
+  constructor(plane: Plane, arrival: ArrivingStream) {
+    super()
+    this.plane = plane
+    this.arrival = arrival
+    this.account = arrival.lane.account
+    this.expiresAtMs = performance.now() + plane.timeouts.handshakeMs
+  }
+
+  begin(): void {
+    const { stream } = this.arrival
+    this.plane.arrivals.add(this)
+    stream.receiver = this
+    stream.resume()
+  }
+
+  expire(): void {
+    // Then it is the policy that is late: that has a deadline of its own.
+    if (this.preface !== undefined) return
+    const { handshakeMs } = this.plane.timeouts
+    this.refuse(
+      new MeshError('HM_PREFACE_TIMEOUT', `The peer sent no preface in ${handshakeMs} ms`),
+    )
+  }
+
+  override onBytes(bytes: Uint8Array): WriteResult {
+    super.onBytes(bytes)
+    if (this.preface !== undefined || this.arrival.stream.isClosed) return 0
+    const reading = readPreface(this.bytes.subarray(0, MAX_PREFACE_BYTES))
+    if (reading.state === 'incomplete') return 0
+    if (reading.state === 'malformed') {
+      const message = `Cannot read the peer's preface: ${reading.why}`
+      this.refuse(new MeshError('HM_PREFACE_MALFORMED', message))
+      return 0
+    }
+    this.bytes = this.bytes.subarray(reading.length)
+    this.preface = reading.preface
+    this.arrival.stream.pause()
+    void this.authorize(reading.preface)
+    return 0
+  }
+
+  override onEnd(): void {
+    if (this.preface === undefined)
+      this.refuse(new MeshError('HM_PREFACE_MALFORMED', 'The peer ended the stream in its preface'))
+  }
+
+  override onReset(reason: Error): void {
+    this.plane.arrivals.delete(this)
+    super.onReset(reason)
+  }
+
+  /** Not before the frames that arrived together have been read: a reset among them saves all the rest. */
+  private async authorize(preface: Preface): Promise<void> {
+    const { plane, arrival } = this
+    await Promise.resolve()
+    if (preface.isProbe === true) {
+      plane.arrivals.delete(this)
+      const { peer, destination, stream } = arrival
+      const { instance } = preface
+      await answerProbe(plane, stream, {
+        direction: 'inbound',
+        source: peer.service,
+        account: this.account,
+        destination,
+        instance,
+      })
+      return
+    }
+    if (!arrival.stream.isClosed && isPolicyAwaited(plane, arrival.destination))
+      await awaitPolicy(plane, arrival.destination)
+    plane.arrivals.delete(this)
+    if (!arrival.stream.isClosed) await carry(plane, arrival, { preface, early: this })
+  }
+
+  private refuse(error: MeshError): void {
+    const { plane, arrival } = this
+    plane.arrivals.delete(this)
+    arrival.lane.wasFutile(performance.now())
+    plane.outcomes.failed('inbound', arrival.peer.service, arrival.destination, error)
+    hangUp(arrival.stream, refuse(plane, enter(plane, arrival, undefined), error))
   }
 }

@@ -22,6 +22,7 @@ import { type CapturedBy, destinationOf } from '../capture/original-destination.
 import { dialLocal } from '../deliver/dial-local.ts'
 import { localDial } from '../deliver/local-dial.ts'
 import { evaluate } from '../policy/evaluate.ts'
+import type { Account } from '../tunnel/accounts.ts'
 import { encodePreface } from '../tunnel/preface.ts'
 import type { Session } from '../tunnel/session.ts'
 import { type TunnelStream, UNCONFIRMED_LIMIT } from '../tunnel/stream.ts'
@@ -51,13 +52,17 @@ interface Carrier {
 
 /** Carries one accepted connection (paused, half-open allowed) to its end. Never rejects. */
 export async function carryOutbound(plane: Plane, socket: Socket, door: Door): Promise<void> {
-  if (!plane.connections.hasRoom(door.caller)) {
+  const account = plane.localAccount(door.caller)
+  if (!plane.connections.hasRoom('outbound', door.caller, account)) {
     plane.workerCounters.inc('overflow')
+    if (plane.connections.isShortOfDescriptors(account)) plane.noteLimit('limitDescriptors')
     socket.resetAndDestroy()
     return
   }
-  const connection = plane.connections.add('outbound', door.caller)
-  const downstream = new Downstream(socket)
+  const connection = plane.connections.add('outbound', door.caller, account)
+  plane.connections.useDescriptors(connection, 1)
+  const downstream = new Downstream(socket, account)
+  connection.local = downstream.stream
   connection.caller = socket
   // Named first, then assigned, here and below: docs/performance.md, "Garbage".
   const abort: Connection['abort'] = (_flag, reason) => {
@@ -78,6 +83,7 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
     join(plane, connection, downstream, carrier)
   } catch (error) {
     refuse(plane, connection, error)
+    downstream.forget()
     downstream.stream.reset()
   }
 }
@@ -258,7 +264,10 @@ async function deliverHere(
     )
   connection.peer = undefined
   connection.isDecidedHere = true
-  return dialLocal(dial, plane.timeouts.connectMs, 'private')
+  plane.connections.useDescriptors(connection, 2)
+  const upstream = await dialLocal(dial, plane.timeouts.connectMs, 'private')
+  upstream.chargeTo(connection.account)
+  return upstream
 }
 
 async function tunnelTo(
@@ -300,7 +309,10 @@ async function tunnelTo(
     if (reached.kind === 'connection') {
       plane.connections.rest(connection, reached.footing)
       resetOnClose(reached.socket)
-      return new SocketStream(reached.socket, 'private')
+      plane.connections.useDescriptors(connection, 2)
+      const upstream = new SocketStream(reached.socket, 'private')
+      upstream.chargeTo(connection.account)
+      return upstream
     }
     if (reached.session.isSuspect && mayMove())
       throw new MeshError(
@@ -334,7 +346,7 @@ function openStream(
   downstream: Downstream,
   target: { session: Session; endpoint: Endpoint; mayMove: () => boolean },
 ): Promise<TunnelStream> {
-  const stream = target.session.open(
+  const stream: TunnelStream = target.session.open(
     encodePreface({
       source: connection.wanted === undefined ? undefined : addressOf(connection.caller),
       destination: connection.wanted,
@@ -342,6 +354,7 @@ function openStream(
       traceparent: undefined,
     }),
   )
+  connection.stream = stream
   return new Promise((resolve, reject) => {
     const deadline = setTimeout(() => {
       stream.refuse('timeout')
@@ -429,17 +442,22 @@ type HandOver = Pick<Parameters<typeof splice>[0], 'connection' | 'counters' | '
  */
 class Downstream implements Receiver {
   readonly stream: SocketStream
+  private readonly account: Account
   private gone: MeshError | undefined
   private said: Uint8Array[] = []
   private saidBytes = 0
+  /** What of it the account knows of. */
+  private heldBytes = 0
   private hasEnded = false
   private isReading = false
   private listener: TunnelStream | undefined
   private onGone: ((reason: MeshError) => void) | undefined
 
-  constructor(socket: Socket) {
+  constructor(socket: Socket, account: Account) {
     this.stream = new SocketStream(socket, 'shared')
     this.stream.receiver = this
+    this.stream.chargeTo(account)
+    this.account = account
   }
 
   /** Whether the application has hung up, or the connection was broken off. */
@@ -466,7 +484,7 @@ class Downstream implements Receiver {
     this.say(stream, 0, UNCONFIRMED_LIMIT)
     if (this.hasEnded && this.saidBytes <= UNCONFIRMED_LIMIT) stream.end()
     this.isReading = true
-    if (this.saidBytes < UNCONFIRMED_LIMIT) this.stream.resume()
+    if (this.saidBytes < UNCONFIRMED_LIMIT && !this.account.isTight) this.stream.resume()
   }
 
   /** The attempt is over, either way. */
@@ -482,10 +500,17 @@ class Downstream implements Receiver {
     parts.counters.sent(parts.connection.row ?? 0, this.saidBytes)
     if (this.isReading) this.say(upstream, saysAgain ? 0 : UNCONFIRMED_LIMIT, this.saidBytes)
     if (this.hasEnded) upstream.end()
-    this.said = []
+    this.forget()
     // Without a tunnel the chunk may be kept; this socket then reads into memory of its own.
     if (!this.isReading && upstream instanceof SocketStream) this.stream.useOwnMemory()
     splice({ ...parts, downstream: this.stream, upstream, copies: saysAgain }, this.hasEnded)
+  }
+
+  /** What was said is not needed any more. Called at least once, whatever becomes of the connection. */
+  forget(): void {
+    this.said = []
+    this.account.hold(-this.heldBytes)
+    this.heldBytes = 0
   }
 
   /** Writes what was said from one offset to another. */
@@ -502,7 +527,10 @@ class Downstream implements Receiver {
     const copy = Uint8Array.prototype.slice.call(bytes)
     this.said.push(copy)
     this.saidBytes += copy.length
-    if (this.saidBytes >= UNCONFIRMED_LIMIT) this.stream.pause()
+    // Many that speak to somebody who does not answer are listened to later.
+    if (this.saidBytes >= UNCONFIRMED_LIMIT || this.account.isTight) this.stream.pause()
+    this.heldBytes += copy.length
+    this.account.hold(copy.length)
     if (this.listener !== undefined)
       this.say(this.listener, this.saidBytes - copy.length, UNCONFIRMED_LIMIT)
     return 0

@@ -10,10 +10,13 @@ import type { TrafficCounters, WorkerCounters } from '../../telemetry/counters.t
 import type { Balancer } from '../balance/picker.ts'
 import type { CapturedBy } from '../capture/original-destination.ts'
 import type { AddressIndex } from '../route/by-address.ts'
+import type { Account } from '../tunnel/accounts.ts'
 import type { Credentials } from '../tunnel/credentials.ts'
 import type { TunnelPool } from '../tunnel/pool.ts'
+import type { Arrivals } from './arrivals.ts'
 import type { ConnectionTable } from './connection-table.ts'
 import type { Outcomes } from './outcomes.ts'
+import type { LimitCounter } from './pressure.ts'
 import type { ProbeLimit } from './probe.ts'
 
 /** Deadlines of a connection, milliseconds. */
@@ -35,6 +38,7 @@ export interface Plane {
   readonly balancer: Balancer
   readonly credentials: Credentials
   readonly pool: TunnelPool
+  readonly arrivals: Arrivals
   readonly connections: ConnectionTable
   readonly counters: TrafficCounters
   readonly workerCounters: WorkerCounters
@@ -43,6 +47,10 @@ export interface Plane {
   readonly probes: ProbeLimit
   /** The view to act on: take it once per connection. */
   snapshot(): Snapshot
+  /** Something was refused because a limit was reached. */
+  noteLimit(limit: LimitCounter): void
+  /** The account of a calling service of this host. */
+  localAccount(service: string): Account
   /** The instance of a service on this host: the one with this ID, or any when `id` is undefined. */
   localInstance(service: string, id: string | undefined): LocalService | undefined
   /** Whether the host is shutting down. */

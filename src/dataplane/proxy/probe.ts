@@ -11,6 +11,7 @@ import type { Endpoint } from '../../model/endpoint.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { MeshService } from '../../model/snapshot.ts'
 import { evaluate } from '../policy/evaluate.ts'
+import type { Account } from '../tunnel/accounts.ts'
 import { encodePreface } from '../tunnel/preface.ts'
 import {
   encodeProbeAnswer,
@@ -60,7 +61,9 @@ export class ProbeLimit {
 
 /** Who asks whether it would reach what. */
 interface Asked {
+  readonly direction: 'inbound' | 'outbound'
   readonly source: string
+  readonly account: Account
   readonly destination: string
   /** Service ID; undefined means any instance. */
   readonly instance: string | undefined
@@ -88,18 +91,20 @@ export async function answerProbe(plane: Plane, stream: TunnelStream, asked: Ask
     stream.write(encodeProbeAnswer(answer))
     stream.end()
   } catch (error) {
-    plane.log.warn('Cannot answer a probe', { ...asked, error: describeError(error) })
+    const { source, destination, instance } = asked
+    const details = { source, destination, instance, error: describeError(error) }
+    plane.log.warn('Cannot answer a probe', details)
     stream.refuse('aborted')
   }
 }
 
 /** What would become of a connection, in the order in which one is judged. */
 async function judge(plane: Plane, asked: Asked): Promise<ProbeAnswer> {
-  const { source, destination, instance } = asked
+  const { direction, source, account, destination, instance } = asked
   if (isPolicyAwaited(plane, destination)) await awaitPolicy(plane, destination)
   const decision = evaluate(source, plane.snapshot().policies.get(destination))
   if (!decision.allow) return { verdict: 'denied', application: 'unknown', reason: '' }
-  if (!plane.connections.hasRoom(source))
+  if (!plane.connections.hasRoom(direction, source, account))
     return {
       verdict: 'overloaded',
       application: 'unknown',
@@ -161,7 +166,13 @@ export async function probe(
   })
   try {
     const answer = endpoint.local
-      ? await judge(plane, { source, destination: endpoint.service, instance: endpoint.id })
+      ? await judge(plane, {
+          direction: 'outbound',
+          source,
+          account: plane.localAccount(source),
+          destination: endpoint.service,
+          instance: endpoint.id,
+        })
       : await ask(plane, source, service, endpoint)
     return typeof answer === 'string'
       ? result({ kind: answer })

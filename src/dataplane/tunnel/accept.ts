@@ -2,12 +2,16 @@
  * The tunnel port: mutual TLS from other hosts, hostmesh daemons and Connect peers alike. Nothing but a
  * handshake happens before the peer has proved who it is; docs/tunnel-protocol.md, "Carrier".
  *
- * Bounded: handshakes under way, and the time each may take. Callbacks that Node calls during a
+ * Bounded: handshakes under way, of all and of each source address, the time each may take, and how many an address may
+ * begin in a second (address-guard.ts). Callbacks that Node calls during a
  * handshake must not throw (it would leave the process), so each answers with an error instead.
  */
 import { createServer, type Server, TLSSocket } from 'node:tls'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
+import { canonicalIp } from '../../model/address.ts'
 import { type ServiceIdentity, serviceOfServerName } from '../../model/spiffe-id.ts'
+import type { Account } from './accounts.ts'
+import type { AddressGuard, Visitor } from './address-guard.ts'
 import type { Credential, Credentials } from './credentials.ts'
 import { ALPN, identifyPeer, type PeerIdentity } from './peer.ts'
 import type { Trust } from './trust.ts'
@@ -33,6 +37,11 @@ export interface AcceptOptions {
   readonly handshakeTimeoutMs: number
   /** Handshakes under way; further connections are reset. */
   readonly maxPending: number
+  readonly guard: AddressGuard
+  /** The account of those who are not known yet. */
+  readonly strangers: Account
+  /** Why a peer whose identity is proved may not come in just now. */
+  readonly objection: (accepted: AcceptedPeer) => MeshError | undefined
   readonly onPeer: (accepted: AcceptedPeer) => void
   /** A handshake that came to nothing; `code` is a stable name of the reason, `detail` says more where there is more. */
   readonly onRefused: (code: string, remoteAddress: string | undefined, detail?: string) => void
@@ -41,6 +50,8 @@ export interface AcceptOptions {
 /** The server of the tunnel port; not yet listening. Closing it is the caller's. */
 export function createTunnelServer(options: AcceptOptions): Server {
   let pending = 0
+  const { strangers } = options
+  const { descriptors } = strangers.shared
   const turnedAway = new WeakSet<object>()
   const server = createServer({
     ...options.credentials.protocolOptions,
@@ -59,24 +70,36 @@ export function createTunnelServer(options: AcceptOptions): Server {
     ALPNCallback: ({ protocols }) => (protocols.includes(ALPN) ? ALPN : protocols[0]),
   })
   server.on('connection', (socket) => {
-    if (pending >= options.maxPending) {
-      options.onRefused('HM_TLS_TOO_MANY_HANDSHAKES', socket.remoteAddress)
+    const ip = canonicalIp(socket.remoteAddress ?? '') ?? ''
+    const visitor = options.guard.enter(ip, performance.now())
+    const isShort = !descriptors.allows(strangers.descriptors, 1)
+    if (visitor === undefined || isShort || pending >= options.maxPending) {
+      if (visitor !== undefined) options.guard.leave(visitor)
+      options.onRefused(
+        isShort ? 'HM_LIMIT_DESCRIPTORS' : 'HM_TLS_TOO_MANY_HANDSHAKES',
+        socket.remoteAddress,
+      )
       turnedAway.add(socket)
       socket.resetAndDestroy()
       return
     }
     pending += 1
+    descriptors.add(strangers.descriptors, 1)
     let isPending = true
     const done = (): void => {
-      if (isPending) pending -= 1
+      if (!isPending) return
       isPending = false
+      pending -= 1
+      descriptors.add(strangers.descriptors, -1)
+      options.guard.leave(visitor)
     }
     socket.once('close', done)
-    pendingHandshakes.set(socket, { done, believed: options.credentials.believed })
+    pendingHandshakes.set(socket, { done, visitor, believed: options.credentials.believed })
   })
   server.on('tlsClientError', (error, socket) => {
     const raw = connectionUnder(socket)
     if (raw !== undefined && turnedAway.has(raw)) return
+    noteFailure(options, raw)
     // Node says ECONNRESET of a peer that it has turned away itself; the verdict on its certificate is here.
     const verdict: unknown = socket.authorizationError
     const code = typeof verdict === 'string' ? verdict : errorCode(error)
@@ -89,8 +112,12 @@ export function createTunnelServer(options: AcceptOptions): Server {
     const handshake = raw === undefined ? undefined : pendingHandshakes.get(raw)
     handshake?.done()
     try {
-      options.onPeer(admit(socket, options, handshake?.believed))
+      const accepted = admit(socket, options, handshake?.believed)
+      const objection = options.objection(accepted)
+      if (objection !== undefined) throw objection
+      options.onPeer(accepted)
     } catch (error) {
+      noteFailure(options, raw)
       options.onRefused(errorCode(error), socket.remoteAddress, describeError(error))
       socket.destroy()
     }
@@ -101,11 +128,17 @@ export function createTunnelServer(options: AcceptOptions): Server {
 /** A handshake under way: what counts it as finished, and what was believed when it began. */
 interface PendingHandshake {
   readonly done: () => void
+  readonly visitor: Visitor
   readonly believed: Trust | undefined
 }
 
 /** By raw socket. */
 const pendingHandshakes = new WeakMap<object, PendingHandshake>()
+
+function noteFailure(options: AcceptOptions, raw: object | undefined): void {
+  const handshake = raw === undefined ? undefined : pendingHandshakes.get(raw)
+  if (handshake !== undefined) options.guard.failed(handshake.visitor, performance.now())
+}
 
 /** The TCP connection that a TLS connection runs over. */
 function connectionUnder(socket: TLSSocket): object | undefined {

@@ -8,6 +8,7 @@
 import type { TLSSocket } from 'node:tls'
 import type { MeshError } from '../../lib/errors.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
+import type { Lane } from './accounts.ts'
 import type { Credential } from './credentials.ts'
 import { type DialedPeer, dialPeer } from './dial.ts'
 import type { PeerIdentity } from './peer.ts'
@@ -47,13 +48,16 @@ export interface PooledSession {
 const RENEW_BEFORE_MS = 60_000
 
 /** What the pool needs and tells. */
-export interface PoolOptions extends SessionOptions {
+export interface PoolOptions extends Omit<SessionOptions, 'lane'> {
+  /** Whom the sessions of a local service are spent on. */
+  readonly lane: (source: string, destination: string) => Lane
   /** A session without streams for so long is closed. */
   readonly idleMs: number
   /** Why a connection may not go on that has just been made; roots may have changed since its handshake began. */
   readonly objection: (footing: Footing, credential: Credential) => MeshError | undefined
   readonly onRoundTrip: (tookMs: number) => void
   readonly onStreamReset: () => void
+  readonly onStreamShed: (limit: 'streams' | 'memory') => void
   readonly onDialed: (outcome: 'tunnel' | 'connection' | 'failed') => void
   readonly onClosed: (reason: MeshError) => void
 }
@@ -180,6 +184,9 @@ export class TunnelPool {
   ): Session {
     const notAfterMs = endOf(footing)
     const leftMs = notAfterMs - Date.now()
+    const lane = this.options.lane(request.source, request.destination)
+    const { descriptors } = lane.account.shared
+    descriptors.add(lane.account.descriptors, 1)
     const session = new Session(
       dialed.socket,
       'opener',
@@ -187,13 +194,15 @@ export class TunnelPool {
         onStream: () => undefined,
         onRoundTrip: this.options.onRoundTrip,
         onStreamReset: this.options.onStreamReset,
+        onStreamShed: this.options.onStreamShed,
         onClosed: (reason) => {
           if (this.sessions.get(key) === pooled) this.sessions.delete(key)
           this.retiring.delete(pooled)
+          descriptors.add(lane.account.descriptors, -1)
           this.options.onClosed(reason)
         },
       },
-      this.options,
+      { ...this.options, lane },
     )
     const pooled: PooledSession = {
       source: request.source,

@@ -23,6 +23,7 @@ import { resetOnClose } from '../../lib/linger.ts'
 import { HEADROOM, hasHeadroom, withHeadroom } from '../../lib/socket-stream.ts'
 import { sinceLastAckMs } from '../../lib/tcp-info.ts'
 import { noteRead, soon, type TurnTask } from '../../lib/turn.ts'
+import type { Lane } from './accounts.ts'
 import { FrameDecoder, type FrameSink } from './decoder.ts'
 import {
   ACK,
@@ -52,6 +53,8 @@ export interface SessionOptions {
   readonly maxStreams: number
   /** Silence after which a ping is sent; as much silence again with the ping unanswered ends the session. */
   readonly keepaliveMs: number
+  /** The caller that all of the session is spent on, and its destination. */
+  readonly lane: Lane
 }
 
 /** What a session tells its owner. */
@@ -62,6 +65,11 @@ export interface SessionOwner {
   onRoundTrip(tookMs: number): void
   /** A stream was reset, by either side. */
   onStreamReset(): void
+  /**
+   * A stream was refused unseen, because its caller opens too many that come to nothing (acceptor only), or reset because
+   * too much is held for its caller.
+   */
+  onStreamShed(limit: 'streams' | 'memory'): void
   /** The session is over; all its streams have been reset. Called once. */
   onClosed(reason: MeshError): void
 }
@@ -87,6 +95,9 @@ const FIRST_PINGS = 5
 /** Streams share a carrier while data has arrived for more than one of them within this, milliseconds. */
 const SHARING_MS = 100
 
+/** Window of a stream whose caller has much held for it: twice what a sender needs to go on (stream.ts, LEAST_CREDIT). */
+const TIGHT_WINDOW = INITIAL_CREDIT / 2
+
 /** Window that a sharing stream gets for each millisecond of round trip: 256 MB/s for every one of them. */
 const WINDOW_BYTES_PER_MS = 262_144
 
@@ -106,6 +117,12 @@ const MAX_PINGS_PER_SECOND = 10
 
 /** What counts as a second for these: ticks come a second apart, give or take. Milliseconds. */
 const SECOND_AT_LEAST_MS = 900
+
+/** Control frames that may wait for a peer that does not read, bytes: an answer to each of some 40,000 streams. */
+const MAX_UNREAD_CONTROL = 524_288
+
+/** How long one write may wait for a peer that does not read, while its caller has much held for it: so many keepalives. */
+const STALLED_KEEPALIVES = 2
 
 /** How long a peer that broke the protocol may take to read why the session ends, milliseconds. */
 const GO_AWAY_MS = 1_000
@@ -158,6 +175,12 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   /** Streams that the write under way has taken from. */
   private readonly drained: TunnelStream[] = []
   private isWriting = false
+  private writes = 0
+  /** What {@link writes} was when the write under way was first seen by a tick, and when that was. */
+  private seenWrites = 0
+  private seenWritingMs = 0
+  /** More waits for the peer than is kept for one that does not read. */
+  private isOverrun = false
   /** Whose chunk the write under way consists of, if it is a single one. */
   private writer: TunnelStream | undefined
   private isFlushDue = false
@@ -320,6 +343,10 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       this.idleFramesThisSecond = 0
       this.pingsThisSecond = 0
     }
+    if (this.isStalled(nowMs)) {
+      this.fail(new MeshError('HM_TUNNEL_STALLED', 'The tunnel was closed: the peer does not read'))
+      return
+    }
     // A woken opener may have lost interest; the next one must not wait for another event.
     this.admitWaiting()
     const { keepaliveMs } = this.options
@@ -451,6 +478,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
    * sharing streams get what the network's round trip asks for, a stream that is alone gets plenty.
    */
   windowTarget(): number {
+    if (this.isTight()) return TIGHT_WINDOW
     if (performance.now() - this.sharedAtMs > SHARING_MS) return MAX_WINDOW
     const forRoundTrip = Math.floor((this.leastRoundTripMs ?? 0) * WINDOW_BYTES_PER_MS)
     return Math.min(MAX_WINDOW, Math.max(INITIAL_CREDIT, forRoundTrip))
@@ -458,10 +486,16 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
 
   held(delta: number): void {
     this.heldBytes += delta
+    this.options.lane.account.hold(delta)
+  }
+
+  isTight(): boolean {
+    return this.options.lane.account.isTight
   }
 
   endOfTurn(): void {
     this.isFlushDue = false
+    if (this.isOverrun) this.fail(protocolError('HM_TUNNEL_FLOOD', 'answers that are not read'))
     if (!this.isWriting) this.flush()
   }
 
@@ -487,13 +521,16 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       this.sharedAtMs = this.lastReceivedMs
     }
     if (stream === undefined) {
-      this.ignoreFrameFor(id)
+      // One that has just been refused is no frame without effect.
+      if ((flags & SYN) === 0) this.ignoreFrameFor(id)
+      this.ignoreBytes(length)
       return
     }
     stream.expect(length)
     if (length === 0 && flags === 0) this.countIdleFrame()
-    if (this.heldBytes > HELD_LIMIT && stream.heldBytes > HELD_PER_STREAM_WHEN_FULL)
-      stream.fail('overloaded')
+    if (length === 0 || !stream.isHeldUp || this.mayHold(stream, length)) return
+    this.owner.onStreamShed('memory')
+    stream.fail('overloaded')
   }
 
   onPayload(bytes: Uint8Array): number {
@@ -567,6 +604,11 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     this.openedThisSecond += 1
     if (this.openedThisSecond > MAX_OPENED_PER_SECOND)
       throw protocolError('HM_TUNNEL_FLOOD', 'opened streams')
+    const { lane } = this.options
+    if (!lane.mayOpen(this.lastReceivedMs)) {
+      this.shed(id)
+      return
+    }
     const stream = new TunnelStream(this, id, 'acceptor', ACK)
     if (this.draining || this.streams.size >= this.options.maxStreams) {
       stream.refuse(this.draining ? 'draining' : 'overloaded')
@@ -579,6 +621,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   private applyFlags(stream: TunnelStream, flags: number, code: number): void {
     if ((flags & RST) !== 0) {
       this.owner.onStreamReset()
+      if (this.role === 'acceptor') this.noteReset(stream)
       stream.abort(new StreamResetError(resetReason(code)))
       return
     }
@@ -590,6 +633,44 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     }
     stream.receiveFlags(flags)
     this.admitWaiting()
+  }
+
+  /** A stream that its caller gives up cost a look at it; one that stood, a connection as well. */
+  private noteReset(stream: TunnelStream): void {
+    const { lane } = this.options
+    if (stream.hasAnswered) lane.wasReset(this.lastReceivedMs)
+    else lane.wasFutile(this.lastReceivedMs)
+  }
+
+  /** Refuses a stream that there is no object for: a frame, and nothing else. */
+  private shed(id: number): void {
+    if (!this.options.lane.account.mayExceed(this.lastReceivedMs))
+      throw protocolError('HM_TUNNEL_FLOOD', 'streams that come to nothing')
+    this.appendControl(WINDOW_UPDATE, RST, id, resetCodes.overloaded)
+    this.owner.onStreamShed('streams')
+  }
+
+  private mayHold(stream: TunnelStream, length: number): boolean {
+    if (this.heldBytes > HELD_LIMIT && stream.heldBytes > HELD_PER_STREAM_WHEN_FULL) return false
+    return this.options.lane.account.mayHold(length)
+  }
+
+  /** Payload for a stream that has been closed; more than any window can hold was never allowed. */
+  private ignoreBytes(length: number): void {
+    if (length === 0) return
+    if (length > MAX_WINDOW) throw protocolError('HM_TUNNEL_CREDIT_EXCEEDED', `${length} bytes`)
+    if (!this.options.lane.account.mayIgnore(this.lastReceivedMs, length))
+      throw protocolError('HM_TUNNEL_FLOOD', 'bytes for closed streams')
+  }
+
+  /** Whether the peer has stopped reading while its caller has much held for it. */
+  private isStalled(nowMs: number): boolean {
+    if (!this.isWriting || this.writes !== this.seenWrites) {
+      this.seenWrites = this.writes
+      this.seenWritingMs = nowMs
+    }
+    const limitMs = this.options.keepaliveMs * STALLED_KEEPALIVES
+    return nowMs - this.seenWritingMs > limitMs && this.isTight()
   }
 
   private admitWaiting(): void {
@@ -620,19 +701,31 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
 
   private appendControl(type: number, flags: number, id: number, length: number): void {
     if (this.closed) return
-    if (this.batchBytes + HEADER_BYTES > BATCH_BYTES) this.growBatch()
+    if (this.batchBytes + HEADER_BYTES > BATCH_BYTES && !this.growBatch()) return
     const batch = this.openBatch()
     writeHeader(batch, this.batchBytes, type, flags, id, length)
     this.batchBytes += HEADER_BYTES
   }
 
-  /** A busy carrier with a full batch: control frames must not be lost, so the batch grows past its size. */
-  private growBatch(): void {
+  /**
+   * A busy carrier with a full batch: control frames must not be lost, so the batch grows past its size.
+   * @returns false when the peer reads so little that the session ends, soon: whoever sends must not be called back.
+   */
+  private growBatch(): boolean {
     const batch = this.openBatch()
-    if (this.batchBytes + HEADER_BYTES <= batch.length) return
+    if (this.batchBytes + HEADER_BYTES <= batch.length) return true
+    if (batch.length >= MAX_UNREAD_CONTROL) {
+      this.isOverrun = true
+      if (!this.isFlushDue) {
+        this.isFlushDue = true
+        soon(this)
+      }
+      return false
+    }
     const larger = Buffer.allocUnsafeSlow(batch.length * 2)
     batch.copy(larger, 0, 0, this.batchBytes)
     this.batch = larger
+    return true
   }
 
   private openBatch(): Buffer {
@@ -713,6 +806,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
 
   private send(bytes: Uint8Array): void {
     this.isWriting = true
+    this.writes += 1
     this.sentBytes += bytes.length
     this.socket.write(bytes, this.onWritten)
     if (this.drained.length === 0) return
@@ -770,6 +864,8 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       this.endSoon(isDrained ? this.options.keepaliveMs : GO_AWAY_MS)
     else this.socket.destroy()
     this.closed = true
+    if (this.role === 'acceptor' && isViolation(reason.code))
+      this.options.lane.strike(this.lastReceivedMs)
     this.round = []
     this.returnBatch()
     for (const stream of this.streams.list()) stream.loseCarrier(reason)

@@ -20,6 +20,7 @@ import {
   type WriteResult,
 } from '../../lib/byte-stream.ts'
 import { MeshError } from '../../lib/errors.ts'
+import { CHUNK_BYTES } from '../../lib/socket-stream.ts'
 import {
   ACK,
   CREDIT_LIMIT,
@@ -49,12 +50,20 @@ export interface StreamCarrier {
   forget(stream: TunnelStream): void
   /** How large a receive window should be just now, bytes: at least {@link INITIAL_CREDIT}. */
   windowTarget(): number
-  /** Bytes held for receivers changed by `delta`. */
+  /** Memory that the stream holds changed by `delta` bytes. */
   held(delta: number): void
+  /** Whether the stream's caller has so much held for it that nothing is to be taken ahead of need. */
+  isTight(): boolean
 }
 
 /** Bytes that may wait for credit or carrier before the writer is told to stop. */
 const QUEUE_LIMIT = 131_072
+
+/**
+ * Credit below which a writer whose caller has much held is told to stop: it might read a chunk that cannot be sent.
+ * At most half of any window, so that the receiver has given back credit before it comes to that.
+ */
+const LEAST_CREDIT = CHUNK_BYTES
 
 /** Application bytes that may be under way before the far end has confirmed the stream. */
 export const UNCONFIRMED_LIMIT = 65_536
@@ -131,6 +140,11 @@ export class TunnelStream implements ByteStream {
     return this.confirmed
   }
 
+  /** Acceptor: whether the far end has been told that the application is reached. */
+  get hasAnswered(): boolean {
+    return (this.pendingFlags & ACK) === 0
+  }
+
   /** Bytes that wait here to be sent. */
   get queuedBytes(): number {
     return this.outgoing.length
@@ -146,18 +160,36 @@ export class TunnelStream implements ByteStream {
     return this.incoming.length
   }
 
+  /** Memory that the stream holds, in both directions. */
+  get heldMemory(): number {
+    return this.incoming.memory + this.outgoing.memory
+  }
+
+  /** Whether what arrives now would have to wait for the receiver. */
+  get isHeldUp(): boolean {
+    return this.paused || this.incoming.length > 0
+  }
+
   write(bytes: Uint8Array): WriteResult {
     if (this.closed || this.finWanted) return 0
     const sent = this.outgoing.length === 0 ? this.sendNow(bytes) : 0
     if (sent < bytes.length) {
       if (this.outgoing === NO_BYTES) this.outgoing = new ByteQueue()
+      const { memory } = this.outgoing
       this.outgoing.push(sent === 0 ? bytes : bytes.subarray(sent))
+      this.carrier.held(this.outgoing.memory - memory)
       if (this.sendCredit > 0) this.carrier.queue(this)
     }
     // A large chunk keeps the carrier busy: reading on would only mean copying into the queue.
-    if (this.outgoing.length < QUEUE_LIMIT && !this.carrier.isBusyWith(this)) return 0
+    const isFull = this.outgoing.length >= QUEUE_LIMIT || this.carrier.isBusyWith(this)
+    if (!isFull && !this.isShortOfCredit()) return 0
     this.wantsWritable = true
     return FULL
+  }
+
+  /** Whether the next chunk would have to wait here, and the caller has enough waiting already. */
+  private isShortOfCredit(): boolean {
+    return (this.outgoing.length > 0 || this.sendCredit < LEAST_CREDIT) && this.carrier.isTight()
   }
 
   end(): void {
@@ -201,9 +233,10 @@ export class TunnelStream implements ByteStream {
     this.credit(this.undrained)
     this.undrained = 0
     while (!this.paused) {
+      const { memory } = this.incoming
       const taken = this.incoming.takeFront()
       if (taken === undefined) break
-      this.carrier.held(-taken.bytes.length)
+      this.carrier.held(this.incoming.memory - memory)
       if ((this.deliver(taken.bytes) & KEPT) === 0) taken.release()
     }
     this.deliverEnd()
@@ -214,8 +247,10 @@ export class TunnelStream implements ByteStream {
    * nothing to send. A FIN that waited behind them is sent as soon as they are gone.
    */
   take(target: Uint8Array, offset: number, limit: number): number {
+    const { memory } = this.outgoing
     const length = this.outgoing.moveInto(target, offset, Math.min(limit, this.sendCredit))
     this.sendCredit -= length
+    if (this.outgoing.memory !== memory) this.carrier.held(this.outgoing.memory - memory)
     return length
   }
 
@@ -223,10 +258,14 @@ export class TunnelStream implements ByteStream {
   afterTake(): void {
     if (this.closed) return
     if (this.outgoing.length === 0 && this.finWanted && !this.finSent) this.sendFin()
-    if (this.wantsWritable && this.outgoing.length < QUEUE_LIMIT / 2) {
-      this.wantsWritable = false
-      this.receiver.onWritable()
-    }
+    this.tellWritable()
+  }
+
+  private tellWritable(): void {
+    if (!this.wantsWritable || this.outgoing.length >= QUEUE_LIMIT / 2) return
+    if (this.carrier.isBusyWith(this) || this.isShortOfCredit()) return
+    this.wantsWritable = false
+    this.receiver.onWritable()
   }
 
   /** Whether it has something to send and the credit for it. */
@@ -250,8 +289,9 @@ export class TunnelStream implements ByteStream {
     }
     if (!this.paused && this.incoming.length === 0) return this.deliver(bytes)
     if (this.incoming === NO_BYTES) this.incoming = new ByteQueue()
+    const { memory } = this.incoming
     this.incoming.push(bytes)
-    this.carrier.held(bytes.length)
+    if (this.incoming.memory !== memory) this.carrier.held(this.incoming.memory - memory)
     return 0
   }
 
@@ -281,6 +321,7 @@ export class TunnelStream implements ByteStream {
       throw protocolError('HM_TUNNEL_CREDIT_OVERFLOW', `stream ${this.id}`)
     this.sendCredit += amount
     if (this.outgoing.length > 0) this.carrier.queue(this)
+    else this.tellWritable()
   }
 
   /** Session: the peer broke the order of the stream, or a limit was reached: both sides see a reset. */
@@ -361,7 +402,8 @@ export class TunnelStream implements ByteStream {
   private close(): void {
     if (this.closed) return
     this.closed = true
-    this.carrier.held(-this.incoming.length)
+    const { heldMemory } = this
+    if (heldMemory > 0) this.carrier.held(-heldMemory)
     this.incoming.clear()
     this.outgoing.clear()
     this.carrier.forget(this)

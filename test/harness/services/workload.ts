@@ -243,9 +243,23 @@ function echo(socket: Socket): void {
   socket.on('error', () => socket.destroy())
 }
 
+/** Writes for as long as somebody takes it. */
+function pour(socket: Socket): void {
+  const block = Buffer.alloc(65_536, 'z')
+  const more = (): void => {
+    while (!socket.destroyed && socket.write(block));
+  }
+  socket.on('drain', more)
+  socket.on('error', () => socket.destroy())
+  socket.on('end', () => socket.destroy())
+  socket.resume()
+  more()
+}
+
 async function listen(request: Extract<Request, { op: 'listen' }>): Promise<null> {
   const server = createServer({ allowHalfOpen: true }, (socket) => {
     if (request.behavior === 'echo') echo(socket)
+    else if (request.behavior === 'endless') pour(socket)
     else emit({ event: 'accepted', connection: adopt(socket), port: request.port })
   })
   await new Promise<void>((resolve, reject) => {

@@ -1,0 +1,294 @@
+/**
+ * What a worker spends on each caller, and where that ends: docs/tunnel-protocol.md, "Fair shares".
+ *
+ * A caller is a peer identity (the SPIFFE ID of its certificate, whichever session it comes by) or a service of
+ * this host. It has one {@link Account}, and a {@link Lane} for each destination that it floods or not. Clocked from
+ * outside, in monotonic milliseconds; no timers.
+ *
+ * ```
+ *   stream opened --tokens left--> taken --comes to nothing--> a futile token
+ *         \--none--> reset, code 4, an excess token --none--> session closed, a strike --third--> barred for a while
+ * ```
+ */
+import { type Share, SharedLimit } from '../../lib/shared-limit.ts'
+import { TokenBucket } from '../../lib/token-bucket.ts'
+
+/** Streams that one caller may open: what a worker can do when it has nothing else to do. */
+const OPENS = { rate: 20_000, burst: 20_000 } as const
+
+/** Streams of one caller and destination that come to nothing: denied, malformed, unknown, reset before they stood. */
+const FUTILE = { rate: 1_000, burst: 5_000 } as const
+
+/** Streams of one caller and destination that stood and were reset by the caller. */
+const RESETS = { rate: 5_000, burst: 20_000 } as const
+
+/** Streams of one caller that are reset because one of the others is empty; beyond this the session ends. */
+const EXCESS = { rate: 2_000, burst: 10_000 } as const
+
+/** Bytes for streams that are closed: what aborted uploads have under way, and no download of garbage. */
+const IGNORED_BYTES = { rate: 64 * 1_048_576, burst: 128 * 1_048_576 } as const
+
+/** Violations that cost no more than the session. */
+const FREE_STRIKES = 2
+
+/** How long an identity is refused after the next one; doubles up to the second. */
+const BAR_MS = 5_000
+const MAX_BAR_MS = 300_000
+
+/** Strikes are forgotten when there was none for so long. */
+const FORGIVEN_AFTER_MS = 300_000
+
+/** Accounts of peers beyond this share one: identities are given out by the CA, so there are not many. */
+const MAX_ACCOUNTS = 10_000
+
+/** A user of held bytes may have twice what is free: two thirds when it is alone. */
+const HELD_FACTOR = 2
+
+/** What each may hold in any case, as a share of all: who has next to nothing must not suffer from who has all. */
+const LEAST_HELD_SHARE = 1 / 64
+
+/** Share of the memory for held bytes from which sockets are to hold less, and to read less at once. */
+const SHORT_SHARE = 1 / 8
+
+/** A user of descriptors and of session places may have as much as is free: half when it is alone. Nothing takes it back. */
+const PLACES_FACTOR = 1
+
+/** From this share of its allowance on a caller is given no more than what is asked of it. */
+const TIGHT_SHARE = 1 / 8
+
+/** What is shared by all callers of a worker. */
+export interface SharedLimits {
+  /** Memory for bytes on their way, of tunnels and what they are joined to. */
+  readonly held: SharedLimit
+  /** File descriptors for connections. */
+  readonly descriptors: SharedLimit
+  /** Sessions that peers have opened. */
+  readonly sessions: SharedLimit
+}
+
+/** The limits of a worker. */
+export function createSharedLimits(limits: {
+  readonly heldBytes: number
+  readonly descriptors: number
+  readonly sessions: number
+}): SharedLimits {
+  return {
+    held: new SharedLimit(limits.heldBytes, HELD_FACTOR, limits.heldBytes * LEAST_HELD_SHARE),
+    descriptors: new SharedLimit(limits.descriptors, PLACES_FACTOR),
+    sessions: new SharedLimit(limits.sessions, PLACES_FACTOR),
+  }
+}
+
+/** Who is told, at once and each time, that much is held. */
+export interface HeldAlarms {
+  /** So much that sockets are to hold less; {@link Accounts.isShort} says for how long. */
+  onShort(): void
+  /** More than there should be: {@link Accounts.shed} is due, soon. */
+  onExceeded(): void
+}
+
+/** One caller. */
+export class Account {
+  readonly name: string
+  /** Bytes held for it. */
+  readonly held: Share = { used: 0 }
+  readonly descriptors: Share = { used: 0 }
+  readonly places: Share = { used: 0 }
+  /** Streams whose preface has not been read, or whose policy has not been loaded. */
+  unauthorized = 0
+  readonly shared: SharedLimits
+  private readonly opens: TokenBucket
+  private readonly excess: TokenBucket
+  private readonly ignored: TokenBucket
+  private readonly lanes = new Map<string, Lane>()
+  private readonly alarms: HeldAlarms
+
+  constructor(name: string, shared: SharedLimits, nowMs: number, alarms: HeldAlarms) {
+    this.name = name
+    this.shared = shared
+    this.alarms = alarms
+    this.opens = new TokenBucket(OPENS.rate, OPENS.burst, nowMs)
+    this.excess = new TokenBucket(EXCESS.rate, EXCESS.burst, nowMs)
+    this.ignored = new TokenBucket(IGNORED_BYTES.rate, IGNORED_BYTES.burst, nowMs)
+  }
+
+  /** What it may do at one destination. */
+  lane(destination: string, nowMs: number): Lane {
+    const known = this.lanes.get(destination)
+    if (known !== undefined) return known
+    const lane = new Lane(this, nowMs)
+    this.lanes.set(destination, lane)
+    return lane
+  }
+
+  /** Whether the caller may open a stream now. */
+  mayOpen(nowMs: number): boolean {
+    return this.opens.take(nowMs)
+  }
+
+  /** A stream was refused unseen. @returns false when that happens too often for the session to go on. */
+  mayExceed(nowMs: number): boolean {
+    return this.excess.take(nowMs)
+  }
+
+  /** Bytes arrived for a stream that is closed. @returns false when they are too many for the session to go on. */
+  mayIgnore(nowMs: number, bytes: number): boolean {
+    return this.ignored.take(nowMs, bytes)
+  }
+
+  /** Memory held for the caller changed by `bytes`. When all have too much, the heaviest is shed at the end of the turn. */
+  hold(bytes: number): void {
+    if (bytes === 0) return
+    const { held } = this.shared
+    held.add(this.held, bytes)
+    if (bytes < 0) return
+    if (held.isExceeded) this.alarms.onExceeded()
+    if (held.fullness > SHORT_SHARE) this.alarms.onShort()
+  }
+
+  /** Whether `bytes` more may be held for it. */
+  mayHold(bytes: number): boolean {
+    return this.shared.held.allows(this.held, bytes)
+  }
+
+  /** Whether so much is held for it that nothing is to be taken ahead of need any more. */
+  get isTight(): boolean {
+    const { held } = this.shared
+    return this.held.used > held.allowance * TIGHT_SHARE || held.fullness > 1 / 2
+  }
+
+  /** Whether a new account would be the same. */
+  isForgettable(nowMs: number): boolean {
+    if (this.unauthorized > 0) return false
+    if (this.held.used !== 0 || this.descriptors.used !== 0 || this.places.used !== 0) return false
+    if (!this.opens.isFull(nowMs) || !this.excess.isFull(nowMs) || !this.ignored.isFull(nowMs))
+      return false
+    for (const lane of this.lanes.values()) if (!lane.isForgettable(nowMs)) return false
+    return true
+  }
+
+  /** Destinations at which it is barred now. */
+  barredLanes(nowMs: number): number {
+    let count = 0
+    for (const lane of this.lanes.values()) if (lane.barredForMs(nowMs) > 0) count += 1
+    return count
+  }
+}
+
+/** One caller at one destination: what it does there must not cost it its other destinations. */
+export class Lane {
+  readonly account: Account
+  private readonly futile: TokenBucket
+  private readonly resets: TokenBucket
+  private strikes = 0
+  private struckAtMs = 0
+  private barredUntilMs = 0
+
+  constructor(account: Account, nowMs: number) {
+    this.account = account
+    this.futile = new TokenBucket(FUTILE.rate, FUTILE.burst, nowMs)
+    this.resets = new TokenBucket(RESETS.rate, RESETS.burst, nowMs)
+  }
+
+  /** Whether a stream may be taken now; if not it is to be reset without a look at it. */
+  mayOpen(nowMs: number): boolean {
+    return this.futile.hasAny(nowMs) && this.resets.hasAny(nowMs) && this.account.mayOpen(nowMs)
+  }
+
+  /** A stream came to nothing by the caller's doing. */
+  wasFutile(nowMs: number): void {
+    this.futile.drain(nowMs)
+  }
+
+  /** The caller reset a stream that stood. */
+  wasReset(nowMs: number): void {
+    this.resets.drain(nowMs)
+  }
+
+  /** A session of the caller broke the protocol. The third time it is barred, each time for longer. */
+  strike(nowMs: number): void {
+    if (nowMs - this.struckAtMs > FORGIVEN_AFTER_MS) this.strikes = 0
+    this.strikes += 1
+    this.struckAtMs = nowMs
+    const beyond = this.strikes - FREE_STRIKES
+    if (beyond > 0)
+      this.barredUntilMs = nowMs + Math.min(MAX_BAR_MS, BAR_MS * 2 ** Math.min(beyond - 1, 10))
+  }
+
+  /** How long the caller is still refused at the handshake; 0 when it is not. */
+  barredForMs(nowMs: number): number {
+    return Math.max(0, this.barredUntilMs - nowMs)
+  }
+
+  /** Whether a new lane would be the same. */
+  isForgettable(nowMs: number): boolean {
+    if (!this.futile.isFull(nowMs) || !this.resets.isFull(nowMs)) return false
+    return this.strikes === 0 || nowMs - this.struckAtMs > FORGIVEN_AFTER_MS
+  }
+}
+
+/** The accounts of a worker. */
+export class Accounts {
+  readonly shared: SharedLimits
+  private readonly byName = new Map<string, Account>()
+  private readonly others: Account
+  private readonly alarms: HeldAlarms
+
+  constructor(shared: SharedLimits, nowMs: number, alarms: HeldAlarms) {
+    this.shared = shared
+    this.alarms = alarms
+    this.others = new Account('others', shared, nowMs, alarms)
+  }
+
+  /** Whether so much is held that sockets are to hold less. */
+  get isShort(): boolean {
+    return this.shared.held.fullness > SHORT_SHARE
+  }
+
+  /** The account of a caller. */
+  of(name: string, nowMs: number): Account {
+    const known = this.byName.get(name)
+    if (known !== undefined) return known
+    if (this.byName.size >= MAX_ACCOUNTS) return this.others
+    const account = new Account(name, this.shared, nowMs, this.alarms)
+    this.byName.set(name, account)
+    return account
+  }
+
+  /**
+   * Lets `free` give up half of what is held for the heaviest caller, until all is within the limit or it cannot.
+   * @param free breaks off what holds most for the caller until so many bytes are free.
+   */
+  shed(free: (account: Account, bytes: number) => void): void {
+    while (this.shared.held.isExceeded) {
+      const heaviest = this.heaviest((account) => account.held)
+      if (heaviest === undefined) return
+      const before = heaviest.held.used
+      free(heaviest, before / 2)
+      if (heaviest.held.used >= before) return
+    }
+  }
+
+  /** Once a second or so: forgets callers that have gone. @returns destinations at which callers are barred. */
+  tick(nowMs: number): number {
+    let barred = 0
+    for (const [name, account] of this.byName) {
+      barred += account.barredLanes(nowMs)
+      if (account.isForgettable(nowMs)) this.byName.delete(name)
+    }
+    return barred
+  }
+
+  /** Accounts now. */
+  get size(): number {
+    return this.byName.size
+  }
+
+  /** The caller with the largest of the shares that `shareOf` picks; undefined when nobody has any. */
+  heaviest(shareOf: (account: Account) => Share): Account | undefined {
+    let heaviest: Account = this.others
+    for (const account of this.byName.values())
+      if (shareOf(account).used > shareOf(heaviest).used) heaviest = account
+    return shareOf(heaviest).used > 0 ? heaviest : undefined
+  }
+}

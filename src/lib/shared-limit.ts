@@ -1,0 +1,59 @@
+/**
+ * One resource that many users share, so that no user can take what the others want.
+ *
+ * A user may have at most `factor` times what is still free. One that is alone gets `factor / (factor + 1)` of
+ * all, each of two half of `2 * factor / (2 * factor + 1)`, and so on: who has much is stopped first, and whoever comes
+ * new always finds room (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). A little is everybody's, whatever
+ * the others have. Pure arithmetic.
+ */
+
+/** What one user has of a shared resource. */
+export interface Share {
+  used: number
+}
+
+/** The resource. */
+export class SharedLimit {
+  readonly limit: number
+  private readonly factor: number
+  private readonly least: number
+  private taken = 0
+
+  /** @param least what each user may have in any case. */
+  constructor(limit: number, factor: number, least = 0) {
+    this.limit = limit
+    this.factor = factor
+    this.least = least
+  }
+
+  /** What all users have. */
+  get used(): number {
+    return this.taken
+  }
+
+  /** Whether all have more than there should be. */
+  get isExceeded(): boolean {
+    return this.taken > this.limit
+  }
+
+  /** Share of the whole that is in use; above 1 when it is exceeded. */
+  get fullness(): number {
+    return this.limit === 0 ? 1 : this.taken / this.limit
+  }
+
+  /** The most that one user may have now. */
+  get allowance(): number {
+    return Math.max(this.least, this.factor * (this.limit - this.taken))
+  }
+
+  /** Whether a user may have `amount` more. */
+  allows(share: Share, amount: number): boolean {
+    return share.used + amount <= this.allowance
+  }
+
+  /** A user takes `amount`, or gives it back when it is negative. Nothing is checked: some things have happened already. */
+  add(share: Share, amount: number): void {
+    share.used += amount
+    this.taken += amount
+  }
+}

@@ -1,0 +1,131 @@
+/**
+ * A peer with a valid certificate and no manners, written from docs/tunnel-protocol.md with none of the code under test:
+ * does one thing for so many milliseconds and tells what became of it. Comes again as soon as it is thrown out.
+ */
+import { readFileSync } from 'node:fs'
+import { connect, type TLSSocket } from 'node:tls'
+import type { ViciousMode, ViciousOutcome, ViciousTask } from '../vicious-peer.ts'
+
+const task = JSON.parse(process.argv[2] ?? '') as ViciousTask
+const [cert, key] = [readFileSync(task.files.certificate), readFileSync(task.files.key)]
+const endMs = performance.now() + task.forMs
+const outcome: ViciousOutcome = { sessions: 0, opened: 0, refused: 0, thrownOut: 0, most: 0 }
+
+const SIGNATURE = Buffer.from('0d0a0d0a000d0a515549540a', 'hex')
+/** LOCAL command, no addresses, no TLVs. */
+const PREFACE = Buffer.concat([SIGNATURE, Buffer.from([0x20, 0, 0, 0])])
+const [DATA, WINDOW, PING] = [0, 1, 2]
+const [SYN, ACK, RST] = [1, 2, 8]
+
+function header(type: number, flags: number, id: number, length: number): Buffer {
+  const bytes = Buffer.alloc(12)
+  bytes[1] = type
+  bytes[3] = flags
+  bytes.writeUInt32BE(id, 4)
+  bytes.writeUInt32BE(length, 8)
+  return bytes
+}
+
+const opening = (id: number, payload: Buffer): Buffer =>
+  Buffer.concat([header(DATA, SYN, id, payload.length), payload])
+
+/** What each mode sends for one stream. */
+const streamOf: Record<Exclude<ViciousMode, 'sessions'>, (id: number) => Buffer> = {
+  slots: (id) => opening(id, SIGNATURE.subarray(0, 1)),
+  openreset: (id) => Buffer.concat([opening(id, PREFACE), header(WINDOW, RST, id, 6)]),
+  opendenied: (id) => opening(id, PREFACE),
+  badpreface: (id) => opening(id, Buffer.from('GET / HTTP/1.1\r\n')),
+  zerowindow: (id) => opening(id, Buffer.concat([PREFACE, Buffer.from('more\n')])),
+}
+
+function dial(): Promise<TLSSocket | undefined> {
+  return new Promise((resolve) => {
+    const socket = connect({
+      host: task.ip,
+      port: task.port,
+      servername: task.serverName,
+      cert,
+      key,
+      ALPNProtocols: ['hostmesh/1'],
+      rejectUnauthorized: false,
+    })
+    socket.on('error', () => undefined)
+    socket.once('close', () => resolve(undefined))
+    socket.once('secureConnect', () => resolve(socket))
+  })
+}
+
+/** Reads what comes back, answers pings, and counts. */
+function listen(socket: TLSSocket): void {
+  let rest: Buffer = Buffer.alloc(0)
+  socket.on('data', (chunk: Buffer) => {
+    rest = rest.length === 0 ? chunk : Buffer.concat([rest, chunk])
+    let at = 0
+    while (rest.length - at >= 12) {
+      const [type, flags, length] = [
+        rest[at + 1] ?? 0,
+        rest[at + 3] ?? 0,
+        rest.readUInt32BE(at + 8),
+      ]
+      const payload = type === DATA ? length : 0
+      if (rest.length - at < 12 + payload) break
+      if (type === PING && (flags & ACK) === 0) socket.write(header(PING, ACK, 0, length))
+      if ((flags & RST) !== 0) outcome.refused += 1
+      at += 12 + payload
+    }
+    rest = rest.subarray(at)
+  })
+}
+
+/** Mode `sessions`: tries, however long they take. */
+const HANDSHAKES = 150
+
+const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
+
+async function openStreams(mode: Exclude<ViciousMode, 'sessions'>): Promise<void> {
+  const most = mode === 'zerowindow' ? 1_500 : Number.POSITIVE_INFINITY
+  while (performance.now() < endMs) {
+    const socket = await dial()
+    if (socket === undefined) {
+      outcome.thrownOut += 1
+      await pause(20)
+      continue
+    }
+    outcome.sessions += 1
+    listen(socket)
+    for (let id = 1; !socket.destroyed && performance.now() < endMs; ) {
+      const frames: Buffer[] = []
+      for (let i = 0; i < 250 && id < 2 * most; i += 1, id += 2) frames.push(streamOf[mode](id))
+      outcome.opened += frames.length
+      if (frames.length > 0) socket.write(Buffer.concat(frames))
+      await pause(5)
+    }
+    if (socket.destroyed) outcome.thrownOut += 1
+    socket.destroy()
+  }
+}
+
+async function openSessions(): Promise<void> {
+  const open = new Set<TLSSocket>()
+  const living = (): number => [...open].filter(({ destroyed }) => !destroyed).length
+  while (outcome.sessions + outcome.thrownOut < HANDSHAKES) {
+    const dialed = await Promise.all(Array.from({ length: 10 }, dial))
+    for (const socket of dialed) {
+      if (socket === undefined) {
+        outcome.thrownOut += 1
+        continue
+      }
+      outcome.sessions += 1
+      open.add(socket)
+      listen(socket)
+    }
+    await pause(20)
+  }
+  // What was refused after the handshake is closed soon; a busy machine takes its time.
+  for (let i = 0; i < 100 && living() > 64; i += 1) await pause(100)
+  outcome.most = living()
+  for (const socket of open) socket.destroy()
+}
+
+await (task.mode === 'sessions' ? openSessions() : openStreams(task.mode))
+process.send?.(outcome)

@@ -1,0 +1,160 @@
+/**
+ * What a worker spends on each caller: docs/tunnel-protocol.md, "Fair shares".
+ */
+import assert from 'node:assert/strict'
+import { describe, test } from 'node:test'
+import type { Account } from '../../src/dataplane/tunnel/accounts.ts'
+import { makeAccounts } from './account-fixtures.ts'
+
+const MIB = 1_048_576
+
+describe('opening', () => {
+  test('200 aborts a second and bursts of thousands of connections are nothing', () => {
+    const { accounts } = makeAccounts()
+    const lane = accounts.of('web', 0).lane('db', 0)
+    let refused = 0
+    for (let nowMs = 0; nowMs < 60_000; nowMs += 5) {
+      if (!lane.mayOpen(nowMs)) refused += 1
+      lane.wasReset(nowMs)
+      if (nowMs % 10_000 !== 0) continue
+      // A burst that stands, of which some hundred are given up before.
+      for (let i = 0; i < 8_000; i += 1) {
+        if (!lane.mayOpen(nowMs)) refused += 1
+        if (i % 20 === 0) lane.wasFutile(nowMs)
+      }
+    }
+    assert.equal(refused, 0)
+  })
+
+  test('of 20,000 futile streams a second 5,000 are looked at, then 1,000 a second', () => {
+    const { accounts } = makeAccounts()
+    const lane = accounts.of('web', 0).lane('db', 0)
+    const looked: number[] = []
+    for (let second = 0; second < 3; second += 1) {
+      let taken = 0
+      for (let i = 0; i < 20_000; i += 1) {
+        const nowMs = second * 1_000 + i / 20
+        if (!lane.mayOpen(nowMs)) continue
+        taken += 1
+        lane.wasFutile(nowMs)
+      }
+      looked.push(taken)
+    }
+    assert.ok(looked[0]! >= 5_000 && looked[0]! <= 6_100, `${looked[0]}`)
+    for (const count of looked.slice(1)) assert.ok(count >= 900 && count <= 1_100, `${count}`)
+  })
+
+  test('what is futile at one destination costs nothing at another, nor another caller', () => {
+    const { accounts } = makeAccounts()
+    const web = accounts.of('web', 0)
+    const lane = web.lane('db', 0)
+    for (let i = 0; i < 5_000; i += 1) lane.wasFutile(0)
+    assert.equal(lane.mayOpen(0), false)
+    assert.equal(web.lane('api', 0).mayOpen(0), true)
+    assert.equal(accounts.of('shop', 0).lane('db', 0).mayOpen(0), true)
+    assert.equal(web.lane('db', 0), lane)
+  })
+
+  test('refusing unseen has an end too, over all destinations', () => {
+    const { accounts } = makeAccounts()
+    const web = accounts.of('web', 0)
+    let refused = 0
+    while (web.mayExceed(0)) refused += 1
+    assert.equal(refused, 10_000)
+    assert.equal(web.mayExceed(1), true)
+  })
+})
+
+test('the third violation bars, each further one for twice as long, and peace is forgiveness', () => {
+  const { accounts } = makeAccounts()
+  const lane = accounts.of('web', 0).lane('db', 0)
+  lane.strike(1_000)
+  lane.strike(1_000)
+  assert.equal(lane.barredForMs(1_000), 0)
+  lane.strike(1_000)
+  assert.equal(lane.barredForMs(1_000), 5_000)
+  assert.equal(accounts.tick(1_000), 1)
+  assert.equal(lane.barredForMs(6_000), 0)
+  lane.strike(6_000)
+  assert.equal(lane.barredForMs(6_000), 10_000)
+  for (let i = 0; i < 50; i += 1) lane.strike(6_000)
+  assert.equal(lane.barredForMs(6_000), 300_000)
+  lane.strike(700_000)
+  assert.equal(lane.barredForMs(700_000), 0)
+})
+
+describe('held bytes', () => {
+  test('one caller may hold two thirds, and another still its part', () => {
+    const { accounts } = makeAccounts({ heldBytes: 90 * MIB })
+    const [hog, meek] = [accounts.of('hog', 0), accounts.of('meek', 0)]
+    while (hog.mayHold(MIB)) hog.hold(MIB)
+    assert.equal(hog.held.used, 60 * MIB)
+    assert.equal(meek.mayHold(4 * MIB), true)
+    assert.equal(hog.isTight, true)
+  })
+
+  test('a caller is tight from an eighth of what it may have, all are from half of the whole', () => {
+    const { accounts } = makeAccounts({ heldBytes: 100 * MIB })
+    const [hog, meek] = [accounts.of('hog', 0), accounts.of('meek', 0)]
+    hog.hold(10 * MIB)
+    assert.equal(hog.isTight, false)
+    hog.hold(20 * MIB)
+    assert.equal(hog.isTight, true)
+    assert.equal(meek.isTight, false)
+    hog.hold(21 * MIB)
+    assert.equal(meek.isTight, true)
+  })
+
+  test('beyond the limit the heaviest gives up half, and again, until it is enough', () => {
+    const { accounts, exceeded } = makeAccounts({ heldBytes: 10 * MIB })
+    const [hog, meek] = [accounts.of('hog', 0), accounts.of('meek', 0)]
+    meek.hold(4 * MIB)
+    assert.equal(exceeded(), 0)
+    hog.hold(36 * MIB)
+    assert.equal(exceeded(), 1)
+    const asked: [string, number][] = []
+    accounts.shed((account: Account, bytes) => {
+      asked.push([account.name, bytes / MIB])
+      account.hold(-bytes)
+    })
+    assert.deepEqual(asked, [
+      ['hog', 18],
+      ['hog', 9],
+      ['hog', 4.5],
+    ])
+    assert.equal(meek.held.used, 4 * MIB)
+  })
+
+  test('shedding ends when there is nothing to be had', () => {
+    const { accounts } = makeAccounts({ heldBytes: 1 })
+    accounts.of('hog', 0).hold(100)
+    let asked = 0
+    accounts.shed(() => {
+      asked += 1
+    })
+    assert.equal(asked, 1)
+  })
+})
+
+test('callers that have gone are forgotten, those that have or owe something are not', () => {
+  const { accounts } = makeAccounts()
+  accounts.of('gone', 0).mayOpen(0)
+  accounts.of('holds', 0).hold(1)
+  accounts.of('struck', 0).lane('db', 0).strike(0)
+  accounts.shared.sessions.add(accounts.of('open', 0).places, 1)
+  accounts.tick(0)
+  assert.equal(accounts.size, 4)
+  accounts.tick(60_000)
+  assert.equal(accounts.size, 3)
+  accounts.of('holds', 0).hold(-1)
+  accounts.tick(300_001)
+  assert.equal(accounts.size, 1)
+})
+
+test('there are not more than 10,000 accounts: the others share one', () => {
+  const { accounts } = makeAccounts()
+  for (let i = 0; i < 10_000; i += 1) accounts.of(`service ${i}`, 0)
+  assert.equal(accounts.of('one more', 0), accounts.of('and another', 0))
+  assert.notEqual(accounts.of('service 1', 0), accounts.of('service 2', 0))
+  assert.equal(accounts.size, 10_000)
+})
