@@ -265,9 +265,12 @@ describe('a service whose chain leads elsewhere', { concurrency: true }, () => {
     world.agent.answer(CHAIN, indexed(7, chain({})))
     world.catalog.watchService('db', (service) => world.seen.push(service))
     await eventually('service', () => world.seen[0])
-    world.agent.always(CHAIN, () =>
-      indexed(8, { Chain: { Datacenter: 'dc1', StartNode: 'gone', Nodes: {}, Targets: {} } }),
-    )
+    const broken = indexed(8, {
+      Chain: { Datacenter: 'dc1', StartNode: 'gone', Nodes: {}, Targets: {} },
+    })
+    world.agent.always(CHAIN, () => broken)
+    // For the poll that is waiting already.
+    world.agent.answer(CHAIN, broken)
     await eventually('problem', () =>
       world.catalog
         .health()

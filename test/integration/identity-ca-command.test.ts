@@ -136,27 +136,27 @@ describe('issue refuses, with a hint and without writing anything,', () => {
   > = {
     'a service name that is none': {
       words: ['--service', 'Web_1'],
-      code: 1,
+      code: 2,
       says: /"Web_1": it is not a service name[\s\S]*Use a-z/,
     },
     'a service name that leaves the directory': {
       words: ['--service', 'x/../../etc'],
-      code: 1,
+      code: 2,
       says: /it is not a service name/,
     },
     'the name roots': {
       words: ['--service', 'roots'],
-      code: 1,
+      code: 2,
       says: /Give the service another name/,
     },
     'a second service that is wrong': {
       words: ['--service', 'web', '*'],
-      code: 1,
+      code: 2,
       says: /"\*": it is not a service name/,
     },
     'a datacenter that is none': {
       words: ['--service', 'web', '--datacenter', 'dc/1'],
-      code: 1,
+      code: 2,
       says: /datacenter "dc\/1"/,
     },
     'a lifetime without unit': {
@@ -220,7 +220,7 @@ describe('issue refuses, with a hint and without writing anything,', () => {
 test('init refuses a trust domain that fits no SPIFFE ID', () => {
   for (const name of ['Mesh.Test', 'spiffe://mesh.test', 'mesh.test/', 'a'.repeat(129)]) {
     const outcome = hostmesh('ca', 'init', '--directory', ca, '--trust-domain', name)
-    assert.equal(outcome.code, 1)
+    assert.equal(outcome.code, 2)
     assert.match(outcome.err, /as trust domain: it is not a lower-case DNS name/)
   }
   assert.throws(() => readdirSync(ca), { code: 'ENOENT' })
