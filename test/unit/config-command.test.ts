@@ -144,7 +144,7 @@ test('the examples in docs/configuration.md are sound', () => {
   assert.equal(examples.length, 3)
   const rest = 'catalog: {kind: file, path: /c}\ncertificates: {kind: files, directory: /d}\n'
   for (const [, text = ''] of examples) {
-    const whole = text.includes('\ncatalog:') ? text : rest + text
+    const whole = /^catalog:/m.test(text) ? text : rest + text
     const checked = checkConfigText(whole, { path: 'example', env: {}, isReadableByAll: true })
     assert.ok('config' in checked, 'problems' in checked ? checked.problems.join('\n') : '')
   }
