@@ -5,6 +5,7 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 
 import { eventually } from '../harness/eventually.ts'
+import { TUNNEL_PORT } from '../harness/file-catalog.ts'
 import { startMesh } from '../harness/mesh.ts'
 import { manual } from '../harness/service.ts'
 
@@ -29,7 +30,14 @@ for (const format of ['json', 'text'] as const)
       await t.test('loses lines, and counts them', async () => {
         const before = await lost()
         assert.ok(before > 0, 'lines of the start')
-        daemon.signal('SIGHUP')
+        // No handshake: it is refused, and that is logged.
+        await mesh
+          .host('a')
+          .namespace.run(
+            'bash',
+            '-c',
+            `echo x >/dev/tcp/${mesh.host('b').namespace.ip}/${TUNNEL_PORT}`,
+          )
         await eventually(async () => assert.ok((await lost()) > before))
       })
 

@@ -58,6 +58,8 @@ test('callers that churn through the same ports are never taken for each other',
     for (const destination of ['db', 'cache'])
       if (name !== 'evil') await mesh.allow(name, destination)
   await a.namespace.run('sysctl', '-qw', `net.ipv4.ip_local_port_range=${PORT_RANGE}`)
+  // A host with an identity that does not exist is not well.
+  for (const { cgroup } of callers) await mesh.makeCgroup(cgroup)
   await mesh.up()
 
   const tallies = new Map(
