@@ -188,7 +188,7 @@ class Worker {
         atEndOfTurn(shedding)
       },
     })
-    this.pressure = new PressureWatch(this.accounts, this.workerCounters, this.log)
+    this.pressure = new PressureWatch(this.accounts, this.workerCounters)
     this.guard = new AddressGuard(
       {
         maxPending: limits.pendingHandshakesPerAddress,
