@@ -60,6 +60,7 @@ import { captureOptions, capturePlan, chosenBackend, nftSettings } from './captu
 import { instanceSets } from './captured-instances.ts'
 import type { Incumbent } from './hand-over.ts'
 import { LINK_NAME, Link } from './hand-over-link.ts'
+import { limitProblems } from './limit-problems.ts'
 import { ListeningSockets, type PlannedSocket } from './listening-sockets.ts'
 import { Memory, NOTHING_KEPT } from './memory.ts'
 import { type HostCondition, hostProblems, ProblemWatch, problemLine } from './problems.ts'
@@ -367,6 +368,7 @@ class Daemon implements Incumbent {
         ...(this.catalog?.health().problems ?? []),
         ...(this.discovery?.problems() ?? []),
         ...(this.memory?.problems() ?? []),
+        ...limitProblems(this.pool.pressures()),
       ],
     }
   }

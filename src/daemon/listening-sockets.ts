@@ -10,6 +10,7 @@ import {
   boundPort,
   closeDescriptor,
   isSocketOf,
+  keepAcceptedAlive,
   makeTransparent,
   openListeningSocket,
   type SocketSpec,
@@ -133,6 +134,7 @@ export class ListeningSockets implements Disposable {
     }
     this.inherited.delete(name)
     if (transparent) makeTransparent(fd, spec)
+    if (kind === 'tcp') keepAcceptedAlive(fd)
     return fd
   }
 

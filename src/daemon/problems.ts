@@ -18,7 +18,7 @@ export interface HostCondition {
   readonly captureInSync: boolean | undefined
   readonly captureProblems: readonly Problem[]
   readonly stateParts: readonly StatePart[]
-  /** Of all the others: catalog, certificates, discovery, memory, configuration. */
+  /** Of all the others: catalog, certificates, discovery, memory, configuration, limits. */
   readonly others: readonly Problem[]
 }
 

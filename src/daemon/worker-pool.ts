@@ -21,6 +21,7 @@ import type {
   WorkerSocket,
 } from '../dataplane/protocol.ts'
 import type { ConnectionView } from '../dataplane/proxy/connection-table.ts'
+import type { Pressure } from '../dataplane/proxy/pressure.ts'
 import type { Refusal } from '../dataplane/proxy/refusals.ts'
 import { backoffMs } from '../lib/backoff.ts'
 import { systemRandom } from '../lib/clock.ts'
@@ -93,6 +94,8 @@ interface Member {
   failures: number
   startedAtMs: number
   aliveAtMs: number
+  /** What the thread said last of what it is short of. */
+  pressure: Pressure | undefined
   /** Number of the thread's memory in the totals. */
   memoryId: number
 }
@@ -136,6 +139,7 @@ export class WorkerPool {
       failures: 0,
       startedAtMs: 0,
       aliveAtMs: 0,
+      pressure: undefined,
       memoryId: 0,
     }))
   }
@@ -307,6 +311,11 @@ export class WorkerPool {
     }))
   }
 
+  /** What the workers that run have said last of what they are short of. */
+  pressures(): readonly Pressure[] {
+    return this.members.flatMap(({ pressure }) => (pressure === undefined ? [] : [pressure]))
+  }
+
   /** No new connections; open ones may go on for `deadlineMs`, then they are reset. Resolves when all are gone. */
   async drain(deadlineMs: number): Promise<void> {
     // Before the workers close theirs: otherwise new connections would wait for nobody.
@@ -431,6 +440,7 @@ export class WorkerPool {
         break
       case 'alive':
         member.aliveAtMs = performance.now()
+        member.pressure = message.pressure
         break
       case 'started':
       case 'drained':
@@ -445,6 +455,7 @@ export class WorkerPool {
     this.options.totals.retire(member.memoryId)
     const wasRunning = member.state === 'running'
     member.thread = undefined
+    member.pressure = undefined
     member.state = 'stopped'
     for (const listener of this.listeners) listener(member, 'exit')
     if (this.draining || (!wasRunning && member.restarts === 0)) return

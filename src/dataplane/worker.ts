@@ -62,6 +62,9 @@ const WATCH_MS = 50
 /** Tunnels that callers are asked to dial anew in one tick: a new leaf must not bring all their handshakes at once. */
 const MAX_RETIRED_PER_TICK = 100
 
+/** A tunnel that ends so soon without a stream was a handshake for nothing; one that lives longer is kept for later use. Milliseconds. */
+const UNUSED_MS = 30_000
+
 /** Endpoints in one answer about the balancer. */
 const MAX_LOADS = 10_000
 
@@ -185,7 +188,7 @@ class Worker {
         atEndOfTurn(shedding)
       },
     })
-    this.pressure = new PressureWatch(this.accounts, this.workerCounters, this.log)
+    this.pressure = new PressureWatch(this.accounts, this.workerCounters)
     this.guard = new AddressGuard(
       {
         maxPending: limits.pendingHandshakesPerAddress,
@@ -469,12 +472,14 @@ class Worker {
       void carryConnection(this.plane, { stream, peer, lane, address, destination, footing })
       return
     }
+    let isUsed = false
     const session = new Session(
       socket,
       'acceptor',
       {
         ...this.sessionObserver(),
         onStream: (stream) => {
+          isUsed = true
           this.workerCounters.inc('tunnelStreamsOpened')
           carryStream(this.plane, {
             stream,
@@ -487,6 +492,7 @@ class Worker {
         },
         onClosed: (reason) => {
           this.inboundSessions.delete(inbound)
+          if (!isUsed && performance.now() - session.openedAtMs < UNUSED_MS) accepted.wasFutile()
           this.sessionClosed(reason)
         },
       },

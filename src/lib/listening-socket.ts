@@ -3,7 +3,7 @@
  * server object. They can be kept while those who accept from them come and go, given to threads by number, and
  * handed to another process.
  *
- * Everything that accepted connections inherit (TCP_NODELAY, IP_TRANSPARENT) is set on the listening socket.
+ * Everything that accepted connections inherit (TCP_NODELAY, keepalive, IP_TRANSPARENT) is set on the listening socket.
  */
 import { createRequire } from 'node:module'
 import { getSystemErrorMessage, getSystemErrorName } from 'node:util'
@@ -28,6 +28,7 @@ const SOCK_CLOEXEC = 0o2000000
 const SOL_SOCKET = 1
 const SO_REUSEADDR = 2
 const SO_TYPE = 3
+const SO_KEEPALIVE = 9
 const SO_REUSEPORT = 15
 const SO_ACCEPTCONN = 30
 const SOL_IP = 0
@@ -37,6 +38,9 @@ const IPV6_V6ONLY = 26
 const IPV6_TRANSPARENT = 75
 const IPPROTO_TCP = 6
 const TCP_NODELAY = 1
+const TCP_KEEPIDLE = 4
+const TCP_KEEPINTVL = 5
+const TCP_KEEPCNT = 6
 
 const F_GETFD = 1
 const F_SETFD = 2
@@ -45,6 +49,12 @@ const F_DUPFD_CLOEXEC = 1_030
 
 /** Connections that wait to be accepted; the kernel lowers it to net.core.somaxconn. */
 export const BACKLOG = 4_096
+
+/**
+ * When the kernel asks after an accepted connection on which nothing moves, and how often it does without an answer before it
+ * resets it: a minute in all. The first is less than what connection tracking gives a half-closed connection. Seconds.
+ */
+const KEEPALIVE = { idle: 30, interval: 10, probes: 3 } as const
 
 /** Of sockaddr_in and sockaddr_in6. */
 const ADDRESS_BYTES = { [AF_INET]: 16, [AF_INET6]: 28 } as const
@@ -69,6 +79,7 @@ export function openListeningSocket(spec: SocketSpec): number {
       setOption(calls, fd, SOL_SOCKET, SO_REUSEADDR, 1)
       // Otherwise a second small write of an answer would wait for the caller's delayed ACK.
       setOption(calls, fd, IPPROTO_TCP, TCP_NODELAY, 1)
+      keepAcceptedAlive(fd)
     }
     if (calls.bind(fd, address, address.length) !== 0) throw systemError(calls, 'bind')
     if (spec.kind === 'tcp' && calls.listen(fd, BACKLOG) !== 0) throw systemError(calls, 'listen')
@@ -77,6 +88,18 @@ export function openListeningSocket(spec: SocketSpec): number {
     calls.close(fd)
     throw error
   }
+}
+
+/**
+ * What is accepted from now on ends when nobody is there any more: without it, a connection to which only we could
+ * write, and do not, stays for ever. @throws Error with the system's `code`.
+ */
+export function keepAcceptedAlive(fd: number): void {
+  const calls = loadCalls()
+  setOption(calls, fd, SOL_SOCKET, SO_KEEPALIVE, 1)
+  setOption(calls, fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE.idle)
+  setOption(calls, fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE.interval)
+  setOption(calls, fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE.probes)
 }
 
 /** Makes a socket that is bound already take what is diverted to it. @throws Error with the system's `code`. */

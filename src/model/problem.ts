@@ -134,6 +134,21 @@ export const problemCodes = {
     cause: 'An intention has a part that hostmesh cannot obey; it is taken as deny.',
     hint: 'Write it without the part that the message names: docs/limits.md has what is obeyed',
   },
+  HM_LIMIT_CALLERS_BARRED: {
+    cause:
+      'A caller breaks the tunnel protocol again and again; its handshakes are refused for a while.',
+    hint: 'See what runs with that identity; if it is no attack, update hostmesh there',
+  },
+  HM_LIMIT_DESCRIPTORS_SHORT: {
+    cause:
+      'The process has few file descriptors left: new connections of whoever has most are refused.',
+    hint: 'Raise LimitNOFILE= of the unit (systemctl edit hostmesh), or see why that caller has so many: hostmesh connections',
+  },
+  HM_LIMIT_MEMORY_SHORT: {
+    cause:
+      'Too many bytes wait for readers: connections of whoever makes most of them wait are broken off.',
+    hint: 'See why that caller does not read (hostmesh connections), or raise limits.heldMiB',
+  },
   HM_RELOAD_FAILED: {
     cause:
       'A reload did not work out: the daemon runs on with the configuration it was started with.',

@@ -79,7 +79,7 @@ for (const whose of ['its own', 'ours'] as const)
 test('a connection to a Connect peer ends with the certificate of that peer', async () => {
   await using pair = await startCertificatePair()
   const sidecar = await startSidecar(shortLeaf('db'))
-  pair.web.publish(pair.snapshotWith(sidecar.port))
+  await pair.web.publish(pair.snapshotWith(sidecar.port))
   const caller = await pair.dialWeb()
   caller.write('>')
   const { how, bytes } = await within(LIFE_MS + 5_000, 'the end of the connection', ending(caller))

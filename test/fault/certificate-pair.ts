@@ -63,8 +63,8 @@ export async function startCertificatePair(
   web.pool.setLeaf(webLeaf)
   db.pool.setLeaf(dbLeaf)
   const snapshot = snapshotOf('db', [endpoint('db', db.tunnelPort)])
-  web.publish(snapshot)
-  db.publish(snapshot)
+  await web.publish(snapshot)
+  await db.publish(snapshot)
   const connect = async (): Promise<readonly [Socket, Socket]> => {
     const caller = await dial(port)
     caller.write('>')

@@ -11,7 +11,7 @@ test('a caller whose certificate is refused has no instance ejected', async () =
   await using pair = await startCertificatePair()
   const { tunnelPort } = pair.db
   const instances = ['db', 'db-2', 'db-3', 'db-4'].map((id) => endpoint('db', tunnelPort, { id }))
-  pair.web.publish(snapshotOf('db', instances))
+  await pair.web.publish(snapshotOf('db', instances))
   pair.db.pool.setRoots(revoking(pair.webLeaf.serialNumber))
   for (let i = 0; i < 8; i += 1) assert.equal(await pair.call(), 'ECONNRESET')
   assert.deepEqual((await pair.web.pool.ejections()).flat(), [])

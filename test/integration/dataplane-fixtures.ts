@@ -96,8 +96,8 @@ export interface TestHost extends AsyncDisposable {
   readonly tunnelPort: number
   readonly pool: WorkerPool
   readonly totals: WorkerTotals
-  /** Feeds the next snapshot. */
-  publish(snapshot: Omit<Snapshot, 'version' | 'datacenter'>): void
+  /** Feeds the next snapshot. Resolves when the workers have it: a connection would overtake the message. */
+  publish(snapshot: Omit<Snapshot, 'version' | 'datacenter'>): Promise<void>
   /** Tunnels, when there is at least one. */
   peers(): Promise<readonly PeerView[]>
   /** Endings of outbound or inbound connections so far, by flag. */
@@ -172,10 +172,12 @@ export async function startHost(options: HostOptions): Promise<TestHost> {
     tunnelPort,
     pool,
     totals,
-    publish: (parts) => {
+    publish: async (parts) => {
       const next = { ...parts, version: current.version + 1, datacenter: DATACENTER }
       pool.publish(diffSnapshots(current, next), next)
       current = next
+      // Messages are read in order: who answers this has read that.
+      await pool.connections(0)
     },
     peers: () => pool.peers(),
     closedByFlag: (reporter) => {

@@ -22,6 +22,11 @@ const SOL_IPV6 = 41
 const IPV6_TRANSPARENT = 75
 const IPPROTO_TCP = 6
 const TCP_NODELAY = 1
+const TCP_KEEPIDLE = 4
+const TCP_KEEPINTVL = 5
+const TCP_KEEPCNT = 6
+const SOL_SOCKET = 1
+const SO_KEEPALIVE = 9
 
 const opened: number[] = []
 
@@ -58,6 +63,23 @@ test('an accepted connection sends small writes at once: it inherits that from t
   const client = connect(spec.port, '127.0.0.1')
   const socket = await accepted.promise
   assert.equal(option(socketFd(socket) ?? -1, IPPROTO_TCP, TCP_NODELAY), 1)
+  client.destroy()
+  socket.destroy()
+  server.close()
+})
+
+test('an accepted connection is asked after when nothing moves: it inherits that, too', async () => {
+  const { fd, spec } = await open()
+  const accepted = Promise.withResolvers<Socket>()
+  const server = await serve(fd, accepted.resolve)
+  const client = connect(spec.port, '127.0.0.1')
+  const socket = await accepted.promise
+  const of = socketFd(socket) ?? -1
+  assert.equal(option(of, SOL_SOCKET, SO_KEEPALIVE), 1)
+  assert.deepEqual(
+    [TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT].map((name) => option(of, IPPROTO_TCP, name)),
+    [30, 10, 3],
+  )
   client.destroy()
   socket.destroy()
   server.close()

@@ -23,19 +23,40 @@ test('so many handshakes under way from one address, and others are not touched'
   enter(guard, '10.0.0.1', 0)
 })
 
-test('so many a second, and a failed one counts five times', () => {
+test('so many a second, with a burst', () => {
   const guard = new AddressGuard(limits, 0)
-  let done = 0
-  for (let i = 0; i < 100; i += 1) {
-    const visitor = guard.enter('10.0.0.1', 0)
-    if (visitor === undefined) break
-    done += 1
-    guard.failed(visitor, 0)
+  for (let i = 0; i < 40; i += 1) guard.leave(enter(guard, '10.0.0.1', 0))
+  assert.equal(guard.enter('10.0.0.1', 99), undefined)
+  guard.leave(enter(guard, '10.0.0.1', 100))
+  assert.equal(guard.enter('10.0.0.1', 100), undefined)
+})
+
+test('who makes handshakes that come to nothing is turned away long before who makes good ones, and comes again later', () => {
+  const guard = new AddressGuard({ maxPending: 2, ratePerSecond: 1_000, burst: 4_000 }, 0)
+  const tryFor = (ip: string, isFutile: boolean): number => {
+    for (let done = 0; done < 1_000; done += 1) {
+      const visitor = guard.enter(ip, 0)
+      if (visitor === undefined) return done
+      if (isFutile) guard.wasFutile(visitor, 0)
+      guard.leave(visitor)
+    }
+    return 1_000
+  }
+  assert.equal(tryFor('10.0.0.1', true), 100)
+  assert.equal(tryFor('10.0.0.2', false), 1_000)
+  assert.equal(guard.enter('10.0.0.1', 49), undefined)
+  enter(guard, '10.0.0.1', 50)
+})
+
+test('what was under way when the others came to nothing is paid for, too', () => {
+  const guard = new AddressGuard({ maxPending: 200, ratePerSecond: 1_000, burst: 4_000 }, 0)
+  const under = Array.from({ length: 150 }, () => enter(guard, '10.0.0.1', 0))
+  for (const visitor of under) {
+    guard.wasFutile(visitor, 0)
     guard.leave(visitor)
   }
-  assert.equal(done, 8)
-  assert.ok(guard.enter('10.0.0.1', 99) === undefined)
-  enter(guard, '10.0.0.1', 100)
+  assert.equal(guard.enter('10.0.0.1', 2_500), undefined)
+  enter(guard, '10.0.0.1', 2_550)
 })
 
 test('addresses of one IPv6 network are one', () => {

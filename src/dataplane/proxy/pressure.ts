@@ -1,8 +1,7 @@
 /**
- * How close a worker is to what it may have: for the main thread, the counters and the log. Looks once a tick; decides
+ * How close a worker is to what it may have: for the counters and the host's list of problems. Looks once a tick; decides
  * nothing, that is done where something is taken.
  */
-import type { Log } from '../../lib/log.ts'
 import type { Share, SharedLimit } from '../../lib/shared-limit.ts'
 import type { WorkerCounterName, WorkerCounters } from '../../telemetry/counters.ts'
 import type { Account, Accounts } from '../tunnel/accounts.ts'
@@ -10,114 +9,108 @@ import type { Account, Accounts } from '../tunnel/accounts.ts'
 /** Share from which a resource counts as short. */
 const SHORT = 3 / 4
 
+/** It goes on to count as short for so long: what comes and goes by the second is one shortage. */
+const SHORT_FOR_MS = 30_000
+
+/** Names in the list of those who are barred. */
+const MAX_BARRED_NAMES = 3
+
 /** What a refusal for want of something is counted as. */
 export type LimitCounter = Extract<WorkerCounterName, `limit${string}`>
 
-const limitCounters = {
-  limitBarred: 0,
-  limitDescriptors: 0,
-  limitHandshakes: 0,
-  limitMemory: 0,
-  limitStreams: 0,
-  limitTunnels: 0,
-} satisfies Record<LimitCounter, 0>
+/** One resource of a worker. */
+export interface ResourcePressure {
+  readonly used: number
+  readonly limit: number
+  /** It is three quarters full or something was refused for want of it, now or in the last half minute. */
+  readonly isShort: boolean
+  /** Refused or broken off since it is short. */
+  readonly refused: number
+  /** The caller that had most of it when it was short last; undefined while it is not. */
+  readonly heaviest: { readonly name: string; readonly used: number } | undefined
+}
 
 /** How much of what it may have a worker uses, and what it had to refuse for that. */
 export interface Pressure {
-  /** Shares of 1 that are in use. */
-  readonly held: number
-  readonly descriptors: number
-  readonly tunnels: number
-  /** The caller that has most of it; undefined while it is not short. */
-  readonly heaviest: {
-    readonly held: string | undefined
-    readonly descriptors: string | undefined
+  /** Bytes. */
+  readonly memory: ResourcePressure
+  readonly descriptors: ResourcePressure
+  /** Callers that are refused at the handshake now, each with the destination at which it is; some of them by name. */
+  readonly barred: { readonly count: number; readonly names: readonly string[] }
+}
+
+/** A resource that has been watched for a while. */
+class ResourceWatch {
+  private readonly limit: SharedLimit
+  private readonly shareOf: (account: Account) => Share
+  private refused = 0
+  private hasRefused = false
+  private shortUntilMs = Number.NEGATIVE_INFINITY
+  private heaviest: ResourcePressure['heaviest']
+
+  constructor(limit: SharedLimit, shareOf: (account: Account) => Share) {
+    this.limit = limit
+    this.shareOf = shareOf
   }
-  /** Refused or broken off since the last time, by limit. */
-  readonly refused: Readonly<Record<LimitCounter, number>>
-  /** Callers and destinations of theirs that are refused at the handshake now. */
-  readonly barred: number
+
+  note(count: number): void {
+    this.refused += count
+    this.hasRefused = true
+  }
+
+  take(accounts: Accounts, nowMs: number): ResourcePressure {
+    const { limit, shareOf } = this
+    if (limit.fullness >= SHORT || this.hasRefused) {
+      this.shortUntilMs = nowMs + SHORT_FOR_MS
+      const heaviest = accounts.heaviest(shareOf)
+      if (heaviest !== undefined)
+        this.heaviest = { name: heaviest.name, used: shareOf(heaviest).used }
+    }
+    this.hasRefused = false
+    const isShort = nowMs < this.shortUntilMs
+    if (!isShort) {
+      this.refused = 0
+      this.heaviest = undefined
+    }
+    const { refused, heaviest } = this
+    return { used: limit.used, limit: limit.limit, isShort, refused, heaviest }
+  }
 }
 
 /** Watches one worker. */
 export class PressureWatch {
   private readonly accounts: Accounts
   private readonly counters: WorkerCounters
-  private readonly log: Log
-  private refused: Record<LimitCounter, number> = { ...limitCounters }
-  private readonly isShort = { held: false, descriptors: false }
+  private readonly memory: ResourceWatch
+  private readonly descriptors: ResourceWatch
 
-  constructor(accounts: Accounts, counters: WorkerCounters, log: Log) {
+  constructor(accounts: Accounts, counters: WorkerCounters) {
     this.accounts = accounts
     this.counters = counters
-    this.log = log
+    const { held, descriptors } = accounts.shared
+    this.memory = new ResourceWatch(held, (account) => account.held)
+    this.descriptors = new ResourceWatch(descriptors, (account) => account.descriptors)
   }
 
   /** Something was refused for want of something. */
   note(limit: LimitCounter, count = 1): void {
-    this.refused[limit] += count
+    if (count === 0) return
     this.counters.inc(limit, count)
+    if (limit === 'limitMemory') this.memory.note(count)
+    if (limit === 'limitDescriptors') this.descriptors.note(count)
   }
 
-  /** Looks, tells the counters and the log, and begins a new count. */
+  /** Looks, and tells the counters. `nowMs` is monotonic. */
   take(nowMs: number): Pressure {
-    const { held, descriptors, sessions } = this.accounts.shared
-    const barred = this.accounts.tick(nowMs)
-    const { refused } = this
-    this.refused = { ...limitCounters }
-    this.counters.set('heldBytes', held.used)
-    this.counters.set('connectionDescriptors', descriptors.used)
-    this.counters.set('barredCallers', barred)
+    const { accounts, counters } = this
+    const barred = accounts.tick(nowMs)
+    counters.set('heldBytes', accounts.shared.held.used)
+    counters.set('connectionDescriptors', accounts.shared.descriptors.used)
+    counters.set('barredCallers', barred.length)
     return {
-      held: held.fullness,
-      descriptors: descriptors.fullness,
-      tunnels: sessions.fullness,
-      heaviest: {
-        held: this.tell('held', held, refused.limitMemory, (account) => account.held),
-        descriptors: this.tell(
-          'descriptors',
-          descriptors,
-          refused.limitDescriptors,
-          (account) => account.descriptors,
-        ),
-      },
-      refused,
-      barred,
+      memory: this.memory.take(accounts, nowMs),
+      descriptors: this.descriptors.take(accounts, nowMs),
+      barred: { count: barred.length, names: barred.slice(0, MAX_BARRED_NAMES) },
     }
-  }
-
-  /** Logs when a resource gets short, and when it is not any more. @returns who has most of it while it is. */
-  private tell(
-    name: 'held' | 'descriptors',
-    limit: SharedLimit,
-    refused: number,
-    shareOf: (account: Account) => Share,
-  ): string | undefined {
-    const isShort = limit.fullness >= SHORT || refused > 0
-    const heaviest = isShort ? this.accounts.heaviest(shareOf) : undefined
-    if (isShort !== this.isShort[name]) {
-      this.isShort[name] = isShort
-      if (isShort)
-        this.log.warn(shortage[name], {
-          used: limit.used,
-          limit: limit.limit,
-          refused,
-          heaviest: heaviest?.name,
-          heaviestUses: heaviest === undefined ? undefined : shareOf(heaviest).used,
-        })
-      else this.log.info(enough[name], { used: limit.used, limit: limit.limit })
-    }
-    return heaviest?.name
   }
 }
-
-const shortage = {
-  held: 'Memory for bytes on their way is short',
-  descriptors:
-    'File descriptors are short: new connections are refused, of the heaviest caller first',
-} as const
-
-const enough = {
-  held: 'Memory for bytes on their way is enough again',
-  descriptors: 'File descriptors are enough again',
-} as const

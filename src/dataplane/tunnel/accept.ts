@@ -3,7 +3,7 @@
  * handshake happens before the peer has proved who it is; docs/tunnel-protocol.md, "Carrier".
  *
  * Bounded: handshakes under way, of all and of each source address, the time each may take, and how many an address may
- * begin in a second (address-guard.ts). Callbacks that Node calls during a
+ * begin in a second, and how many of them may come to nothing (address-guard.ts). Callbacks that Node calls during a
  * handshake must not throw (it would leave the process), so each answers with an error instead.
  */
 import { createServer, type Server, TLSSocket } from 'node:tls'
@@ -26,6 +26,8 @@ export interface AcceptedPeer {
   /** What we have shown. */
   readonly own: Credential
   readonly isTunnel: boolean
+  /** To be called when nothing has come of the handshake after all. */
+  readonly wasFutile: () => void
 }
 
 /** What the tunnel port needs. */
@@ -52,7 +54,6 @@ export function createTunnelServer(options: AcceptOptions): Server {
   let pending = 0
   const { strangers } = options
   const { descriptors } = strangers.shared
-  const turnedAway = new WeakSet<object>()
   const server = createServer({
     ...options.credentials.protocolOptions,
     requestCert: true,
@@ -69,6 +70,9 @@ export function createTunnelServer(options: AcceptOptions): Server {
     },
     ALPNCallback: ({ protocols }) => (protocols.includes(ALPN) ? ALPN : protocols[0]),
   })
+  // Before Node's own listener, which makes a TLS connection: who is turned away costs no more than the accept.
+  const startTls = server.listeners('connection')
+  server.removeAllListeners('connection')
   server.on('connection', (socket) => {
     const ip = canonicalIp(socket.remoteAddress ?? '') ?? ''
     const visitor = options.guard.enter(ip, performance.now())
@@ -79,7 +83,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
         isShort ? 'HM_LIMIT_DESCRIPTORS' : 'HM_TLS_TOO_MANY_HANDSHAKES',
         socket.remoteAddress,
       )
-      turnedAway.add(socket)
+      socket.on('error', () => undefined)
       socket.resetAndDestroy()
       return
     }
@@ -95,11 +99,11 @@ export function createTunnelServer(options: AcceptOptions): Server {
     }
     socket.once('close', done)
     pendingHandshakes.set(socket, { done, visitor, believed: options.credentials.believed })
+    for (const listener of startTls) Reflect.apply(listener, server, [socket])
   })
   server.on('tlsClientError', (error, socket) => {
     const raw = connectionUnder(socket)
-    if (raw !== undefined && turnedAway.has(raw)) return
-    noteFailure(options, raw)
+    noteFutile(options, raw)
     // Node says ECONNRESET of a peer that it has turned away itself; the verdict on its certificate is here.
     const verdict: unknown = socket.authorizationError
     const code = typeof verdict === 'string' ? verdict : errorCode(error)
@@ -112,12 +116,15 @@ export function createTunnelServer(options: AcceptOptions): Server {
     const handshake = raw === undefined ? undefined : pendingHandshakes.get(raw)
     handshake?.done()
     try {
-      const accepted = admit(socket, options, handshake?.believed)
+      const accepted = {
+        ...admit(socket, options, handshake?.believed),
+        wasFutile: () => noteFutile(options, raw),
+      }
       const objection = options.objection(accepted)
       if (objection !== undefined) throw objection
       options.onPeer(accepted)
     } catch (error) {
-      noteFailure(options, raw)
+      noteFutile(options, raw)
       options.onRefused(errorCode(error), socket.remoteAddress, describeError(error))
       socket.destroy()
     }
@@ -135,9 +142,9 @@ interface PendingHandshake {
 /** By raw socket. */
 const pendingHandshakes = new WeakMap<object, PendingHandshake>()
 
-function noteFailure(options: AcceptOptions, raw: object | undefined): void {
+function noteFutile(options: AcceptOptions, raw: object | undefined): void {
   const handshake = raw === undefined ? undefined : pendingHandshakes.get(raw)
-  if (handshake !== undefined) options.guard.failed(handshake.visitor, performance.now())
+  if (handshake !== undefined) options.guard.wasFutile(handshake.visitor, performance.now())
 }
 
 /** The TCP connection that a TLS connection runs over. */
@@ -150,7 +157,7 @@ function admit(
   socket: TLSSocket,
   options: AcceptOptions,
   believed: Trust | undefined,
-): AcceptedPeer {
+): Omit<AcceptedPeer, 'wasFutile'> {
   const { credentials } = options
   const { trustDomain } = credentials
   if (trustDomain === undefined) throw new MeshError('HM_TLS_NOT_READY', 'No roots yet')

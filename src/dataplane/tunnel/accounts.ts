@@ -168,10 +168,11 @@ export class Account {
   }
 
   /** Destinations at which it is barred now. */
-  barredLanes(nowMs: number): number {
-    let count = 0
-    for (const lane of this.lanes.values()) if (lane.barredForMs(nowMs) > 0) count += 1
-    return count
+  barredAt(nowMs: number): string[] {
+    const barred = []
+    for (const [destination, lane] of this.lanes)
+      if (lane.barredForMs(nowMs) > 0) barred.push(destination)
+    return barred
   }
 }
 
@@ -269,11 +270,11 @@ export class Accounts {
     }
   }
 
-  /** Once a second or so: forgets callers that have gone. @returns destinations at which callers are barred. */
-  tick(nowMs: number): number {
-    let barred = 0
+  /** Once a second or so: forgets callers that have gone. @returns who is barred, and where. */
+  tick(nowMs: number): string[] {
+    const barred = []
     for (const [name, account] of this.byName) {
-      barred += account.barredLanes(nowMs)
+      for (const destination of account.barredAt(nowMs)) barred.push(`${name} at ${destination}`)
       if (account.isForgettable(nowMs)) this.byName.delete(name)
     }
     return barred

@@ -7,8 +7,11 @@
 import { TokenBucket } from '../../lib/token-bucket.ts'
 import { ipBytes, isIpv6 } from '../../model/address.ts'
 
-/** What a handshake that comes to nothing costs more than one that does: somebody who has no business here tries again. */
-const FAILURE_TOKENS = 4
+/**
+ * Handshakes that come to nothing, of one address: a signature and a chain to verify for somebody who has no business here. A
+ * host whose certificate has just ended tries so often and no more; beyond it, it is reset before TLS.
+ */
+const FUTILE = { rate: 20, burst: 100 } as const
 
 /** Addresses with a place of their own; more share one. */
 const MAX_ADDRESSES = 10_000
@@ -23,7 +26,8 @@ export interface AddressLimits {
 /** One source address, from its first handshake until nothing of it is left to remember. */
 export interface Visitor {
   pending: number
-  readonly bucket: TokenBucket
+  readonly handshakes: TokenBucket
+  readonly futile: TokenBucket
 }
 
 /** The source addresses of a worker's tunnel ports. */
@@ -40,7 +44,9 @@ export class AddressGuard {
   /** A connection has come from `ip`. @returns undefined when it is to be reset; else whoever gets it calls {@link leave}. */
   enter(ip: string, nowMs: number): Visitor | undefined {
     const visitor = this.visitor(networkOf(ip), nowMs)
-    if (visitor.pending >= this.limits.maxPending || !visitor.bucket.take(nowMs)) return undefined
+    const { pending, futile, handshakes } = visitor
+    if (pending >= this.limits.maxPending || !futile.hasAny(nowMs) || !handshakes.take(nowMs))
+      return undefined
     visitor.pending += 1
     return visitor
   }
@@ -50,15 +56,16 @@ export class AddressGuard {
     visitor.pending -= 1
   }
 
-  /** The handshake came to nothing, or was followed by a refusal. */
-  failed(visitor: Visitor, nowMs: number): void {
-    visitor.bucket.drain(nowMs, FAILURE_TOKENS)
+  /** The handshake came to nothing: it failed, a refusal followed, or the tunnel ended before anything went through it. */
+  wasFutile(visitor: Visitor, nowMs: number): void {
+    visitor.futile.drain(nowMs)
   }
 
   /** Once a second or so: forgets who has gone. */
   tick(nowMs: number): void {
-    for (const [key, { pending, bucket }] of this.visitors)
-      if (pending === 0 && bucket.isFull(nowMs)) this.visitors.delete(key)
+    for (const [key, { pending, handshakes, futile }] of this.visitors)
+      if (pending === 0 && handshakes.isFull(nowMs) && futile.isFull(nowMs))
+        this.visitors.delete(key)
   }
 
   private visitor(key: string, nowMs: number): Visitor {
@@ -72,7 +79,11 @@ export class AddressGuard {
 
   private newVisitor(nowMs: number): Visitor {
     const { ratePerSecond, burst } = this.limits
-    return { pending: 0, bucket: new TokenBucket(ratePerSecond, burst, nowMs) }
+    return {
+      pending: 0,
+      handshakes: new TokenBucket(ratePerSecond, burst, nowMs),
+      futile: new TokenBucket(FUTILE.rate, FUTILE.burst, nowMs),
+    }
   }
 }
 

@@ -1,0 +1,68 @@
+/**
+ * The problems of a host that runs short of something, or bars somebody, from what its workers say of themselves. Pure.
+ */
+import type { Pressure, ResourcePressure } from '../dataplane/proxy/pressure.ts'
+import { Problem } from '../model/problem.ts'
+
+const MIB = 1_048_576
+
+/** The same shortage in several workers is one problem. */
+export function limitProblems(pressures: readonly Pressure[]): readonly Problem[] {
+  const problems: Problem[] = []
+  const descriptors = shortage(pressures.map((pressure) => pressure.descriptors))
+  if (descriptors !== undefined)
+    problems.push(
+      new Problem(
+        'HM_LIMIT_DESCRIPTORS_SHORT',
+        `File descriptors are short: ${descriptors.used} of ${descriptors.limit} are in use, ${descriptors.refused} connections were refused; ${most(descriptors, String)}`,
+      ),
+    )
+  const memory = shortage(pressures.map((pressure) => pressure.memory))
+  if (memory !== undefined)
+    problems.push(
+      new Problem(
+        'HM_LIMIT_MEMORY_SHORT',
+        `Memory for bytes that wait is short: ${mib(memory.used)} of ${mib(memory.limit)} are in use, ${memory.refused} connections were broken off; ${most(memory, mib)}`,
+      ),
+    )
+  const names = [...new Set(pressures.flatMap(({ barred }) => barred.names))].toSorted()
+  const count = Math.max(names.length, ...pressures.map(({ barred }) => barred.count))
+  if (count > 0)
+    problems.push(
+      new Problem(
+        'HM_LIMIT_CALLERS_BARRED',
+        `Refused at the handshake, for breaking the tunnel protocol too often: ${names.join(', ')}${count > names.length ? ` and ${count - names.length} more` : ''}`,
+      ),
+    )
+  return problems
+}
+
+/** Of the workers that are short; undefined when none is. */
+function shortage(of: readonly ResourcePressure[]): ResourcePressure | undefined {
+  const short = of.filter(({ isShort }) => isShort)
+  if (short.length === 0) return undefined
+  const sum = (read: (one: ResourcePressure) => number): number =>
+    short.reduce((total, one) => total + read(one), 0)
+  const usedByName = new Map<string, number>()
+  for (const { heaviest } of short)
+    if (heaviest !== undefined)
+      usedByName.set(heaviest.name, (usedByName.get(heaviest.name) ?? 0) + heaviest.used)
+  const [heaviest] = [...usedByName].toSorted(([, left], [, right]) => right - left)
+  return {
+    used: sum(({ used }) => used),
+    limit: sum(({ limit }) => limit),
+    isShort: true,
+    refused: sum(({ refused }) => refused),
+    heaviest: heaviest === undefined ? undefined : { name: heaviest[0], used: heaviest[1] },
+  }
+}
+
+function most({ heaviest }: ResourcePressure, text: (used: number) => string): string {
+  return heaviest === undefined
+    ? 'nobody has any now'
+    : `most had ${heaviest.name}: ${text(heaviest.used)}`
+}
+
+function mib(bytes: number): string {
+  return `${(bytes / MIB).toFixed(1)} MiB`
+}

@@ -1,0 +1,103 @@
+/**
+ * Five services of one host, each with 300 downloads that nobody reads: what waits for them stays within the bound of the
+ * host that downloads, another service of it goes on, and when they have gone the memory comes back.
+ */
+import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { test } from 'node:test'
+import { eventually } from '../harness/eventually.ts'
+import { startMesh } from '../harness/mesh.ts'
+import { endless, type RunningService } from '../harness/service.ts'
+import { keepCalling } from '../harness/steady-calls.ts'
+import type { RemoteSocket } from '../harness/workload.ts'
+
+const SERVICES = 5
+const EACH = 300
+const AT_ONCE = 30
+const HELD_MIB = 64
+
+/** What 1,500 connections cost themselves, at 15 kB, and garbage that has not been collected. */
+const OVERHEAD_MIB = 64
+
+const MIB = 1_048_576
+
+test('downloads that nobody reads', async (t) => {
+  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file', workers: 1 })
+  const [a, b] = [mesh.host('a'), mesh.host('b')]
+  a.configure({ limits: { heldMiB: HELD_MIB } })
+  const web = await a.service('web').start()
+  const lazy: RunningService[] = []
+  for (let i = 0; i < SERVICES; i += 1) lazy.push(await a.service(`lazy${i}`).start())
+  await b.service('files', { listens: 8081 }).start(endless)
+  await b.service('db', { listens: 5432 }).start()
+  await mesh.allow('web', 'db')
+  for (const { service } of lazy) await mesh.allow(service.name, 'files')
+  await mesh.up()
+  await eventually(() => web.call('db'))
+  const residentMiB = (): number =>
+    Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${a.daemon.pid}/status`, 'utf8'))?.[1]) / 1_024
+  const before = residentMiB()
+  let most = before
+  let mostHeld = 0
+  using undo = new DisposableStack()
+  const watch = setInterval(() => {
+    most = Math.max(most, residentMiB())
+  }, 50)
+  undo.defer(() => clearInterval(watch))
+  const held = (): Promise<number> => a.daemon.metric('hostmesh_held_bytes')
+  const calls = keepCalling(() => web.call('db'))
+
+  let open: RemoteSocket[] = []
+  /** All download, and nobody reads: first the kernel's buffers fill, then ours. */
+  const download = async (): Promise<void> => {
+    mostHeld = 0
+    for (const caller of lazy)
+      for (let i = 0; i < EACH; i += AT_ONCE) {
+        const dialed = await Promise.all(
+          Array.from({ length: AT_ONCE }, () => caller.dial('files')),
+        )
+        open.push(...dialed)
+        mostHeld = Math.max(mostHeld, await held())
+      }
+    await eventually(
+      async () => {
+        mostHeld = Math.max(mostHeld, await held())
+        assert.ok(mostHeld > MIB, 'next to nothing waits: this is no trial')
+      },
+      { withinMs: 30_000 },
+    )
+    for (let i = 0; i < 10; i += 1) {
+      await new Promise((resolve) => setTimeout(resolve, 100))
+      mostHeld = Math.max(mostHeld, await held())
+    }
+    t.diagnostic(
+      `${open.length} open; ${(mostHeld / MIB).toFixed(1)} MiB held; resident ${before.toFixed(0)} -> ${most.toFixed(0)} MiB`,
+    )
+    assert.ok(mostHeld <= HELD_MIB * MIB, `${mostHeld} bytes were held`)
+  }
+  const stop = async (): Promise<void> => {
+    for (; open.length > 0; open = open.slice(AT_ONCE))
+      await Promise.all(open.slice(0, AT_ONCE).map((socket) => socket.reset()))
+    await eventually(async () => {
+      assert.equal(await held(), 0)
+      assert.ok((await a.daemon.metric('hostmesh_tcp_connections_active')) <= 1)
+    })
+  }
+
+  for (const name of [
+    'stay within the bound',
+    'and the memory comes back: a second time the bound is the same',
+  ])
+    await t.test(name, async () => {
+      await stop()
+      await download()
+      assert.ok(most - before <= HELD_MIB + OVERHEAD_MIB, `${before} MiB became ${most} MiB`)
+    })
+
+  await t.test('and do not keep another service from its work', async () => {
+    await calls.more(20)
+    assert.deepEqual(await calls.failures(), [])
+  })
+
+  await t.test('and leave nothing', stop)
+})
