@@ -40,6 +40,8 @@ export interface CaptureCounts {
   readonly refusedInstance: number
   /** Let out without the mesh: `capture.permissive`. */
   readonly permitted: number
+  /** First segments of processes that had just started, kept waiting until it was known who they are. */
+  readonly waited: number | undefined
   /** Refused by the guard; undefined where there is none. */
   readonly guarded: number | undefined
   /** Open since before capture, and spared now. */
@@ -69,6 +71,11 @@ export interface CaptureBackend {
   apply(resolved: ResolvedPlan): Promise<void>
   /** Brings up to date what depends on cgroups alone: the same workloads, units that have restarted. */
   renew(resolved: ResolvedPlan): Promise<void>
+  /**
+   * Whether somebody renews the rules when a unit starts: then who has just started is kept waiting for that, else
+   * refused where he may be a workload.
+   */
+  setUpkeep(isKept: boolean): Promise<void>
   /** The addresses that sets are to hold from now on, all of them. */
   setAddresses(addresses: MeshAddresses): Promise<void>
   /** The first thing that is not as planned, in words; undefined when all is. */
