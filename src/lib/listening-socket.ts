@@ -3,7 +3,7 @@
  * server object. They can be kept while those who accept from them come and go, given to threads by number, and
  * handed to another process.
  *
- * Everything that accepted connections inherit (TCP_NODELAY, IP_TRANSPARENT) is set on the listening socket.
+ * Everything that accepted connections inherit (TCP_NODELAY, keepalive, IP_TRANSPARENT) is set on the listening socket.
  */
 import { createRequire } from 'node:module'
 import { getSystemErrorMessage, getSystemErrorName } from 'node:util'
@@ -37,6 +37,13 @@ const IPV6_V6ONLY = 26
 const IPV6_TRANSPARENT = 75
 const IPPROTO_TCP = 6
 const TCP_NODELAY = 1
+const SO_KEEPALIVE = 9
+const TCP_KEEPIDLE = 4
+const TCP_KEEPINTVL = 5
+const TCP_KEEPCNT = 6
+
+/** A silent connection is asked for after so long, and ended when it has not answered so often. Seconds. */
+const KEEPALIVE = { idle: 20, interval: 10, count: 3 } as const
 
 const F_GETFD = 1
 const F_SETFD = 2
@@ -69,6 +76,11 @@ export function openListeningSocket(spec: SocketSpec): number {
       setOption(calls, fd, SOL_SOCKET, SO_REUSEADDR, 1)
       // Otherwise a second small write of an answer would wait for the caller's delayed ACK.
       setOption(calls, fd, IPPROTO_TCP, TCP_NODELAY, 1)
+      // Who only reads hears so that rules or tracking have lost the connection; and tracking does not forget it.
+      setOption(calls, fd, SOL_SOCKET, SO_KEEPALIVE, 1)
+      setOption(calls, fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE.idle)
+      setOption(calls, fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE.interval)
+      setOption(calls, fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE.count)
     }
     if (calls.bind(fd, address, address.length) !== 0) throw systemError(calls, 'bind')
     if (spec.kind === 'tcp' && calls.listen(fd, BACKLOG) !== 0) throw systemError(calls, 'listen')

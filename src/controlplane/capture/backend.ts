@@ -42,6 +42,8 @@ export interface CaptureCounts {
   readonly permitted: number
   /** First segments of processes that had just started, kept waiting until it was known who they are. */
   readonly waited: number | undefined
+  /** Refused because more connections were open than sets hold. */
+  readonly full: number | undefined
   /** Refused by the guard; undefined where there is none. */
   readonly guarded: number | undefined
   /** Open since before capture, and spared now. */
@@ -62,6 +64,8 @@ export interface BackendState {
   /** Addresses in each set of instances; undefined when there is no such set. */
   readonly instances: Record<Family, number | undefined>
   readonly counts: CaptureCounts
+  /** Connections that are spared: `10.0.0.1:40000 > 10.0.0.2:5432`. */
+  readonly spared: readonly string[]
 }
 
 /** One way of diverting. Operations never overlap: capture.ts runs one at a time. */

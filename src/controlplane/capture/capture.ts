@@ -57,6 +57,8 @@ export interface CaptureState {
   /** Addresses in each set; undefined when there is no such set. */
   readonly instances: Record<Family, number | undefined>
   readonly counts: CaptureCounts
+  /** Connections open since before capture, and spared now. */
+  readonly spared: readonly string[]
   /** How often the rules were found changed by others, and applied again, since apply(). */
   readonly repairs: number
   readonly problems: readonly Problem[]
@@ -212,7 +214,7 @@ class KernelCapture implements Capture {
           : await resolvePlan(plan, this.#run, await findCgroupRoot())
       const backend =
         chosen === undefined ? await this.#presentBackend() : this.#backends[chosen.kind]
-      const { rules, instances, counts } = await backend.show()
+      const { rules, instances, counts, spared } = await backend.show()
       const difference = resolved === undefined ? undefined : await backend.drift(resolved)
       return {
         present: rules.length > 0,
@@ -222,6 +224,7 @@ class KernelCapture implements Capture {
         rules,
         instances,
         counts,
+        spared,
         repairs: this.#repairs,
         problems: plan === undefined ? this.problems() : (resolved?.problems ?? []),
       }

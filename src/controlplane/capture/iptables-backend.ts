@@ -125,10 +125,11 @@ export class IptablesBackend implements CaptureBackend {
       refusedInstance: refused.instance,
       permitted: refused.permitted,
       waited: undefined,
+      full: undefined,
       guarded: undefined,
       spared: undefined,
     }
-    return { rules, instances, counts }
+    return { rules, instances, counts, spared: [] }
   }
 
   async clear(notes: string[]): Promise<boolean> {

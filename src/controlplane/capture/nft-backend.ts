@@ -7,7 +7,13 @@
  */
 import { existsSync, readFileSync } from 'node:fs'
 import { MeshError } from '../../lib/errors.ts'
-import { canonicalIp, isIpv6, isLoopback, isUndialable } from '../../model/address.ts'
+import {
+  canonicalIp,
+  formatAddress,
+  isIpv6,
+  isLoopback,
+  isUndialable,
+} from '../../model/address.ts'
 import { Problem } from '../../model/problem.ts'
 import type {
   BackendState,
@@ -51,7 +57,7 @@ import {
   type WantedRouting,
 } from './routing.ts'
 import { type CapturePlan, type Family, families, virtualNetwork } from './rules.ts'
-import { destroySockets, listSockets, uncaptured } from './sockets.ts'
+import { acceptedAt, destroySockets, listSockets, uncaptured } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
 /** What the backend is made with. */
@@ -115,6 +121,7 @@ export class NftBackend implements CaptureBackend {
         ].join(''),
       )
       await this.#syncSets()
+      if (before === undefined || guard === undefined) await this.#recall(resolved.plan)
       this.#listing = await this.#list()
     } catch (error) {
       this.#listing = undefined
@@ -165,7 +172,8 @@ export class NftBackend implements CaptureBackend {
       const name = `instances${NUMBERS[family]}`
       instances[family] = (await readElements(this.#run, 'set', CAPTURE_TABLE, name))?.length
     }
-    return { rules, instances, counts: await this.#counts() }
+    const spared = await this.#spared()
+    return { rules, instances, counts: await this.#counts(spared.length), spared }
   }
 
   async clear(notes: string[]): Promise<boolean> {
@@ -370,6 +378,23 @@ export class NftBackend implements CaptureBackend {
     this.#held = held
   }
 
+  /**
+   * Tables that are new know nothing of the connections that are captured already: what the callers of these still send
+   * would be judged by its owner, and what their process has closed has none.
+   */
+  async #recall({ daemonUid }: CapturePlan): Promise<void> {
+    const wanted = this.#wanted
+    if (wanted === undefined) return
+    const sockets = await listSockets(this.#run)
+    const lines = families.flatMap((family) => {
+      const tuples = acceptedAt(sockets, daemonUid, wanted[family].instances)
+      return [CAPTURE_TABLE, GUARD_TABLE].flatMap((table) =>
+        changeLines('add', table, `open${NUMBERS[family]}`, tuples),
+      )
+    })
+    await applyNft(this.#run, lines.join(''))
+  }
+
   /** Lines that spare what is open to these addresses and not captured. */
   async #sparing(addresses: ReadonlySet<string>): Promise<string[]> {
     if (addresses.size === 0) return []
@@ -411,19 +436,28 @@ export class NftBackend implements CaptureBackend {
     await applyNft(this.#run, lines.join(''))
   }
 
-  async #counts(): Promise<CaptureCounts> {
-    const capture = await readCounters(this.#run, CAPTURE_TABLE)
-    const guard = await readCounters(this.#run, GUARD_TABLE)
-    let spared = 0
+  async #spared(): Promise<string[]> {
+    const spared: string[] = []
     for (const family of families) {
       const name = `spared${NUMBERS[family]}`
-      spared += (await readElements(this.#run, 'set', CAPTURE_TABLE, name))?.length ?? 0
+      for (const tuple of (await readElements(this.#run, 'set', CAPTURE_TABLE, name)) ?? []) {
+        const [ip = '', port, toIp = '', toPort] = tuple.split(' . ')
+        const from = formatAddress({ ip, port: Number(port) })
+        spared.push(`${from} > ${formatAddress({ ip: toIp, port: Number(toPort) })}`)
+      }
     }
+    return spared
+  }
+
+  async #counts(spared: number): Promise<CaptureCounts> {
+    const capture = await readCounters(this.#run, CAPTURE_TABLE)
+    const guard = await readCounters(this.#run, GUARD_TABLE)
     return {
       refusedVirtual: capture.get('refused_virtual') ?? 0,
       refusedInstance: capture.get('refused_instance') ?? 0,
       permitted: capture.get('permitted') ?? 0,
       waited: capture.get('waited') ?? 0,
+      full: capture.get('full') ?? 0,
       guarded: guard.get('refused') ?? 0,
       spared,
     }

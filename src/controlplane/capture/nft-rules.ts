@@ -476,6 +476,7 @@ function levelOf(path: string): number {
  * The guard: a table of its own that refuses whatever of a captured workload would reach a mesh address un-diverted.
  *
  *     output       after every filter of others; what has our mark has been diverted
+ *     input        what containers have open
  *     forward      the same for containers
  *     postrouting  the last look: what is marked, or goes to a virtual address, leaves by loopback or not at all
  *
@@ -556,8 +557,22 @@ export function renderGuardTable(
         `${ip} daddr ${virtualNetwork(plan, family)} counter name refused reject with icmpx port-unreachable`,
         ...(sources.length === 0
           ? []
-          : [`${destination} @permitted${n} return`, `${from} ${SYN} ${refuse}`]),
+          : [
+              `${words(family).tuple} @open${n} ${refuse}`,
+              `${destination} @permitted${n} return`,
+              `${from} ${SYN} ${refuse}`,
+            ]),
       ]
+    }),
+  ])
+  // What a container sends is diverted before it is forwarded, and comes in.
+  chain('input', [
+    'type filter hook input priority filter; policy accept;',
+    ...families.flatMap((family) => {
+      const { n, tuple, destination } = words(family)
+      if (sourcesOf(plan, family).length === 0) return []
+      const captured = `iif != lo ${hasMark(mark)} ${destination} @known${n}`
+      return [`${captured} ${SYN} update @open${n} { ${tuple} }`]
     }),
   ])
   chain('postrouting', [
