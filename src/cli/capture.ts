@@ -122,8 +122,11 @@ function stateLines(state: CaptureState): string[] {
     `Instance addresses: ${v4} IPv4, ${v6} IPv6`,
     `Refused callers without identity: ${counts.refusedVirtual} at virtual addresses, ${counts.refusedInstance} at instances`,
     ...count(counts.permitted, 'Passed without the mesh (capture.permissive)'),
+    ...count(counts.waited, 'Kept waiting because they had just started'),
+    ...count(counts.full, 'Refused because too many connections were open'),
     ...count(counts.guarded, 'Refused by the guard'),
     ...count(counts.spared, 'Spared, open since before capture'),
+    ...state.spared.map((connection) => `  ${connection}`),
     ...sync,
     ...problems,
   ]

@@ -580,6 +580,7 @@ class Daemon implements Incumbent {
             virtual: this.captureCounts.refusedVirtual,
             instance: this.captureCounts.refusedInstance,
           },
+          captureCounts: this.captureCounts,
           certificates: [...this.leaves.values()],
           workersRunning: this.pool.statuses(() => 0).filter(({ state }) => state === 'running')
             .length,
@@ -663,12 +664,14 @@ class Daemon implements Incumbent {
   private async startCapture(): Promise<void> {
     const { config, log } = this
     // What an earlier daemon with capture left behind refuses for good.
-    if (config.capture.mode === 'off' && !this.hadCapture) return
+    const isLeftOver = this.hadCapture || this.memory?.keptCapture() !== undefined
+    if (config.capture.mode === 'off' && !isLeftOver) return
     const capture = this.owned.use(
       createCapture({ log, maintain: CAPTURE_UPKEEP, ...captureOptions(config) }),
     )
     if (config.capture.mode === 'off') {
       await capture.clear()
+      await this.memory?.forgetCapture()
       return
     }
     this.capture = capture

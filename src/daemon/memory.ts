@@ -154,6 +154,11 @@ export class Memory implements AsyncDisposable {
     return valid(this.captureFile, keptCapture)
   }
 
+  /** Nothing is captured any more, nor at the next boot. */
+  async forgetCapture(): Promise<void> {
+    await this.captureFile?.remove()
+  }
+
   /** The plan of capture as it is in the kernel, for a boot unit. */
   keepCapture(what: KeptCapture): void {
     this.captureFile ??= this.open(KEPT_CAPTURE.name, KEPT_CAPTURE.version, KEPT_CAPTURE.maxBytes)

@@ -53,6 +53,8 @@ export interface StateFile extends AsyncDisposable {
   readonly stored: StoredState | undefined
   /** Has the file replaced soon by what `render` gives then: JSON text without a line break. */
   save(render: () => string): void
+  /** Takes the file away, and what was read of it. @throws Error when it is there and cannot be removed. */
+  remove(): Promise<void>
   /** Whether another process owns the file now: what is saved is written when it does not any more. */
   hold(isHeld: boolean): void
   /** Sets what was read aside, for a reader that could not make sense of its body. */
@@ -106,6 +108,7 @@ export function openStateFile(options: StateFileOptions): StateFile {
 export const noStateFile: StateFile = {
   stored: undefined,
   save: () => undefined,
+  remove: async () => undefined,
   hold: () => undefined,
   reject: () => undefined,
   problem: () => undefined,
@@ -137,6 +140,13 @@ class OpenStateFile implements StateFile {
   save(render: () => string): void {
     this.#render = render
     this.#schedule()
+  }
+
+  async remove(): Promise<void> {
+    this.#stored = undefined
+    this.#render = undefined
+    await this.#writing
+    await rm(this.#options.path, { force: true })
   }
 
   hold(isHeld: boolean): void {

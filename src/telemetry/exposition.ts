@@ -44,6 +44,16 @@ export interface HostReading {
   readonly unknownCallersRefused?:
     | { readonly virtual: number; readonly instance: number }
     | undefined
+  /** The same of what capture lets pass or holds back; undefined while it is off, and each where nobody counts it. */
+  readonly captureCounts?:
+    | {
+        readonly permitted: number
+        readonly waited: number | undefined
+        readonly full: number | undefined
+        readonly guarded: number | undefined
+        readonly spared: number | undefined
+      }
+    | undefined
   readonly certificates: readonly { readonly service: string; readonly notAfterMs: number }[]
   readonly workersRunning: number
   readonly workerRestarts: number
@@ -257,6 +267,11 @@ const collectors: Record<
       value,
       labels: { destination },
     })),
+  capturePermitted: ({ host }) => optional(host.captureCounts?.permitted),
+  captureWaited: ({ host }) => optional(host.captureCounts?.waited),
+  captureFull: ({ host }) => optional(host.captureCounts?.full),
+  captureGuarded: ({ host }) => optional(host.captureCounts?.guarded),
+  captureSpared: ({ host }) => optional(host.captureCounts?.spared),
   ready: ({ host }) => single(Number(host.ready)),
   serving: ({ host }) => single(Number(host.serving)),
   problems: ({ host }) => [...host.problems].map(([code, value]) => ({ value, labels: { code } })),
@@ -287,6 +302,10 @@ const collectors: Record<
 
 function snakeCase(name: string): string {
   return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
+}
+
+function optional(value: number | undefined): readonly Sample[] {
+  return value === undefined ? [] : single(value)
 }
 
 function single(value: number): readonly Sample[] {

@@ -240,6 +240,36 @@ export const metrics = {
     help: 'Connections of local processes without identity that the capture rules reset, by what was dialed: a virtual address or an instance; starts over when the rules are replaced',
     labels: ['destination'],
   },
+  capturePermitted: {
+    name: 'hostmesh_capture_permitted_total',
+    type: 'counter',
+    help: 'Connections that the capture rules let out without the mesh because their service is named in capture.permissive; starts over when the rules are replaced',
+    labels: [],
+  },
+  captureWaited: {
+    name: 'hostmesh_capture_waited_total',
+    type: 'counter',
+    help: 'First segments of processes that had just started, dropped until it was known who they are; the kernel sends them again; by nftables only',
+    labels: [],
+  },
+  captureFull: {
+    name: 'hostmesh_capture_full_total',
+    type: 'counter',
+    help: 'Connections refused because more were open to instances than the sets of the kernel hold; by nftables only',
+    labels: [],
+  },
+  captureGuarded: {
+    name: 'hostmesh_capture_guarded_total',
+    type: 'counter',
+    help: 'Packets that the guard refused: they would have left without the mesh',
+    labels: [],
+  },
+  captureSpared: {
+    name: 'hostmesh_capture_spared',
+    type: 'gauge',
+    help: 'Connections that were open before capture came and are spared',
+    labels: [],
+  },
   ready: {
     name: 'hostmesh_ready',
     type: 'gauge',

@@ -12,12 +12,12 @@ import {
   type TableRules,
 } from '../../src/controlplane/capture/iptables-rules.ts'
 import {
+  cgroupElements,
   type NftSettings,
   renderCaptureTable,
   renderElements,
   renderGuardTable,
   renderReplacement,
-  unitElements,
 } from '../../src/controlplane/capture/nft-rules.ts'
 import {
   type CapturePlan,
@@ -93,18 +93,34 @@ function golden(name: string): string {
   return readFileSync(join(vectors, `${name}.txt`), 'utf8')
 }
 
+/** As on a host on which `web.service` runs, and ssh. */
+const cgroups = [
+  { path: 'init.scope', isAbove: false },
+  { path: 'system.slice', isAbove: true },
+  { path: 'system.slice/ssh.service', isAbove: false },
+  { path: 'system.slice/web.service', isAbove: true },
+  { path: 'system.slice/web.service/worker-b', isAbove: false },
+]
+
+function settingsOf({ workloads }: CapturePlan): NftSettings {
+  const hasUnits = workloads.some(({ selector }) => selector.kind === 'cgroup')
+  return { ...settings, cgroups: hasUnits ? cgroups : [] }
+}
+
 const settings: NftSettings = {
   mark: 0x1000,
+  cgroups: [],
   cgroupPrefix: '',
   spareSeconds: 3_600,
   sparesWhileUsed: false,
 }
 
 function nftText(plan: CapturePlan): string {
+  const made = settingsOf(plan)
   return [
-    renderGuardTable(plan, settings),
-    renderCaptureTable(plan, settings),
-    renderElements(unitElements(plan, settings)),
+    renderGuardTable(plan, made),
+    renderCaptureTable(plan, made),
+    renderElements(cgroupElements(plan, made)),
   ].join('\n')
 }
 
@@ -126,15 +142,15 @@ describe('golden files', () => {
     })
 
   test('what an earlier plan left in our table goes in the transaction that adds the new rules', () => {
-    const present = { chains: ['callers', 'caller_9', 'output'], maps: ['units_2', 'units_5'] }
+    const present = { chains: ['callers', 'caller_9', 'output'], maps: ['cgroups_2', 'cgroups_5'] }
     const text = renderReplacement('hostmesh', captureTable('cgroups-deepest-first'), present)
     const head = text.slice(0, text.indexOf('table inet hostmesh {'))
     assert.deepEqual(head.trimEnd().split('\n'), [
       'flush table inet hostmesh',
-      'flush map inet hostmesh units_2',
-      'flush map inet hostmesh units_5',
+      'flush map inet hostmesh cgroups_2',
+      'flush map inet hostmesh cgroups_5',
       'delete chain inet hostmesh caller_9',
-      'delete map inet hostmesh units_5',
+      'delete map inet hostmesh cgroups_5',
     ])
   })
 
@@ -312,7 +328,8 @@ function rulesOrRefusal(plan: CapturePlan): readonly (readonly TableRules[])[] |
 
 /** The table that diverts, of one of the plans. */
 function captureTable(name: string): string {
-  return renderCaptureTable(plans[name] ?? basePlan, settings)
+  const plan = plans[name] ?? basePlan
+  return renderCaptureTable(plan, settingsOf(plan))
 }
 
 /** Whether a rule lets only mesh-owned TCP destinations through to its target. */

@@ -18,6 +18,7 @@ export class FakeDisk {
       save: (render) => {
         this.pending = render
       },
+      remove: async () => undefined,
       hold: () => undefined,
       reject: (reason) => {
         this.rejected = reason

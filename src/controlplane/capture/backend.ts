@@ -40,6 +40,10 @@ export interface CaptureCounts {
   readonly refusedInstance: number
   /** Let out without the mesh: `capture.permissive`. */
   readonly permitted: number
+  /** First segments of processes that had just started, kept waiting until it was known who they are. */
+  readonly waited: number | undefined
+  /** Refused because more connections were open than sets hold. */
+  readonly full: number | undefined
   /** Refused by the guard; undefined where there is none. */
   readonly guarded: number | undefined
   /** Open since before capture, and spared now. */
@@ -60,6 +64,8 @@ export interface BackendState {
   /** Addresses in each set of instances; undefined when there is no such set. */
   readonly instances: Record<Family, number | undefined>
   readonly counts: CaptureCounts
+  /** Connections that are spared: `10.0.0.1:40000 > 10.0.0.2:5432`. */
+  readonly spared: readonly string[]
 }
 
 /** One way of diverting. Operations never overlap: capture.ts runs one at a time. */
@@ -69,6 +75,11 @@ export interface CaptureBackend {
   apply(resolved: ResolvedPlan): Promise<void>
   /** Brings up to date what depends on cgroups alone: the same workloads, units that have restarted. */
   renew(resolved: ResolvedPlan): Promise<void>
+  /**
+   * Whether somebody renews the rules when a unit starts: then who has just started is kept waiting for that, else
+   * refused where he may be a workload.
+   */
+  setUpkeep(isKept: boolean): Promise<void>
   /** The addresses that sets are to hold from now on, all of them. */
   setAddresses(addresses: MeshAddresses): Promise<void>
   /** The first thing that is not as planned, in words; undefined when all is. */

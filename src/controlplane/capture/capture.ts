@@ -4,7 +4,7 @@
  * With `maintain` set it keeps the rules: a unit that restarts gets a new cgroup and needs its rule again, and other
  * programs flush tables. Foreign rules are never written, only read. One operation runs at a time.
  */
-import { type FSWatcher, watch } from 'node:fs'
+import { type FSWatcher, statSync, watch } from 'node:fs'
 import { sleep } from '../../lib/abort.ts'
 import { describeError, errorCode } from '../../lib/errors.ts'
 import { type Log, silentLog } from '../../lib/log.ts'
@@ -57,6 +57,8 @@ export interface CaptureState {
   /** Addresses in each set; undefined when there is no such set. */
   readonly instances: Record<Family, number | undefined>
   readonly counts: CaptureCounts
+  /** Connections open since before capture, and spared now. */
+  readonly spared: readonly string[]
   /** How often the rules were found changed by others, and applied again, since apply(). */
   readonly repairs: number
   readonly problems: readonly Problem[]
@@ -97,7 +99,7 @@ export interface Capture extends AsyncDisposable {
 }
 
 /** A cgroup may vanish between our look and our change: look again this often. */
-const MAX_ATTEMPTS = 4
+const MAX_ATTEMPTS = 10
 
 /** Upkeep never runs more often than this, however many cgroups come and go. */
 const MIN_UPKEEP_PAUSE_MS = 20
@@ -157,6 +159,7 @@ class KernelCapture implements Capture {
       const cgroupRoot = await findCgroupRoot()
       this.#chosen = await this.#choose(plan)
       if (this.#addresses !== undefined) await this.#backend().setAddresses(this.#addresses)
+      await this.#backend().setUpkeep(this.#options.maintain !== undefined)
       await this.#applyPlan(plan, cgroupRoot)
       if (!this.#isAlone) await this.#clearOthers()
       this.#isAlone = true
@@ -179,6 +182,7 @@ class KernelCapture implements Capture {
       if (this.#chosen === undefined || this.#addresses === undefined) return
       this.#addresses = { ...this.#addresses, permitted }
       await this.#backend().setAddresses(this.#addresses)
+      await this.#backend().setUpkeep(false)
     })
   }
 
@@ -210,7 +214,7 @@ class KernelCapture implements Capture {
           : await resolvePlan(plan, this.#run, await findCgroupRoot())
       const backend =
         chosen === undefined ? await this.#presentBackend() : this.#backends[chosen.kind]
-      const { rules, instances, counts } = await backend.show()
+      const { rules, instances, counts, spared } = await backend.show()
       const difference = resolved === undefined ? undefined : await backend.drift(resolved)
       return {
         present: rules.length > 0,
@@ -220,6 +224,7 @@ class KernelCapture implements Capture {
         rules,
         instances,
         counts,
+        spared,
         repairs: this.#repairs,
         problems: plan === undefined ? this.problems() : (resolved?.problems ?? []),
       }
@@ -295,7 +300,7 @@ class KernelCapture implements Capture {
         this.#resolved = resolved
         return
       } catch (error) {
-        const ids = await readCgroupIds(resolved.plan, root)
+        const ids = readCgroupIds(plan, root)
         if (attempt === MAX_ATTEMPTS || sameIds(ids, resolved.cgroupIds)) throw error
       }
     }
@@ -330,7 +335,7 @@ class KernelCapture implements Capture {
    */
   async #keep(plan: CapturePlan, root: string | undefined, isDue: boolean): Promise<boolean> {
     try {
-      const ids = await readCgroupIds(plan, root)
+      const ids = readCgroupIds(plan, root)
       const applied = this.#resolved?.cgroupIds ?? new Map<string, string>()
       const isNew = [...ids].some(([path, id]) => applied.get(path) !== id)
       if (!isDue && !isNew) return false
@@ -369,12 +374,13 @@ function startUpkeep(options: {
 }): Upkeep {
   const stopped = new AbortController()
   let wake = new AbortController()
-  const watchers: FSWatcher[] = []
+  const watchers = new Map<string, WatchedFolder>()
   const loop = async (): Promise<void> => {
     let verifiedAt = performance.now()
     while (!stopped.signal.aborted) {
-      watchFolders(options.folders, watchers, () => wake.abort())
-      await sleep(options.everyMs, AbortSignal.any([stopped.signal, wake.signal]))
+      // What came into a new folder before it was watched is seen by looking at once.
+      if (!watchFolders(options.folders, watchers, () => wake.abort()))
+        await sleep(options.everyMs, AbortSignal.any([stopped.signal, wake.signal]))
       if (stopped.signal.aborted) break
       wake = new AbortController()
       if (await options.pass(performance.now() - verifiedAt)) verifiedAt = performance.now()
@@ -385,33 +391,45 @@ function startUpkeep(options: {
   return {
     stop: () => {
       stopped.abort()
-      for (const watcher of watchers) watcher.close()
+      for (const { watcher } of watchers.values()) watcher.close()
     },
   }
 }
 
-/** Watches folders that are not watched yet; one that does not exist yet is found at a later pass. */
+interface WatchedFolder {
+  readonly watcher: FSWatcher
+  readonly inode: number
+}
+
+/** Watches each folder as it is now. Returns whether there is a new one. */
 function watchFolders(
   folders: readonly string[],
-  watchers: FSWatcher[],
+  watchers: Map<string, WatchedFolder>,
   onEvent: () => void,
-): void {
-  if (watchers.length >= folders.length) return
-  for (const watcher of watchers.splice(0)) watcher.close()
+): boolean {
+  let isNew = false
   for (const folder of folders) {
     try {
+      const inode = statSync(folder).ino
+      const known = watchers.get(folder)
+      if (known?.inode === inode) continue
+      known?.watcher.close()
       const watcher = watch(folder, { persistent: false }, onEvent)
       watcher.on('error', () => watcher.close())
-      watchers.push(watcher)
+      watchers.set(folder, { watcher, inode })
+      isNew = true
     } catch {
       // Not there, or no watch left on this host: the regular look finds the change.
     }
   }
+  return isNew
 }
 
-/** Whether only cgroups differ, if anything. */
+/** Whether only what cgroups are there differs, if anything. */
 function isSamePlan(a: ResolvedPlan | undefined, b: ResolvedPlan): boolean {
-  return a !== undefined && JSON.stringify(a.plan) === JSON.stringify(b.plan)
+  const shape = ({ plan, cgroups }: ResolvedPlan): string =>
+    JSON.stringify([plan, cgroups.filter(({ isAbove }) => isAbove)])
+  return a !== undefined && shape(a) === shape(b)
 }
 
 function sameIds(a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>): boolean {

@@ -83,8 +83,12 @@ export class IptablesBackend implements CaptureBackend {
   }
 
   async renew(resolved: ResolvedPlan): Promise<void> {
+    if (isSameMap(resolved.unitIds, this.#resolved?.unitIds ?? new Map())) return
     await this.#applyRules(resolved, async () => undefined)
   }
+
+  /** It has no way to tell who has just started from anybody else. */
+  async setUpkeep(): Promise<void> {}
 
   async setAddresses({ instances, permitted }: MeshAddresses): Promise<void> {
     this.#wanted = { instances: setMembers(instances), permitted: setMembers(permitted) }
@@ -120,10 +124,12 @@ export class IptablesBackend implements CaptureBackend {
       refusedVirtual: refused.virtual,
       refusedInstance: refused.instance,
       permitted: refused.permitted,
+      waited: undefined,
+      full: undefined,
       guarded: undefined,
       spared: undefined,
     }
-    return { rules, instances, counts }
+    return { rules, instances, counts, spared: [] }
   }
 
   async clear(notes: string[]): Promise<boolean> {
@@ -151,7 +157,7 @@ export class IptablesBackend implements CaptureBackend {
     for (const family of active)
       before.set(family, ownRules(await readRules(this.#run, defaultTools[family])))
     // The text of a rule does not tell which cgroup it holds on to, so a new one always means a new rule.
-    const isRenewed = !isSameMap(resolved.cgroupIds, this.#resolved?.cgroupIds ?? new Map())
+    const isRenewed = !isSameMap(resolved.unitIds, this.#resolved?.unitIds ?? new Map())
     try {
       await syncSets()
       for (const family of active) {

@@ -6,9 +6,14 @@
  * without a gap; one that is none any more stays `known` until nobody is connected to it.
  */
 import { existsSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
 import { MeshError } from '../../lib/errors.ts'
-import { canonicalIp, isIpv6, isLoopback, isUndialable } from '../../model/address.ts'
+import {
+  canonicalIp,
+  formatAddress,
+  isIpv6,
+  isLoopback,
+  isUndialable,
+} from '../../model/address.ts'
 import { Problem } from '../../model/problem.ts'
 import type {
   BackendState,
@@ -18,20 +23,30 @@ import type {
   ShownRule,
 } from './backend.ts'
 import type { RunCommand } from './command.ts'
-import { applyNft, checkNft, namesIn, readCounters, readElements, readTable } from './nft.ts'
+import {
+  applyNft,
+  checkNft,
+  hasElement,
+  namesIn,
+  readCounters,
+  readElements,
+  readTable,
+} from './nft.ts'
 import {
   CAPTURE_TABLE,
+  cgroupElements,
   changeLines,
   GUARD_SETS,
   GUARD_TABLE,
   instanceElement,
+  type NftElements,
   type NftSettings,
   type PresentTable,
   renderCaptureTable,
   renderElements,
   renderGuardTable,
   renderReplacement,
-  unitElements,
+  WAITING_ELEMENT,
 } from './nft-rules.ts'
 import {
   clearRouting,
@@ -42,7 +57,7 @@ import {
   type WantedRouting,
 } from './routing.ts'
 import { type CapturePlan, type Family, families, virtualNetwork } from './rules.ts'
-import { destroySockets, listSockets, uncaptured } from './sockets.ts'
+import { acceptedAt, destroySockets, listSockets, uncaptured } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
 /** What the backend is made with. */
@@ -82,6 +97,8 @@ export class NftBackend implements CaptureBackend {
   /** What our sets hold, as far as this process knows. */
   #held: ReadonlyMap<string, Elements> | undefined
   #problems: readonly Problem[] = []
+  /** Whether somebody renews the rules when a unit starts. */
+  #isKept = false
 
   constructor(run: RunCommand, settings: NftBackendSettings) {
     this.#run = run
@@ -100,10 +117,11 @@ export class NftBackend implements CaptureBackend {
         [
           renderReplacement(GUARD_TABLE, renderGuardTable(resolved.plan, settings), guard),
           renderReplacement(CAPTURE_TABLE, renderCaptureTable(resolved.plan, settings), before),
-          renderElements(unitElements(resolved.plan, settings)),
+          renderElements([...cgroupElements(resolved.plan, settings), this.#waiting()]),
         ].join(''),
       )
       await this.#syncSets()
+      if (before === undefined || guard === undefined) await this.#recall(resolved.plan)
       this.#listing = await this.#list()
     } catch (error) {
       this.#listing = undefined
@@ -115,8 +133,14 @@ export class NftBackend implements CaptureBackend {
   async renew(resolved: ResolvedPlan): Promise<void> {
     await applyNft(
       this.#run,
-      renderElements(unitElements(resolved.plan, this.#nftSettings(resolved))),
+      renderElements(cgroupElements(resolved.plan, this.#nftSettings(resolved))),
     )
+  }
+
+  async setUpkeep(isKept: boolean): Promise<void> {
+    if (this.#isKept === isKept) return
+    this.#isKept = isKept
+    if (this.#listing !== undefined) await applyNft(this.#run, renderElements([this.#waiting()]))
   }
 
   async setAddresses(addresses: MeshAddresses): Promise<void> {
@@ -148,7 +172,8 @@ export class NftBackend implements CaptureBackend {
       const name = `instances${NUMBERS[family]}`
       instances[family] = (await readElements(this.#run, 'set', CAPTURE_TABLE, name))?.length
     }
-    return { rules, instances, counts: await this.#counts() }
+    const spared = await this.#spared()
+    return { rules, instances, counts: await this.#counts(spared.length), spared }
   }
 
   async clear(notes: string[]): Promise<boolean> {
@@ -206,6 +231,11 @@ export class NftBackend implements CaptureBackend {
     return removed
   }
 
+  #waiting(): NftElements {
+    const elements = this.#isKept ? [WAITING_ELEMENT] : []
+    return { table: CAPTURE_TABLE, kind: 'map', name: 'waiting', elements }
+  }
+
   #nftSettings(resolved: ResolvedPlan): NftSettings {
     return nftSettingsOf(resolved, this.#settings)
   }
@@ -228,7 +258,7 @@ export class NftBackend implements CaptureBackend {
         this.#run,
         gone +
           dormant(renderCaptureTable(resolved.plan, settings, names[0])) +
-          dormant(renderGuardTable(resolved.plan, settings, { table: names[1] })),
+          dormant(renderGuardTable(resolved.plan, settings, names[1])),
       )
       const texts = await Promise.all(names.map((name) => readTable(this.#run, name)))
       return texts
@@ -242,13 +272,9 @@ export class NftBackend implements CaptureBackend {
   }
 
   async #elementDrift(resolved: ResolvedPlan): Promise<string | undefined> {
-    for (const { table, kind, name, elements } of unitElements(
-      resolved.plan,
-      this.#nftSettings(resolved),
-    )) {
-      const now = await readElements(this.#run, kind, table, name)
-      if (!isSame(new Set(now), new Set(elements)))
-        return `the ${kind} ${name} of table ${table} holds other cgroups`
+    for (const path of resolved.unitIds.keys()) {
+      const difference = await this.#unitDrift(resolved, path)
+      if (difference !== undefined) return difference
     }
     const present = await this.#readStatic()
     this.#held = present
@@ -269,6 +295,17 @@ export class NftBackend implements CaptureBackend {
         if (!isHeld) return `a set of addresses of table ${table} (IP${family}) holds others`
       }
     }
+    return undefined
+  }
+
+  /** Whether a workload's cgroup is known. Asked for alone: nft searches all cgroups for the name of each that it prints. */
+  async #unitDrift(resolved: ResolvedPlan, path: string): Promise<string | undefined> {
+    const settings = this.#nftSettings(resolved)
+    const name = `cgroups_${path.split('/').length}`
+    const key = `"${settings.cgroupPrefix}${path}"`
+    for (const table of [CAPTURE_TABLE, GUARD_TABLE])
+      if (!(await hasElement(this.#run, table, name, key)))
+        return `the map ${name} of table ${table} does not hold ${path}`
     return undefined
   }
 
@@ -341,6 +378,23 @@ export class NftBackend implements CaptureBackend {
     this.#held = held
   }
 
+  /**
+   * Tables that are new know nothing of the connections that are captured already: what the callers of these still send
+   * would be judged by its owner, and what their process has closed has none.
+   */
+  async #recall({ daemonUid }: CapturePlan): Promise<void> {
+    const wanted = this.#wanted
+    if (wanted === undefined) return
+    const sockets = await listSockets(this.#run)
+    const lines = families.flatMap((family) => {
+      const tuples = acceptedAt(sockets, daemonUid, wanted[family].instances)
+      return [CAPTURE_TABLE, GUARD_TABLE].flatMap((table) =>
+        changeLines('add', table, `open${NUMBERS[family]}`, tuples),
+      )
+    })
+    await applyNft(this.#run, lines.join(''))
+  }
+
   /** Lines that spare what is open to these addresses and not captured. */
   async #sparing(addresses: ReadonlySet<string>): Promise<string[]> {
     if (addresses.size === 0) return []
@@ -382,18 +436,28 @@ export class NftBackend implements CaptureBackend {
     await applyNft(this.#run, lines.join(''))
   }
 
-  async #counts(): Promise<CaptureCounts> {
-    const capture = await readCounters(this.#run, CAPTURE_TABLE)
-    const guard = await readCounters(this.#run, GUARD_TABLE)
-    let spared = 0
+  async #spared(): Promise<string[]> {
+    const spared: string[] = []
     for (const family of families) {
       const name = `spared${NUMBERS[family]}`
-      spared += (await readElements(this.#run, 'set', CAPTURE_TABLE, name))?.length ?? 0
+      for (const tuple of (await readElements(this.#run, 'set', CAPTURE_TABLE, name)) ?? []) {
+        const [ip = '', port, toIp = '', toPort] = tuple.split(' . ')
+        const from = formatAddress({ ip, port: Number(port) })
+        spared.push(`${from} > ${formatAddress({ ip: toIp, port: Number(toPort) })}`)
+      }
     }
+    return spared
+  }
+
+  async #counts(spared: number): Promise<CaptureCounts> {
+    const capture = await readCounters(this.#run, CAPTURE_TABLE)
+    const guard = await readCounters(this.#run, GUARD_TABLE)
     return {
       refusedVirtual: capture.get('refused_virtual') ?? 0,
       refusedInstance: capture.get('refused_instance') ?? 0,
       permitted: capture.get('permitted') ?? 0,
+      waited: capture.get('waited') ?? 0,
+      full: capture.get('full') ?? 0,
       guarded: guard.get('refused') ?? 0,
       spared,
     }
@@ -401,21 +465,19 @@ export class NftBackend implements CaptureBackend {
 }
 
 /**
- * Puts the guard in place alone. `plan` may name units that do not run yet: as nobody can say which processes will be
- * theirs, everybody in the nearest cgroup above is refused at instances until a daemon applies the plan.
+ * Puts the guard in place alone. Its plan may name units that do not run yet: whatever starts beside or below where they
+ * will be is refused at instances until a daemon applies the plan.
  */
 export async function applyGuard(
   run: RunCommand,
   resolved: ResolvedPlan,
   given: {
-    readonly plan: CapturePlan
     readonly settings: NftBackendSettings
     readonly addresses: MeshAddresses
   },
 ): Promise<void> {
   const settings = nftSettingsOf(resolved, given.settings)
   const present = await presentTable(run, GUARD_TABLE)
-  const closed = closedCgroups(given.plan, resolved)
   const members = membersOf(given.addresses)
   const sets = families.flatMap((family) => {
     const n = NUMBERS[family]
@@ -426,10 +488,10 @@ export async function applyGuard(
       { name: `permitted${n}`, elements: [...permitted] },
     ].map((set) => ({ ...set, table: GUARD_TABLE, kind: 'set' as const }))
   })
-  const units = unitElements(resolved.plan, settings).filter(({ table }) => table === GUARD_TABLE)
+  const units = cgroupElements(resolved.plan, settings).filter(({ table }) => table === GUARD_TABLE)
   await applyNft(
     run,
-    renderReplacement(GUARD_TABLE, renderGuardTable(resolved.plan, settings, { closed }), present) +
+    renderReplacement(GUARD_TABLE, renderGuardTable(resolved.plan, settings), present) +
       renderElements([...units, ...sets]),
   )
 }
@@ -441,23 +503,10 @@ export async function removeGuard(run: RunCommand): Promise<boolean> {
   return true
 }
 
-/** The nearest cgroup that exists above each unit that does not. */
-function closedCgroups(plan: CapturePlan, { cgroupIds, cgroupRoot }: ResolvedPlan): string[] {
-  if (cgroupRoot === undefined) return []
-  const closed = plan.workloads.flatMap(({ selector }) => {
-    if (selector.kind !== 'cgroup' || cgroupIds.has(selector.path)) return []
-    const parts = selector.path.split('/').slice(0, -1)
-    while (parts.length > 0 && !existsSync(join(cgroupRoot, ...parts))) parts.pop()
-    return [parts.join('/')]
-  })
-  return [...new Set(closed)]
-}
-
 async function presentTable(run: RunCommand, table: string): Promise<PresentTable | undefined> {
   const listing = await readTable(run, table)
   if (listing === undefined) return undefined
-  const kind = table === CAPTURE_TABLE ? 'map' : 'set'
-  return { chains: namesIn(listing, 'chain'), maps: namesIn(listing, kind) }
+  return { chains: namesIn(listing, 'chain'), maps: namesIn(listing, 'map') }
 }
 
 /** Everything that applying a plan on a host without rules of ours would do, as a shell would. */
@@ -466,7 +515,7 @@ export function previewNft(resolved: ResolvedPlan, settings: NftBackendSettings)
   const text = [
     renderGuardTable(resolved.plan, nft),
     renderCaptureTable(resolved.plan, nft),
-    renderElements(unitElements(resolved.plan, nft)),
+    renderElements(cgroupElements(resolved.plan, nft)),
   ].join('')
   const routing = families.flatMap((family) =>
     routingCommands(routingOf(resolved.plan, family, settings)).map(
@@ -494,10 +543,11 @@ export async function nftObstacle(
 }
 
 function nftSettingsOf(
-  { cgroupRoot = '' }: ResolvedPlan,
+  { cgroups, cgroupRoot = '' }: ResolvedPlan,
   { mark, spareSeconds, sparesWhileUsed }: NftBackendSettings,
 ): NftSettings {
-  return { mark, spareSeconds, sparesWhileUsed, cgroupPrefix: cgroupPrefix(cgroupRoot) ?? '' }
+  const prefix = cgroupPrefix(cgroupRoot) ?? ''
+  return { mark, spareSeconds, sparesWhileUsed, cgroups, cgroupPrefix: prefix }
 }
 
 function routingOf(
@@ -516,9 +566,11 @@ function routingOf(
 /** Everything that our tables ask of nft and of the kernel. */
 const PROBE = `table inet hostmesh_probe {
   map units { type cgroupsv2 : verdict; }
+  set none { type cgroupsv2; }
   set open { type ipv4_addr . inet_service; size 8; flags dynamic,timeout; timeout 1h; }
   chain first {
     socket cgroupv2 level 1 vmap @units
+    socket cgroupv2 level 1 != @none drop
     meta priority set 1:1
     fib daddr type local return
     delete @open { ip saddr . tcp sport }

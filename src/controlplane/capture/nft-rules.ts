@@ -23,11 +23,14 @@ import {
   loopbackRange,
   virtualNetwork,
 } from './rules.ts'
+import type { KnownCgroup } from './workloads.ts'
 
 /** What the tables are made with beside the plan. */
 export interface NftSettings {
   /** Bits of the packet mark that mean "to loopback". */
   readonly mark: number
+  /** The cgroups above workloads, and all beside them. */
+  readonly cgroups: readonly KnownCgroup[]
   /** Where cgroup v2 is mounted below /sys/fs/cgroup, with a slash at its end; empty where it is that folder. */
   readonly cgroupPrefix: string
   /** How long a connection from before capture is spared without a segment, seconds. */
@@ -104,7 +107,15 @@ export function renderCaptureTable(
   if (plan.defaultCapturePort !== undefined) localPorts.push(plan.defaultCapturePort)
   for (const port of localPorts)
     chain(`caller_${port}`, [`meta priority set ${classOf(port)}`, setMark(mark)])
-  chain('callers', callerLines(plan))
+  const tree = cgroupTree(plan, settings)
+  for (const { name, lines } of tree.chains('unclassified')) chain(name, lines)
+  chain('callers', tree.levels === 0 ? callerLines(plan) : ['goto below_1'])
+  if (tree.levels > 0) chain('others', callerLines(plan))
+  // Somebody will look soon who it is: the kernel sends the segment again in a second. Or nobody will.
+  chain('unclassified', [
+    'counter name waited meta l4proto vmap @waiting',
+    `meta l4proto tcp ${RESET}`,
+  ])
   for (const family of families) familyChains(plan, settings, { word: words(family), chain })
   chain('first', [
     // A process may set marks of its own: ours are made here and nowhere else.
@@ -149,13 +160,26 @@ export function renderCaptureTable(
       ]
     }),
   ])
-  const sets = [...families.flatMap(familySets(settings)), ...unitMaps(plan, 'map')]
+  const sets = [...families.flatMap(familySets(settings)), ...tree.sets, WAITING]
   const counters = COUNTERS.map((name) => `  counter ${name} {\n  }\n`)
   return `table inet ${table} {\n${counters.join('')}${sets.join('')}${chains.join('')}}\n`
 }
 
-/** Counted connections: refused at virtual and instance addresses, let out as permitted, refused for want of room. */
-export const COUNTERS = ['refused_virtual', 'refused_instance', 'permitted', 'full'] as const
+/**
+ * Counted connections: refused at virtual and instance addresses, let out as permitted, refused for want of room, kept
+ * waiting.
+ */
+export const COUNTERS = [
+  'refused_virtual',
+  'refused_instance',
+  'permitted',
+  'full',
+  'waited',
+] as const
+
+/** Holds {@link WAITING_ELEMENT} while somebody watches for units that start. */
+const WAITING = '  map waiting {\n    type inet_proto : verdict\n  }\n'
+export const WAITING_ELEMENT = 'tcp : drop'
 
 /** Chains of one family: those of local callers, then those of containers. */
 function familyChains(
@@ -305,13 +329,12 @@ function isRefusal(
   )
 }
 
-/** Most specific first: deeper cgroups, then users, then everybody. */
+/** Callers by user, then everybody: who is in no cgroup of a workload. */
 function callerLines(plan: CapturePlan): string[] {
   const users = plan.workloads.flatMap(({ selector, capturePort }) =>
     selector.kind === 'user' ? [`${Number(selector.user)} : goto caller_${capturePort}`] : [],
   )
   return [
-    ...cgroupLevels(plan).map((level) => `socket cgroupv2 level ${level} vmap @units_${level}`),
     ...(users.length === 0 ? [] : [`meta skuid vmap { ${users.join(', ')} }`]),
     ...(plan.defaultCapturePort === undefined ? [] : [`goto caller_${plan.defaultCapturePort}`]),
   ]
@@ -345,56 +368,115 @@ export const INSTANCE_SETS = ['instances', 'known', 'coming', 'permitted'] as co
 /** Those of them that the guard has. */
 export const GUARD_SETS = ['instances', 'known', 'permitted'] as const
 
-/** One map for each depth of cgroup: `socket cgroupv2 level` asks for one. */
-function unitMaps(plan: CapturePlan, kind: 'set' | 'map'): string[] {
-  const type = kind === 'map' ? 'cgroupsv2 : verdict' : 'cgroupsv2'
-  return cgroupLevels(plan).map((level) => `  ${kind} units_${level} {\n    type ${type}\n  }\n`)
+/** How the cgroup of a caller is found: from the root down, by one map for each depth. */
+interface CgroupTree {
+  /** Depth of the deepest map; 0 when no workload is a cgroup. */
+  readonly levels: number
+  readonly sets: readonly string[]
+  /** One for each depth and each workload that is the nearest one above it. */
+  chains(unclassified: string): readonly { readonly name: string; readonly lines: string[] }[]
+  /** What maps hold, by depth from 1 on; `divert` is what becomes of a workload. */
+  elements(divert: (port: number) => string): readonly (readonly string[])[]
 }
 
-/** What the maps and sets of cgroups hold: renewed when a unit has restarted. */
-export function unitElements(plan: CapturePlan, settings: NftSettings): readonly NftElements[] {
-  return cgroupLevels(plan).flatMap((level): NftElements[] => {
-    const units = plan.workloads.flatMap(({ selector, capturePort }) =>
-      selector.kind === 'cgroup' && levelOf(selector.path) === level
-        ? [{ path: `"${settings.cgroupPrefix}${selector.path}"`, port: capturePort }]
-        : [],
-    )
-    const name = `units_${level}`
-    return [
-      {
-        table: CAPTURE_TABLE,
-        kind: 'map',
-        name,
-        elements: units.map(({ path, port }) => `${path} : goto caller_${port}`),
-      },
-      { table: GUARD_TABLE, kind: 'set', name, elements: units.map(({ path }) => path) },
-    ]
-  })
-}
+/** A set that is always empty: who is not in it has a cgroup of that depth. */
+const NO_CGROUPS = 'no_cgroups'
 
-/** Depths of the cgroups of a plan, deepest first. */
-function cgroupLevels(plan: CapturePlan): number[] {
-  const levels = plan.workloads.flatMap(({ selector }) =>
-    selector.kind === 'cgroup' ? [levelOf(selector.path)] : [],
+/**
+ * Each cgroup stands in one map once, so that nft looks it up once: whether it is a workload, has workloads below it,
+ * or is neither. One that is in no map has come since, and may be a workload that restarts.
+ */
+function cgroupTree(plan: CapturePlan, { cgroups, cgroupPrefix }: NftSettings): CgroupTree {
+  const ports = new Map(
+    plan.workloads.flatMap(({ selector, capturePort }) =>
+      selector.kind === 'cgroup' ? [[selector.path, capturePort]] : [],
+    ),
   )
-  return [...new Set(levels)].toSorted((a, b) => b - a)
+  const nearest = (path: string): number | undefined => {
+    for (let at = path; at !== ''; at = at.slice(0, Math.max(0, at.lastIndexOf('/')))) {
+      const port = ports.get(at)
+      if (port !== undefined) return port
+    }
+    return undefined
+  }
+  const chainBelow = (path: string): string => {
+    const port = nearest(path)
+    return `below_${levelOf(path) + 1}${port === undefined ? '' : `_${port}`}`
+  }
+  const above = cgroups.flatMap(({ path, isAbove }) => (isAbove ? [path] : []))
+  const levels = cgroups.length === 0 ? 0 : 1 + Math.max(0, ...above.map(levelOf))
+  const chainsBelow = new Map(
+    levels === 0
+      ? []
+      : ['', ...above].map((path) => [
+          path === '' ? 'below_1' : chainBelow(path),
+          { level: path === '' ? 1 : levelOf(path) + 1, port: nearest(path) },
+        ]),
+  )
+  const depths = Array.from({ length: levels }, (_, index) => index + 1)
+  return {
+    levels,
+    sets:
+      levels === 0
+        ? []
+        : [
+            `  set ${NO_CGROUPS} {\n    type cgroupsv2\n  }\n`,
+            ...depths.map(
+              (level) => `  map cgroups_${level} {\n    type cgroupsv2 : verdict\n  }\n`,
+            ),
+          ],
+    chains: (unclassified) =>
+      [...chainsBelow].map(([name, { level, port }]) => ({
+        name,
+        lines: [
+          `socket cgroupv2 level ${level} vmap @cgroups_${level}`,
+          // What a process has left to send when its cgroup has gone is no start.
+          `socket cgroupv2 level ${level} != @${NO_CGROUPS} ${SYN} goto ${unclassified}`,
+          `goto ${port === undefined ? 'others' : `caller_${port}`}`,
+        ],
+      })),
+    elements: (divert) => {
+      const verdicts = new Map([...ports].map(([path, port]) => [path, divert(port)]))
+      for (const { path, isAbove } of cgroups) {
+        const port = nearest(path)
+        const verdict = port === undefined ? 'goto others' : divert(port)
+        verdicts.set(path, isAbove ? `goto ${chainBelow(path)}` : verdict)
+      }
+      return depths.map((level) =>
+        [...verdicts].flatMap(([path, verdict]) =>
+          levelOf(path) === level ? [`"${cgroupPrefix}${path}" : ${verdict}`] : [],
+        ),
+      )
+    },
+  }
+}
+
+/** What the maps of cgroups hold: renewed when a unit has started. */
+export function cgroupElements(plan: CapturePlan, settings: NftSettings): readonly NftElements[] {
+  const tree = cgroupTree(plan, settings)
+  return [CAPTURE_TABLE, GUARD_TABLE].flatMap((table) =>
+    tree.elements(callerVerdict).map((elements, index) => ({
+      table,
+      kind: 'map' as const,
+      name: `cgroups_${index + 1}`,
+      elements,
+    })),
+  )
+}
+
+function callerVerdict(port: number): string {
+  return `goto caller_${port}`
 }
 
 function levelOf(path: string): number {
   return path.split('/').length
 }
 
-/** What differs between guards. */
-export interface GuardOptions {
-  readonly table?: string
-  /** Cgroups of which every process is taken for a workload; the empty path is everybody. */
-  readonly closed?: readonly string[]
-}
-
 /**
  * The guard: a table of its own that refuses whatever of a captured workload would reach a mesh address un-diverted.
  *
  *     output       after every filter of others; what has our mark has been diverted
+ *     input        what containers have open
  *     forward      the same for containers
  *     postrouting  the last look: what is marked, or goes to a virtual address, leaves by loopback or not at all
  *
@@ -403,7 +485,7 @@ export interface GuardOptions {
 export function renderGuardTable(
   plan: CapturePlan,
   settings: NftSettings,
-  { table = GUARD_TABLE, closed = [] }: GuardOptions = {},
+  table = GUARD_TABLE,
 ): string {
   const { mark } = settings
   const chains: string[] = []
@@ -414,18 +496,18 @@ export function renderGuardTable(
     selector.kind === 'user' ? [Number(selector.user)] : [],
   )
   const refuse = `counter name refused meta l4proto tcp ${RESET}`
-  chain('workload', [
-    ...cgroupLevels(plan).map(
-      (level) => `socket cgroupv2 level ${level} @units_${level} ${refuse}`,
-    ),
+  chain('refuse', [refuse])
+  const others = [
     ...(users.length === 0 ? [] : [`meta skuid { ${users.join(', ')} } ${refuse}`]),
-    ...closed.map((path) =>
-      path === ''
-        ? refuse
-        : `socket cgroupv2 level ${levelOf(path)} "${settings.cgroupPrefix}${path}" ${refuse}`,
-    ),
     ...(plan.defaultCapturePort === undefined ? [] : [refuse]),
-  ])
+  ]
+  const tree = cgroupTree(plan, settings)
+  for (const { selector, capturePort } of plan.workloads)
+    if (selector.kind === 'cgroup') chain(`caller_${capturePort}`, [refuse])
+  // Who has just started may be a workload.
+  for (const { name, lines } of tree.chains('refuse')) chain(name, lines)
+  chain('workload', tree.levels === 0 ? others : ['goto below_1'])
+  if (tree.levels > 0) chain('others', others)
   chain('virtual', [
     // Segments of open connections go to loopback by their route.
     `oif lo meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn return`,
@@ -475,8 +557,22 @@ export function renderGuardTable(
         `${ip} daddr ${virtualNetwork(plan, family)} counter name refused reject with icmpx port-unreachable`,
         ...(sources.length === 0
           ? []
-          : [`${destination} @permitted${n} return`, `${from} ${SYN} ${refuse}`]),
+          : [
+              `${words(family).tuple} @open${n} ${refuse}`,
+              `${destination} @permitted${n} return`,
+              `${from} ${SYN} ${refuse}`,
+            ]),
       ]
+    }),
+  ])
+  // What a container sends is diverted before it is forwarded, and comes in.
+  chain('input', [
+    'type filter hook input priority filter; policy accept;',
+    ...families.flatMap((family) => {
+      const { n, tuple, destination } = words(family)
+      if (sourcesOf(plan, family).length === 0) return []
+      const captured = `iif != lo ${hasMark(mark)} ${destination} @known${n}`
+      return [`${captured} ${SYN} update @open${n} { ${tuple} }`]
     }),
   ])
   chain('postrouting', [
@@ -495,7 +591,7 @@ export function renderGuardTable(
       `  set open${n} {\n    type ${type} . inet_service . ${type} . inet_service\n    size ${MAX_OPEN}\n    flags dynamic,timeout\n    timeout 1d\n  }\n`,
     ]
   })
-  const all = ['  counter refused {\n  }\n', ...sets, ...unitMaps(plan, 'set'), ...chains]
+  const all = ['  counter refused {\n  }\n', ...sets, ...tree.sets, ...chains]
   return `table inet ${table} {\n${all.join('')}}\n`
 }
 
@@ -516,17 +612,15 @@ export function renderReplacement(
 ): string {
   if (present === undefined) return text
   const isWanted = (kind: string, name: string): boolean => text.includes(`  ${kind} ${name} {\n`)
-  const units = present.maps.filter((name) => name.startsWith('units_'))
-  const kind = table === CAPTURE_TABLE ? 'map' : 'set'
   return [
     `flush table inet ${table}\n`,
-    ...units.map((name) => `flush ${kind} inet ${table} ${name}\n`),
+    ...present.maps.map((name) => `flush map inet ${table} ${name}\n`),
     ...present.chains
       .filter((name) => !isWanted('chain', name))
       .map((name) => `delete chain inet ${table} ${name}\n`),
-    ...units
-      .filter((name) => !isWanted(kind, name))
-      .map((name) => `delete ${kind} inet ${table} ${name}\n`),
+    ...present.maps
+      .filter((name) => !isWanted('map', name))
+      .map((name) => `delete map inet ${table} ${name}\n`),
     text,
   ].join('')
 }

@@ -38,6 +38,16 @@ export async function readElements(
   throw nftError(`read the ${kind} ${name}`, result)
 }
 
+/** Whether a map has an element of this key. */
+export async function hasElement(
+  run: RunCommand,
+  table: string,
+  name: string,
+  key: string,
+): Promise<boolean> {
+  return (await run('nft', ['get', 'element', 'inet', table, name, `{ ${key} }`])).status === 0
+}
+
 /** Reads what `nft list set` prints. */
 export function parseElements(text: string): string[] {
   const list = /elements = \{([^}]*)\}/.exec(text)?.[1] ?? ''

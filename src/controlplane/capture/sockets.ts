@@ -10,6 +10,8 @@ export interface SocketEnds {
   readonly family: Family
   readonly local: string
   readonly peer: string
+  /** Whose socket it is; 0 also where `ss` does not say. */
+  readonly uid: number
 }
 
 /** Filters given to one `ss -K`; a command line has its limits. */
@@ -17,18 +19,19 @@ const KILLED_AT_ONCE = 60
 
 /** All TCP connections; empty when `ss` cannot say. */
 export async function listSockets(run: RunCommand): Promise<readonly SocketEnds[]> {
-  const { status, stdout } = await run('ss', ['-HOtan', 'exclude', 'listening'])
+  const { status, stdout } = await run('ss', ['-HOtane', 'exclude', 'listening'])
   return status === 0 ? parseSockets(stdout) : []
 }
 
-/** Reads what `ss -Htan` prints; lines that are no connection of an IP address are skipped. */
+/** Reads what `ss -HOtane` prints; lines that are no connection of an IP address are skipped. */
 export function parseSockets(text: string): readonly SocketEnds[] {
   return text.split('\n').flatMap((line): SocketEnds[] => {
     const [, , , local = '', peer = ''] = line.trim().split(/\s+/)
     const from = parseEnd(local)
     const to = parseEnd(peer)
     if (from === undefined || to === undefined) return []
-    return [{ family: to.family, local: from.text, peer: to.text }]
+    const uid = Number(/ uid:(\d+) /.exec(line)?.[1] ?? 0)
+    return [{ family: to.family, local: from.text, peer: to.text, uid }]
   })
 }
 
@@ -36,6 +39,17 @@ export function parseSockets(text: string): readonly SocketEnds[] {
 export function uncaptured(sockets: readonly SocketEnds[]): readonly SocketEnds[] {
   const ends = new Set(sockets.map(({ local, peer }) => `${local} ${peer}`))
   return sockets.filter(({ local, peer }) => !ends.has(`${peer} ${local}`))
+}
+
+/** Callers (`a . 1 . b . 2`) of the connections that the daemon's user has accepted at one of these addresses. */
+export function acceptedAt(
+  sockets: readonly SocketEnds[],
+  uid: number,
+  addresses: ReadonlySet<string>,
+): readonly string[] {
+  return sockets.flatMap((socket) =>
+    socket.uid === uid && addresses.has(socket.local) ? [`${socket.peer} . ${socket.local}`] : [],
+  )
 }
 
 /** Destroys connections (`a . 1 . b . 2`), with a reset for who uses them. Returns what was wrong, if anything. */

@@ -4,21 +4,37 @@
  *
  * A cgroup rule holds on to the cgroup that had the path when the rule was made. When systemd restarts a
  * unit, the unit gets a new cgroup under the old path and the rule matches nothing. So the identity of
- * each cgroup is returned beside the plan: when it changes, the rules must be applied again.
+ * each cgroup is returned beside the plan: when it changes, the rules must be applied again. Until then the new one is
+ * told from every other process of the host by what is known of its neighbors.
  */
-import { readFile, stat } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import { readdirSync, statSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { MeshError } from '../../lib/errors.ts'
 import { Problem } from '../../model/problem.ts'
 import type { RunCommand } from './command.ts'
 import { type CapturePlan, type CaptureWorkload, describeSelector } from './rules.ts'
 
+/** A cgroup of which it is known that it is no workload itself. */
+export interface KnownCgroup {
+  readonly path: string
+  /** Whether workloads may be below it. */
+  readonly isAbove: boolean
+}
+
 /** What of a plan can be applied now. */
 export interface ResolvedPlan {
   readonly plan: CapturePlan
+  /**
+   * The cgroups that exist now above workloads, and all beside them: a process in any other one has just started, and
+   * nobody has looked yet whether it is a workload. Empty when no workload is a cgroup.
+   */
+  readonly cgroups: readonly KnownCgroup[]
   /** What was left out and why. */
   readonly problems: readonly Problem[]
-  /** Cgroup paths that exist, with what tells a new cgroup from its predecessor. */
+  /** Cgroups of workloads that exist, by path, with what tells a new cgroup from its predecessor. */
+  readonly unitIds: ReadonlyMap<string, string>
+  /** The same of all cgroups that matter: those of workloads, and {@link cgroups}. */
   readonly cgroupIds: ReadonlyMap<string, string>
   /** Where cgroup v2 is mounted; undefined where it is not. */
   readonly cgroupRoot: string | undefined
@@ -44,7 +60,8 @@ export async function resolvePlan(
   cgroupRoot: string | undefined,
 ): Promise<ResolvedPlan> {
   const problems: Problem[] = []
-  const cgroupIds = new Map<string, string>()
+  const cgroupIds = readCgroupIds(plan, cgroupRoot)
+  const unitIds = new Map<string, string>()
   const workloads: CaptureWorkload[] = []
   for (const workload of plan.workloads) {
     const { selector } = workload
@@ -66,39 +83,68 @@ export async function resolvePlan(
     } else if (cgroupRoot === undefined) {
       left('no cgroup v2 file system is mounted')
     } else {
-      const id = await cgroupId(cgroupRoot, selector.path)
+      const id = cgroupIds.get(selector.path)
       if (id === undefined) left(`there is no cgroup ${selector.path} (is the unit running?)`)
       else {
-        cgroupIds.set(selector.path, id)
+        unitIds.set(selector.path, id)
         workloads.push(workload)
       }
     }
   }
-  return { plan: { ...plan, workloads }, problems, cgroupIds, cgroupRoot }
+  const cgroups = knownCgroups(plan, cgroupIds)
+  return { plan: { ...plan, workloads }, problems, cgroups, unitIds, cgroupIds, cgroupRoot }
 }
 
-/** The cgroups of a plan as they are now. */
-export async function readCgroupIds(
+/**
+ * The cgroups that matter to a plan, as they are now: all in the folders on the way to those of workloads. Without
+ * waiting: the kernel has them in memory, and what starts a process between two looks is what this is for.
+ */
+export function readCgroupIds(
   plan: CapturePlan,
   cgroupRoot: string | undefined,
-): Promise<ReadonlyMap<string, string>> {
+): ReadonlyMap<string, string> {
   const ids = new Map<string, string>()
   if (cgroupRoot === undefined) return ids
-  for (const { selector } of plan.workloads) {
-    if (selector.kind !== 'cgroup') continue
-    const id = await cgroupId(cgroupRoot, selector.path)
-    if (id !== undefined) ids.set(selector.path, id)
-  }
+  for (const folder of foldersAbove(plan))
+    for (const name of childrenOf(join(cgroupRoot, folder))) {
+      const path = folder === '' ? name : `${folder}/${name}`
+      const id = cgroupId(cgroupRoot, path)
+      // nft reads names in quotes and knows no escape.
+      if (id !== undefined && !path.includes('"')) ids.set(path, id)
+    }
   return ids
 }
 
 /** The folders in which the cgroups of a plan come and go, for a file watcher. */
 export function cgroupParents(plan: CapturePlan, cgroupRoot: string | undefined): string[] {
   if (cgroupRoot === undefined) return []
-  const parents = plan.workloads.flatMap(({ selector }) =>
-    selector.kind === 'cgroup' ? [join(cgroupRoot, dirname(selector.path))] : [],
+  return [...foldersAbove(plan)].map((folder) => join(cgroupRoot, folder))
+}
+
+/** What is none of a workload itself. */
+function knownCgroups(plan: CapturePlan, ids: ReadonlyMap<string, string>): KnownCgroup[] {
+  const units = new Set(cgroupPaths(plan))
+  const above = foldersAbove(plan)
+  return [...ids.keys()].flatMap((path): KnownCgroup[] =>
+    units.has(path) && !above.has(path) ? [] : [{ path, isAbove: above.has(path) }],
   )
-  return [...new Set(parents)]
+}
+
+function cgroupPaths(plan: CapturePlan): string[] {
+  return plan.workloads.flatMap(({ selector }) =>
+    selector.kind === 'cgroup' ? [selector.path] : [],
+  )
+}
+
+/** Every folder above the cgroup of a workload; the empty path is the root. */
+function foldersAbove(plan: CapturePlan): Set<string> {
+  const folders = new Set<string>()
+  for (const path of cgroupPaths(plan)) {
+    const segments = path.split('/')
+    for (let depth = 0; depth < segments.length; depth += 1)
+      folders.add(segments.slice(0, depth).join('/'))
+  }
+  return folders
 }
 
 /**
@@ -130,11 +176,20 @@ function describe({ selector, capturePort }: CaptureWorkload): string {
   return `${describeSelector(selector)} (port ${capturePort})`
 }
 
-async function cgroupId(root: string, path: string): Promise<string | undefined> {
+function childrenOf(folder: string): string[] {
+  try {
+    return readdirSync(folder, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map(({ name }) => name)
+  } catch {
+    return []
+  }
+}
+
+function cgroupId(root: string, path: string): string | undefined {
   try {
     // The kernel's own number of a cgroup, never given twice.
-    const { ino } = await stat(join(root, path), { bigint: true })
-    return String(ino)
+    return String(statSync(join(root, path), { bigint: true }).ino)
   } catch {
     return undefined
   }
