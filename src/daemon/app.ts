@@ -376,10 +376,10 @@ class Daemon implements Incumbent {
   }
 
   async start(): Promise<void> {
+    const workers = this.startWorkers()
     await this.startAdmin()
-    await this.prepare()
+    await this.prepare(workers)
     await this.own()
-    returnStartupMemory()
   }
 
   /**
@@ -399,6 +399,8 @@ class Daemon implements Incumbent {
         await untilNothingAwaited(awaited, Number.POSITIVE_INFINITY, signal)
       }
       systemd.serves()
+      // Not before: it takes longer than many a start step.
+      returnStartupMemory()
       this.log.info('Ready', {
         node: this.nodeName,
         services: this.serviceNames(),
@@ -411,7 +413,7 @@ class Daemon implements Incumbent {
 
   /** For a successor: starts whatever may run twice on a host, and waits until it waits for no more than its predecessor. */
   async prepareToSucceed(awaited: readonly string[]): Promise<void> {
-    await this.prepare({ holdsMemory: true })
+    await this.prepare(this.startWorkers(), { holdsMemory: true })
     const allowed = new Set([...awaited, ...OWN_PARTS])
     const missing = await untilNothingAwaited(
       () => (this.leavesRules ? [] : this.awaited().filter((what) => !allowed.has(what))),
@@ -428,7 +430,6 @@ class Daemon implements Incumbent {
     this.memory?.hold(false)
     await this.own()
     this.leavesRules = false
-    returnStartupMemory()
   }
 
   /** For a successor that is not to be: leaves everything as it is. */
@@ -474,7 +475,7 @@ class Daemon implements Incumbent {
   }
 
   /** Everything that another daemon of this host is not disturbed by. */
-  private async prepare({ holdsMemory = false } = {}): Promise<void> {
+  private async prepare(workers: Promise<void>, { holdsMemory = false } = {}): Promise<void> {
     const { config, log, parts } = this
     parts.defer(() => this.stopping.abort())
     parts.use(watchEventLoopLag((longestMs) => (this.eventLoopLagMs = longestMs)))
@@ -491,9 +492,6 @@ class Daemon implements Incumbent {
     )
     this.certificates = certificates
     this.followCertificates(certificates)
-    // Before they start: one that cannot listen is a thread all the same, and would keep the process alive.
-    parts.defer(() => this.pool.drainForRestart(0))
-    await this.pool.prepare()
     this.discovery = parts.use(
       startDiscovery(
         {
@@ -522,6 +520,16 @@ class Daemon implements Incumbent {
       ),
     )
     parts.defer(() => this.owned.disposeAsync())
+    await workers
+  }
+
+  /** They load while everything else starts; whoever needs them waits. */
+  private startWorkers(): Promise<void> {
+    // Before they start: one that cannot listen is a thread all the same, and would keep the process alive.
+    this.parts.defer(() => this.pool.drainForRestart(0))
+    const started = this.pool.prepare()
+    started.catch(() => undefined)
+    return started
   }
 
   /** Ports, resolver, rules and registration. */
