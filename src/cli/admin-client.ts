@@ -1,8 +1,9 @@
 /**
  * Asks the daemon's admin API over its unix socket. One request per call, bounded in time and size.
  */
-import { type ClientRequest, type IncomingMessage, request } from 'node:http'
+import type { ClientRequest, IncomingMessage } from 'node:http'
 import { errorCode, MeshError } from '../lib/errors.ts'
+import { http } from '../lib/node-http.ts'
 
 /** Where the daemon listens unless told otherwise. */
 export const DEFAULT_ADDRESS = 'unix:///run/hostmesh/admin.sock'
@@ -58,7 +59,7 @@ interface Answer {
 
 function get(socketPath: string, path: string): Promise<Answer> {
   return new Promise((resolve, reject) => {
-    const outgoing: ClientRequest = request({
+    const outgoing: ClientRequest = http.request({
       socketPath,
       path,
       agent: false,

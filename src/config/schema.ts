@@ -375,6 +375,11 @@ export const configSchema = z.strictObject({
         '10s',
         'Ping a tunnel after so long a silence; one unanswered for as long again ends it',
       ),
+      ready: duration(
+        '30s',
+        'systemd is told that the host is ready when it serves, or after so long although it does not',
+        0,
+      ),
       drain: duration('30s', 'How long open connections may go on after a stop was asked for', 0),
       reloadDrain: duration(
         '1h',

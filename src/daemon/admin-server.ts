@@ -9,13 +9,14 @@ import { execFile } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdirSync } from 'node:fs'
 import { chown, lstat, unlink } from 'node:fs/promises'
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import type { IncomingMessage, Server, ServerResponse } from 'node:http'
 import { type AddressInfo, connect, type Socket } from 'node:net'
 import { dirname } from 'node:path'
 import { promisify } from 'node:util'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import { FairConnections } from '../lib/fair-connections.ts'
 import type { Log } from '../lib/log.ts'
+import { http } from '../lib/node-http.ts'
 import { isLoopback, type SocketAddress } from '../model/address.ts'
 import type {
   AdminError,
@@ -166,7 +167,7 @@ function adminRoutes(view: AdminView): Routes {
 
 function createAdminHttpServer(routes: Routes, answers: Answers): Server {
   const connections = new FairConnections<Socket>(MAX_CONNECTIONS)
-  const server = createServer(
+  const server = http.createServer(
     {
       maxHeaderSize: MAX_HEADER_BYTES,
       headersTimeout: 5_000,

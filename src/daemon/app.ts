@@ -11,7 +11,6 @@
  * ```
  */
 import { hostname } from 'node:os'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { loadConfig } from '../config/load.ts'
 import { localServices } from '../config/local-services.ts'
 import { type Config, isDnsOn } from '../config/schema.ts'
@@ -64,7 +63,7 @@ import { limitProblems } from './limit-problems.ts'
 import { ListeningSockets, type PlannedSocket } from './listening-sockets.ts'
 import { Memory, NOTHING_KEPT } from './memory.ts'
 import { type HostCondition, hostProblems, ProblemWatch, problemLine } from './problems.ts'
-import { type Blocker, Readiness } from './readiness.ts'
+import { type Blocker, Readiness, untilNothingAwaited } from './readiness.ts'
 import { registerWhenServed } from './register-when-served.ts'
 import { NEVER_RELOADED, Reloader } from './reloader.ts'
 import { readProcessLimits, workerShare } from './resources.ts'
@@ -73,6 +72,7 @@ import {
   connectSystemd,
   type InheritedSocket,
   inheritedSockets,
+  type Systemd,
   takeSystemdEnvironment,
 } from './systemd.ts'
 import { WorkerPool } from './worker-pool.ts'
@@ -94,9 +94,6 @@ const OWN_PARTS = [WORKERS, RESOLVER, CAPTURE_RULES]
 
 /** A successor waits so long for certificates and its first snapshot. Milliseconds. */
 const PREPARE_MS = 15_000
-
-/** A successor looks this often whether it is ready. Milliseconds. */
-const READY_LOOK_MS = 20
 
 /** Workers tell which services are in use so many times within the time after which unused ones are let go. */
 const USES_TOLD = 10
@@ -143,13 +140,15 @@ export async function runDaemon(configPath: string): Promise<void> {
     if (serves) void reloader.reload()
     else log.warn('Too early to reload: the daemon is still starting')
   })
+  // From the first moment: `systemctl start` waits, and whoever looks wants to know for what.
+  daemon.onProblems = (problems) => systemd.status(problemLine(daemon.serviceNames(), problems))
   if (link === undefined) await daemon.start()
   else if ((await succeed(daemon, link, stopAsked)) === 'abandoned') return
   systemd.takeOver()
-  systemd.ready()
-  daemon.onProblems = (problems) => systemd.status(problemLine(daemon.serviceNames(), problems))
   daemon.onProblems(daemon.currentProblems())
   serves = true
+  // A successor serves, or waits for what its predecessor waited for: systemd is not to wait again.
+  void daemon.tellReady(systemd, link === undefined ? config.timeouts.ready : 0)
   const end = await Promise.race([stopAsked, reloader.replaced])
   if (typeof end !== 'string') {
     serves = false
@@ -379,28 +378,51 @@ class Daemon implements Incumbent {
   }
 
   async start(): Promise<void> {
+    const workers = this.startWorkers()
     await this.startAdmin()
-    await this.prepare()
+    await this.prepare(workers)
     await this.own()
-    returnStartupMemory()
+  }
+
+  /**
+   * Tells systemd that the host is ready when it serves, or after `patienceMs` although it does not: what is ordered after
+   * it must not hang the boot for ever, and is refused, never in plaintext. Who needs more waits for the mark of serving.
+   */
+  async tellReady(systemd: Systemd, patienceMs: number): Promise<void> {
+    const awaited = (): readonly string[] => this.awaited()
+    const { signal } = this.stopping
+    try {
+      const missing = await untilNothingAwaited(awaited, patienceMs, signal)
+      systemd.ready()
+      if (missing.length > 0) {
+        this.log.warn('Not ready yet, but whatever is ordered after this daemon waits no longer', {
+          missing: missing.join(', '),
+        })
+        await untilNothingAwaited(awaited, Number.POSITIVE_INFINITY, signal)
+      }
+      systemd.serves()
+      // Not before: it takes longer than many a start step.
+      returnStartupMemory()
+      this.log.info('Ready', {
+        node: this.nodeName,
+        services: this.serviceNames(),
+        version: hostmeshVersion,
+      })
+    } catch (error) {
+      if (!signal.aborted) throw error
+    }
   }
 
   /** For a successor: starts whatever may run twice on a host, and waits until it waits for no more than its predecessor. */
   async prepareToSucceed(awaited: readonly string[]): Promise<void> {
-    await this.prepare({ holdsMemory: true })
+    await this.prepare(this.startWorkers(), { holdsMemory: true })
     const allowed = new Set([...awaited, ...OWN_PARTS])
-    const isPrepared = (): boolean => this.awaited().every((what) => allowed.has(what))
-    const endMs = performance.now() + PREPARE_MS
-    while (!isPrepared() && !this.leavesRules) {
-      if (performance.now() > endMs)
-        throw new MeshError(
-          'HM_RELOAD_NOT_READY',
-          `The new process waits for ${this.awaited()
-            .filter((what) => !allowed.has(what))
-            .join(', ')}`,
-        )
-      await sleep(READY_LOOK_MS)
-    }
+    const missing = await untilNothingAwaited(
+      () => (this.leavesRules ? [] : this.awaited().filter((what) => !allowed.has(what))),
+      PREPARE_MS,
+    )
+    if (missing.length > 0)
+      throw new MeshError('HM_RELOAD_NOT_READY', `The new process waits for ${missing.join(', ')}`)
   }
 
   /** For a successor: takes over what there is one of. Serves when it resolves. */
@@ -410,7 +432,6 @@ class Daemon implements Incumbent {
     this.memory?.hold(false)
     await this.own()
     this.leavesRules = false
-    returnStartupMemory()
   }
 
   /** For a successor that is not to be: leaves everything as it is. */
@@ -456,7 +477,7 @@ class Daemon implements Incumbent {
   }
 
   /** Everything that another daemon of this host is not disturbed by. */
-  private async prepare({ holdsMemory = false } = {}): Promise<void> {
+  private async prepare(workers: Promise<void>, { holdsMemory = false } = {}): Promise<void> {
     const { config, log, parts } = this
     parts.defer(() => this.stopping.abort())
     parts.use(watchEventLoopLag((longestMs) => (this.eventLoopLagMs = longestMs)))
@@ -473,9 +494,6 @@ class Daemon implements Incumbent {
     )
     this.certificates = certificates
     this.followCertificates(certificates)
-    // Before they start: one that cannot listen is a thread all the same, and would keep the process alive.
-    parts.defer(() => this.pool.drainForRestart(0))
-    await this.pool.prepare()
     this.discovery = parts.use(
       startDiscovery(
         {
@@ -504,11 +522,21 @@ class Daemon implements Incumbent {
       ),
     )
     parts.defer(() => this.owned.disposeAsync())
+    await workers
+  }
+
+  /** They load while everything else starts; whoever needs them waits. */
+  private startWorkers(): Promise<void> {
+    // Before they start: one that cannot listen is a thread all the same, and would keep the process alive.
+    this.parts.defer(() => this.pool.drainForRestart(0))
+    const started = this.pool.prepare()
+    started.catch(() => undefined)
+    return started
   }
 
   /** Ports, resolver, rules and registration. */
   private async own(): Promise<void> {
-    const { config, log } = this
+    const { config } = this
     // The pool closes what nobody has taken.
     if (isDnsOn(config)) for (const socket of this.dnsSockets()) this.sockets.take(socket)
     await this.pool.listen()
@@ -518,11 +546,6 @@ class Daemon implements Incumbent {
     await this.startCapture()
     if (this.capture === undefined) this.awaitedParts.capture.release()
     this.startRegistration()
-    log.info('Ready', {
-      node: this.nodeName,
-      services: this.serviceNames(),
-      version: hostmeshVersion,
-    })
   }
 
   private startRegistration(): void {

@@ -6,7 +6,7 @@
  */
 import { once } from 'node:events'
 import { rmSync } from 'node:fs'
-import { createServer, type IncomingMessage, request } from 'node:http'
+import type { IncomingMessage } from 'node:http'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { z } from 'zod'
@@ -20,6 +20,7 @@ import {
 import { systemClock } from '../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import { silentLog } from '../lib/log.ts'
+import { http } from '../lib/node-http.ts'
 
 export type { CaStatus, RevokeRequest, RotationStatus, TokenRequest }
 
@@ -158,7 +159,7 @@ async function askServer(directory: string, asked: Order): Promise<object | unde
   const payload = Buffer.from(JSON.stringify(asked))
   let text: string
   try {
-    const call = request({
+    const call = http.request({
       socketPath: socketPath(directory),
       path: '/v1/order',
       method: 'POST',
@@ -200,7 +201,7 @@ const orderAnswer = z.union([
  */
 export async function takeOrders(office: CaOffice, directory: string): Promise<AsyncDisposable> {
   const path = socketPath(directory)
-  const server = createServer(
+  const server = http.createServer(
     { headersTimeout: 5_000, requestTimeout: 10_000, connectionsCheckingInterval: 1_000 },
     (incoming, response) => {
       answerOrder(office, incoming).then(

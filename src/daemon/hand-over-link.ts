@@ -125,6 +125,7 @@ export function startSuccessor(options: SuccessorOptions): Successor & { readonl
   const variables = {
     NOTIFY_SOCKET: environment.NOTIFY_SOCKET,
     WATCHDOG_USEC: environment.WATCHDOG_USEC,
+    RUNTIME_DIRECTORY: environment.RUNTIME_DIRECTORY,
     LISTEN_FDS: String(1 + sockets.size),
     LISTEN_FDNAMES: [LINK_NAME, ...sockets.keys()].join(':'),
   }

@@ -10,14 +10,18 @@
  * READY=1 never follows STOPPING=1. Outside systemd (no $NOTIFY_SOCKET) all of this does nothing. Owns the
  * watchdog timer; decides nothing about restarts, that is the unit's.
  */
+import { rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { describeError } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
 import { openSystemdSocket, type SystemdSocket } from '../lib/systemd-notify.ts'
 
 /** The service manager, as the daemon sees it. */
 export interface Systemd extends Disposable {
-  /** The host takes traffic. Also starts the watchdog: a stall while starting is the start timeout's. */
+  /** What is ordered after this service may start. Also starts the watchdog: a stall while starting is the start timeout's. */
   ready(): void
+  /** The host serves: leaves a file that hostmesh-ready.path waits for. Said until {@link stopping}. */
+  serves(): void
   /** The host is going down. The watchdog is fed on, for a drain may take long. */
   stopping(): void
   /** One line for `systemctl status`; control characters become spaces. */
@@ -43,6 +47,7 @@ export interface SystemdEnvironment {
   readonly NOTIFY_SOCKET?: string | undefined
   readonly WATCHDOG_USEC?: string | undefined
   readonly WATCHDOG_PID?: string | undefined
+  readonly RUNTIME_DIRECTORY?: string | undefined
   readonly LISTEN_PID?: string | undefined
   readonly LISTEN_FDS?: string | undefined
   readonly LISTEN_FDNAMES?: string | undefined
@@ -62,6 +67,9 @@ export interface SystemdOptions {
 
 /** Longest status line, in characters. */
 const MAX_STATUS = 200
+
+/** A file in the runtime directory, there while the host serves. systemd removes that directory when the service is down. */
+const SERVING_MARK = 'serving'
 
 /** The first descriptor after standard input, output and error. */
 const FIRST_INHERITED = 3
@@ -83,6 +91,7 @@ export function takeSystemdEnvironment(): SystemdEnvironment {
     NOTIFY_SOCKET: env['NOTIFY_SOCKET'],
     WATCHDOG_USEC: env['WATCHDOG_USEC'],
     WATCHDOG_PID: env['WATCHDOG_PID'],
+    RUNTIME_DIRECTORY: env['RUNTIME_DIRECTORY'],
     LISTEN_PID: env['LISTEN_PID'],
     LISTEN_FDS: env['LISTEN_FDS'],
     LISTEN_FDNAMES: env['LISTEN_FDNAMES'],
@@ -118,6 +127,8 @@ export function connectSystemd(options: SystemdOptions): Systemd {
   let isMain = options.isSuccessor !== true
   let isReadyHeld = false
   let watchdog: NodeJS.Timeout | undefined
+  const { RUNTIME_DIRECTORY: folder } = environment
+  const mark = folder === undefined ? undefined : join(folder, SERVING_MARK)
   const send = (message: string): void => {
     if (isMain && !socket.send(message)) log.warn('Cannot notify systemd', { message })
   }
@@ -158,9 +169,21 @@ export function connectSystemd(options: SystemdOptions): Systemd {
       send('READY=1')
       startWatchdog()
     },
+    serves: () => {
+      if (mark === undefined || !isMain || state === 'stopping') return
+      try {
+        writeFileSync(mark, '')
+      } catch (error) {
+        log.error('Cannot say that this host serves: hostmesh-ready.target is not reached', {
+          path: mark,
+          error: describeError(error),
+        })
+      }
+    },
     stopping: () => {
       if (state === 'stopping') return
       state = 'stopping'
+      if (mark !== undefined) rmSync(mark, { force: true })
       send('STOPPING=1')
     },
     // A newline would begin another message: everything of that kind is cut out here.
@@ -189,6 +212,7 @@ export function connectSystemd(options: SystemdOptions): Systemd {
 
 const silentSystemd: Systemd = {
   ready: () => undefined,
+  serves: () => undefined,
   stopping: () => undefined,
   status: () => undefined,
   keep: () => undefined,

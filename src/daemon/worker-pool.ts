@@ -152,12 +152,15 @@ export class WorkerPool {
 
   /** Starts all workers, which take what they are fed and accept nothing yet. @throws MeshError HM_WORKER_FAILED */
   async prepare(): Promise<void> {
-    for (const member of this.members) {
-      const started = this.next(member, (m) => m === 'exit' || m.kind === 'started')
-      this.spawn(member)
-      if ((await started) === 'exit') throw cannotStart(member)
-    }
+    // Before anything is waited for: a pool that is ended meanwhile ends it, too.
     this.watchdog = setInterval(() => this.endStuckWorkers(), STUCK_MS / 10)
+    await Promise.all(
+      this.members.map(async (member) => {
+        const started = this.next(member, (m) => m === 'exit' || m.kind === 'started')
+        this.spawn(member)
+        if ((await started) === 'exit') throw cannotStart(member)
+      }),
+    )
   }
 
   /**
@@ -173,7 +176,7 @@ export class WorkerPool {
       })
     this.sockets.closeUnused()
     this.listens = true
-    for (const member of this.members) await this.listenFirst(member)
+    await Promise.all(this.members.map((member) => this.listenFirst(member)))
     this.options.log.info('Listening', {
       addresses: planned.map(({ address }) => formatAddress(address)),
     })

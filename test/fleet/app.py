@@ -1,4 +1,4 @@
-"""The services of the fleet tests. `echo PORT` answers each line with its host's name before it; `front PORT IP
+"""The services of the fleet tests. `echo PORT [IP]` answers each line with its host's name before it; `front PORT IP
 PORT` asks another service on behalf of whoever connects and passes on what it heard, or why it heard nothing."""
 
 import socket
@@ -29,4 +29,5 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 handler = Echo if sys.argv[1] == "echo" else Front
-Server(("127.0.0.1", int(sys.argv[2])), handler).serve_forever()
+address = sys.argv[3] if sys.argv[1] == "echo" and len(sys.argv) > 3 else "127.0.0.1"
+Server((address, int(sys.argv[2])), handler).serve_forever()

@@ -207,12 +207,13 @@ export class Machine implements AsyncDisposable {
       .toSorted()
   }
 
-  /** Restarts it in an orderly way, as an operator does. */
-  async reboot(): Promise<void> {
+  /** Restarts it in an orderly way, as an operator does; does something while it is off. */
+  async reboot(whileOff?: () => Promise<void>): Promise<void> {
     const old = this.running()
     await this.must('systemctl', 'reboot')
     const { code } = await within(BOOT_LIMIT_MS, `${this.name} goes down to reboot`, old.exited)
     if (code !== REBOOT_CODE) throw new Error(`${this.name} went down with ${code}:\n${old.output}`)
+    await whileOff?.()
     await this.boot()
   }
 

@@ -5,10 +5,12 @@
 import assert from 'node:assert/strict'
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { existsSync } from 'node:fs'
 import { mkdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { promisify } from 'node:util'
+import { stringify } from 'yaml'
 import { buildProgram } from '../../src/cli/program.ts'
 import { ListeningSockets } from '../../src/daemon/listening-sockets.ts'
 import { connectSystemd } from '../../src/daemon/systemd.ts'
@@ -131,6 +133,65 @@ test('the watchdog is fed from readiness on, at half of its time, and only while
   assert.equal(fed(), before)
 })
 
+test('READY comes when the host serves, and a late one is told so without the mark of serving', async () => {
+  await using directory = await temporaryDirectory()
+  const name = join(directory.path, 'notify')
+  await using receiver = await Receiver.listen(name)
+  const certificates = join(directory.path, 'certs')
+  const catalog = join(directory.path, 'catalog.yaml')
+  const config = join(directory.path, 'hostmesh.yaml')
+  const mark = join(directory.path, 'serving')
+  await mkdir(certificates)
+  await writeFile(catalog, stringify({ services: [] }))
+  const hostmesh = join(root, 'scripts/hostmesh')
+  const start = async (patience: string): Promise<ChildProcess> => {
+    await writeFile(
+      config,
+      stringify({
+        node: { name: 'host-a' },
+        admin: { socket: join(directory.path, 'admin.sock') },
+        state: { directory: join(directory.path, 'state') },
+        tunnel: { address: '127.0.0.1', port: await freePort() },
+        dns: { port: await freePort() },
+        catalog: { kind: 'file', path: catalog },
+        certificates: { kind: 'files', directory: certificates },
+        services: [{ name: 'web', port: 80 }],
+        timeouts: { ready: patience },
+      }),
+      { mode: 0o600 },
+    )
+    return spawn(hostmesh, ['run', '--config', config], {
+      env: { ...process.env, NOTIFY_SOCKET: name, RUNTIME_DIRECTORY: directory.path },
+      stdio: ['ignore', 'ignore', 'inherit'],
+    })
+  }
+  const stop = async (daemon: ChildProcess): Promise<void> => {
+    const exited = once(daemon, 'exit')
+    daemon.kill('SIGTERM')
+    assert.deepEqual(await within(20_000, 'the daemon ends', exited), [0, null])
+  }
+  const readies = (): number => receiver.messages().filter((text) => text === 'READY=1').length
+
+  const late = await start('2s')
+  await eventually(() => assert.equal(readies(), 1), { withinMs: 20_000 })
+  const statuses = receiver.messages().filter((text) => text.startsWith('STATUS='))
+  assert.match(statuses.at(-1) ?? '', /HM_HOST_NOT_READY.*roots, the certificate of web/)
+  assert.equal(existsSync(mark), false)
+  const inDirectory = { cwd: directory.path }
+  await run(hostmesh, ['ca', 'init', '--directory', 'ca', '--trust-domain', 'm.test'], inDirectory)
+  const issue = ['ca', 'issue', '--directory', 'ca', '--service', 'web', '--out', certificates]
+  await run(hostmesh, issue, inDirectory)
+  await eventually(() => assert.equal(existsSync(mark), true), { withinMs: 20_000 })
+  assert.equal(readies(), 1)
+  await stop(late)
+  assert.equal(existsSync(mark), false)
+
+  const prompt = await start('1h')
+  await eventually(() => assert.equal(readies(), 2), { withinMs: 20_000 })
+  await eventually(() => assert.equal(existsSync(mark), true))
+  await stop(prompt)
+})
+
 test('a watchdog that is meant for another process is not fed', async () => {
   await using directory = await temporaryDirectory()
   const name = join(directory.path, 'notify')
@@ -228,7 +289,13 @@ test("systemd's variables are taken out of the environment that child processes 
   assert.doesNotMatch(child, /NOTIFY_SOCKET|WATCHDOG/)
 })
 
-for (const unit of ['hostmesh.service', 'hostmesh-ca.service']) {
+for (const unit of [
+  'hostmesh.service',
+  'hostmesh-ca.service',
+  'hostmesh-guard.service',
+  'hostmesh-ready.target',
+  'hostmesh-ready.path',
+]) {
   test(`systemd-analyze verify finds nothing wrong with ${unit}`, async () => {
     await using directory = await temporaryDirectory()
     // verify also looks whether the programs exist: give it this checkout's.
@@ -240,7 +307,9 @@ for (const unit of ['hostmesh.service', 'hostmesh-ca.service']) {
     const ours = `${stdout}${stderr}`.split('\n').filter((line) => line.includes('hostmesh'))
     assert.deepEqual(ours, [])
   })
+}
 
+for (const unit of ['hostmesh.service', 'hostmesh-ca.service', 'hostmesh-guard.service']) {
   test(`${unit} exposes at most 2.0 of 10 by systemd-analyze security`, async () => {
     const { stdout } = await run('systemd-analyze', [
       'security',
@@ -249,20 +318,20 @@ for (const unit of ['hostmesh.service', 'hostmesh-ca.service']) {
       '--threshold=20',
       join(root, 'systemd', unit),
     ])
-    assert.match(stdout, /Overall exposure level for hostmesh(-ca)?\.service: [01]\.\d OK/)
+    assert.match(stdout, /Overall exposure level for hostmesh(-ca|-guard)?\.service: [01]\.\d OK/)
   })
 }
 
 test('every hostmesh command in the units exists, and so does every option it is given', async () => {
   const units = await Promise.all(
-    ['hostmesh.service', 'hostmesh-ca.service'].map((unit) =>
+    ['hostmesh.service', 'hostmesh-ca.service', 'hostmesh-guard.service'].map((unit) =>
       readFile(join(root, 'systemd', unit), 'utf8'),
     ),
   )
   const commands = [...units.join('\n').matchAll(/^Exec\w+=[-+]*\/usr\/bin\/hostmesh (.+)$/gm)].map(
     ([, words]) => (words ?? '').split(' '),
   )
-  assert.equal(commands.length, 3)
+  assert.equal(commands.length, 4)
   const program = await buildProgram()
   for (const words of commands) {
     let command = program

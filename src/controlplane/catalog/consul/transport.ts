@@ -5,11 +5,18 @@
  * allows 200 connections per caller, and one blocking query holds one. Every call has a deadline and a
  * limit on what it reads; redirects are not followed; the token never appears in a message.
  */
-import http from 'node:http'
+import type {
+  Agent,
+  ClientRequest,
+  IncomingMessage,
+  OutgoingHttpHeaders,
+  RequestOptions,
+} from 'node:http'
 import https from 'node:https'
 import { createGunzip } from 'node:zlib'
 import { type Clock, systemClock } from '../../../lib/clock.ts'
 import { errorCode, MeshError } from '../../../lib/errors.ts'
+import { http } from '../../../lib/node-http.ts'
 import {
   type AgentTls,
   type AgentTlsFiles,
@@ -63,7 +70,7 @@ export interface ConsulTransport extends Disposable {
   /** The address, for messages and status. */
   readonly address: string
   /** The pool for plain calls, for the `consul` package to share. */
-  readonly plainAgent: http.Agent
+  readonly plainAgent: Agent
   readonly requestTimeoutMs: number
   /** The token of the moment; undefined for the anonymous one. */
   token(): string | undefined
@@ -125,7 +132,7 @@ export function createTransport(
       callOptions.body === undefined ? undefined : Buffer.from(JSON.stringify(callOptions.body))
     if (target.tls !== undefined)
       for (const agent of [watchAgent, plainAgent]) useForNext(agent, target.tls.current())
-    const headers: http.OutgoingHttpHeaders = {
+    const headers: OutgoingHttpHeaders = {
       accept: 'application/json',
       'accept-encoding': 'gzip',
     }
@@ -226,7 +233,7 @@ export const NEW_TOKEN = 'write a valid one into the token file'
  * merges into each request, but its documents do not forbid them either; the `consul` package, which shares
  * the agent, knows no other way.
  */
-function useForNext(agent: http.Agent, material: AgentTlsMaterial): void {
+function useForNext(agent: Agent, material: AgentTlsMaterial): void {
   const options: unknown = Reflect.get(agent, 'options')
   if (typeof options === 'object' && options !== null) Object.assign(options, material)
 }
@@ -236,8 +243,8 @@ class StaleConnection extends Error {}
 
 interface Target {
   readonly protocol: {
-    readonly createAgent: (options: https.AgentOptions) => http.Agent
-    readonly request: (options: http.RequestOptions) => http.ClientRequest
+    readonly createAgent: (options: https.AgentOptions) => Agent
+    readonly request: (options: RequestOptions) => ClientRequest
   }
   readonly host: string | undefined
   readonly port: number | undefined
@@ -285,7 +292,7 @@ function invalidAddress(address: string): MeshError {
 }
 
 function exchange(
-  open: () => http.ClientRequest,
+  open: () => ClientRequest,
   payload: Buffer | undefined,
   signal: AbortSignal,
 ): Promise<ConsulAnswer> {
@@ -327,7 +334,7 @@ function isConnectionLoss(error: unknown): boolean {
   return ['ECONNRESET', 'EPIPE'].includes(errorCode(error))
 }
 
-async function readAnswer(response: http.IncomingMessage): Promise<ConsulAnswer> {
+async function readAnswer(response: IncomingMessage): Promise<ConsulAnswer> {
   const status = response.statusCode ?? 0
   const isOk = status >= 200 && status < 300
   const limiter = createJsonLimiter()
@@ -355,7 +362,7 @@ async function readAnswer(response: http.IncomingMessage): Promise<ConsulAnswer>
   }
 }
 
-function plainBody(response: http.IncomingMessage): AsyncIterable<Buffer> {
+function plainBody(response: IncomingMessage): AsyncIterable<Buffer> {
   const encoding = response.headers['content-encoding'] ?? 'identity'
   if (encoding === 'identity') return response
   if (encoding !== 'gzip')
@@ -368,7 +375,7 @@ function plainBody(response: http.IncomingMessage): AsyncIterable<Buffer> {
   return response.pipe(gunzip)
 }
 
-function oneHeader(response: http.IncomingMessage, name: string): string | undefined {
+function oneHeader(response: IncomingMessage, name: string): string | undefined {
   const value = response.headers[name]
   return typeof value === 'string' ? value : undefined
 }

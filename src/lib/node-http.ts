@@ -1,0 +1,8 @@
+/**
+ * Node's HTTP, but without its WebSocket: an `import` of `node:http` reads every export, and reading that one loads a whole
+ * HTTP client (undici) that nothing here uses, a tenth of a start. Import types from `node:http`, values from here.
+ */
+import type * as nodeHttp from 'node:http'
+
+/** The module `node:http`. */
+export const http: typeof nodeHttp = process.getBuiltinModule('node:http')
