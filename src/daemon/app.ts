@@ -16,12 +16,10 @@ import { loadConfig } from '../config/load.ts'
 import { localServices } from '../config/local-services.ts'
 import { type Config, isDnsOn } from '../config/schema.ts'
 import { configWarnings } from '../config/validate.ts'
-import type {
-  CaptureCounts,
-  ChosenBackend,
-  MeshAddresses,
-} from '../controlplane/capture/backend.ts'
+import type { ChosenBackend, MeshAddresses } from '../controlplane/capture/backend.ts'
 import { type Capture, createCapture } from '../controlplane/capture/capture.ts'
+import { startNft } from '../controlplane/capture/held-guard.ts'
+import { watchKernel } from '../controlplane/capture/kernel-changes.ts'
 import { activeFamilies } from '../controlplane/capture/nft-backend.ts'
 import type { CapturePlan } from '../controlplane/capture/rules.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
@@ -78,7 +76,12 @@ import {
 import { WorkerPool } from './worker-pool.ts'
 
 /** The rules in the kernel are compared with the plan this often; new cgroups are noticed faster. Milliseconds. */
-const CAPTURE_UPKEEP = { verifyEveryMs: 10_000, cgroupEveryMs: 1_000 }
+const CAPTURE_UPKEEP = {
+  verifyEveryMs: 10_000,
+  cgroupEveryMs: 1_000,
+  watch: watchKernel,
+  startNft,
+}
 
 /** How long a question waits for what the catalog says of a service that was not followed before. Milliseconds. */
 const DNS_PATIENCE_MS = 2_000
@@ -245,9 +248,7 @@ class Daemon implements Incumbent {
   private discovery: Discovery | undefined
   private dns: DnsServer | undefined
   private capture: Capture | undefined
-  private captureInSync: boolean | undefined
   private capturePlan: CapturePlan | undefined
-  private captureCounts: CaptureCounts | undefined
   private draining = false
   /** Whether rules stay when this process ends: the next one takes them over. */
   private leavesRules = false
@@ -326,7 +327,7 @@ class Daemon implements Incumbent {
       discovery: () => this.discovery,
       dnsAddress: () => this.dns?.address,
       capture: () => ({
-        inSync: this.captureInSync,
+        condition: this.capture?.condition(),
         problems: this.capture?.problems() ?? [],
         plan: this.capture?.plan(),
       }),
@@ -359,7 +360,7 @@ class Daemon implements Incumbent {
       awaited: this.awaited(),
       isDraining: this.draining,
       workers: this.pool.statuses(() => 0),
-      captureInSync: this.captureInSync,
+      captureInSync: this.capture?.condition().inSync,
       captureProblems: this.capture?.problems() ?? [],
       stateParts: this.state.state().parts,
       others: [
@@ -573,13 +574,11 @@ class Daemon implements Incumbent {
           catalogLastSuccessMs: wallClockOf(this.catalog?.health().lastGoodAtMs),
           state: this.state.state(),
           consulLastContactMs: this.catalog?.health().lastContactMs,
-          captureInSync: this.captureInSync,
+          captureInSync: this.capture?.condition().inSync,
           dnsQueries: this.dns?.counts(),
           watchedServices: this.discovery?.watchedServices() ?? 0,
-          unknownCallersRefused: this.captureCounts && {
-            virtual: this.captureCounts.refusedVirtual,
-            instance: this.captureCounts.refusedInstance,
-          },
+          unknownCallersRefused: refusedBy(this.capture),
+          captureRepairs: this.capture?.condition().repairs,
           certificates: [...this.leaves.values()],
           workersRunning: this.pool.statuses(() => 0).filter(({ state }) => state === 'running')
             .length,
@@ -680,20 +679,6 @@ class Daemon implements Incumbent {
     await capture.apply(plan)
     const snapshot = this.discovery?.current()
     if (snapshot !== undefined && snapshot.version > 0) await this.followInstances(snapshot)
-    this.captureInSync = true
-    const timer = setInterval(() => void this.lookAtCapture(capture), CAPTURE_UPKEEP.verifyEveryMs)
-    this.owned.defer(() => clearInterval(timer))
-  }
-
-  private async lookAtCapture(capture: Capture): Promise<void> {
-    try {
-      const state = await capture.show()
-      this.captureInSync = state.inSync
-      this.captureCounts = state.counts
-    } catch (error) {
-      this.captureInSync = false
-      this.log.warn('Cannot look at the capture rules', { error: describeError(error) })
-    }
   }
 
   private async followInstances(snapshot: Snapshot): Promise<void> {
@@ -833,6 +818,14 @@ function problemReading(state: DaemonState): Pick<HostReading, 'ready' | 'servin
   const counts = new Map<string, number>()
   for (const { code } of problems) counts.set(code, (counts.get(code) ?? 0) + 1)
   return { ...readinessOf(state, problems), problems: counts }
+}
+
+/** Callers without identity that the kernel has refused, as far as it was asked. */
+function refusedBy(
+  capture: Capture | undefined,
+): { readonly virtual: number; readonly instance: number } | undefined {
+  const counts = capture?.condition().counts
+  return counts && { virtual: counts.refusedVirtual, instance: counts.refusedInstance }
 }
 
 /** Where capture ports listen; IPv6 may be switched off. */

@@ -44,6 +44,8 @@ export interface HostReading {
   readonly unknownCallersRefused?:
     | { readonly virtual: number; readonly instance: number }
     | undefined
+  /** Undefined while capture is off. */
+  readonly captureRepairs?: number | undefined
   readonly certificates: readonly { readonly service: string; readonly notAfterMs: number }[]
   readonly workersRunning: number
   readonly workerRestarts: number
@@ -244,6 +246,8 @@ const collectors: Record<
   consulLastContact: ({ host }) =>
     host.consulLastContactMs === undefined ? [] : single(host.consulLastContactMs / 1_000),
   snapshotVersion: ({ host }) => single(host.snapshotVersion),
+  captureRepairs: ({ host }) =>
+    host.captureRepairs === undefined ? [] : single(host.captureRepairs),
   captureRulesInSync: ({ host }) =>
     host.captureInSync === undefined ? [] : single(Number(host.captureInSync)),
   dnsQueries: ({ host }) =>

@@ -67,6 +67,8 @@ export interface CaptureBackend {
   readonly kind: BackendKind
   /** Makes everything as planned: guard, rules, sets, routes. @throws MeshError; then all is as it was. */
   apply(resolved: ResolvedPlan): Promise<void>
+  /** Finds captured connections again, which rules have forgotten because somebody took them away. */
+  recall(): Promise<void>
   /** Brings up to date what depends on cgroups alone: the same workloads, units that have restarted. */
   renew(resolved: ResolvedPlan): Promise<void>
   /** The addresses that sets are to hold from now on, all of them. */
@@ -74,6 +76,8 @@ export interface CaptureBackend {
   /** The first thing that is not as planned, in words; undefined when all is. */
   drift(resolved: ResolvedPlan): Promise<string | undefined>
   show(): Promise<BackendState>
+  /** What {@link show} counts, for less. */
+  counts(): Promise<CaptureCounts>
   /** Removes rules and sets of ours, but no routes; returns whether there were any. Notes say what could not be looked at. */
   clear(notes: string[]): Promise<boolean>
   problems(): readonly Problem[]

@@ -9,7 +9,13 @@ import { sleep } from '../../lib/abort.ts'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
 import { Problem } from '../../model/problem.ts'
-import type { BackendState, CaptureBackend, MeshAddresses, ShownRule } from './backend.ts'
+import type {
+  BackendState,
+  CaptureBackend,
+  CaptureCounts,
+  MeshAddresses,
+  ShownRule,
+} from './backend.ts'
 import { ignoreMissingTool, type RunCommand } from './command.ts'
 import {
   nextSetName,
@@ -82,6 +88,11 @@ export class IptablesBackend implements CaptureBackend {
     await this.#ensureRoutes(resolved.plan)
   }
 
+  /** The kernel's connection tracking knows them. */
+  recall(): Promise<void> {
+    return Promise.resolve()
+  }
+
   async renew(resolved: ResolvedPlan): Promise<void> {
     await this.#applyRules(resolved, async () => undefined)
   }
@@ -124,6 +135,10 @@ export class IptablesBackend implements CaptureBackend {
       spared: undefined,
     }
     return { rules, instances, counts }
+  }
+
+  async counts(): Promise<CaptureCounts> {
+    return (await this.show()).counts
   }
 
   async clear(notes: string[]): Promise<boolean> {
