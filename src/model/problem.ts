@@ -19,6 +19,11 @@ export interface ProblemKind {
 
 /** The problems of their own name: what they mean, and what to do unless the problem knows better. */
 export const problemCodes = {
+  HM_CAPTURE_BLOCKED: {
+    cause: 'A filter of another program drops what capture diverts: captured connections time out.',
+    hint: 'Let packets with the mark of capture pass in that chain; the message names it',
+    blocks: true,
+  },
   HM_CAPTURE_DRIFT: {
     cause: 'The capture rules in the kernel are not the wanted ones, or cannot be looked at.',
     hint: 'hostmesh capture show names the difference; another program may rewrite the firewall',

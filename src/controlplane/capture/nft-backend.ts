@@ -18,6 +18,12 @@ import type {
   ShownRule,
 } from './backend.ts'
 import type { RunCommand } from './command.ts'
+import {
+  blockingChains,
+  clearForeignFilters,
+  foreignFilterDrift,
+  passForeignFilters,
+} from './foreign-filters.ts'
 import { applyNft, checkNft, namesIn, readCounters, readElements, readTable } from './nft.ts'
 import {
   CAPTURE_TABLE,
@@ -83,6 +89,8 @@ export class NftBackend implements CaptureBackend {
   /** What our sets hold, as far as this process knows. */
   #held: ReadonlyMap<string, Elements> | undefined
   #problems: readonly Problem[] = []
+  /** Filters of others that drop what is diverted. */
+  #blocking: readonly Problem[] = []
 
   constructor(run: RunCommand, settings: NftBackendSettings) {
     this.#run = run
@@ -94,6 +102,8 @@ export class NftBackend implements CaptureBackend {
     this.#held = undefined
     try {
       this.#problems = await this.#ensureRouting(resolved.plan)
+      await passForeignFilters(this.#run, activeFamilies(), this.#settings.mark)
+      this.#blocking = await blockingChains(this.#run, this.#settings.mark)
       const guard = await presentTable(this.#run, GUARD_TABLE)
       const settings = this.#nftSettings(resolved)
       await applyNft(
@@ -147,7 +157,12 @@ export class NftBackend implements CaptureBackend {
     const wanted = this.#listing ?? (await this.#twinOf(resolved))
     const difference = firstDifferentLine(wanted, now) ?? routing
     if (difference !== undefined) return difference
-    return (await this.#elementDrift(resolved)) ?? (await this.#reap())
+    this.#blocking = await blockingChains(this.#run, this.#settings.mark)
+    return (
+      (await this.#elementDrift(resolved)) ??
+      (await foreignFilterDrift(this.#run, activeFamilies())) ??
+      (await this.#reap())
+    )
   }
 
   async show(): Promise<BackendState> {
@@ -169,11 +184,12 @@ export class NftBackend implements CaptureBackend {
     const guard = await readTable(this.#run, GUARD_TABLE)
     const capture = await readTable(this.#run, CAPTURE_TABLE)
     await this.#endCaptured(guard, capture, notes)
-    return await this.#removeTables()
+    const hadLines = await clearForeignFilters(this.#run)
+    return (await this.#removeTables()) || hadLines
   }
 
   problems(): readonly Problem[] {
-    return this.#problems
+    return [...this.#problems, ...this.#blocking]
   }
 
   /** What is captured now would go on in plaintext: it is reset, and its sockets are destroyed. */
@@ -205,6 +221,7 @@ export class NftBackend implements CaptureBackend {
   }
 
   async #remove(): Promise<void> {
+    await clearForeignFilters(this.#run)
     await this.#removeTables()
     await clearRouting(this.#run)
   }
