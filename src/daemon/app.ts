@@ -41,6 +41,7 @@ import { capturedService } from '../dataplane/doors.ts'
 import { describeError, MeshError } from '../lib/errors.ts'
 import { duplicateDescriptor, isPortFree, setCloseOnExec } from '../lib/listening-socket.ts'
 import { createLog, type Log } from '../lib/log.ts'
+import { localPortRange, reservedPorts } from '../lib/port-holder.ts'
 import { returnStartupMemory } from '../lib/startup-memory.ts'
 import { nameThread } from '../lib/thread-name.ts'
 import { hostmeshVersion } from '../lib/version.ts'
@@ -65,6 +66,7 @@ import { type HostCondition, hostProblems, ProblemWatch, problemLine } from './p
 import { type Blocker, Readiness } from './readiness.ts'
 import { registerWhenServed } from './register-when-served.ts'
 import { NEVER_RELOADED, Reloader } from './reloader.ts'
+import { unreservedPorts } from './reserved-ports.ts'
 import { readProcessLimits, workerShare } from './resources.ts'
 import { isRestarting } from './stop-cause.ts'
 import {
@@ -356,6 +358,8 @@ class Daemon implements Incumbent {
 
   private condition(): HostCondition {
     const reloadProblem = this.reloadProblem()
+    const ports = this.capturePlan?.ownPorts ?? []
+    const portProblem = unreservedPorts(ports, localPortRange(), reservedPorts())
     return {
       awaited: this.awaited(),
       isDraining: this.draining,
@@ -365,6 +369,7 @@ class Daemon implements Incumbent {
       stateParts: this.state.state().parts,
       others: [
         ...(reloadProblem === undefined ? [] : [reloadProblem]),
+        ...(portProblem === undefined ? [] : [portProblem]),
         ...(this.certificates?.problems() ?? []),
         ...(this.catalog?.health().problems ?? []),
         ...(this.discovery?.problems() ?? []),

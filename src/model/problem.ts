@@ -168,6 +168,11 @@ export const problemCodes = {
     cause: 'Consul knows this host by another name than the one the daemon was started with.',
     hint: 'systemctl restart hostmesh',
   },
+  HM_PORTS_NOT_RESERVED: {
+    cause: 'The system may give ports of the daemon to outgoing connections while it is away.',
+    hint: 'Reserve them: sysctl -w net.ipv4.ip_local_reserved_ports=<ports>; the message names them',
+    blocks: false,
+  },
   HM_STATE_REMEMBERED: {
     cause:
       'What the host acts on is of an earlier run and nothing has confirmed it since, or it is older than state.maxStale.',
