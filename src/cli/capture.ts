@@ -4,8 +4,10 @@
  * `clear` needs no configuration and no daemon: it is what uninstallers call last. `guard` is for a boot unit: it
  * refuses what nobody carries yet, by the plan that the daemon kept when it ran.
  */
+import { stat } from 'node:fs/promises'
 import { Command, Option } from 'commander'
 import { loadConfig } from '../config/load.ts'
+import type { Config } from '../config/schema.ts'
 import {
   applyCapture,
   type CaptureState,
@@ -13,9 +15,12 @@ import {
   clearGuard,
   GUARD_TABLE,
   guardFromFile,
+  type KnownDaemon,
   previewCapture,
   showCapture,
 } from '../daemon/capture-operations.ts'
+import type { ServicesDocument } from '../model/admin.ts'
+import { fetchDocument } from './admin-client.ts'
 
 /** The `capture` command and its subcommands. */
 export function captureCommand(): Command {
@@ -27,7 +32,7 @@ export function captureCommand(): Command {
     .description('Print the exact rules of a configuration and change nothing')
     .requiredOption('--config <file>', 'configuration file')
     .action(async (options: { config: string }) => {
-      const { text, problems } = await previewCapture(loadConfig(options.config))
+      const { text, problems } = await withDaemon(options.config, previewCapture)
       process.stdout.write(text)
       warn(problems)
     })
@@ -36,7 +41,7 @@ export function captureCommand(): Command {
     .description('Apply the rules of a configuration, or none of them')
     .requiredOption('--config <file>', 'configuration file')
     .action(async (options: { config: string }) => {
-      warn(await applyCapture(loadConfig(options.config)))
+      warn(await withDaemon(options.config, applyCapture))
       console.log('Capture rules are in place')
     })
   command
@@ -57,8 +62,10 @@ export function captureCommand(): Command {
         .default('table'),
     )
     .action(async (options: { config?: string; output: string }) => {
-      const config = options.config === undefined ? undefined : loadConfig(options.config)
-      const state = await showCapture(config)
+      const state =
+        options.config === undefined
+          ? await showCapture(undefined)
+          : await withDaemon(options.config, showCapture)
       if (options.output === 'json') console.log(JSON.stringify(state, null, 2))
       else for (const line of stateLines(state)) console.log(line)
     })
@@ -98,6 +105,33 @@ function guardCommand(): Command {
       if (own.length > 0) console.log(`Refused: ${counts.guarded ?? 0}`)
     })
   return guard
+}
+
+/** Does something with a configuration and with what the daemon that runs by it says of itself. */
+async function withDaemon<T>(
+  file: string,
+  operation: (config: Config, daemon: KnownDaemon) => Promise<T>,
+): Promise<T> {
+  const config = loadConfig(file)
+  return operation(config, await askDaemon(config.admin.socket))
+}
+
+/** Who runs the daemon, and its ports; nothing when none answers. */
+async function askDaemon(socket: string): Promise<KnownDaemon> {
+  try {
+    const { local } = await fetchDocument(`unix://${socket}`, '/v1/services', isServices)
+    const ports = local.flatMap(({ id, capturePort }): [string, number][] =>
+      capturePort === null ? [] : [[id, capturePort]],
+    )
+    // It made the socket.
+    return { uid: (await stat(socket)).uid, ports: new Map(ports) }
+  } catch {
+    return {}
+  }
+}
+
+function isServices(value: unknown): value is ServicesDocument {
+  return typeof value === 'object' && value !== null && 'local' in value
 }
 
 function warn(sentences: readonly string[]): void {

@@ -2,6 +2,7 @@
  * The documents of the admin API, made from the daemon's parts at the moment they are asked for.
  */
 import { X509Certificate } from 'node:crypto'
+import type { CaptureCondition } from '../controlplane/capture/capture.ts'
 import type { CapturePlan } from '../controlplane/capture/rules.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import type { Discovery } from '../controlplane/discovery/publisher.ts'
@@ -56,7 +57,8 @@ export interface DaemonState {
   /** Where the resolver listens; undefined while it is off. */
   dnsAddress(): SocketAddress | undefined
   capture(): {
-    readonly inSync: boolean | undefined
+    /** As the upkeep has last seen it; undefined while capture is off. */
+    readonly condition: CaptureCondition | undefined
     readonly problems: readonly Problem[]
     readonly plan: CapturePlan | undefined
   }
@@ -244,7 +246,8 @@ function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusD
     },
     capture: {
       mode: state.captureMode,
-      inSync: state.captureMode === 'off' ? null : (capture.inSync ?? false),
+      inSync: state.captureMode === 'off' ? null : (capture.condition?.inSync ?? false),
+      details: captureDetails(capture.condition),
       problems: messages(capture.problems),
     },
     state: state.state(),
@@ -262,6 +265,26 @@ export function readinessOf(
 ): { readonly ready: boolean; readonly serving: boolean } {
   const serving = state.awaited().length === 0 && !state.isDraining()
   return { ready: serving && !problems.some(({ blocks }) => blocks), serving }
+}
+
+/** What is to be known of capture: which way it diverts, what it spares, what holds meanwhile. */
+function captureDetails(condition: CaptureCondition | undefined): [string, string][] {
+  if (condition?.backend === undefined) return []
+  const { backend, counts, repairs, lastRepair, isGuardHeld } = condition
+  const details: [string, string][] = [['Backend', `${backend.kind}: ${backend.reason}`]]
+  const guarded = counts?.guarded === undefined ? '' : `, ${counts.guarded} refused`
+  details.push([
+    'Guard',
+    backend.kind === 'iptables'
+      ? 'none (iptables)'
+      : `in place${guarded}${isGuardHeld ? '' : ', not held against a flush by others'}`,
+  ])
+  if (counts?.spared !== undefined)
+    details.push(['Spared', `${counts.spared} connections, open since before capture`])
+  if (counts !== undefined && counts.permitted > 0)
+    details.push(['Permitted', `${counts.permitted} connections passed without the mesh`])
+  details.push(['Repairs', lastRepair === undefined ? '0' : `${repairs}, last: ${lastRepair}`])
+  return details
 }
 
 function messages(problems: readonly Problem[] = []): readonly string[] {

@@ -15,12 +15,10 @@ import { loadConfig } from '../config/load.ts'
 import { localServices } from '../config/local-services.ts'
 import { type Config, isDnsOn } from '../config/schema.ts'
 import { configWarnings } from '../config/validate.ts'
-import type {
-  CaptureCounts,
-  ChosenBackend,
-  MeshAddresses,
-} from '../controlplane/capture/backend.ts'
+import type { ChosenBackend, MeshAddresses } from '../controlplane/capture/backend.ts'
 import { type Capture, createCapture } from '../controlplane/capture/capture.ts'
+import { startNft } from '../controlplane/capture/held-guard.ts'
+import { watchKernel } from '../controlplane/capture/kernel-changes.ts'
 import { activeFamilies } from '../controlplane/capture/nft-backend.ts'
 import type { CapturePlan } from '../controlplane/capture/rules.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
@@ -42,6 +40,7 @@ import { capturedService } from '../dataplane/doors.ts'
 import { describeError, MeshError } from '../lib/errors.ts'
 import { duplicateDescriptor, isPortFree, setCloseOnExec } from '../lib/listening-socket.ts'
 import { createLog, type Log } from '../lib/log.ts'
+import { localPortRange, reservedPorts } from '../lib/port-holder.ts'
 import { returnStartupMemory } from '../lib/startup-memory.ts'
 import { nameThread } from '../lib/thread-name.ts'
 import { hostmeshVersion } from '../lib/version.ts'
@@ -66,6 +65,7 @@ import { type HostCondition, hostProblems, ProblemWatch, problemLine } from './p
 import { type Blocker, Readiness, untilNothingAwaited } from './readiness.ts'
 import { registerWhenServed } from './register-when-served.ts'
 import { NEVER_RELOADED, Reloader } from './reloader.ts'
+import { unreservedPorts } from './reserved-ports.ts'
 import { readProcessLimits, workerShare } from './resources.ts'
 import { isRestarting } from './stop-cause.ts'
 import {
@@ -78,7 +78,12 @@ import {
 import { WorkerPool } from './worker-pool.ts'
 
 /** The rules in the kernel are compared with the plan this often; new cgroups are noticed faster. Milliseconds. */
-const CAPTURE_UPKEEP = { verifyEveryMs: 10_000, cgroupEveryMs: 1_000 }
+const CAPTURE_UPKEEP = {
+  verifyEveryMs: 10_000,
+  cgroupEveryMs: 1_000,
+  watch: watchKernel,
+  startNft,
+}
 
 /** How long a question waits for what the catalog says of a service that was not followed before. Milliseconds. */
 const DNS_PATIENCE_MS = 2_000
@@ -244,9 +249,7 @@ class Daemon implements Incumbent {
   private discovery: Discovery | undefined
   private dns: DnsServer | undefined
   private capture: Capture | undefined
-  private captureInSync: boolean | undefined
   private capturePlan: CapturePlan | undefined
-  private captureCounts: CaptureCounts | undefined
   private draining = false
   /** Whether rules stay when this process ends: the next one takes them over. */
   private leavesRules = false
@@ -325,7 +328,7 @@ class Daemon implements Incumbent {
       discovery: () => this.discovery,
       dnsAddress: () => this.dns?.address,
       capture: () => ({
-        inSync: this.captureInSync,
+        condition: this.capture?.condition(),
         problems: this.capture?.problems() ?? [],
         plan: this.capture?.plan(),
       }),
@@ -354,15 +357,18 @@ class Daemon implements Incumbent {
 
   private condition(): HostCondition {
     const reloadProblem = this.reloadProblem()
+    const ports = this.capturePlan?.ownPorts ?? []
+    const portProblem = unreservedPorts(ports, localPortRange(), reservedPorts())
     return {
       awaited: this.awaited(),
       isDraining: this.draining,
       workers: this.pool.statuses(() => 0),
-      captureInSync: this.captureInSync,
+      captureInSync: this.capture?.condition().inSync,
       captureProblems: this.capture?.problems() ?? [],
       stateParts: this.state.state().parts,
       others: [
         ...(reloadProblem === undefined ? [] : [reloadProblem]),
+        ...(portProblem === undefined ? [] : [portProblem]),
         ...(this.certificates?.problems() ?? []),
         ...(this.catalog?.health().problems ?? []),
         ...(this.discovery?.problems() ?? []),
@@ -596,14 +602,12 @@ class Daemon implements Incumbent {
           catalogLastSuccessMs: wallClockOf(this.catalog?.health().lastGoodAtMs),
           state: this.state.state(),
           consulLastContactMs: this.catalog?.health().lastContactMs,
-          captureInSync: this.captureInSync,
+          captureInSync: this.capture?.condition().inSync,
           dnsQueries: this.dns?.counts(),
           watchedServices: this.discovery?.watchedServices() ?? 0,
-          unknownCallersRefused: this.captureCounts && {
-            virtual: this.captureCounts.refusedVirtual,
-            instance: this.captureCounts.refusedInstance,
-          },
-          captureCounts: this.captureCounts,
+          unknownCallersRefused: refusedBy(this.capture),
+          captureCounts: this.capture?.condition().counts,
+          captureRepairs: this.capture?.condition().repairs,
           certificates: [...this.leaves.values()],
           workersRunning: this.pool.statuses(() => 0).filter(({ state }) => state === 'running')
             .length,
@@ -706,20 +710,6 @@ class Daemon implements Incumbent {
     await capture.apply(plan)
     const snapshot = this.discovery?.current()
     if (snapshot !== undefined && snapshot.version > 0) await this.followInstances(snapshot)
-    this.captureInSync = true
-    const timer = setInterval(() => void this.lookAtCapture(capture), CAPTURE_UPKEEP.verifyEveryMs)
-    this.owned.defer(() => clearInterval(timer))
-  }
-
-  private async lookAtCapture(capture: Capture): Promise<void> {
-    try {
-      const state = await capture.show()
-      this.captureInSync = state.inSync
-      this.captureCounts = state.counts
-    } catch (error) {
-      this.captureInSync = false
-      this.log.warn('Cannot look at the capture rules', { error: describeError(error) })
-    }
   }
 
   private async followInstances(snapshot: Snapshot): Promise<void> {
@@ -859,6 +849,14 @@ function problemReading(state: DaemonState): Pick<HostReading, 'ready' | 'servin
   const counts = new Map<string, number>()
   for (const { code } of problems) counts.set(code, (counts.get(code) ?? 0) + 1)
   return { ...readinessOf(state, problems), problems: counts }
+}
+
+/** Callers without identity that the kernel has refused, as far as it was asked. */
+function refusedBy(
+  capture: Capture | undefined,
+): { readonly virtual: number; readonly instance: number } | undefined {
+  const counts = capture?.condition().counts
+  return counts && { virtual: counts.refusedVirtual, instance: counts.refusedInstance }
 }
 
 /** Where capture ports listen; IPv6 may be switched off. */

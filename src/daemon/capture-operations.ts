@@ -3,6 +3,7 @@
  * plan's rules as text for people. Needs no running daemon and no catalog.
  */
 
+import { join } from 'node:path'
 import { hostIdentity, localServices } from '../config/local-services.ts'
 import type { Config } from '../config/schema.ts'
 import type { ChosenBackend } from '../controlplane/capture/backend.ts'
@@ -32,7 +33,7 @@ import {
 } from '../controlplane/capture/workloads.ts'
 import { MeshError } from '../lib/errors.ts'
 import type { LocalService } from '../model/service.ts'
-import { readKeptCapture } from './kept-capture.ts'
+import { KEPT_CAPTURE, readKeptCapture } from './kept-capture.ts'
 
 export type { CaptureState, ClearReport } from '../controlplane/capture/capture.ts'
 export { GUARD_TABLE } from '../controlplane/capture/nft-rules.ts'
@@ -45,6 +46,14 @@ export interface CapturePreview {
   readonly problems: readonly string[]
 }
 
+/** What the daemon of a host says of itself, where its configuration leaves it open. */
+export interface KnownDaemon {
+  /** Who it runs as. */
+  readonly uid?: number | undefined
+  /** The capture ports that it has, by service ID: another program may have had the first choice. */
+  readonly ports?: ReadonlyMap<string, number> | undefined
+}
+
 /**
  * The capture plan of a configuration.
  * @throws MeshError HM_CAPTURE_USER_UNKNOWN when `capture.daemonUser` does not exist.
@@ -53,6 +62,7 @@ export async function capturePlan(
   config: Config,
   services: readonly LocalService[] = localServices(config),
   run: RunCommand = createCommandRunner(),
+  daemonUid?: number,
 ): Promise<CapturePlan> {
   const { capture, tunnel, metrics } = config
   const workloads = services.flatMap(({ selector, capturePort }) =>
@@ -72,7 +82,7 @@ export async function capturePlan(
     virtualRange6: capture.virtualRange6,
     daemonUid:
       capture.daemonUser === undefined
-        ? (process.geteuid?.() ?? 0)
+        ? (daemonUid ?? process.geteuid?.() ?? 0)
         : await findDaemonUid(String(capture.daemonUser), run),
     ownPorts,
   }
@@ -81,9 +91,10 @@ export async function capturePlan(
 /** The exact rules that `apply` would make now. Looks users and cgroups up, changes nothing. */
 export async function previewCapture(
   config: Config,
+  daemon: KnownDaemon = {},
   run: RunCommand = createCommandRunner(),
 ): Promise<CapturePreview> {
-  const plan = await capturePlan(config, localServices(config), run)
+  const plan = await planBeside(config, daemon, run)
   const resolved = await resolvePlan(plan, run, await findCgroupRoot())
   const { kind, reason } = await selectBackend(config.capture.backend, plan, run)
   const text =
@@ -91,6 +102,26 @@ export async function previewCapture(
   return {
     text: `# ${kind}: ${reason}\n${text}`,
     problems: resolved.problems.map(({ message }) => message),
+  }
+}
+
+/** The plan that the daemon of this host has, or would have. */
+function planBeside(
+  config: Config,
+  { uid, ports = new Map() }: KnownDaemon,
+  run: RunCommand,
+): Promise<CapturePlan> {
+  const services = localServices(config, { bound: ports, isFree: () => true })
+  return capturePlan(config, services, run, uid ?? keptDaemonUid(config))
+}
+
+/** Who the daemon ran as that kept its plan here last; undefined when none has. */
+function keptDaemonUid({ state }: Config): number | undefined {
+  try {
+    return readKeptCapture(join(state.directory, `${KEPT_CAPTURE.name}.json`)).plan.daemonUid
+  } catch {
+    // None has run here, or nobody may know.
+    return undefined
   }
 }
 
@@ -142,6 +173,7 @@ export function isPermissive({ capture }: Config, service: string): boolean {
  */
 export async function applyCapture(
   config: Config,
+  daemon: KnownDaemon = {},
   run: RunCommand = createCommandRunner(),
 ): Promise<readonly string[]> {
   if (config.capture.mode === 'off')
@@ -149,7 +181,7 @@ export async function applyCapture(
       hint: 'Set capture.mode: on; `hostmesh capture plan` shows what that would do',
     })
   await using capture = createCapture({ run, ...captureOptions(config) })
-  await capture.apply(await capturePlan(config, localServices(config), run))
+  await capture.apply(await planBeside(config, daemon, run))
   return capture.problems().map(({ message }) => message)
 }
 
@@ -183,13 +215,13 @@ export async function clearCapture(run: RunCommand = createCommandRunner()): Pro
 /** What is in the kernel now, compared with the configuration if there is one. */
 export async function showCapture(
   config: Config | undefined,
+  daemon: KnownDaemon = {},
   run: RunCommand = createCommandRunner(),
 ): Promise<CaptureState> {
   await using capture = createCapture({
     run,
     ...(config !== undefined && captureOptions(config)),
   })
-  const plan =
-    config === undefined ? undefined : await capturePlan(config, localServices(config), run)
+  const plan = config === undefined ? undefined : await planBeside(config, daemon, run)
   return await capture.show(plan)
 }

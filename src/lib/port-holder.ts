@@ -57,6 +57,11 @@ export function localPortRange(): readonly [first: number, last: number] | undef
   return last === undefined ? undefined : [Number(first), Number(last)]
 }
 
+/** The ports of that range that it does not give away, as the system writes them: `1,5-9`. */
+export function reservedPorts(): string {
+  return readOrNothing('/proc/sys/net/ipv4/ip_local_reserved_ports')
+}
+
 function processOf(inode: number): PortHolder['process'] {
   // The kernel closes some connections alone (TIME_WAIT): they have no inode any more.
   if (inode === 0) return undefined

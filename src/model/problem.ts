@@ -19,6 +19,11 @@ export interface ProblemKind {
 
 /** The problems of their own name: what they mean, and what to do unless the problem knows better. */
 export const problemCodes = {
+  HM_CAPTURE_BLOCKED: {
+    cause: 'A filter of another program drops what capture diverts: captured connections time out.',
+    hint: 'Let packets with the mark of capture pass in that chain; the message names it',
+    blocks: true,
+  },
   HM_CAPTURE_DRIFT: {
     cause: 'The capture rules in the kernel are not the wanted ones, or cannot be looked at.',
     hint: 'hostmesh capture show names the difference; another program may rewrite the firewall',
@@ -162,6 +167,11 @@ export const problemCodes = {
   HM_STATE_NODE_RENAMED: {
     cause: 'Consul knows this host by another name than the one the daemon was started with.',
     hint: 'systemctl restart hostmesh',
+  },
+  HM_PORTS_NOT_RESERVED: {
+    cause: 'The system may give ports of the daemon to outgoing connections while it is away.',
+    hint: 'Reserve them: sysctl -w net.ipv4.ip_local_reserved_ports=<ports>; the message names them',
+    blocks: false,
   },
   HM_STATE_REMEMBERED: {
     cause:

@@ -54,6 +54,8 @@ export interface HostReading {
         readonly spared: number | undefined
       }
     | undefined
+  /** Undefined while capture is off. */
+  readonly captureRepairs?: number | undefined
   readonly certificates: readonly { readonly service: string; readonly notAfterMs: number }[]
   readonly workersRunning: number
   readonly workerRestarts: number
@@ -254,6 +256,8 @@ const collectors: Record<
   consulLastContact: ({ host }) =>
     host.consulLastContactMs === undefined ? [] : single(host.consulLastContactMs / 1_000),
   snapshotVersion: ({ host }) => single(host.snapshotVersion),
+  captureRepairs: ({ host }) =>
+    host.captureRepairs === undefined ? [] : single(host.captureRepairs),
   captureRulesInSync: ({ host }) =>
     host.captureInSync === undefined ? [] : single(Number(host.captureInSync)),
   dnsQueries: ({ host }) =>

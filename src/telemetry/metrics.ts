@@ -216,6 +216,12 @@ export const metrics = {
     help: 'Version of the snapshot that this host acts on; 0 before the first',
     labels: [],
   },
+  captureRepairs: {
+    name: 'hostmesh_capture_repairs_total',
+    type: 'counter',
+    help: 'How often another program had changed the capture rules and they were applied again',
+    labels: [],
+  },
   captureRulesInSync: {
     name: 'hostmesh_capture_rules_in_sync',
     type: 'gauge',

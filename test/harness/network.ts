@@ -82,6 +82,8 @@ export class Namespace {
 function isIncidental(line: string): boolean {
   return (
     / proto kernel /.test(line) ||
+    // Held by a daemon that runs; it goes with it.
+    line.startsWith('table inet hostmesh_held_') ||
     /^(\*\w+|COMMIT|:(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) .*)$/.test(line)
   )
 }

@@ -181,6 +181,7 @@ test('every metric of the table is in the text, with its type, its help and no o
       consulLastContactMs: 1,
       captureInSync: true,
       dnsQueries: { answered: 1, noName: 0 },
+      captureRepairs: 3,
       unknownCallersRefused: { virtual: 3, instance: 4 },
       captureCounts: { permitted: 5, waited: 6, full: 7, guarded: 8, spared: 9 },
       certificates: [{ service: 'web', notAfterMs: 1 }],

@@ -85,6 +85,8 @@ export interface CaptureBackend {
   /** The first thing that is not as planned, in words; undefined when all is. */
   drift(resolved: ResolvedPlan): Promise<string | undefined>
   show(): Promise<BackendState>
+  /** What {@link show} counts, for less. */
+  counts(): Promise<CaptureCounts>
   /** Removes rules and sets of ours, but no routes; returns whether there were any. Notes say what could not be looked at. */
   clear(notes: string[]): Promise<boolean>
   problems(): readonly Problem[]

@@ -19,8 +19,16 @@ import type {
 } from './backend.ts'
 import { chooseBackend } from './backend.ts'
 import { createCommandRunner, ignoreMissingTool, type RunCommand } from './command.ts'
+import { HeldGuard, type StartNft } from './held-guard.ts'
 import { IptablesBackend } from './iptables-backend.ts'
-import { NftBackend, type NftBackendSettings, nftObstacle } from './nft-backend.ts'
+import type { WatchKernel } from './kernel-changes.ts'
+import {
+  guardOf,
+  NftBackend,
+  type NftBackendSettings,
+  nftObstacle,
+  readCaptured,
+} from './nft-backend.ts'
 import { clearRouting } from './routing.ts'
 import type { CapturePlan, Family } from './rules.ts'
 import {
@@ -39,8 +47,17 @@ export interface CaptureOptions {
   /** What diverts; `auto` unless given. */
   readonly backend?: BackendChoice
   readonly nft?: NftBackendSettings
-  /** Keep the rules in place after apply(): look at them this often. Left out: apply once and be done. */
-  readonly maintain?: { readonly verifyEveryMs: number; readonly cgroupEveryMs: number }
+  /**
+   * Keep the rules in place after apply(): look at them this often, and when `watch` tells of a change. Left out: apply
+   * once and be done.
+   */
+  readonly maintain?: {
+    readonly verifyEveryMs: number
+    readonly cgroupEveryMs: number
+    readonly watch?: WatchKernel
+    /** Starts the nft that holds a guard of its own ({@link HeldGuard}); left out: there is none. */
+    readonly startNft?: StartNft
+  }
 }
 
 /** What is in the kernel now. */
@@ -62,6 +79,21 @@ export interface CaptureState {
   /** How often the rules were found changed by others, and applied again, since apply(). */
   readonly repairs: number
   readonly problems: readonly Problem[]
+}
+
+/** How capture stands, as the upkeep knows it. */
+export interface CaptureCondition {
+  /** Whether the rules are those of the plan; undefined before apply(). */
+  readonly inSync: boolean | undefined
+  readonly backend: ChosenBackend | undefined
+  /** As old as the last full look; undefined before the first one. */
+  readonly counts: CaptureCounts | undefined
+  /** How often the rules were found changed by others, and applied again. */
+  readonly repairs: number
+  /** What was found changed last, in words. */
+  readonly lastRepair: string | undefined
+  /** Whether the guard outlives a flush of everything by others. */
+  readonly isGuardHeld: boolean
 }
 
 /** What clear() did. */
@@ -90,6 +122,8 @@ export interface Capture extends AsyncDisposable {
   clear(): Promise<ClearReport>
   /** What is in the kernel, compared with the plan given or else the one applied by this process. */
   show(plan?: CapturePlan): Promise<CaptureState>
+  /** How it stands, as the upkeep has last seen it: asks nobody. */
+  condition(): CaptureCondition
   /** What does not work now; empty when all is well. */
   problems(): readonly Problem[]
   /** The plan as it was last applied: users by number, without what does not exist; undefined before. */
@@ -103,6 +137,16 @@ const MAX_ATTEMPTS = 10
 
 /** Upkeep never runs more often than this, however many cgroups come and go. */
 const MIN_UPKEEP_PAUSE_MS = 20
+
+/** After a look at everything that a change has caused, the next such look waits this long: others may change much. */
+const MIN_LOOK_PAUSE_MS = 250
+
+/** What is heard during an operation of ours, and so long after it, is most likely its echo: then a look may wait. */
+const OWN_ECHO_MS = 120
+const ECHO_LOOK_MS = 1_500
+
+/** Everything is looked at this often where not every change is heard: the legacy variant of iptables tells nobody. */
+const UNHEARD_LOOK_MS = 2_000
 
 /** What native tables are made with unless a configuration says otherwise. */
 export const defaultNftSettings: NftBackendSettings = {
@@ -141,7 +185,13 @@ class KernelCapture implements Capture {
   #addresses: MeshAddresses | undefined
   #upkeepProblem: Problem | undefined
   #repairs = 0
+  #lastRepair: string | undefined
   #upkeep: Upkeep | undefined
+  #held: HeldGuard | undefined
+  #isChanging = false
+  #changedAt = -Infinity
+  #inSync: boolean | undefined
+  #counts: CaptureCounts | undefined
 
   constructor(options: CaptureOptions) {
     this.#options = options
@@ -163,6 +213,7 @@ class KernelCapture implements Capture {
       await this.#applyPlan(plan, cgroupRoot)
       if (!this.#isAlone) await this.#clearOthers()
       this.#isAlone = true
+      this.#inSync = true
       this.#upkeepProblem = undefined
       const { maintain } = this.#options
       if (maintain !== undefined) this.#startUpkeep(maintain, plan, cgroupRoot)
@@ -172,13 +223,17 @@ class KernelCapture implements Capture {
   updateAddresses(addresses: MeshAddresses): Promise<void> {
     return this.#exclusive(async () => {
       this.#addresses = addresses
-      if (this.#chosen !== undefined) await this.#backend().setAddresses(addresses)
+      if (this.#chosen !== undefined)
+        await this.#change(() => this.#backend().setAddresses(addresses))
+      await this.#hold()
     })
   }
 
   suspend(permitted: MeshAddresses['permitted']): Promise<void> {
     this.#stopUpkeep()
     return this.#exclusive(async () => {
+      // What it refuses may be permitted now.
+      this.#release()
       if (this.#chosen === undefined || this.#addresses === undefined) return
       this.#addresses = { ...this.#addresses, permitted }
       await this.#backend().setAddresses(this.#addresses)
@@ -189,6 +244,7 @@ class KernelCapture implements Capture {
   clear(): Promise<ClearReport> {
     this.#stopUpkeep()
     return this.#exclusive(async () => {
+      this.#release()
       this.#resolved = undefined
       this.#chosen = undefined
       this.#upkeepProblem = undefined
@@ -239,6 +295,17 @@ class KernelCapture implements Capture {
     return this.#chosen
   }
 
+  condition(): CaptureCondition {
+    return {
+      inSync: this.#inSync,
+      backend: this.#chosen,
+      counts: this.#counts,
+      repairs: this.#repairs,
+      lastRepair: this.#lastRepair,
+      isGuardHeld: this.#held?.isHeld ?? false,
+    }
+  }
+
   problems(): readonly Problem[] {
     const upkeep = this.#upkeepProblem === undefined ? [] : [this.#upkeepProblem]
     const own = this.#chosen === undefined ? [] : this.#backend().problems()
@@ -248,6 +315,31 @@ class KernelCapture implements Capture {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stopUpkeep()
     await this.#queue
+    this.#release()
+  }
+
+  /** Brings the guard that nobody else can flush up to date. */
+  async #hold(resolved = this.#resolved): Promise<void> {
+    const startNft = this.#options.maintain?.startNft
+    if (startNft === undefined || resolved === undefined) return
+    if (this.#chosen?.kind !== 'nftables') return this.#release()
+    const held = (this.#held ??= new HeldGuard(startNft, (words) => {
+      this.#log.warn('The guard is not held against a flush by others', { words })
+    }))
+    const open = held.isHeld ? [] : await readCaptured(this.#run)
+    held.update(
+      guardOf(resolved, {
+        settings: this.#options.nft ?? defaultNftSettings,
+        addresses: this.#addresses ?? { instances: [], permitted: [] },
+        table: held.table,
+      }),
+      open,
+    )
+  }
+
+  #release(): void {
+    this.#held?.[Symbol.dispose]()
+    this.#held = undefined
   }
 
   #backend(): CaptureBackend {
@@ -283,6 +375,17 @@ class KernelCapture implements Capture {
     await this.#backend().apply(this.#resolved)
   }
 
+  /** Runs what changes the kernel: its echo is no news. */
+  async #change(operation: () => Promise<void>): Promise<void> {
+    this.#isChanging = true
+    try {
+      await operation()
+    } finally {
+      this.#isChanging = false
+      this.#changedAt = performance.now()
+    }
+  }
+
   /** Runs operations one after another; a failed one does not stop the next. */
   #exclusive<T>(operation: () => Promise<T>): Promise<T> {
     const result = this.#queue.then(operation)
@@ -295,9 +398,12 @@ class KernelCapture implements Capture {
     for (let attempt = 1; ; attempt += 1) {
       const resolved = await resolvePlan(plan, this.#run, root)
       try {
-        if (isSamePlan(this.#resolved, resolved)) await this.#backend().renew(resolved)
-        else await this.#backend().apply(resolved)
+        const isRenewal = isSamePlan(this.#resolved, resolved)
+        // The guard first: it refuses whom it does not know, and the rules keep a unit that has just started waiting.
+        if (isRenewal) await this.#hold(resolved)
+        await this.#change(() => this.#backend()[isRenewal ? 'renew' : 'apply'](resolved))
         this.#resolved = resolved
+        if (!isRenewal) await this.#hold()
         return
       } catch (error) {
         const ids = readCgroupIds(plan, root)
@@ -315,10 +421,16 @@ class KernelCapture implements Capture {
     const upkeep = startUpkeep({
       folders: cgroupParents(plan, root),
       everyMs: every.cgroupEveryMs,
-      pass: (sinceVerifyMs) =>
+      watch: every.watch,
+      isOwn: () => this.#isChanging || performance.now() - this.#changedAt < OWN_ECHO_MS,
+      pass: (sinceVerifyMs, isChanged) =>
         this.#exclusive(async () => {
           if (this.#upkeep !== upkeep) return false
-          return await this.#keep(plan, root, sinceVerifyMs >= every.verifyEveryMs)
+          const everyMs =
+            this.#chosen?.kind === 'nftables' && every.watch !== undefined
+              ? every.verifyEveryMs
+              : Math.min(every.verifyEveryMs, UNHEARD_LOOK_MS)
+          return await this.#keep(plan, root, isChanged || sinceVerifyMs >= everyMs)
         }),
     })
     this.#upkeep = upkeep
@@ -340,10 +452,14 @@ class KernelCapture implements Capture {
       const isNew = [...ids].some(([path, id]) => applied.get(path) !== id)
       if (!isDue && !isNew) return false
       if (isNew || !sameIds(ids, applied)) await this.#applyPlan(plan, root)
-      if (isDue) await this.#repair(plan, root)
+      if (isDue) {
+        await this.#repair(plan, root)
+        this.#counts = await this.#backend().counts()
+      }
       this.#upkeepProblem = undefined
     } catch (error) {
       const message = `Capture rules could not be kept in place: ${describeError(error)}`
+      this.#inSync = false
       this.#upkeepProblem = Problem.of(error, 'HM_CAPTURE_FAILED', { message })
       this.#log.error(message, { code: errorCode(error) })
     }
@@ -355,9 +471,16 @@ class KernelCapture implements Capture {
     const resolved = await resolvePlan(plan, this.#run, root)
     if (!isSamePlan(this.#resolved, resolved)) return this.#applyPlan(plan, root)
     const drift = await this.#backend().drift(resolved)
-    if (drift === undefined) return
-    await this.#backend().apply(resolved)
+    if (drift === undefined) {
+      this.#inSync = true
+      return
+    }
+    this.#inSync = false
+    await this.#change(() => this.#backend().apply(resolved))
+    await this.#hold()
+    this.#inSync = true
     this.#repairs += 1
+    this.#lastRepair = drift
     this.#log.warn('Capture rules were changed by another program; applied again', { drift })
   }
 }
@@ -366,31 +489,46 @@ interface Upkeep {
   stop(): void
 }
 
-/** Calls `pass` every `everyMs` and at once when something in a folder comes or goes. */
+/** Calls `pass` every `everyMs`, and at once when something in a folder comes or goes or `watch` tells of a change. */
 function startUpkeep(options: {
   readonly folders: readonly string[]
   readonly everyMs: number
-  readonly pass: (sinceVerifyMs: number) => Promise<boolean>
+  readonly watch: WatchKernel | undefined
+  /** Whether what is heard now may be a change of ours. */
+  readonly isOwn: () => boolean
+  readonly pass: (sinceVerifyMs: number, isChanged: boolean) => Promise<boolean>
 }): Upkeep {
   const stopped = new AbortController()
   let wake = new AbortController()
+  /** When everything is to be looked at because of what was heard. */
+  let lookAt = Infinity
   const watchers = new Map<string, WatchedFolder>()
+  const kernel = options.watch?.(() => {
+    lookAt = Math.min(lookAt, performance.now() + (options.isOwn() ? ECHO_LOOK_MS : 0))
+    wake.abort()
+  })
   const loop = async (): Promise<void> => {
     let verifiedAt = performance.now()
     while (!stopped.signal.aborted) {
+      const waitMs = Math.min(options.everyMs, Math.max(0, lookAt - performance.now()))
       // What came into a new folder before it was watched is seen by looking at once.
       if (!watchFolders(options.folders, watchers, () => wake.abort()))
-        await sleep(options.everyMs, AbortSignal.any([stopped.signal, wake.signal]))
+        await sleep(waitMs, AbortSignal.any([stopped.signal, wake.signal]))
       if (stopped.signal.aborted) break
       wake = new AbortController()
-      if (await options.pass(performance.now() - verifiedAt)) verifiedAt = performance.now()
-      await sleep(Math.min(MIN_UPKEEP_PAUSE_MS, options.everyMs), stopped.signal)
+      const isChanged = lookAt <= performance.now()
+      if (isChanged) lookAt = Infinity
+      if (await options.pass(performance.now() - verifiedAt, isChanged))
+        verifiedAt = performance.now()
+      const pauseMs = isChanged ? MIN_LOOK_PAUSE_MS : MIN_UPKEEP_PAUSE_MS
+      await sleep(Math.min(pauseMs, options.everyMs), stopped.signal)
     }
   }
   void loop()
   return {
     stop: () => {
       stopped.abort()
+      kernel?.[Symbol.dispose]()
       for (const { watcher } of watchers.values()) watcher.close()
     },
   }

@@ -9,7 +9,13 @@ import { sleep } from '../../lib/abort.ts'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
 import { Problem } from '../../model/problem.ts'
-import type { BackendState, CaptureBackend, MeshAddresses, ShownRule } from './backend.ts'
+import type {
+  BackendState,
+  CaptureBackend,
+  CaptureCounts,
+  MeshAddresses,
+  ShownRule,
+} from './backend.ts'
 import { ignoreMissingTool, type RunCommand } from './command.ts'
 import {
   nextSetName,
@@ -130,6 +136,10 @@ export class IptablesBackend implements CaptureBackend {
       spared: undefined,
     }
     return { rules, instances, counts, spared: [] }
+  }
+
+  async counts(): Promise<CaptureCounts> {
+    return (await this.show()).counts
   }
 
   async clear(notes: string[]): Promise<boolean> {

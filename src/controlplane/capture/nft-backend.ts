@@ -24,6 +24,12 @@ import type {
 } from './backend.ts'
 import type { RunCommand } from './command.ts'
 import {
+  blockingChains,
+  clearForeignFilters,
+  foreignFilterDrift,
+  passForeignFilters,
+} from './foreign-filters.ts'
+import {
   applyNft,
   checkNft,
   hasElement,
@@ -99,6 +105,8 @@ export class NftBackend implements CaptureBackend {
   #problems: readonly Problem[] = []
   /** Whether somebody renews the rules when a unit starts. */
   #isKept = false
+  /** Filters of others that drop what is diverted. */
+  #blocking: readonly Problem[] = []
 
   constructor(run: RunCommand, settings: NftBackendSettings) {
     this.#run = run
@@ -110,6 +118,8 @@ export class NftBackend implements CaptureBackend {
     this.#held = undefined
     try {
       this.#problems = await this.#ensureRouting(resolved.plan)
+      await passForeignFilters(this.#run, activeFamilies(), this.#settings.mark)
+      this.#blocking = await blockingChains(this.#run, this.#settings.mark)
       const guard = await presentTable(this.#run, GUARD_TABLE)
       const settings = this.#nftSettings(resolved)
       await applyNft(
@@ -149,14 +159,15 @@ export class NftBackend implements CaptureBackend {
   }
 
   async drift(resolved: ResolvedPlan): Promise<string | undefined> {
-    const now = await this.#list()
+    const [now, routing] = await Promise.all([this.#list(), this.#routingDrift(resolved.plan)])
     if (now === undefined) return 'the tables are missing'
     const wanted = this.#listing ?? (await this.#twinOf(resolved))
-    const difference = firstDifferentLine(wanted, now)
+    const difference = firstDifferentLine(wanted, now) ?? routing
     if (difference !== undefined) return difference
+    this.#blocking = await blockingChains(this.#run, this.#settings.mark)
     return (
       (await this.#elementDrift(resolved)) ??
-      (await this.#routingDrift(resolved.plan)) ??
+      (await foreignFilterDrift(this.#run, activeFamilies())) ??
       (await this.#reap())
     )
   }
@@ -172,8 +183,7 @@ export class NftBackend implements CaptureBackend {
       const name = `instances${NUMBERS[family]}`
       instances[family] = (await readElements(this.#run, 'set', CAPTURE_TABLE, name))?.length
     }
-    const spared = await this.#spared()
-    return { rules, instances, counts: await this.#counts(spared.length), spared }
+    return { rules, instances, counts: await this.counts(), spared: await this.#spared() }
   }
 
   async clear(notes: string[]): Promise<boolean> {
@@ -181,11 +191,12 @@ export class NftBackend implements CaptureBackend {
     const guard = await readTable(this.#run, GUARD_TABLE)
     const capture = await readTable(this.#run, CAPTURE_TABLE)
     await this.#endCaptured(guard, capture, notes)
-    return await this.#removeTables()
+    const hadLines = await clearForeignFilters(this.#run)
+    return (await this.#removeTables()) || hadLines
   }
 
   problems(): readonly Problem[] {
-    return this.#problems
+    return [...this.#problems, ...this.#blocking]
   }
 
   /** What is captured now would go on in plaintext: it is reset, and its sockets are destroyed. */
@@ -217,6 +228,7 @@ export class NftBackend implements CaptureBackend {
   }
 
   async #remove(): Promise<void> {
+    await clearForeignFilters(this.#run)
     await this.#removeTables()
     await clearRouting(this.#run)
   }
@@ -242,8 +254,10 @@ export class NftBackend implements CaptureBackend {
 
   /** Both tables as nft prints them; undefined when one is missing. */
   async #list(): Promise<string | undefined> {
-    const capture = await readTable(this.#run, CAPTURE_TABLE)
-    const guard = await readTable(this.#run, GUARD_TABLE)
+    const [capture, guard] = await Promise.all([
+      readTable(this.#run, CAPTURE_TABLE),
+      readTable(this.#run, GUARD_TABLE),
+    ])
     return capture === undefined || guard === undefined ? undefined : capture + guard
   }
 
@@ -314,27 +328,30 @@ export class NftBackend implements CaptureBackend {
   }
 
   async #ensureRouting(plan: CapturePlan): Promise<readonly Problem[]> {
-    const problems: Problem[] = []
-    for (const wanted of this.#routing(plan))
-      for (const clash of await ensureRouting(this.#run, wanted))
-        problems.push(new Problem('HM_CAPTURE_MARK_CLASH', clash, { subject: wanted.family }))
-    return problems
+    const problems = this.#routing(plan).map(async (wanted) => {
+      const clashes = await ensureRouting(this.#run, wanted)
+      return clashes.map(
+        (clash) => new Problem('HM_CAPTURE_MARK_CLASH', clash, { subject: wanted.family }),
+      )
+    })
+    return (await Promise.all(problems)).flat()
   }
 
   async #routingDrift(plan: CapturePlan): Promise<string | undefined> {
-    for (const wanted of this.#routing(plan)) {
+    const drifts = this.#routing(plan).map(async (wanted) => {
       const drift = await routingDrift(this.#run, wanted)
-      if (drift !== undefined) return `IP${wanted.family}: ${drift}`
-    }
-    return undefined
+      return drift === undefined ? undefined : `IP${wanted.family}: ${drift}`
+    })
+    return (await Promise.all(drifts)).find((drift) => drift !== undefined)
   }
 
   /** Elements of {@link STATIC_SETS} by table and name. One nft for each: in one batch nft 1.0.6 finds the last only. */
   async #readStatic(): Promise<ReadonlyMap<string, Elements>> {
-    const held = new Map<string, Elements>()
-    for (const { table, name } of STATIC_SETS)
-      held.set(`${table} ${name}`, new Set(await readElements(this.#run, 'set', table, name)))
-    return held
+    const held = STATIC_SETS.map(async ({ table, name }): Promise<[string, Elements]> => {
+      const elements = await readElements(this.#run, 'set', table, name)
+      return [`${table} ${name}`, new Set(elements)]
+    })
+    return new Map(await Promise.all(held))
   }
 
   /** Makes the sets hold what is wanted; connections that are open to a new address are spared. */
@@ -449,9 +466,15 @@ export class NftBackend implements CaptureBackend {
     return spared
   }
 
-  async #counts(spared: number): Promise<CaptureCounts> {
-    const capture = await readCounters(this.#run, CAPTURE_TABLE)
-    const guard = await readCounters(this.#run, GUARD_TABLE)
+  async counts(): Promise<CaptureCounts> {
+    const [capture, guard, ...sets] = await Promise.all([
+      readCounters(this.#run, CAPTURE_TABLE),
+      readCounters(this.#run, GUARD_TABLE),
+      ...families.map((family) =>
+        readElements(this.#run, 'set', CAPTURE_TABLE, `spared${NUMBERS[family]}`),
+      ),
+    ])
+    const spared = sets.reduce((sum, elements) => sum + (elements?.length ?? 0), 0)
     return {
       refusedVirtual: capture.get('refused_virtual') ?? 0,
       refusedInstance: capture.get('refused_instance') ?? 0,
@@ -476,24 +499,50 @@ export async function applyGuard(
     readonly addresses: MeshAddresses
   },
 ): Promise<void> {
-  const settings = nftSettingsOf(resolved, given.settings)
+  const { text, sets } = guardOf(resolved, { ...given, table: GUARD_TABLE })
   const present = await presentTable(run, GUARD_TABLE)
+  await applyNft(run, renderReplacement(GUARD_TABLE, text, present) + renderElements(sets))
+}
+
+/** The guard under any name, and what its sets are to hold. */
+export function guardOf(
+  resolved: ResolvedPlan,
+  given: {
+    readonly settings: NftBackendSettings
+    readonly addresses: MeshAddresses
+    readonly table: string
+  },
+): { readonly text: string; readonly sets: readonly NftElements[] } {
+  const { table } = given
+  const settings = nftSettingsOf(resolved, given.settings)
   const members = membersOf(given.addresses)
-  const sets = families.flatMap((family) => {
+  const addresses = families.flatMap((family) => {
     const n = NUMBERS[family]
     const { instances, permitted } = members[family]
     return [
       { name: `instances${n}`, elements: [...instances] },
       { name: `known${n}`, elements: [...instances] },
       { name: `permitted${n}`, elements: [...permitted] },
-    ].map((set) => ({ ...set, table: GUARD_TABLE, kind: 'set' as const }))
+    ].map((set) => ({ ...set, table, kind: 'set' as const }))
   })
-  const units = cgroupElements(resolved.plan, settings).filter(({ table }) => table === GUARD_TABLE)
-  await applyNft(
-    run,
-    renderReplacement(GUARD_TABLE, renderGuardTable(resolved.plan, settings), present) +
-      renderElements([...units, ...sets]),
-  )
+  const units = cgroupElements(resolved.plan, settings)
+    .filter((set) => set.table === GUARD_TABLE)
+    .map((set) => ({ ...set, table }))
+  return {
+    text: renderGuardTable(resolved.plan, settings, table),
+    sets: [...units, ...addresses],
+  }
+}
+
+/** Connections that the guard knows to be captured. */
+export async function readCaptured(run: RunCommand): Promise<readonly NftElements[]> {
+  const sets: NftElements[] = []
+  for (const family of families) {
+    const name = `open${NUMBERS[family]}`
+    const elements = (await readElements(run, 'set', GUARD_TABLE, name)) ?? []
+    sets.push({ table: GUARD_TABLE, kind: 'set', name, elements })
+  }
+  return sets
 }
 
 /** Removes the guard alone. Returns whether it was there. */

@@ -64,9 +64,9 @@ const HEX = 16
 /** Makes routes and rule of a family as wanted. Returns what is wrong, one sentence each. @throws MeshError */
 export async function ensureRouting(run: RunCommand, wanted: WantedRouting): Promise<string[]> {
   const { family } = wanted
-  const rules = await readRules(run, family)
+  const [rules, source] = await Promise.all([readRules(run, family), hostAddress(run, family)])
   const isRuleThere = rules.some((rule) => isOurs(rule, wanted))
-  for (const words of routingCommands(wanted, await hostAddress(run, family)))
+  for (const words of routingCommands(wanted, source))
     if (words[0] !== 'rule' || !isRuleThere) await change(run, family, words)
   return clashes(rules, wanted)
 }
@@ -98,15 +98,18 @@ export async function routingDrift(
   wanted: WantedRouting,
 ): Promise<string | undefined> {
   const { family, range, table, containers } = wanted
-  if (!(await readRules(run, family)).some((rule) => isOurs(rule, wanted)))
+  const [rules, routes, virtual] = await Promise.all([
+    readRules(run, family),
+    readRoutes(run, family, ['route', 'show', 'table', String(table)]),
+    readRoutes(run, family, ['route', 'show', range, 'proto', ROUTE_PROTOCOL]),
+  ])
+  if (!rules.some((rule) => isOurs(rule, wanted)))
     return `there is no ip rule for the mark ${hex(wanted.mark)}`
-  const routes = await readRoutes(run, family, ['route', 'show', 'table', String(table)])
   if (!routes.some(({ type, dst }) => type === 'local' && dst === 'default'))
     return `routing table ${table} does not lead to loopback`
   for (const ip of containers)
     if (!routes.some(({ type, dst }) => type === 'throw' && dst === ip))
       return `routing table ${table} lacks the way back of ${ip}`
-  const virtual = await readRoutes(run, family, ['route', 'show', range, 'proto', ROUTE_PROTOCOL])
   return virtual.length > 0 ? undefined : `there is no route of ${range} to loopback`
 }
 

@@ -1,0 +1,92 @@
+/**
+ * Hearing what the kernel tells everybody: a netlink socket in multicast groups, never waited for.
+ *
+ * Node cannot wait for such a descriptor, so whoever listens asks from time to time; a question that nothing answers is
+ * one system call.
+ */
+import { createRequire } from 'node:module'
+import type * as Koffi from 'koffi'
+
+/** A socket that hears. Disposing it closes it. */
+export interface NetlinkListener extends Disposable {
+  /** Calls `hear` with each datagram that has come since; returns whether some were lost. The buffer is used again. */
+  drain(hear: (datagram: Buffer) => void): boolean
+}
+
+/** What is heard: `route` is routing, `netfilter` the rules of packets. Groups are the kernel's numbers, 1 to 32. */
+export interface NetlinkGroups {
+  readonly protocol: 'route' | 'netfilter'
+  readonly groups: readonly number[]
+}
+
+const AF_NETLINK = 16
+const PROTOCOLS = { route: 0, netfilter: 12 } as const
+const SOCK_RAW = 3
+const SOCK_NONBLOCK = 0o4000
+const SOCK_CLOEXEC = 0o2000000
+const ADDRESS_BYTES = 12
+const DATAGRAM_BYTES = 65_536
+const ENOBUFS = 105
+
+/** Datagrams taken at a time: a flood is no reason to stand still. */
+const MOST_AT_ONCE = 4_096
+
+/** Opens a socket; undefined where that is not possible: no right to, no such protocol, no koffi. */
+export function listenToNetlink({ protocol, groups }: NetlinkGroups): NetlinkListener | undefined {
+  const calls = loadCalls()
+  if (calls === undefined) return undefined
+  const fd = calls.socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, PROTOCOLS[protocol])
+  if (fd < 0) return undefined
+  const address = Buffer.alloc(ADDRESS_BYTES)
+  address.writeUInt16LE(AF_NETLINK, 0)
+  address.writeUInt32LE(groups.reduce((mask, group) => mask | (1 << (group - 1)), 0) >>> 0, 8)
+  if (calls.bind(fd, address, address.length) !== 0) {
+    calls.close(fd)
+    return undefined
+  }
+  const buffer = Buffer.alloc(DATAGRAM_BYTES)
+  let isOpen = true
+  return {
+    drain: (hear) => {
+      if (!isOpen) return false
+      for (let taken = 0; taken < MOST_AT_ONCE; taken += 1) {
+        const length = calls.recv(fd, buffer, buffer.length, 0)
+        if (length <= 0) return length < 0 && calls.errno() === ENOBUFS
+        hear(buffer.subarray(0, length))
+      }
+      return false
+    },
+    [Symbol.dispose]: () => {
+      if (isOpen) calls.close(fd)
+      isOpen = false
+    },
+  }
+}
+
+interface Calls {
+  socket(family: number, type: number, protocol: number): number
+  bind(fd: number, address: Buffer, length: number): number
+  recv(fd: number, buffer: Buffer, length: number, flags: number): number
+  close(fd: number): number
+  errno(): number
+}
+
+let loaded: Calls | undefined
+
+function loadCalls(): Calls | undefined {
+  if (loaded !== undefined) return loaded
+  try {
+    const koffi: typeof Koffi = createRequire(import.meta.url)('koffi')
+    const program = koffi.load(null)
+    loaded = {
+      socket: program.func('int socket(int, int, int)'),
+      bind: program.func('int bind(int, void *, unsigned int)'),
+      recv: program.func('long recv(int, void *, size_t, int)'),
+      close: program.func('int close(int)'),
+      errno: () => koffi.errno(),
+    }
+    return loaded
+  } catch {
+    return undefined
+  }
+}

@@ -1,0 +1,114 @@
+/**
+ * Hosts that are not fresh: firewalls that drop by default, IPv6 switched off, a daemon that runs as a user of its own
+ * and a root who looks at its rules.
+ */
+import assert from 'node:assert/strict'
+import { chmod, chown } from 'node:fs/promises'
+import { test } from 'node:test'
+
+import { eventually } from '../harness/eventually.ts'
+import { startMesh } from '../harness/mesh.ts'
+
+const DB_PORT = 5_432
+
+test('a firewall that drops all but what it names', async (t) => {
+  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
+  const [a, b] = [mesh.host('a'), mesh.host('b')]
+  const web = await a.service('web').start()
+  await b.service('db', { listens: DB_PORT }).start()
+  await mesh.allow('web', 'db')
+  const run = (command: string): Promise<string> => a.namespace.run(...command.split(' '))
+  const firewall = [
+    '-A OUTPUT -o lo -j ACCEPT',
+    '-A INPUT -i lo -j ACCEPT',
+    '-A INPUT -p ipv6-icmp -j ACCEPT',
+    '-A OUTPUT -p ipv6-icmp -j ACCEPT',
+    // What an operator gives the tunnel.
+    '-A OUTPUT -p tcp --dport 15443 -j ACCEPT',
+    '-A INPUT -p tcp --sport 15443 -j ACCEPT',
+    '-P OUTPUT DROP',
+    '-P INPUT DROP',
+  ]
+  for (const tool of ['iptables', 'ip6tables'])
+    for (const line of firewall)
+      await run(`${tool} ${line}`).catch((error: unknown) => {
+        if (!line.includes('icmp') || tool === 'ip6tables') throw error
+      })
+  const before = await run('iptables -S')
+  await mesh.up()
+
+  const isServed = async (): Promise<void> => {
+    for (const family of [4, 6] as const) await eventually(() => web.call('db', family))
+    await eventually(() => web.callAddress(b.namespace.ip, DB_PORT))
+  }
+
+  await t.test('by iptables: what is diverted passes', isServed)
+
+  await t.test('and again after somebody has taken our line away', async () => {
+    const line = (await run('iptables -S OUTPUT')).split('\n').find((text) => /hostmesh/.test(text))
+    assert.ok(line !== undefined)
+    await run(`iptables ${line.replace('-A', '-D').replaceAll('"', '')}`)
+    await eventually(async () => assert.match(await run('iptables -S OUTPUT'), /hostmesh/))
+    await isServed()
+  })
+
+  await t.test('by a native table: it is named, with what lets it pass', async () => {
+    await run('nft add table inet fw')
+    await run('nft add chain inet fw out { type filter hook output priority 0; policy drop; }')
+    await run('nft add rule inet fw out oif lo accept')
+    await run('nft add rule inet fw out meta l4proto ipv6-icmp accept')
+    await run('nft add rule inet fw out tcp dport 15443 accept')
+    const problem = await eventually(
+      async () => {
+        const { problems } = await a.daemon.status()
+        const found = problems.find(({ code }) => code === 'HM_CAPTURE_BLOCKED')
+        assert.ok(found, JSON.stringify(problems))
+        return found
+      },
+      { withinMs: 30_000 },
+    )
+    assert.match(problem.message, /chain out of table inet fw/)
+    await a.namespace.run('sh', '-c', problem.hint)
+    await isServed()
+    await eventually(async () => assert.deepEqual((await a.daemon.status()).problems, []), {
+      withinMs: 30_000,
+    })
+    await run('nft delete table inet fw')
+  })
+
+  await a.daemon.stop()
+  assert.equal((await a.daemon.command('capture', 'clear')).code, 0)
+  assert.equal(await run('iptables -S'), before)
+})
+
+test('with IPv6 switched off the daemon starts, and IPv4 is captured', async () => {
+  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
+  const [a, b] = [mesh.host('a'), mesh.host('b')]
+  const web = await a.service('web').start()
+  await b.service('db', { listens: DB_PORT }).start()
+  await mesh.allow('web', 'db')
+  for (const which of ['all', 'default', 'lo'])
+    await a.namespace.run('sysctl', '-qw', `net.ipv6.conf.${which}.disable_ipv6=1`)
+  await mesh.up()
+  await eventually(() => web.call('db'))
+  await eventually(() => web.callAddress(b.namespace.ip, DB_PORT))
+  const { ready, problems } = await a.daemon.status()
+  assert.deepEqual({ ready, problems }, { ready: true, problems: [] })
+})
+
+test('root sees the rules of a daemon of its own user as they are, and does not exempt itself', async () => {
+  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
+  const [a, b] = [mesh.host('a'), mesh.host('b')]
+  const web = await a.service('web').start()
+  await b.service('db', { listens: DB_PORT }).start()
+  await mesh.allow('web', 'db')
+  await mesh.up()
+  await eventually(() => web.call('db'))
+  // As if another user than root had started it: who made the socket is who runs.
+  const shown = await a.daemon.command('capture', 'show', '--config', a.daemon.configPath)
+  assert.match(shown.stdout, /The rules are as planned/)
+  await chown(a.daemon.socketPath, 2_900, 2_900)
+  await chmod(a.daemon.socketPath, 0o666)
+  const plan = await a.daemon.command('capture', 'plan', '--config', a.daemon.configPath)
+  assert.match(plan.stdout, /skuid 2900/)
+})
