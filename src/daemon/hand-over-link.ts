@@ -22,6 +22,8 @@ export type LinkMessage =
   | { readonly kind: 'prepared' }
   | { readonly kind: 'serving' }
   | { readonly kind: 'failed'; readonly reason: string }
+  /** So many of the replaced processes may still go on, the one that hears this first among them: too many reloads end the oldest. */
+  | { readonly kind: 'mayGoOn'; readonly processes: number }
   /** The host stops: open connections may go on for so long. */
   | { readonly kind: 'end'; readonly deadlineMs: number }
 

@@ -47,6 +47,12 @@ const LIMITS = { prepareMs: 30_000, takeOverMs: 20_000 }
 /** A process that was replaced says this often how many connections it has. Milliseconds. */
 const TELL_MS = 1_000
 
+/** Each may hold as much memory as a daemon, for as long as `timeouts.reloadDrain`: more reloads than this end the oldest. */
+const MAX_DRAINING = 4
+
+/** How long connections of one that is ended so may still go on. Milliseconds. */
+const TOO_MANY_GRACE_MS = 5_000
+
 /** When the host stops, the process that was replaced gets its resets out within so long. Milliseconds. */
 const END_MARGIN_MS = 3_000
 
@@ -117,12 +123,25 @@ export class Reloader {
 
   /** After a reload: lets connections go on until they have ended, their time is over, or the host stops. */
   async retire(successor: Link, stopAsked: Promise<unknown>): Promise<void> {
-    const { daemon, predecessor } = this.options
+    const { daemon, predecessor, log } = this.options
     successor.tell({ kind: 'main' })
+    predecessor?.tell({ kind: 'mayGoOn', processes: MAX_DRAINING - 1 })
     successor.listen((message) => {
-      if (message === 'closed' || message.kind !== 'end') return
-      predecessor?.tell(message)
-      void daemon.retire(message.deadlineMs)
+      if (message === 'closed') return
+      if (message.kind === 'end') {
+        predecessor?.tell(message)
+        void daemon.retire(message.deadlineMs)
+      } else if (message.kind === 'mayGoOn') {
+        const { processes } = message
+        predecessor?.tell({ kind: 'mayGoOn', processes: Math.max(0, processes - 1) })
+        if (processes > 0) return
+        log.warn('Too many reloads: the connections that this process still has are ended', {
+          pid: process.pid,
+          processes: MAX_DRAINING,
+          graceMs: TOO_MANY_GRACE_MS,
+        })
+        void daemon.retire(TOO_MANY_GRACE_MS)
+      }
     })
     void stopAsked.then(() => daemon.retire(0))
     const timer = setInterval(() => {

@@ -117,6 +117,39 @@ test('a reload that does not work out changes nothing and says why', async (t) =
   await daemon.writeConfig(mesh.host('a').config())
 })
 
+test('of the processes that were replaced and still have connections, four go on and the oldest ends in order', async () => {
+  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
+  const web = await mesh.host('a').service('web').start()
+  const db = await mesh.host('b').service('db', { listens: 5432 }).start(manual)
+  await mesh.allow('web', 'db')
+  await mesh.up()
+  const { daemon } = mesh.host('a')
+  const open: Awaited<ReturnType<typeof web.connectTo>>[] = []
+  await using undo = new AsyncDisposableStack()
+  // The last one's connection is the fifth of a replaced process.
+  for (let reloads = 1; reloads <= 5; reloads += 1) {
+    open.push(await eventually(() => web.connectTo(db)))
+    const { code, stdout, stderr } = await daemon.cli('reload')
+    assert.equal(code, 0, stdout + stderr + daemon.log)
+  }
+  const { pid } = await daemon.status()
+  undo.defer(() => endSuccessor(pid))
+  const [oldest, ...others] = open
+  assert.ok(oldest !== undefined)
+  assert.equal(
+    (await within(15_000, 'the end of the oldest', oldest[0].readRest())).ending,
+    'ECONNRESET',
+  )
+  assert.match(daemon.log, /Too many reloads/)
+  for (const [caller, called] of others) {
+    await called.write('still here')
+    assert.equal(await caller.read(10), 'still here')
+    await caller.end()
+    await called.end()
+    assert.equal((await caller.readRest()).ending, 'end')
+  }
+})
+
 async function endSuccessor(pid: number): Promise<void> {
   process.kill(pid, 'SIGTERM')
   await eventually(() => assert.throws(() => process.kill(pid, 0)))
