@@ -34,6 +34,9 @@ describe('the guard', () => {
     box = network.host('box')
     // A container as its host sees it: it forwards for its address.
     await a.run('sysctl', '-qw', 'net.ipv4.ip_forward=1', 'net.ipv6.conf.all.forwarding=1')
+    // The listener's sockets are gone soon after it, as those of a daemon are at once: while the kernel remembers one it
+    // drops what belongs to it before any rule sees that.
+    await a.run('sysctl', '-qw', 'net.ipv4.tcp_fin_timeout=1')
     // All live on one link, of which a router would tell.
     const refuse = 'for file in /proc/sys/net/ipv*/conf/*/accept_redirects; do echo 0 >$file; done'
     await box.run('sh', '-c', refuse)
