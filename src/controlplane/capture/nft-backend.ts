@@ -131,7 +131,8 @@ export class NftBackend implements CaptureBackend {
         ].join(''),
       )
       await this.#syncSets()
-      if (before === undefined || guard === undefined) await this.#recall(resolved.plan)
+      // Whoever took rules away may have taken what packets had put into sets along.
+      await this.#recall(resolved.plan)
       this.#listing = await this.#list()
     } catch (error) {
       this.#listing = undefined
