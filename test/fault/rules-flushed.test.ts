@@ -162,4 +162,34 @@ for (const [what, commands] of Object.entries(events))
     const { outcomes } = await calls.stop()
     t.diagnostic(JSON.stringify(outcomes))
     await onA.assertNone()
+    for (const host of [a, b]) await host.daemon.hasNoConnections()
   })
+
+/** Opens a connection, says so, and leaves it to whoever ends it. */
+const IDLER = `
+import socket, sys, time
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as s:
+    s.sendall(b'here\\n')
+    s.recv(65536)
+    print('open', flush=True)
+    time.sleep(60)
+`
+
+test('callers that end while nothing is diverted leave no connection behind', async () => {
+  const [a, b] = [mesh.host('a'), mesh.host('b')]
+  const { ip } = await mesh.virtualAddress('db', a)
+  const idlers = await Promise.all(
+    [ip, b.namespace.ip].map(async (target) => {
+      const output: string[] = []
+      const idler = await web.service.spawn(
+        ['/usr/bin/python3', '-c', IDLER, target, String(DB_PORT)],
+        { onOutput: (chunk) => output.push(chunk.toString('utf8')) },
+      )
+      await eventually(() => assert.match(output.join(''), /open/), { withinMs: 30_000 })
+      return idler
+    }),
+  )
+  const pids = idlers.map(({ pid }) => pid).join(' ')
+  await a.namespace.run('sh', '-c', `nft flush ruleset; kill -9 ${pids}`)
+  for (const host of [a, b]) await host.daemon.hasNoConnections()
+})

@@ -6,6 +6,7 @@
  * without a gap; one that is none any more stays `known` until nobody is connected to it.
  */
 import { existsSync, readFileSync } from 'node:fs'
+import { networkInterfaces } from 'node:os'
 import { MeshError } from '../../lib/errors.ts'
 import {
   canonicalIp,
@@ -63,7 +64,14 @@ import {
   type WantedRouting,
 } from './routing.ts'
 import { type CapturePlan, type Family, families, virtualNetwork } from './rules.ts'
-import { acceptedAt, destroySockets, listSockets, uncaptured } from './sockets.ts'
+import {
+  abandoned,
+  acceptedAt,
+  destroySockets,
+  listSockets,
+  type SocketEnds,
+  uncaptured,
+} from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
 /** What the backend is made with. */
@@ -411,6 +419,20 @@ export class NftBackend implements CaptureBackend {
       )
     })
     await applyNft(this.#run, lines.join(''))
+    await this.#endAbandoned(sockets, daemonUid)
+  }
+
+  /** Ends what a caller has left while its last packets were diverted to nobody; keepalive would take a minute. */
+  async #endAbandoned(before: readonly SocketEnds[], daemonUid: number): Promise<void> {
+    const own = addressesOfThisHost()
+    const suspects = abandoned(before, daemonUid, own)
+    if (suspects.length === 0) return
+    // A listing is no snapshot: both ends of a connection that began during one may not be in it.
+    const still = new Set(abandoned(await listSockets(this.#run), daemonUid, own))
+    await destroySockets(
+      this.#run,
+      suspects.filter((tuple) => still.has(tuple)),
+    )
   }
 
   /** Lines that spare what is open to these addresses and not captured. */
@@ -714,4 +736,9 @@ function rulesIn(table: string, listing: string): ShownRule[] {
     })
   }
   return rules
+}
+
+function addressesOfThisHost(): ReadonlySet<string> {
+  const addresses = Object.values(networkInterfaces()).flatMap((each) => each ?? [])
+  return new Set(addresses.flatMap(({ address }) => canonicalIp(address) ?? []))
 }

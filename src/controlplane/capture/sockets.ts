@@ -52,6 +52,20 @@ export function acceptedAt(
   )
 }
 
+/**
+ * Connections (`a . 1 . b . 2`, our end first) of the daemon's user whose caller is of this host and has no socket any
+ * more: it ended while nothing was diverted, so its end never came. Callers of other network namespaces do not count.
+ */
+export function abandoned(
+  sockets: readonly SocketEnds[],
+  uid: number,
+  ownAddresses: ReadonlySet<string>,
+): readonly string[] {
+  return uncaptured(sockets)
+    .filter(({ uid: owner, peer }) => owner === uid && ownAddresses.has(peer.split(' ')[0] ?? ''))
+    .map(({ local, peer }) => `${local} . ${peer}`)
+}
+
 /** Destroys connections (`a . 1 . b . 2`), with a reset for who uses them. Returns what was wrong, if anything. */
 export async function destroySockets(
   run: RunCommand,
