@@ -197,7 +197,8 @@ test('a machine that does not get well ends the rollout, with the reason, before
   assert.equal(run.hosts['host-a']?.failed, 1, run.output)
   assert.equal(run.hosts['host-b'], undefined, run.output)
   assert.equal(await b.property('MainPID'), pidB)
-  assert.equal(await a.namespace.rules(), rulesBefore)
+  // Rules that refuse stay, as after any stop: what web sends to db does not go past the mesh meanwhile.
+  assert.doesNotMatch(await askWeb(a), /heard/)
 })
 
 test('a machine that runs but is not well fails the run, with the problem named', async () => {
@@ -231,7 +232,7 @@ test('another package replaces the program, and one earlier release stays', asyn
   await wellAgain(a)
 })
 
-test('kill -9 takes the rules along, and systemd brings the daemon back', async () => {
+test('after kill -9 systemd brings the daemon back', async () => {
   const restarts = await a.restarts()
   await a.must('systemctl', 'kill', '--kill-whom=main', '--signal=KILL', 'hostmesh.service')
   await eventually(async () => assert.equal(await a.restarts(), restarts + 1))
