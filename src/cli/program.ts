@@ -29,9 +29,17 @@ const EXIT_CODE_HELP = `
 Exit codes: 0 ok; 1 failed, or not well; 2 wrong usage or configuration; 3 no daemon answers;
 4 permission denied; 5 not found.`
 
+/** Commands that pull in much code, in the order of the help. */
+const groups: Readonly<Record<string, () => Promise<Command>>> = {
+  config: async () => (await import('./config.ts')).configCommand(),
+  ca: async () => (await import('./ca.ts')).caCommand(),
+  capture: async () => (await import('./capture.ts')).captureCommand(),
+  uninstall: async () => (await import('./uninstall.ts')).uninstallCommand(),
+}
+
 /**
- * The whole command tree. `words` are the arguments that will be parsed: when the first of them names a
- * command that is cheap to load, the expensive groups are left out. Leave `words` out to get them all.
+ * The whole command tree. `words` are the arguments that will be parsed: of the groups that are expensive to load only
+ * the one is there that the first of them names, none when it names another command, all when it names nothing.
  */
 export async function buildProgram(words: readonly string[] = []): Promise<Command> {
   const program = new Command('hostmesh')
@@ -65,10 +73,8 @@ export async function buildProgram(words: readonly string[] = []): Promise<Comma
     helpCommand(program).helpGroup(OTHER_GROUP),
   ]
   for (const command of cheap) mount(program, command)
-  const isCheap = words[0] !== HELP && cheap.some((command) => command.name() === words[0])
-  if (!isCheap) {
-    for (const command of await loadGroups()) mount(program, command.helpGroup(OTHER_GROUP))
-  }
+  for (const load of groupsFor(words[0] ?? HELP, cheap))
+    mount(program, (await load()).helpGroup(OTHER_GROUP))
   return program
 }
 
@@ -93,19 +99,11 @@ function helpCommand(program: Command): Command {
     })
 }
 
-async function loadGroups(): Promise<readonly Command[]> {
-  const [config, ca, capture, uninstall] = await Promise.all([
-    import('./config.ts'),
-    import('./ca.ts'),
-    import('./capture.ts'),
-    import('./uninstall.ts'),
-  ])
-  return [
-    config.configCommand(),
-    ca.caCommand(),
-    capture.captureCommand(),
-    uninstall.uninstallCommand(),
-  ]
+function groupsFor(word: string, others: readonly Command[]): readonly (() => Promise<Command>)[] {
+  const named = Object.hasOwn(groups, word) ? groups[word] : undefined
+  if (named !== undefined) return [named]
+  const isOther = word !== HELP && others.some((command) => command.name() === word)
+  return isOther ? [] : Object.values(groups)
 }
 
 /** Adds a command made elsewhere; commander hands the program's settings down only to its own. */
