@@ -21,6 +21,8 @@ interface Layer {
   readonly fileLimitMs: number
   /** True when the layer builds hosts: root, network namespaces, iptables. */
   readonly needsHosts: boolean
+  /** Files that take longest: they start first, so that the layer does not end with one of them running alone. */
+  readonly longest?: readonly string[]
   /** Runs only when it is named: it has a set-up of its own. */
   readonly isOnRequest?: boolean
   /** A folder whose programs its tests find before those of the machine. */
@@ -32,11 +34,36 @@ interface Layer {
 const layers: readonly Layer[] = [
   { name: 'unit', concurrency: 2, fileLimitMs: 60_000, needsHosts: false },
   { name: 'vectors', concurrency: 2, fileLimitMs: 120_000, needsHosts: false },
-  { name: 'integration', concurrency: 3, fileLimitMs: 180_000, needsHosts: false },
-  { name: 'mesh', concurrency: 3, fileLimitMs: 240_000, needsHosts: true },
-  { name: 'fault', concurrency: 3, fileLimitMs: 240_000, needsHosts: true },
+  {
+    name: 'integration',
+    concurrency: 3,
+    fileLimitMs: 180_000,
+    needsHosts: false,
+    longest: ['identity-ca-server', 'dataplane-workers'],
+  },
+  {
+    name: 'mesh',
+    concurrency: 3,
+    fileLimitMs: 240_000,
+    needsHosts: true,
+    longest: ['consul-acl', 'address-claims', 'services-in-use', 'hosts-as-they-are', 'membership'],
+  },
+  {
+    name: 'fault',
+    concurrency: 3,
+    fileLimitMs: 240_000,
+    needsHosts: true,
+    longest: ['unreachable-caller', 'reload', 'rules-flushed', 'ca-server-away-until-expiry'],
+  },
   // npm run test:fleet, which makes the root that its machines boot from. A file is some twenty playbook runs.
-  { name: 'fleet', concurrency: 2, fileLimitMs: 900_000, needsHosts: true, isOnRequest: true },
+  {
+    name: 'fleet',
+    concurrency: 2,
+    fileLimitMs: 900_000,
+    needsHosts: true,
+    longest: ['authority', 'rollout'],
+    isOnRequest: true,
+  },
   // npm run test:interop, which builds the Consul and fetches the Envoy that are found first.
   {
     name: 'interop',
@@ -178,7 +205,9 @@ async function runLayer(layer: Layer, files: readonly string[], totals: Totals):
       PATH: `${join(root, layer.programs)}${delimiter}${path}`,
     }),
   }
-  const waiting = [...files]
+  const isLong = (file: string): boolean =>
+    layer.longest?.some((name) => file === `test/${layer.name}/${name}.test.ts`) ?? false
+  const waiting = [...files.filter(isLong), ...files.filter((file) => !isLong(file))]
   const sinceByFile = new Map<string, number>()
   const results = new Map<string, FileResult>()
   const heartbeat = setInterval(() => {

@@ -1,6 +1,6 @@
 /**
- * Nobody is ever taken for somebody else: three services and an intruder open and drop connections for a minute
- * on the same few local ports, the intruder with forged headers in front. Every connection that arrives carries
+ * Nobody is ever taken for somebody else: three services and an intruder open and drop connections for 20 s on
+ * the same few local ports, the intruder with forged headers in front. Every connection that arrives carries
  * the identity of the process that opened it, and the intruder is always denied.
  */
 import assert from 'node:assert/strict'
@@ -15,7 +15,7 @@ import type { Service } from '../harness/service.ts'
 import { peerFiles } from '../harness/tls-peer.ts'
 import { enterCgroup } from '../harness/workload.ts'
 
-const CHURN_MS = 60_000
+const CHURN_MS = 20_000
 
 /** All local ports there are, and those that callers ask for by number. */
 const PORT_RANGE = '40000 40511'
