@@ -20,6 +20,11 @@ import { type Capture, createCapture } from '../controlplane/capture/capture.ts'
 import { startNft } from '../controlplane/capture/held-guard.ts'
 import { watchKernel } from '../controlplane/capture/kernel-changes.ts'
 import { activeFamilies } from '../controlplane/capture/nft-backend.ts'
+import {
+  PortGuard,
+  portGuardObstacle,
+  removePortGuard,
+} from '../controlplane/capture/port-guard.ts'
 import type { CapturePlan } from '../controlplane/capture/rules.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import {
@@ -54,7 +59,13 @@ import { createExposition, type HostReading } from '../telemetry/exposition.ts'
 import { WorkerTotals } from '../telemetry/totals.ts'
 import { startAdminServer } from './admin-server.ts'
 import { createAdminView, type DaemonState, readinessOf } from './admin-view.ts'
-import { captureOptions, capturePlan, chosenBackend, nftSettings } from './capture-operations.ts'
+import {
+  captureOptions,
+  capturePlan,
+  chosenBackend,
+  earlierPorts,
+  nftSettings,
+} from './capture-operations.ts'
 import { instanceSets } from './captured-instances.ts'
 import type { Incumbent } from './hand-over.ts'
 import { LINK_NAME, Link } from './hand-over-link.ts'
@@ -127,6 +138,7 @@ export async function runDaemon(configPath: string): Promise<void> {
     parts,
     sockets,
     backend: await chosenBackend(config),
+    isUnit: environment.NOTIFY_SOCKET !== undefined,
     logLinesLost: () => logLinesLost,
   })
   const stopAsked = stopSignal(log)
@@ -227,6 +239,9 @@ class Daemon implements Incumbent {
   private readonly totals = new WorkerTotals()
   private readonly readiness = new Readiness()
   private readonly sockets: ListeningSockets
+  /** Whether systemd runs this daemon: then it is there to stay, and so are its ports. */
+  private readonly isUnit: boolean
+  private guardsPorts = false
   /** All of them from the beginning: nothing is ready because nobody has asked for it yet. */
   private readonly awaitedParts: {
     readonly workers: Blocker
@@ -274,6 +289,7 @@ class Daemon implements Incumbent {
       readonly parts: AsyncDisposableStack
       readonly sockets: ListeningSockets
       readonly backend: ChosenBackend | undefined
+      readonly isUnit: boolean
       readonly logLinesLost: () => number
     },
   ) {
@@ -285,6 +301,7 @@ class Daemon implements Incumbent {
     // Here for what is started before the rest, and again behind it: they are the first to go.
     parts.defer(() => this.owned.disposeAsync())
     this.sockets = sockets
+    this.isUnit = given.isUnit
     const bound = capturePorts(sockets.inheritedPorts())
     this.hadCapture = bound.size > 0
     this.services = localServices(config, { bound, isFree: isPortFree })
@@ -369,6 +386,7 @@ class Daemon implements Incumbent {
       others: [
         ...(reloadProblem === undefined ? [] : [reloadProblem]),
         ...(portProblem === undefined ? [] : [portProblem]),
+        ...this.sockets.problems(),
         ...(this.certificates?.problems() ?? []),
         ...(this.catalog?.health().problems ?? []),
         ...(this.discovery?.problems() ?? []),
@@ -385,6 +403,7 @@ class Daemon implements Incumbent {
 
   async start(): Promise<void> {
     const workers = this.startWorkers()
+    await this.decideOnPorts()
     await this.startAdmin()
     await this.prepare(workers)
     await this.own()
@@ -421,7 +440,9 @@ class Daemon implements Incumbent {
 
   /** For a successor: starts whatever may run twice on a host, and waits until it waits for no more than its predecessor. */
   async prepareToSucceed(awaited: readonly string[]): Promise<void> {
-    await this.prepare(this.startWorkers(), { holdsMemory: true })
+    const workers = this.startWorkers()
+    await this.decideOnPorts()
+    await this.prepare(workers, { holdsMemory: true })
     const allowed = new Set([...awaited, ...OWN_PARTS])
     const missing = await untilNothingAwaited(
       () => (this.leavesRules ? [] : this.awaited().filter((what) => !allowed.has(what))),
@@ -463,6 +484,7 @@ class Daemon implements Incumbent {
     await this.startAdmin()
     this.memory?.hold(false)
     await this.startDns()
+    await this.guardPorts()
     await this.startCapture()
     this.startRegistration()
     this.leavesRules = false
@@ -546,12 +568,34 @@ class Daemon implements Incumbent {
     // The pool closes what nobody has taken.
     if (isDnsOn(config)) for (const socket of this.dnsSockets()) this.sockets.take(socket)
     await this.pool.listen()
+    await this.guardPorts()
     this.awaitedParts.workers.release()
     await this.startDns()
     this.awaitedParts.dns.release()
     await this.startCapture()
     if (this.capture === undefined) this.awaitedParts.capture.release()
     this.startRegistration()
+  }
+
+  /**
+   * Before the first socket: whether nobody else is to have anything of what is sent to ports of ours, also while this daemon
+   * is away. Not where it only runs for once: without capture and without a unit nothing of it is to stay in the kernel.
+   */
+  private async decideOnPorts(): Promise<void> {
+    if (this.config.capture.mode === 'off' && !this.isUnit) return
+    const obstacle = await portGuardObstacle()
+    this.guardsPorts = obstacle === undefined
+    if (this.guardsPorts) this.sockets.guard(earlierPorts(this.config))
+    else
+      this.log.warn('Whoever takes a port of ours while the daemon is stopped has it', { obstacle })
+  }
+
+  private async guardPorts(): Promise<void> {
+    if (!this.guardsPorts) return
+    const guard = this.owned.use(new PortGuard({ log: this.log, watch: watchKernel, startNft }))
+    const ports = this.sockets.ports()
+    await guard.apply(ports)
+    await this.memory?.keepPorts(ports)
   }
 
   private startRegistration(): void {
@@ -699,6 +743,10 @@ class Daemon implements Incumbent {
     if (config.capture.mode === 'off') {
       await capture.clear()
       await this.memory?.forgetCapture()
+      if (!this.guardsPorts) {
+        await removePortGuard()
+        await this.memory?.keepPorts([])
+      }
       return
     }
     this.capture = capture

@@ -3,7 +3,8 @@
  * plan's rules as text for people. Needs no running daemon and no catalog.
  */
 
-import { join } from 'node:path'
+import { existsSync } from 'node:fs'
+import { dirname, join } from 'node:path'
 import { hostIdentity, localServices } from '../config/local-services.ts'
 import type { Config } from '../config/schema.ts'
 import type { ChosenBackend } from '../controlplane/capture/backend.ts'
@@ -14,7 +15,11 @@ import {
   createCapture,
   selectBackend,
 } from '../controlplane/capture/capture.ts'
-import { createCommandRunner, type RunCommand } from '../controlplane/capture/command.ts'
+import {
+  createCommandRunner,
+  ignoreMissingTool,
+  type RunCommand,
+} from '../controlplane/capture/command.ts'
 import { ownSets, renderCreate } from '../controlplane/capture/ipset.ts'
 import { iptablesRules } from '../controlplane/capture/iptables-rules.ts'
 import {
@@ -23,6 +28,8 @@ import {
   previewNft,
   removeGuard,
 } from '../controlplane/capture/nft-backend.ts'
+import { applyPortGuard, removePortGuard } from '../controlplane/capture/port-guard.ts'
+import type { GuardedPort } from '../controlplane/capture/port-rules.ts'
 import { type CapturePlan, families } from '../controlplane/capture/rules.ts'
 import { renderRestore } from '../controlplane/capture/saved-rules.ts'
 import {
@@ -33,7 +40,7 @@ import {
 } from '../controlplane/capture/workloads.ts'
 import { MeshError } from '../lib/errors.ts'
 import type { LocalService } from '../model/service.ts'
-import { KEPT_CAPTURE, readKeptCapture } from './kept-capture.ts'
+import { KEPT_CAPTURE, KEPT_PORTS, readKeptCapture, readKeptPorts } from './kept-capture.ts'
 
 export type { CaptureState, ClearReport } from '../controlplane/capture/capture.ts'
 export { GUARD_TABLE } from '../controlplane/capture/nft-rules.ts'
@@ -125,6 +132,16 @@ function keptDaemonUid({ state }: Config): number | undefined {
   }
 }
 
+/** The ports that a daemon of this host has had last; none when nothing is known of one. */
+export function earlierPorts({ state }: Config): readonly GuardedPort[] {
+  try {
+    return readKeptPorts(join(state.directory, `${KEPT_PORTS.name}.json`))
+  } catch {
+    // None has run here.
+    return []
+  }
+}
+
 function previewIptables({ plan }: ResolvedPlan): string {
   const sets = ownSets.map((name) => renderCreate(name, name.endsWith('6') ? 'v6' : 'v4')).join('')
   const [v4 = '', v6 = ''] = families.map((family) =>
@@ -186,13 +203,19 @@ export async function applyCapture(
 }
 
 /**
- * Puts the guard in place from a plan that a daemon kept. Returns what could not be done, one sentence each.
- * @throws MeshError HM_CAPTURE_KEPT_INVALID when there is no such plan.
+ * Puts the guard in place from a plan that a daemon kept, and that of its ports, which it kept beside. Returns what could
+ * not be done, one sentence each.
+ * @throws MeshError HM_CAPTURE_KEPT_INVALID when there is neither.
  */
 export async function guardFromFile(
   path: string,
   run: RunCommand = createCommandRunner(),
 ): Promise<readonly string[]> {
+  const portsPath = join(dirname(path), `${KEPT_PORTS.name}.json`)
+  const hasPorts = existsSync(portsPath)
+  if (hasPorts) await applyPortGuard(readKeptPorts(portsPath), run)
+  // Without capture there are ports alone.
+  if (hasPorts && !existsSync(path)) return []
   const kept = readKeptCapture(path)
   const resolved = await resolvePlan(kept.plan, run, await findCgroupRoot())
   await applyGuard(run, resolved, kept)
@@ -201,15 +224,21 @@ export async function guardFromFile(
   )
 }
 
-/** Removes the guard alone. Returns whether it was there. */
+/** Removes the guard and that of the ports, not what diverts. Returns whether one was there. */
 export async function clearGuard(run: RunCommand = createCommandRunner()): Promise<boolean> {
-  return removeGuard(run)
+  const hadPorts = await removePortGuard(run)
+  return (await removeGuard(run)) || hadPorts
 }
 
 /** Removes everything of ours from the kernel; needs neither daemon nor configuration. */
 export async function clearCapture(run: RunCommand = createCommandRunner()): Promise<ClearReport> {
   await using capture = createCapture({ run })
-  return await capture.clear()
+  const report = await capture.clear()
+  let hadPorts = false
+  await ignoreMissingTool([], async () => {
+    hadPorts = await removePortGuard(run)
+  })
+  return { ...report, removed: report.removed || hadPorts }
 }
 
 /** What is in the kernel now, compared with the configuration if there is one. */

@@ -5,6 +5,7 @@
 import { z } from 'zod'
 import type { MeshAddresses } from '../controlplane/capture/backend.ts'
 import type { NftBackendSettings } from '../controlplane/capture/nft-backend.ts'
+import type { GuardedPort } from '../controlplane/capture/port-rules.ts'
 import type { CapturePlan } from '../controlplane/capture/rules.ts'
 import { MeshError } from '../lib/errors.ts'
 import { silentLog } from '../lib/log.ts'
@@ -12,6 +13,9 @@ import { openStateFile, type StateFile } from '../lib/state-file.ts'
 
 /** The file's name in the state directory, what its first line calls it, and its version. */
 export const KEPT_CAPTURE = { name: 'capture', version: 1, maxBytes: 64 * 1024 * 1024 } as const
+
+/** The ports of the daemon, guarded from the boot on, too; a file of its own, because it is there without capture. */
+export const KEPT_PORTS = { name: 'capture-ports', version: 1, maxBytes: 1024 * 1024 } as const
 
 /** What is kept. */
 export interface KeptCapture {
@@ -49,6 +53,16 @@ export const keptCapture = z.object({
   addresses: z.object({ instances: addresses, permitted: addresses }),
 })
 
+/** The shape of kept ports. */
+export const keptPorts = z.object({
+  ports: z.array(
+    z.object({
+      kind: z.enum(['tcp', 'udp']),
+      address: z.object({ ip: z.union([z.ipv4(), z.ipv6()]), port: z.int().min(1).max(65_535) }),
+    }),
+  ),
+})
+
 /** Has the file replaced soon. */
 export function keepCapture(file: StateFile, what: KeptCapture): void {
   file.save(() => JSON.stringify(what))
@@ -56,15 +70,27 @@ export function keepCapture(file: StateFile, what: KeptCapture): void {
 
 /** Reads a kept plan. @throws MeshError HM_CAPTURE_KEPT_INVALID when there is none to believe. */
 export function readKeptCapture(path: string): KeptCapture {
-  const { version, maxBytes } = KEPT_CAPTURE
+  return readKept(path, KEPT_CAPTURE, keptCapture)
+}
+
+/** Reads kept ports. @throws MeshError HM_CAPTURE_KEPT_INVALID when there are none to believe. */
+export function readKeptPorts(path: string): readonly GuardedPort[] {
+  return readKept(path, KEPT_PORTS, keptPorts).ports
+}
+
+function readKept<T>(
+  path: string,
+  { name, version, maxBytes }: typeof KEPT_CAPTURE | typeof KEPT_PORTS,
+  shape: z.ZodType<T>,
+): T {
   const file = openStateFile({
     path,
-    format: `hostmesh-${KEPT_CAPTURE.name}`,
+    format: `hostmesh-${name}`,
     version,
     maxBytes,
     log: silentLog,
   })
-  const read = keptCapture.safeParse(file.stored?.body)
+  const read = shape.safeParse(file.stored?.body)
   if (read.success) return read.data
   throw new MeshError('HM_CAPTURE_KEPT_INVALID', `Cannot read a kept capture plan from ${path}`, {
     hint: 'A daemon with capture on writes it to its state directory',

@@ -5,10 +5,13 @@
  * A keeper (systemd) has duplicates while this process lives and gives them to the next one: then they are inherited,
  * with whoever has connected meanwhile, and only what is missing is opened.
  */
+
+import { type GuardedPort, loopbackTwin } from '../controlplane/capture/port-rules.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import {
   boundPort,
   closeDescriptor,
+  holdPort,
   isSocketOf,
   keepAcceptedAlive,
   makeTransparent,
@@ -19,6 +22,7 @@ import {
 import type { Log } from '../lib/log.ts'
 import { findPortHolder, localPortRange, type PortHolder } from '../lib/port-holder.ts'
 import { formatAddress, type SocketAddress } from '../model/address.ts'
+import { Problem } from '../model/problem.ts'
 import type { InheritedSocket, Systemd } from './systemd.ts'
 
 /** A socket that a configuration needs. */
@@ -37,6 +41,8 @@ export interface PlannedSocket {
 const NO_SUCH_FAMILY = 'EAFNOSUPPORT'
 const NO_SUCH_ADDRESS = 'EADDRNOTAVAIL'
 
+const IN_USE = 'EADDRINUSE'
+
 /** Who keeps sockets for the next process. */
 export type SocketKeeper = Pick<Systemd, 'keep' | 'forget'>
 
@@ -46,6 +52,13 @@ export class ListeningSockets implements Disposable {
   private readonly keeper: SocketKeeper | undefined
   private readonly inherited = new Map<string, number>()
   private readonly open = new Map<string, number>()
+  private readonly planned = new Map<string, PlannedSocket>()
+  /** Bound, and nobody listens: the other loopback address of upstream ports. */
+  private readonly twins = new Map<string, number>()
+  /** Who had a port of ours when it was to be opened, by kind and address: to find out means to look at all processes. */
+  private readonly holders = new Map<string, string>()
+  private isGuarded = false
+  private readonly earlier = new Set<string>()
 
   constructor(
     log: Log,
@@ -80,6 +93,45 @@ export class ListeningSockets implements Disposable {
   }
 
   /**
+   * From now on rules of the kernel keep these ports ({@link ports}): sockets carry the sign by which those know them. One
+   * whose port another program has is opened at another port, where the rules lead what was sent to the first, if that
+   * was a port of the daemon's before (`earlier`): a new one may be an honest program's.
+   */
+  guard(earlier: readonly GuardedPort[]): void {
+    this.isGuarded = true
+    for (const port of earlier) this.earlier.add(keyOf(port))
+  }
+
+  /** The ports of all sockets that are open, for rules. */
+  ports(): readonly GuardedPort[] {
+    const ports = new Map<string, GuardedPort>()
+    for (const [name, { kind, address }] of this.planned) {
+      const key = keyOf({ kind, address })
+      const movedTo = this.movedTo(name)
+      if (movedTo !== undefined || !ports.has(key)) ports.set(key, { kind, address, movedTo })
+    }
+    return [...ports.values()]
+  }
+
+  /** One for each port that another program had when it was to be opened. */
+  problems(): readonly Problem[] {
+    return this.ports().flatMap(({ kind, address, movedTo }) => {
+      if (movedTo === undefined) return []
+      const who = this.holders.get(keyOf({ kind, address })) ?? 'Another program'
+      return [
+        new Problem(
+          'HM_PORT_TAKEN',
+          `${who} has taken ${formatAddress(address)} (${kind}) while the daemon was away, and gets nothing: what is sent there is led to port ${movedTo}`,
+          {
+            hint: `See who it is (as root: ss -lntup 'sport = :${address.port}'), end it, and restart the daemon`,
+            subject: keyOf({ kind, address }),
+          },
+        ),
+      ]
+    })
+  }
+
+  /**
    * The descriptor of a socket: open already, inherited, or opened now; undefined for an optional one that this host cannot
    * have. It stays this object's: who accepts from it takes a duplicate.
    * @throws MeshError HM_LISTEN_FAILED, whose hint says who has the port where that can be found out
@@ -92,7 +144,9 @@ export class ListeningSockets implements Disposable {
     const fd = this.inherit(socket) ?? this.openOne(socket)
     if (fd === undefined) return undefined
     this.open.set(socket.name, fd)
+    this.planned.set(socket.name, socket)
     this.keeper?.keep(socket.name, fd)
+    this.holdTwin(socket)
     return fd
   }
 
@@ -111,19 +165,45 @@ export class ListeningSockets implements Disposable {
     this.keeper?.forget(name)
     closeDescriptor(fd)
     this.open.delete(name)
+    this.planned.delete(name)
   }
 
   [Symbol.dispose](): void {
-    for (const fd of [...this.open.values(), ...this.inherited.values()]) closeDescriptor(fd)
-    this.open.clear()
-    this.inherited.clear()
+    for (const fds of [this.open, this.inherited, this.twins]) {
+      for (const fd of fds.values()) closeDescriptor(fd)
+      fds.clear()
+    }
+    this.planned.clear()
+  }
+
+  /** The port that a socket has in place of the planned one; undefined when it has that. */
+  private movedTo(name: string): number | undefined {
+    const fd = this.open.get(name)
+    const port = fd === undefined ? undefined : boundPort(fd)
+    return port === this.planned.get(name)?.address.port ? undefined : port
+  }
+
+  /** Who dials `localhost` may mean either loopback address: nobody else is to answer at the other one. */
+  private holdTwin({ kind, address: { ip, port } }: PlannedSocket): void {
+    const twin = loopbackTwin(ip)
+    const key = `${twin} ${port}`
+    if (kind !== 'tcp' || twin === undefined || this.twins.has(key)) return
+    try {
+      this.twins.set(key, holdPort({ kind, ip: twin, port }))
+    } catch (error) {
+      this.log.debug('The other loopback address of a port is not ours', {
+        address: formatAddress({ ip: twin, port }),
+        reason: describeError(error),
+      })
+    }
   }
 
   /** One that was inherited under this name, if it is what is planned; else that one goes. */
-  private inherit({ name, kind, address, transparent }: PlannedSocket): number | undefined {
+  private inherit(socket: PlannedSocket): number | undefined {
+    const { name, kind, address } = socket
     const fd = this.inherited.get(name)
     if (fd === undefined) return undefined
-    const spec: SocketSpec = { kind, ...address, transparent }
+    const spec = this.specOf(socket)
     const isSame =
       isSocketOf(fd, spec) ||
       // Opened where there was no IPv6.
@@ -133,7 +213,7 @@ export class ListeningSockets implements Disposable {
       return undefined
     }
     this.inherited.delete(name)
-    if (transparent) makeTransparent(fd, spec)
+    if (spec.transparent === true) makeTransparent(fd, spec)
     if (kind === 'tcp') keepAcceptedAlive(fd)
     return fd
   }
@@ -147,10 +227,14 @@ export class ListeningSockets implements Disposable {
     this.log.info('A listening socket is not needed any more', { name })
   }
 
+  private specOf({ kind, address, transparent }: PlannedSocket): SocketSpec {
+    return { kind, ...address, transparent: transparent || this.isGuarded }
+  }
+
   private openOne(socket: PlannedSocket): number | undefined {
-    const { address, kind, transparent } = socket
+    const { address } = socket
     try {
-      return openListeningSocket({ kind, ...address, transparent })
+      return openListeningSocket(this.specOf(socket))
     } catch (error) {
       const code = errorCode(error)
       // A host without IPv6: what was meant is every address.
@@ -163,14 +247,33 @@ export class ListeningSockets implements Disposable {
         })
         return undefined
       }
+      // What diverts to a port names that one.
+      const mayMove = this.earlier.has(keyOf(socket)) && !socket.transparent && code === IN_USE
+      const moved = mayMove ? this.openElsewhere(socket) : undefined
+      if (moved !== undefined) return moved
       throw listenFailed(socket, error)
+    }
+  }
+
+  /** At any free port of the same address, the same for all sockets of the port; undefined when there is none. */
+  private openElsewhere(socket: PlannedSocket): number | undefined {
+    const { kind, address } = socket
+    const key = keyOf(socket)
+    const port = this.ports().find((known) => keyOf(known) === key)?.movedTo
+    const holder = port === undefined ? findPortHolder(kind, address.port) : undefined
+    if (holder !== undefined) this.holders.set(key, holderText(holder))
+    try {
+      return openListeningSocket({ ...this.specOf(socket), port: port ?? 0 })
+    } catch {
+      // That the port itself could not be had says more.
+      return undefined
     }
   }
 }
 
 function listenFailed({ name, kind, address }: PlannedSocket, cause: unknown): MeshError {
   const what = `Cannot listen on ${formatAddress(address)} (${name})`
-  if (errorCode(cause) !== 'EADDRINUSE') return new MeshError('HM_LISTEN_FAILED', what, { cause })
+  if (errorCode(cause) !== IN_USE) return new MeshError('HM_LISTEN_FAILED', what, { cause })
   const holder = findPortHolder(kind, address.port)
   if (holder?.kind === 'connection')
     return new MeshError(
@@ -186,6 +289,15 @@ function listenFailed({ name, kind, address }: PlannedSocket, cause: unknown): M
     cause,
     hint: `Free the port or choose another; who holds it, as root: ss -lntup 'sport = :${address.port}'`,
   })
+}
+
+function keyOf({ kind, address }: Pick<GuardedPort, 'kind' | 'address'>): string {
+  return `${kind} ${formatAddress(address)}`
+}
+
+function holderText(holder: PortHolder): string {
+  const owner = whoseIs(holder)
+  return holder.kind === 'connection' ? `An outgoing connection of ${owner}` : owner
 }
 
 function whoseIs({ process, uid }: PortHolder): string {

@@ -7,6 +7,7 @@
 import { join } from 'node:path'
 import { z } from 'zod'
 import type { Config } from '../config/schema.ts'
+import type { GuardedPort } from '../controlplane/capture/port-rules.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import {
   CATALOG_STATE_VERSION,
@@ -33,7 +34,13 @@ import {
 } from '../lib/state-file.ts'
 import type { StatePart, StateStatus } from '../model/admin.ts'
 import { Problem } from '../model/problem.ts'
-import { KEPT_CAPTURE, type KeptCapture, keepCapture, keptCapture } from './kept-capture.ts'
+import {
+  KEPT_CAPTURE,
+  KEPT_PORTS,
+  type KeptCapture,
+  keepCapture,
+  keptCapture,
+} from './kept-capture.ts'
 
 /** A start waits so long for the agent to say who it is when it has said so before, milliseconds. */
 const NAME_PATIENCE_MS = 500
@@ -62,6 +69,7 @@ export class Memory implements AsyncDisposable {
   private keptAddresses: VirtualAddresses
   private nameProblem: string | undefined
   private captureFile: StateFile | undefined
+  private portsFile: StateFile | undefined
   private catalogMemory: RememberedCatalog | undefined
   private certificateMemory: RememberedCertificates | undefined
   private isHeld = false
@@ -163,6 +171,17 @@ export class Memory implements AsyncDisposable {
   keepCapture(what: KeptCapture): void {
     this.captureFile ??= this.open(KEPT_CAPTURE.name, KEPT_CAPTURE.version, KEPT_CAPTURE.maxBytes)
     keepCapture(this.captureFile, what)
+  }
+
+  /** The ports of this daemon, for a boot unit; none: they are not guarded. */
+  async keepPorts(ports: readonly GuardedPort[]): Promise<void> {
+    const { name, version, maxBytes } = KEPT_PORTS
+    this.portsFile ??= this.open(name, version, maxBytes)
+    if (ports.length === 0) await this.portsFile.remove()
+    else
+      this.portsFile.save(() =>
+        JSON.stringify({ ports: ports.map(({ kind, address }) => ({ kind, address })) }),
+      )
   }
 
   /** What is live and what is remembered, and what is wrong with the files. */

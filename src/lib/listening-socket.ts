@@ -91,6 +91,28 @@ export function openListeningSocket(spec: SocketSpec): number {
 }
 
 /**
+ * Binds a TCP port and does not listen: who dials it is refused, and only this process' user can listen there.
+ * @returns the descriptor, closed on exec @throws Error with the system's `code`
+ */
+export function holdPort(spec: SocketSpec & { readonly kind: 'tcp' }): number {
+  const calls = loadCalls()
+  const address = socketAddress(calls, spec)
+  const family = familyOf(spec)
+  const fd = calls.socket(family, TYPES.tcp | SOCK_CLOEXEC, 0)
+  if (fd < 0) throw systemError(calls, 'socket')
+  try {
+    // Not SO_REUSEADDR: with it, and as long as nobody listens, another user could bind beside it.
+    setOption(calls, fd, SOL_SOCKET, SO_REUSEPORT, 1)
+    if (family === AF_INET6) setOption(calls, fd, SOL_IPV6, IPV6_V6ONLY, 1)
+    if (calls.bind(fd, address, address.length) !== 0) throw systemError(calls, 'bind')
+    return fd
+  } catch (error) {
+    calls.close(fd)
+    throw error
+  }
+}
+
+/**
  * What is accepted from now on ends when nobody is there any more: without it, a connection to which only we could
  * write, and do not, stays for ever. @throws Error with the system's `code`.
  */
@@ -100,6 +122,11 @@ export function keepAcceptedAlive(fd: number): void {
   setOption(calls, fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE.idle)
   setOption(calls, fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE.interval)
   setOption(calls, fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE.probes)
+}
+
+/** From now on no other user can bind a UDP socket to the same address (SO_REUSEADDR). @throws Error with the system's `code`. */
+export function shareAddressNoMore(fd: number): void {
+  setOption(loadCalls(), fd, SOL_SOCKET, SO_REUSEADDR, 0)
 }
 
 /** Makes a socket that is bound already take what is diverted to it. @throws Error with the system's `code`. */

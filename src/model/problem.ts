@@ -168,6 +168,12 @@ export const problemCodes = {
     cause: 'Consul knows this host by another name than the one the daemon was started with.',
     hint: 'systemctl restart hostmesh',
   },
+  HM_PORT_TAKEN: {
+    cause:
+      'Another program has a port of the daemon since a time when the daemon was stopped. It gets nothing: rules lead to another port of the daemon.',
+    hint: 'See who it is (as root: ss -lntup), end it, and restart the daemon',
+    blocks: false,
+  },
   HM_PORTS_NOT_RESERVED: {
     cause: 'The system may give ports of the daemon to outgoing connections while it is away.',
     hint: 'Reserve them: sysctl -w net.ipv4.ip_local_reserved_ports=<ports>; the message names them',

@@ -83,7 +83,7 @@ function isIncidental(line: string): boolean {
   return (
     / proto kernel /.test(line) ||
     // Held by a daemon that runs; it goes with it.
-    line.startsWith('table inet hostmesh_held_') ||
+    /^table inet hostmesh_(held|ports)_\d/.test(line) ||
     /^(\*\w+|COMMIT|:(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) .*)$/.test(line)
   )
 }

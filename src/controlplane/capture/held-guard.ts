@@ -43,7 +43,7 @@ export function startNft(): ChildProcess {
 
 /** A table that is held. Disposing it takes the table away. */
 export class HeldGuard implements Disposable {
-  readonly table = `hostmesh_held_${process.pid}`
+  readonly table: string
   readonly #start: StartNft
   readonly #onFailure: (words: string) => void
   #child: ChildProcess | undefined
@@ -51,7 +51,12 @@ export class HeldGuard implements Disposable {
   readonly #elements = new Map<string, Set<string>>()
 
   /** `onFailure` is told why the table is not held (any more). */
-  constructor(start: StartNft, onFailure: (words: string) => void) {
+  constructor(
+    start: StartNft,
+    onFailure: (words: string) => void,
+    table = `hostmesh_held_${process.pid}`,
+  ) {
+    this.table = table
     this.#start = start
     this.#onFailure = onFailure
   }

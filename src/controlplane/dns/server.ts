@@ -8,6 +8,7 @@ import { createSocket, type RemoteInfo, type Socket as UdpSocket } from 'node:dg
 import { createServer, type Server, type Socket } from 'node:net'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import { FairConnections } from '../../lib/fair-connections.ts'
+import { shareAddressNoMore } from '../../lib/listening-socket.ts'
 import type { Log } from '../../lib/log.ts'
 import { formatAddress, isIpv6, type SocketAddress } from '../../model/address.ts'
 import {
@@ -169,14 +170,16 @@ class RunningDnsServer implements DnsServer {
     )
     const bound = this.#tcp.address()
     if (bound !== null && typeof bound === 'object') this.#address = { ip, port: bound.port }
-    await listening(this.#udp, (done) =>
+    await listening(this.#udp, (done) => {
       this.#udp.bind(
         sockets === undefined
           ? { address: ip, port: this.#address.port, exclusive: true }
           : { fd: sockets.udp },
         done,
-      ),
-    )
+      )
+      // Node has let everybody bind beside it, and the kernel gives datagrams to who came last.
+      if (sockets !== undefined) shareAddressNoMore(sockets.udp)
+    })
     const { log } = this.#options
     this.#tcp.on('error', (error) =>
       log.warn('DNS over TCP fails', { error: describeError(error) }),
