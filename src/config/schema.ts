@@ -332,6 +332,14 @@ export const configSchema = z.strictObject({
         .enum(['1.2', '1.3'])
         .default('1.2')
         .describe('Least TLS version taken from Connect sidecars; hostmesh hosts always use 1.3'),
+      maxSegment: z
+        .int()
+        .min(256)
+        .max(9_000)
+        .optional()
+        .describe(
+          'Most bytes of one TCP segment of a tunnel to this host, either way: for a path that takes less than its interfaces say and tells nobody',
+        ),
     })
     .prefault({}),
   state: z

@@ -320,6 +320,7 @@ class Daemon implements Incumbent {
     this.pool = new WorkerPool({
       count: config.workers,
       settings: workerSettings(config, this.services, given.backend),
+      maxSegment: config.tunnel.maxSegment,
       totals: this.totals,
       log,
       sockets: this.sockets,
