@@ -285,6 +285,12 @@ export const configSchema = z.strictObject({
         .union([z.string(), z.int().min(0)])
         .optional()
         .describe('User the daemon runs as, exempt from capture; its own user unless given'),
+      plainInbound: z
+        .enum(['count', 'refuse'])
+        .default('count')
+        .describe(
+          'Connections from other hosts that reach the port of a service itself, around the mesh: counted only, or refused by reset; for services whose callers are all in the mesh',
+        ),
       permissive: z
         .array(
           z
