@@ -285,6 +285,12 @@ export const configSchema = z.strictObject({
         .union([z.string(), z.int().min(0)])
         .optional()
         .describe('User the daemon runs as, exempt from capture; its own user unless given'),
+      plainInbound: z
+        .enum(['count', 'refuse'])
+        .default('count')
+        .describe(
+          'Connections from other hosts that reach the port of a service itself, around the mesh: counted only, or refused by reset; for services whose callers are all in the mesh',
+        ),
       permissive: z
         .array(
           z
@@ -332,6 +338,14 @@ export const configSchema = z.strictObject({
         .enum(['1.2', '1.3'])
         .default('1.2')
         .describe('Least TLS version taken from Connect sidecars; hostmesh hosts always use 1.3'),
+      maxSegment: z
+        .int()
+        .min(256)
+        .max(9_000)
+        .optional()
+        .describe(
+          'Most bytes of one TCP segment of a tunnel to this host, either way: for a path that takes less than its interfaces say and tells nobody',
+        ),
     })
     .prefault({}),
   state: z

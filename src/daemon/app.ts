@@ -65,6 +65,7 @@ import {
   chosenBackend,
   earlierPorts,
   nftSettings,
+  plainInbound,
 } from './capture-operations.ts'
 import { instanceSets } from './captured-instances.ts'
 import type { Incumbent } from './hand-over.ts'
@@ -242,6 +243,7 @@ class Daemon implements Incumbent {
   /** Whether systemd runs this daemon: then it is there to stay, and so are its ports. */
   private readonly isUnit: boolean
   private guardsPorts = false
+  private portGuard: PortGuard | undefined
   /** All of them from the beginning: nothing is ready because nobody has asked for it yet. */
   private readonly awaitedParts: {
     readonly workers: Blocker
@@ -320,6 +322,7 @@ class Daemon implements Incumbent {
     this.pool = new WorkerPool({
       count: config.workers,
       settings: workerSettings(config, this.services, given.backend),
+      maxSegment: config.tunnel.maxSegment,
       totals: this.totals,
       log,
       sockets: this.sockets,
@@ -593,9 +596,13 @@ class Daemon implements Incumbent {
   private async guardPorts(): Promise<void> {
     if (!this.guardsPorts) return
     const guard = this.owned.use(new PortGuard({ log: this.log, watch: watchKernel, startNft }))
-    const ports = this.sockets.ports()
-    await guard.apply(ports)
-    await this.memory?.keepPorts(ports)
+    const plan = {
+      ports: this.sockets.ports(),
+      plainInbound: plainInbound(this.config, this.services),
+    }
+    await guard.apply(plan)
+    this.portGuard = guard
+    await this.memory?.keepPorts(plan)
   }
 
   private startRegistration(): void {
@@ -651,6 +658,7 @@ class Daemon implements Incumbent {
           watchedServices: this.discovery?.watchedServices() ?? 0,
           unknownCallersRefused: refusedBy(this.capture),
           captureCounts: this.capture?.condition().counts,
+          plainInbound: this.portGuard?.plainInbound,
           captureRepairs: this.capture?.condition().repairs,
           certificates: [...this.leaves.values()],
           workersRunning: this.pool.statuses(() => 0).filter(({ state }) => state === 'running')
@@ -745,7 +753,7 @@ class Daemon implements Incumbent {
       await this.memory?.forgetCapture()
       if (!this.guardsPorts) {
         await removePortGuard()
-        await this.memory?.keepPorts([])
+        await this.memory?.keepPorts(undefined)
       }
       return
     }

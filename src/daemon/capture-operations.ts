@@ -29,7 +29,7 @@ import {
   removeGuard,
 } from '../controlplane/capture/nft-backend.ts'
 import { applyPortGuard, removePortGuard } from '../controlplane/capture/port-guard.ts'
-import type { GuardedPort } from '../controlplane/capture/port-rules.ts'
+import type { GuardedPort, PlainInbound } from '../controlplane/capture/port-rules.ts'
 import { type CapturePlan, families } from '../controlplane/capture/rules.ts'
 import { renderRestore } from '../controlplane/capture/saved-rules.ts'
 import {
@@ -132,10 +132,16 @@ function keptDaemonUid({ state }: Config): number | undefined {
   }
 }
 
+/** Where callers of other hosts may come around the mesh, and what becomes of them. */
+export function plainInbound({ capture }: Config, services: readonly LocalService[]): PlainInbound {
+  const targets = services.flatMap(({ target }) => (target === undefined ? [] : [target]))
+  return { targets, refuses: capture.plainInbound === 'refuse' }
+}
+
 /** The ports that a daemon of this host has had last; none when nothing is known of one. */
 export function earlierPorts({ state }: Config): readonly GuardedPort[] {
   try {
-    return readKeptPorts(join(state.directory, `${KEPT_PORTS.name}.json`))
+    return readKeptPorts(join(state.directory, `${KEPT_PORTS.name}.json`)).ports
   } catch {
     // None has run here.
     return []

@@ -5,7 +5,7 @@
 import { z } from 'zod'
 import type { MeshAddresses } from '../controlplane/capture/backend.ts'
 import type { NftBackendSettings } from '../controlplane/capture/nft-backend.ts'
-import type { GuardedPort } from '../controlplane/capture/port-rules.ts'
+import type { PortPlan } from '../controlplane/capture/port-rules.ts'
 import type { CapturePlan } from '../controlplane/capture/rules.ts'
 import { MeshError } from '../lib/errors.ts'
 import { silentLog } from '../lib/log.ts'
@@ -53,14 +53,17 @@ export const keptCapture = z.object({
   addresses: z.object({ instances: addresses, permitted: addresses }),
 })
 
+const keptAddress = z.object({
+  ip: z.union([z.ipv4(), z.ipv6()]),
+  port: z.int().min(1).max(65_535),
+})
+
 /** The shape of kept ports. */
 export const keptPorts = z.object({
-  ports: z.array(
-    z.object({
-      kind: z.enum(['tcp', 'udp']),
-      address: z.object({ ip: z.union([z.ipv4(), z.ipv6()]), port: z.int().min(1).max(65_535) }),
-    }),
-  ),
+  ports: z.array(z.object({ kind: z.enum(['tcp', 'udp']), address: keptAddress })),
+  plainInbound: z
+    .object({ targets: z.array(keptAddress), refuses: z.boolean() })
+    .default({ targets: [], refuses: false }),
 })
 
 /** Has the file replaced soon. */
@@ -74,8 +77,8 @@ export function readKeptCapture(path: string): KeptCapture {
 }
 
 /** Reads kept ports. @throws MeshError HM_CAPTURE_KEPT_INVALID when there are none to believe. */
-export function readKeptPorts(path: string): readonly GuardedPort[] {
-  return readKept(path, KEPT_PORTS, keptPorts).ports
+export function readKeptPorts(path: string): PortPlan {
+  return readKept(path, KEPT_PORTS, keptPorts)
 }
 
 function readKept<T>(

@@ -14,6 +14,7 @@ import {
   holdPort,
   isSocketOf,
   keepAcceptedAlive,
+  limitSegments,
   makeTransparent,
   openListeningSocket,
   type SocketSpec,
@@ -33,6 +34,8 @@ export interface PlannedSocket {
   readonly address: SocketAddress
   /** Takes what is diverted to it, whatever address that was sent to. */
   readonly transparent: boolean
+  /** Most bytes of one segment of what is accepted; the kernel's own limit without it. */
+  readonly maxSegment?: number | undefined
   /** Whether the host may do without it where it has no IPv6. */
   readonly isOptional: boolean
 }
@@ -215,6 +218,7 @@ export class ListeningSockets implements Disposable {
     this.inherited.delete(name)
     if (spec.transparent === true) makeTransparent(fd, spec)
     if (kind === 'tcp') keepAcceptedAlive(fd)
+    if (spec.maxSegment !== undefined) limitSegments(fd, spec.maxSegment)
     return fd
   }
 
@@ -227,8 +231,8 @@ export class ListeningSockets implements Disposable {
     this.log.info('A listening socket is not needed any more', { name })
   }
 
-  private specOf({ kind, address, transparent }: PlannedSocket): SocketSpec {
-    return { kind, ...address, transparent: transparent || this.isGuarded }
+  private specOf({ kind, address, transparent, maxSegment }: PlannedSocket): SocketSpec {
+    return { kind, ...address, transparent: transparent || this.isGuarded, maxSegment }
   }
 
   private openOne(socket: PlannedSocket): number | undefined {

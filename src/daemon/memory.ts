@@ -7,7 +7,7 @@
 import { join } from 'node:path'
 import { z } from 'zod'
 import type { Config } from '../config/schema.ts'
-import type { GuardedPort } from '../controlplane/capture/port-rules.ts'
+import type { PortPlan } from '../controlplane/capture/port-rules.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import {
   CATALOG_STATE_VERSION,
@@ -173,15 +173,16 @@ export class Memory implements AsyncDisposable {
     keepCapture(this.captureFile, what)
   }
 
-  /** The ports of this daemon, for a boot unit; none: they are not guarded. */
-  async keepPorts(ports: readonly GuardedPort[]): Promise<void> {
+  /** The ports of this daemon, for a boot unit; undefined: they are not guarded. */
+  async keepPorts(plan: PortPlan | undefined): Promise<void> {
     const { name, version, maxBytes } = KEPT_PORTS
     this.portsFile ??= this.open(name, version, maxBytes)
-    if (ports.length === 0) await this.portsFile.remove()
+    if (plan === undefined) await this.portsFile.remove()
     else
-      this.portsFile.save(() =>
-        JSON.stringify({ ports: ports.map(({ kind, address }) => ({ kind, address })) }),
-      )
+      this.portsFile.save(() => {
+        const ports = plan.ports.map(({ kind, address }) => ({ kind, address }))
+        return JSON.stringify({ ...plan, ports })
+      })
   }
 
   /** What is live and what is remembered, and what is wrong with the files. */

@@ -47,6 +47,8 @@ export interface WorkerPoolOptions {
   readonly settings: Omit<WorkerSettings, 'id' | 'trafficMemory' | 'workerMemory'>
   readonly totals: WorkerTotals
   readonly log: Log
+  /** Most bytes of one segment of a tunnel; the kernel's own limit without it. */
+  readonly maxSegment?: number | undefined
   /** The sockets of the host; those of the pool alone unless given. */
   readonly sockets?: ListeningSockets
   /** What workers say of the use of services; must not throw. */
@@ -168,7 +170,7 @@ export class WorkerPool {
    * @throws MeshError HM_LISTEN_FAILED, or what else keeps one from it
    */
   async listen(): Promise<void> {
-    const planned = plannedSockets(this.options.settings)
+    const planned = plannedSockets(this.options)
     for (const member of this.members)
       member.sockets = planned.flatMap(({ name, ...socket }) => {
         const fd = this.sockets.take({ ...socket, name: socketName(name, member.id) })
@@ -543,7 +545,7 @@ export class WorkerPool {
 }
 
 /** One for each door; each worker has them all, under a name of its own. */
-function plannedSockets(settings: WorkerPoolOptions['settings']): readonly PlannedSocket[] {
+function plannedSockets({ settings, maxSegment }: WorkerPoolOptions): readonly PlannedSocket[] {
   return [
     ...localDoors(settings).map(({ name, address, kind }) => ({
       name,
@@ -558,6 +560,7 @@ function plannedSockets(settings: WorkerPoolOptions['settings']): readonly Plann
       address,
       kind: 'tcp' as const,
       transparent: false,
+      maxSegment,
       isOptional: false,
     })),
   ]

@@ -17,6 +17,8 @@ export interface SocketSpec {
   readonly port: number
   /** IP_TRANSPARENT: also takes what is addressed elsewhere and diverted here. Needs CAP_NET_ADMIN. */
   readonly transparent?: boolean
+  /** Most bytes of one segment, either way, of what is accepted. */
+  readonly maxSegment?: number | undefined
 }
 
 const AF_INET = 2
@@ -38,6 +40,7 @@ const IPV6_V6ONLY = 26
 const IPV6_TRANSPARENT = 75
 const IPPROTO_TCP = 6
 const TCP_NODELAY = 1
+const TCP_MAXSEG = 2
 const TCP_KEEPIDLE = 4
 const TCP_KEEPINTVL = 5
 const TCP_KEEPCNT = 6
@@ -80,6 +83,7 @@ export function openListeningSocket(spec: SocketSpec): number {
       // Otherwise a second small write of an answer would wait for the caller's delayed ACK.
       setOption(calls, fd, IPPROTO_TCP, TCP_NODELAY, 1)
       keepAcceptedAlive(fd)
+      if (spec.maxSegment !== undefined) limitSegments(fd, spec.maxSegment)
     }
     if (calls.bind(fd, address, address.length) !== 0) throw systemError(calls, 'bind')
     if (spec.kind === 'tcp' && calls.listen(fd, BACKLOG) !== 0) throw systemError(calls, 'listen')
@@ -127,6 +131,11 @@ export function keepAcceptedAlive(fd: number): void {
 /** From now on no other user can bind a UDP socket to the same address (SO_REUSEADDR). @throws Error with the system's `code`. */
 export function shareAddressNoMore(fd: number): void {
   setOption(loadCalls(), fd, SOL_SOCKET, SO_REUSEADDR, 0)
+}
+
+/** What is accepted from now on sends and is sent no larger segments. @throws Error with the system's `code`. */
+export function limitSegments(fd: number, bytes: number): void {
+  setOption(loadCalls(), fd, IPPROTO_TCP, TCP_MAXSEG, bytes)
 }
 
 /** Makes a socket that is bound already take what is diverted to it. @throws Error with the system's `code`. */

@@ -54,6 +54,8 @@ export interface HostReading {
         readonly spared: number | undefined
       }
     | undefined
+  /** Connections that came around the mesh; undefined where nobody counts them. */
+  readonly plainInbound?: number | undefined
   /** Undefined while capture is off. */
   readonly captureRepairs?: number | undefined
   readonly certificates: readonly { readonly service: string; readonly notAfterMs: number }[]
@@ -275,6 +277,7 @@ const collectors: Record<
   captureWaited: ({ host }) => optional(host.captureCounts?.waited),
   captureFull: ({ host }) => optional(host.captureCounts?.full),
   captureGuarded: ({ host }) => optional(host.captureCounts?.guarded),
+  plainInbound: ({ host }) => optional(host.plainInbound),
   captureSpared: ({ host }) => optional(host.captureCounts?.spared),
   ready: ({ host }) => single(Number(host.ready)),
   serving: ({ host }) => single(Number(host.serving)),

@@ -270,6 +270,12 @@ export const metrics = {
     help: 'Packets that the guard refused: they would have left without the mesh',
     labels: [],
   },
+  plainInbound: {
+    name: 'hostmesh_plain_inbound_total',
+    type: 'counter',
+    help: 'Connections from other hosts that reached the port of a service of this host around the mesh, refused ones too (capture.plainInbound); by nftables only; starts over when the rules are replaced',
+    labels: [],
+  },
   captureSpared: {
     name: 'hostmesh_capture_spared',
     type: 'gauge',

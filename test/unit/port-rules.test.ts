@@ -1,7 +1,11 @@
 /** The rules that keep the daemon's ports, as text. What they do in a kernel: test/mesh/ports-kept.test.ts. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { type GuardedPort, renderPortTable } from '../../src/controlplane/capture/port-rules.ts'
+import {
+  type GuardedPort,
+  type PlainInbound,
+  renderPortTable,
+} from '../../src/controlplane/capture/port-rules.ts'
 
 const tcp = (ip: string, port: number, movedTo?: number): GuardedPort => ({
   kind: 'tcp',
@@ -9,8 +13,14 @@ const tcp = (ip: string, port: number, movedTo?: number): GuardedPort => ({
   movedTo,
 })
 
-function linesOf(chain: string, ports: readonly GuardedPort[]): readonly string[] {
-  const text = renderPortTable(ports)
+const NONE: PlainInbound = { targets: [], refuses: false }
+
+function linesOf(
+  chain: string,
+  ports: readonly GuardedPort[],
+  plainInbound = NONE,
+): readonly string[] {
+  const text = renderPortTable({ ports, plainInbound })
   const body = new RegExp(`  chain ${chain} \\{\\n([^}]*(?:\\{[^}]*\\}[^}]*)*?)  \\}\\n`).exec(text)
   assert.ok(body, text)
   return (body[1] ?? '').trim().split(/\n\s+/)
@@ -49,5 +59,24 @@ test('answers to datagrams come from the port that was asked', () => {
   assert.deepEqual(linesOf('output', ports).slice(1), [
     'ip saddr 127.0.0.1 udp sport 40002 udp sport set 15053',
   ])
-  assert.doesNotMatch(renderPortTable([tcp('::', 1)]), /chain output/)
+  assert.doesNotMatch(
+    renderPortTable({ ports: [tcp('::', 1)], plainInbound: NONE }),
+    /chain output/,
+  )
+})
+
+test('who comes around the mesh: at any address of a service on loopback, at its own of another', () => {
+  const targets = [
+    { ip: '127.0.0.1', port: 8080 },
+    { ip: '::1', port: 8081 },
+    { ip: '10.0.0.1', port: 5432 },
+  ]
+  assert.deepEqual(linesOf('connection', [], { targets, refuses: false }), [
+    'iif != "lo" fib daddr type local tcp dport { 8080, 8081 } goto plain',
+    'iif != "lo" ip daddr 10.0.0.1 fib daddr type local tcp dport 5432 goto plain',
+  ])
+  const counts = linesOf('plain', [], { targets, refuses: false }).at(-1)
+  assert.equal(counts, 'counter name plain_inbound')
+  const refuses = linesOf('plain', [], { targets, refuses: true }).at(-1)
+  assert.equal(refuses, 'counter name plain_inbound meta l4proto tcp reject with tcp reset')
 })

@@ -7,17 +7,23 @@ import { type Log, silentLog } from '../../lib/log.ts'
 import { createCommandRunner, type RunCommand } from './command.ts'
 import { HeldGuard, type StartNft } from './held-guard.ts'
 import type { WatchKernel } from './kernel-changes.ts'
-import { applyNft, checkNft, readTable } from './nft.ts'
-import { type GuardedPort, PORT_TABLE, renderPortTable } from './port-rules.ts'
+import { applyNft, checkNft, readCounters, readTable } from './nft.ts'
+import { PLAIN_COUNTER, PORT_TABLE, type PortPlan, renderPortTable } from './port-rules.ts'
 
 /** What is heard comes in bursts: one look for all of them. Milliseconds. */
 const LOOK_AFTER_MS = 100
 
+/** How often the kernel's counters are read, milliseconds. */
+const COUNT_MS = 5_000
+
 /** Everything that the table may need of nft and of the kernel. */
-const PROBE: readonly GuardedPort[] = [
-  { kind: 'tcp', address: { ip: '::', port: 1 }, movedTo: 2 },
-  { kind: 'udp', address: { ip: '127.0.0.1', port: 1 }, movedTo: 2 },
-]
+const PROBE: PortPlan = {
+  ports: [
+    { kind: 'tcp', address: { ip: '::', port: 1 }, movedTo: 2 },
+    { kind: 'udp', address: { ip: '127.0.0.1', port: 1 }, movedTo: 2 },
+  ],
+  plainInbound: { targets: [{ ip: '127.0.0.1', port: 3 }], refuses: true },
+}
 
 /** Why ports cannot be kept on this host; undefined when they can. Changes nothing. */
 export async function portGuardObstacle(
@@ -47,6 +53,8 @@ export class PortGuard implements Disposable {
   #held: HeldGuard | undefined
   #kernel: Disposable | undefined
   #look: NodeJS.Timeout | undefined
+  #counting: NodeJS.Timeout | undefined
+  #plainInbound = 0
   #text: string | undefined
   /** What the kernel printed of the table when it was as planned. */
   #listing: string | undefined
@@ -58,16 +66,23 @@ export class PortGuard implements Disposable {
   }
 
   /** Guards these ports and no others from now on. @throws MeshError HM_CAPTURE_* */
-  async apply(ports: readonly GuardedPort[]): Promise<void> {
-    this.#text = renderPortTable(ports)
+  async apply(plan: PortPlan): Promise<void> {
+    this.#text = renderPortTable(plan)
     await this.#write()
-    this.#hold(ports)
+    this.#hold(plan)
+    this.#counting ??= setInterval(() => void this.#count(), COUNT_MS).unref()
     this.#kernel ??= this.#options.watch?.(() => {
       this.#look ??= setTimeout(() => void this.#repair(), LOOK_AFTER_MS).unref()
     })
   }
 
+  /** Connections that reached a service around the mesh, as old as {@link COUNT_MS}; from 0 again when the table is made anew. */
+  get plainInbound(): number {
+    return this.#plainInbound
+  }
+
   [Symbol.dispose](): void {
+    clearInterval(this.#counting)
     this.#kernel?.[Symbol.dispose]()
     clearTimeout(this.#look)
     this.#text = undefined
@@ -75,13 +90,21 @@ export class PortGuard implements Disposable {
   }
 
   /** Once more, where nobody else can take it away. */
-  #hold(ports: readonly GuardedPort[]): void {
+  #hold(plan: PortPlan): void {
     const { startNft } = this.#options
     if (startNft === undefined) return
     const complain = (words: string): void =>
       this.#log.warn('The rules of our ports are not held against a flush by others', { words })
     this.#held ??= new HeldGuard(startNft, complain, `${PORT_TABLE}_${process.pid}`)
-    this.#held.update({ text: renderPortTable(ports, this.#held.table), sets: [] })
+    this.#held.update({ text: renderPortTable(plan, this.#held.table), sets: [] })
+  }
+
+  async #count(): Promise<void> {
+    try {
+      this.#plainInbound = (await readCounters(this.#run, PORT_TABLE)).get(PLAIN_COUNTER) ?? 0
+    } catch (error) {
+      this.#log.debug('Cannot read the counters of our ports', { error: describeError(error) })
+    }
   }
 
   async #write(): Promise<void> {
@@ -104,10 +127,10 @@ export class PortGuard implements Disposable {
 
 /** Guards ports once, without upkeep: for a boot unit. @throws MeshError HM_CAPTURE_* */
 export async function applyPortGuard(
-  ports: readonly GuardedPort[],
+  plan: PortPlan,
   run: RunCommand = createCommandRunner(),
 ): Promise<void> {
-  await applyNft(run, replacement(renderPortTable(ports)))
+  await applyNft(run, replacement(renderPortTable(plan)))
 }
 
 /** Gives the ports up. Returns whether they were guarded. */

@@ -5,7 +5,7 @@
  * daemon's, known by IP_TRANSPARENT, which takes a privilege, or is refused. Where somebody else holds a port already,
  * the daemon listens at another one and what was sent to the first is led there.
  */
-import type { SocketAddress } from '../../model/address.ts'
+import { isLoopback, type SocketAddress } from '../../model/address.ts'
 
 /** Our table. */
 export const PORT_TABLE = 'hostmesh_ports'
@@ -19,11 +19,27 @@ export interface GuardedPort {
   readonly movedTo?: number | undefined
 }
 
+/** Ports of local services, and what becomes of who reaches them from another host without the mesh: it is counted, and may be refused. */
+export interface PlainInbound {
+  /** A loopback address stands for every address of this host. */
+  readonly targets: readonly SocketAddress[]
+  readonly refuses: boolean
+}
+
+/** Everything that the table is made from. */
+export interface PortPlan {
+  readonly ports: readonly GuardedPort[]
+  readonly plainInbound: PlainInbound
+}
+
 /** Before connection tracking sees an answer, so that it knows it as one. */
 const RAW_PRIORITY = -300
 
 /** After everything of ours that diverts. */
 const PREROUTING_PRIORITY = 25
+
+/** Connections that came around the mesh. */
+export const PLAIN_COUNTER = 'plain_inbound'
 
 const REFUSE = [
   'counter name refused meta l4proto tcp reject with tcp reset',
@@ -38,7 +54,9 @@ export function loopbackTwin(ip: string): string | undefined {
 }
 
 /** The table. Ports of the same address and kind are given once. */
-export function renderPortTable(ports: readonly GuardedPort[], table = PORT_TABLE): string {
+export function renderPortTable({ ports, plainInbound }: PortPlan, table = PORT_TABLE): string {
+  // A copy comes after the table itself: its counters are the ones that are read.
+  const priority = table === PORT_TABLE ? PREROUTING_PRIORITY : PREROUTING_PRIORITY + 1
   const chains: string[] = []
   const chain = (name: string, lines: readonly string[]): void => {
     chains.push(`  chain ${name} {\n${lines.map((line) => `    ${line}\n`).join('')}  }\n`)
@@ -46,10 +64,19 @@ export function renderPortTable(ports: readonly GuardedPort[], table = PORT_TABL
   const [tcp, udp] = [ofKind(ports, 'tcp'), ofKind(ports, 'udp')]
   chain('ours', ['socket transparent 1 accept', ...REFUSE])
   for (const port of udp) movedChain(port, chain)
-  chain('connection', [...tcp.flatMap(movedConnection), ...oursLines(tcp)])
+  chain('plain', [
+    // Diverted on its way here, as those of containers are.
+    'socket transparent 1 accept',
+    `counter name ${PLAIN_COUNTER}${plainInbound.refuses ? ' meta l4proto tcp reject with tcp reset' : ''}`,
+  ])
+  chain('connection', [
+    ...tcp.flatMap(movedConnection),
+    ...oursLines(tcp),
+    ...plainLines(plainInbound),
+  ])
   chain('datagram', [...udp.flatMap(movedDatagram), ...oursLines(udp)])
   chain('prerouting', [
-    `type filter hook prerouting priority ${PREROUTING_PRIORITY}; policy accept;`,
+    `type filter hook prerouting priority ${priority}; policy accept;`,
     'tcp flags & (fin | syn | rst | ack) == syn goto connection',
     ...(udp.length === 0 ? [] : [`udp dport { ${portsOf(udp).join(', ')} } goto datagram`]),
   ])
@@ -59,7 +86,9 @@ export function renderPortTable(ports: readonly GuardedPort[], table = PORT_TABL
       `type filter hook output priority ${RAW_PRIORITY}; policy accept;`,
       ...answers,
     ])
-  const counters = '  counter refused {\n  }\n  counter refused_datagrams {\n  }\n'
+  const counters = ['refused', 'refused_datagrams', PLAIN_COUNTER]
+    .map((name) => `  counter ${name} {\n  }\n`)
+    .join('')
   return `table inet ${table} {\n${counters}${chains.join('')}}\n`
 }
 
@@ -85,6 +114,18 @@ function oursLines(ports: readonly GuardedPort[]): string[] {
     ([match, elements]) =>
       `${match.replace('DPORT', `${kind} dport`)} { ${[...elements].join(', ')} } goto ours`,
   )
+}
+
+function plainLines({ targets }: PlainInbound): string[] {
+  const ports = new Set(targets.flatMap(({ ip, port }) => (isLoopback(ip) ? [port] : [])))
+  const local =
+    ports.size === 0 ? [] : [`fib daddr type local tcp dport { ${[...ports].join(', ')} }`]
+  const others = targets.flatMap(({ ip, port }) =>
+    isLoopback(ip)
+      ? []
+      : [`${ip.includes(':') ? 'ip6' : 'ip'} daddr ${ip} fib daddr type local tcp dport ${port}`],
+  )
+  return [...local, ...others].map((match) => `iif != "lo" ${match} goto plain`)
 }
 
 function destinationOf(ip: string, port: number): [match: string, element: string] {
