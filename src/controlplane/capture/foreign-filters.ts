@@ -67,36 +67,48 @@ export async function clearForeignFilters(run: RunCommand): Promise<boolean> {
   return removed
 }
 
-/** Base chains of native tables that drop what leaves unless a rule says otherwise, and say nothing of our mark. */
-export async function blockingChains(run: RunCommand, mark: number): Promise<readonly Problem[]> {
-  const { status, stdout } = await run('nft', ['-s', '-t', 'list', 'ruleset'])
-  return status === 0 ? findBlockingChains(stdout, mark) : []
-}
-
-/** Finds them in what nft prints of everything. Pure. */
+/**
+ * Base chains of native tables that drop what leaves, or what comes in, unless a rule says otherwise, and say nothing of our mark or of
+ * loopback; in what nft prints of everything. Pure.
+ */
 export function findBlockingChains(ruleset: string, mark: number): readonly Problem[] {
   const problems: Problem[] = []
+  const word = `0x${mark.toString(16).padStart(8, '0')}`
   let table = ''
   for (const part of ruleset.split(/^(?=table |\tchain )/m)) {
     table = /^table (\S+ \S+) \{/.exec(part)?.[1] ?? table
-    const chain = /^\tchain (\S+) \{\n\t\ttype filter hook output .*policy drop;/.exec(part)?.[1]
+    const [, chain, hook] =
+      /^\tchain (\S+) \{\n\t\ttype filter hook (output|input) /.exec(part) ?? []
     // Those of iptables have a line of ours.
     if (chain === undefined || /^ip6? filter$/.test(table) || table.startsWith('inet hostmesh'))
       continue
-    const word = `0x${mark.toString(16).padStart(8, '0')}`
-    if (part.includes(`meta mark & ${word} == ${word} accept`)) continue
+    if (!dropsTheRest(part)) continue
+    // What is diverted comes in by loopback, marked, and so do the answers, without a mark.
+    const passes =
+      hook === 'input'
+        ? /^\t\tiif(name)? "?lo"? (counter )?accept$/m
+        : `meta mark & ${word} == ${word} accept`
+    if (part.search(passes) !== -1) continue
+    const [what, rule] =
+      hook === 'input'
+        ? ['loopback', 'iif lo accept']
+        : [`the mark ${word}`, `meta mark and ${word} == ${word} accept`]
     problems.push(
       new Problem(
         'HM_CAPTURE_BLOCKED',
-        `The chain ${chain} of table ${table} drops what capture diverts: its policy is drop, and no rule of it accepts the mark ${word}`,
-        {
-          subject: `${table} ${chain}`,
-          hint: `nft insert rule ${table} ${chain} meta mark and ${word} == ${word} accept`,
-        },
+        `The chain ${chain} of table ${table} drops what capture diverts: it drops what no rule of it accepts, and none accepts ${what}`,
+        { subject: `${table} ${chain}`, hint: `nft insert rule ${table} ${chain} ${rule}` },
       ),
     )
   }
   return problems
+}
+
+/** By its policy, or by its last rule. */
+function dropsTheRest(chain: string): boolean {
+  const rules = chain.split('\n').flatMap((line) => (/^\t\t\S/.test(line) ? [line.trim()] : []))
+  const [type = ''] = rules
+  return / policy drop;/.test(type) || /^(counter )?(drop$|reject\b)/.test(rules.at(-1) ?? '')
 }
 
 /** The chain by `-S`; undefined where the tool or the table is not there. */

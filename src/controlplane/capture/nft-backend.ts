@@ -25,11 +25,12 @@ import type {
 } from './backend.ts'
 import type { RunCommand } from './command.ts'
 import {
-  blockingChains,
   clearForeignFilters,
+  findBlockingChains,
   foreignFilterDrift,
   passForeignFilters,
 } from './foreign-filters.ts'
+import { marksInIptables, marksInRuleset } from './foreign-marks.ts'
 import {
   applyNft,
   checkNft,
@@ -127,7 +128,7 @@ export class NftBackend implements CaptureBackend {
     try {
       this.#problems = await this.#ensureRouting(resolved.plan)
       await passForeignFilters(this.#run, activeFamilies(), this.#settings.mark)
-      this.#blocking = await blockingChains(this.#run, this.#settings.mark)
+      this.#blocking = await this.#foreignProblems()
       const guard = await presentTable(this.#run, GUARD_TABLE)
       const settings = this.#nftSettings(resolved)
       await applyNft(
@@ -173,7 +174,7 @@ export class NftBackend implements CaptureBackend {
     const wanted = this.#listing ?? (await this.#twinOf(resolved))
     const difference = firstDifferentLine(wanted, now) ?? routing
     if (difference !== undefined) return difference
-    this.#blocking = await blockingChains(this.#run, this.#settings.mark)
+    this.#blocking = await this.#foreignProblems()
     return (
       (await this.#elementDrift(resolved)) ??
       (await foreignFilterDrift(this.#run, activeFamilies())) ??
@@ -330,6 +331,17 @@ export class NftBackend implements CaptureBackend {
       if (!(await hasElement(this.#run, table, name, key)))
         return `the map ${name} of table ${table} does not hold ${path}`
     return undefined
+  }
+
+  /** What rules of other programs do to what is diverted, as far as it can be read from them. */
+  async #foreignProblems(): Promise<readonly Problem[]> {
+    const { mark } = this.#settings
+    const { status, stdout } = await this.#run('nft', ['-s', '-t', 'list', 'ruleset'])
+    return [
+      ...(status === 0 ? findBlockingChains(stdout, mark) : []),
+      ...(status === 0 ? marksInRuleset(stdout, mark) : []),
+      ...(await marksInIptables(this.#run, activeFamilies(), mark)),
+    ]
   }
 
   #routing(plan: CapturePlan): WantedRouting[] {

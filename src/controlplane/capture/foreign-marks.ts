@@ -1,0 +1,124 @@
+/**
+ * Rules of others that write over the mark of capture: what is diverted goes astray then, and its connections time out.
+ * They can only be named.
+ *
+ * The mark must live from our chain on the output hook to ours on the prerouting hook. A rule of a chain that the packet
+ * meets between them keeps it, writes over it (a plain value, the mark of the connection), or sets it for packets that are not ours.
+ */
+import { Problem } from '../../model/problem.ts'
+import type { RunCommand } from './command.ts'
+import type { Family } from './rules.ts'
+
+/** nft's words for priorities. */
+const PRIORITIES: Readonly<Record<string, number>> = {
+  raw: -300,
+  mangle: -150,
+  dstnat: -100,
+  filter: 0,
+  security: 50,
+  srcnat: 100,
+}
+
+/** Ours on the output hook, and ours on the prerouting hook. */
+const SET_AT = -140
+const READ_AT = 20
+
+const TOOLS: Record<Family, string> = { v4: 'iptables', v6: 'ip6tables' }
+
+/** Those of the mangle tables of iptables. */
+export async function marksInIptables(
+  run: RunCommand,
+  families: readonly Family[],
+  mark: number,
+): Promise<readonly Problem[]> {
+  const problems = families.map(async (family) => {
+    try {
+      const listed = await run(TOOLS[family], ['-w', '5', '-t', 'mangle', '-S'])
+      return listed.status === 0 ? marksInMangle(TOOLS[family], listed.stdout, mark) : []
+    } catch {
+      // Not installed.
+      return []
+    }
+  })
+  return (await Promise.all(problems)).flat()
+}
+
+/** Those of native tables, in what nft prints of everything. Pure. */
+export function marksInRuleset(ruleset: string, mark: number): readonly Problem[] {
+  return ruleset.split(/^(?=table )/m).flatMap((text) => {
+    const table = /^table (\S+ \S+) \{/.exec(text)?.[1]
+    // Those of iptables print their own words better.
+    if (table === undefined || table.startsWith('inet hostmesh') || /^ip6? mangle$/.test(table))
+      return []
+    const chains = text.split(/^(?=\tchain )/m).slice(1)
+    const hasPath = chains.some(isBetween)
+    return chains.flatMap((chain) => {
+      const name = /^\tchain (\S+) /.exec(chain)?.[1] ?? ''
+      const isBase = /\n\t\ttype /.test(chain)
+      if (isBase ? !isBetween(chain) : !hasPath) return []
+      return chain
+        .split('\n')
+        .map((line) => line.trim())
+        .filter((rule) => writesOver(rule, mark))
+        .map((rule) => clash(`chain ${name} of table ${table}`, rule, mark))
+    })
+  })
+}
+
+/** Those of the mangle table of iptables, as `-S` prints it. Pure. */
+export function marksInMangle(tool: string, listed: string, mark: number): readonly Problem[] {
+  return listed.split('\n').flatMap((line) => {
+    if (!line.startsWith('-A ') || line.startsWith('-A OUTPUT') || isOfOthers(line)) return []
+    const [, words = '0xffffffff'] =
+      /--set-xmark \S+?\/(\S+)/.exec(line) ??
+      /-j CONNMARK --restore-mark(?: --nfmask (\S+))?/.exec(line) ??
+      []
+    const isSet = / -j (MARK --set-xmark|CONNMARK --restore-mark)/.test(line)
+    return isSet && (Number(words) & mark) !== 0
+      ? [clash(`mangle table of ${tool}`, line, mark)]
+      : []
+  })
+}
+
+/** Whether a base chain meets packets that are diverted while they carry the mark. */
+function isBetween(chain: string): boolean {
+  const [, hook = '', word = '', sign = '+', more = '0'] =
+    /\n\t\ttype \S+ hook (\S+) priority (\S+?)(?: ([+-]) (\d+))?;/.exec(chain) ?? []
+  const base = PRIORITIES[word] ?? Number(word)
+  const priority = base + Number(more) * (sign === '-' ? -1 : 1)
+  return (
+    (hook === 'output' && priority > SET_AT) ||
+    hook === 'postrouting' ||
+    (hook === 'prerouting' && priority < READ_AT)
+  )
+}
+
+/** Whether what a rule makes of the mark is not what it was in our bit. */
+function writesOver(rule: string, mark: number): boolean {
+  const value =
+    /meta mark set (.*?)(?: (?:accept|return|counter|ct mark set|goto|jump)\b.*)?$/.exec(rule)?.[1]
+  if (value === undefined || isOfOthers(rule)) return false
+  const kept = /^meta mark(?: & (0x[0-9a-f]+))?(?: [|^] (0x[0-9a-f]+))?$/.exec(value)
+  if (kept === null) return (Number(value) & mark) === 0 || !/^(0x[0-9a-f]+|\d+)$/.test(value)
+  const [, keeps = '0xffffffff', sets = '0x0'] = kept
+  return (Number(keeps) & mark) === 0 || (Number(sets) & mark) !== 0
+}
+
+/** What is diverted is TCP, and goes over loopback. */
+function isOfOthers(rule: string): boolean {
+  return (
+    /\b(udp|icmp|icmpv6|esp) |\bl4proto (udp|icmp|ipv6-icmp)|-p (udp|icmp)/.test(rule) ||
+    /(?:iifname|iif|-i) "?(?!lo\b)[\w.@*+-]+"?/.test(rule)
+  )
+}
+
+function clash(where: string, rule: string, mark: number): Problem {
+  return new Problem(
+    'HM_CAPTURE_MARK_CLASH',
+    `A rule of the ${where} writes over the mark of capture (0x${mark.toString(16)}): ${rule}`,
+    {
+      subject: `${where} ${rule}`,
+      hint: 'Have it keep that bit (nft: meta mark set meta mark & 0xffffefff | …; iptables: a mask), leave out -i lo, or set capture.mark to a bit that it keeps',
+    },
+  )
+}
