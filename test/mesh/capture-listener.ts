@@ -19,9 +19,7 @@ for (const text of ports) {
       socket.on('error', () => undefined)
       socket.end(`${JSON.stringify({ port, original })}\n`)
     })
-    if (by === 'transparent')
-      server.listen({ fd: openListeningSocket({ kind: 'tcp', ip, port, transparent: true }) })
-    else server.listen(port, ip)
+    server.listen({ fd: openListeningSocket({ kind: 'tcp', ip, port, transparent: true }) })
     await once(server, 'listening')
   }
 }

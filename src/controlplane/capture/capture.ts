@@ -199,7 +199,7 @@ class KernelCapture implements Capture {
     this.#log = (options.log ?? silentLog).child('capture')
     this.#backends = {
       nftables: new NftBackend(this.#run, options.nft ?? defaultNftSettings),
-      iptables: new IptablesBackend(this.#run, this.#log),
+      iptables: new IptablesBackend(this.#run, this.#log, options.nft ?? defaultNftSettings),
     }
   }
 
