@@ -129,6 +129,12 @@ const UNREACHABLE: Record<Family, string> = {
 const FIRST_SEGMENT = '-m tcp --tcp-flags FIN,SYN,RST,ACK SYN'
 const LATER_SEGMENT = '-m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN'
 
+/** Connections that begin, and those that tracking has forgotten. */
+const UNKNOWN_TO_TRACKING = '-m conntrack ! --ctstate ESTABLISHED'
+
+/** What a socket sends that its process has closed, and that has no owner any more. Resets are also the rules' own. */
+const ORPHAN = '-m tcp --tcp-flags SYN,RST NONE -m owner ! --socket-exists'
+
 /** What nat has diverted, and connections that it has diverted. */
 const DIVERTED = '-m conntrack --ctstate DNAT'
 
@@ -240,7 +246,7 @@ function filterRules(given: Given): TableRules {
     ['OUTPUT', virtual, VIRTUAL],
     ['OUTPUT', `-p tcp ${inSet('guarded', family)}`, GUARD],
     ['OUTPUT', `-p tcp ${FIRST_SEGMENT} ${DIVERTED}`, DOORS],
-    ['OUTPUT', `-p tcp ${FIRST_SEGMENT} ${notIntact(family)}`, FLUSHED],
+    ['OUTPUT', `-p tcp ${UNKNOWN_TO_TRACKING} ${notIntact(family)}`, FLUSHED],
     ['INPUT', `-p tcp ${FIRST_SEGMENT} ${DIVERTED}`, INPUT],
     ['FORWARD', virtual, REJECT],
   ]
@@ -257,12 +263,13 @@ function filterRules(given: Given): TableRules {
     [`-d ${loopbackRange[family]}`, 'RETURN'],
     ...exempted(given),
     ...callersOf(given).map(({ match }) => [match, REFUSE] as const),
+    ...(callersOf(given).length > 0 ? [[`-p tcp ${ORPHAN}`, REFUSE] as const] : []),
   ])
   const sources = sourcesOf(given)
   if (sources.length > 0) {
     heads.push(
       ['FORWARD', `-p tcp ${inSet('guarded', family)}`, FORWARD],
-      ['FORWARD', `-p tcp ${FIRST_SEGMENT} ${notIntact(family)}`, STALLED],
+      ['FORWARD', `-p tcp ${UNKNOWN_TO_TRACKING} ${notIntact(family)}`, STALLED],
     )
     const refused = sources.map(({ match }) => [match, REFUSE] as const)
     chain(FORWARD, [
@@ -309,14 +316,9 @@ function guardLines(given: Given, asksUnits: readonly Line[]): readonly Line[] {
       ? []
       : [
           ...asksUnits,
-          // A socket that its process has closed has no owner: of a connection that tracking does not know, it may be anybody's.
+          // Of a connection that tracking does not know, it may be anybody's.
           ...(callers.length > 0
-            ? [
-                [
-                  `-p tcp ${LATER_SEGMENT} -m owner ! --socket-exists -m conntrack ! --ctstate ESTABLISHED`,
-                  REFUSE,
-                ] as const,
-              ]
+            ? [[`-p tcp ${ORPHAN} ${UNKNOWN_TO_TRACKING}`, REFUSE] as const]
             : []),
           // Only what begins now: what was open before the rules were applied goes on.
           ...(refusesUnknown
