@@ -99,10 +99,13 @@ function guardCommand(): Command {
     .description('Show the guard with what it has refused')
     .action(async () => {
       const { rules, counts } = await showCapture(undefined)
-      const own = rules.filter(({ table }) => table === GUARD_TABLE)
+      // That of iptables is what we have in its filter table.
+      const own = rules.filter(({ table }) => table === GUARD_TABLE || table === 'filter')
       for (const line of own.length === 0 ? ['There is no guard'] : ruleLines(own))
         console.log(line)
-      if (own.length > 0) console.log(`Refused: ${counts.guarded ?? 0}`)
+      const isIptables = own.some(({ table }) => table === 'filter')
+      const atVirtual = isIptables ? counts.refusedVirtual : 0
+      if (own.length > 0) console.log(`Refused: ${(counts.guarded ?? 0) + atVirtual}`)
     })
   return guard
 }
@@ -153,6 +156,7 @@ function stateLines(state: CaptureState): string[] {
     ...ruleLines(state.rules),
     '',
     ...(backend === undefined ? [] : [`Diverted by ${backend.kind}: ${backend.reason}`]),
+    ...(backend?.kind === 'iptables' ? ['What that cannot do: docs/capture.md, "What stays"'] : []),
     `Instance addresses: ${v4} IPv4, ${v6} IPv6`,
     `Refused callers without identity: ${counts.refusedVirtual} at virtual addresses, ${counts.refusedInstance} at instances`,
     ...count(counts.permitted, 'Passed without the mesh (capture.permissive)'),

@@ -267,6 +267,10 @@ export function readinessOf(
   return { ready: serving && !problems.some(({ blocks }) => blocks), serving }
 }
 
+/** What REDIRECT cannot do: docs/capture.md, "What stays". */
+const IPTABLES_LIMITS =
+  'connections are tracked (nf_conntrack_max bounds them, NOTRACK refuses them); rules and guard flushed at once let new ones pass until they are put back'
+
 /** What is to be known of capture: which way it diverts, what it spares, what holds meanwhile. */
 function captureDetails(condition: CaptureCondition | undefined): [string, string][] {
   if (condition?.backend === undefined) return []
@@ -275,10 +279,9 @@ function captureDetails(condition: CaptureCondition | undefined): [string, strin
   const guarded = counts?.guarded === undefined ? '' : `, ${counts.guarded} refused`
   details.push([
     'Guard',
-    backend.kind === 'iptables'
-      ? 'none (iptables)'
-      : `in place${guarded}${isGuardHeld ? '' : ', not held against a flush by others'}`,
+    `in place${guarded}${isGuardHeld ? '' : ', not held against a flush by others'}`,
   ])
+  if (backend.kind === 'iptables') details.push(['Limits', IPTABLES_LIMITS])
   if (counts?.spared !== undefined)
     details.push(['Spared', `${counts.spared} connections, open since before capture`])
   if (counts !== undefined && counts.permitted > 0)

@@ -783,8 +783,10 @@ class Daemon implements Incumbent {
   }
 
   private keepCapture(addresses: MeshAddresses): void {
-    if (this.capturePlan === undefined) return
+    const backend = this.capture?.backend()?.kind
+    if (this.capturePlan === undefined || backend === undefined) return
     this.memory?.keepCapture({
+      backend,
       plan: this.capturePlan,
       settings: nftSettings(this.config),
       addresses,

@@ -20,7 +20,16 @@ import {
   ignoreMissingTool,
   type RunCommand,
 } from '../controlplane/capture/command.ts'
-import { ownSets, renderCreate } from '../controlplane/capture/ipset.ts'
+import {
+  EVERY_ADDRESS,
+  ownSets,
+  renderCreate,
+  renderReplace,
+} from '../controlplane/capture/ipset.ts'
+import {
+  applyIptablesGuard,
+  removeIptablesGuard,
+} from '../controlplane/capture/iptables-backend.ts'
 import { iptablesRules } from '../controlplane/capture/iptables-rules.ts'
 import {
   applyGuard,
@@ -30,7 +39,8 @@ import {
 } from '../controlplane/capture/nft-backend.ts'
 import { applyPortGuard, removePortGuard } from '../controlplane/capture/port-guard.ts'
 import type { GuardedPort, PlainInbound } from '../controlplane/capture/port-rules.ts'
-import { type CapturePlan, families } from '../controlplane/capture/rules.ts'
+import { rangeRouteWords } from '../controlplane/capture/routing.ts'
+import { type CapturePlan, families, virtualNetwork } from '../controlplane/capture/rules.ts'
 import { renderRestore } from '../controlplane/capture/saved-rules.ts'
 import {
   findCgroupRoot,
@@ -105,7 +115,9 @@ export async function previewCapture(
   const resolved = await resolvePlan(plan, run, await findCgroupRoot())
   const { kind, reason } = await selectBackend(config.capture.backend, plan, run)
   const text =
-    kind === 'nftables' ? previewNft(resolved, nftSettings(config)) : previewIptables(resolved)
+    kind === 'nftables'
+      ? previewNft(resolved, nftSettings(config))
+      : previewIptables(resolved, config)
   return {
     text: `# ${kind}: ${reason}\n${text}`,
     problems: resolved.problems.map(({ message }) => message),
@@ -148,12 +160,22 @@ export function earlierPorts({ state }: Config): readonly GuardedPort[] {
   }
 }
 
-function previewIptables({ plan }: ResolvedPlan): string {
-  const sets = ownSets.map((name) => renderCreate(name, name.endsWith('6') ? 'v6' : 'v4')).join('')
+function previewIptables({ plan, cgroups }: ResolvedPlan, config: Config): string {
+  const sets = ownSets
+    .map((set) =>
+      set.kind === 'intact' ? renderReplace(set, EVERY_ADDRESS[set.family]) : renderCreate(set),
+    )
+    .join('')
+  const { spareSeconds, sparesWhileUsed } = nftSettings(config)
+  const settings = { spareSeconds, sparesWhileUsed, cgroups, waits: false, refusesUnseen: false }
   const [v4 = '', v6 = ''] = families.map((family) =>
-    renderRestore(iptablesRules(plan, family), []),
+    renderRestore(iptablesRules(plan, family, settings), []),
   )
-  return `# ipset restore -exist\n${sets}\n# iptables-restore --noflush\n${v4}\n# ip6tables-restore --noflush\n${v6}`
+  const routes = families.map((family) => {
+    const words = rangeRouteWords(virtualNetwork(plan, family))
+    return `# ip ${family === 'v4' ? '-4' : '-6'} ${words.join(' ')}\n`
+  })
+  return `${routes.join('')}# ipset restore -exist\n${sets}\n# iptables-restore --noflush\n${v4}\n# ip6tables-restore --noflush\n${v6}`
 }
 
 /** What native tables of a configuration are made with beside the plan. */
@@ -224,7 +246,8 @@ export async function guardFromFile(
   if (hasPorts && !existsSync(path)) return []
   const kept = readKeptCapture(path)
   const resolved = await resolvePlan(kept.plan, run, await findCgroupRoot())
-  await applyGuard(run, resolved, kept)
+  if (kept.backend === 'iptables') await applyIptablesGuard(run, resolved, kept)
+  else await applyGuard(run, resolved, kept)
   return resolved.problems.map(({ message }) =>
     message.replace(/^Connections of (.*) are not captured: /, 'Not known yet, $1: '),
   )
@@ -232,8 +255,12 @@ export async function guardFromFile(
 
 /** Removes the guard and that of the ports, not what diverts. Returns whether one was there. */
 export async function clearGuard(run: RunCommand = createCommandRunner()): Promise<boolean> {
-  const hadPorts = await removePortGuard(run)
-  return (await removeGuard(run)) || hadPorts
+  let removed = await removePortGuard(run)
+  for (const remove of [removeGuard, removeIptablesGuard])
+    await ignoreMissingTool([], async () => {
+      if (await remove(run)) removed = true
+    })
+  return removed
 }
 
 /** Removes everything of ours from the kernel; needs neither daemon nor configuration. */

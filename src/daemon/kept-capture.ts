@@ -3,7 +3,7 @@
  * place from it before any workload starts and before there is a daemon.
  */
 import { z } from 'zod'
-import type { MeshAddresses } from '../controlplane/capture/backend.ts'
+import type { BackendKind, MeshAddresses } from '../controlplane/capture/backend.ts'
 import type { NftBackendSettings } from '../controlplane/capture/nft-backend.ts'
 import type { PortPlan } from '../controlplane/capture/port-rules.ts'
 import type { CapturePlan } from '../controlplane/capture/rules.ts'
@@ -19,6 +19,8 @@ export const KEPT_PORTS = { name: 'capture-ports', version: 1, maxBytes: 1024 * 
 
 /** What is kept. */
 export interface KeptCapture {
+  /** What diverted, and has the guard. */
+  readonly backend: BackendKind
   readonly plan: CapturePlan
   readonly settings: NftBackendSettings
   readonly addresses: MeshAddresses
@@ -34,6 +36,7 @@ const addresses = z.array(z.object({ ip: z.string(), port: z.int() }))
 
 /** The shape of what is kept. */
 export const keptCapture = z.object({
+  backend: z.enum(['nftables', 'iptables']).default('nftables'),
   plan: z.object({
     workloads: z.array(z.object({ selector, capturePort: z.int() })),
     defaultCapturePort: z.int().optional(),

@@ -551,7 +551,8 @@ function plannedSockets({ settings, maxSegment }: WorkerPoolOptions): readonly P
       name,
       address,
       kind: 'tcp' as const,
-      transparent: kind === 'capture' && settings.capturesTransparently,
+      // TPROXY needs it; rules of iptables know the daemon's own socket by it.
+      transparent: kind === 'capture',
       // Without IPv6 nothing is diverted there either.
       isOptional: kind === 'capture' && isIpv6(address.ip),
     })),

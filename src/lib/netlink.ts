@@ -1,5 +1,5 @@
 /**
- * Hearing what the kernel tells everybody: a netlink socket in multicast groups, never waited for.
+ * Hearing what the kernel tells everybody, and telling it something: netlink sockets, never waited for.
  *
  * Node cannot wait for such a descriptor, so whoever listens asks from time to time; a question that nothing answers is
  * one system call.
@@ -20,13 +20,16 @@ export interface NetlinkGroups {
 }
 
 const AF_NETLINK = 16
-const PROTOCOLS = { route: 0, netfilter: 12 } as const
+const PROTOCOLS = { route: 0, sockets: 4, netfilter: 12 } as const
 const SOCK_RAW = 3
 const SOCK_NONBLOCK = 0o4000
 const SOCK_CLOEXEC = 0o2000000
 const ADDRESS_BYTES = 12
 const DATAGRAM_BYTES = 65_536
 const ENOBUFS = 105
+/** Of a message, whose type is in its fifth and sixth byte. */
+const HEADER_BYTES = 16
+const ANSWER_BYTES = 1_024
 
 /** Datagrams taken at a time: a flood is no reason to stand still. */
 const MOST_AT_ONCE = 4_096
@@ -63,10 +66,46 @@ export function listenToNetlink({ protocol, groups }: NetlinkGroups): NetlinkLis
   }
 }
 
+/** A socket that tells and asks. Disposing it closes it. */
+export interface NetlinkTalk extends Disposable {
+  /** Tells the kernel something. */
+  send(datagram: Uint8Array): void
+  /** The type of the message with which the kernel answers at once; undefined when it says nothing. */
+  ask(datagram: Uint8Array): number | undefined
+}
+
+/** Opens a socket; undefined where that is not possible. `sockets` are those of this host, by their addresses. */
+export function talkToNetlink(protocol: 'netfilter' | 'sockets'): NetlinkTalk | undefined {
+  const calls = loadCalls()
+  if (calls === undefined) return undefined
+  const fd = calls.socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, PROTOCOLS[protocol])
+  if (fd < 0) return undefined
+  const answer = Buffer.alloc(ANSWER_BYTES)
+  let isOpen = true
+  const hear = (): boolean => calls.recv(fd, answer, answer.length, 0) >= HEADER_BYTES
+  return {
+    send: (datagram) => {
+      if (isOpen) calls.send(fd, datagram, datagram.length, 0)
+    },
+    ask: (datagram) => {
+      if (!isOpen) return undefined
+      // What came of earlier messages: nobody has asked for it.
+      while (hear());
+      calls.send(fd, datagram, datagram.length, 0)
+      return hear() ? answer.readUInt16LE(4) : undefined
+    },
+    [Symbol.dispose]: () => {
+      if (isOpen) calls.close(fd)
+      isOpen = false
+    },
+  }
+}
+
 interface Calls {
   socket(family: number, type: number, protocol: number): number
   bind(fd: number, address: Buffer, length: number): number
   recv(fd: number, buffer: Buffer, length: number, flags: number): number
+  send(fd: number, datagram: Uint8Array, length: number, flags: number): number
   close(fd: number): number
   errno(): number
 }
@@ -82,6 +121,7 @@ function loadCalls(): Calls | undefined {
       socket: program.func('int socket(int, int, int)'),
       bind: program.func('int bind(int, void *, unsigned int)'),
       recv: program.func('long recv(int, void *, size_t, int)'),
+      send: program.func('long send(int, void *, size_t, int)'),
       close: program.func('int close(int)'),
       errno: () => koffi.errno(),
     }

@@ -107,6 +107,8 @@ function endIfOver(this: Socket): void {
  */
 export class SocketStream implements ByteStream, DirectReader, TurnTask {
   receiver: Receiver = nobody
+  /** Called once a reset of ours is on its way. */
+  afterReset: (() => void) | undefined = undefined
   readonly socket: Socket
   /** TLS encrypts what it is given before write returns, so the plaintext is never kept. */
   private readonly encrypts: boolean
@@ -227,6 +229,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     if (this.closed) return
     this.closed = true
     resetSocket(this.socket)
+    if (this.socket.destroyed) this.afterReset?.()
     this.noteWaiting(0)
   }
 

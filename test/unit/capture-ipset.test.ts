@@ -55,9 +55,10 @@ describe('setMembers()', () => {
 
 describe('texts', () => {
   test('a replacement is built beside the set and swapped in', () => {
+    const set = { name: 'hostmesh_instances6', kind: 'instances', family: 'v6' } as const
     assert.equal(
-      renderReplace('hostmesh_instances6', 'v6', new Set(['fd00::7,tcp:80'])),
-      `${renderCreate('hostmesh_instances6', 'v6')}create hostmesh_instances6_next hash:ip,port family inet6 maxelem 262144
+      renderReplace(set, new Set(['fd00::7,tcp:80'])),
+      `${renderCreate(set)}create hostmesh_instances6_next hash:ip,port family inet6 maxelem 262144
 flush hostmesh_instances6_next
 add hostmesh_instances6_next fd00::7,tcp:80
 swap hostmesh_instances6_next hostmesh_instances6

@@ -7,8 +7,8 @@ import { join } from 'node:path'
 import { describe, test } from 'node:test'
 import * as fc from 'fast-check'
 import {
-  instanceSets,
   iptablesRules,
+  setNames,
   type TableRules,
 } from '../../src/controlplane/capture/iptables-rules.ts'
 import {
@@ -126,7 +126,10 @@ function nftText(plan: CapturePlan): string {
 
 function fullText(plan: CapturePlan): string {
   return families
-    .map((family) => `# IP${family}\n${renderRestore(iptablesRules(plan, family), [])}`)
+    .map((family) => {
+      const made = { ...settingsOf(plan), waits: true, refusesUnseen: false }
+      return `# IP${family}\n${renderRestore(iptablesRules(plan, family, made), [])}`
+    })
     .join('\n')
 }
 
@@ -170,7 +173,7 @@ describe('comparison with what iptables-save prints', () => {
   const wanted = iptablesRules(plans['cgroups-deepest-first'] ?? basePlan, 'v4')
   const saved = (text: string): readonly TableRules[] => ownRules(parseSavedRules(text))
   const asSaved = renderRestore(wanted, []).replaceAll(
-    /^-I (\S+) 1 /gm,
+    /^-I (\S+) \d /gm,
     (_, chain: string) => `-A ${chain} `,
   )
 
@@ -332,12 +335,19 @@ function captureTable(name: string): string {
   return renderCaptureTable(plan, settingsOf(plan))
 }
 
-/** Whether a rule lets only mesh-owned TCP destinations through to its target. */
+/**
+ * Whether a rule lets only what the mesh owns through to its target: its destinations, what it has diverted, or
+ * anything while somebody has emptied the sets that know these.
+ */
 function isOwnedDestination(line: string, range: string): boolean {
+  const addresses = [setNames.instances, setNames.permitted, setNames.guarded]
   return (
-    line.includes(' -p tcp ') &&
-    (line.includes(` -d ${range} `) ||
-      Object.values(instanceSets).some((set) => line.includes(` --match-set ${set} dst,dst `)))
+    line.includes(` -d ${range} `) ||
+    addresses.some((names) =>
+      Object.values(names).some((set) => line.includes(` --match-set ${set} dst,dst `)),
+    ) ||
+    Object.values(setNames.intact).some((set) => line.includes(` ! --match-set ${set} dst `)) ||
+    line.includes(' --ctstate DNAT ')
   )
 }
 
@@ -387,7 +397,7 @@ describe('properties', () => {
               const owned = isOwned || isOwnedDestination(line, range)
               const target = / -j (\S+)/.exec(line)?.[1] ?? ''
               if (target === 'REDIRECT' || target === 'REJECT') assert.ok(owned, line)
-              else if (target !== 'RETURN')
+              else if (!['RETURN', 'ACCEPT', 'DROP', 'SET'].includes(target))
                 for (const next of chains.get(target) ?? assert.fail(`no chain ${target}`))
                   visit(next, owned, depth + 1)
             }
@@ -408,7 +418,7 @@ describe('properties', () => {
           for (const line of text.trimEnd().split('\n'))
             assert.match(
               line,
-              /^(\*(nat|filter)|COMMIT|:HOSTMESH_[A-Z]+ - \[0:0\]|-I (OUTPUT|FORWARD|PREROUTING) [12] [^\n]* -m comment --comment hostmesh -j HOSTMESH_[A-Z]+|-A HOSTMESH_[A-Z]+ [^\n]* -m comment --comment hostmesh -j (RETURN|HOSTMESH_[A-Z]+|REDIRECT --to-ports \d+|REJECT --reject-with tcp-reset))$/,
+              /^(\*(nat|filter)|COMMIT|:HOSTMESH_[A-Z]+ - \[0:0\]|-I (INPUT|OUTPUT|FORWARD|PREROUTING) [1-4] [^\n]* -m comment --comment hostmesh -j HOSTMESH_[A-Z]+|-A HOSTMESH_[A-Z]+ ([^\n]* )?-m comment --comment hostmesh -j (RETURN|ACCEPT|DROP|HOSTMESH_[A-Z]+|REDIRECT --to-ports \d+|REJECT --reject-with (tcp-reset|icmp6?-port-unreachable)|SET --add-set hostmesh_spared6? src,src,dst --exist --timeout \d+))$/,
             )
           assert.equal(text.match(/^COMMIT$/gm)?.length, 2)
         }

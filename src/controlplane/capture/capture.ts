@@ -188,6 +188,7 @@ class KernelCapture implements Capture {
   #lastRepair: string | undefined
   #upkeep: Upkeep | undefined
   #held: HeldGuard | undefined
+  #canHold = false
   #isChanging = false
   #changedAt = -Infinity
   #inSync: boolean | undefined
@@ -199,7 +200,7 @@ class KernelCapture implements Capture {
     this.#log = (options.log ?? silentLog).child('capture')
     this.#backends = {
       nftables: new NftBackend(this.#run, options.nft ?? defaultNftSettings),
-      iptables: new IptablesBackend(this.#run, this.#log),
+      iptables: new IptablesBackend(this.#run, this.#log, options.nft ?? defaultNftSettings),
     }
   }
 
@@ -208,6 +209,11 @@ class KernelCapture implements Capture {
       this.#resolved = undefined
       const cgroupRoot = await findCgroupRoot()
       this.#chosen = await this.#choose(plan)
+      // By iptables, too, it refuses what begins while rules and guard are gone, where there is an nft to hold it.
+      this.#canHold =
+        this.#options.maintain?.startNft !== undefined &&
+        (this.#chosen.kind === 'nftables' ||
+          (await nftObstacle(this.#run, cgroupRoot)) === undefined)
       if (this.#addresses !== undefined) await this.#backend().setAddresses(this.#addresses)
       await this.#backend().setUpkeep(this.#options.maintain !== undefined)
       await this.#applyPlan(plan, cgroupRoot)
@@ -322,7 +328,7 @@ class KernelCapture implements Capture {
   async #hold(resolved = this.#resolved): Promise<void> {
     const startNft = this.#options.maintain?.startNft
     if (startNft === undefined || resolved === undefined) return
-    if (this.#chosen?.kind !== 'nftables') return this.#release()
+    if (!this.#canHold) return this.#release()
     const held = (this.#held ??= new HeldGuard(startNft, (words) => {
       this.#log.warn('The guard is not held against a flush by others', { words })
     }))

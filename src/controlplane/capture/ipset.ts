@@ -1,5 +1,5 @@
 /**
- * Text for `ipset restore`: the sets that hold the addresses of mesh instances. Pure.
+ * Text for `ipset restore`: the sets that rules of iptables look into. Pure.
  *
  * A set is a table in the kernel; a rule looks `destination ip,port` up in it. Small changes are added
  * and deleted in place, large ones are built beside it and swapped in, so that no connection meets a
@@ -14,7 +14,7 @@ import {
   isUndialable,
   type SocketAddress,
 } from '../../model/address.ts'
-import { instanceSets, permittedSets } from './iptables-rules.ts'
+import { type SetKind, setNames } from './iptables-rules.ts'
 import { type Family, families } from './rules.ts'
 
 /** Most addresses of one family; a catalog beyond it is a mistake, and the kernel's memory is finite. */
@@ -23,16 +23,35 @@ export const MAX_INSTANCE_ADDRESSES = 262_144
 /** Addresses of one family as set members, `10.0.0.7,tcp:5432`. */
 export type SetMembers = ReadonlySet<string>
 
-/** The name of a set in the kernel. */
-export function setName(kind: 'instances' | 'permitted', family: Family): string {
-  return kind === 'instances' ? instanceSets[family] : permittedSets[family]
+/** All kinds of sets. */
+export const setKinds: readonly SetKind[] = [
+  'instances',
+  'permitted',
+  'guarded',
+  'spared',
+  'intact',
+]
+
+/** One set of ours. */
+export interface OwnSet {
+  readonly name: string
+  readonly kind: SetKind
+  readonly family: Family
 }
 
 /** All sets of ours. */
-export const ownSets: readonly string[] = families.flatMap((family) => [
-  instanceSets[family],
-  permittedSets[family],
-])
+export const ownSets: readonly OwnSet[] = families.flatMap((family) =>
+  setKinds.map((kind) => ({ name: setNames[kind][family], kind, family })),
+)
+
+/** Every address of a family; the kernel takes no prefix of length 0. */
+export const EVERY_ADDRESS: Record<Family, SetMembers> = {
+  v4: new Set(['0.0.0.0/1', '128.0.0.0/1']),
+  v6: new Set(['::/1', '8000::/1']),
+}
+
+/** Connections that can be spared at a time, of each family. */
+const MAX_SPARED = 262_144
 
 /** Name under which the next content of a set is built. */
 export function nextSetName(name: string): string {
@@ -67,23 +86,43 @@ export function setMembers(addresses: Iterable<SocketAddress>): Record<Family, S
 }
 
 /** Makes the set if it is not there; leaves its members alone. */
-export function renderCreate(name: string, family: Family): string {
+export function renderCreate({ name, kind, family }: OwnSet): string {
   const inet = family === 'v4' ? 'inet' : 'inet6'
-  return `create ${name} hash:ip,port family ${inet} maxelem ${MAX_INSTANCE_ADDRESSES}\n`
+  switch (kind) {
+    case 'instances':
+    case 'permitted':
+    case 'guarded':
+      return `create ${name} hash:ip,port family ${inet} maxelem ${MAX_INSTANCE_ADDRESSES}\n`
+    case 'spared':
+      // Each member brings a time of its own.
+      return `create ${name} hash:ip,port,ip family ${inet} timeout 0 maxelem ${MAX_SPARED}\n`
+    case 'intact':
+      return `create ${name} hash:net family ${inet}\n`
+  }
 }
 
 /** Makes the set hold exactly `members`, in one swap. */
-export function renderReplace(name: string, family: Family, members: SetMembers): string {
+export function renderReplace(set: OwnSet, members: SetMembers): string {
+  const { name } = set
   const next = nextSetName(name)
   const lines = [
-    renderCreate(name, family),
-    renderCreate(next, family),
+    renderCreate(set),
+    renderCreate({ ...set, name: next }),
     `flush ${next}\n`,
     ...[...members].map((member) => `add ${next} ${member}\n`),
     `swap ${next} ${name}\n`,
     `destroy ${next}\n`,
   ]
   return lines.join('')
+}
+
+/** Spares connections for so many seconds from now. */
+export function renderSpare(
+  { name }: OwnSet,
+  connections: readonly string[],
+  seconds: number,
+): string {
+  return connections.map((member) => `add ${name} ${member} timeout ${seconds}\n`).join('')
 }
 
 /**

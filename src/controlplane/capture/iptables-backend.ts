@@ -1,13 +1,18 @@
 /**
- * Capture by iptables and ipset: REDIRECT in nat, for hosts on which native tables cannot be used.
+ * Capture by iptables and ipset: REDIRECT in nat and a guard in filter, for hosts on which native tables cannot be used.
  *
  * apply() is all or nothing over both families: it looks at what is there, applies IPv4 then IPv6, reads the
  * rules back, and on any failure puts back what was there before. Foreign rules are never written, only read.
+ *
+ * An address that becomes one of an instance is diverted first and guarded last: what is open to it in between began
+ * before, and is spared.
  */
 import { existsSync } from 'node:fs'
 import { sleep } from '../../lib/abort.ts'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
+import { formatAddress } from '../../model/address.ts'
+import { cidrContains, parseCidr } from '../../model/cidr.ts'
 import { Problem } from '../../model/problem.ts'
 import type {
   BackendState,
@@ -18,14 +23,16 @@ import type {
 } from './backend.ts'
 import { ignoreMissingTool, type RunCommand } from './command.ts'
 import {
+  EVERY_ADDRESS,
   nextSetName,
+  type OwnSet,
   ownSets,
   renderCreate,
   renderReplace,
+  renderSpare,
   renderUpdate,
   type SetMembers,
   setMembers,
-  setName,
 } from './ipset.ts'
 import {
   allTools,
@@ -35,10 +42,19 @@ import {
   readRules,
   toolError,
 } from './iptables.ts'
-import { iptablesRules, type TableRules } from './iptables-rules.ts'
+import {
+  type IptablesSettings,
+  iptablesGuard,
+  iptablesRules,
+  REFUSE_CHAIN,
+  type SetKind,
+  setNames,
+  type TableRules,
+  UNITS_CHAIN,
+} from './iptables-rules.ts'
 import { countRefusals } from './refusals.ts'
-import { ensureRoute } from './routes.ts'
-import { type CapturePlan, type Family, families } from './rules.ts'
+import { ensureRangeRoute, rangeRouteDrift } from './routing.ts'
+import { type CapturePlan, type Family, families, virtualNetwork } from './rules.ts'
 import {
   firstDifference,
   isEmpty,
@@ -47,6 +63,7 @@ import {
   renderRestore,
   type SavedRules,
 } from './saved-rules.ts'
+import { destroySockets, listSockets, redirectedPairs, unredirected } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
 /** Other programs may change rules between our look and our change: look again this often. */
@@ -64,82 +81,84 @@ const FINAL_CODES: ReadonlySet<string> = new Set([
   'HM_CAPTURE_TIMEOUT',
 ])
 
-/** The sets that rules look addresses up in. */
-type SetKind = 'instances' | 'permitted'
-const SET_KINDS: readonly SetKind[] = ['instances', 'permitted']
+/** What the backend is made with. */
+export interface IptablesBackendSettings {
+  /** How long a connection from before capture is spared, seconds. */
+  readonly spareSeconds: number
+  readonly sparesWhileUsed: boolean
+}
+
+type Members = Record<Family, SetMembers>
 
 /** The iptables backend. */
 export class IptablesBackend implements CaptureBackend {
   readonly kind = 'iptables'
   readonly #run: RunCommand
   readonly #log: Log
-  #wanted: Record<SetKind, Record<Family, SetMembers>> | undefined
+  readonly #settings: IptablesBackendSettings
+  #wanted: Record<'instances' | 'permitted', Members> | undefined
+  /** What sets hold as far as this process knows. */
   #synced = new Map<string, SetMembers>()
   #resolved: ResolvedPlan | undefined
   #routeProblems: readonly Problem[] = []
+  /** Whether somebody renews the rules when a unit starts. */
+  #isKept = false
 
-  constructor(run: RunCommand, log: Log) {
+  constructor(run: RunCommand, log: Log, settings: IptablesBackendSettings) {
     this.#run = run
     this.#log = log
+    this.#settings = settings
   }
 
   async apply(resolved: ResolvedPlan): Promise<void> {
-    await this.#applyRules(resolved, () => this.#syncSets())
+    await this.#applyRules(resolved)
     await this.#ensureRoutes(resolved.plan)
   }
 
   async renew(resolved: ResolvedPlan): Promise<void> {
-    if (isSameMap(resolved.unitIds, this.#resolved?.unitIds ?? new Map())) return
-    await this.#applyRules(resolved, async () => undefined)
+    if (isSameMap(resolved.unitIds, this.#resolved?.unitIds ?? new Map())) {
+      await this.#renewUnits(resolved)
+      this.#resolved = resolved
+    } else await this.#applyRules(resolved)
   }
 
-  /** It has no way to tell who has just started from anybody else. */
-  async setUpkeep(): Promise<void> {}
+  async setUpkeep(isKept: boolean): Promise<void> {
+    if (this.#isKept === isKept) return
+    this.#isKept = isKept
+    if (this.#resolved !== undefined) await this.#renewUnits(this.#resolved)
+  }
 
   async setAddresses({ instances, permitted }: MeshAddresses): Promise<void> {
     this.#wanted = { instances: setMembers(instances), permitted: setMembers(permitted) }
-    if (this.#resolved !== undefined) await this.#syncSets()
+    if (this.#resolved === undefined) return
+    await this.#divertSets()
+    await this.#guardSets(this.#resolved.plan)
   }
 
-  async drift({ plan }: ResolvedPlan): Promise<string | undefined> {
+  async drift(resolved: ResolvedPlan): Promise<string | undefined> {
+    const { plan } = resolved
     for (const family of activeFamilies()) {
       const present = ownRules(await readRules(this.#run, defaultTools[family]))
-      const difference = firstDifference(iptablesRules(plan, family), present)
+      const difference =
+        this.#ruleDrift(resolved, family, present) ??
+        (await rangeRouteDrift(this.#run, family, virtualNetwork(plan, family)))
       if (difference !== undefined) return `IP${family}: ${difference}`
-      for (const kind of SET_KINDS) {
-        const name = setName(kind, family)
-        const synced = this.#synced.get(name)
-        if (synced === undefined || isSameSet(await this.#readSet(name), synced)) continue
-        this.#synced.delete(name)
-        return `the set ${name} holds other addresses`
-      }
     }
-    return undefined
+    return this.#setDrift()
   }
 
   async show(): Promise<BackendState> {
-    const rules: ShownRule[] = []
-    for (const family of activeFamilies())
-      rules.push(...shownRules(family, await readRules(this.#run, defaultTools[family])))
+    const rules = await this.#shownRules()
     const instances = {
-      v4: (await this.#readSet(setName('instances', 'v4')))?.size,
-      v6: (await this.#readSet(setName('instances', 'v6')))?.size,
+      v4: (await this.#readSet(setNames.instances.v4))?.size,
+      v6: (await this.#readSet(setNames.instances.v6))?.size,
     }
-    const refused = countRefusals(rules)
-    const counts = {
-      refusedVirtual: refused.virtual,
-      refusedInstance: refused.instance,
-      permitted: refused.permitted,
-      waited: undefined,
-      full: undefined,
-      guarded: undefined,
-      spared: undefined,
-    }
-    return { rules, instances, counts, spared: [] }
+    const spared = await this.#spared()
+    return { rules, instances, counts: await this.#countsOf(rules), spared }
   }
 
   async counts(): Promise<CaptureCounts> {
-    return (await this.show()).counts
+    return this.#countsOf(await this.#shownRules())
   }
 
   async clear(notes: string[]): Promise<boolean> {
@@ -157,29 +176,68 @@ export class IptablesBackend implements CaptureBackend {
     return this.#routeProblems
   }
 
-  async #applyRules(resolved: ResolvedPlan, syncSets: () => Promise<void>): Promise<void> {
+  #rulesOf(resolved: ResolvedPlan, family: Family, waits = this.#isKept): readonly TableRules[] {
+    return iptablesRules(resolved.plan, family, { ...this.#iptablesSettings(resolved), waits })
+  }
+
+  #ruleDrift(
+    resolved: ResolvedPlan,
+    family: Family,
+    present: readonly TableRules[],
+  ): string | undefined {
+    const difference = firstDifference(this.#rulesOf(resolved, family), present)
+    // Rules of another process may be kept, or not.
+    if (difference === undefined || this.#resolved !== undefined) return difference
+    const others = this.#rulesOf(resolved, family, !this.#isKept)
+    return firstDifference(others, present) === undefined ? undefined : difference
+  }
+
+  /** By the cgroups for which the rules were made, where this process made them. */
+  #iptablesSettings(resolved: ResolvedPlan): IptablesSettings {
+    const { cgroups } = this.#resolved ?? resolved
+    return { ...this.#settings, cgroups, waits: this.#isKept, refusesUnseen: false }
+  }
+
+  async #applyRules(resolved: ResolvedPlan): Promise<void> {
     const active = activeFamilies()
-    const wanted = {
-      v4: iptablesRules(resolved.plan, 'v4'),
-      v6: iptablesRules(resolved.plan, 'v6'),
-    }
+    const former = this.#resolved
+    this.#resolved = resolved
     const before = new Map<Family, readonly TableRules[]>()
-    for (const family of active)
-      before.set(family, ownRules(await readRules(this.#run, defaultTools[family])))
-    // The text of a rule does not tell which cgroup it holds on to, so a new one always means a new rule.
-    const isRenewed = !isSameMap(resolved.unitIds, this.#resolved?.unitIds ?? new Map())
     try {
-      await syncSets()
+      const wanted = {
+        v4: this.#rulesOf(resolved, 'v4'),
+        v6: this.#rulesOf(resolved, 'v6'),
+      }
+      // The text of a rule does not tell which cgroup it holds on to, so a new one always means a new rule.
+      const hasUnits = wanted.v4.some(({ chains }) => chains.has(UNITS_CHAIN))
+      const ids = hasUnits ? 'cgroupIds' : 'unitIds'
+      const isRenewed = !isSameMap(resolved[ids], former?.[ids] ?? new Map())
+      for (const family of active)
+        before.set(family, ownRules(await readRules(this.#run, defaultTools[family])))
+      await this.#divertSets()
       for (const family of active) {
         const present = before.get(family) ?? []
         if (isRenewed || firstDifference(wanted[family], present) !== undefined)
           await this.#converge(family, wanted[family], present)
       }
+      await this.#guardSets(resolved.plan)
     } catch (error) {
+      this.#resolved = former
       await this.#rollBack(before)
       throw error
     }
-    this.#resolved = resolved
+  }
+
+  /** Who has just started is told from everybody else by one chain. */
+  async #renewUnits(resolved: ResolvedPlan): Promise<void> {
+    const settings = { ...this.#iptablesSettings(resolved), cgroups: resolved.cgroups }
+    for (const family of activeFamilies()) {
+      const [filter] = iptablesRules(resolved.plan, family, settings)
+      const lines = filter?.chains.get(UNITS_CHAIN)
+      if (lines === undefined) continue
+      const text = [`*filter`, `:${UNITS_CHAIN} - [0:0]`, ...lines, 'COMMIT', ''].join('\n')
+      await applyRules(this.#run, defaultTools[family], text)
+    }
   }
 
   /** Changes the rules of a family until they read back as wanted. */
@@ -216,8 +274,8 @@ export class IptablesBackend implements CaptureBackend {
   async #ensureRoutes(plan: CapturePlan): Promise<void> {
     const problems: Problem[] = []
     for (const family of activeFamilies()) {
-      const range = family === 'v4' ? plan.virtualRange : plan.virtualRange6
-      const problem = await ensureRoute(this.#run, family, range).catch(describeError)
+      const range = virtualNetwork(plan, family)
+      const problem = await ensureRangeRoute(this.#run, family, range)
       if (problem !== undefined)
         problems.push(new Problem('HM_CAPTURE_ROUTE_MISSING', problem, { subject: family }))
     }
@@ -244,29 +302,118 @@ export class IptablesBackend implements CaptureBackend {
     }
   }
 
-  /** Makes the sets exist and, once the instances are known, hold exactly these. */
-  async #syncSets(): Promise<void> {
-    for (const family of activeFamilies())
-      for (const kind of SET_KINDS) {
-        const name = setName(kind, family)
-        const wanted = this.#wanted?.[kind][family]
-        const synced = this.#synced.get(name)
-        if (wanted === undefined) {
-          await this.#restoreSets(renderCreate(name, family))
-          continue
-        }
-        const isIntact = synced !== undefined && isSameSet(await this.#readSet(name), synced)
-        const update = isIntact ? renderUpdate(name, synced, wanted) : undefined
-        if (update === '') continue
-        this.#synced.delete(name)
-        await this.#restoreSets(update ?? renderReplace(name, family, wanted))
-        this.#synced.set(name, wanted)
-      }
+  /** Makes all sets exist, and those that nat looks into hold what is wanted once that is known. */
+  async #divertSets(): Promise<void> {
+    for (const set of activeSets()) {
+      const { kind, family } = set
+      const wanted =
+        kind === 'instances' || kind === 'permitted' ? this.#wanted?.[kind][family] : undefined
+      if (kind === 'intact') await this.#fill(set, EVERY_ADDRESS[family])
+      else if (wanted === undefined) await this.#restoreSets(renderCreate(set))
+      else await this.#fill(set, wanted)
+    }
   }
 
-  async #restoreSets(text: string): Promise<void> {
-    const result = await this.#run('ipset', ['restore', '-exist'], text)
-    if (result.status !== 0) throw toolError('ipset', 'fill the sets', result, text)
+  /** Guards what is diverted; what is open to addresses that were not guarded, and not diverted, is spared. */
+  async #guardSets(plan: CapturePlan): Promise<void> {
+    const wanted = this.#wanted?.instances
+    if (wanted === undefined) return
+    const guarded = activeSets().filter(({ kind }) => kind === 'guarded')
+    const isNew = new Set<string>()
+    for (const { name, family } of guarded) {
+      const present = (await this.#readSet(name)) ?? new Set()
+      for (const member of wanted[family])
+        if (!present.has(member)) isNew.add(member.replace(',tcp:', ' . '))
+    }
+    if (isNew.size > 0) await this.#spare(plan, isNew)
+    for (const set of guarded) await this.#fill(set, wanted[set.family])
+  }
+
+  async #spare(plan: CapturePlan, addresses: ReadonlySet<string>): Promise<void> {
+    const { spareSeconds } = this.#settings
+    if (spareSeconds <= 0) return
+    const open = unredirected(await listSockets(this.#run), capturePorts(plan))
+    const lines = activeSets()
+      .filter(({ kind }) => kind === 'spared')
+      .map((set) => {
+        const members = open
+          .filter(({ family, peer }) => family === set.family && addresses.has(peer))
+          .map(({ local, peer }) => sparedMember(local, peer))
+        return renderSpare(set, members, spareSeconds)
+      })
+    await this.#restoreSets(lines.join(''))
+  }
+
+  /** Makes a set hold exactly these. */
+  async #fill(set: OwnSet, wanted: SetMembers): Promise<void> {
+    const { name } = set
+    const synced = this.#synced.get(name)
+    const isIntact = synced !== undefined && isSameSet(await this.#readSet(name), synced)
+    const update = isIntact ? renderUpdate(name, synced, wanted) : undefined
+    if (update === '') return
+    this.#synced.delete(name)
+    await this.#restoreSets(update ?? renderReplace(set, wanted))
+    this.#synced.set(name, wanted)
+  }
+
+  /** The first set that holds something else than it should; undefined when there is none. */
+  async #setDrift(): Promise<string | undefined> {
+    for (const { name, kind, family } of activeSets()) {
+      if (kind === 'spared') continue
+      const present = await this.#readSet(name)
+      // Another process than the daemon does not know the addresses; but both must hold the same.
+      const wanted =
+        kind === 'intact'
+          ? EVERY_ADDRESS[family]
+          : (this.#synced.get(name) ??
+            (kind === 'guarded' ? await this.#readSet(setNames.instances[family]) : present))
+      if (present !== undefined && wanted !== undefined && isSameSet(present, wanted)) continue
+      this.#synced.delete(name)
+      return present === undefined
+        ? `the set ${name} is missing`
+        : `the set ${name} holds other addresses`
+    }
+    return undefined
+  }
+
+  async #shownRules(): Promise<ShownRule[]> {
+    const rules: ShownRule[] = []
+    for (const family of activeFamilies())
+      rules.push(...shownRules(family, await readRules(this.#run, defaultTools[family])))
+    return rules
+  }
+
+  async #countsOf(rules: readonly ShownRule[]): Promise<CaptureCounts> {
+    let spared = 0
+    for (const { name, kind } of activeSets())
+      if (kind === 'spared') spared += (await this.#readSet(name))?.size ?? 0
+    return { ...countRefusals(rules), full: undefined, spared }
+  }
+
+  /** Spared connections that are open; a set names no port of the destination. */
+  async #spared(): Promise<string[]> {
+    const sets = activeSets().filter(({ kind }) => kind === 'spared')
+    const members = new Set<string>()
+    for (const { name } of sets)
+      for (const member of (await this.#readSet(name)) ?? []) members.add(member)
+    if (members.size === 0) return []
+    const guarded = await this.#guardedAddresses()
+    return (await listSockets(this.#run))
+      .filter(({ local, peer }) => guarded.has(peer) && members.has(sparedMember(local, peer)))
+      .map(({ local, peer }) => `${endText(local)} > ${endText(peer)}`)
+  }
+
+  async #guardedAddresses(): Promise<ReadonlySet<string>> {
+    const guarded = new Set<string>()
+    for (const { name, kind } of activeSets())
+      if (kind === 'guarded')
+        for (const member of (await this.#readSet(name)) ?? [])
+          guarded.add(member.replace(',tcp:', ' . '))
+    return guarded
+  }
+
+  #restoreSets(text: string): Promise<void> {
+    return restoreSets(this.#run, text)
   }
 
   /** Members of a set; undefined when there is none. */
@@ -288,11 +435,11 @@ export class IptablesBackend implements CaptureBackend {
     const [used, ...others] = allTools[family]
     if (used !== undefined)
       await ignoreMissingTool(notes, async () => {
-        removed = await this.#clearWith(used)
+        removed = await this.#clearWith(used, notes)
       })
     for (const tools of others) {
       try {
-        if (await this.#clearWith(tools)) removed = true
+        if (await this.#clearWith(tools, notes)) removed = true
       } catch (error) {
         // A variant that is not installed, or that only root may look at, is not the one in use.
         const code = errorCode(error)
@@ -303,9 +450,11 @@ export class IptablesBackend implements CaptureBackend {
     return removed
   }
 
-  async #clearWith(tools: IptablesTools): Promise<boolean> {
+  async #clearWith(tools: IptablesTools, notes: string[]): Promise<boolean> {
     let present = ownRules(await readRules(this.#run, tools))
     if (isEmpty(present)) return false
+    await this.#endCaptured(tools, present, notes)
+    present = ownRules(await readRules(this.#run, tools))
     let failure: unknown
     for (let attempt = 1; attempt <= MAX_ATTEMPTS; attempt += 1) {
       try {
@@ -323,13 +472,51 @@ export class IptablesBackend implements CaptureBackend {
     })
   }
 
+  /** What is captured now could go on in plaintext: it is reset, and its sockets are destroyed. */
+  async #endCaptured(
+    tools: IptablesTools,
+    present: readonly TableRules[],
+    notes: string[],
+  ): Promise<void> {
+    const nat = present.find(({ table }) => table === 'nat')
+    const filter = present.find(({ table }) => table === 'filter')
+    const ports = new Set(
+      [...(nat?.chains.values() ?? [])]
+        .flat()
+        .flatMap((line) => / --to-ports (\d+)$/.exec(line)?.[1] ?? [])
+        .map(Number),
+    )
+    if (ports.size === 0) return
+    if (filter?.chains.has(REFUSE_CHAIN) === true) {
+      const lines = ['OUTPUT', 'INPUT'].flatMap((chain) =>
+        [...ports].map(
+          (port) =>
+            `-I ${chain} 1 -p tcp -m tcp --dport ${port} -m conntrack --ctstate DNAT -m comment --comment hostmesh -j ${REFUSE_CHAIN}`,
+        ),
+      )
+      await applyRules(this.#run, tools, ['*filter', ...lines, 'COMMIT', ''].join('\n'))
+    }
+    const ranges = (filter?.jumps ?? []).flatMap(({ line }) => {
+      const cidr = parseCidr(/ -d (\S+) /.exec(line)?.[1] ?? '')
+      return cidr === undefined ? [] : [cidr]
+    })
+    const guarded = await this.#guardedAddresses()
+    const isMesh = (peer: string): boolean =>
+      guarded.has(peer) || ranges.some((range) => cidrContains(range, peer.split(' . ')[0] ?? ''))
+    await ignoreMissingTool(notes, async () => {
+      const pairs = redirectedPairs(await listSockets(this.#run), ports, isMesh)
+      const problem = pairs.length === 0 ? undefined : await destroySockets(this.#run, pairs)
+      if (problem !== undefined) notes.push(problem)
+    })
+  }
+
   async #destroySets(notes: string[]): Promise<boolean> {
     let removed = false
     await ignoreMissingTool(notes, async () => {
       const listed = await this.#run('ipset', ['list', '-name'])
       if (listed.status !== 0) throw toolError('ipset', 'list the sets', listed)
       const present = new Set(listed.stdout.split('\n'))
-      const own = ownSets.flatMap((name) => [nextSetName(name), name])
+      const own = ownSets.flatMap(({ name }) => [nextSetName(name), name])
       for (const name of own) {
         if (!present.has(name)) continue
         await this.#destroySet(name)
@@ -349,6 +536,85 @@ export class IptablesBackend implements CaptureBackend {
       await sleep(DESTROY_RETRY_MS, new AbortController().signal)
     }
   }
+}
+
+/**
+ * Puts the guard in place alone. Its plan may name units that do not run yet: whatever starts beside or below where they
+ * will be is refused at instances until a daemon applies the plan.
+ */
+export async function applyIptablesGuard(
+  run: RunCommand,
+  resolved: ResolvedPlan,
+  given: { readonly settings: IptablesBackendSettings; readonly addresses: MeshAddresses },
+): Promise<void> {
+  const { plan, cgroups, problems } = resolved
+  const active = activeFamilies()
+  const members: Partial<Record<SetKind, Members>> = {
+    guarded: setMembers(given.addresses.instances),
+    permitted: setMembers(given.addresses.permitted),
+    intact: EVERY_ADDRESS,
+  }
+  const sets = activeSets().map((set) => {
+    const wanted = members[set.kind]?.[set.family]
+    return wanted === undefined ? renderCreate(set) : renderReplace(set, wanted)
+  })
+  await restoreSets(run, sets.join(''))
+  const settings = {
+    ...given.settings,
+    cgroups,
+    waits: false,
+    // Only where a unit is missing may somebody be it who is in no cgroup that is known.
+    refusesUnseen: problems.length > 0,
+  }
+  for (const family of active) {
+    const present = ownRules(await readRules(run, defaultTools[family]))
+    const filter = present.filter(({ table }) => table === 'filter')
+    const wanted = iptablesGuard(plan, family, settings)
+    await applyRules(run, defaultTools[family], renderRestore([wanted], filter))
+    await ensureRangeRoute(run, family, virtualNetwork(plan, family))
+  }
+}
+
+/** Removes the guard alone, and leaves what diverts. Returns whether it was there. */
+export async function removeIptablesGuard(run: RunCommand): Promise<boolean> {
+  let removed = false
+  for (const family of activeFamilies()) {
+    const present = ownRules(await readRules(run, defaultTools[family]))
+    const filter = present.filter(({ table }) => table === 'filter')
+    if (isEmpty(filter)) continue
+    await applyRules(run, defaultTools[family], renderClear(filter))
+    removed = true
+  }
+  return removed
+}
+
+async function restoreSets(run: RunCommand, text: string): Promise<void> {
+  if (text === '') return
+  const result = await run('ipset', ['restore', '-exist'], text)
+  if (result.status !== 0) throw toolError('ipset', 'fill the sets', result, text)
+}
+
+/** The sets of the families that this host has. */
+function activeSets(): readonly OwnSet[] {
+  const active = activeFamilies()
+  return ownSets.filter(({ family }) => active.includes(family))
+}
+
+/** Every port that connections are diverted to. */
+function capturePorts({ workloads, defaultCapturePort }: CapturePlan): ReadonlySet<number> {
+  const ports = new Set(workloads.map(({ capturePort }) => capturePort))
+  if (defaultCapturePort !== undefined) ports.add(defaultCapturePort)
+  return ports
+}
+
+/** Both ends of a connection, `a . 1` and `b . 2`, as a set has them. */
+function sparedMember(local: string, peer: string): string {
+  return `${local.replace(' . ', ',tcp:')},${peer.split(' . ')[0]}`
+}
+
+function endText(end: string): string {
+  const [ip = '', port] = end.split(' . ')
+  return formatAddress({ ip, port: Number(port) })
 }
 
 /** IPv6 is left out on a host whose kernel has it switched off: nobody can open such a socket. */

@@ -4,11 +4,14 @@
  * All of it lives in own chains (`HOSTMESH_*`); the only lines in foreign chains are the jumps to them. Each rule
  * has one spelling, the one the kernel's tools print, so that "is it in place?" is a comparison (saved-rules.ts).
  *
- *     nat OUTPUT     -> HOSTMESH_OUTPUT: daemon, loopback and own ports return; mesh destinations
+ *     nat OUTPUT      HOSTMESH_OUTPUT: daemon, loopback and own ports return; mesh destinations
  *                       -> HOSTMESH_LOCAL: one REDIRECT per cgroup or user, then the default identity
- *     nat PREROUTING -> HOSTMESH_PREROUTING: the same for containers -> HOSTMESH_SOURCE: by address
- *     filter OUTPUT, FORWARD, virtual range only -> HOSTMESH_REJECT: a reset for callers without identity
- *     filter OUTPUT, set of instances, if wanted -> HOSTMESH_UNKNOWN: the same, for new connections
+ *     nat PREROUTING  HOSTMESH_PREROUTING: the same for containers -> HOSTMESH_SOURCE: by address
+ *     filter          what nat has diverted goes to loopback here; what still goes to a mesh address was not: the guard
+ *       OUTPUT          HOSTMESH_VIRTUAL, HOSTMESH_GUARD: refuse that of workloads; HOSTMESH_DOORS: what is diverted goes
+ *                       to the port of who calls now; HOSTMESH_FLUSHED: somebody has emptied the sets
+ *       INPUT           HOSTMESH_INPUT: capture ports are the daemon's, whoever listens there
+ *       FORWARD         HOSTMESH_REJECT, HOSTMESH_FORWARD, HOSTMESH_STALLED: the guard of containers
  */
 import { MeshError } from '../../lib/errors.ts'
 import type { WorkloadSelector } from '../../model/service.ts'
@@ -22,20 +25,52 @@ import {
   loopbackRange,
   virtualNetwork,
 } from './rules.ts'
+import type { KnownCgroup } from './workloads.ts'
 
 /** What all our chains begin with; nothing else is ever deleted. */
 export const CHAIN_PREFIX = 'HOSTMESH_'
 
-/** Sets of `ip,port` of instances, filled by the daemon as the catalog changes. */
-export const instanceSets: Record<Family, string> = {
-  v4: 'hostmesh_instances',
-  v6: 'hostmesh_instances6',
+/**
+ * The sets that rules look into, by family.
+ *
+ *     instances   `ip,port` of instances: diverted
+ *     permitted   those of them that may be reached without the mesh now
+ *     guarded     instances once more: what of workloads goes there un-diverted is refused. A set of its own, so that who
+ *                 empties the other one lets nothing out; filled after it, so that what is open can be listed in between
+ *     spared      `ip,port,ip`: open since before capture, or permitted when it began
+ *     intact      every address. Once it is empty, somebody has flushed all sets
+ */
+export const setNames = {
+  instances: { v4: 'hostmesh_instances', v6: 'hostmesh_instances6' },
+  permitted: { v4: 'hostmesh_permitted', v6: 'hostmesh_permitted6' },
+  guarded: { v4: 'hostmesh_guarded', v6: 'hostmesh_guarded6' },
+  spared: { v4: 'hostmesh_spared', v6: 'hostmesh_spared6' },
+  intact: { v4: 'hostmesh_intact', v6: 'hostmesh_intact6' },
+} as const satisfies Record<string, Record<Family, string>>
+
+/** What a set holds. */
+export type SetKind = keyof typeof setNames
+
+/** What rules are made with beside the plan. */
+export interface IptablesSettings {
+  /** The cgroups above workloads, and all beside them. */
+  readonly cgroups: readonly KnownCgroup[]
+  /** Whether who has just started is kept waiting until somebody has looked who it is; else it is refused. */
+  readonly waits: boolean
+  /** Whether what is in no known cgroup at the root is refused, too: before there is a daemon units have none yet. */
+  readonly refusesUnseen: boolean
+  /** How long a connection is spared, seconds. */
+  readonly spareSeconds: number
+  /** Whether segments prolong that. */
+  readonly sparesWhileUsed: boolean
 }
 
-/** Those of them that may be reached without the mesh now. */
-export const permittedSets: Record<Family, string> = {
-  v4: 'hostmesh_permitted',
-  v6: 'hostmesh_permitted6',
+const noSettings: IptablesSettings = {
+  cgroups: [],
+  waits: false,
+  refusesUnseen: false,
+  spareSeconds: 0,
+  sparesWhileUsed: false,
 }
 
 /** A line of ours in a chain that is not ours. */
@@ -56,8 +91,25 @@ export interface TableRules {
 }
 
 const TAG = '-m comment --comment hostmesh'
+const VIRTUAL = `${CHAIN_PREFIX}VIRTUAL`
 const REJECT = `${CHAIN_PREFIX}REJECT`
+const REFUSE = `${CHAIN_PREFIX}REFUSE`
 const UNKNOWN = `${CHAIN_PREFIX}UNKNOWN`
+const GUARD = `${CHAIN_PREFIX}GUARD`
+const UNITS = `${CHAIN_PREFIX}UNITS`
+const DOORS = `${CHAIN_PREFIX}DOORS`
+const CALLERS = `${CHAIN_PREFIX}CALLERS`
+const FLUSHED = `${CHAIN_PREFIX}FLUSHED`
+const INPUT = `${CHAIN_PREFIX}INPUT`
+const PORTS = `${CHAIN_PREFIX}PORTS`
+const FORWARD = `${CHAIN_PREFIX}FORWARD`
+const STALLED = `${CHAIN_PREFIX}STALLED`
+
+/** The chain whose rules tell who has just started from who is known: renewed when a cgroup comes. */
+export const UNITS_CHAIN: string = UNITS
+
+/** Where everything that the guard refuses ends, so that one rule counts it. */
+export const REFUSE_CHAIN: string = REFUSE
 
 /** Where the rules of a hook go: those that decide by destination, and behind them those that ask who calls. */
 const hookChains: Record<CaptureHook, { readonly chain: string; readonly callers: string }> = {
@@ -68,21 +120,63 @@ const hookChains: Record<CaptureHook, { readonly chain: string; readonly callers
 /** What a refused caller sees: as if nothing listened there, at once. */
 const RESET = 'REJECT --reject-with tcp-reset'
 
-/** `--syn`, as iptables-save prints it. */
+const UNREACHABLE: Record<Family, string> = {
+  v4: 'REJECT --reject-with icmp-port-unreachable',
+  v6: 'REJECT --reject-with icmp6-port-unreachable',
+}
+
+/** `--syn` and `! --syn`, as iptables-save prints them. */
 const FIRST_SEGMENT = '-m tcp --tcp-flags FIN,SYN,RST,ACK SYN'
+const LATER_SEGMENT = '-m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN'
+
+/** Connections that begin, and those that tracking has forgotten. */
+const UNKNOWN_TO_TRACKING = '-m conntrack ! --ctstate ESTABLISHED'
+
+/** What a socket sends that its process has closed, and that has no owner any more. Resets are also the rules' own. */
+const ORPHAN = '-m tcp --tcp-flags SYN,RST NONE -m owner ! --socket-exists'
+
+/** What nat has diverted, and connections that it has diverted. */
+const DIVERTED = '-m conntrack --ctstate DNAT'
+
+/** The listener has IP_TRANSPARENT, which needs CAP_NET_ADMIN: nobody but the daemon can have such a socket. */
+const OWN_SOCKET = '-m socket --transparent --nowildcard'
 
 /** The multiport match takes 15 slots; a range uses two. */
 const MULTIPORT_SLOTS = 15
+
+/** What both tables of a family are made of. */
+interface Given {
+  readonly plan: CapturePlan
+  readonly family: Family
+  readonly rules: readonly CaptureRule[]
+  readonly settings: IptablesSettings
+}
 
 /**
  * The tables of one family. The filter table comes first: a virtual address must be refused before
  * anything is diverted, so that there is no moment at which it leaves the host.
  * @throws MeshError HM_CAPTURE_PLAN_INVALID as {@link captureRules} does.
  */
-export function iptablesRules(plan: CapturePlan, family: Family): readonly TableRules[] {
-  const rules = captureRules(plan, family)
+export function iptablesRules(
+  plan: CapturePlan,
+  family: Family,
+  settings: IptablesSettings = noSettings,
+): readonly TableRules[] {
+  const given = { plan, family, rules: captureRules(plan, family), settings }
+  return [filterRules(given), natRules(given)]
+}
+
+/** The guard alone: nothing is diverted. */
+export function iptablesGuard(
+  plan: CapturePlan,
+  family: Family,
+  settings: IptablesSettings,
+): TableRules {
+  return filterRules({ plan, family, rules: captureRules(plan, family), settings })
+}
+
+function natRules({ plan, family, rules }: Given): TableRules {
   const virtual = `-d ${virtualNetwork(plan, family)} -p tcp`
-  const instances = `-p tcp ${FIRST_SEGMENT} -m set --match-set ${instanceSets[family]} dst,dst`
   const chains = new Map<string, string[]>()
   const jumps: Jump[] = []
   for (const hook of ['output', 'prerouting'] as const) {
@@ -91,57 +185,262 @@ export function iptablesRules(plan: CapturePlan, family: Family): readonly Table
     const head = hook.toUpperCase()
     const { chain, callers } = hookChains[hook]
     jumps.push({ chain: head, line: tagged(`-A ${head} -p tcp`, chain), position: 1 })
-    const passed = own
-      .filter(({ action }) => action.kind === 'pass')
-      .flatMap(({ matches }) => matchesOf(matches, family))
-      .map((match) => `-A ${chain} ${tagged(match, 'RETURN')}`)
-    const owned = [virtual, instances].map((match) => `-A ${chain} ${tagged(match, callers)}`)
-    chains.set(chain, [...passed, ...owned])
+    const line = (match: string, target: string): string => `-A ${chain} ${tagged(match, target)}`
+    chains.set(chain, [
+      ...passedBy(own, family).map((match) => line(match, 'RETURN')),
+      line(virtual, callers),
+      line(`-p tcp ${FIRST_SEGMENT} ${inSet('instances', family)}`, callers),
+      // Tracking begins with a later segment after it was emptied: what was diverted before still is.
+      ...(hook === 'output'
+        ? [line(`-p tcp ${LATER_SEGMENT} ${inSet('spared', family)}`, 'RETURN')]
+        : []),
+      line(`-p tcp ${inSet('guarded', family)}`, callers),
+    ])
     chains.set(
       callers,
       own.flatMap((rule) => divertLines(callers, rule, family)),
     )
   }
-  return [filterRules(rules, { virtual, instances, family }), { table: 'nat', jumps, chains }]
+  return { table: 'nat', jumps, chains }
 }
 
-function divertLines(chain: string, { matches, action }: CaptureRule, family: Family): string[] {
-  if (action.kind !== 'divert') return []
-  const callers = matches.filter(({ kind }) => kind === 'caller')
-  const [match = '-p tcp'] = matchesOf(callers, family)
-  return [`-A ${chain} ${tagged(match, `REDIRECT --to-ports ${action.port}`)}`]
+function divertLines(chain: string, rule: CaptureRule, family: Family): string[] {
+  const diverted = divertOf(rule, family)
+  if (diverted === undefined) return []
+  return [`-A ${chain} ${tagged(diverted.match, `REDIRECT --to-ports ${diverted.port}`)}`]
 }
 
-/** Who gets here was diverted by no rule of nat: a caller without identity, or the daemon. */
-function filterRules(
-  rules: readonly CaptureRule[],
-  words: { readonly virtual: string; readonly instances: string; readonly family: Family },
-): TableRules {
-  const { virtual, instances, family } = words
-  const jumps: Jump[] = ['OUTPUT', 'FORWARD'].map((chain) => ({
-    chain,
-    line: tagged(`-A ${chain} ${virtual}`, REJECT),
-    position: 1,
-  }))
-  const chains = new Map([[REJECT, [`-A ${REJECT} ${tagged(virtual, RESET)}`]]])
+/** Whom a rule diverts and where to; undefined when it diverts nobody. */
+function divertOf(
+  { matches, action }: CaptureRule,
+  family: Family,
+): { readonly match: string; readonly port: number } | undefined {
+  if (action.kind !== 'divert') return undefined
+  const [match = '-p tcp'] = matchesOf(
+    matches.filter(({ kind }) => kind === 'caller'),
+    family,
+  )
+  return { match, port: action.port }
+}
+
+/** Everything that refuses. Who is sent to a mesh address here was diverted by no rule of nat. */
+function filterRules(given: Given): TableRules {
+  const { plan, family } = given
+  const virtual = `-d ${virtualNetwork(plan, family)}`
+  const chains = new Map<string, readonly string[]>()
+  const chain = (name: string, rules: readonly (readonly [string, string])[]): void => {
+    chains.set(
+      name,
+      rules.map(([match, target]) => `-A ${name} ${tagged(match, target)}`),
+    )
+  }
+  chain(REFUSE, [
+    ['-p tcp', RESET],
+    ['', UNREACHABLE[family]],
+  ])
+  chain(REJECT, [
+    [`-p tcp ${FIRST_SEGMENT}`, RESET],
+    ['', REFUSE],
+  ])
+  const heads: [string, string, string][] = [
+    ['OUTPUT', virtual, VIRTUAL],
+    ['OUTPUT', `-p tcp ${inSet('guarded', family)}`, GUARD],
+    ['OUTPUT', `-p tcp ${FIRST_SEGMENT} ${DIVERTED}`, DOORS],
+    ['OUTPUT', `-p tcp ${UNKNOWN_TO_TRACKING} ${notIntact(family)}`, FLUSHED],
+    ['INPUT', `-p tcp ${FIRST_SEGMENT} ${DIVERTED}`, INPUT],
+    ['FORWARD', virtual, REJECT],
+  ]
+  const units = unitLines(given)
+  if (units.length > 0) chain(UNITS, units)
+  const asksUnits: readonly (readonly [string, string])[] =
+    units.length === 0 ? [] : [[`-p tcp ${FIRST_SEGMENT}`, UNITS]]
+  chain(VIRTUAL, [...asksUnits, ['', REJECT]])
+  const guarded = guardLines(given, asksUnits)
+  chain(GUARD, guarded)
+  if (guarded.some(([, target]) => target === UNKNOWN)) chain(UNKNOWN, [['-p tcp', RESET]])
+  doorChains(given, asksUnits, chain)
+  chain(FLUSHED, [
+    [`-d ${loopbackRange[family]}`, 'RETURN'],
+    ...exempted(given),
+    ...callersOf(given).map(({ match }) => [match, REFUSE] as const),
+    ...(callersOf(given).length > 0 ? [[`-p tcp ${ORPHAN}`, REFUSE] as const] : []),
+  ])
+  const sources = sourcesOf(given)
+  if (sources.length > 0) {
+    heads.push(
+      ['FORWARD', `-p tcp ${inSet('guarded', family)}`, FORWARD],
+      ['FORWARD', `-p tcp ${UNKNOWN_TO_TRACKING} ${notIntact(family)}`, STALLED],
+    )
+    const refused = sources.map(({ match }) => [match, REFUSE] as const)
+    chain(FORWARD, [
+      [`-p tcp ${inSet('permitted', family)}`, 'RETURN'],
+      // Open since before capture: what is diverted does not come here, and what is forgotten is none.
+      ['-p tcp -m conntrack --ctstate ESTABLISHED', 'RETURN'],
+      ...refused,
+    ])
+    chain(STALLED, refused)
+  }
+  const positions = new Map<string, number>()
+  const jumps = heads.map(([head, match, target]) => {
+    const position = (positions.get(head) ?? 0) + 1
+    positions.set(head, position)
+    return { chain: head, line: tagged(`-A ${head} ${match}`, target), position }
+  })
+  return { table: 'filter', jumps, chains }
+}
+
+type Line = readonly [match: string, target: string]
+
+/** What a process of this host sends to an instance, un-diverted. */
+function guardLines(given: Given, asksUnits: readonly Line[]): readonly Line[] {
+  const { family, rules, settings } = given
+  const permitted = inSet('permitted', family)
+  const spared = `-p tcp ${LATER_SEGMENT} ${inSet('spared', family)}`
+  const seconds = Math.max(1, settings.spareSeconds)
+  const spare = `SET --add-set ${setNames.spared[family]} src,src,dst --exist --timeout ${seconds}`
+  const callers = callersOf(given)
+  const isEverybody = callers.some(({ isEverybody: all }) => all)
   const refusesUnknown = rules.some(
     ({ matches: [match], action }) =>
       action.kind === 'refuse' && match?.kind === 'mesh' && match.what === 'instance',
   )
-  if (refusesUnknown) {
-    // Only what begins now: what was open before the rules were applied goes on.
-    const fresh = `${instances} -m conntrack --ctstate NEW`
-    jumps.push({ chain: 'OUTPUT', line: tagged(`-A OUTPUT ${fresh}`, UNKNOWN), position: 2 })
-    const passed = rules
-      .filter(({ hook, action }) => hook === 'output' && action.kind === 'pass')
-      .flatMap(({ matches }) => matches)
-      .filter(({ kind }) => kind === 'daemon' || kind === 'permitted')
-    chains.set(UNKNOWN, [
-      ...matchesOf(passed, family).map((match) => `-A ${UNKNOWN} ${tagged(match, 'RETURN')}`),
-      `-A ${UNKNOWN} ${tagged('-p tcp', RESET)}`,
-    ])
-  }
-  return { table: 'filter', jumps, chains }
+  return [
+    ...exempted(given),
+    // Open until it ends, also when its service is no longer permitted.
+    [`-p tcp ${FIRST_SEGMENT} ${permitted}`, spare],
+    [`-p tcp ${permitted}`, 'RETURN'],
+    ...(settings.sparesWhileUsed ? [[spared, spare] as const] : []),
+    [spared, 'RETURN'],
+    ...callers.map(({ match }) => [match, REFUSE] as const),
+    ...(isEverybody
+      ? []
+      : [
+          ...asksUnits,
+          // Of a connection that tracking does not know, it may be anybody's.
+          ...(callers.length > 0
+            ? [[`-p tcp ${ORPHAN} ${UNKNOWN_TO_TRACKING}`, REFUSE] as const]
+            : []),
+          // Only what begins now: what was open before the rules were applied goes on.
+          ...(refusesUnknown
+            ? [[`-p tcp ${FIRST_SEGMENT} -m conntrack --ctstate NEW`, UNKNOWN] as const]
+            : []),
+        ]),
+  ]
+}
+
+/**
+ * What is diverted goes to the port of who calls, and to a socket of the daemon: tracking may have diverted it as what
+ * another caller had open from the same port, and anybody may listen at a port that the daemon has left.
+ */
+function doorChains(
+  given: Given,
+  asksUnits: readonly Line[],
+  chain: (name: string, lines: readonly Line[]) => void,
+): void {
+  const { plan, family } = given
+  const all = [
+    ...plan.workloads.map(({ capturePort }) => capturePort),
+    ...(plan.defaultCapturePort === undefined ? [] : [plan.defaultCapturePort]),
+  ]
+  const groups = portGroups([...new Set(all)].toSorted((a, b) => a - b))
+  chain(
+    DOORS,
+    groups.map((group) => [`-d ${loopbackRange[family]} -p tcp ${group}`, CALLERS]),
+  )
+  chain(CALLERS, [
+    ...asksUnits,
+    ...callersOf(given).flatMap(({ match, port }): Line[] => [
+      // Filters of others would see it leave by a real interface.
+      [`${match} -m tcp --dport ${port}`, 'ACCEPT'],
+      [match, REFUSE],
+    ]),
+    ['-p tcp', REFUSE],
+  ])
+  chain(
+    INPUT,
+    groups.map((group) => [`-p tcp ${group}`, PORTS]),
+  )
+  chain(PORTS, [
+    [`-i lo -p tcp ${OWN_SOCKET}`, 'ACCEPT'],
+    ...sourcesOf(given).map(
+      ({ match, port }): Line => [`${match} -m tcp --dport ${port} ${OWN_SOCKET}`, 'ACCEPT'],
+    ),
+    ['-p tcp', REFUSE],
+  ])
+}
+
+/**
+ * Who has just started: in no cgroup that somebody has looked at. A match takes in everything below a path, so those that
+ * are known return before the folder that they are in is asked for.
+ */
+function unitLines({ plan, settings }: Given): readonly Line[] {
+  const { cgroups, waits, refusesUnseen } = settings
+  const paths = plan.workloads.flatMap(({ selector }) =>
+    selector.kind === 'cgroup' ? [selector.path] : [],
+  )
+  const depth = (path: string): number => path.split('/').length
+  const above = cgroups
+    .flatMap(({ path, isAbove }) => (isAbove && !paths.includes(path) ? [path] : []))
+    .toSorted((a, b) => depth(b) - depth(a))
+  if (above.length === 0 && !refusesUnseen) return []
+  // Those that no later rule takes in need none of their own.
+  const folders = new Set(refusesUnseen ? ['', ...above] : above)
+  const known = cgroups.flatMap(({ path, isAbove }) =>
+    !isAbove && folders.has(path.slice(0, Math.max(0, path.lastIndexOf('/')))) ? [path] : [],
+  )
+  return [
+    ...[...paths, ...known].map((path): Line => [cgroupMatch(path), 'RETURN']),
+    ...above.map((path): Line => [cgroupMatch(path), waits ? 'DROP' : REFUSE]),
+    ...(refusesUnseen ? [['-p tcp', REFUSE] as const] : []),
+  ]
+}
+
+/** Who is no caller: the daemon itself, and who dials a port of the daemon on this host. */
+function exempted({ rules, family }: Given): readonly Line[] {
+  const matches = rules
+    .filter(({ hook, action }) => hook === 'output' && action.kind === 'pass')
+    .flatMap((rule) => rule.matches)
+    .filter(({ kind }) => kind === 'daemon' || kind === 'ownPort')
+  return matchesOf(matches, family).map((match) => [match, 'RETURN'])
+}
+
+/** Local callers in the order in which they are asked for, everybody last. */
+function callersOf({ rules, family }: Given): readonly {
+  readonly match: string
+  readonly port: number
+  readonly isEverybody: boolean
+}[] {
+  return rules.flatMap((rule) => {
+    const diverted = rule.hook === 'output' ? divertOf(rule, family) : undefined
+    if (diverted === undefined) return []
+    return [{ ...diverted, isEverybody: !rule.matches.some(({ kind }) => kind === 'caller') }]
+  })
+}
+
+/** Containers. */
+function sourcesOf({
+  rules,
+  family,
+}: Given): readonly { readonly match: string; readonly port: number }[] {
+  return rules.flatMap((rule) => {
+    const diverted = rule.hook === 'prerouting' ? divertOf(rule, family) : undefined
+    return diverted === undefined ? [] : [diverted]
+  })
+}
+
+function passedBy(rules: readonly CaptureRule[], family: Family): string[] {
+  return rules
+    .filter(({ action }) => action.kind === 'pass')
+    .flatMap(({ matches }) => matchesOf(matches, family))
+}
+
+function inSet(kind: 'instances' | 'permitted' | 'guarded' | 'spared', family: Family): string {
+  const numbers = kind === 'spared' ? 'src,src,dst' : 'dst,dst'
+  return `-m set --match-set ${setNames[kind][family]} ${numbers}`
+}
+
+function notIntact(family: Family): string {
+  return `-m set ! --match-set ${setNames.intact[family]} dst`
 }
 
 /** One line's worth of words for each condition; only that of own ports may need several lines. */
@@ -155,7 +454,7 @@ function matchesOf(matches: readonly CaptureMatch[], family: Family): string[] {
       case 'ownPort':
         return ownPortMatches(match.ports)
       case 'permitted':
-        return [`-p tcp -m set --match-set ${permittedSets[family]} dst,dst`]
+        return [`-p tcp ${inSet('permitted', family)}`]
       case 'caller':
         return [callerMatch(match.selector, family)]
       case 'mesh':
@@ -165,18 +464,26 @@ function matchesOf(matches: readonly CaptureMatch[], family: Family): string[] {
 }
 
 function callerMatch(selector: WorkloadSelector, family: Family): string {
-  if (selector.kind === 'cgroup')
-    return `-p tcp -m cgroup --path "${selector.path.replaceAll('\\', '\\\\')}"`
+  if (selector.kind === 'cgroup') return cgroupMatch(selector.path)
   if (selector.kind === 'user') return `-p tcp -m owner --uid-owner ${Number(selector.user)}`
   return `-s ${selector.ip}/${family === 'v4' ? 32 : 128} -p tcp`
 }
 
+function cgroupMatch(path: string): string {
+  return `-p tcp -m cgroup --path "${path.replaceAll('\\', '\\\\')}"`
+}
+
 function tagged(match: string, target: string): string {
-  return `${match} ${TAG} -j ${target}`
+  return `${match === '' ? '' : `${match} `}${TAG} -j ${target}`
 }
 
 /** Dialing a port of the daemon on one of this host's addresses; the ports in ascending order. */
 function ownPortMatches(ports: readonly number[]): string[] {
+  return portGroups(ports).map((group) => `-p tcp -m addrtype --dst-type LOCAL ${group}`)
+}
+
+/** Ports in ascending order as few matches. */
+function portGroups(ports: readonly number[]): string[] {
   const ranges: { first: number; last: number }[] = []
   for (const port of ports) {
     const range = ranges.at(-1)
@@ -187,8 +494,7 @@ function ownPortMatches(ports: readonly number[]): string[] {
   let words: string[] = []
   let slots = 0
   const flush = (): void => {
-    if (words.length > 0)
-      matches.push(`-p tcp -m addrtype --dst-type LOCAL -m multiport --dports ${words.join(',')}`)
+    if (words.length > 0) matches.push(`-m multiport --dports ${words.join(',')}`)
     words = []
     slots = 0
   }

@@ -8,7 +8,7 @@
  * Unicast on purpose: a `local` route would let a wildcard listener of the host answer when rules are gone.
  */
 import { z } from 'zod'
-import { MeshError } from '../../lib/errors.ts'
+import { describeError, MeshError } from '../../lib/errors.ts'
 import type { RunCommand } from './command.ts'
 import { type Family, families } from './rules.ts'
 
@@ -80,16 +80,42 @@ export function routingCommands(wanted: WantedRouting, source?: string): string[
     ['rule', 'add', ...ruleWords(wanted), 'protocol', 'kernel'],
     ['route', 'replace', 'local', 'default', 'dev', 'lo', ...inTable],
     ...containers.map((ip) => ['route', 'replace', 'throw', ip, ...inTable]),
-    [
-      'route',
-      'replace',
-      range,
-      'dev',
-      'lo',
-      ...(source === undefined ? [] : ['src', source]),
-      ...ours,
-    ],
+    rangeRouteWords(range, source),
   ]
+}
+
+/**
+ * Leads virtual addresses to loopback, and nothing else: what no rule diverts does not leave the host. Returns what is
+ * wrong in one sentence; undefined when nothing is.
+ */
+export async function ensureRangeRoute(
+  run: RunCommand,
+  family: Family,
+  range: string,
+): Promise<string | undefined> {
+  try {
+    const source = await hostAddress(run, family)
+    await change(run, family, rangeRouteWords(range, source))
+    return undefined
+  } catch (error) {
+    return `Virtual addresses ${range} cannot be dialed: ${describeError(error)}`
+  }
+}
+
+/** What of the route of {@link ensureRangeRoute} is wrong; undefined when nothing is. */
+export async function rangeRouteDrift(
+  run: RunCommand,
+  family: Family,
+  range: string,
+): Promise<string | undefined> {
+  const routes = await readRoutes(run, family, ['route', 'show', range, 'proto', ROUTE_PROTOCOL])
+  return routes.length > 0 ? undefined : `there is no route of ${range} to loopback`
+}
+
+/** The route of virtual addresses, which are spoken to from `source`. */
+export function rangeRouteWords(range: string, source?: string): string[] {
+  const from = source === undefined ? [] : ['src', source]
+  return ['route', 'replace', range, 'dev', 'lo', ...from, 'proto', ROUTE_PROTOCOL]
 }
 
 /** The first thing of a family's routing that is not as wanted; undefined when all is. */
@@ -101,7 +127,7 @@ export async function routingDrift(
   const [rules, routes, virtual] = await Promise.all([
     readRules(run, family),
     readRoutes(run, family, ['route', 'show', 'table', String(table)]),
-    readRoutes(run, family, ['route', 'show', range, 'proto', ROUTE_PROTOCOL]),
+    rangeRouteDrift(run, family, range),
   ])
   if (!rules.some((rule) => isOurs(rule, wanted)))
     return `there is no ip rule for the mark ${hex(wanted.mark)}`
@@ -110,7 +136,7 @@ export async function routingDrift(
   for (const ip of containers)
     if (!routes.some(({ type, dst }) => type === 'throw' && dst === ip))
       return `routing table ${table} lacks the way back of ${ip}`
-  return virtual.length > 0 ? undefined : `there is no route of ${range} to loopback`
+  return virtual
 }
 
 /** Removes rules and routes of ours, whatever settings they were made with. Returns whether there were any. */

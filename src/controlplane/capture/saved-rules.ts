@@ -156,9 +156,13 @@ function chainDifference(wanted: TableRules, there: TableRules): string | undefi
 /** A rule without its spelling: words unquoted, names of match modules left out, options in one order. */
 function ruleKey(line: string): string {
   const options: string[] = []
+  let negation = ''
   for (const word of splitWords(line)) {
-    if (/^-{1,2}[A-Za-z]/.test(word) || options.length === 0) options.push(word)
-    else options.push(`${options.pop()} ${word}`)
+    if (word === '!') negation = '! '
+    else if (/^-{1,2}[A-Za-z]/.test(word) || options.length === 0) {
+      options.push(`${negation}${word}`)
+      negation = ''
+    } else options.push(`${options.pop()} ${word}`)
   }
   return options
     .filter((option) => !option.startsWith('-m '))

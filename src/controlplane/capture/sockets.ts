@@ -41,6 +41,33 @@ export function uncaptured(sockets: readonly SocketEnds[]): readonly SocketEnds[
   return sockets.filter(({ local, peer }) => !ends.has(`${peer} ${local}`))
 }
 
+/** The same after REDIRECT, by which a connection arrives at a capture port: nobody has accepted it there. */
+export function unredirected(
+  sockets: readonly SocketEnds[],
+  capturePorts: ReadonlySet<number>,
+): readonly SocketEnds[] {
+  const accepted = new Set(
+    sockets.filter(({ local }) => capturePorts.has(portOf(local))).map(({ peer }) => peer),
+  )
+  return sockets.filter(({ local }) => !accepted.has(local))
+}
+
+/**
+ * Both sockets (`a . 1 . b . 2`) of each connection that arrived at a capture port; that of a container's caller is not on
+ * this host. `isMesh` tells the caller's socket from what else it has open from the same port.
+ */
+export function redirectedPairs(
+  sockets: readonly SocketEnds[],
+  capturePorts: ReadonlySet<number>,
+  isMesh: (peer: string) => boolean,
+): readonly string[] {
+  const isAccepted = ({ local }: SocketEnds): boolean => capturePorts.has(portOf(local))
+  const callers = new Set(sockets.filter(isAccepted).map(({ peer }) => peer))
+  return sockets
+    .filter((socket) => isAccepted(socket) || (callers.has(socket.local) && isMesh(socket.peer)))
+    .map(({ local, peer }) => `${local} . ${peer}`)
+}
+
 /** Callers (`a . 1 . b . 2`) of the connections that the daemon's user has accepted at one of these addresses. */
 export function acceptedAt(
   sockets: readonly SocketEnds[],
@@ -77,6 +104,10 @@ export async function destroySockets(
     if (status !== 0) return `ss -K could not end open captured connections: ${stderr.trim()}`
   }
   return undefined
+}
+
+function portOf(end: string): number {
+  return Number(end.slice(end.lastIndexOf(' ') + 1))
 }
 
 function filterOf(tuple: string): string {

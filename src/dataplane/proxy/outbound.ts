@@ -19,6 +19,7 @@ import { canonicalIp, formatAddress, type SocketAddress } from '../../model/addr
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { MeshService } from '../../model/snapshot.ts'
 import { type CapturedBy, destinationOf } from '../capture/original-destination.ts'
+import { callerOf, endIfForgotten, forgetRedirected } from '../capture/tracking.ts'
 import { dialLocal } from '../deliver/dial-local.ts'
 import { localDial } from '../deliver/local-dial.ts'
 import { evaluate } from '../policy/evaluate.ts'
@@ -56,7 +57,9 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
   if (!plane.connections.hasRoom('outbound', door.caller, account)) {
     plane.workerCounters.inc('overflow')
     if (plane.connections.isShortOfDescriptors(account)) plane.noteLimit('limitDescriptors')
+    const forget = door.capturedBy === 'redirect' ? trackedEnds(socket) : undefined
     socket.resetAndDestroy()
+    forget?.()
     return
   }
   const connection = plane.connections.add('outbound', door.caller, account)
@@ -64,6 +67,7 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
   const downstream = new Downstream(socket, account)
   connection.local = downstream.stream
   connection.caller = socket
+  if (door.capturedBy === 'redirect') downstream.stream.afterReset = trackedEnds(socket)
   // Named first, then assigned, here and below: docs/performance.md, "Garbage".
   const abort: Connection['abort'] = (_flag, reason) => {
     // The ending is recorded after the socket has gone, and that could not say its address any more.
@@ -112,6 +116,18 @@ function wantedBy(
     )
   }
   return address
+}
+
+/**
+ * Keeps connection tracking true to a redirected connection: returns what to do once we have reset it, and sees to it
+ * that its caller hears of an end which tracking has caused.
+ */
+function trackedEnds(socket: Socket): (() => void) | undefined {
+  const caller = callerOf(socket)
+  const wanted = destinationOf(socket, 'redirect')
+  if (caller === undefined || wanted === undefined) return undefined
+  socket.on('error', () => endIfForgotten(caller, wanted))
+  return () => forgetRedirected(caller, wanted)
 }
 
 /**
