@@ -243,6 +243,8 @@ class Daemon implements Incumbent {
   /** Whether systemd runs this daemon: then it is there to stay, and so are its ports. */
   private readonly isUnit: boolean
   private guardsPorts = false
+  /** Not any more once new connections are refused: who is permitted to passes without the mesh. */
+  private carries = true
   private portGuard: PortGuard | undefined
   /** All of them from the beginning: nothing is ready because nobody has asked for it yet. */
   private readonly awaitedParts: {
@@ -771,7 +773,7 @@ class Daemon implements Incumbent {
   private async followInstances(snapshot: Snapshot): Promise<void> {
     const { capture } = this
     if (capture === undefined) return
-    const addresses = this.meshAddresses(snapshot, { carries: true })
+    const addresses = this.meshAddresses(snapshot)
     try {
       await capture.updateAddresses(addresses)
       this.keepCapture(addresses)
@@ -797,24 +799,21 @@ class Daemon implements Incumbent {
   private async suspendCapture(): Promise<void> {
     const { capture } = this
     if (capture === undefined) return
+    this.carries = false
     const snapshot = this.discovery?.current()
+    if (snapshot !== undefined && snapshot.version > 0) await this.followInstances(snapshot)
     try {
-      if (snapshot === undefined || snapshot.version === 0) return await capture.suspend([])
-      const addresses = this.meshAddresses(snapshot, { carries: false })
-      await capture.suspend(addresses.permitted)
-      this.keepCapture(addresses)
+      await capture.suspend()
     } catch (error) {
-      this.log.error('Cannot let connections to permissive services pass', {
-        error: describeError(error),
-      })
+      this.log.error('Cannot have who starts now refused', { error: describeError(error) })
     }
   }
 
-  private meshAddresses(snapshot: Snapshot, { carries }: { carries: boolean }): MeshAddresses {
+  private meshAddresses(snapshot: Snapshot): MeshAddresses {
     const { captured, permitted } = instanceSets(snapshot.services.values(), {
       permissive: this.config.capture.permissive,
       dormant: this.discovery?.dormant(),
-      carries,
+      carries: this.carries,
     })
     return { instances: [...captured, ...permitted], permitted }
   }

@@ -10,6 +10,7 @@ import type { BackendKind } from '../../src/controlplane/capture/backend.ts'
 import { eventually } from '../harness/eventually.ts'
 import type { Host } from '../harness/host.ts'
 import { type Mesh, startMesh } from '../harness/mesh.ts'
+import { watchForPlaintext } from '../harness/plaintext-watch.ts'
 import type { RunningService } from '../harness/service.ts'
 import { canary } from '../harness/wire-capture.ts'
 
@@ -103,3 +104,39 @@ for (const backend of ['nftables', 'iptables'] as const) {
     await ended.settled()
   })
 }
+
+test('a flush of all rules while a stopping daemon drains lets nothing out', async () => {
+  const { mesh, a, b, web } = await stage('nftables')
+  await using ended = mesh
+  const secret = canary()
+  await using watch = await watchForPlaintext(a.namespace, secret)
+  const speak = async (): Promise<void> => {
+    const socket = await web.workload.dial(b.namespace.ip, 5432)
+    await socket.write(`${secret}-1\n`)
+    await socket.readLine()
+  }
+  const ownRules = async (): Promise<string[]> =>
+    (await a.namespace.rules()).split('\n').filter((line) => /hostmesh/i.test(line))
+  const open = await web.workload.dial(b.namespace.ip, 5432)
+  await open.write('before\n')
+  assert.match(await open.readLine(), /"service":"db"/)
+  const planned = (await ownRules()).toSorted()
+  const stopped = a.daemon.stop()
+  await eventually(async () => {
+    const { problems } = await a.daemon.status()
+    assert.ok(problems.some(({ code }) => code === 'HM_HOST_DRAINING'))
+  })
+  await a.namespace.run('nft', 'flush', 'ruleset')
+  await assert.rejects(speak)
+  await open.write(`${secret}-2\n`).catch(() => undefined)
+  await eventually(async () => assert.deepEqual((await ownRules()).toSorted(), planned))
+  await assert.rejects(speak, REFUSED)
+  await open.write(`${secret}-3\n`).catch(() => undefined)
+  await open.reset().catch(() => undefined)
+  await stopped
+  await assert.rejects(speak, REFUSED)
+  await watch.assertNone()
+  await a.daemon.start()
+  await eventually(() => web.call('db'))
+  await ended.settled()
+})

@@ -114,10 +114,10 @@ export interface Capture extends AsyncDisposable {
   /** The addresses that are to be captured from now on, and those that may pass without the mesh; all of them. */
   updateAddresses(addresses: MeshAddresses): Promise<void>
   /**
-   * Stops the upkeep and leaves the rules: without a daemon they refuse what they diverted. From now on `permitted`
-   * passes without the mesh.
+   * Nobody carries what begins from now on: who has just started is refused, not kept waiting. The upkeep goes on until
+   * this is disposed, for what is open still passes by the rules.
    */
-  suspend(permitted: MeshAddresses['permitted']): Promise<void>
+  suspend(): Promise<void>
   /** Removes rules, chains, sets and routes of ours, and nothing else; also those of a dead daemon. */
   clear(): Promise<ClearReport>
   /** What is in the kernel, compared with the plan given or else the one applied by this process. */
@@ -235,15 +235,9 @@ class KernelCapture implements Capture {
     })
   }
 
-  suspend(permitted: MeshAddresses['permitted']): Promise<void> {
-    this.#stopUpkeep()
+  suspend(): Promise<void> {
     return this.#exclusive(async () => {
-      // What it refuses may be permitted now.
-      this.#release()
-      if (this.#chosen === undefined || this.#addresses === undefined) return
-      this.#addresses = { ...this.#addresses, permitted }
-      await this.#backend().setAddresses(this.#addresses)
-      await this.#backend().setUpkeep(false)
+      if (this.#chosen !== undefined) await this.#change(() => this.#backend().setUpkeep(false))
     })
   }
 
