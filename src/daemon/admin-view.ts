@@ -269,7 +269,7 @@ export function readinessOf(
 
 /** What REDIRECT cannot do: docs/capture.md, "What stays". */
 const IPTABLES_LIMITS =
-  'connections are tracked (nf_conntrack_max bounds them, NOTRACK refuses them); rules and guard flushed at once let new ones pass until they are put back'
+  'connections are tracked: a full table (nf_conntrack_max) and NOTRACK rules refuse them'
 
 /** What is to be known of capture: which way it diverts, what it spares, what holds meanwhile. */
 function captureDetails(condition: CaptureCondition | undefined): [string, string][] {

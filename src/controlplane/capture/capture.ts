@@ -332,6 +332,7 @@ class KernelCapture implements Capture {
         settings: this.#options.nft ?? defaultNftSettings,
         addresses: this.#addresses ?? { instances: [], permitted: [] },
         table: held.table,
+        by: this.#chosen?.kind === 'iptables' ? 'redirect' : 'tproxy',
       }),
       open,
     )

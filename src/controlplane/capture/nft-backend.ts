@@ -546,6 +546,8 @@ export function guardOf(
     readonly settings: NftBackendSettings
     readonly addresses: MeshAddresses
     readonly table: string
+    /** Who diverts. */
+    readonly by?: 'tproxy' | 'redirect'
   },
 ): { readonly text: string; readonly sets: readonly NftElements[] } {
   const { table } = given
@@ -564,7 +566,7 @@ export function guardOf(
     .filter((set) => set.table === GUARD_TABLE)
     .map((set) => ({ ...set, table }))
   return {
-    text: renderGuardTable(resolved.plan, settings, table),
+    text: renderGuardTable(resolved.plan, settings, table, given.by),
     sets: [...units, ...addresses],
   }
 }
