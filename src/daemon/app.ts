@@ -135,11 +135,17 @@ export async function runDaemon(configPath: string): Promise<void> {
   using systemd = connectSystemd({ log, environment, isSuccessor: link !== undefined })
   await using parts = new AsyncDisposableStack()
   const sockets = parts.use(new ListeningSockets(log, { keeper: systemd, inherited }))
+  const isUnit = environment.NOTIFY_SOCKET !== undefined
+  const [backend, guardsPorts] = await Promise.all([
+    chosenBackend(config),
+    canGuardPorts(config, { isUnit, log }),
+  ])
+  if (guardsPorts) sockets.guard(earlierPorts(config))
   const daemon = new Daemon(config, log, {
     parts,
     sockets,
-    backend: await chosenBackend(config),
-    isUnit: environment.NOTIFY_SOCKET !== undefined,
+    backend,
+    guardsPorts,
     logLinesLost: () => logLinesLost,
   })
   const stopAsked = stopSignal(log)
@@ -186,6 +192,21 @@ export async function runDaemon(configPath: string): Promise<void> {
   else await daemon.stop()
   await predecessorGone
   log.info('Stopped')
+}
+
+/**
+ * Before the first socket: whether nobody else is to have anything of what is sent to ports of ours, also while this daemon
+ * is away. Not where it only runs for once: without capture and without a unit nothing of it is to stay in the kernel.
+ */
+async function canGuardPorts(
+  { capture }: Config,
+  { isUnit, log }: { readonly isUnit: boolean; readonly log: Log },
+): Promise<boolean> {
+  if (capture.mode === 'off' && !isUnit) return false
+  const obstacle = await portGuardObstacle()
+  if (obstacle !== undefined)
+    log.warn('Whoever takes a port of ours while the daemon is stopped has it', { obstacle })
+  return obstacle === undefined
 }
 
 /** The line to the daemon that started this one, and the sockets that came with it. */
@@ -240,9 +261,7 @@ class Daemon implements Incumbent {
   private readonly totals = new WorkerTotals()
   private readonly readiness = new Readiness()
   private readonly sockets: ListeningSockets
-  /** Whether systemd runs this daemon: then it is there to stay, and so are its ports. */
-  private readonly isUnit: boolean
-  private guardsPorts = false
+  private readonly guardsPorts: boolean
   /** Not any more once new connections are refused: who is permitted to passes without the mesh. */
   private carries = true
   private portGuard: PortGuard | undefined
@@ -293,7 +312,7 @@ class Daemon implements Incumbent {
       readonly parts: AsyncDisposableStack
       readonly sockets: ListeningSockets
       readonly backend: ChosenBackend | undefined
-      readonly isUnit: boolean
+      readonly guardsPorts: boolean
       readonly logLinesLost: () => number
     },
   ) {
@@ -305,7 +324,7 @@ class Daemon implements Incumbent {
     // Here for what is started before the rest, and again behind it: they are the first to go.
     parts.defer(() => this.owned.disposeAsync())
     this.sockets = sockets
-    this.isUnit = given.isUnit
+    this.guardsPorts = given.guardsPorts
     const bound = capturePorts(sockets.inheritedPorts())
     this.hadCapture = bound.size > 0
     this.services = localServices(config, { bound, isFree: isPortFree })
@@ -408,7 +427,6 @@ class Daemon implements Incumbent {
 
   async start(): Promise<void> {
     const workers = this.startWorkers()
-    await this.decideOnPorts()
     await this.startAdmin()
     await this.prepare(workers)
     await this.own()
@@ -445,9 +463,7 @@ class Daemon implements Incumbent {
 
   /** For a successor: starts whatever may run twice on a host, and waits until it waits for no more than its predecessor. */
   async prepareToSucceed(awaited: readonly string[]): Promise<void> {
-    const workers = this.startWorkers()
-    await this.decideOnPorts()
-    await this.prepare(workers, { holdsMemory: true })
+    await this.prepare(this.startWorkers(), { holdsMemory: true })
     const allowed = new Set([...awaited, ...OWN_PARTS])
     const missing = await untilNothingAwaited(
       () => (this.leavesRules ? [] : this.awaited().filter((what) => !allowed.has(what))),
@@ -580,19 +596,6 @@ class Daemon implements Incumbent {
     await this.startCapture()
     if (this.capture === undefined) this.awaitedParts.capture.release()
     this.startRegistration()
-  }
-
-  /**
-   * Before the first socket: whether nobody else is to have anything of what is sent to ports of ours, also while this daemon
-   * is away. Not where it only runs for once: without capture and without a unit nothing of it is to stay in the kernel.
-   */
-  private async decideOnPorts(): Promise<void> {
-    if (this.config.capture.mode === 'off' && !this.isUnit) return
-    const obstacle = await portGuardObstacle()
-    this.guardsPorts = obstacle === undefined
-    if (this.guardsPorts) this.sockets.guard(earlierPorts(this.config))
-    else
-      this.log.warn('Whoever takes a port of ours while the daemon is stopped has it', { obstacle })
   }
 
   private async guardPorts(): Promise<void> {
