@@ -445,14 +445,14 @@ class Worker {
   }: AcceptedPeer): MeshError | undefined {
     const nowMs = performance.now()
     const lane = this.accounts.of(peer.spiffeId, nowMs).lane(destination, nowMs)
-    const barredMs = lane.barredForMs(nowMs)
+    const ip = canonicalIp(socket.remoteAddress ?? '')
+    const barredMs = lane.barredForMs(nowMs, ip)
     if (barredMs > 0)
       return new MeshError(
         'HM_TUNNEL_BARRED',
-        `Refused ${peer.service} -> ${destination} for ${Math.ceil(barredMs / 1_000)} s more: it broke the tunnel protocol too often`,
+        `Refused ${peer.service} -> ${destination} from ${ip ?? 'there'} for ${Math.ceil(barredMs / 1_000)} s more: it broke the tunnel protocol too often`,
       )
     if (!isTunnel) return undefined
-    const ip = canonicalIp(socket.remoteAddress ?? '')
     return this.inboundSessions.objection({ peer, destination, lane, ip }, nowMs)
   }
 
@@ -496,7 +496,7 @@ class Worker {
           this.sessionClosed(reason)
         },
       },
-      { ...sessionOptions, lane },
+      { ...sessionOptions, lane, peerIp: ip },
     )
     const inbound: InboundSession = {
       session,

@@ -22,6 +22,8 @@ const listing = parseSockets(
     'ESTAB 0 0 10.0.0.1:40005 10.0.0.2:15443 uid:990 ino:6 sk:6 <->',
     // Past the mesh.
     'ESTAB 0 0 10.0.0.1:40006 10.0.0.2:5432 uid:1001 ino:7 sk:7 <->',
+    // Was captured, and is over: the kernel remembers the caller's end alone.
+    'TIME-WAIT 0 0 10.0.0.1:40007 10.0.0.2:5432',
     'what is no line of a socket',
   ].join('\n'),
 )
@@ -30,6 +32,7 @@ test('connections past the mesh have no other end on this host', () => {
   const local = new Set(uncaptured(listing).map((socket) => socket.local))
   assert.ok(local.has('10.0.0.1 . 40006'))
   assert.ok(!local.has('10.0.0.1 . 40001'))
+  assert.ok(!local.has('10.0.0.1 . 40007'), 'what is over needs no sparing')
 })
 
 test('what the daemon has accepted at an address is named by its callers', () => {

@@ -55,6 +55,8 @@ export interface SessionOptions {
   readonly keepaliveMs: number
   /** The caller that all of the session is spent on, and its destination. */
   readonly lane: Lane
+  /** Where the peer is, as violations are counted; unless given they count as those of any address. */
+  readonly peerIp?: string | undefined
 }
 
 /** What a session tells its owner. */
@@ -865,7 +867,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     else this.socket.destroy()
     this.closed = true
     if (this.role === 'acceptor' && isViolation(reason.code))
-      this.options.lane.strike(this.lastReceivedMs)
+      this.options.lane.strike(this.lastReceivedMs, this.options.peerIp)
     this.round = []
     this.returnBatch()
     for (const stream of this.streams.list()) stream.loseCarrier(reason)
