@@ -84,6 +84,21 @@ for (const backend of ['nftables', 'iptables'] as const)
       await allBecome(calls, 'reset')
       await leaks.assertNone()
     })
+    await t.test('together with a reload', async () => {
+      await mesh.catalog.amend('b', db.service.id, { ServicePort: 5432 })
+      await allBecome(calls, 'served')
+      await write(mesh, 'services: []\n')
+      const { code, stdout, stderr } = await a.daemon.cli('reload')
+      assert.equal(code, 0, stdout + stderr)
+      const { pid } = await a.daemon.status()
+      try {
+        await allBecome(calls, 'reset')
+        await leaks.assertNone()
+      } finally {
+        process.kill(pid)
+        await within(10_000, 'the end of the one that was replaced', a.daemon.exited)
+      }
+    })
   })
 
 test('a daemon that starts with a broken file goes on with the last good one', async (t) => {
