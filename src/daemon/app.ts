@@ -533,7 +533,12 @@ class Daemon implements Incumbent {
     const memory = parts.use(new Memory(config, log))
     memory.hold(holdsMemory)
     this.memory = memory
-    const source = openCatalog(config, this.nodeName, log)
+    const source = openCatalog(config, log, {
+      node: this.nodeName,
+      memory,
+      // A reload is refused as a whole; a start has nothing to fall back on but what was kept.
+      isStrict: holdsMemory,
+    })
     const catalog = parts.use(memory.catalog(source))
     this.catalog = catalog
     if ('readAgentSelf' in source && config.node.name === undefined)
@@ -822,9 +827,22 @@ class Daemon implements Incumbent {
   }
 }
 
-function openCatalog(config: Config, node: string, log: Log): Catalog | ConsulCatalog {
-  if (config.catalog.kind === 'file')
-    return createFileCatalog({ path: config.catalog.path, node }, log.child('catalog'))
+function openCatalog(
+  config: Config,
+  log: Log,
+  {
+    node,
+    memory,
+    isStrict,
+  }: { readonly node: string; readonly memory: Memory; readonly isStrict: boolean },
+): Catalog | ConsulCatalog {
+  if (config.catalog.kind === 'file') {
+    const state = memory.catalogFile()
+    return createFileCatalog(
+      { path: config.catalog.path, node, state, isStrict },
+      log.child('catalog'),
+    )
+  }
   return createConsulCatalog(
     {
       ...config.catalog,

@@ -67,7 +67,14 @@ const SHARED_WITH_CA = ['/etc/hostmesh', '/usr/bin/hostmesh', '/opt/hostmesh']
 /** What of `/etc/hostmesh` is the daemon's where the CA is on the same machine. */
 const OWN_IN_ETC = ['hostmesh.yaml', 'catalog.yaml', 'consul.token', 'join-token', 'certs']
 
-const STATE_NAMES = ['capture', 'catalog', 'certificates', 'node', 'virtual-addresses']
+const STATE_NAMES = [
+  'capture',
+  'catalog',
+  'catalog-file',
+  'certificates',
+  'node',
+  'virtual-addresses',
+]
 
 /** A unit that drains takes its time to stop; what takes longer than this hangs. Milliseconds. */
 const TOOL_DEADLINE_MS = 3_900_000

@@ -58,8 +58,9 @@ export const problemCodes = {
     hint: 'Correct the registration or configuration entry that the message names',
   },
   HM_CATALOG_FILE_BROKEN: {
-    cause: 'The catalog file cannot be read or is not valid; the last good one stays in use.',
-    hint: 'Correct the file; it is read again by itself. docs/file-catalog.md has the keys',
+    cause:
+      'The catalog file cannot be read or is not valid; the last good one stays in use, over a restart too.',
+    hint: 'Correct the file; it is read again by itself. hostmesh config validate names every mistake, docs/file-catalog.md has the keys',
   },
   HM_CATALOG_NOT_LISTED: {
     cause:

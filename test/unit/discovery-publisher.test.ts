@@ -132,6 +132,21 @@ test('no more than the limit is followed; what is needed comes first and what is
   set.close()
 })
 
+test('services that are gone are followed last: they cost no service of the mesh its place', () => {
+  const catalog = new HandCatalog()
+  const set = openWatchSet({ catalog, localServices: [], mode: 'all', onChange: () => undefined })
+  const gone = ['a-1', 'a-2'].map((name) => ({ name, virtualIps: [], goneSinceMs: 1 }))
+  const listed = Array.from({ length: MAX_WATCHED_SERVICES - 1 }, (_, index) => ({
+    name: `m-${index}`,
+    virtualIps: [],
+  }))
+  catalog.giveList?.([...gone, ...listed])
+  assert.equal(catalog.services.size, MAX_WATCHED_SERVICES)
+  assert.ok(listed.every(({ name }) => catalog.services.has(name)))
+  assert.ok(catalog.services.has('a-1'))
+  set.close()
+})
+
 test('many answers at once become one snapshot', async () => {
   const upstreams = Array.from({ length: 50 }, (_, index) => `s-${index}`)
   const { catalog, discovery, deltas } = start({ localServices: [local('web', upstreams)] })
