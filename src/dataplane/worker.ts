@@ -424,7 +424,8 @@ class Worker {
 
   private async listen(sockets: readonly WorkerSocket[]): Promise<void> {
     try {
-      await this.listeners.open(sockets)
+      const surplus = await this.listeners.open(sockets)
+      this.accounts.shared.descriptors.add({ used: 0 }, surplus)
       this.post({ kind: 'listening' })
     } catch (error) {
       this.post({

@@ -6,6 +6,7 @@
  * begin in a second, and how many of them may come to nothing (address-guard.ts). Callbacks that Node calls during a
  * handshake must not throw (it would leave the process), so each answers with an error instead.
  */
+import { createServer as createTcpServer, type Server as TcpServer } from 'node:net'
 import { createServer, type Server, TLSSocket } from 'node:tls'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import { canonicalIp } from '../../model/address.ts'
@@ -49,6 +50,9 @@ export interface AcceptOptions {
   readonly onRefused: (code: string, remoteAddress: string | undefined, detail?: string) => void
 }
 
+/** How the tunnel port accepts. */
+const ACCEPTED = { allowHalfOpen: true, noDelay: true, highWaterMark: 262_144 } as const
+
 /** The server of the tunnel port; not yet listening. Closing it is the caller's. */
 export function createTunnelServer(options: AcceptOptions): Server {
   let pending = 0
@@ -59,9 +63,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
     requestCert: true,
     rejectUnauthorized: true,
     handshakeTimeout: options.handshakeTimeoutMs,
-    allowHalfOpen: true,
-    noDelay: true,
-    highWaterMark: 262_144,
+    ...ACCEPTED,
     SNICallback(this: unknown, name, callback) {
       if (this instanceof TLSSocket) noteValidity(this)
       const credential = credentialFor(name, options)
@@ -130,6 +132,11 @@ export function createTunnelServer(options: AcceptOptions): Server {
     }
   })
   return server
+}
+
+/** Accepts for `server` from another listening socket of the same port; a server listens on one. Closing it is the caller's. */
+export function createSideEntrance(server: Server): TcpServer {
+  return createTcpServer(ACCEPTED, (socket) => server.emit('connection', socket))
 }
 
 /** A handshake under way: what counts it as finished, and what was believed when it began. */
