@@ -341,11 +341,11 @@ class RunningDiscovery implements Discovery {
     const nowMs = clock.monotonicMs()
     const now = ownServiceProblems(localServices, nodeName, this.current().services)
     this.#ownProblems = new Map(
-      now.map((problem) => [problem, this.#ownProblems.get(problem) ?? nowMs]),
+      now.map(({ message }) => [message, this.#ownProblems.get(message) ?? nowMs]),
     )
-    return now
-      .filter((problem) => nowMs - (this.#ownProblems.get(problem) ?? nowMs) >= OWN_GRACE_MS)
-      .map((problem) => new Problem('HM_CATALOG_NOT_LISTED', problem))
+    return now.filter(
+      ({ message }) => nowMs - (this.#ownProblems.get(message) ?? nowMs) >= OWN_GRACE_MS,
+    )
   }
 
   /** Logs each warning once, when it appears; problems are the daemon's to log. */
