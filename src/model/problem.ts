@@ -55,7 +55,7 @@ export const problemCodes = {
   HM_CATALOG_CRITICAL: {
     cause:
       'A service of this host fails a health check in the catalog, so callers are sent elsewhere.',
-    hint: 'Start the service; if it runs, hostmesh services <name> names the check that fails',
+    hint: 'Start the service; if it runs, hostmesh services <name> shows which check fails',
   },
   HM_CATALOG_ENTRY_UNUSABLE: {
     cause:

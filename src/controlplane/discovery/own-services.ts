@@ -63,7 +63,7 @@ function difference(
       `Service ${name} of this host is critical in the catalog as ${key}: callers are sent elsewhere`,
       {
         subject: id,
-        hint: `Start ${name} if nobody listens at ${formatAddress(target)} (ss -lnt); else hostmesh services ${name} names the health check that fails`,
+        hint: `Start ${name} if nobody listens at ${formatAddress(target)} (ss -lnt); else hostmesh services ${name} shows which health check fails`,
       },
     )
   // Behind a container's own address the port that others dial may well be another.

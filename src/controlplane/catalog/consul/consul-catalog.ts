@@ -165,6 +165,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
     deregister: () => registrar.deregister(),
     leave: () => registrar.leave(),
     health,
+    failingChecks: () => new Map([...serviceWatches].flatMap((watch) => [...watch.failing()])),
     async [Symbol.asyncDispose]() {
       registrar.close()
       hints.close()
