@@ -558,6 +558,7 @@ class Daemon implements Incumbent {
           mode: config.catalog.kind === 'consul' ? config.catalog.watch : 'all',
           virtualRanges: [config.capture.virtualRange, config.capture.virtualRange6],
           virtualAddresses: memory.virtualAddresses(),
+          isCapturing: config.capture.mode !== 'off',
           insistsOnDeny: config.intentions.default === 'deny',
           onDormant: () => {
             const snapshot = this.discovery?.current()
