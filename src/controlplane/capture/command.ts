@@ -47,10 +47,10 @@ export function createCommandRunner(searchPath: string = SYSTEM_PATH): RunComman
       const child = spawn(tool, [...args], {
         env: { PATH: searchPath, LC_ALL: 'C' },
         detached: true,
-        timeout: DEADLINE_MS,
-        killSignal: 'SIGKILL',
         stdio: 'pipe',
       })
+      // Not that of spawn: it goes on for a tool that could not be started.
+      const deadline = setTimeout(() => child.kill('SIGKILL'), DEADLINE_MS)
       const output: Record<'stdout' | 'stderr', Buffer[]> = { stdout: [], stderr: [] }
       let length = 0
       let isTooLong = false
@@ -61,8 +61,12 @@ export function createCommandRunner(searchPath: string = SYSTEM_PATH): RunComman
           if (isTooLong) child.kill('SIGKILL')
           else output[name].push(chunk)
         })
-      child.on('error', (error) => reject(commandError(tool, error)))
+      child.on('error', (error) => {
+        clearTimeout(deadline)
+        reject(commandError(tool, error))
+      })
       child.on('close', (status, signal) => {
+        clearTimeout(deadline)
         const text = (chunks: readonly Buffer[]): string => Buffer.concat(chunks).toString('utf8')
         if (status !== null)
           resolve({ status, stdout: text(output.stdout), stderr: text(output.stderr) })
