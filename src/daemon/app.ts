@@ -2,8 +2,8 @@
  * The host daemon: builds every part, joins them, and takes them down again. The only place that knows who
  * provides what.
  *
- * Order of starting: configuration, admin API (its socket also keeps a second daemon out), catalog and
- * certificates, workers on their ports, discovery, and only when all of that stands: capture, registration,
+ * Order of starting: configuration, admin API (its socket also keeps a second daemon out, and the lock of the kernel's
+ * rules one with a socket of its own), catalog and certificates, workers on their ports, discovery, and only when all of that stands: capture, registration,
  * "ready". Stopping goes the other way round: nobody is sent here any more before nobody is served any more.
  *
  * ```
@@ -70,6 +70,7 @@ import {
 import { instanceSets } from './captured-instances.ts'
 import type { Incumbent } from './hand-over.ts'
 import { LINK_NAME, Link } from './hand-over-link.ts'
+import { holdKernelRules } from './kernel-lock.ts'
 import { limitProblems } from './limit-problems.ts'
 import { ListeningSockets, type PlannedSocket } from './listening-sockets.ts'
 import { Memory, NOTHING_KEPT } from './memory.ts'
@@ -428,6 +429,7 @@ class Daemon implements Incumbent {
   async start(): Promise<void> {
     const workers = this.startWorkers()
     await this.startAdmin()
+    if (this.writesRules()) await this.holdRules()
     await this.prepare(workers)
     await this.own()
   }
@@ -477,6 +479,7 @@ class Daemon implements Incumbent {
   async takeOver(): Promise<void> {
     this.leavesRules = true
     await this.startAdmin()
+    if (this.writesRules()) await this.holdRules()
     this.memory?.hold(false)
     await this.own()
     this.leavesRules = false
@@ -503,6 +506,7 @@ class Daemon implements Incumbent {
 
   async resume(): Promise<void> {
     await this.startAdmin()
+    if (this.writesRules()) await this.holdRules()
     this.memory?.hold(false)
     await this.startDns()
     await this.guardPorts()
@@ -558,6 +562,7 @@ class Daemon implements Incumbent {
           mode: config.catalog.kind === 'consul' ? config.catalog.watch : 'all',
           virtualRanges: [config.capture.virtualRange, config.capture.virtualRange6],
           virtualAddresses: memory.virtualAddresses(),
+          isCapturing: config.capture.mode !== 'off',
           insistsOnDeny: config.intentions.default === 'deny',
           onDormant: () => {
             const snapshot = this.discovery?.current()
@@ -750,11 +755,24 @@ class Daemon implements Incumbent {
     )
   }
 
+  /** Whether rules in the kernel are kept by this daemon, and not only removed once. */
+  private writesRules(): boolean {
+    return this.config.capture.mode !== 'off' || this.guardsPorts
+  }
+
+  /** @throws MeshError HM_CAPTURE_HELD when another daemon of this network namespace has them */
+  private async holdRules(): Promise<void> {
+    const lock = await holdKernelRules(this.log)
+    if (lock !== undefined) this.owned.use(lock)
+  }
+
   private async startCapture(): Promise<void> {
     const { config, log } = this
     // What an earlier daemon with capture left behind refuses for good.
     const isLeftOver = this.hadCapture || this.memory?.keptCapture() !== undefined
     if (config.capture.mode === 'off' && !isLeftOver) return
+    // Another daemon may capture here: its rules are not ours to clear.
+    await using _ = this.writesRules() ? undefined : await holdKernelRules(log)
     const capture = this.owned.use(
       createCapture({ log, maintain: CAPTURE_UPKEEP, ...captureOptions(config) }),
     )

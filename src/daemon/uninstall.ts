@@ -6,7 +6,15 @@
  * issue`, is known to have written, and the folder if it is empty then. What an operator may share is left and said.
  */
 import { execFile } from 'node:child_process'
-import { existsSync, globSync, lstatSync, readFileSync, rmdirSync, rmSync } from 'node:fs'
+import {
+  existsSync,
+  globSync,
+  lstatSync,
+  readFileSync,
+  realpathSync,
+  rmdirSync,
+  rmSync,
+} from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { parseDocument } from 'yaml'
 import { SYSTEM_PATH } from '../controlplane/capture/command.ts'
@@ -101,7 +109,7 @@ export function planUninstall(
   const isThere = (path: string): boolean => hasEntry(join(root, path))
   const config = readLoosely(join(root, options.configPath))
   const hasCa = UNIT_FOLDERS.some((folder) => isThere(join(folder, 'hostmesh-ca.service')))
-  const unitFiles = UNIT_FOLDERS.flatMap((folder) =>
+  const unitFiles = distinctFolders(root, UNIT_FOLDERS).flatMap((folder) =>
     globSync('hostmesh*', { cwd: join(root, folder) })
       .filter((name) => !name.startsWith('hostmesh-ca'))
       .map((name) => join(folder, name)),
@@ -127,6 +135,18 @@ export function planUninstall(
         : []),
     ],
   }
+}
+
+/** Those that exist, each once: `/lib` is a link to `/usr/lib` on most machines. */
+function distinctFolders(root: string, folders: readonly string[]): readonly string[] {
+  const byPlace = new Map<string, string>()
+  for (const folder of folders) {
+    const path = join(root, folder)
+    if (!existsSync(path)) continue
+    const place = realpathSync(path)
+    if (!byPlace.has(place)) byPlace.set(place, folder)
+  }
+  return [...byPlace.values()]
 }
 
 /** Does it. What fails is reported, and the rest goes on: half of an uninstall is worse than most of it. */

@@ -52,6 +52,11 @@ export const problemCodes = {
     hint: 'Start the unit (systemctl status <unit>), or correct services[].identity',
     blocks: true,
   },
+  HM_CATALOG_CRITICAL: {
+    cause:
+      'A service of this host fails a health check in the catalog, so callers are sent elsewhere.',
+    hint: 'Start the service; if it runs, hostmesh services <name> shows which check fails',
+  },
   HM_CATALOG_ENTRY_UNUSABLE: {
     cause:
       'The catalog says something of a service or an instance that cannot be used; the rest of it is.',

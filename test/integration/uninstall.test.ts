@@ -207,3 +207,16 @@ test('without a terminal and without --yes nothing is removed; --dry-run says wh
   assert.equal(dry.code, 0)
   assert.match(dry.stdout, /This removes/)
 })
+
+test('where /lib is a link to /usr/lib a unit file is listed and removed once', async () => {
+  using root = new Root()
+  root.put('/usr/lib/systemd/system/hostmesh.service')
+  symlinkSync('usr/lib', join(root.path, 'lib'))
+  const { removed, failed } = await root.uninstall()
+  assert.deepEqual(failed, [])
+  assert.deepEqual(
+    removed.filter((line) => line.includes('/hostmesh.service')),
+    ['/usr/lib/systemd/system/hostmesh.service'],
+  )
+  assert.equal(root.has('/usr/lib/systemd/system/hostmesh.service'), false)
+})

@@ -286,7 +286,7 @@ export function testRules(variant: Variant): void {
       const caught = async (): Promise<number> =>
         (await capture.show()).rules
           .filter(({ rule, family }) => family === 'v4' && rule.endsWith(String(PORTS.web)))
-          .reduce((sum, { packets }) => sum + packets, 0)
+          .reduce((sum, { packets }) => sum + (packets ?? 0), 0)
       const packets = await caught()
       assert.ok(packets > 0)
       await capture.apply(plan)

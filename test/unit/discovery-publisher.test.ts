@@ -340,3 +340,18 @@ test('a service of this host that the catalog does not serve is a problem when i
     /db of this host is not in the catalog with Node host-a/,
   )
 })
+
+test('an instance that no proxy serves is named where it is refused: captured, and on another host', async () => {
+  const at = (node: string, ip: string) => ({ ip, port: 5432, node, since: 1 })
+  const addresses = [at('host-a', '10.0.0.1'), at('host-b', '10.0.0.2')]
+  const { catalog, discovery } = start({ localServices: [local('db')] })
+  await using _ = discovery
+  catalog.give({ ...service('db'), addresses })
+  await eventually(() => assert.ok(discovery.current().services.has('db')))
+  assert.match(discovery.warnings().join(), /No proxy serves db at 10\.0\.0\.2:5432: /)
+  const off = start({ localServices: [local('db')], isCapturing: false })
+  await using _off = off.discovery
+  off.catalog.give({ ...service('db'), addresses })
+  await eventually(() => assert.ok(off.discovery.current().services.has('db')))
+  assert.deepEqual(off.discovery.warnings(), [])
+})

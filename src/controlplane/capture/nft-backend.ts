@@ -739,15 +739,8 @@ function rulesIn(table: string, listing: string): ShownRule[] {
   for (const line of listing.split('\n')) {
     chain = /^\tchain (\S+) \{/.exec(line)?.[1] ?? chain
     if (!line.startsWith('\t\t') || chain === '' || line.startsWith('\t\ttype ')) continue
-    const [, packets = '0', bytes = '0'] = /counter packets (\d+) bytes (\d+)/.exec(line) ?? []
-    rules.push({
-      family: 'inet',
-      table,
-      chain,
-      rule: line.trim(),
-      packets: Number(packets),
-      bytes: Number(bytes),
-    })
+    // Counters have names here, and several rules share one: {@link NftBackend.counts}.
+    rules.push({ family: 'inet', table, chain, rule: line.trim(), packets: null, bytes: null })
   }
   return rules
 }

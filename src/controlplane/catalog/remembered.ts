@@ -223,6 +223,10 @@ class Memory implements RememberedCatalog {
     return this.#inner.deregister()
   }
 
+  failingChecks(): ReadonlyMap<string, string> {
+    return this.#inner.failingChecks?.() ?? new Map()
+  }
+
   health(): CatalogHealth {
     const health = this.#inner.health()
     const problems = [...health.problems]
