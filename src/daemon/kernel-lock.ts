@@ -44,24 +44,24 @@ export async function holdKernelRules(
   for (;;) {
     const held = await tryToListen(name)
     if (held !== undefined) return held
-    if (performance.now() < endMs) {
-      await delay(AGAIN_MS)
-      continue
-    }
     const holder = await holderOf(name)
-    if (holder !== undefined && mayWriteRules(holder))
+    if (holder !== undefined && !mayWriteRules(holder)) {
+      // At once: who cannot keep the daemon from starting is not to hold it up either.
+      log.warn('Somebody who is no daemon has the name by which a second daemon is noticed', {
+        pid: holder.pid,
+        uid: holder.uid,
+      })
+      return undefined
+    }
+    if (performance.now() > endMs)
       throw new MeshError(
         'HM_CAPTURE_HELD',
-        `Cannot start: another daemon, process ${holder.pid}, keeps the rules of this network namespace`,
+        `Cannot start: another daemon${holder === undefined ? '' : `, process ${holder.pid},`} keeps the rules of this network namespace`,
         {
-          hint: `One daemon a host: end that one first (systemctl stop hostmesh, or kill ${holder.pid})`,
+          hint: `One daemon a host: end that one first (systemctl stop hostmesh${holder === undefined ? '' : `, or kill ${holder.pid}`})`,
         },
       )
-    log.warn('Somebody who is no daemon has the name by which a second daemon is noticed', {
-      pid: holder?.pid ?? 0,
-      uid: holder?.uid ?? -1,
-    })
-    return undefined
+    await delay(AGAIN_MS)
   }
 }
 
