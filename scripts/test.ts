@@ -154,12 +154,11 @@ function choose(argv: readonly string[]): readonly Chosen[] | string {
 
   const [first = '', ...paths] = argv
   const within = layers.find(({ name }) => name === first)
-  if (within !== undefined && paths.some((path) => existsSync(resolve(path)))) {
+  if (within !== undefined && paths.length > 0) {
     const own = [...filesOf(within), ...(within.borrowed?.() ?? [])]
-    const chosen = own.filter((file) => paths.some((path) => isAtOrBelow(file, path)))
-    return chosen.length > 0
-      ? [{ layer: within, files: chosen.toSorted() }]
-      : `layer ${within.name} has no test file at ${paths.join(' ')}`
+    const found = paths.map((path) => own.filter((file) => isAtOrBelow(file, path)))
+    if (found.every((files) => files.length > 0))
+      return [{ layer: within, files: [...new Set(found.flat())].toSorted() }]
   }
 
   const wanted = new Map<Layer, Set<string>>()
