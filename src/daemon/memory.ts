@@ -46,6 +46,7 @@ import {
   keepCapture,
   keptCapture,
 } from './kept-capture.ts'
+import type { StateName } from './state-files.ts'
 
 /** A start waits so long for the agent to say who it is when it has said so before, milliseconds. */
 const NAME_PATIENCE_MS = 500
@@ -258,7 +259,7 @@ export class Memory implements AsyncDisposable {
     ]
   }
 
-  private open(name: string, version: number, maxBytes: number): StateFile {
+  private open(name: StateName, version: number, maxBytes: number): StateFile {
     if (this.folderProblem !== undefined) return noStateFile
     const path = join(this.config.state.directory, `${name}.json`)
     const file = openStateFile({

@@ -19,6 +19,7 @@ import { basename, dirname, join } from 'node:path'
 import { parseDocument } from 'yaml'
 import { SYSTEM_PATH } from '../controlplane/capture/command.ts'
 import { describeError } from '../lib/errors.ts'
+import { stateNames } from './state-files.ts'
 
 /** Tells how a tool ended; replaced where nothing may be run. */
 export type RunTool = (
@@ -74,15 +75,6 @@ const SHARED_WITH_CA = ['/etc/hostmesh', '/usr/bin/hostmesh', '/opt/hostmesh']
 
 /** What of `/etc/hostmesh` is the daemon's where the CA is on the same machine. */
 const OWN_IN_ETC = ['hostmesh.yaml', 'catalog.yaml', 'consul.token', 'join-token', 'certs']
-
-const STATE_NAMES = [
-  'capture',
-  'catalog',
-  'catalog-file',
-  'certificates',
-  'node',
-  'virtual-addresses',
-]
 
 /** A unit that drains takes its time to stop; what takes longer than this hangs. Milliseconds. */
 const TOOL_DEADLINE_MS = 3_900_000
@@ -254,7 +246,7 @@ function namedByConfig(config: unknown): Named {
         pattern === undefined ? [] : names.map((name) => pattern.replaceAll('{service}', name)),
       ),
       ...[text('certificates', 'tokenFile')].flatMap((path) => path ?? []),
-      ...(state === undefined ? [] : STATE_NAMES.map((name) => join(state, `${name}.json*`))),
+      ...(state === undefined ? [] : stateNames.map((name) => join(state, `${name}.json*`))),
     ],
     folders: [directory, state].flatMap((path) => path ?? []),
     shared: [
