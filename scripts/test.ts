@@ -204,9 +204,11 @@ async function runLayer(layer: Layer, files: readonly string[], totals: Totals):
       PATH: `${join(root, layer.programs)}${delimiter}${path}`,
     }),
   }
-  const isLong = (file: string): boolean =>
-    layer.longest?.some((name) => file === `test/${layer.name}/${name}.test.ts`) ?? false
-  const waiting = [...files.filter(isLong), ...files.filter((file) => !isLong(file))]
+  const longest = new Set(layer.longest?.map((name) => `test/${layer.name}/${name}.test.ts`))
+  for (const file of longest)
+    if (!existsSync(join(root, file)))
+      throw new Error(`scripts/test.ts names ${file}, which is gone`)
+  const waiting = files.toSorted((a, b) => Number(longest.has(b)) - Number(longest.has(a)))
   const sinceByFile = new Map<string, number>()
   const results = new Map<string, FileResult>()
   const heartbeat = setInterval(() => {

@@ -6,8 +6,8 @@
  * without a gap; one that is none any more stays `known` until nobody is connected to it.
  */
 import { existsSync, readFileSync } from 'node:fs'
-import { networkInterfaces } from 'node:os'
 import { MeshError } from '../../lib/errors.ts'
+import { ownAddresses } from '../../lib/own-addresses.ts'
 import {
   canonicalIp,
   formatAddress,
@@ -436,7 +436,7 @@ export class NftBackend implements CaptureBackend {
 
   /** Ends what a caller has left while its last packets were diverted to nobody; keepalive would take a minute. */
   async #endAbandoned(before: readonly SocketEnds[], daemonUid: number): Promise<void> {
-    const own = addressesOfThisHost()
+    const own = new Set([...ownAddresses()].flatMap((ip) => canonicalIp(ip) ?? []))
     const suspects = abandoned(before, daemonUid, own)
     if (suspects.length === 0) return
     // A listing is no snapshot: both ends of a connection that began during one may not be in it.
@@ -743,9 +743,4 @@ function rulesIn(table: string, listing: string): ShownRule[] {
     rules.push({ family: 'inet', table, chain, rule: line.trim(), packets: null, bytes: null })
   }
   return rules
-}
-
-function addressesOfThisHost(): ReadonlySet<string> {
-  const addresses = Object.values(networkInterfaces()).flatMap((each) => each ?? [])
-  return new Set(addresses.flatMap(({ address }) => canonicalIp(address) ?? []))
 }
