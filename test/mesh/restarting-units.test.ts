@@ -130,6 +130,8 @@ test('who starts beside a unit waits for a moment and passes; when nobody watche
     assert.equal((await call(beside.folder)).port, INSTANCE_PORT)
   }
   await capture.suspend()
+  // What keeps the rules goes on until then, and would see who comes.
+  await capture[Symbol.asyncDispose]()
   using late = await TestCgroup.create('late.service')
   assert.deepEqual(await call(late.folder), REFUSED)
   assert.equal((await call(undefined)).port, INSTANCE_PORT, 'who was there before passes')
