@@ -275,6 +275,7 @@ class Worker {
       maxPending: settings.limits.pendingHandshakes,
       guard: this.guard,
       strangers: this.accounts.of('handshakes under way', performance.now()),
+      until: (look, timeoutMs) => this.until(look, timeoutMs),
       objection: (accepted) => this.objectionTo(accepted),
       onPeer: (accepted) => this.onPeer(accepted, sessionOptions),
       onRefused: (code, remoteAddress, detail) => {

@@ -43,6 +43,8 @@ export interface AcceptOptions {
   readonly guard: AddressGuard
   /** The account of those who are not known yet. */
   readonly strangers: Account
+  /** Resolves with what `look` finds, asked again with every new leaf or root; undefined when the time is over. */
+  readonly until: <T>(look: () => T | undefined, timeoutMs: number) => Promise<T | undefined>
   /** Why a peer whose identity is proved may not come in just now. */
   readonly objection: (accepted: AcceptedPeer) => MeshError | undefined
   readonly onPeer: (accepted: AcceptedPeer) => void
@@ -52,6 +54,13 @@ export interface AcceptOptions {
 
 /** How the tunnel port accepts. */
 const ACCEPTED = { allowHalfOpen: true, noDelay: true, highWaterMark: 262_144 } as const
+
+/**
+ * A handshake that comes before this host's first certificate waits for it so long, milliseconds: a daemon that has just been
+ * restarted is dialed at once by all who were connected, and gets its leaves a moment later. A caller who can go elsewhere must
+ * not wait for a host that gets none.
+ */
+const FIRST_CERTIFICATE_MS = 2_000
 
 /** The server of the tunnel port; not yet listening. Closing it is the caller's. */
 export function createTunnelServer(options: AcceptOptions): Server {
@@ -66,9 +75,14 @@ export function createTunnelServer(options: AcceptOptions): Server {
     ...ACCEPTED,
     SNICallback(this: unknown, name, callback) {
       if (this instanceof TLSSocket) noteValidity(this)
-      const credential = credentialFor(name, options)
-      if (credential === undefined) callback(whyNot(name, options))
-      else callback(null, credential.context)
+      const answer = (): void => {
+        const credential = credentialFor(name, options)
+        if (credential === undefined) callback(whyNot(name, options))
+        else callback(null, credential.context)
+      }
+      const isAnswerable = (): true | undefined => (isAwaited(name, options) ? undefined : true)
+      if (isAnswerable()) answer()
+      else void options.until(isAnswerable, FIRST_CERTIFICATE_MS).then(answer)
     },
     ALPNCallback: ({ protocols }) => (protocols.includes(ALPN) ? ALPN : protocols[0]),
   })
@@ -205,8 +219,17 @@ function credentialFor(serverName: string, options: AcceptOptions): Credential |
   return service === undefined ? undefined : options.credentials.of(service)
 }
 
+/** Whether what to answer a server name with may still come: nothing has come so far. */
+function isAwaited(serverName: string, options: AcceptOptions): boolean {
+  if (options.credentials.trustDomain === undefined) return true
+  const service = serviceFor(serverName, options)
+  return service !== undefined && options.credentials.isAwaited(service)
+}
+
 /** Why a server name has no certificate to answer with. */
 function whyNot(serverName: string, options: AcceptOptions): MeshError {
+  if (options.credentials.trustDomain === undefined)
+    return new MeshError('HM_TLS_NOT_READY', 'There are no roots yet')
   const service = serviceFor(serverName, options)
   if (service === undefined)
     return new MeshError('HM_TLS_UNKNOWN_SERVICE', 'No such service on this host')
