@@ -145,6 +145,9 @@ const ACK_CLOCK_MS = 12
 /** What waits in a suspect session that cannot be left without ending it, is worth the connections in it after this. Milliseconds. */
 const DEAD_AFTER_MS = 3_000
 
+/** The same where all the others wait for an answer, too, but may have been seen. */
+const UNSURE_AFTER_MS = 1_000
+
 /** Ids end here; the opener dials anew before. */
 const MAX_STREAM_ID = 2 ** 31 - 1
 
@@ -393,7 +396,12 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     )
     if (unseen.length === 0) return
     const text = `no answer, and no sign of life from the host for ${Math.round(silentMs)} ms`
-    if (unseen.length < streams.length && silentMs < DEAD_AFTER_MS) {
+    const isUnsure = (stream: TunnelStream): boolean =>
+      !stream.isConfirmed && stream.openedMs <= arrivedMs
+    const unsure = streams.filter(isUnsure).length
+    const isWorthAll =
+      silentMs >= (unseen.length + unsure < streams.length ? DEAD_AFTER_MS : UNSURE_AFTER_MS)
+    if (unseen.length < streams.length && !isWorthAll) {
       // Were the host to come back, it would read what was said before it reads that nobody wants an answer.
       for (const stream of unseen)
         if (!stream.hasSpoken)
@@ -401,7 +409,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       return
     }
     for (const stream of streams)
-      if (!stream.isConfirmed && stream.openedMs <= arrivedMs && stream.hasSpoken)
+      if (isUnsure(stream) && stream.hasSpoken)
         stream.giveUp(
           new MeshError(
             'HM_TUNNEL_UNSURE',
