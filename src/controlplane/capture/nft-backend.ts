@@ -15,6 +15,7 @@ import {
   isLoopback,
   isUndialable,
 } from '../../model/address.ts'
+import { cidrContains, parseCidr } from '../../model/cidr.ts'
 import { Problem } from '../../model/problem.ts'
 import type {
   BackendState,
@@ -420,7 +421,8 @@ export class NftBackend implements CaptureBackend {
    * Tables that are new know nothing of the connections that are captured already: what the callers of these still send
    * would be judged by its owner, and what their process has closed has none.
    */
-  async #recall({ daemonUid }: CapturePlan): Promise<void> {
+  async #recall(plan: CapturePlan): Promise<void> {
+    const { daemonUid } = plan
     const wanted = this.#wanted
     if (wanted === undefined) return
     const sockets = await listSockets(this.#run)
@@ -431,16 +433,20 @@ export class NftBackend implements CaptureBackend {
       )
     })
     await applyNft(this.#run, lines.join(''))
-    await this.#endAbandoned(sockets, daemonUid)
+    await this.#endAbandoned(sockets, plan)
   }
 
   /** Ends what a caller has left while its last packets were diverted to nobody; keepalive would take a minute. */
-  async #endAbandoned(before: readonly SocketEnds[], daemonUid: number): Promise<void> {
+  async #endAbandoned(before: readonly SocketEnds[], plan: CapturePlan): Promise<void> {
     const own = new Set([...ownAddresses()].flatMap((ip) => canonicalIp(ip) ?? []))
-    const suspects = abandoned(before, daemonUid, own)
+    const ranges = families.flatMap((family) => parseCidr(virtualNetwork(plan, family)) ?? [])
+    const isMesh = (end: string): boolean =>
+      families.some((family) => this.#wanted?.[family].instances.has(end) === true) ||
+      ranges.some((range) => cidrContains(range, end.split(' . ')[0] ?? ''))
+    const suspects = abandoned(before, plan.daemonUid, { own, isMesh })
     if (suspects.length === 0) return
     // A listing is no snapshot: both ends of a connection that began during one may not be in it.
-    const still = new Set(abandoned(await listSockets(this.#run), daemonUid, own))
+    const still = new Set(abandoned(await listSockets(this.#run), plan.daemonUid, { own, isMesh }))
     await destroySockets(
       this.#run,
       suspects.filter((tuple) => still.has(tuple)),

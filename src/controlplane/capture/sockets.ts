@@ -83,16 +83,25 @@ export function acceptedAt(
 }
 
 /**
- * Connections (`a . 1 . b . 2`, our end first) of the daemon's user whose caller is of this host and has no socket any
- * more: it ended while nothing was diverted, so its end never came. Callers of other network namespaces do not count.
+ * Connections (`a . 1 . b . 2`, our end first) that the daemon's user has accepted at an address of the mesh and whose caller
+ * is of this host and has no socket any more: it ended while nothing was diverted, so its end never came. Callers of other
+ * network namespaces do not count. What the daemon dials looks the same while the other side has no room for it.
  */
 export function abandoned(
   sockets: readonly SocketEnds[],
   uid: number,
-  ownAddresses: ReadonlySet<string>,
+  hosts: {
+    /** Addresses of this host. */
+    readonly own: ReadonlySet<string>
+    /** Whether an end (`ip . port`) is an address that is diverted. */
+    readonly isMesh: (end: string) => boolean
+  },
 ): readonly string[] {
   return uncaptured(sockets)
-    .filter(({ uid: owner, peer }) => owner === uid && ownAddresses.has(peer.split(' ')[0] ?? ''))
+    .filter(({ uid: owner, local, peer }) => {
+      const isOwn = hosts.own.has(peer.split(' ')[0] ?? '')
+      return owner === uid && isOwn && hosts.isMesh(local)
+    })
     .map(({ local, peer }) => `${local} . ${peer}`)
 }
 
