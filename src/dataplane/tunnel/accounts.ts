@@ -57,8 +57,9 @@ const PLACES_FACTOR = 1
 /** From this share of its allowance on a caller is given no more than what is asked of it. */
 const TIGHT_SHARE = 1 / 8
 
-/** Connections and sessions of one caller from which on the kernel is to hold less for each further one. */
+/** Connections and sessions of one caller, and of all, from which on the kernel is to hold less for each further one. */
 const CROWD = 128
+const CROWD_OF_ALL = 256
 
 /** Bytes from which on a sender that has something waiting takes nothing more: so much keeps any tunnel busy. */
 const HELD_AHEAD = 4 * 1_048_576
@@ -171,9 +172,9 @@ export class Account {
     return this.held.used > held.allowance * TIGHT_SHARE || held.fullness > 1 / 2
   }
 
-  /** Whether it has so many connections that each of them should have little. */
+  /** Whether it has so many connections, or all have, that each further one should have little. */
   get isCrowd(): boolean {
-    return this.descriptors.used > CROWD
+    return this.descriptors.used > CROWD || this.shared.descriptors.used > CROWD_OF_ALL
   }
 
   /** Whether a new account would be the same. */
