@@ -154,12 +154,11 @@ function choose(argv: readonly string[]): readonly Chosen[] | string {
 
   const [first = '', ...paths] = argv
   const within = layers.find(({ name }) => name === first)
-  if (within !== undefined && paths.some((path) => existsSync(resolve(path)))) {
+  if (within !== undefined && paths.length > 0) {
     const own = [...filesOf(within), ...(within.borrowed?.() ?? [])]
-    const chosen = own.filter((file) => paths.some((path) => isAtOrBelow(file, path)))
-    return chosen.length > 0
-      ? [{ layer: within, files: chosen.toSorted() }]
-      : `layer ${within.name} has no test file at ${paths.join(' ')}`
+    const found = paths.map((path) => own.filter((file) => isAtOrBelow(file, path)))
+    if (found.every((files) => files.length > 0))
+      return [{ layer: within, files: [...new Set(found.flat())].toSorted() }]
   }
 
   const wanted = new Map<Layer, Set<string>>()
@@ -205,9 +204,11 @@ async function runLayer(layer: Layer, files: readonly string[], totals: Totals):
       PATH: `${join(root, layer.programs)}${delimiter}${path}`,
     }),
   }
-  const isLong = (file: string): boolean =>
-    layer.longest?.some((name) => file === `test/${layer.name}/${name}.test.ts`) ?? false
-  const waiting = [...files.filter(isLong), ...files.filter((file) => !isLong(file))]
+  const longest = new Set(layer.longest?.map((name) => `test/${layer.name}/${name}.test.ts`))
+  for (const file of longest)
+    if (!existsSync(join(root, file)))
+      throw new Error(`scripts/test.ts names ${file}, which is gone`)
+  const waiting = files.toSorted((a, b) => Number(longest.has(b)) - Number(longest.has(a)))
   const sinceByFile = new Map<string, number>()
   const results = new Map<string, FileResult>()
   const heartbeat = setInterval(() => {

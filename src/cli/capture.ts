@@ -54,7 +54,7 @@ export function captureCommand(): Command {
     })
   command
     .command('show')
-    .description('Show the rules in the kernel with what they have caught')
+    .description('Show the rules in the kernel and what they have refused and let pass')
     .option('--config <file>', 'compare with the rules of this configuration')
     .addOption(
       new Option('-o, --output <format>', 'output format')
@@ -171,15 +171,17 @@ function stateLines(state: CaptureState): string[] {
 }
 
 function ruleLines(rules: CaptureState['rules']): string[] {
+  // What is counted by name, and not by rule, is said below.
+  const isCounted = rules.some(({ packets }) => packets !== null)
   const rows = rules.map(({ family, table, chain, packets, bytes, rule }) => [
     family === 'inet' ? 'both' : `IP${family}`,
     table,
     chain,
-    String(packets),
-    String(bytes),
+    ...(isCounted ? [String(packets ?? '-'), String(bytes ?? '-')] : []),
     rule,
   ])
-  return alignColumns([['FAMILY', 'TABLE', 'CHAIN', 'PACKETS', 'BYTES', 'RULE'], ...rows])
+  const counted = isCounted ? ['PACKETS', 'BYTES'] : []
+  return alignColumns([['FAMILY', 'TABLE', 'CHAIN', ...counted, 'RULE'], ...rows])
 }
 
 function alignColumns(rows: readonly (readonly string[])[]): string[] {

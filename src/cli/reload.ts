@@ -2,6 +2,7 @@
  * `hostmesh reload`: has the daemon of this host hand over to a new process with the configuration and the program that
  * are on disk now, and says how that ended. What `systemctl reload` runs.
  */
+import { readFileSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Command } from 'commander'
 import { errorCode, MeshError } from '../lib/errors.ts'
@@ -15,6 +16,9 @@ const POLL_MS = 100
 /** The daemon's own limits are shorter: beyond this something is wrong that it cannot say. */
 const LIMIT_MS = 120_000
 
+/** A successor whose predecessor has died meanwhile answers by then. */
+const ORPHAN_MS = 5_000
+
 /** The `reload` command. */
 export function reloadCommand(): Command {
   return new Command('reload')
@@ -23,7 +27,7 @@ export function reloadCommand(): Command {
       const { addr } = command.optsWithGlobals<{ readonly addr: string }>()
       const before = await askStatus(addr)
       askToReload(before.pid)
-      const after = await awaitOutcome(addr, (before.reload?.count ?? 0) + 1)
+      const after = await awaitOutcome(addr, before)
       console.log(`Reloaded: process ${after.pid} has taken over from ${before.pid}`)
     })
 }
@@ -41,29 +45,77 @@ function askToReload(pid: number): void {
   }
 }
 
-/** The status once reload number `count` is over. While the admin socket changes hands nobody answers. */
-async function awaitOutcome(address: string, count: number): Promise<StatusDocument> {
+/** What of a status tells how far a reload is. */
+export type ReloadView = Pick<StatusDocument, 'pid' | 'reload'>
+
+/**
+ * What an answer says of the reload that `before` was asked for. A successor counts on from its predecessor; a process
+ * that does not was started by somebody else, in place of one that has died. Pure.
+ */
+export function judgeReload(
+  before: ReloadView,
+  now: ReloadView,
+): 'under way' | 'done' | 'failed' | 'lost' {
+  const { reload = { count: 0, state: 'none' } } = now
+  const isCounted = reload.count > (before.reload?.count ?? 0)
+  if (!isCounted) return now.pid === before.pid ? 'under way' : 'lost'
+  if (reload.state === 'running') return 'under way'
+  return reload.state === 'failed' ? 'failed' : 'done'
+}
+
+/** The status once the reload is over. While the admin socket changes hands nobody answers. */
+async function awaitOutcome(address: string, before: ReloadView): Promise<StatusDocument> {
   const endMs = performance.now() + LIMIT_MS
   let last: MeshError | undefined
+  let aloneSinceMs: number | undefined
   while (performance.now() < endMs) {
     await delay(POLL_MS)
-    try {
-      const status = await askStatus(address)
-      const { reload } = status
-      if (reload === undefined || reload.count < count || reload.state === 'running') continue
-      if (reload.state === 'failed')
-        throw new MeshError('HM_RELOAD_FAILED', reload.reason ?? 'The reload has failed')
-      return status
-    } catch (error) {
-      if (!(error instanceof MeshError) || error.code === 'HM_RELOAD_FAILED') throw error
+    const isGone = !isRunning(before.pid)
+    const answer = await askStatus(address).catch((error: unknown) => {
+      if (!(error instanceof MeshError)) throw error
       last = error
+    })
+    if (answer === undefined) {
+      aloneSinceMs = isGone ? (aloneSinceMs ?? performance.now()) : undefined
+      if (aloneSinceMs === undefined || performance.now() - aloneSinceMs < ORPHAN_MS) continue
+      throw lost(before.pid, 'no process has taken over')
     }
+    aloneSinceMs = undefined
+    const outcome = judgeReload(before, answer)
+    if (outcome === 'done') return answer
+    if (outcome === 'failed')
+      throw new MeshError('HM_RELOAD_FAILED', answer.reload?.reason ?? 'The reload has failed')
+    if (outcome === 'lost') throw lost(before.pid, `process ${answer.pid} has started in its place`)
   }
   throw new MeshError(
     'HM_RELOAD_UNANSWERED',
     `The daemon did not say within ${LIMIT_MS / 1_000} s how the reload ended`,
     { ...(last !== undefined && { cause: last }), hint: 'Look at its log: journalctl -u hostmesh' },
   )
+}
+
+function lost(pid: number, what: string): MeshError {
+  return new MeshError(
+    'HM_RELOAD_LOST',
+    `The daemon has died in the reload: process ${pid} is gone and ${what}; its connections are cut`,
+    {
+      hint: 'hostmesh status says whether one runs (systemctl start hostmesh starts it); journalctl -u hostmesh says what ended it',
+    },
+  )
+}
+
+/** One that has ended and that its parent has not asked for yet does not run. */
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+  } catch (error) {
+    if (errorCode(error) === 'ESRCH') return false
+  }
+  try {
+    return !/\) [ZX] /.test(readFileSync(`/proc/${pid}/stat`, 'latin1'))
+  } catch {
+    return true
+  }
 }
 
 function askStatus(address: string): Promise<StatusDocument> {

@@ -75,7 +75,7 @@ function renderInstances({ name, datacenter, endpoints }: ServiceEntry): string 
       endpoint.service !== name || endpoint.datacenter !== datacenter || endpoint.priority !== 0,
   )
   const hasEjected = endpoints.some(({ ejected }) => ejected !== null)
-  return renderTable(
+  const table = renderTable(
     [
       'INSTANCE',
       'NODE',
@@ -95,6 +95,12 @@ function renderInstances({ name, datacenter, endpoints }: ServiceEntry): string 
       ...(hasEjected ? [ejectionCell(endpoint.ejected)] : []),
     ]),
   )
+  return [table, ...endpoints.flatMap(failureLines)].join('\n')
+}
+
+/** Why an instance does not pass, where the catalog says so. */
+function failureLines({ id, node, health, failingCheck = null }: EndpointEntry): string[] {
+  return failingCheck === null ? [] : [`${id} on ${node} is ${health}: ${failingCheck}`]
 }
 
 /** Of which service and datacenter, and whether it is there for failover only. */

@@ -353,7 +353,7 @@ export const configSchema = z.strictObject({
       directory: path
         .default('/var/lib/hostmesh')
         .describe(
-          'What outlives a restart: the last good answers of Consul, certificates with their keys, virtual addresses',
+          'What outlives a restart: the last good answers of Consul or the last good catalog file, where instances listened, certificates with their keys, virtual addresses',
         ),
       maxStale: duration(
         '1h',

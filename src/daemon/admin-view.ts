@@ -31,6 +31,7 @@ import type { MeshService } from '../model/snapshot.ts'
 import type { Exposition } from '../telemetry/exposition.ts'
 import type { WorkerTotals } from '../telemetry/totals.ts'
 import type { AdminView } from './admin-server.ts'
+import { withoutProbe } from './explain/answer.ts'
 import { explain, type Question } from './explain/explain.ts'
 import { serviceAskedFor } from './explain/route.ts'
 import { selectorText } from './explain/words.ts'
@@ -99,9 +100,10 @@ export function createAdminView(state: DaemonState, exposition: Exposition): Adm
     status: async () => statusOf(state, (await state.pool.connections(0)).countByWorker),
     services: async () => {
       const ejections = ejectionsByKey(await state.pool.ejections())
+      const failing = state.catalog()?.failingChecks?.() ?? new Map<string, string>()
       const services = [...(state.discovery()?.current().services.values() ?? [])]
       return {
-        services: services.map((service) => serviceEntry(service, ejections)),
+        services: services.map((service) => serviceEntry(service, ejections, failing)),
         local: state.services.map(localEntry),
       }
     },
@@ -126,7 +128,8 @@ export function createAdminView(state: DaemonState, exposition: Exposition): Adm
       const endpoints = road.endpoints.flatMap(({ endpoint, excluded }) =>
         excluded === null ? [endpoint] : [],
       )
-      if (!isProbed || road.service === null || endpoints.length === 0) return road
+      if (!isProbed) return road
+      if (road.service === null || endpoints.length === 0) return withoutProbe(road)
       if (probing >= MAX_PROBING)
         throw new MeshError('HM_ADMIN_BUSY', `Cannot probe now: ${probing} others are under way`)
       probing += 1
@@ -269,7 +272,7 @@ export function readinessOf(
 
 /** What REDIRECT cannot do: docs/capture.md, "What stays". */
 const IPTABLES_LIMITS =
-  'connections are tracked (nf_conntrack_max bounds them, NOTRACK refuses them); rules and guard flushed at once let new ones pass until they are put back'
+  'connections are tracked: a full table (nf_conntrack_max) and NOTRACK rules refuse them'
 
 /** What is to be known of capture: which way it diverts, what it spares, what holds meanwhile. */
 function captureDetails(condition: CaptureCondition | undefined): [string, string][] {
@@ -314,6 +317,7 @@ function ejectionsByKey(
 function serviceEntry(
   service: MeshService,
   ejections: ReadonlyMap<string, EjectionEntry>,
+  failing: ReadonlyMap<string, string>,
 ): ServiceEntry {
   return {
     name: service.name,
@@ -325,6 +329,7 @@ function serviceEntry(
       node: endpoint.node,
       address: formatAddress(endpoint.tunnel),
       health: endpoint.health,
+      failingCheck: failing.get(endpoint.key) ?? null,
       local: endpoint.local,
       service: endpoint.service,
       datacenter: endpoint.datacenter,

@@ -2,8 +2,8 @@
  * The host daemon: builds every part, joins them, and takes them down again. The only place that knows who
  * provides what.
  *
- * Order of starting: configuration, admin API (its socket also keeps a second daemon out), catalog and
- * certificates, workers on their ports, discovery, and only when all of that stands: capture, registration,
+ * Order of starting: configuration, admin API (its socket also keeps a second daemon out, and the lock of the kernel's
+ * rules one with a socket of its own), catalog and certificates, workers on their ports, discovery, and only when all of that stands: capture, registration,
  * "ready". Stopping goes the other way round: nobody is sent here any more before nobody is served any more.
  *
  * ```
@@ -70,6 +70,7 @@ import {
 import { instanceSets } from './captured-instances.ts'
 import type { Incumbent } from './hand-over.ts'
 import { LINK_NAME, Link } from './hand-over-link.ts'
+import { holdKernelRules } from './kernel-lock.ts'
 import { limitProblems } from './limit-problems.ts'
 import { ListeningSockets, type PlannedSocket } from './listening-sockets.ts'
 import { Memory, NOTHING_KEPT } from './memory.ts'
@@ -135,11 +136,17 @@ export async function runDaemon(configPath: string): Promise<void> {
   using systemd = connectSystemd({ log, environment, isSuccessor: link !== undefined })
   await using parts = new AsyncDisposableStack()
   const sockets = parts.use(new ListeningSockets(log, { keeper: systemd, inherited }))
+  const isUnit = environment.NOTIFY_SOCKET !== undefined
+  const [backend, guardsPorts] = await Promise.all([
+    chosenBackend(config),
+    canGuardPorts(config, { isUnit, log }),
+  ])
+  if (guardsPorts) sockets.guard(earlierPorts(config))
   const daemon = new Daemon(config, log, {
     parts,
     sockets,
-    backend: await chosenBackend(config),
-    isUnit: environment.NOTIFY_SOCKET !== undefined,
+    backend,
+    guardsPorts,
     logLinesLost: () => logLinesLost,
   })
   const stopAsked = stopSignal(log)
@@ -186,6 +193,21 @@ export async function runDaemon(configPath: string): Promise<void> {
   else await daemon.stop()
   await predecessorGone
   log.info('Stopped')
+}
+
+/**
+ * Before the first socket: whether nobody else is to have anything of what is sent to ports of ours, also while this daemon
+ * is away. Not where it only runs for once: without capture and without a unit nothing of it is to stay in the kernel.
+ */
+async function canGuardPorts(
+  { capture }: Config,
+  { isUnit, log }: { readonly isUnit: boolean; readonly log: Log },
+): Promise<boolean> {
+  if (capture.mode === 'off' && !isUnit) return false
+  const obstacle = await portGuardObstacle()
+  if (obstacle !== undefined)
+    log.warn('Whoever takes a port of ours while the daemon is stopped has it', { obstacle })
+  return obstacle === undefined
 }
 
 /** The line to the daemon that started this one, and the sockets that came with it. */
@@ -240,9 +262,9 @@ class Daemon implements Incumbent {
   private readonly totals = new WorkerTotals()
   private readonly readiness = new Readiness()
   private readonly sockets: ListeningSockets
-  /** Whether systemd runs this daemon: then it is there to stay, and so are its ports. */
-  private readonly isUnit: boolean
-  private guardsPorts = false
+  private readonly guardsPorts: boolean
+  /** Not any more once new connections are refused: who is permitted to passes without the mesh. */
+  private carries = true
   private portGuard: PortGuard | undefined
   /** All of them from the beginning: nothing is ready because nobody has asked for it yet. */
   private readonly awaitedParts: {
@@ -291,7 +313,7 @@ class Daemon implements Incumbent {
       readonly parts: AsyncDisposableStack
       readonly sockets: ListeningSockets
       readonly backend: ChosenBackend | undefined
-      readonly isUnit: boolean
+      readonly guardsPorts: boolean
       readonly logLinesLost: () => number
     },
   ) {
@@ -303,7 +325,7 @@ class Daemon implements Incumbent {
     // Here for what is started before the rest, and again behind it: they are the first to go.
     parts.defer(() => this.owned.disposeAsync())
     this.sockets = sockets
-    this.isUnit = given.isUnit
+    this.guardsPorts = given.guardsPorts
     const bound = capturePorts(sockets.inheritedPorts())
     this.hadCapture = bound.size > 0
     this.services = localServices(config, { bound, isFree: isPortFree })
@@ -406,8 +428,8 @@ class Daemon implements Incumbent {
 
   async start(): Promise<void> {
     const workers = this.startWorkers()
-    await this.decideOnPorts()
     await this.startAdmin()
+    if (this.writesRules()) await this.holdRules()
     await this.prepare(workers)
     await this.own()
   }
@@ -443,9 +465,7 @@ class Daemon implements Incumbent {
 
   /** For a successor: starts whatever may run twice on a host, and waits until it waits for no more than its predecessor. */
   async prepareToSucceed(awaited: readonly string[]): Promise<void> {
-    const workers = this.startWorkers()
-    await this.decideOnPorts()
-    await this.prepare(workers, { holdsMemory: true })
+    await this.prepare(this.startWorkers(), { holdsMemory: true })
     const allowed = new Set([...awaited, ...OWN_PARTS])
     const missing = await untilNothingAwaited(
       () => (this.leavesRules ? [] : this.awaited().filter((what) => !allowed.has(what))),
@@ -459,6 +479,7 @@ class Daemon implements Incumbent {
   async takeOver(): Promise<void> {
     this.leavesRules = true
     await this.startAdmin()
+    if (this.writesRules()) await this.holdRules()
     this.memory?.hold(false)
     await this.own()
     this.leavesRules = false
@@ -485,6 +506,7 @@ class Daemon implements Incumbent {
 
   async resume(): Promise<void> {
     await this.startAdmin()
+    if (this.writesRules()) await this.holdRules()
     this.memory?.hold(false)
     await this.startDns()
     await this.guardPorts()
@@ -515,7 +537,12 @@ class Daemon implements Incumbent {
     const memory = parts.use(new Memory(config, log))
     memory.hold(holdsMemory)
     this.memory = memory
-    const source = openCatalog(config, this.nodeName, log)
+    const source = openCatalog(config, log, {
+      node: this.nodeName,
+      memory,
+      // A reload is refused as a whole; a start has nothing to fall back on but what was kept.
+      isStrict: holdsMemory,
+    })
     const catalog = parts.use(memory.catalog(source))
     this.catalog = catalog
     if ('readAgentSelf' in source && config.node.name === undefined)
@@ -535,6 +562,7 @@ class Daemon implements Incumbent {
           mode: config.catalog.kind === 'consul' ? config.catalog.watch : 'all',
           virtualRanges: [config.capture.virtualRange, config.capture.virtualRange6],
           virtualAddresses: memory.virtualAddresses(),
+          isCapturing: config.capture.mode !== 'off',
           insistsOnDeny: config.intentions.default === 'deny',
           onDormant: () => {
             const snapshot = this.discovery?.current()
@@ -578,19 +606,6 @@ class Daemon implements Incumbent {
     await this.startCapture()
     if (this.capture === undefined) this.awaitedParts.capture.release()
     this.startRegistration()
-  }
-
-  /**
-   * Before the first socket: whether nobody else is to have anything of what is sent to ports of ours, also while this daemon
-   * is away. Not where it only runs for once: without capture and without a unit nothing of it is to stay in the kernel.
-   */
-  private async decideOnPorts(): Promise<void> {
-    if (this.config.capture.mode === 'off' && !this.isUnit) return
-    const obstacle = await portGuardObstacle()
-    this.guardsPorts = obstacle === undefined
-    if (this.guardsPorts) this.sockets.guard(earlierPorts(this.config))
-    else
-      this.log.warn('Whoever takes a port of ours while the daemon is stopped has it', { obstacle })
   }
 
   private async guardPorts(): Promise<void> {
@@ -740,11 +755,24 @@ class Daemon implements Incumbent {
     )
   }
 
+  /** Whether rules in the kernel are kept by this daemon, and not only removed once. */
+  private writesRules(): boolean {
+    return this.config.capture.mode !== 'off' || this.guardsPorts
+  }
+
+  /** @throws MeshError HM_CAPTURE_HELD when another daemon of this network namespace has them */
+  private async holdRules(): Promise<void> {
+    const lock = await holdKernelRules(this.log)
+    if (lock !== undefined) this.owned.use(lock)
+  }
+
   private async startCapture(): Promise<void> {
     const { config, log } = this
     // What an earlier daemon with capture left behind refuses for good.
     const isLeftOver = this.hadCapture || this.memory?.keptCapture() !== undefined
     if (config.capture.mode === 'off' && !isLeftOver) return
+    // Another daemon may capture here: its rules are not ours to clear.
+    await using _ = this.writesRules() ? undefined : await holdKernelRules(log)
     const capture = this.owned.use(
       createCapture({ log, maintain: CAPTURE_UPKEEP, ...captureOptions(config) }),
     )
@@ -771,7 +799,7 @@ class Daemon implements Incumbent {
   private async followInstances(snapshot: Snapshot): Promise<void> {
     const { capture } = this
     if (capture === undefined) return
-    const addresses = this.meshAddresses(snapshot, { carries: true })
+    const addresses = this.meshAddresses(snapshot)
     try {
       await capture.updateAddresses(addresses)
       this.keepCapture(addresses)
@@ -797,32 +825,42 @@ class Daemon implements Incumbent {
   private async suspendCapture(): Promise<void> {
     const { capture } = this
     if (capture === undefined) return
+    this.carries = false
     const snapshot = this.discovery?.current()
+    if (snapshot !== undefined && snapshot.version > 0) await this.followInstances(snapshot)
     try {
-      if (snapshot === undefined || snapshot.version === 0) return await capture.suspend([])
-      const addresses = this.meshAddresses(snapshot, { carries: false })
-      await capture.suspend(addresses.permitted)
-      this.keepCapture(addresses)
+      await capture.suspend()
     } catch (error) {
-      this.log.error('Cannot let connections to permissive services pass', {
-        error: describeError(error),
-      })
+      this.log.error('Cannot have who starts now refused', { error: describeError(error) })
     }
   }
 
-  private meshAddresses(snapshot: Snapshot, { carries }: { carries: boolean }): MeshAddresses {
+  private meshAddresses(snapshot: Snapshot): MeshAddresses {
     const { captured, permitted } = instanceSets(snapshot.services.values(), {
       permissive: this.config.capture.permissive,
       dormant: this.discovery?.dormant(),
-      carries,
+      carries: this.carries,
     })
     return { instances: [...captured, ...permitted], permitted }
   }
 }
 
-function openCatalog(config: Config, node: string, log: Log): Catalog | ConsulCatalog {
-  if (config.catalog.kind === 'file')
-    return createFileCatalog({ path: config.catalog.path, node }, log.child('catalog'))
+function openCatalog(
+  config: Config,
+  log: Log,
+  {
+    node,
+    memory,
+    isStrict,
+  }: { readonly node: string; readonly memory: Memory; readonly isStrict: boolean },
+): Catalog | ConsulCatalog {
+  if (config.catalog.kind === 'file') {
+    const state = memory.catalogFile()
+    return createFileCatalog(
+      { path: config.catalog.path, node, state, isStrict },
+      log.child('catalog'),
+    )
+  }
   return createConsulCatalog(
     {
       ...config.catalog,

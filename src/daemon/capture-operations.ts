@@ -241,9 +241,14 @@ export async function guardFromFile(
 ): Promise<readonly string[]> {
   const portsPath = join(dirname(path), `${KEPT_PORTS.name}.json`)
   const hasPorts = existsSync(portsPath)
-  if (hasPorts) await applyPortGuard(readKeptPorts(portsPath), run)
   // Without capture there are ports alone.
-  if (hasPorts && !existsSync(path)) return []
+  const notes = hasPorts && !existsSync(path) ? [] : await applyKeptGuard(path, run)
+  // Behind the guard of workloads: a host whose guard is one of iptables may lack what this one takes.
+  if (hasPorts) await ignoreMissingTool(notes, () => applyPortGuard(readKeptPorts(portsPath), run))
+  return notes
+}
+
+async function applyKeptGuard(path: string, run: RunCommand): Promise<string[]> {
   const kept = readKeptCapture(path)
   const resolved = await resolvePlan(kept.plan, run, await findCgroupRoot())
   if (kept.backend === 'iptables') await applyIptablesGuard(run, resolved, kept)
@@ -255,8 +260,8 @@ export async function guardFromFile(
 
 /** Removes the guard and that of the ports, not what diverts. Returns whether one was there. */
 export async function clearGuard(run: RunCommand = createCommandRunner()): Promise<boolean> {
-  let removed = await removePortGuard(run)
-  for (const remove of [removeGuard, removeIptablesGuard])
+  let removed = false
+  for (const remove of [removePortGuard, removeGuard, removeIptablesGuard])
     await ignoreMissingTool([], async () => {
       if (await remove(run)) removed = true
     })

@@ -4,10 +4,10 @@
  * Public facts only: certificates by name, serial number and dates, never a key. Rules of destinations on
  * other hosts are asked of the catalog, within {@link POLICY_TIMEOUT_MS}; what does not come is left out.
  */
-import { networkInterfaces } from 'node:os'
 import type { Catalog, CatalogPolicy } from '../controlplane/catalog/catalog.ts'
 import { compilePolicy } from '../controlplane/discovery/compile.ts'
 import { isListening } from '../lib/listening.ts'
+import { ownAddresses } from '../lib/own-addresses.ts'
 import { canonicalIp, formatAddress } from '../model/address.ts'
 import type { CertsDocument, StatusDocument, TunnelEntry } from '../model/admin.ts'
 import {
@@ -103,7 +103,7 @@ export async function collectFacts(
     version: state.version,
     node: status.node,
     datacenter: status.datacenter,
-    addresses: ownAddresses(),
+    addresses: [...ownAddresses()].flatMap((ip) => canonicalIp(ip) ?? []),
     ready: status.ready,
     awaited: status.awaited,
     draining: status.draining,
@@ -162,10 +162,4 @@ function askPolicies(
     const deadline = setTimeout(() => settle([]), POLICY_TIMEOUT_MS)
     const watch = catalog.watchPolicies(destinations, settle)
   })
-}
-
-function ownAddresses(): string[] {
-  const addresses = Object.values(networkInterfaces()).flatMap((each) => each ?? [])
-  const ips = addresses.map(({ address }) => canonicalIp(address.split('%')[0] ?? ''))
-  return [...new Set(ips)].filter((ip) => ip !== undefined)
 }

@@ -146,10 +146,15 @@ export class ListeningSockets implements Disposable {
     if (known !== undefined) return known
     const fd = this.inherit(socket) ?? this.openOne(socket)
     if (fd === undefined) return undefined
-    this.open.set(socket.name, fd)
-    this.planned.set(socket.name, socket)
-    this.keeper?.keep(socket.name, fd)
+    this.keep(socket, fd)
     this.holdTwin(socket)
+    return fd
+  }
+
+  /** As {@link take}, and undefined when the socket was not inherited: nothing is opened for it. */
+  takeInherited(socket: PlannedSocket): number | undefined {
+    const fd = this.inherit(socket)
+    if (fd !== undefined) this.keep(socket, fd)
     return fd
   }
 
@@ -184,6 +189,12 @@ export class ListeningSockets implements Disposable {
     const fd = this.open.get(name)
     const port = fd === undefined ? undefined : boundPort(fd)
     return port === this.planned.get(name)?.address.port ? undefined : port
+  }
+
+  private keep(socket: PlannedSocket, fd: number): void {
+    this.open.set(socket.name, fd)
+    this.planned.set(socket.name, socket)
+    this.keeper?.keep(socket.name, fd)
   }
 
   /** Who dials `localhost` may mean either loopback address: nobody else is to answer at the other one. */

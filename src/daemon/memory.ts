@@ -1,6 +1,7 @@
 /**
- * What this host remembers of its last run, so that it serves at once when Consul is away: catalog answers
- * and policy, certificates, its own name in Consul, virtual addresses. One file each in `state.directory`.
+ * What this host remembers of its last run, so that it serves at once when Consul is away or the catalog file is
+ * broken: catalog answers and policy, certificates, its own name in Consul, virtual addresses. One file each in
+ * `state.directory`.
  *
  * A folder that cannot be used costs the memory and is said in the status; the daemon runs all the same.
  */
@@ -9,6 +10,10 @@ import { z } from 'zod'
 import type { Config } from '../config/schema.ts'
 import type { PortPlan } from '../controlplane/capture/port-rules.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
+import {
+  CATALOG_FILE_STATE_VERSION,
+  MAX_CATALOG_FILE_STATE_BYTES,
+} from '../controlplane/catalog/file/kept-file.ts'
 import {
   CATALOG_STATE_VERSION,
   MAX_CATALOG_STATE_BYTES,
@@ -41,6 +46,7 @@ import {
   keepCapture,
   keptCapture,
 } from './kept-capture.ts'
+import type { StateName } from './state-files.ts'
 
 /** A start waits so long for the agent to say who it is when it has said so before, milliseconds. */
 const NAME_PATIENCE_MS = 500
@@ -84,7 +90,12 @@ export class Memory implements AsyncDisposable {
     this.keptAddresses = new Map(Object.entries(valid(this.addresses, storedAddresses) ?? {}))
   }
 
-  /** The catalog to follow: a file is at hand after a restart, what an agent said is remembered. */
+  /** Where a catalog file is kept: it may be broken or another one by the next start. */
+  catalogFile(): StateFile {
+    return this.open('catalog-file', CATALOG_FILE_STATE_VERSION, MAX_CATALOG_FILE_STATE_BYTES)
+  }
+
+  /** The catalog to follow: a file keeps what it needs by itself, what an agent said is remembered. */
   catalog<C extends Catalog>(inner: C): C | RememberedCatalog {
     if (this.config.catalog.kind === 'file') return inner
     this.catalogMemory = rememberCatalog(inner, {
@@ -248,7 +259,7 @@ export class Memory implements AsyncDisposable {
     ]
   }
 
-  private open(name: string, version: number, maxBytes: number): StateFile {
+  private open(name: StateName, version: number, maxBytes: number): StateFile {
     if (this.folderProblem !== undefined) return noStateFile
     const path = join(this.config.state.directory, `${name}.json`)
     const file = openStateFile({

@@ -67,8 +67,15 @@ export class Reloader {
   constructor(options: ReloaderOptions) {
     this.options = options
     options.predecessor?.listen((message) => {
-      if (message === 'closed') this.current = { ...this.current, earlierConnections: null }
-      else if (message.kind === 'draining')
+      if (message === 'closed') {
+        // Whoever was to say that this is the main process is gone: it is, or it has given up by itself.
+        const { state } = this.current
+        this.current = {
+          ...this.current,
+          state: state === 'running' ? 'done' : state,
+          earlierConnections: null,
+        }
+      } else if (message.kind === 'draining')
         this.current = { ...this.current, earlierConnections: message.connections }
       else if (message.kind === 'hello')
         this.current = { ...this.current, count: message.reloads, state: 'running' }

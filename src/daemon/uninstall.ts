@@ -6,11 +6,20 @@
  * issue`, is known to have written, and the folder if it is empty then. What an operator may share is left and said.
  */
 import { execFile } from 'node:child_process'
-import { existsSync, globSync, lstatSync, readFileSync, rmdirSync, rmSync } from 'node:fs'
+import {
+  existsSync,
+  globSync,
+  lstatSync,
+  readFileSync,
+  realpathSync,
+  rmdirSync,
+  rmSync,
+} from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { parseDocument } from 'yaml'
 import { SYSTEM_PATH } from '../controlplane/capture/command.ts'
 import { describeError } from '../lib/errors.ts'
+import { stateNames } from './state-files.ts'
 
 /** Tells how a tool ended; replaced where nothing may be run. */
 export type RunTool = (
@@ -67,8 +76,6 @@ const SHARED_WITH_CA = ['/etc/hostmesh', '/usr/bin/hostmesh', '/opt/hostmesh']
 /** What of `/etc/hostmesh` is the daemon's where the CA is on the same machine. */
 const OWN_IN_ETC = ['hostmesh.yaml', 'catalog.yaml', 'consul.token', 'join-token', 'certs']
 
-const STATE_NAMES = ['capture', 'catalog', 'certificates', 'node', 'virtual-addresses']
-
 /** A unit that drains takes its time to stop; what takes longer than this hangs. Milliseconds. */
 const TOOL_DEADLINE_MS = 3_900_000
 
@@ -94,7 +101,7 @@ export function planUninstall(
   const isThere = (path: string): boolean => hasEntry(join(root, path))
   const config = readLoosely(join(root, options.configPath))
   const hasCa = UNIT_FOLDERS.some((folder) => isThere(join(folder, 'hostmesh-ca.service')))
-  const unitFiles = UNIT_FOLDERS.flatMap((folder) =>
+  const unitFiles = distinctFolders(root, UNIT_FOLDERS).flatMap((folder) =>
     globSync('hostmesh*', { cwd: join(root, folder) })
       .filter((name) => !name.startsWith('hostmesh-ca'))
       .map((name) => join(folder, name)),
@@ -120,6 +127,18 @@ export function planUninstall(
         : []),
     ],
   }
+}
+
+/** Those that exist, each once: `/lib` is a link to `/usr/lib` on most machines. */
+function distinctFolders(root: string, folders: readonly string[]): readonly string[] {
+  const byPlace = new Map<string, string>()
+  for (const folder of folders) {
+    const path = join(root, folder)
+    if (!existsSync(path)) continue
+    const place = realpathSync(path)
+    if (!byPlace.has(place)) byPlace.set(place, folder)
+  }
+  return [...byPlace.values()]
 }
 
 /** Does it. What fails is reported, and the rest goes on: half of an uninstall is worse than most of it. */
@@ -227,7 +246,7 @@ function namedByConfig(config: unknown): Named {
         pattern === undefined ? [] : names.map((name) => pattern.replaceAll('{service}', name)),
       ),
       ...[text('certificates', 'tokenFile')].flatMap((path) => path ?? []),
-      ...(state === undefined ? [] : STATE_NAMES.map((name) => join(state, `${name}.json*`))),
+      ...(state === undefined ? [] : stateNames.map((name) => join(state, `${name}.json*`))),
     ],
     folders: [directory, state].flatMap((path) => path ?? []),
     shared: [

@@ -87,9 +87,12 @@ type Question = WithoutId<Extract<ToWorker, { readonly kind: 'ask' }>>
 
 type WithoutId<T> = T extends unknown ? Omit<T, 'id' | 'kind'> : never
 
+/** A socket of a worker; `kept` is its name among all of the host. */
+type MemberSocket = WorkerSocket & { readonly kept: string }
+
 interface Member {
   readonly id: number
-  sockets: readonly WorkerSocket[]
+  readonly sockets: MemberSocket[]
   thread: Worker | undefined
   state: WorkerStatus['state']
   restarts: number
@@ -171,17 +174,35 @@ export class WorkerPool {
    */
   async listen(): Promise<void> {
     const planned = plannedSockets(this.options)
-    for (const member of this.members)
-      member.sockets = planned.flatMap(({ name, ...socket }) => {
-        const fd = this.sockets.take({ ...socket, name: socketName(name, member.id) })
-        return fd === undefined ? [] : [{ name, fd }]
-      })
+    for (const { id, sockets } of this.members)
+      for (const door of planned) {
+        const socket = { ...door, name: socketName(door.name, id) }
+        const fd = this.sockets.take(socket)
+        if (fd !== undefined) sockets.push({ name: door.name, kept: socket.name, fd })
+      }
+    this.takeSurplus(planned)
     this.sockets.closeUnused()
     this.listens = true
     await Promise.all(this.members.map((member) => this.listenFirst(member)))
     this.options.log.info('Listening', {
       addresses: planned.map(({ address }) => formatAddress(address)),
     })
+  }
+
+  /**
+   * The sockets of an earlier daemon that had more workers are dealt out to those of this one, and kept like their own: the
+   * kernel resets who waits in one that is closed, and who connects in that moment.
+   */
+  private takeSurplus(planned: readonly PlannedSocket[]): void {
+    const doors = new Map(planned.map((door) => [door.name, door]))
+    for (const kept of this.sockets.inheritedPorts().keys()) {
+      const { name, worker } = partsOfSocketName(kept)
+      const door = doors.get(name)
+      const member = this.members[worker % this.members.length]
+      if (door === undefined || member === undefined) continue
+      const fd = this.sockets.takeInherited({ ...door, name: kept })
+      if (fd !== undefined) member.sockets.push({ name, kept, fd })
+    }
   }
 
   /** Feeds what changed. `snapshot` is the whole, kept for workers that start later. */
@@ -324,8 +345,8 @@ export class WorkerPool {
   /** No new connections; open ones may go on for `deadlineMs`, then they are reset. Resolves when all are gone. */
   async drain(deadlineMs: number): Promise<void> {
     // Before the workers close theirs: otherwise new connections would wait for nobody.
-    for (const { id, sockets } of this.members)
-      for (const { name } of sockets) this.sockets.giveUp(socketName(name, id))
+    for (const { sockets } of this.members)
+      for (const { kept } of sockets) this.sockets.giveUp(kept)
     await this.end({ kind: 'drain', deadlineMs, why: 'stop' })
   }
 
@@ -574,6 +595,12 @@ function cannotStart({ id }: Member): MeshError {
 /** Of a worker's socket among all of the host. */
 function socketName(door: string, worker: number): string {
   return `${door}/${worker}`
+}
+
+/** The other way round; a worker that is no number for what is no worker's. */
+function partsOfSocketName(name: string): { readonly name: string; readonly worker: number } {
+  const end = name.lastIndexOf('/')
+  return { name: name.slice(0, Math.max(0, end)), worker: Number(name.slice(end + 1)) }
 }
 
 function timeText(wallMs: number): string {

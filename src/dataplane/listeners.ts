@@ -2,7 +2,8 @@
  * The accepting half of a worker: servers on listening sockets that the main thread has opened and keeps.
  *
  * Each server works on a descriptor of its own of the same socket. Closing them gives up none: what arrives meanwhile waits
- * in the socket for whoever accepts next, a successor of this worker or of the whole process.
+ * in the socket for whoever accepts next, a successor of this worker or of the whole process. A door has several sockets
+ * where an earlier daemon had more workers than this one.
  */
 import { createServer, type Server, type Socket } from 'node:net'
 import type { Server as TlsServer } from 'node:tls'
@@ -11,6 +12,7 @@ import { resetAcceptedOnClose } from '../lib/linger.ts'
 import { BACKLOG, duplicateDescriptor } from '../lib/listening-socket.ts'
 import type { LocalDoor, TunnelDoor } from './doors.ts'
 import type { WorkerSocket } from './protocol.ts'
+import { createSideEntrance } from './tunnel/accept.ts'
 
 /** What accepted connections are given to. */
 export interface ListenersOptions {
@@ -38,24 +40,33 @@ export class Listeners {
 
   /**
    * Accepts from now on. A door without a socket is not served: this host has no such addresses.
+   * @returns the descriptors that sockets beyond one for each door take, here and in the main thread
    * @throws MeshError HM_LISTEN_FAILED
    */
-  async open(sockets: readonly WorkerSocket[]): Promise<void> {
-    const byName = new Map(sockets.map(({ name, fd }) => [name, fd]))
+  async open(sockets: readonly WorkerSocket[]): Promise<number> {
+    const byName = Map.groupBy(sockets, ({ name }) => name)
+    let surplus = 0
     for (const door of this.options.local) {
-      const fd = byName.get(door.name)
-      if (fd === undefined) continue
-      for (let i = 0; i < ACCEPTORS; i += 1) {
-        const server = this.localServer(door)
-        await this.listen(server, fd, door.name)
-        // Not at the tunnel ports: a handshake that is refused ends with an alert that must arrive.
-        resetAcceptedOnClose(server)
+      const own = byName.get(door.name) ?? []
+      // A burst is spread over the sockets by the kernel.
+      const acceptors = Math.ceil(ACCEPTORS / own.length)
+      surplus += Math.max(0, own.length * (acceptors + 1) - (ACCEPTORS + 1))
+      for (const { fd } of own) {
+        for (let i = 0; i < acceptors; i += 1) {
+          const server = this.localServer(door)
+          await this.listen(server, fd, door.name)
+          // Not at the tunnel ports: a handshake that is refused ends with an alert that must arrive.
+          resetAcceptedOnClose(server)
+        }
       }
     }
     for (const { door, server } of this.options.tunnels) {
-      const fd = byName.get(door.name)
-      if (fd !== undefined) await this.listen(server, fd, door.name)
+      const own = byName.get(door.name) ?? []
+      surplus += Math.max(0, 2 * (own.length - 1))
+      for (const [i, { fd }] of own.entries())
+        await this.listen(i === 0 ? server : createSideEntrance(server), fd, door.name)
     }
+    return surplus
   }
 
   /** Accepts no more. What was accepted goes on. */

@@ -286,6 +286,7 @@ class Worker {
       maxPending: settings.limits.pendingHandshakes,
       guard: this.guard,
       strangers: this.accounts.of('handshakes under way', performance.now()),
+      until: (look, timeoutMs) => this.until(look, timeoutMs),
       objection: (accepted) => this.objectionTo(accepted),
       onPeer: (accepted) => this.onPeer(accepted, sessionOptions),
       onRefused: (code, remoteAddress, detail) => {
@@ -435,7 +436,8 @@ class Worker {
 
   private async listen(sockets: readonly WorkerSocket[]): Promise<void> {
     try {
-      await this.listeners.open(sockets)
+      const surplus = await this.listeners.open(sockets)
+      this.accounts.shared.descriptors.add({ used: 0 }, surplus)
       this.post({ kind: 'listening' })
     } catch (error) {
       this.post({
@@ -456,14 +458,14 @@ class Worker {
   }: AcceptedPeer): MeshError | undefined {
     const nowMs = performance.now()
     const lane = this.accounts.of(peer.spiffeId, nowMs).lane(destination, nowMs)
-    const barredMs = lane.barredForMs(nowMs)
+    const ip = canonicalIp(socket.remoteAddress ?? '')
+    const barredMs = lane.barredForMs(nowMs, ip)
     if (barredMs > 0)
       return new MeshError(
         'HM_TUNNEL_BARRED',
-        `Refused ${peer.service} -> ${destination} for ${Math.ceil(barredMs / 1_000)} s more: it broke the tunnel protocol too often`,
+        `Refused ${peer.service} -> ${destination} from ${ip ?? 'there'} for ${Math.ceil(barredMs / 1_000)} s more: it broke the tunnel protocol too often`,
       )
     if (!isTunnel) return undefined
-    const ip = canonicalIp(socket.remoteAddress ?? '')
     return this.inboundSessions.objection({ peer, destination, lane, ip }, nowMs)
   }
 
@@ -507,7 +509,7 @@ class Worker {
           this.sessionClosed(reason)
         },
       },
-      { ...sessionOptions, lane },
+      { ...sessionOptions, lane, peerIp: ip },
     )
     const inbound: InboundSession = {
       session,

@@ -3,7 +3,7 @@
  * dialed. The kernel lists listeners first, so that a host with many connections costs no more.
  */
 import { open } from 'node:fs/promises'
-import { networkInterfaces } from 'node:os'
+import { ownAddresses } from './own-addresses.ts'
 
 const TABLES = ['/proc/self/net/tcp', '/proc/self/net/tcp6'] as const
 
@@ -31,9 +31,7 @@ export async function isListening(ip: string, port: number): Promise<boolean | u
 }
 
 function isOwnAddress(ip: string): boolean {
-  if (ip.startsWith('127.') || ip === '::1') return true
-  const own = Object.values(networkInterfaces()).flatMap((each) => each ?? [])
-  return own.some(({ address }) => address.split('%')[0] === ip)
+  return ip.startsWith('127.') || ip === '::1' || ownAddresses().has(ip)
 }
 
 async function hasListener(path: string, ip: string, port: number): Promise<boolean> {

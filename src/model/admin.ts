@@ -147,6 +147,8 @@ export interface EndpointEntry {
   /** What it is an instance of: another service than the listed one after a redirect or as failover. */
   readonly service: string
   readonly datacenter: string
+  /** Which health check keeps it from passing and what that says; a daemon older than this field does not say. */
+  readonly failingCheck?: string | null
   /** 0 takes the traffic; 1 and up when no instance before has remained. */
   readonly priority: number
   /** Null unless connections to it failed and it is avoided for that. */

@@ -52,14 +52,20 @@ export const problemCodes = {
     hint: 'Start the unit (systemctl status <unit>), or correct services[].identity',
     blocks: true,
   },
+  HM_CATALOG_CRITICAL: {
+    cause:
+      'A service of this host fails a health check in the catalog, so callers are sent elsewhere.',
+    hint: 'Start the service; if it runs, hostmesh services <name> shows which check fails',
+  },
   HM_CATALOG_ENTRY_UNUSABLE: {
     cause:
       'The catalog says something of a service or an instance that cannot be used; the rest of it is.',
     hint: 'Correct the registration or configuration entry that the message names',
   },
   HM_CATALOG_FILE_BROKEN: {
-    cause: 'The catalog file cannot be read or is not valid; the last good one stays in use.',
-    hint: 'Correct the file; it is read again by itself. docs/file-catalog.md has the keys',
+    cause:
+      'The catalog file cannot be read or is not valid; the last good one stays in use, over a restart too.',
+    hint: 'Correct the file; it is read again by itself. hostmesh config validate names every mistake, docs/file-catalog.md has the keys',
   },
   HM_CATALOG_NOT_LISTED: {
     cause:

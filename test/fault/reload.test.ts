@@ -10,7 +10,7 @@ import { eventually, within } from '../harness/eventually.ts'
 import type { Host } from '../harness/host.ts'
 import { startMesh } from '../harness/mesh.ts'
 import { echo, manual } from '../harness/service.ts'
-import { keepCalling } from '../harness/steady-calls.ts'
+import { keepCalling, keepConnecting } from '../harness/steady-calls.ts'
 
 const LONGEST_CALL_MS = 1_000
 
@@ -65,6 +65,34 @@ test('both daemons reload', async (t) => {
       await web.call('quick')
     })
   }
+})
+
+test('fewer workers, and more again, refuse nobody', async () => {
+  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file', workers: 2 })
+  const web = await mesh.host('a').service('web').start()
+  await mesh.host('b').service('quick', { listens: 5433 }).start(echo)
+  await mesh.allow('web', 'quick')
+  await mesh.up()
+  await eventually(() => web.call('quick'))
+  const { ip, port } = await mesh.virtualAddress('quick', mesh.host('a'))
+  await using undo = new AsyncDisposableStack()
+  await using calls = await keepConnecting(web.service, { targets: [`${ip}:${port}`], rate: 100 })
+  await calls.more(50)
+  for (const workers of [1, 2])
+    for (const name of ['a', 'b']) {
+      const { daemon } = mesh.host(name)
+      await daemon.writeConfig({ ...mesh.host(name).config(), workers })
+      const { code, stdout, stderr } = await daemon.cli('reload')
+      assert.equal(code, 0, stdout + stderr + daemon.log)
+      const status = await daemon.status()
+      undo.defer(() => endSuccessor(status.pid))
+      assert.equal(status.workers.length, workers)
+      // Those in whose sockets nobody would look are among them.
+      await calls.more(100)
+    }
+  const { outcomes, calls: all, longestMs } = await calls.stop()
+  assert.deepEqual(outcomes, { served: all })
+  assert.ok(longestMs < 2 * LONGEST_CALL_MS, `the slowest took ${longestMs} ms`)
 })
 
 test('a reload that does not work out changes nothing and says why', async (t) => {
@@ -151,6 +179,16 @@ test('of the processes that were replaced and still have connections, four go on
 })
 
 async function endSuccessor(pid: number): Promise<void> {
+  // One that has been replaced since may have ended.
+  if (!isRunning(pid)) return
   process.kill(pid, 'SIGTERM')
   await eventually(() => assert.throws(() => process.kill(pid, 0)))
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    return process.kill(pid, 0)
+  } catch {
+    return false
+  }
 }

@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 
 import type { ConfigInput } from '../../src/config/schema.ts'
+import type { StatusDocument } from '../../src/model/admin.ts'
 import { hostmesh } from '../harness/daemon.ts'
 import { eventually, patient } from '../harness/eventually.ts'
 import { Network } from '../harness/network.ts'
@@ -54,6 +55,10 @@ before(async () => {
   const files = {
     '/root/.ssh/authorized_keys': controller.publicKey,
     '/usr/local/lib/dial.py': await readFile(join(import.meta.dirname, 'dial.py'), 'utf8'),
+    '/usr/local/lib/squatter.py': await readFile(
+      join(import.meta.dirname, '../harness/services/squatter.py'),
+      'utf8',
+    ),
     ...(await webAndDbFiles()),
   }
   a = cleanUp.use(await Machine.create('host-a', network.host('a'), files))
@@ -148,6 +153,50 @@ test('a restart with an open connection lets it go on for its grace, and then br
   assert.equal(how, 'ConnectionResetError')
   assert.ok(Number(seconds) >= 5, `it went on for ${seconds} s`)
 })
+
+test('who takes the ports of a stopped daemon gets nothing, and it starts and serves all the same', async () => {
+  await a.must('systemctl', 'stop', 'hostmesh.service')
+  const targets = [
+    ['tcp', '127.0.0.1', UPSTREAM_PORT],
+    ['tcp', '::', 15_443],
+    ['udp', '127.0.0.1', 15_053],
+    ['tcp', '127.0.0.1', 15_053],
+  ]
+  const squatter = ['python3', '/usr/local/lib/squatter.py', JSON.stringify(targets)]
+  await a.must('systemd-run', '--quiet', '--unit=squatter', '--uid=nobody', ...squatter)
+  const said = (): Promise<string> => a.must('journalctl', '--unit=squatter', '--output=cat')
+  await eventually(async () =>
+    assert.equal((await said()).match(/"bound"/g)?.length, targets.length),
+  )
+  assert.match(await callUpstream(), /ConnectionRefusedError/)
+  await a.must('systemctl', 'start', 'hostmesh.service')
+  // Well or not: it names what it has found.
+  const { problems } = await eventually(async () => {
+    const { stdout } = await a.run('hostmesh', 'status', '-o', 'json')
+    const status = JSON.parse(stdout) as StatusDocument
+    assert.equal(status.ready, true)
+    return status
+  })
+  assert.deepEqual([...new Set(problems.map(({ code }) => code))], ['HM_PORT_TAKEN'])
+  const { dialed } = await underLoad(() => pause(1_000))
+  assert.deepEqual(dialed.failures, [])
+  assert.doesNotMatch(await said(), /took/)
+  await a.must('systemctl', 'stop', 'squatter.service')
+  await a.must('systemctl', 'restart', 'hostmesh.service')
+  await statusOnceWell(a)
+})
+
+/** How a call of web's to its upstream port ends. */
+function callUpstream(): Promise<string> {
+  const program = `
+import socket
+try:
+    print(socket.create_connection(("127.0.0.1", ${UPSTREAM_PORT}), 5).recv(1))
+except OSError as error:
+    print(type(error).__name__)
+`
+  return a.must('python3', '-c', program)
+}
 
 /** Opens a connection as web, says nothing and tells how it ended, and after how many seconds. */
 function openConnection(): Promise<string> {

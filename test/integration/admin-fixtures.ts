@@ -78,6 +78,7 @@ export const services: ServicesDocument = {
           node: 'host-c',
           address: '10.0.0.8:15443',
           health: 'critical',
+          failingCheck: 'port 5432: connection refused',
           local: false,
           service: 'db',
           datacenter: 'dc1',

@@ -11,7 +11,7 @@ import { createFollower } from '../../src/controlplane/catalog/consul/blocking-q
 import { createTransport } from '../../src/controlplane/catalog/consul/transport.ts'
 import type { Clock } from '../../src/lib/clock.ts'
 import { MeshError } from '../../src/lib/errors.ts'
-import { silentLog } from '../../src/lib/log.ts'
+import { type Log, silentLog } from '../../src/lib/log.ts'
 import { hurried, TestClock } from '../harness/test-clock.ts'
 import { eventually, type FakeAnswer, indexed, startFakeAgent } from './consul-fake-agent.ts'
 
@@ -21,7 +21,9 @@ const HURRY = 10
 /** What requests and a slow machine may take beside the waits. */
 const REAL_MS = 3_000
 
-async function setUp(options: { maxBlocking?: number; tokenFile?: string; clock?: Clock } = {}) {
+async function setUp(
+  options: { maxBlocking?: number; tokenFile?: string; clock?: Clock; log?: Log } = {},
+) {
   const { tokenFile, ...followerOptions } = options
   const agent = await startFakeAgent()
   const transport = createTransport({ address: agent.address, requestTimeout: 2_000, tokenFile })
@@ -42,6 +44,29 @@ async function setUp(options: { maxBlocking?: number; tokenFile?: string; clock?
 }
 
 describe('following a path', { concurrency: true }, () => {
+  test('the log hears of one outage once, however its words change, and of its end', async () => {
+    const lines: string[] = []
+    const clock = hurried(HURRY)
+    const log = { ...silentLog, warn: say, info: say }
+    function say(message: string): void {
+      lines.push(message)
+    }
+    await using world = await setUp({ clock, log })
+    let port = 40_000
+    let isAway = true
+    world.agent.always('/v1/a', () =>
+      isAway
+        ? { status: 500, body: `rpc error: dial tcp 10.0.0.9:${port++}: connection refused` }
+        : indexed(7, ['x']),
+    )
+    const bodies: unknown[] = []
+    world.follower.follow('/v1/a', (body) => bodies.push(body))
+    await eventually('attempts', () => world.agent.requestsFor('/v1/a').length >= 4)
+    isAway = false
+    await eventually('answer', () => bodies[0], 15_000)
+    assert.deepEqual(lines, ['Watch failed; its last good answer stays', 'Watch recovered'])
+  })
+
   test('an answer is delivered once, and the next request waits at its index, stale reads allowed', async () => {
     await using world = await setUp()
     const bodies: unknown[] = []

@@ -338,6 +338,27 @@ describe('the Consul catalog', { concurrency: true }, () => {
     assert.equal(seen[1]?.[0]?.intentions[0]?.action, 'deny')
   })
 
+  test('intentions that cannot be read are no unsupported ones', async () => {
+    await using world = await setUp()
+    world.agent.always(MATCH, () => ({ status: 500, body: 'rpc error: no known servers' }))
+    world.agent.always(LIST, () => undefined)
+    world.catalog.watchPolicies(['db'], () => assert.fail('answered'))
+    const problem = await eventually('problem', () =>
+      world.catalog.health().problems.find(({ message }) => message.includes('for db')),
+    )
+    assert.equal(problem.code, 'HM_CONSUL_REFUSED')
+    assert.match(problem.hint, /^See the log of the Consul agent/)
+  })
+
+  test('an intention that cannot be obeyed has a code of its own', async () => {
+    await using world = await setUp()
+    answerPolicies(world.agent, () => ({ db: [Object.assign({ JWT: {} }, rule('allow'))] }), 'deny')
+    world.agent.always(LIST, () => undefined)
+    world.catalog.watchPolicies(['db'], () => undefined)
+    const problem = await eventually('problem', () => world.catalog.health().problems[0])
+    assert.equal(problem.code, 'HM_INTENTION_UNSUPPORTED')
+  })
+
   test('an unknown default policy is deny, and is named', async () => {
     await using world = await setUp()
     answerPolicies(world.agent, () => ({ db: null }), undefined)
@@ -364,7 +385,10 @@ describe('the Consul catalog', { concurrency: true }, () => {
       ['db'],
       'no policy at all for the other: it is denied',
     )
-    assert.match(world.catalog.health().problems.join('\n'), /Intentions for secret/)
+    const problem = world.catalog
+      .health()
+      .problems.find(({ message }) => message.includes('Intentions for secret'))
+    assert.equal(problem?.code, 'HM_CONSUL_FORBIDDEN')
   })
 
   test('malformed intentions change nothing', async () => {

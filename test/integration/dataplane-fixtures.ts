@@ -4,6 +4,7 @@
  */
 import { once } from 'node:events'
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net'
+import type { ListeningSockets } from '../../src/daemon/listening-sockets.ts'
 import { WorkerPool } from '../../src/daemon/worker-pool.ts'
 import type { PeerView } from '../../src/dataplane/protocol.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
@@ -89,6 +90,9 @@ export interface HostOptions {
   readonly heldBytes?: number
   readonly descriptors?: number
   readonly log?: Log
+  /** What an earlier daemon has left; the tunnel port is then the test's to choose. */
+  readonly sockets?: ListeningSockets
+  readonly tunnelPort?: number
 }
 
 /** One host under test. */
@@ -123,12 +127,13 @@ export function localService(
 
 /** Starts a host and waits until it listens. */
 export async function startHost(options: HostOptions): Promise<TestHost> {
-  const tunnelPort = await freePort()
+  const tunnelPort = options.tunnelPort ?? (await freePort())
   const totals = new WorkerTotals()
   const pool = new WorkerPool({
     count: options.workers ?? 1,
     totals,
     log: options.log ?? silentLog,
+    ...(options.sockets !== undefined && { sockets: options.sockets }),
     settings: {
       datacenter: DATACENTER,
       services: options.services,

@@ -3,9 +3,23 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
+import { ListeningSockets } from '../../src/daemon/listening-sockets.ts'
+import { openListeningSocket } from '../../src/lib/listening-socket.ts'
+import { silentLog } from '../../src/lib/log.ts'
 import { eventually, within } from '../harness/eventually.ts'
-import { dial, ending, read, startApplication, startEcho } from './dataplane-fixtures.ts'
-import { large, roundTrip, startPair, threadsOf } from './dataplane-pair.ts'
+import {
+  dial,
+  ending,
+  endpoint,
+  freePort,
+  localService,
+  read,
+  snapshotOf,
+  startApplication,
+  startEcho,
+  startHost,
+} from './dataplane-fixtures.ts'
+import { large, roundTrip, startDb, startPair, threadsOf } from './dataplane-pair.ts'
 
 describe('a worker that dies', () => {
   test('leaves the other serving, is replaced, and takes only its own connections with it', async () => {
@@ -35,6 +49,58 @@ describe('a worker that dies', () => {
     assert.ok(alive >= survivors.length)
     for (const socket of open) socket.destroy()
     await Promise.all(fates)
+  })
+})
+
+describe('a host that has fewer workers than the one before it', () => {
+  const EARLIER = 3
+
+  test('serves who waits in the sockets of all of those, and who comes', async () => {
+    await using undo = new AsyncDisposableStack()
+    const [port, tunnelPort] = [await freePort(), await freePort()]
+    const kept = new Map<string, number>()
+    const inherited = [
+      { door: `upstream/web/127.0.0.1/${port}`, port },
+      { door: 'tunnel', port: tunnelPort },
+    ].flatMap((door) =>
+      Array.from({ length: EARLIER }, (_, worker) => ({
+        name: `${door.door}/${worker}`,
+        fd: openListeningSocket({ kind: 'tcp', ip: '127.0.0.1', port: door.port }),
+      })),
+    )
+    const keeper = {
+      keep: (name: string, fd: number) => void kept.set(name, fd),
+      forget: (name: string) => void kept.delete(name),
+    }
+    const sockets = undo.use(new ListeningSockets(silentLog, { keeper, inherited }))
+    // So many that the kernel has surely dealt some to each.
+    const callers = await Promise.all(Array.from({ length: 40 }, () => dial(port)))
+    const strangers = await Promise.all(Array.from({ length: 40 }, () => dial(tunnelPort)))
+
+    const application = undo.use(await startEcho())
+    const db = undo.use(await startDb(application))
+    const upstreams = [{ destination: 'db', bind: { ip: '127.0.0.1', port } }]
+    const services = [localService('web', { upstreams })]
+    const web = undo.use(await startHost({ services, sockets, tunnelPort }))
+    const snapshot = snapshotOf('db', [endpoint('db', db.tunnelPort)])
+    await web.publish(snapshot)
+    await db.publish(snapshot)
+
+    callers.push(...(await Promise.all(Array.from({ length: 40 }, () => dial(port)))))
+    for (const socket of callers) socket.write('x')
+    const answers = Promise.all(callers.map((socket) => read(socket, 1)))
+    assert.deepEqual(new Set(await within(10_000, 'the answers', answers)), new Set(['x']))
+    // Nobody but a worker ends those: they do not speak TLS.
+    strangers.push(...(await Promise.all(Array.from({ length: 40 }, () => dial(tunnelPort)))))
+    const ends = Promise.all(strangers.map((socket) => ending(socket)))
+    for (const socket of strangers) socket.write('GET / HTTP/1.0\r\n\r\n')
+    await within(10_000, 'the ends of strangers', ends)
+    assert.deepEqual([...kept.keys()].toSorted(), inherited.map(({ name }) => name).toSorted())
+    for (const socket of callers) socket.destroy()
+
+    await web.pool.drain(0)
+    assert.equal(kept.size, 0)
+    await assert.rejects(dial(port))
   })
 })
 

@@ -360,6 +360,38 @@ describe('the tunnel port refuses', () => {
 })
 
 describe('the tunnel port admits', () => {
+  test('who came before the first roots and the first certificate, once there are both', async () => {
+    const credentials = new Credentials('TLSv1.2')
+    let looks: (() => void)[] = []
+    const wake = (): void => {
+      for (const look of looks.splice(0)) look()
+    }
+    const until = <T>(look: () => T | undefined): Promise<T | undefined> =>
+      new Promise((resolve) => {
+        const again = (): void => {
+          const found = look()
+          if (found === undefined) looks = [...looks, again]
+          else resolve(found)
+        }
+        again()
+      })
+    await using port = await openTunnelPort(['db'], { credentials, until })
+    const dialed = dialAs(port.port)
+    await eventually(() => assert.equal(looks.length, 1))
+    credentials.setBundle(authority.bundle)
+    wake()
+    assert.equal(looks.length, 1)
+    credentials.setLeaf(leafOf('db'))
+    wake()
+    const { socket, peer } = await dialed
+    assert.equal(peer.service, 'db')
+    assert.equal((await port.next()).peer.service, 'web')
+    socket.destroy()
+    // A name that no certificate will ever be for does not wait.
+    await assert.rejects(dialAs(port.port, 'web', 'cache'), { code: 'HM_DIAL_FAILED' })
+    assert.deepEqual([looks, port.refusals], [[], ['HM_TLS_UNKNOWN_SERVICE']])
+  })
+
   test('a peer that names no service, where there is only one', async () => {
     await using port = await openTunnelPort(['db'])
     const socket = client(port.port, { servername: '' })

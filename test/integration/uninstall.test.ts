@@ -15,6 +15,7 @@ import {
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { test } from 'node:test'
+import { stateNames } from '../../src/daemon/state-files.ts'
 import { planUninstall, type RunTool, uninstall } from '../../src/daemon/uninstall.ts'
 import { hostmesh } from './admin-fixtures.ts'
 
@@ -122,7 +123,11 @@ test('a broken configuration still says where keys and state are', async () => {
     'workres: many\nstate: { directory: /srv/state }\ncertificates: { kind: files, directory: /srv/keys }\n' +
       'catalog: { kind: file, path: /srv/catalog.yaml }\nservices: [ { name: web, port: what } ]\ntunnel: {',
   )
-  root.put('/srv/state/catalog.json', '/srv/state/certificates.json.broken', '/srv/state/of-others')
+  root.put(
+    ...stateNames.map((name) => `/srv/state/${name}.json`),
+    '/srv/state/certificates.json.broken',
+    '/srv/state/of-others',
+  )
   root.put(
     '/srv/keys/web.key',
     '/srv/keys/web.pem',
@@ -133,9 +138,8 @@ test('a broken configuration still says where keys and state are', async () => {
   const { failed, kept } = await root.uninstall()
   assert.deepEqual(failed, [])
   assert.ok(!root.has('/srv/keys'), 'no key is left, and an empty folder neither')
-  assert.ok(
-    !root.has('/srv/state/catalog.json') && !root.has('/srv/state/certificates.json.broken'),
-  )
+  for (const name of [...stateNames.map((state) => `${state}.json`), 'certificates.json.broken'])
+    assert.ok(!root.has(`/srv/state/${name}`), name)
   assert.ok(root.has('/srv/state/of-others'))
   assert.ok(root.has('/srv/catalog.yaml'))
   assert.match(kept.join(), /\/srv\/catalog\.yaml/)
@@ -206,4 +210,17 @@ test('without a terminal and without --yes nothing is removed; --dry-run says wh
   const dry = await hostmesh(['uninstall', '--dry-run', '--config', '/nonexistent.yaml'])
   assert.equal(dry.code, 0)
   assert.match(dry.stdout, /This removes/)
+})
+
+test('where /lib is a link to /usr/lib a unit file is listed and removed once', async () => {
+  using root = new Root()
+  root.put('/usr/lib/systemd/system/hostmesh.service')
+  symlinkSync('usr/lib', join(root.path, 'lib'))
+  const { removed, failed } = await root.uninstall()
+  assert.deepEqual(failed, [])
+  assert.deepEqual(
+    removed.filter((line) => line.includes('/hostmesh.service')),
+    ['/usr/lib/systemd/system/hostmesh.service'],
+  )
+  assert.equal(root.has('/usr/lib/systemd/system/hostmesh.service'), false)
 })

@@ -121,7 +121,9 @@ test('by nftables plan prints what nft takes, and apply, show and clear agree', 
   const state = await shown('--config', native)
   assert.equal(state.inSync, true, state.difference)
   assert.equal(state.backend?.kind, 'nftables')
-  assert.match((await capture('show', '--config', native)).stdout, /Diverted by nftables: /)
+  const table = (await capture('show', '--config', native)).stdout
+  assert.match(table, /Diverted by nftables: /)
+  assert.match(table, /^FAMILY +TABLE +CHAIN +RULE\n/, 'nothing counts by rule')
   await host.run('nft', 'flush', 'chain', 'inet', 'hostmesh', 'callers')
   assert.match((await capture('show', '--config', native)).stdout, /Not as planned: the table has/)
   assert.equal((await capture('clear')).stdout, 'Capture rules are removed\n')

@@ -56,7 +56,7 @@ export class VariantPath implements Disposable {
 export async function startListener(
   host: Namespace,
   ports: readonly number[],
-  by: CapturedBy | 'denying' = 'redirect',
+  by: CapturedBy | 'denying' | 'plain' = 'redirect',
 ): Promise<OwnedProcess> {
   const script = join(import.meta.dirname, 'capture-listener.ts')
   const listener = await OwnedProcess.start(

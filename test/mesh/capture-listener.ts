@@ -2,8 +2,9 @@
  * A stand-in for the data plane in capture tests: listens on ports in a network namespace and tells each
  * caller, as one line of JSON, which port it landed on and what the kernel says it asked for.
  *
- * Usage: node capture-listener.ts transparent|redirect|denying PORT...   Prints "ready" when all ports listen; runs until
- * killed. By `denying` a redirected caller that answers is reset, as one that the data plane refuses.
+ * Usage: node capture-listener.ts transparent|redirect|denying|plain PORT...   Prints "ready" when all ports listen; runs
+ * until killed. By `denying` a redirected caller that answers is reset, as one that the data plane refuses; `plain` is
+ * somebody else's program, whose sockets are as any.
  */
 import { once } from 'node:events'
 import { createServer, type Socket } from 'node:net'
@@ -26,7 +27,8 @@ for (const text of ports) {
         socket.once('data', () => deny(socket))
       } else socket.end(line)
     })
-    server.listen({ fd: openListeningSocket({ kind: 'tcp', ip, port, transparent: true }) })
+    const transparent = by !== 'plain'
+    server.listen({ fd: openListeningSocket({ kind: 'tcp', ip, port, transparent }) })
     await once(server, 'listening')
   }
 }

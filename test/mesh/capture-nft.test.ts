@@ -72,8 +72,8 @@ describe('nftables', () => {
     capture = createCapture({ run, backend })
     listeners.push(
       await startListener(a, Object.values(PORTS), 'transparent'),
-      await startListener(a, [15_443, INSTANCE_PORT]),
-      await startListener(b, [PLAIN_PORT, INSTANCE_PORT, 22]),
+      await startListener(a, [15_443, INSTANCE_PORT], 'plain'),
+      await startListener(b, [PLAIN_PORT, INSTANCE_PORT, 22], 'plain'),
     )
     await capture.apply(plan)
   })

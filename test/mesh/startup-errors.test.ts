@@ -6,6 +6,7 @@ import assert from 'node:assert/strict'
 import { chmod, mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { stringify } from 'yaml'
 
 import { eventually, within } from '../harness/eventually.ts'
 import { TUNNEL_PORT } from '../harness/file-catalog.ts'
@@ -92,6 +93,35 @@ test('a host that cannot start says why', async (t) => {
     assert.match(second.stderr, /admin\.sock|already/i)
     assert.equal((await a.daemon.status()).ready, true)
     await chmod(a.daemon.configPath, 0o600)
+  })
+
+  await t.test('nor is one with a socket and ports of its own let at the rules', async () => {
+    const rules = await a.namespace.rules()
+    const folder = join(mesh.folder, 'second')
+    await mkdir(folder)
+    const config = a.config()
+    const path = join(folder, 'hostmesh.yaml')
+    const own = {
+      ...config,
+      admin: { socket: join(folder, 'admin.sock') },
+      tunnel: { ...config.tunnel, port: TUNNEL_PORT + 1 },
+      state: { directory: join(folder, 'state') },
+      dns: { mode: 'off' },
+    }
+    await writeFile(path, stringify(own), { mode: 0o600 })
+    const second = await a.daemon.command('run', '--config', path)
+    assert.equal(second.code, 1)
+    assert.match(second.stderr, new RegExp(`another daemon, process ${a.daemon.pid}, keeps the`))
+    assert.match(second.stderr, /hint: One daemon a host: end that one first/)
+    assert.equal(await a.namespace.rules(), rules)
+    assert.equal((await a.daemon.status()).ready, true)
+    assert.doesNotMatch(a.daemon.log, /changed by another program/)
+  })
+
+  await t.test('after a kill a start at once finds the rules free', async () => {
+    await a.daemon.kill()
+    await a.daemon.start()
+    assert.doesNotMatch(a.daemon.log, /no daemon has the name|is no daemon/)
   })
 
   await t.test(

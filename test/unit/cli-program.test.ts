@@ -59,11 +59,13 @@ test('docs/cli.md lists every exit code', () => {
     assert.match(doc, new RegExp(`^\\| ${code} \\|`, 'm'))
 })
 
-test('an expensive group is loaded only when the first word is not a cheap command', async () => {
+test('a command loads no more than its own group, and help all of them', async () => {
   const names = async (words: string[]): Promise<string[]> =>
     (await buildProgram(words)).commands.map((command) => command.name())
   assert.ok(!(await names(['status'])).includes('ca'))
-  for (const words of [[], ['ca'], ['help'], ['--help'], ['stauts']]) {
+  const ofCa = await names(['ca', 'init'])
+  assert.ok(ofCa.includes('ca') && !ofCa.includes('capture'))
+  for (const words of [[], ['help'], ['--help'], ['stauts']]) {
     const all = await names(words)
     for (const name of ['run', 'status', 'config', 'ca', 'capture']) assert.ok(all.includes(name))
   }

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { setImmediate } from 'node:timers/promises'
 import { type InstanceAddress, YIELDING } from '../../src/controlplane/catalog/catalog.ts'
-import { FORGET_MS, judgeClaims, YIELD_MS } from '../../src/controlplane/catalog/consul/claims.ts'
+import { judgeClaims, YIELD_MS } from '../../src/controlplane/catalog/consul/claims.ts'
 import {
   decodeInstances,
   decodeNodeServices,
@@ -13,6 +13,7 @@ import {
   type PlainInstance,
   placeEndpoints,
 } from '../../src/controlplane/catalog/consul/instances.ts'
+import { FORGET_MS } from '../../src/controlplane/catalog/known-addresses.ts'
 import { systemClock } from '../../src/lib/clock.ts'
 import { endpoint } from './explain-fixtures.ts'
 
@@ -234,5 +235,21 @@ describe('which claims are believed', () => {
     assert.deepEqual(await second.take(instance(20)), [{ ...ADDRESS, node: 'b', since: 20 }])
     assert.deepEqual(second.asked, ['b'])
     second.claims.close()
+  })
+
+  test('back after the hour it stays of the mesh while it is asked whose the address is', async () => {
+    const { claims, take, pass } = scene(() => [there('db', 20)])
+    await take(instance(7))
+    claims.take([])
+    pass(YIELD_MS)
+    claims.take([])
+    claims.take([instance(20)])
+    assert.equal(claims.isSettled(), false)
+    assert.deepEqual(
+      claims.believed().map(({ ip, port, since }) => ({ ip, port, since })),
+      [{ ...ADDRESS, since: YIELDING }],
+    )
+    assert.deepEqual(await take(instance(20)), [{ ...ADDRESS, node: 'b', since: 20 }])
+    claims.close()
   })
 })

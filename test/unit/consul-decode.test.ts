@@ -370,3 +370,24 @@ test('who answers Connect at all is in the mesh, whatever the entry looks like',
   assert.deepEqual(decodeConnect('db', []), { isMesh: false, virtualIps: [] })
   assert.throws(() => decodeConnect('db', null), /HM_CONSUL_ANSWER_MALFORMED|should have a list/)
 })
+
+test('the check that makes an instance critical is kept in one line, whatever it prints', () => {
+  const checks = [
+    { Name: 'Serf Health Status', Status: 'passing', Output: 'alive' },
+    { Name: 'disk', Status: 'warning', Output: 'full soon' },
+    {
+      Name: 'port\u001b[2J',
+      Status: 'critical',
+      Output: 'dial tcp:\r\n\u202econnection refused\n',
+    },
+  ]
+  const [key] = [...decodeHealth('db', [proxy({ checks })]).failing.keys()]
+  const of = (list: unknown): string | undefined =>
+    decodeHealth('db', [proxy({ checks: list })]).failing.get(key ?? '')
+  assert.equal(of(checks), 'port [2J: dial tcp: connection refused')
+  assert.equal(of(checks.slice(0, 2)), 'disk: full soon')
+  assert.equal(of(checks.slice(0, 1)), undefined)
+  assert.equal(of([{ CheckID: 'c1', Status: 'critical' }]), 'c1')
+  const long = of([{ Name: 'x', Status: 'critical', Output: 'y'.repeat(100_000) }])
+  assert.equal(long?.length, 'x: '.length + 201)
+})

@@ -132,6 +132,21 @@ test('no more than the limit is followed; what is needed comes first and what is
   set.close()
 })
 
+test('services that are gone are followed last: they cost no service of the mesh its place', () => {
+  const catalog = new HandCatalog()
+  const set = openWatchSet({ catalog, localServices: [], mode: 'all', onChange: () => undefined })
+  const gone = ['a-1', 'a-2'].map((name) => ({ name, virtualIps: [], goneSinceMs: 1 }))
+  const listed = Array.from({ length: MAX_WATCHED_SERVICES - 1 }, (_, index) => ({
+    name: `m-${index}`,
+    virtualIps: [],
+  }))
+  catalog.giveList?.([...gone, ...listed])
+  assert.equal(catalog.services.size, MAX_WATCHED_SERVICES)
+  assert.ok(listed.every(({ name }) => catalog.services.has(name)))
+  assert.ok(catalog.services.has('a-1'))
+  set.close()
+})
+
 test('many answers at once become one snapshot', async () => {
   const upstreams = Array.from({ length: 50 }, (_, index) => `s-${index}`)
   const { catalog, discovery, deltas } = start({ localServices: [local('web', upstreams)] })
@@ -324,4 +339,19 @@ test('a service of this host that the catalog does not serve is a problem when i
     discovery.problems().join(),
     /db of this host is not in the catalog with Node host-a/,
   )
+})
+
+test('an instance that no proxy serves is named where it is refused: captured, and on another host', async () => {
+  const at = (node: string, ip: string) => ({ ip, port: 5432, node, since: 1 })
+  const addresses = [at('host-a', '10.0.0.1'), at('host-b', '10.0.0.2')]
+  const { catalog, discovery } = start({ localServices: [local('db')] })
+  await using _ = discovery
+  catalog.give({ ...service('db'), addresses })
+  await eventually(() => assert.ok(discovery.current().services.has('db')))
+  assert.match(discovery.warnings().join(), /No proxy serves db at 10\.0\.0\.2:5432: /)
+  const off = start({ localServices: [local('db')], isCapturing: false })
+  await using _off = off.discovery
+  off.catalog.give({ ...service('db'), addresses })
+  await eventually(() => assert.ok(off.discovery.current().services.has('db')))
+  assert.deepEqual(off.discovery.warnings(), [])
 })

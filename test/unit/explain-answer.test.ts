@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
+import { withoutProbe } from '../../src/daemon/explain/answer.ts'
 import { explain } from '../../src/daemon/explain/explain.ts'
 import type { Explanation } from '../../src/model/explanation.ts'
 import type { HostFacts, OutcomeFacts, ProbeFacts } from '../../src/model/facts.ts'
@@ -157,4 +158,18 @@ describe('the host itself', () => {
     assert.equal(said.verdict, 'allowed')
     assert.equal(said.stations.find(({ name }) => name === 'host')?.mark, 'warning')
   })
+})
+
+test('a probe that asks nobody says so, and why nobody would be picked', () => {
+  const { services } = facts({})
+  const dead = services.map((service) => ({
+    ...service,
+    endpoints: service.endpoints.map((each) => ({ ...each, health: 'critical' as const })),
+  }))
+  const road = asked({ services: dead })
+  assert.equal(road.verdict, 'unreachable')
+  assert.match(road.next.join(), /Which health check fails.*hostmesh services db.*on host-/)
+  const last = withoutProbe(road).stations.at(-1)
+  assert.equal(last?.name, 'answer')
+  assert.match(last.summary, /^Nobody was asked/)
 })

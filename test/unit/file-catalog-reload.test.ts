@@ -10,8 +10,13 @@ import type {
   ListedService,
 } from '../../src/controlplane/catalog/catalog.ts'
 import { createFileCatalog } from '../../src/controlplane/catalog/file/file-catalog.ts'
+import {
+  CATALOG_FILE_STATE_VERSION,
+  MAX_CATALOG_FILE_STATE_BYTES,
+} from '../../src/controlplane/catalog/file/kept-file.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
+import { openStateFile, type StateFile } from '../../src/lib/state-file.ts'
 import type { LocalService } from '../../src/model/service.ts'
 import { eventually, patient } from '../harness/eventually.ts'
 
@@ -322,4 +327,161 @@ test('a service of this host that the file lacks, or has at another port, is nam
   )
   await catalog.deregister()
   assert.deepEqual(catalog.health().problems, [])
+})
+
+/** What a daemon keeps for the next one, beside the file. */
+function stateOf(path: string): StateFile {
+  return openStateFile({
+    path: `${path}.kept`,
+    format: 'hostmesh-catalog-file',
+    version: CATALOG_FILE_STATE_VERSION,
+    maxBytes: MAX_CATALOG_FILE_STATE_BYTES,
+    log: silentLog,
+  })
+}
+
+/** A run of a daemon over a file, from its start to its end. */
+async function run(
+  path: string,
+  during: (catalog: ReturnType<typeof createFileCatalog>) => Promise<void>,
+  options: { readonly isStrict?: boolean } = {},
+): Promise<void> {
+  await using state = stateOf(path)
+  await using catalog = createFileCatalog({ path, node: 'a', state, ...options }, silentLog)
+  await during(catalog)
+}
+
+const at = (port: number): string =>
+  `services: [{Name: db, Instances: [{Node: b, Address: 10.0.0.2, ServicePort: ${port}}]}]\n`
+
+/** Waits until the list has exactly these addresses of db, those that are gone in brackets. */
+async function listsDbAt(
+  catalog: ReturnType<typeof createFileCatalog>,
+  ...wanted: readonly string[]
+): Promise<void> {
+  let list: readonly ListedService[] = []
+  const watch = catalog.watchServiceList((answer) => {
+    list = answer
+  })
+  await eventually(() => {
+    const addresses = list.find(({ name }) => name === 'db')?.addresses ?? []
+    assert.deepEqual(
+      addresses.map(({ port, goneSinceMs }) =>
+        goneSinceMs === undefined ? String(port) : `(${port})`,
+      ),
+      wanted,
+    )
+  })
+  watch.close()
+}
+
+test('what the file lists no more stays an address of its service, over restarts too', async () => {
+  const path = newPath()
+  writeFileSync(path, at(8080))
+  await run(path, async (catalog) => {
+    await listsDbAt(catalog, '8080')
+    replace(path, at(8081))
+    await listsDbAt(catalog, '(8080)', '8081')
+    let answer: CatalogService | undefined
+    catalog.watchService('db', (service) => {
+      answer = service
+    })
+    await eventually(() => assert.equal(answer?.addresses.length, 2))
+    assert.deepEqual(
+      answer?.endpoints.map(({ application }) => application?.port),
+      [8081],
+    )
+  })
+  await run(path, async (catalog) => {
+    await listsDbAt(catalog, '(8080)', '8081')
+    replace(path, 'services: []\n')
+    await listsDbAt(catalog, '(8080)', '(8081)')
+  })
+  await run(path, async (catalog) => {
+    await listsDbAt(catalog, '(8080)', '(8081)')
+    replace(path, at(8080))
+    await listsDbAt(catalog, '8080', '(8081)')
+  })
+})
+
+test('what was changed while no daemon ran is noticed at the start, and so is another path', async () => {
+  const path = newPath()
+  writeFileSync(path, at(8080))
+  await run(path, (catalog) => listsDbAt(catalog, '8080'))
+  replace(path, 'services: []\n')
+  await run(path, (catalog) => listsDbAt(catalog, '(8080)'))
+  const other = `${path}.other`
+  writeFileSync(other, at(9090))
+  await using state = stateOf(path)
+  await using catalog = createFileCatalog({ path: other, node: 'a', state }, silentLog)
+  await listsDbAt(catalog, '(8080)', '9090')
+})
+
+test('a service that is gone is listed as gone, and an intention for it is a warning', async () => {
+  const path = newPath()
+  const rest = 'intentions: [{SourceName: web, DestinationName: db, Action: allow}]\n'
+  writeFileSync(path, at(8080) + rest)
+  await using catalog = createFileCatalog({ path, node: 'a' }, silentLog)
+  let list: readonly ListedService[] = []
+  catalog.watchServiceList((answer) => {
+    list = answer
+  })
+  await eventually(() => assert.equal(list[0]?.goneSinceMs, undefined))
+  replace(path, `services: [{Name: web}]\n${rest}`)
+  await eventually(() => assert.equal(typeof list[0]?.goneSinceMs, 'number'))
+  assert.deepEqual(
+    list.map(({ name }) => name),
+    ['db', 'web'],
+  )
+  assert.match(catalog.health().warnings?.join() ?? '', /web -> db is for a service/)
+})
+
+test('at a start with a broken file the last good one is used, and the problem has its place', async () => {
+  const path = newPath()
+  writeFileSync(path, `${at(8080)}defaultPolicy: allow\n`)
+  await run(path, (catalog) => listsDbAt(catalog, '8080'))
+  for (const breakIt of [
+    (): void => replace(path, 'services: [\n'),
+    (): void => unlinkSync(path),
+    (): void => replace(path, ''),
+  ]) {
+    breakIt()
+    await run(path, async (catalog) => {
+      await listsDbAt(catalog, '8080')
+      const [policy] = await new Promise<readonly CatalogPolicy[]>((resolve) => {
+        catalog.watchPolicies(['db'], resolve)
+      })
+      assert.equal(policy?.defaultPolicy, 'allow')
+      const { problems, lastGoodAtMs } = catalog.health()
+      assert.equal(problems[0]?.code, 'HM_CATALOG_FILE_BROKEN')
+      assert.ok((problems[0]?.hint ?? '').includes('Correct the file'))
+      assert.ok(lastGoodAtMs !== undefined && lastGoodAtMs < performance.now())
+    })
+  }
+  replace(path, 'services: [\n')
+  await run(path, async (catalog) => {
+    assert.match(catalog.health().problems[0]?.message ?? '', /catalog\.yaml:2:1: /)
+    replace(path, at(8081))
+    await listsDbAt(catalog, '(8080)', '8081')
+    assert.deepEqual(catalog.health().problems, [])
+  })
+})
+
+test('a broken file is an error where nothing good was kept of it, and for a reload', async () => {
+  const path = newPath()
+  writeFileSync(path, 'services: [\n')
+  const start = (isStrict?: boolean): Promise<void> =>
+    run(path, async () => undefined, isStrict === undefined ? {} : { isStrict })
+  await assert.rejects(start(), { code: 'HM_CATALOG_INVALID' })
+  replace(path, at(8080))
+  await run(path, (catalog) => listsDbAt(catalog, '8080'))
+  replace(path, 'services: [\n')
+  await assert.rejects(start(true), { code: 'HM_CATALOG_INVALID' })
+  await start()
+  const other = `${path}.other`
+  writeFileSync(other, 'services: [\n')
+  await using state = stateOf(path)
+  assert.throws(() => createFileCatalog({ path: other, node: 'a', state }, silentLog), {
+    code: 'HM_CATALOG_INVALID',
+  })
 })

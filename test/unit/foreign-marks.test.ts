@@ -19,6 +19,15 @@ test('a plain value and the mark of the connection write over it', () => {
   assert.equal(inChain(prerouting, 'meta mark set meta mark | 0x00001000'), 1, 'it uses our bit')
 })
 
+test('the next step says how a rule keeps our bit, and a rule that does is named no more', () => {
+  const chain = (rule: string): string =>
+    `table inet other {\n\tchain c {\n\t\ttype filter hook prerouting priority mangle; policy accept;\n\t\t${rule}\n\t}\n}\n`
+  const [problem] = marksInRuleset(chain('meta mark set 0x00000001'), MARK)
+  const advice = /nft: (.*) \| VALUE/.exec(problem?.hint ?? '')?.[1]
+  assert.equal(advice, 'meta mark set meta mark & 0x1000')
+  assert.deepEqual(marksInRuleset(chain(`${advice} | 0x00000001`), MARK), [])
+})
+
 test('what keeps our bit, comes before or after, or is of other packets does not', () => {
   const prerouting = 'filter hook prerouting priority mangle'
   assert.equal(inChain(prerouting, 'meta mark set meta mark | 0x00004000'), 0)

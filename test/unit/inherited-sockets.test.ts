@@ -88,6 +88,25 @@ describe('inherited sockets', () => {
     assert.deepEqual([same, moved, former, next].map(isPortFree), [false, true, true, false])
     waiting.destroy()
   })
+
+  test('beyond what is needed are taken as they are, and none is opened in their place', async () => {
+    const [same, moved] = await Promise.all([1, 2].map(() => freePort()))
+    assert.ok(same !== undefined && moved !== undefined)
+    const open = (name: string, port: number): { name: string; fd: number } => ({
+      name,
+      fd: openListeningSocket({ kind: 'tcp', ip: '127.0.0.1', port }),
+    })
+    const inherited = [open('door/1', same), open('door/2', moved)]
+    using sockets = new ListeningSockets(silentLog, { keeper, inherited })
+    kept.length = 0
+    forgotten.length = 0
+    assert.equal(sockets.takeInherited(plan('door/1', same)), inherited[0]?.fd)
+    assert.equal(sockets.takeInherited(plan('door/2', same)), undefined)
+    assert.equal(sockets.takeInherited(plan('door/3', same)), undefined)
+    assert.deepEqual([kept, forgotten], [['door/1'], ['door/2']])
+    assert.deepEqual([...sockets.all().keys()], ['door/1'])
+    assert.ok(isPortFree(moved))
+  })
 })
 
 describe('capture ports', () => {

@@ -112,7 +112,7 @@ test('callers that are barred are named with their destination, the first three 
   const { accounts } = makeAccounts()
   const bar = (caller: string, destination: string): void => {
     const lane = accounts.of(caller, 0).lane(destination, 0)
-    for (let i = 0; i < 3; i += 1) lane.strike(0)
+    for (let i = 0; i < 3; i += 1) lane.strike(0, undefined)
   }
   bar('b', 'db')
   const { watch, read } = watchOf(accounts)

@@ -14,7 +14,7 @@ const good = endpoint('db', 1, { id: 'db', key: 'host-1/db', local: true })
 function problemsOf(endpoints: readonly Endpoint[] | undefined, own = db): readonly string[] {
   const services = new Map<string, MeshService>()
   if (endpoints !== undefined) services.set('db', service('db', 1, endpoints))
-  return ownServiceProblems([own, local('web')], 'host-1', services)
+  return ownServiceProblems([own, local('web')], 'host-1', services).map(String)
 }
 
 test('a service that is served as configured is no problem, nor is one that is not known yet', () => {
@@ -36,6 +36,15 @@ test('one whose proxy is critical, or whose application the catalog has at anoth
   assert.match(problemsOf([elsewhere])[0] ?? '', /listens at port 5432.*has it at port 5433/)
   const container = local('db', { target: { ip: '172.17.0.2', port: 8080 } })
   assert.deepEqual(problemsOf([elsewhere], container), [], 'a published port may differ')
+})
+
+test('one that is critical is to be started, one that is missing to be registered alike', () => {
+  const of = (endpoints: readonly Endpoint[]) =>
+    ownServiceProblems([db], 'host-1', new Map([['db', service('db', 1, endpoints)]]))[0]
+  const critical = of([{ ...good, health: 'critical' }])
+  assert.equal(critical?.code, 'HM_CATALOG_CRITICAL')
+  assert.match(critical.hint, /^Start db if nobody listens at 127\.0\.0\.1:5432 .*services db/)
+  assert.equal(of([])?.code, 'HM_CATALOG_NOT_LISTED')
 })
 
 test('a service whose traffic is led to another one is not judged by that', () => {

@@ -184,6 +184,7 @@ test('every metric of the table is in the text, with its type, its help and no o
       captureRepairs: 3,
       unknownCallersRefused: { virtual: 3, instance: 4 },
       captureCounts: { permitted: 5, waited: 6, full: 7, guarded: 8, spared: 9 },
+      plainInbound: 10,
       certificates: [{ service: 'web', notAfterMs: 1 }],
     }),
   ).metrics()

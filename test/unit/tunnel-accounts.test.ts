@@ -65,22 +65,56 @@ describe('opening', () => {
   })
 })
 
-test('the third violation bars, each further one for twice as long, and peace is forgiveness', () => {
-  const { accounts } = makeAccounts()
-  const lane = accounts.of('web', 0).lane('db', 0)
-  lane.strike(1_000)
-  lane.strike(1_000)
-  assert.equal(lane.barredForMs(1_000), 0)
-  lane.strike(1_000)
-  assert.equal(lane.barredForMs(1_000), 5_000)
-  assert.equal(accounts.tick(1_000).length, 1)
-  assert.equal(lane.barredForMs(6_000), 0)
-  lane.strike(6_000)
-  assert.equal(lane.barredForMs(6_000), 10_000)
-  for (let i = 0; i < 50; i += 1) lane.strike(6_000)
-  assert.equal(lane.barredForMs(6_000), 300_000)
-  lane.strike(700_000)
-  assert.equal(lane.barredForMs(700_000), 0)
+describe('violations', () => {
+  const HERE = '10.0.0.1'
+  const THERE = '10.0.0.2'
+
+  test('the third bars, each further one for twice as long, and peace is forgiveness', () => {
+    const { accounts } = makeAccounts()
+    const lane = accounts.of('web', 0).lane('db', 0)
+    lane.strike(1_000, HERE)
+    lane.strike(1_000, HERE)
+    assert.equal(lane.barredForMs(1_000, HERE), 0)
+    lane.strike(1_000, HERE)
+    assert.equal(lane.barredForMs(1_000, HERE), 5_000)
+    assert.equal(accounts.tick(1_000).length, 1)
+    assert.equal(lane.barredForMs(6_000, HERE), 0)
+    lane.strike(6_000, HERE)
+    assert.equal(lane.barredForMs(6_000, HERE), 10_000)
+    let at = 16_000
+    for (let further = 0; further < 20; further += 1) {
+      lane.strike(at, HERE)
+      at += lane.barredForMs(at, HERE)
+    }
+    lane.strike(at, HERE)
+    assert.equal(lane.barredForMs(at, HERE), 300_000)
+    lane.strike(at + 600_001, HERE)
+    assert.equal(lane.barredForMs(at + 600_001, HERE), 0)
+  })
+
+  test('those of sessions that were open when the bar came down do not make it longer', () => {
+    const { accounts } = makeAccounts()
+    const lane = accounts.of('web', 0).lane('db', 0)
+    for (let i = 0; i < 60; i += 1) lane.strike(1_000 + i, HERE)
+    assert.equal(lane.barredForMs(1_060, HERE), 5_002 - 60)
+  })
+
+  test('bar the address that they came from, and no other host of the service', () => {
+    const { accounts } = makeAccounts()
+    const lane = accounts.of('web', 0).lane('db', 0)
+    for (let i = 0; i < 3; i += 1) lane.strike(1_000, HERE)
+    assert.equal(lane.barredForMs(1_000, THERE), 0)
+    assert.ok(lane.isBarred(1_000))
+  })
+
+  test('from more addresses than are remembered count as one', () => {
+    const { accounts } = makeAccounts()
+    const lane = accounts.of('web', 0).lane('db', 0)
+    for (let i = 0; i < 256; i += 1) lane.strike(1_000, `10.1.0.${i}`)
+    for (let i = 0; i < 3; i += 1) lane.strike(1_000, `10.2.0.${i}`)
+    assert.equal(lane.barredForMs(1_000, '10.3.0.1'), 5_000)
+    assert.equal(lane.barredForMs(1_000, '10.1.0.7'), 0)
+  })
 })
 
 describe('held bytes', () => {
@@ -140,7 +174,7 @@ test('callers that have gone are forgotten, those that have or owe something are
   const { accounts } = makeAccounts()
   accounts.of('gone', 0).mayOpen(0)
   accounts.of('holds', 0).hold(1)
-  accounts.of('struck', 0).lane('db', 0).strike(0)
+  accounts.of('struck', 0).lane('db', 0).strike(0, undefined)
   accounts.shared.sessions.add(accounts.of('open', 0).places, 1)
   accounts.tick(0)
   assert.equal(accounts.size, 4)

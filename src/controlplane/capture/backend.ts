@@ -29,8 +29,9 @@ export interface ShownRule {
   readonly table: string
   readonly chain: string
   readonly rule: string
-  readonly packets: number
-  readonly bytes: number
+  /** What the rule has caught; null where rules are not counted one by one (nftables). */
+  readonly packets: number | null
+  readonly bytes: number | null
 }
 
 /** Connections counted by the kernel; from 0 again when tables are made anew. */

@@ -4,8 +4,6 @@
  * With `maintain` set it keeps the rules: a unit that restarts gets a new cgroup and needs its rule again, and other
  * programs flush tables. Foreign rules are never written, only read. One operation runs at a time.
  */
-import { type FSWatcher, statSync, watch } from 'node:fs'
-import { sleep } from '../../lib/abort.ts'
 import { describeError, errorCode } from '../../lib/errors.ts'
 import { type Log, silentLog } from '../../lib/log.ts'
 import { Problem } from '../../model/problem.ts'
@@ -31,6 +29,7 @@ import {
 } from './nft-backend.ts'
 import { clearRouting } from './routing.ts'
 import type { CapturePlan, Family } from './rules.ts'
+import { startUpkeep, type Upkeep } from './upkeep.ts'
 import {
   cgroupParents,
   findCgroupRoot,
@@ -114,10 +113,10 @@ export interface Capture extends AsyncDisposable {
   /** The addresses that are to be captured from now on, and those that may pass without the mesh; all of them. */
   updateAddresses(addresses: MeshAddresses): Promise<void>
   /**
-   * Stops the upkeep and leaves the rules: without a daemon they refuse what they diverted. From now on `permitted`
-   * passes without the mesh.
+   * Nobody carries what begins from now on: who has just started is refused, not kept waiting. The upkeep goes on until
+   * this is disposed, for what is open still passes by the rules.
    */
-  suspend(permitted: MeshAddresses['permitted']): Promise<void>
+  suspend(): Promise<void>
   /** Removes rules, chains, sets and routes of ours, and nothing else; also those of a dead daemon. */
   clear(): Promise<ClearReport>
   /** What is in the kernel, compared with the plan given or else the one applied by this process. */
@@ -135,15 +134,8 @@ export interface Capture extends AsyncDisposable {
 /** A cgroup may vanish between our look and our change: look again this often. */
 const MAX_ATTEMPTS = 10
 
-/** Upkeep never runs more often than this, however many cgroups come and go. */
-const MIN_UPKEEP_PAUSE_MS = 20
-
-/** After a look at everything that a change has caused, the next such look waits this long: others may change much. */
-const MIN_LOOK_PAUSE_MS = 250
-
-/** What is heard during an operation of ours, and so long after it, is most likely its echo: then a look may wait. */
+/** What is heard during an operation of ours, and so long after it, is most likely its echo. */
 const OWN_ECHO_MS = 120
-const ECHO_LOOK_MS = 1_500
 
 /** Everything is looked at this often where not every change is heard: the legacy variant of iptables tells nobody. */
 const UNHEARD_LOOK_MS = 2_000
@@ -235,15 +227,9 @@ class KernelCapture implements Capture {
     })
   }
 
-  suspend(permitted: MeshAddresses['permitted']): Promise<void> {
-    this.#stopUpkeep()
+  suspend(): Promise<void> {
     return this.#exclusive(async () => {
-      // What it refuses may be permitted now.
-      this.#release()
-      if (this.#chosen === undefined || this.#addresses === undefined) return
-      this.#addresses = { ...this.#addresses, permitted }
-      await this.#backend().setAddresses(this.#addresses)
-      await this.#backend().setUpkeep(false)
+      if (this.#chosen !== undefined) await this.#change(() => this.#backend().setUpkeep(false))
     })
   }
 
@@ -338,6 +324,7 @@ class KernelCapture implements Capture {
         settings: this.#options.nft ?? defaultNftSettings,
         addresses: this.#addresses ?? { instances: [], permitted: [] },
         table: held.table,
+        by: this.#chosen?.kind === 'iptables' ? 'redirect' : 'tproxy',
       }),
       open,
     )
@@ -489,84 +476,6 @@ class KernelCapture implements Capture {
     this.#lastRepair = drift
     this.#log.warn('Capture rules were changed by another program; applied again', { drift })
   }
-}
-
-interface Upkeep {
-  stop(): void
-}
-
-/** Calls `pass` every `everyMs`, and at once when something in a folder comes or goes or `watch` tells of a change. */
-function startUpkeep(options: {
-  readonly folders: readonly string[]
-  readonly everyMs: number
-  readonly watch: WatchKernel | undefined
-  /** Whether what is heard now may be a change of ours. */
-  readonly isOwn: () => boolean
-  readonly pass: (sinceVerifyMs: number, isChanged: boolean) => Promise<boolean>
-}): Upkeep {
-  const stopped = new AbortController()
-  let wake = new AbortController()
-  /** When everything is to be looked at because of what was heard. */
-  let lookAt = Infinity
-  const watchers = new Map<string, WatchedFolder>()
-  const kernel = options.watch?.(() => {
-    lookAt = Math.min(lookAt, performance.now() + (options.isOwn() ? ECHO_LOOK_MS : 0))
-    wake.abort()
-  })
-  const loop = async (): Promise<void> => {
-    let verifiedAt = performance.now()
-    while (!stopped.signal.aborted) {
-      const waitMs = Math.min(options.everyMs, Math.max(0, lookAt - performance.now()))
-      // What came into a new folder before it was watched is seen by looking at once.
-      if (!watchFolders(options.folders, watchers, () => wake.abort()))
-        await sleep(waitMs, AbortSignal.any([stopped.signal, wake.signal]))
-      if (stopped.signal.aborted) break
-      wake = new AbortController()
-      const isChanged = lookAt <= performance.now()
-      if (isChanged) lookAt = Infinity
-      if (await options.pass(performance.now() - verifiedAt, isChanged))
-        verifiedAt = performance.now()
-      const pauseMs = isChanged ? MIN_LOOK_PAUSE_MS : MIN_UPKEEP_PAUSE_MS
-      await sleep(Math.min(pauseMs, options.everyMs), stopped.signal)
-    }
-  }
-  void loop()
-  return {
-    stop: () => {
-      stopped.abort()
-      kernel?.[Symbol.dispose]()
-      for (const { watcher } of watchers.values()) watcher.close()
-    },
-  }
-}
-
-interface WatchedFolder {
-  readonly watcher: FSWatcher
-  readonly inode: number
-}
-
-/** Watches each folder as it is now. Returns whether there is a new one. */
-function watchFolders(
-  folders: readonly string[],
-  watchers: Map<string, WatchedFolder>,
-  onEvent: () => void,
-): boolean {
-  let isNew = false
-  for (const folder of folders) {
-    try {
-      const inode = statSync(folder).ino
-      const known = watchers.get(folder)
-      if (known?.inode === inode) continue
-      known?.watcher.close()
-      const watcher = watch(folder, { persistent: false }, onEvent)
-      watcher.on('error', () => watcher.close())
-      watchers.set(folder, { watcher, inode })
-      isNew = true
-    } catch {
-      // Not there, or no watch left on this host: the regular look finds the change.
-    }
-  }
-  return isNew
 }
 
 /** Whether only what cgroups are there differs, if anything. */

@@ -2,7 +2,7 @@
  * Runs the kernel's own tools (nft, iptables, ipset, ip, ss, id) with a deadline. The only place of capture that
  * starts a process, and the function to replace when rules belong into another network namespace.
  */
-import { execFile } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 
 /** How a tool ended. A status other than 0 is not an exception: the caller knows what it means. */
@@ -37,28 +37,48 @@ const PACKAGES: Record<string, string> = {
   id: 'coreutils',
 }
 
-/** A runner that finds tools in `searchPath` (colon-separated folders). */
+/**
+ * A runner that finds tools in `searchPath` (colon-separated folders). Tools run in a session of their own: a signal to the
+ * group of the daemon, as of Ctrl-C or a shell's `kill %1`, is for the daemon to act on and must not end them half-way.
+ */
 export function createCommandRunner(searchPath: string = SYSTEM_PATH): RunCommand {
   return (tool, args, input = '') =>
     new Promise((resolve, reject) => {
-      const child = execFile(
-        tool,
-        [...args],
-        {
-          env: { PATH: searchPath, LC_ALL: 'C' },
-          timeout: DEADLINE_MS,
-          killSignal: 'SIGKILL',
-          maxBuffer: MAX_OUTPUT_BYTES,
-        },
-        (error, stdout, stderr) => {
-          if (error === null) resolve({ status: 0, stdout, stderr })
-          else if (typeof error.code === 'number') resolve({ status: error.code, stdout, stderr })
-          else reject(commandError(tool, error))
-        },
-      )
+      const child = spawn(tool, [...args], {
+        env: { PATH: searchPath, LC_ALL: 'C' },
+        detached: true,
+        stdio: 'pipe',
+      })
+      // Not that of spawn: it goes on for a tool that could not be started.
+      const deadline = setTimeout(() => child.kill('SIGKILL'), DEADLINE_MS)
+      const output: Record<'stdout' | 'stderr', Buffer[]> = { stdout: [], stderr: [] }
+      let length = 0
+      let isTooLong = false
+      for (const name of ['stdout', 'stderr'] as const)
+        child[name].on('data', (chunk: Buffer) => {
+          length += chunk.length
+          isTooLong ||= length > MAX_OUTPUT_BYTES
+          if (isTooLong) child.kill('SIGKILL')
+          else output[name].push(chunk)
+        })
+      child.on('error', (error) => {
+        clearTimeout(deadline)
+        reject(commandError(tool, error))
+      })
+      child.on('close', (status, signal) => {
+        clearTimeout(deadline)
+        const text = (chunks: readonly Buffer[]): string => Buffer.concat(chunks).toString('utf8')
+        if (status !== null)
+          resolve({ status, stdout: text(output.stdout), stderr: text(output.stderr) })
+        else if (isTooLong) reject(commandError(tool, new Error('its output is too long')))
+        else {
+          const error = new Error(`it was ended by ${signal}`)
+          reject(commandError(tool, Object.assign(error, { killed: child.killed })))
+        }
+      })
       // A tool that dies before it read its input makes this end fail; its status tells the story.
-      child.stdin?.on('error', () => undefined)
-      child.stdin?.end(input)
+      child.stdin.on('error', () => undefined)
+      child.stdin.end(input)
     })
 }
 

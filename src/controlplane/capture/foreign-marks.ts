@@ -113,12 +113,13 @@ function isOfOthers(rule: string): boolean {
 }
 
 function clash(where: string, rule: string, mark: number): Problem {
+  const bit = `0x${mark.toString(16)}`
   return new Problem(
     'HM_CAPTURE_MARK_CLASH',
-    `A rule of the ${where} writes over the mark of capture (0x${mark.toString(16)}): ${rule}`,
+    `A rule of the ${where} writes over the mark of capture (${bit}): ${rule}`,
     {
       subject: `${where} ${rule}`,
-      hint: 'Have it keep that bit (nft: meta mark set meta mark & 0xffffefff | …; iptables: a mask), leave out -i lo, or set capture.mark to a bit that it keeps',
+      hint: `Have it keep that bit (nft: meta mark set meta mark & ${bit} | VALUE; iptables: a mask without it), leave out what comes in by lo, or set capture.mark to a bit that it keeps`,
     },
   )
 }

@@ -33,9 +33,10 @@ const LEAST_KEPT = 1_000
 /** Words of an nft that are kept for the log. */
 const MOST_WORDS = 500
 
-/** Starts nft in the network namespace of this process. */
+/** Starts nft in the network namespace of this process, out of reach of signals to its group: it ends with its input. */
 export function startNft(): ChildProcess {
   return spawn('nft', ['-i'], {
+    detached: true,
     env: { PATH: SYSTEM_PATH, LC_ALL: 'C' },
     stdio: ['pipe', 'ignore', 'pipe'],
   })

@@ -617,7 +617,10 @@ function endText(end: string): string {
   return formatAddress({ ip, port: Number(port) })
 }
 
-/** IPv6 is left out on a host whose kernel has it switched off: nobody can open such a socket. */
+/**
+ * IPv6 is left out on a host whose kernel has none: nobody can open such a socket. Not where loopback alone lacks it: native
+ * tables are of both families in any case, here the guard of IPv6 would be missing.
+ */
 function activeFamilies(): readonly Family[] {
   return existsSync('/proc/net/if_inet6') ? families : ['v4']
 }

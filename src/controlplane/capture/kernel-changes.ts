@@ -24,8 +24,29 @@ const RTM_DELROUTE = 25
 /** Where a route's header has the number of who made it. */
 const PROTOCOL_OFFSET = HEADER_BYTES + 5
 
-/** Listens in the network namespace of this process. */
+/** All who are told, by the one that listens for them. */
+const told = new Set<() => void>()
+let listening: Disposable | undefined
+
+/** Listens in the network namespace of this process; once, for all who want to be told. */
 export function watchKernel(onChange: () => void): Disposable | undefined {
+  listening ??= listen(() => {
+    for (const tell of told) tell()
+  })
+  if (listening === undefined) return undefined
+  const tell = (): void => onChange()
+  told.add(tell)
+  return {
+    [Symbol.dispose]: () => {
+      told.delete(tell)
+      if (told.size > 0) return
+      listening?.[Symbol.dispose]()
+      listening = undefined
+    },
+  }
+}
+
+function listen(onChange: () => void): Disposable | undefined {
   const rules = listenToNetlink({ protocol: 'netfilter', groups: [NFTABLES_GROUP] })
   const routes = listenToNetlink({ protocol: 'route', groups: Object.values(ROUTE_GROUPS) })
   if (rules === undefined && routes === undefined) return undefined

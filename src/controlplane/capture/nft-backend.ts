@@ -6,8 +6,8 @@
  * without a gap; one that is none any more stays `known` until nobody is connected to it.
  */
 import { existsSync, readFileSync } from 'node:fs'
-import { networkInterfaces } from 'node:os'
 import { MeshError } from '../../lib/errors.ts'
+import { ownAddresses } from '../../lib/own-addresses.ts'
 import {
   canonicalIp,
   formatAddress,
@@ -15,6 +15,7 @@ import {
   isLoopback,
   isUndialable,
 } from '../../model/address.ts'
+import { cidrContains, parseCidr } from '../../model/cidr.ts'
 import { Problem } from '../../model/problem.ts'
 import type {
   BackendState,
@@ -420,7 +421,8 @@ export class NftBackend implements CaptureBackend {
    * Tables that are new know nothing of the connections that are captured already: what the callers of these still send
    * would be judged by its owner, and what their process has closed has none.
    */
-  async #recall({ daemonUid }: CapturePlan): Promise<void> {
+  async #recall(plan: CapturePlan): Promise<void> {
+    const { daemonUid } = plan
     const wanted = this.#wanted
     if (wanted === undefined) return
     const sockets = await listSockets(this.#run)
@@ -431,16 +433,20 @@ export class NftBackend implements CaptureBackend {
       )
     })
     await applyNft(this.#run, lines.join(''))
-    await this.#endAbandoned(sockets, daemonUid)
+    await this.#endAbandoned(sockets, plan)
   }
 
   /** Ends what a caller has left while its last packets were diverted to nobody; keepalive would take a minute. */
-  async #endAbandoned(before: readonly SocketEnds[], daemonUid: number): Promise<void> {
-    const own = addressesOfThisHost()
-    const suspects = abandoned(before, daemonUid, own)
+  async #endAbandoned(before: readonly SocketEnds[], plan: CapturePlan): Promise<void> {
+    const own = new Set([...ownAddresses()].flatMap((ip) => canonicalIp(ip) ?? []))
+    const ranges = families.flatMap((family) => parseCidr(virtualNetwork(plan, family)) ?? [])
+    const isMesh = (end: string): boolean =>
+      families.some((family) => this.#wanted?.[family].instances.has(end) === true) ||
+      ranges.some((range) => cidrContains(range, end.split(' . ')[0] ?? ''))
+    const suspects = abandoned(before, plan.daemonUid, { own, isMesh })
     if (suspects.length === 0) return
     // A listing is no snapshot: both ends of a connection that began during one may not be in it.
-    const still = new Set(abandoned(await listSockets(this.#run), daemonUid, own))
+    const still = new Set(abandoned(await listSockets(this.#run), plan.daemonUid, { own, isMesh }))
     await destroySockets(
       this.#run,
       suspects.filter((tuple) => still.has(tuple)),
@@ -546,6 +552,8 @@ export function guardOf(
     readonly settings: NftBackendSettings
     readonly addresses: MeshAddresses
     readonly table: string
+    /** Who diverts. */
+    readonly by?: 'tproxy' | 'redirect'
   },
 ): { readonly text: string; readonly sets: readonly NftElements[] } {
   const { table } = given
@@ -564,7 +572,7 @@ export function guardOf(
     .filter((set) => set.table === GUARD_TABLE)
     .map((set) => ({ ...set, table }))
   return {
-    text: renderGuardTable(resolved.plan, settings, table),
+    text: renderGuardTable(resolved.plan, settings, table, given.by),
     sets: [...units, ...addresses],
   }
 }
@@ -737,20 +745,8 @@ function rulesIn(table: string, listing: string): ShownRule[] {
   for (const line of listing.split('\n')) {
     chain = /^\tchain (\S+) \{/.exec(line)?.[1] ?? chain
     if (!line.startsWith('\t\t') || chain === '' || line.startsWith('\t\ttype ')) continue
-    const [, packets = '0', bytes = '0'] = /counter packets (\d+) bytes (\d+)/.exec(line) ?? []
-    rules.push({
-      family: 'inet',
-      table,
-      chain,
-      rule: line.trim(),
-      packets: Number(packets),
-      bytes: Number(bytes),
-    })
+    // Counters have names here, and several rules share one: {@link NftBackend.counts}.
+    rules.push({ family: 'inet', table, chain, rule: line.trim(), packets: null, bytes: null })
   }
   return rules
-}
-
-function addressesOfThisHost(): ReadonlySet<string> {
-  const addresses = Object.values(networkInterfaces()).flatMap((each) => each ?? [])
-  return new Set(addresses.flatMap(({ address }) => canonicalIp(address) ?? []))
 }

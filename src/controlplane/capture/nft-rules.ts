@@ -486,6 +486,7 @@ export function renderGuardTable(
   plan: CapturePlan,
   settings: NftSettings,
   table = GUARD_TABLE,
+  by: 'tproxy' | 'redirect' = 'tproxy',
 ): string {
   const { mark } = settings
   const chains: string[] = []
@@ -538,6 +539,7 @@ export function renderGuardTable(
   }
   chain('output', [
     'type filter hook output priority filter + 50; policy accept;',
+    ...(by === 'redirect' ? families.flatMap(redirectedLines) : []),
     ...families.flatMap((family) => {
       const { n, ip, destination } = words(family)
       return [
@@ -593,6 +595,17 @@ export function renderGuardTable(
   })
   const all = ['  counter refused {\n  }\n', ...sets, ...tree.sets, ...chains]
   return `table inet ${table} {\n${all.join('')}}\n`
+}
+
+/** What REDIRECT has diverted has another destination already: tracking knows where it went. */
+function redirectedLines(family: Family): string[] {
+  const { n, ip, nfproto } = words(family)
+  const tuple = `${ip} saddr . tcp sport . ct original ${ip} daddr . ct original proto-dst`
+  const redirected = `meta nfproto ${nfproto} ct status dnat ct direction original`
+  return [
+    `${redirected} ${SYN} update @open${n} { ${tuple} }`,
+    `${redirected} tcp flags & (fin | rst) != 0 update @open${n} { ${tuple} timeout ${FIN_SECONDS}s }`,
+  ]
 }
 
 /** What of a table is there now that a new text must take away first. */

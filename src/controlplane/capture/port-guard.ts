@@ -9,12 +9,11 @@ import { HeldGuard, type StartNft } from './held-guard.ts'
 import type { WatchKernel } from './kernel-changes.ts'
 import { applyNft, checkNft, readCounters, readTable } from './nft.ts'
 import { PLAIN_COUNTER, PORT_TABLE, type PortPlan, renderPortTable } from './port-rules.ts'
+import { startUpkeep, type Upkeep } from './upkeep.ts'
 
-/** What is heard comes in bursts: one look for all of them. Milliseconds. */
-const LOOK_AFTER_MS = 100
-
-/** How often the kernel's counters are read, milliseconds. */
+/** How often the kernel's counters are read, and the table is looked at although nobody was heard. Milliseconds. */
 const COUNT_MS = 5_000
+const VERIFY_MS = 10_000
 
 /** Everything that the table may need of nft and of the kernel. */
 const PROBE: PortPlan = {
@@ -51,9 +50,7 @@ export class PortGuard implements Disposable {
   readonly #log: Log
   readonly #options: PortGuardOptions
   #held: HeldGuard | undefined
-  #kernel: Disposable | undefined
-  #look: NodeJS.Timeout | undefined
-  #counting: NodeJS.Timeout | undefined
+  #upkeep: Upkeep | undefined
   #plainInbound = 0
   #text: string | undefined
   /** What the kernel printed of the table when it was as planned. */
@@ -70,9 +67,18 @@ export class PortGuard implements Disposable {
     this.#text = renderPortTable(plan)
     await this.#write()
     this.#hold(plan)
-    this.#counting ??= setInterval(() => void this.#count(), COUNT_MS).unref()
-    this.#kernel ??= this.#options.watch?.(() => {
-      this.#look ??= setTimeout(() => void this.#repair(), LOOK_AFTER_MS).unref()
+    this.#upkeep ??= startUpkeep({
+      folders: [],
+      everyMs: COUNT_MS,
+      watch: this.#options.watch,
+      // What capture changes is heard, too: a look finds all as planned.
+      isOwn: () => false,
+      pass: async (sinceVerifyMs, isChanged) => {
+        const isDue = isChanged || sinceVerifyMs >= VERIFY_MS
+        if (isDue) await this.#repair()
+        await this.#count()
+        return isDue
+      },
     })
   }
 
@@ -82,9 +88,7 @@ export class PortGuard implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    clearInterval(this.#counting)
-    this.#kernel?.[Symbol.dispose]()
-    clearTimeout(this.#look)
+    this.#upkeep?.stop()
     this.#text = undefined
     this.#held?.[Symbol.dispose]()
   }
@@ -113,7 +117,6 @@ export class PortGuard implements Disposable {
   }
 
   async #repair(): Promise<void> {
-    this.#look = undefined
     try {
       if ((await readTable(this.#run, PORT_TABLE)) === this.#listing) return
       if (this.#text === undefined) return

@@ -7,7 +7,7 @@ import { REFUSE_CHAIN, setNames, UNITS_CHAIN } from './iptables-rules.ts'
 /** Sums the rules of both families: a reset answers a SYN, so a packet is an attempt. */
 export function countRefusals(rules: readonly ShownRule[]): Omit<CaptureCounts, 'full' | 'spared'> {
   const sum = (isCounted: (rule: ShownRule) => boolean): number =>
-    rules.filter(isCounted).reduce((packets, rule) => packets + rule.packets, 0)
+    rules.filter(isCounted).reduce((packets, rule) => packets + (rule.packets ?? 0), 0)
   const refusedIn = (chain: string): number =>
     sum((rule) => rule.chain === chain && rule.rule.includes('-j REJECT'))
   return {

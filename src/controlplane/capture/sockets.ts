@@ -12,6 +12,8 @@ export interface SocketEnds {
   readonly peer: string
   /** Whose socket it is; 0 also where `ss` does not say. */
   readonly uid: number
+  /** It has ended, and the kernel remembers its ports for a while (TIME-WAIT). */
+  readonly isOver: boolean
 }
 
 /** Filters given to one `ss -K`; a command line has its limits. */
@@ -26,19 +28,20 @@ export async function listSockets(run: RunCommand): Promise<readonly SocketEnds[
 /** Reads what `ss -HOtane` prints; lines that are no connection of an IP address are skipped. */
 export function parseSockets(text: string): readonly SocketEnds[] {
   return text.split('\n').flatMap((line): SocketEnds[] => {
-    const [, , , local = '', peer = ''] = line.trim().split(/\s+/)
+    const [state, , , local = '', peer = ''] = line.trim().split(/\s+/)
     const from = parseEnd(local)
     const to = parseEnd(peer)
     if (from === undefined || to === undefined) return []
     const uid = Number(/ uid:(\d+) /.exec(line)?.[1] ?? 0)
-    return [{ family: to.family, local: from.text, peer: to.text, uid }]
+    const isOver = state === 'TIME-WAIT'
+    return [{ family: to.family, local: from.text, peer: to.text, uid, isOver }]
   })
 }
 
-/** Connections that no socket of this host takes at the other end: not captured. */
+/** Connections that are not over and that no socket of this host takes at the other end: not captured. */
 export function uncaptured(sockets: readonly SocketEnds[]): readonly SocketEnds[] {
   const ends = new Set(sockets.map(({ local, peer }) => `${local} ${peer}`))
-  return sockets.filter(({ local, peer }) => !ends.has(`${peer} ${local}`))
+  return sockets.filter(({ local, peer, isOver }) => !isOver && !ends.has(`${peer} ${local}`))
 }
 
 /** The same after REDIRECT, by which a connection arrives at a capture port: nobody has accepted it there. */
@@ -49,7 +52,7 @@ export function unredirected(
   const accepted = new Set(
     sockets.filter(({ local }) => capturePorts.has(portOf(local))).map(({ peer }) => peer),
   )
-  return sockets.filter(({ local }) => !accepted.has(local))
+  return sockets.filter(({ local, isOver }) => !isOver && !accepted.has(local))
 }
 
 /**
@@ -80,16 +83,25 @@ export function acceptedAt(
 }
 
 /**
- * Connections (`a . 1 . b . 2`, our end first) of the daemon's user whose caller is of this host and has no socket any
- * more: it ended while nothing was diverted, so its end never came. Callers of other network namespaces do not count.
+ * Connections (`a . 1 . b . 2`, our end first) that the daemon's user has accepted at an address of the mesh and whose caller
+ * is of this host and has no socket any more: it ended while nothing was diverted, so its end never came. Callers of other
+ * network namespaces do not count. What the daemon dials looks the same while the other side has no room for it.
  */
 export function abandoned(
   sockets: readonly SocketEnds[],
   uid: number,
-  ownAddresses: ReadonlySet<string>,
+  hosts: {
+    /** Addresses of this host. */
+    readonly own: ReadonlySet<string>
+    /** Whether an end (`ip . port`) is an address that is diverted. */
+    readonly isMesh: (end: string) => boolean
+  },
 ): readonly string[] {
   return uncaptured(sockets)
-    .filter(({ uid: owner, peer }) => owner === uid && ownAddresses.has(peer.split(' ')[0] ?? ''))
+    .filter(({ uid: owner, local, peer }) => {
+      const isOwn = hosts.own.has(peer.split(' ')[0] ?? '')
+      return owner === uid && isOwn && hosts.isMesh(local)
+    })
     .map(({ local, peer }) => `${local} . ${peer}`)
 }
 

@@ -116,4 +116,9 @@ export interface Catalog extends AsyncDisposable {
   /** Keeps what register() made known no more, and leaves it as it is: another process of this host keeps it now. Without it there is nothing to keep. */
   leave?(): void
   health(): CatalogHealth
+  /**
+   * Which health check keeps each instance of a followed service from passing, and what it says, by
+   * {@link Endpoint.key}: one printable sentence, as old as the check's last change. Left out where checks are unknown.
+   */
+  failingChecks?(): ReadonlyMap<string, string>
 }

@@ -17,6 +17,7 @@ import type {
   ListedService,
   Watch,
 } from './catalog.ts'
+import { storedAddress } from './known-addresses.ts'
 
 /** Version of what is remembered: raised with every change in the shape of a service, policy or list. */
 export const CATALOG_STATE_VERSION = 2
@@ -222,6 +223,10 @@ class Memory implements RememberedCatalog {
     return this.#inner.deregister()
   }
 
+  failingChecks(): ReadonlyMap<string, string> {
+    return this.#inner.failingChecks?.() ?? new Map()
+  }
+
   health(): CatalogHealth {
     const health = this.#inner.health()
     const problems = [...health.problems]
@@ -394,18 +399,10 @@ function members(object: Readonly<Record<string, unknown>>): string {
 
 const address = z.looseObject({ ip: z.string(), port: z.number() })
 
-const instanceAddress = z.object({
-  ip: z.string(),
-  port: z.number(),
-  node: z.string(),
-  since: z.number(),
-  goneSinceMs: z.exactOptional(z.number()),
-})
-
 const listedService = z.object({
   name: z.string(),
   virtualIps: z.array(z.string()),
-  addresses: z.exactOptional(z.array(instanceAddress)),
+  addresses: z.exactOptional(z.array(storedAddress)),
   goneSinceMs: z.exactOptional(z.number()),
 })
 
@@ -433,7 +430,7 @@ const serviceShape = z.looseObject({
       local: z.boolean(),
     }),
   ),
-  addresses: z.array(instanceAddress),
+  addresses: z.array(storedAddress),
 })
 
 const policyShape = z.looseObject({

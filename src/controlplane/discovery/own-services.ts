@@ -4,20 +4,21 @@
  * What is registered may come from an operator, from an earlier run or from a file: when it says something else than
  * the configuration, callers go elsewhere or nowhere, and only this host can tell.
  */
-import { isLoopback } from '../../model/address.ts'
+import { formatAddress, isLoopback, type SocketAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
+import { Problem } from '../../model/problem.ts'
 import type { LocalService } from '../../model/service.ts'
 import type { MeshService } from '../../model/snapshot.ts'
 
 /**
- * One sentence for each service with a target that callers do not find as configured. A service that the catalog
+ * One problem for each service with a target that callers do not find as configured. A service that the catalog
  * has not answered for yet is left out.
  */
 export function ownServiceProblems(
   localServices: readonly LocalService[],
   nodeName: string,
   services: ReadonlyMap<string, MeshService>,
-): readonly string[] {
+): readonly Problem[] {
   return localServices.flatMap((local) => {
     const service = services.get(local.name)
     if (local.target === undefined || service === undefined) return []
@@ -38,26 +39,39 @@ function absence(
   here: readonly Endpoint[],
   service: MeshService,
   nodeName: string,
-): string | undefined {
+): Problem | undefined {
   // Traffic that is led to other services or subsets is not this host's to judge.
   if (here.length === 0 && service.endpoints.some((other) => other.service !== name))
     return undefined
   const others = here.map((other) => `"${other.id}"`).join(', ')
-  return (
+  return new Problem(
+    'HM_CATALOG_NOT_LISTED',
     `Service ${name} of this host is not in the catalog with Node ${nodeName} and ID "${id}"` +
-    (others === '' ? '' : `: it is there with ID ${others}`)
+      (others === '' ? '' : `: it is there with ID ${others}`),
+    { subject: id },
   )
 }
 
 function difference(
-  { name, target }: LocalService,
-  { ip }: { readonly ip: string },
+  { name, id }: LocalService,
+  target: SocketAddress,
   { key, health, application }: Endpoint,
-): string | undefined {
+): Problem | undefined {
   if (health === 'critical')
-    return `Service ${name} of this host is critical in the catalog as ${key}: callers are sent elsewhere, its health checks say why`
+    return new Problem(
+      'HM_CATALOG_CRITICAL',
+      `Service ${name} of this host is critical in the catalog as ${key}: callers are sent elsewhere`,
+      {
+        subject: id,
+        hint: `Start ${name} if nobody listens at ${formatAddress(target)} (ss -lnt); else hostmesh services ${name} shows which health check fails`,
+      },
+    )
   // Behind a container's own address the port that others dial may well be another.
-  if (application !== undefined && isLoopback(ip) && application.port !== target?.port)
-    return `Service ${name} of this host listens at port ${target?.port}, and the catalog has it at port ${application.port} as ${key}`
+  if (application !== undefined && isLoopback(target.ip) && application.port !== target.port)
+    return new Problem(
+      'HM_CATALOG_NOT_LISTED',
+      `Service ${name} of this host listens at port ${target.port}, and the catalog has it at port ${application.port} as ${key}`,
+      { subject: id },
+    )
   return undefined
 }

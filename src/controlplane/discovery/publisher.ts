@@ -41,6 +41,8 @@ export interface DiscoveryOptions {
   readonly virtualRanges: readonly string[]
   /** Assignments of an earlier run, which stay valid where they fit. */
   readonly virtualAddresses?: VirtualAddresses
+  /** False where nothing is captured: then nothing is refused at instances that no proxy serves. */
+  readonly isCapturing?: boolean
   /** Deny where no intention matches, whatever the catalog says. */
   readonly insistsOnDeny?: boolean
   /** Called after every change of {@link Discovery.dormant}. */
@@ -183,7 +185,9 @@ class RunningDiscovery implements Discovery {
     const { snapshot, warnings } = this.#compiled
     return [
       ...policyWarnings(snapshot),
-      ...unservedWarnings(snapshot),
+      ...(this.#options.isCapturing === false
+        ? []
+        : unservedWarnings(snapshot, this.#options.nodeName, this.#watchSet.services)),
       ...warnings,
       ...this.#addresses.warnings(),
       ...(this.#options.catalog.health().warnings ?? []),
@@ -341,11 +345,11 @@ class RunningDiscovery implements Discovery {
     const nowMs = clock.monotonicMs()
     const now = ownServiceProblems(localServices, nodeName, this.current().services)
     this.#ownProblems = new Map(
-      now.map((problem) => [problem, this.#ownProblems.get(problem) ?? nowMs]),
+      now.map(({ message }) => [message, this.#ownProblems.get(message) ?? nowMs]),
     )
-    return now
-      .filter((problem) => nowMs - (this.#ownProblems.get(problem) ?? nowMs) >= OWN_GRACE_MS)
-      .map((problem) => new Problem('HM_CATALOG_NOT_LISTED', problem))
+    return now.filter(
+      ({ message }) => nowMs - (this.#ownProblems.get(message) ?? nowMs) >= OWN_GRACE_MS,
+    )
   }
 
   /** Logs each warning once, when it appears; problems are the daemon's to log. */

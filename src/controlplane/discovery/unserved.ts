@@ -3,14 +3,25 @@
  */
 import { formatAddress, isLoopback } from '../../model/address.ts'
 import type { MeshService, Snapshot } from '../../model/snapshot.ts'
+import type { CatalogService } from '../catalog/catalog.ts'
 
 /** Addresses named for one service. */
 const MAX_NAMED = 3
 
-/** One sentence for each service with such instances. */
-export function unservedWarnings({ services }: Pick<Snapshot, 'services'>): readonly string[] {
+/**
+ * One sentence for each service with such instances. Those of `nodeName`, this host, are left out: that its own service is
+ * not served is a problem of its own.
+ */
+export function unservedWarnings(
+  { services }: Pick<Snapshot, 'services'>,
+  nodeName: string,
+  catalog: ReadonlyMap<string, Pick<CatalogService, 'addresses'>>,
+): readonly string[] {
   return [...services.values()].flatMap((service) => {
-    const unserved = unservedAddresses(service)
+    const own = (catalog.get(service.name)?.addresses ?? [])
+      .filter(({ node }) => node === nodeName)
+      .map(formatAddress)
+    const unserved = unservedAddresses(service).filter((address) => !own.includes(address))
     if (unserved.length === 0) return []
     const more = unserved.length > MAX_NAMED ? ` and ${unserved.length - MAX_NAMED} more` : ''
     return [

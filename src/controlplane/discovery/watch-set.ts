@@ -223,7 +223,10 @@ class OpenWatchSet implements WatchSet {
     )
     this.#listed = new Map([...withoutAddresses(this.#needed), ...listed])
     if (this.#options.mode === 'all') {
-      this.#follow(new Set([...this.#needed, ...list.map(({ name }) => name).toSorted()]))
+      const gone = list.filter(({ goneSinceMs }) => goneSinceMs !== undefined)
+      // What is gone costs no service of the mesh its place.
+      const wanted = [...listed, ...gone.map(({ name }) => [name] as const)].map(([name]) => name)
+      this.#follow(new Set([...this.#needed, ...wanted]))
       this.#options.onChange()
     }
     // On demand, a service that is listed no more keeps its watch: that says itself whether instances are

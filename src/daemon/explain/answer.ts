@@ -3,7 +3,7 @@
  * of the pair. What this host works out from the catalog is what should happen; this is what does.
  */
 import type { Endpoint } from '../../model/endpoint.ts'
-import type { Verdict } from '../../model/explanation.ts'
+import type { Explanation, Verdict } from '../../model/explanation.ts'
 import type { HostFacts, OutcomeFacts, ProbeFacts } from '../../model/facts.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { Draft } from './draft.ts'
@@ -83,6 +83,16 @@ export function describeAnswer(draft: Draft, evidence: readonly Evidence[], coun
       ? ['On that host: hostmesh status, and hostmesh connections --refused']
       : ['If that has been mended since: hostmesh explain --probe asks again']),
   )
+}
+
+/** Asked to probe where there is nobody to ask: an answer that does not say so looks like one that rests on a probe. */
+export function withoutProbe(road: Explanation): Explanation {
+  const summary =
+    'Nobody was asked: a probe goes to instances that a connection may be given to, and there is none'
+  return {
+    ...road,
+    stations: [...road.stations, { name: 'answer', mark: 'none', summary, details: [] }],
+  }
 }
 
 /** By a probe. */

@@ -9,6 +9,7 @@ import type { EndpointChoice } from '../../model/explanation.ts'
 import type { HostFacts } from '../../model/facts.ts'
 import type { MeshService } from '../../model/snapshot.ts'
 import type { Draft } from './draft.ts'
+import { listed } from './words.ts'
 
 /**
  * Returns the endpoints of which one would be taken; with `pinned`, the instance that the caller dialed, only
@@ -35,11 +36,7 @@ export function describeEndpoints(
   if (first === undefined) {
     const why = choices.length === 0 ? 'it has no instance' : 'none of its instances may be picked'
     draft.station('endpoint', 'bad', `Nobody would be picked: ${why}`, details)
-    draft.fail(
-      'unreachable',
-      `${service.name} cannot be reached: ${why}`,
-      `hostmesh services ${service.name}; the health checks say why`,
-    )
+    draft.fail('unreachable', `${service.name} cannot be reached: ${why}`, ...nextOf(service))
   } else if (pinned !== undefined)
     draft.station(
       'endpoint',
@@ -57,6 +54,19 @@ export function describeEndpoints(
       details,
     )
   return chosen
+}
+
+/** Where to look when nobody would be picked. */
+function nextOf({ name, endpoints }: MeshService): readonly string[] {
+  const critical = endpoints.filter(({ health }) => health === 'critical')
+  if (endpoints.length === 0)
+    return [`See whether ${name} is registered: hostmesh services ${name}`]
+  if (critical.length === 0) return [`hostmesh services ${name}`]
+  const nodes = listed([...new Set(critical.map(({ node }) => node))])
+  return [
+    `Which health check fails, as far as the catalog says: hostmesh services ${name}`,
+    `Whether ${name} runs: hostmesh explain --from <caller> --to ${name} on ${nodes}`,
+  ]
 }
 
 /** Those of the first priority that there is. */

@@ -6,6 +6,7 @@
  * begin in a second, and how many of them may come to nothing (address-guard.ts). Callbacks that Node calls during a
  * handshake must not throw (it would leave the process), so each answers with an error instead.
  */
+import { createServer as createTcpServer, type Server as TcpServer } from 'node:net'
 import { createServer, type Server, TLSSocket } from 'node:tls'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import { canonicalIp } from '../../model/address.ts'
@@ -42,12 +43,24 @@ export interface AcceptOptions {
   readonly guard: AddressGuard
   /** The account of those who are not known yet. */
   readonly strangers: Account
+  /** Resolves with what `look` finds, asked again with every new leaf or root; undefined when the time is over. */
+  readonly until: <T>(look: () => T | undefined, timeoutMs: number) => Promise<T | undefined>
   /** Why a peer whose identity is proved may not come in just now. */
   readonly objection: (accepted: AcceptedPeer) => MeshError | undefined
   readonly onPeer: (accepted: AcceptedPeer) => void
   /** A handshake that came to nothing; `code` is a stable name of the reason, `detail` says more where there is more. */
   readonly onRefused: (code: string, remoteAddress: string | undefined, detail?: string) => void
 }
+
+/** How the tunnel port accepts. */
+const ACCEPTED = { allowHalfOpen: true, noDelay: true, highWaterMark: 262_144 } as const
+
+/**
+ * A handshake that comes before this host's first certificate waits for it so long, milliseconds: a daemon that has just been
+ * restarted is dialed at once by all who were connected, and gets its leaves a moment later. A caller who can go elsewhere must
+ * not wait for a host that gets none.
+ */
+const FIRST_CERTIFICATE_MS = 2_000
 
 /** The server of the tunnel port; not yet listening. Closing it is the caller's. */
 export function createTunnelServer(options: AcceptOptions): Server {
@@ -59,14 +72,17 @@ export function createTunnelServer(options: AcceptOptions): Server {
     requestCert: true,
     rejectUnauthorized: true,
     handshakeTimeout: options.handshakeTimeoutMs,
-    allowHalfOpen: true,
-    noDelay: true,
-    highWaterMark: 262_144,
+    ...ACCEPTED,
     SNICallback(this: unknown, name, callback) {
       if (this instanceof TLSSocket) noteValidity(this)
-      const credential = credentialFor(name, options)
-      if (credential === undefined) callback(whyNot(name, options))
-      else callback(null, credential.context)
+      const answer = (): void => {
+        const credential = credentialFor(name, options)
+        if (credential === undefined) callback(whyNot(name, options))
+        else callback(null, credential.context)
+      }
+      const isAnswerable = (): true | undefined => (isAwaited(name, options) ? undefined : true)
+      if (isAnswerable()) answer()
+      else void options.until(isAnswerable, FIRST_CERTIFICATE_MS).then(answer)
     },
     ALPNCallback: ({ protocols }) => (protocols.includes(ALPN) ? ALPN : protocols[0]),
   })
@@ -130,6 +146,11 @@ export function createTunnelServer(options: AcceptOptions): Server {
     }
   })
   return server
+}
+
+/** Accepts for `server` from another listening socket of the same port; a server listens on one. Closing it is the caller's. */
+export function createSideEntrance(server: Server): TcpServer {
+  return createTcpServer(ACCEPTED, (socket) => server.emit('connection', socket))
 }
 
 /** A handshake under way: what counts it as finished, and what was believed when it began. */
@@ -198,8 +219,17 @@ function credentialFor(serverName: string, options: AcceptOptions): Credential |
   return service === undefined ? undefined : options.credentials.of(service)
 }
 
+/** Whether what to answer a server name with may still come: nothing has come so far. */
+function isAwaited(serverName: string, options: AcceptOptions): boolean {
+  if (options.credentials.trustDomain === undefined) return true
+  const service = serviceFor(serverName, options)
+  return service !== undefined && options.credentials.isAwaited(service)
+}
+
 /** Why a server name has no certificate to answer with. */
 function whyNot(serverName: string, options: AcceptOptions): MeshError {
+  if (options.credentials.trustDomain === undefined)
+    return new MeshError('HM_TLS_NOT_READY', 'There are no roots yet')
   const service = serviceFor(serverName, options)
   if (service === undefined)
     return new MeshError('HM_TLS_UNKNOWN_SERVICE', 'No such service on this host')

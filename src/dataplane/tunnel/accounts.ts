@@ -32,12 +32,16 @@ const IGNORED_BYTES = { rate: 64 * 1_048_576, burst: 128 * 1_048_576 } as const
 /** Violations that cost no more than the session. */
 const FREE_STRIKES = 2
 
-/** How long an identity is refused after the next one; doubles up to the second. */
+/** How long an identity is refused from that address after the next one; doubles up to the second. */
 const BAR_MS = 5_000
 const MAX_BAR_MS = 300_000
 
 /** Strikes are forgotten when there was none for so long. */
 const FORGIVEN_AFTER_MS = 300_000
+
+/** Addresses that are remembered of one identity at one destination; those beyond it count as one. */
+const MAX_OFFENDERS = 256
+const OTHER_ADDRESSES = ''
 
 /** Accounts of peers beyond this share one: identities are given out by the CA, so there are not many. */
 const MAX_ACCOUNTS = 10_000
@@ -190,8 +194,7 @@ export class Account {
   /** Destinations at which it is barred now. */
   barredAt(nowMs: number): string[] {
     const barred = []
-    for (const [destination, lane] of this.lanes)
-      if (lane.barredForMs(nowMs) > 0) barred.push(destination)
+    for (const [destination, lane] of this.lanes) if (lane.isBarred(nowMs)) barred.push(destination)
     return barred
   }
 }
@@ -201,9 +204,8 @@ export class Lane {
   readonly account: Account
   private readonly futile: TokenBucket
   private readonly resets: TokenBucket
-  private strikes = 0
-  private struckAtMs = 0
-  private barredUntilMs = 0
+  /** By address: whoever has taken over one host of a service must not cost its other hosts theirs. */
+  private readonly offenders = new Map<string, Offender>()
 
   constructor(account: Account, nowMs: number) {
     this.account = account
@@ -226,8 +228,56 @@ export class Lane {
     this.resets.drain(nowMs)
   }
 
-  /** A session of the caller broke the protocol. The third time it is barred, each time for longer. */
+  /** A session of the caller from `ip` broke the protocol. The third time that address is barred, each time for longer. */
+  strike(nowMs: number, ip: string | undefined): void {
+    this.offender(ip ?? OTHER_ADDRESSES, nowMs).strike(nowMs)
+  }
+
+  /** How long the caller is still refused at the handshake from `ip`; 0 when it is not. */
+  barredForMs(nowMs: number, ip: string | undefined): number {
+    const known = this.offenders.get(ip ?? OTHER_ADDRESSES)
+    const isOneOfMany = known === undefined && this.offenders.size >= MAX_OFFENDERS
+    const offender = isOneOfMany ? this.offenders.get(OTHER_ADDRESSES) : known
+    return offender?.barredForMs(nowMs) ?? 0
+  }
+
+  /** Whether it is refused from any address. */
+  isBarred(nowMs: number): boolean {
+    for (const offender of this.offenders.values()) if (offender.barredForMs(nowMs) > 0) return true
+    return false
+  }
+
+  private offender(ip: string, nowMs: number): Offender {
+    const known = this.offenders.get(ip)
+    if (known !== undefined) return known
+    if (this.offenders.size >= MAX_OFFENDERS) {
+      for (const [address, offender] of this.offenders)
+        if (offender.isForgiven(nowMs)) this.offenders.delete(address)
+      if (this.offenders.size >= MAX_OFFENDERS && ip !== OTHER_ADDRESSES)
+        return this.offender(OTHER_ADDRESSES, nowMs)
+    }
+    const offender = new Offender()
+    this.offenders.set(ip, offender)
+    return offender
+  }
+
+  /** Whether a new lane would be the same. */
+  isForgettable(nowMs: number): boolean {
+    if (!this.futile.isFull(nowMs) || !this.resets.isFull(nowMs)) return false
+    for (const offender of this.offenders.values()) if (!offender.isForgiven(nowMs)) return false
+    return true
+  }
+}
+
+/** Violations of one identity at one destination from one address. */
+class Offender {
+  private strikes = 0
+  private struckAtMs = 0
+  private barredUntilMs = 0
+
+  /** Sessions that were open when the bar came down are part of what it is for: they do not make it longer. */
   strike(nowMs: number): void {
+    if (nowMs < this.barredUntilMs) return
     if (nowMs - this.struckAtMs > FORGIVEN_AFTER_MS) this.strikes = 0
     this.strikes += 1
     this.struckAtMs = nowMs
@@ -236,15 +286,12 @@ export class Lane {
       this.barredUntilMs = nowMs + Math.min(MAX_BAR_MS, BAR_MS * 2 ** Math.min(beyond - 1, 10))
   }
 
-  /** How long the caller is still refused at the handshake; 0 when it is not. */
   barredForMs(nowMs: number): number {
     return Math.max(0, this.barredUntilMs - nowMs)
   }
 
-  /** Whether a new lane would be the same. */
-  isForgettable(nowMs: number): boolean {
-    if (!this.futile.isFull(nowMs) || !this.resets.isFull(nowMs)) return false
-    return this.strikes === 0 || nowMs - this.struckAtMs > FORGIVEN_AFTER_MS
+  isForgiven(nowMs: number): boolean {
+    return nowMs >= this.barredUntilMs && nowMs - this.struckAtMs > FORGIVEN_AFTER_MS
   }
 }
 

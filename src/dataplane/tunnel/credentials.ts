@@ -114,6 +114,11 @@ export class Credentials {
     return ready === undefined || Date.now() >= ready.leaf.notAfterMs ? undefined : ready
   }
 
+  /** Whether there has never been a leaf of the service, or no roots to judge it by. */
+  isAwaited(service: string): boolean {
+    return this.bundle === undefined || !this.leaves.has(service)
+  }
+
   /** Why {@link of} has nothing, as the end of a sentence about the service. */
   lacks(service: string): string {
     const leaf = this.leaves.get(service)

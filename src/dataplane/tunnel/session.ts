@@ -57,6 +57,8 @@ export interface SessionOptions {
   readonly keepaliveMs: number
   /** The caller that all of the session is spent on, and its destination. */
   readonly lane: Lane
+  /** Where the peer is, as violations are counted; unless given they count as those of any address. */
+  readonly peerIp?: string | undefined
 }
 
 /** What a session tells its owner. */
@@ -156,6 +158,9 @@ const ACK_CLOCK_MS = 12
 
 /** What waits in a suspect session that cannot be left without ending it, is worth the connections in it after this. Milliseconds. */
 const DEAD_AFTER_MS = 3_000
+
+/** The same where all the others wait for an answer, too, but may have been seen. */
+const UNSURE_AFTER_MS = 1_000
 
 /** Ids end here; the opener dials anew before. */
 const MAX_STREAM_ID = 2 ** 31 - 1
@@ -411,7 +416,12 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     )
     if (unseen.length === 0) return
     const text = `no answer, and no sign of life from the host for ${Math.round(silentMs)} ms`
-    if (unseen.length < streams.length && silentMs < DEAD_AFTER_MS) {
+    const isUnsure = (stream: TunnelStream): boolean =>
+      !stream.isConfirmed && stream.openedMs <= arrivedMs
+    const unsure = streams.filter(isUnsure).length
+    const isWorthAll =
+      silentMs >= (unseen.length + unsure < streams.length ? DEAD_AFTER_MS : UNSURE_AFTER_MS)
+    if (unseen.length < streams.length && !isWorthAll) {
       // Were the host to come back, it would read what was said before it reads that nobody wants an answer.
       for (const stream of unseen)
         if (!stream.hasSpoken)
@@ -419,7 +429,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       return
     }
     for (const stream of streams)
-      if (!stream.isConfirmed && stream.openedMs <= arrivedMs && stream.hasSpoken)
+      if (isUnsure(stream) && stream.hasSpoken)
         stream.giveUp(
           new MeshError(
             'HM_TUNNEL_UNSURE',
@@ -954,7 +964,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     else this.socket.destroy()
     this.closed = true
     if (this.role === 'acceptor' && isViolation(reason.code))
-      this.options.lane.strike(this.lastReceivedMs)
+      this.options.lane.strike(this.lastReceivedMs, this.options.peerIp)
     this.round = []
     this.returnBatch()
     this.held(-this.unreadBytes)

@@ -9,6 +9,7 @@ import { createHash } from 'node:crypto'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
+import { FailureLog } from './failure-log.ts'
 import {
   type FailureKind,
   firstQuery,
@@ -181,6 +182,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
       code: undefined,
       unreachable: false,
     }
+    const failures = new FailureLog(clock)
     let seen: string | undefined
     /** Whether somebody saw a change since the last request left. */
     let isOutdated = false
@@ -228,7 +230,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
       try {
         const callSignal = AbortSignal.any([signal, restarting.signal])
         const outcome = await ask(hasPlace ? index : 0n, hasPlace, callSignal)
-        if (health.problem !== undefined) log.info('Watch recovered', { path })
+        if (failures.recover()) log.info('Watch recovered', { path })
         health = {
           path,
           lastGoodAtMs: clock.monotonicMs(),
@@ -245,7 +247,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
         const problem = describeError(error)
         const unreachable = kind === 'unreachable'
         if (unreachable) noteUnreachable(problem)
-        else if (problem !== health.problem)
+        else if (failures.isNews(problem))
           log[errorCode(error) === 'HM_CONSUL_ANSWER_DOUBTED' ? 'info' : 'warn'](
             'Watch failed; its last good answer stays',
             { path, problem },
@@ -375,7 +377,8 @@ function requireUsable(answer: ConsulAnswer, path: string, hasOlder: boolean): v
     )
 }
 
-function failureKind(error: unknown): FailureKind {
+/** What kind of failure a call of the transport has met. */
+export function failureKind(error: unknown): FailureKind {
   switch (errorCode(error)) {
     case 'HM_CONSUL_FORBIDDEN':
       return 'forbidden'

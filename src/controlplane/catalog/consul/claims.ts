@@ -9,21 +9,22 @@
  * Who was at an address first is asked of the node, once for each new address, because the service that has it may
  * be one that this host does not follow. What is believed stays so, whatever is registered there later, also over a
  * restart of this host (`last`). An instance that is gone is one whose host is being restarted, most of the time:
- * its address stays, and gives way to others of the same node only after {@link YIELD_MS}.
+ * its address stays (known-addresses.ts), and gives way to others of the same node only after {@link YIELD_MS}.
  */
 import type { Clock } from '../../../lib/clock.ts'
 import { formatAddress } from '../../../model/address.ts'
 import { type InstanceAddress, YIELDING } from '../catalog.ts'
+import {
+  ageAddresses,
+  indexAddresses,
+  keyOf,
+  noteListed,
+  sortedAddresses,
+} from '../known-addresses.ts'
 import { isListed, type NodeService, type PlainInstance, rivalOf } from './instances.ts'
 
 /** A restart of a host, or a deployment, takes no longer, milliseconds. */
 export const YIELD_MS = 3_600_000
-
-/** So long Consul itself lists a node that does not answer any more, milliseconds. */
-export const FORGET_MS = 72 * 3_600_000
-
-/** Addresses of one service that are remembered though they are gone; the latest stay. */
-const MAX_GONE = 256
 
 /** Refused claims, and addresses that are gone, are looked at so often, milliseconds. */
 const AGAIN_MS = 15_000
@@ -63,9 +64,7 @@ export interface Claims {
 export function judgeClaims(service: string, options: ClaimsOptions): Claims {
   const { clock, readNode, onChange } = options
   // Of two that are the same the elder comes last and stays.
-  const believed = new Map(
-    options.last.toSorted((a, b) => b.since - a.since).map((address) => [keyOf(address), address]),
-  )
+  let believed = indexAddresses(options.last.toSorted((a, b) => b.since - a.since))
   const refusals = new Map<string, string>()
   let listed: ReadonlyMap<string, PlainInstance> = new Map()
   const asking = new Set<string>()
@@ -73,7 +72,10 @@ export function judgeClaims(service: string, options: ClaimsOptions): Claims {
   let isClosed = false
 
   function open(): readonly PlainInstance[] {
-    return [...listed.values()].filter((instance) => !believed.has(keyOfInstance(instance)))
+    // One that gives way to others has been away for so long that it comes like a new one.
+    return [...listed.values()].filter(
+      (instance) => (believed.get(keyOfInstance(instance))?.since ?? YIELDING) === YIELDING,
+    )
   }
 
   /** One question a node, however many of its addresses are open. */
@@ -113,22 +115,10 @@ export function judgeClaims(service: string, options: ClaimsOptions): Claims {
   }
 
   function age(): boolean {
-    const nowMs = clock.wallMs()
-    let hasChanged = false
-    const gone = [...believed].filter(([, { goneSinceMs }]) => goneSinceMs !== undefined)
-    const oldestFirst = gone.toSorted(([, a], [, b]) => (a.goneSinceMs ?? 0) - (b.goneSinceMs ?? 0))
-    for (const [position, [key, address]] of oldestFirst.entries()) {
-      // A clock that was put back makes nothing immortal: what is gone in the future is gone now.
-      const ageMs = Math.max(0, nowMs - (address.goneSinceMs ?? nowMs))
-      if (ageMs >= FORGET_MS || position < oldestFirst.length - MAX_GONE) {
-        believed.delete(key)
-        hasChanged = true
-      } else if (ageMs >= YIELD_MS && address.since !== YIELDING) {
-        believed.set(key, { ...address, since: YIELDING })
-        hasChanged = true
-      }
-    }
-    return hasChanged
+    const aged = ageAddresses(believed, clock.wallMs(), YIELD_MS)
+    if (aged === believed) return false
+    believed = new Map(aged)
+    return true
   }
 
   function look(): void {
@@ -153,21 +143,12 @@ export function judgeClaims(service: string, options: ClaimsOptions): Claims {
     take(instances) {
       listed = new Map(instances.map((instance) => [keyOfInstance(instance), instance]))
       for (const key of refusals.keys()) if (!listed.has(key)) refusals.delete(key)
-      for (const [key, address] of believed) {
-        const instance = listed.get(key)
-        if (instance === undefined && address.goneSinceMs === undefined)
-          believed.set(key, { ...address, goneSinceMs: clock.wallMs() })
-        else if (instance !== undefined && address.since === YIELDING)
-          // It has been away for so long that it comes like a new one.
-          believed.delete(key)
-        else if (instance !== undefined && address.goneSinceMs !== undefined)
-          believed.set(key, addressOf(instance, address.since))
-      }
+      believed = noteListed(believed, indexAddresses(instances.map(addressOf)), clock.wallMs())
       age()
       askAll()
       schedule()
     },
-    believed: () => [...believed.values()].toSorted((a, b) => (keyOf(a) < keyOf(b) ? -1 : 1)),
+    believed: () => sortedAddresses(believed),
     isSettled,
     adopt(addresses) {
       for (const address of addresses) believed.set(keyOf(address), address)
@@ -180,14 +161,10 @@ export function judgeClaims(service: string, options: ClaimsOptions): Claims {
   }
 }
 
-function addressOf({ node, address, since }: PlainInstance, before = since): InstanceAddress {
-  return { ip: address.ip, port: address.port, node, since: before }
+function addressOf({ node, address, since }: PlainInstance): InstanceAddress {
+  return { ip: address.ip, port: address.port, node, since }
 }
 
-function keyOf(address: InstanceAddress): string {
-  return `${address.node} ${formatAddress(address)}`
-}
-
-function keyOfInstance({ node, address }: PlainInstance): string {
-  return `${node} ${formatAddress(address)}`
+function keyOfInstance(instance: PlainInstance): string {
+  return keyOf(addressOf(instance))
 }

@@ -11,7 +11,7 @@ import type { Catalog, CatalogHealth, Watch } from '../catalog.ts'
 import { createFollower, type Follower, type FollowHealth } from './blocking-query.ts'
 import { SUMMARY_PATH, startChangeHints } from './change-hints.ts'
 import { type AgentSelf, decodeAgentSelf, decodeServiceNames } from './decode.ts'
-import { type IntentionWatch, watchIntentions } from './intentions.ts'
+import { type IntentionWatch, subjectOf, watchIntentions } from './intentions.ts'
 import { createNodeReader } from './node-reader.ts'
 import { startPulse } from './pulse.ts'
 import { createRegistrar } from './registration.ts'
@@ -104,10 +104,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
         'HM_CATALOG_ENTRY_UNUSABLE',
         [...serviceWatches].flatMap((watch) => watch.problems()),
       ),
-      ...named(
-        'HM_INTENTION_UNSUPPORTED',
-        [...intentionWatches].flatMap((watch) => watch.problems()),
-      ),
+      ...[...intentionWatches].flatMap((watch) => watch.problems()),
       ...named(
         'HM_CONSUL_INCOMPLETE',
         [...listWatches].flatMap((watch) => watch.problems()),
@@ -168,6 +165,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
     deregister: () => registrar.deregister(),
     leave: () => registrar.leave(),
     health,
+    failingChecks: () => new Map([...serviceWatches].flatMap((watch) => [...watch.failing()])),
     async [Symbol.asyncDispose]() {
       registrar.close()
       hints.close()
@@ -187,11 +185,6 @@ export async function readAgentSelf(transport: ConsulTransport): Promise<AgentSe
 
 function named(code: ProblemCode, messages: readonly string[]): Problem[] {
   return messages.map((message) => new Problem(code, message, { subject: subjectOf(message) }))
-}
-
-/** What a sentence starts with, up to its first number or colon: what follows may change from day to day. */
-function subjectOf(message: string): string {
-  return /^[^\d:]*/.exec(message)?.[0] ?? ''
 }
 
 /** A watch without an answer of its own says what all of them say: that Consul is away. */

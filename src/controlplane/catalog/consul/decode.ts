@@ -34,6 +34,8 @@ export interface DecodedHealth {
   readonly endpoints: readonly Endpoint[]
   /** Consul's virtual addresses for the service, sorted. */
   readonly virtualIps: readonly string[]
+  /** Of instances that do not pass: the check that is worst and what it says, by key. */
+  readonly failing: ReadonlyMap<string, string>
   /** Why instances were left out, one sentence each. */
   readonly problems: readonly string[]
 }
@@ -72,6 +74,11 @@ export function decodeHealth(service: string, body: unknown, place: Place = {}):
       .map((instance) => instance.endpoint)
       .toSorted((a, b) => (a.key < b.key ? -1 : 1)),
     virtualIps: [...virtualIps].toSorted(),
+    failing: new Map(
+      [...bestByKey].flatMap(([key, { failing }]) =>
+        failing === undefined ? [] : [[key, failing]],
+      ),
+    ),
     problems: shortened(problems),
   }
 }
@@ -263,6 +270,7 @@ export function decodeAgentServices(body: unknown): ReadonlyMap<string, AgentSer
 
 interface Instance {
   readonly endpoint: Endpoint
+  readonly failing: string | undefined
   readonly virtualIp: string | undefined
   readonly modifyIndex: number
 }
@@ -314,6 +322,7 @@ function decodeInstance(service: string, entry: unknown, place: Place): Instance
       local: false,
     },
     virtualIp: decodeVirtualIp(member(registration, 'TaggedAddresses')),
+    failing: worstCheck(member(entry, 'Checks'), health),
     modifyIndex: typeof modifyIndex === 'number' ? modifyIndex : 0,
   }
 }
@@ -381,6 +390,36 @@ function worstHealth(checks: unknown): Health | undefined {
     worst = 'warning'
   }
   return worst
+}
+
+/** Of a check's name and of what it says, characters. */
+const MAX_CHECK_NAME = 64
+const MAX_CHECK_OUTPUT = 200
+
+/** The first check that makes the health what it is, in one line for a terminal; undefined when it passes. */
+function worstCheck(checks: unknown, health: Health): string | undefined {
+  if (health === 'passing' || !Array.isArray(checks)) return undefined
+  const check: unknown = checks.find((each) => {
+    const status = member(each, 'Status')
+    return health === 'warning'
+      ? status === 'warning'
+      : status !== 'passing' && status !== 'warning'
+  })
+  const name = oneLine(member(check, 'Name'), MAX_CHECK_NAME)
+  const output = oneLine(member(check, 'Output'), MAX_CHECK_OUTPUT)
+  const title = name === '' ? oneLine(member(check, 'CheckID'), MAX_CHECK_NAME) : name
+  return output === '' ? title : `${title}: ${output}`
+}
+
+/** Checks print what they like: nothing of it is to steer a terminal. */
+function oneLine(text: unknown, most: number): string {
+  if (typeof text !== 'string') return ''
+  // Bounded before it is searched: an output may have megabytes.
+  const line = text
+    .slice(0, most * 4)
+    .replace(/[\p{C}\p{Z}]+/gu, ' ')
+    .trim()
+  return line.length > most ? `${line.slice(0, most)}…` : line
 }
 
 /** The share of an instance of that health: at least 1. */

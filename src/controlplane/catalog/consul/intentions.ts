@@ -11,18 +11,20 @@ import { type Clock, type Random, systemClock, systemRandom } from '../../../lib
 import { describeError, errorCode } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
 import type { DefaultPolicy, Intention } from '../../../model/intention.ts'
+import { Problem } from '../../../model/problem.ts'
 import type { CatalogPolicy, Watch } from '../catalog.ts'
-import type { Follower, FollowWatch } from './blocking-query.ts'
+import { type Follower, type FollowWatch, failureKind } from './blocking-query.ts'
 import { decodeAgentSelf, parseDefaultPolicy } from './decode.ts'
 import { decodeIntentions } from './decode-intentions.ts'
+import { FailureLog } from './failure-log.ts'
 import { FAILURE_BACKOFF } from './query-state.ts'
 import { AGENT_RULE, readRule } from './rights.ts'
 import { type ConsulAnswer, type ConsulTransport, requireOk } from './transport.ts'
 
 /** A running watch of intentions. */
 export interface IntentionWatch extends Watch {
-  /** What is wrong now, one sentence each. */
-  problems(): readonly string[]
+  /** What is wrong now: what cannot be read, and what was read and cannot be obeyed. */
+  problems(): readonly Problem[]
   lastGoodAtMs(): number | undefined
 }
 
@@ -63,13 +65,14 @@ export function watchIntentions(
   const closing = new AbortController()
   const { signal } = closing
   const rulesByDestination = new Map<string, readonly Intention[]>()
-  const problemByBatch = new Map<string, string>()
+  const problemByBatch = new Map<string, Problem>()
+  const failuresByBatch = new Map<string, FailureLog>()
   let decodeProblems: string[] = []
   let matchBlocks = false
   let toldDefaultPolicy: DefaultPolicy | undefined
   const remembered = new Set(options.last?.map((policy) => policy.destination))
   let defaultPolicy: DefaultPolicy | undefined = options.last?.[0]?.defaultPolicy
-  let defaultProblem: string | undefined
+  let defaultProblem: Problem | undefined
   let selfReadAtMs = Number.NEGATIVE_INFINITY
   let lastGoodAtMs: number | undefined
   let published: string | undefined
@@ -100,6 +103,7 @@ export function watchIntentions(
         rulesByDestination.set(destination, rules)
       decodeProblems.push(...decoded.problems)
       problemByBatch.delete(key)
+      failuresByBatch.delete(key)
       lastGoodAtMs = clock.monotonicMs()
       matchBlocks = answer.index !== undefined
       toldDefaultPolicy = parseDefaultPolicy(answer.defaultAclPolicy)
@@ -113,9 +117,12 @@ export function watchIntentions(
         await Promise.all(names.map((name) => readBatch([name])))
         return 'forbidden'
       }
-      const problem = `Intentions for ${names.slice(0, 5).join(', ')}: ${describeError(error)}`
-      if (problemByBatch.get(key) !== problem)
-        log.warn('Cannot read intentions; the last good ones stay', { problem })
+      const subject = `Intentions for ${names.slice(0, 5).join(', ')}`
+      const problem = readProblem(error, subject)
+      const failures = failuresByBatch.get(key) ?? new FailureLog(clock)
+      failuresByBatch.set(key, failures)
+      if (failures.isNews(problem.message))
+        log.warn('Cannot read intentions; the last good ones stay', { problem: problem.message })
       problemByBatch.set(key, problem)
       return isForbidden ? 'forbidden' : 'failed'
     }
@@ -148,14 +155,19 @@ export function watchIntentions(
       const self = decodeAgentSelf(requireOk(answer, 'reading the default policy', AGENT_RULE).body)
       selfReadAtMs = clock.monotonicMs()
       defaultPolicy = self.defaultPolicy ?? defaultPolicy
-      defaultProblem = self.defaultPolicy === undefined ? DEFAULT_UNKNOWN : undefined
+      defaultProblem =
+        self.defaultPolicy === undefined
+          ? new Problem('HM_CONSUL_INCOMPLETE', DEFAULT_UNKNOWN, { subject: DEFAULT_SUBJECT })
+          : undefined
     } catch (error) {
       if (signal.aborted) return
-      const reason = describeError(error)
-      defaultProblem =
+      defaultProblem = readProblem(
+        error,
+        DEFAULT_SUBJECT,
         defaultPolicy === undefined
-          ? `${DEFAULT_UNKNOWN}: ${reason}`
-          : `Default policy "${defaultPolicy}" stays, it cannot be read again: ${reason}`
+          ? DEFAULT_UNKNOWN
+          : `Default policy "${defaultPolicy}" stays, it cannot be read again`,
+      )
     }
   }
 
@@ -205,7 +217,10 @@ export function watchIntentions(
   return {
     problems: () => [
       ...problemByBatch.values(),
-      ...decodeProblems,
+      ...decodeProblems.map(
+        (message) =>
+          new Problem('HM_INTENTION_UNSUPPORTED', message, { subject: subjectOf(message) }),
+      ),
       ...(defaultProblem === undefined ? [] : [defaultProblem]),
     ],
     lastGoodAtMs: () => lastGoodAtMs,
@@ -219,6 +234,23 @@ export function watchIntentions(
 
 const DEFAULT_UNKNOWN =
   'Consul does not tell its default policy, so what no intention allows is denied (grant agent:read)'
+
+const DEFAULT_SUBJECT = 'default policy'
+
+/** That of a watch that fails; while Consul is away all of them say the same. */
+function readProblem(error: unknown, subject: string, what = subject): Problem {
+  const reason = describeError(error)
+  const isAway = failureKind(error) === 'unreachable'
+  return Problem.of(error, 'HM_CONSUL_QUERY_FAILED', {
+    message: isAway ? reason : `${what}: ${reason}`,
+    subject: isAway ? 'Consul' : subject,
+  })
+}
+
+/** What a sentence starts with, up to its first number or colon: what follows may change from day to day. */
+export function subjectOf(message: string): string {
+  return /^[^\d:]*/.exec(message)?.[0] ?? ''
+}
 
 function matchPath(names: readonly string[]): string {
   const query = names.map((name) => `&name=${encodeURIComponent(name)}`).join('')

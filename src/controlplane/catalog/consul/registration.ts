@@ -258,6 +258,8 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
     async register(services, port) {
       desired = services
       tunnelPort = port
+      // The agent may have their proxies since before a crash, and how long ago those were beaten nobody knows.
+      beatenAtMs = Number.NEGATIVE_INFINITY
       await inTurn(keep)
       isWoken = true
       napping.abort()

@@ -34,6 +34,8 @@ export interface ServiceWatch extends Watch {
   problems(): readonly string[]
   /** Claims that are not met, one sentence each. */
   warnings(): readonly string[]
+  /** Which check keeps an instance from passing, by endpoint key. */
+  failing(): ReadonlyMap<string, string>
   /** Where instances are believed to listen in the agent's own datacenter. */
   addresses(): readonly InstanceAddress[]
 }
@@ -271,6 +273,8 @@ export function watchOneService(
         ...warnings,
         ...claims.warnings(),
       ]),
+    failing: () =>
+      new Map([...watches.values()].flatMap(({ instances }) => [...(instances?.failing ?? [])])),
     addresses: () => instanceWatches.get('')?.claims.believed() ?? [],
     close() {
       isClosed = true

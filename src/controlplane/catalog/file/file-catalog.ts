@@ -1,9 +1,10 @@
 /**
  * The embedded catalog: one YAML file, read again whenever it changes; needs no other program.
  *
- * A file that cannot be read or is not sound changes nothing: the last good content stays, and
- * health() names what is wrong. Only at the very first read it is an error. Writers should replace the
- * file by renaming; one written in place is read once it has been still for {@link SETTLE_MS}.
+ * A file that cannot be read or is not sound changes nothing: the last good content stays, that of an earlier
+ * run at a start, and health() names what is wrong. Only where there is none it is an error. Writers should replace
+ * the file by renaming; one written in place is read once it has been still for {@link SETTLE_MS}. What it lists
+ * no more stays an address of the mesh for a while (former-instances.ts).
  */
 import { type FSWatcher, watch } from 'node:fs'
 import { stat } from 'node:fs/promises'
@@ -12,6 +13,7 @@ import { type Clock, systemClock } from '../../../lib/clock.ts'
 import { describeError, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
 import { fileSignature, readTextFile } from '../../../lib/read-text-file.ts'
+import { noStateFile, type StateFile } from '../../../lib/state-file.ts'
 import { isStructurallyEqual } from '../../../lib/structural-equal.ts'
 import { Problem } from '../../../model/problem.ts'
 import type { LocalService } from '../../../model/service.ts'
@@ -24,12 +26,25 @@ import type {
   Watch,
 } from '../catalog.ts'
 import { type CatalogContent, decodeCatalog, emptyCatalog, policyOf } from './decode.ts'
+import {
+  ageServices,
+  type KnownContent,
+  type KnownServices,
+  listOf,
+  noteContent,
+  serviceOf,
+} from './former-instances.ts'
+import { type KeptFile, keepFile, recallFile } from './kept-file.ts'
 
 /** Where the file is and which of its nodes this host is. */
 export interface FileCatalogOptions {
   readonly path: string
   /** This host's node name, to warn when the file does not list a service that runs here. */
   readonly node: string
+  /** What an earlier run left, and where this one leaves it for the next; closed by its owner. Nothing is kept without it. */
+  readonly state?: StateFile
+  /** A file that cannot be used now is an error although an earlier run has left a good one. */
+  readonly isStrict?: boolean
   readonly clock?: Clock
 }
 
@@ -48,31 +63,39 @@ const SETTLE_MS = 100
 /** A file that is written without a pause is read all the same, this long after the first change. */
 const MAX_SETTLE_MS = 500
 
+/** Addresses that are listed no more are looked at so often, milliseconds. */
+const AGE_EVERY_MS = 15_000
+
 /** Two writes within the file system's time grain leave the same times: read young files again. */
 const YOUNG_MS = 2_000
 
 /**
  * Opens a catalog file and follows it until disposed.
- * @throws MeshError HM_CATALOG_INVALID when the file cannot be read or is not sound now.
+ * @throws MeshError HM_CATALOG_INVALID when the file cannot be read or is not sound now, and no good one was kept or may be used.
  */
 export function createFileCatalog(options: FileCatalogOptions, log: Log): Catalog {
   return new FileCatalog(options, log)
 }
 
 /** One open watch: what it last reported, and how to report again if that changed. */
-type Report = (content: CatalogContent) => void
+type Report = () => void
 
 class FileCatalog implements Catalog {
   readonly description: string
   readonly #options: FileCatalogOptions
   readonly #clock: Clock
   readonly #log: Log
+  readonly #state: StateFile
   readonly #reports = new Set<Report>()
   readonly #poll: NodeJS.Timeout
   #settle: NodeJS.Timeout | undefined
   #unsettledSinceMs: number | undefined
   #folderWatcher: FSWatcher | undefined
   #content = emptyCatalog
+  #known: KnownServices = new Map()
+  /** The text that {@link #content} was made from. */
+  #goodText: string | undefined
+  #agedAtMs = 0
   #signature = ''
   #text: string | undefined
   #isYoung = false
@@ -90,8 +113,11 @@ class FileCatalog implements Catalog {
     this.#options = options
     this.#clock = options.clock ?? systemClock
     this.#log = log
+    this.#state = options.state ?? noStateFile
+    const kept = recallFile(this.#state)
+    this.#known = kept?.known ?? this.#known
     this.#read()
-    if (this.#problems.length > 0)
+    if (this.#problems.length > 0 && (options.isStrict === true || !this.#takeKept(kept)))
       throw new MeshError(
         'HM_CATALOG_INVALID',
         `Catalog ${options.path} cannot be used:\n  ${this.#problems.join('\n  ')}`,
@@ -103,25 +129,11 @@ class FileCatalog implements Catalog {
   }
 
   watchService(name: string, onChange: (service: CatalogService) => void): Watch {
-    const unknown: CatalogService = {
-      name,
-      protocol: 'tcp',
-      connectTimeoutMs: 5_000,
-      virtualIps: [],
-      endpoints: [],
-      addresses: [],
-    }
-    return this.#follow((content) => content.serviceByName.get(name) ?? unknown, onChange)
+    return this.#follow((now) => serviceOf(now, name), onChange)
   }
 
   watchServiceList(onChange: (services: readonly ListedService[]) => void): Watch {
-    return this.#follow(
-      ({ serviceByName }) =>
-        [...serviceByName.values()]
-          .map(({ name, virtualIps }) => ({ name, virtualIps }))
-          .toSorted((a, b) => (a.name < b.name ? -1 : 1)),
-      onChange,
-    )
+    return this.#follow(listOf, onChange)
   }
 
   watchPolicies(
@@ -129,7 +141,7 @@ class FileCatalog implements Catalog {
     onChange: (policies: readonly CatalogPolicy[]) => void,
   ): Watch {
     return this.#follow(
-      (content) => destinations.map((destination) => policyOf(content, destination)),
+      ({ content }) => destinations.map((destination) => policyOf(content, destination)),
       onChange,
     )
   }
@@ -161,20 +173,21 @@ class FileCatalog implements Catalog {
     clearTimeout(this.#settle)
     this.#folderWatcher?.close()
     this.#reports.clear()
+    this.#save()
   }
 
   /** Reports `select` of the content now (but not before the caller has its watch) and on change. */
-  #follow<T>(select: (content: CatalogContent) => T, onChange: (answer: T) => void): Watch {
+  #follow<T>(select: (now: KnownContent) => T, onChange: (answer: T) => void): Watch {
     let last: { readonly answer: T } | undefined
-    const report: Report = (content) => {
-      const answer = select(content)
+    const report: Report = () => {
+      const answer = select({ content: this.#content, known: this.#known })
       if (last !== undefined && isStructurallyEqual(last.answer, answer)) return
       last = { answer }
       onChange(answer)
     }
     this.#reports.add(report)
     setImmediate(() => {
-      if (this.#reports.has(report) && last === undefined) report(this.#content)
+      if (this.#reports.has(report) && last === undefined) report()
     })
     return { close: () => this.#reports.delete(report) }
   }
@@ -200,6 +213,7 @@ class FileCatalog implements Catalog {
     // A hung file system answers late or never; one question at a time is enough.
     if (this.#lookRunning) return
     this.#lookRunning = true
+    this.#age()
     try {
       const signature = fileSignature(await stat(this.#options.path))
       if (signature !== this.#signature || this.#isYoung) this.#settleThenRead()
@@ -237,7 +251,7 @@ class FileCatalog implements Catalog {
       this.#text = file.text
       const decoded = decodeCatalog(file.text, path)
       if ('content' in decoded) {
-        this.#take(decoded.content)
+        this.#take(decoded.content, file.text)
         return
       }
       ;({ problems } = decoded)
@@ -248,27 +262,75 @@ class FileCatalog implements Catalog {
     }
     if (isStructurallyEqual(problems, this.#problems)) return
     this.#problems = problems
-    if (this.#lastGoodAtMs !== undefined)
-      this.#log.error('Catalog file cannot be used; the last good one stays', { problems })
+    if (this.#lastGoodAtMs === undefined) return
+    this.#log.error('Catalog file cannot be used; the last good one stays', { problems })
+    // How old that is must not be measured from its last change after a crash.
+    this.#save()
   }
 
-  #take(content: CatalogContent): void {
+  /** Whether an earlier run has left a good text of this very file. Its problems stay what they are. */
+  #takeKept(kept: KeptFile | undefined): boolean {
+    const { path } = this.#options
+    if (kept?.path !== path) return false
+    const decoded = decodeCatalog(kept.text, path)
+    if (!('content' in decoded)) return false
+    this.#content = decoded.content
+    this.#goodText = kept.text
+    const ageMs = Math.max(0, this.#clock.wallMs() - kept.confirmedAtMs)
+    this.#lastGoodAtMs = this.#clock.monotonicMs() - ageMs
+    this.#log.error('Catalog file cannot be used; what an earlier run has read of it stays', {
+      problems: this.#problems,
+      confirmedAt: new Date(kept.confirmedAtMs).toISOString(),
+    })
+    return true
+  }
+
+  #take(content: CatalogContent, text: string): void {
     const isFirst = this.#lastGoodAtMs === undefined
     const hadProblems = this.#problems.length > 0
     this.#lastGoodAtMs = this.#clock.monotonicMs()
     this.#problems = []
+    this.#goodText = text
+    const known = noteContent(this.#known, content, this.#clock.wallMs())
     const isSame =
       isStructurallyEqual([...this.#content.serviceByName], [...content.serviceByName]) &&
       isStructurallyEqual(this.#content.intentions, content.intentions) &&
       this.#content.defaultPolicy === content.defaultPolicy
     if (isSame && !isFirst && !hadProblems) return
     this.#content = content
+    this.#known = known
+    this.#save()
     this.#log.info('Catalog file read', {
       path: this.#options.path,
       services: content.serviceByName.size,
       intentions: content.intentions.length,
     })
-    for (const report of this.#reports) report(content)
+    this.#report()
+  }
+
+  #report(): void {
+    for (const report of this.#reports) report()
+  }
+
+  #age(): void {
+    const nowMs = this.#clock.monotonicMs()
+    if (nowMs - this.#agedAtMs < AGE_EVERY_MS) return
+    this.#agedAtMs = nowMs
+    const known = ageServices(this.#known, this.#clock.wallMs())
+    if (known === this.#known) return
+    this.#known = known
+    this.#save()
+    this.#report()
+  }
+
+  #save(): void {
+    const text = this.#goodText
+    if (text === undefined) return
+    keepFile(this.#state, () => {
+      const ageMs = this.#clock.monotonicMs() - (this.#lastGoodAtMs ?? 0)
+      const confirmedAtMs = Math.round(this.#clock.wallMs() - ageMs)
+      return { path: this.#options.path, text, confirmedAtMs, known: this.#known }
+    })
   }
 
   /** The services of this host that the file gives nobody a way to. */

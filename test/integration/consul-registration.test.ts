@@ -1,0 +1,99 @@
+/**
+ * Claims about how a registrar keeps alive what the agent knows already, against an agent that says what it is told.
+ */
+import assert from 'node:assert/strict'
+import { describe, test } from 'node:test'
+import {
+  createRegistrar,
+  type Registrar,
+} from '../../src/controlplane/catalog/consul/registration.ts'
+import { planRegistration } from '../../src/controlplane/catalog/consul/registration-plan.ts'
+import { createTransport } from '../../src/controlplane/catalog/consul/transport.ts'
+import { silentLog } from '../../src/lib/log.ts'
+import type { LocalService } from '../../src/model/service.ts'
+import { TestClock } from '../harness/test-clock.ts'
+import { eventually, type FakeAgent, startFakeAgent } from './consul-fake-agent.ts'
+import { localService } from './dataplane-fixtures.ts'
+
+const TUNNEL_PORT = 15_008
+const LOOK_MS = 2_000
+const SERVICES = '/v1/agent/services'
+
+const db = localService('db', { id: 'db', target: { ip: '127.0.0.1', port: 5432 } })
+const web = localService('web', { id: 'web', target: { ip: '127.0.0.1', port: 8080 } })
+
+/** What the agent answers when a daemon has registered these before. */
+function known(services: readonly LocalService[]): Record<string, unknown> {
+  const { plain, proxies } = planRegistration(services, TUNNEL_PORT, new Map())
+  return Object.fromEntries([
+    ...plain.map(({ name, id, port, meta }) => [
+      id,
+      { Kind: '', ID: id, Service: name, Port: port, Meta: meta },
+    ]),
+    ...proxies.map(({ Name, ID, ...rest }) => [ID, { ...rest, ID, Service: Name }]),
+  ])
+}
+
+/** An agent that has the proxies of both, and a registrar that has looked at it once with nothing to register. */
+async function afterCrash(): Promise<
+  AsyncDisposable & {
+    readonly agent: FakeAgent
+    readonly clock: TestClock
+    readonly registrar: Registrar
+    readonly beats: (service: LocalService) => number
+    readonly nextLook: () => Promise<void>
+  }
+> {
+  await using started = new AsyncDisposableStack()
+  const agent = started.use(await startFakeAgent())
+  const transport = started.use(createTransport({ address: agent.address, requestTimeout: 5_000 }))
+  const clock = new TestClock()
+  const pathOf = ({ id }: LocalService): string => `/v1/agent/check/pass/hostmesh-ttl%3A${id}`
+  agent.always(SERVICES, () => ({ body: known([db, web]) }))
+  for (const service of [db, web]) agent.always(pathOf(service), () => ({}))
+  const registrar = createRegistrar({ transport, log: silentLog, clock, lookMs: LOOK_MS })
+  started.defer(() => registrar.close())
+  await eventually('the first look', () => clock.sleeping > 0)
+  const beats = (service: LocalService): number => agent.requestsFor(pathOf(service)).length
+  const ended = started.move()
+  return {
+    agent,
+    clock,
+    registrar,
+    beats,
+    async nextLook() {
+      await eventually('the end of a look', () => clock.sleeping > 0)
+      const looks = agent.requestsFor(SERVICES).length
+      clock.pass(LOOK_MS)
+      await eventually('a look', () => agent.requestsFor(SERVICES).length > looks)
+      await eventually('its end', () => clock.sleeping > 0)
+    },
+    [Symbol.asyncDispose]: () => ended.disposeAsync(),
+  }
+}
+
+describe('a proxy that the agent has since before a crash', () => {
+  test('is beaten as soon as its service is given, though the agent was looked at before', async () => {
+    await using scene = await afterCrash()
+    assert.equal(scene.beats(db), 0)
+    await scene.registrar.register([db, web], TUNNEL_PORT)
+    assert.deepEqual([scene.beats(db), scene.beats(web)], [1, 1])
+  })
+
+  test('is beaten at once too when its service follows others', async () => {
+    await using scene = await afterCrash()
+    await scene.registrar.register([db], TUNNEL_PORT)
+    assert.equal(scene.beats(db), 1)
+    await scene.registrar.register([db, web], TUNNEL_PORT)
+    assert.equal(scene.beats(web), 1)
+  })
+
+  test('is beaten every 10 s from then on', async () => {
+    await using scene = await afterCrash()
+    await scene.registrar.register([db, web], TUNNEL_PORT)
+    for (let look = 1; look < 5; look += 1) await scene.nextLook()
+    assert.equal(scene.beats(db), 1)
+    await scene.nextLook()
+    assert.equal(scene.beats(db), 2)
+  })
+})

@@ -1,0 +1,6 @@
+/**
+ * What a stopped or killed daemon leaves behind, by iptables.
+ */
+import { testStopped } from './stopped-daemon.ts'
+
+testStopped('iptables')
