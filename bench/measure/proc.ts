@@ -38,16 +38,12 @@ let ticksPerSecond: number | undefined
 /** CPU microseconds used so far by these processes and their living descendants. */
 export function cpuMicroseconds(pids: readonly number[]): number {
   ticksPerSecond ??= Number(execFileSync('getconf', ['CLK_TCK'], { encoding: 'utf8' }))
-  let ticks = 0
-  for (const pid of withDescendants(pids)) ticks += parseCpuTicks(read(pid, 'stat'))
-  return (ticks / ticksPerSecond) * 1e6
+  return (sumOver(pids, (pid) => parseCpuTicks(read(pid, 'stat'))) / ticksPerSecond) * 1e6
 }
 
 /** Resident kB of one process and its living descendants. */
 export function rssKb(pid: number): number {
-  let total = 0
-  for (const each of withDescendants([pid])) total += parseRssKb(read(each, 'status'))
-  return total
+  return sumOver([pid], (each) => parseRssKb(read(each, 'status')))
 }
 
 /** Bytes received so far from outside by the network namespace that `pid` lives in. */
@@ -55,13 +51,19 @@ export function receivedBytes(pid: number): number {
   return parseReceivedBytes(read(pid, 'net/dev'))
 }
 
-function withDescendants(pids: readonly number[]): readonly number[] {
+/** Of the processes and their descendants; of these some may end meanwhile, tools that a daemon runs. */
+function sumOver(pids: readonly number[], of: (pid: number) => number): number {
   const found = [...pids]
+  let total = 0
   // The list grows while it is walked.
-  for (const pid of found)
-    for (const thread of threadsOf(pid))
-      for (const child of childrenOf(pid, thread)) found.push(child)
-  return found
+  for (const [index, pid] of found.entries())
+    try {
+      for (const thread of threadsOf(pid)) found.push(...childrenOf(pid, thread))
+      total += of(pid)
+    } catch (error) {
+      if (index < pids.length) throw error
+    }
+  return total
 }
 
 function threadsOf(pid: number): readonly string[] {

@@ -11,7 +11,7 @@
  *       \------beyond it--------> postpone(work) --end of a later turn, first come first served--> continueWork()
  * ```
  */
-import { atEndOfTurn, type TurnTask } from './turn.ts'
+import { atEndOfTurn, lastReadAtMs, type TurnTask } from './turn.ts'
 
 /** Work that goes on in a later turn. */
 export interface PostponedWork {
@@ -33,8 +33,12 @@ const LATELY_MS = 1_000
 /** From here on a user is held up also where each single thing costs little: 8 ms, some 500 small messages. */
 const OVERSPENT = 8_000_000
 
-/** What is spent at most before the end of the turn is waited for: a lone request must not cost an immediate. */
-const UNNOTICED = 65_536
+/**
+ * Part of the share that is spent before the end of the turn is waited for. Less than it within a millisecond is left to the
+ * clock: an immediate for each turn costs bulk alone 6 % of its CPU time, and a lone request more.
+ */
+const UNNOTICED_PART = 1 / 2
+const WINDOW_MS = 1
 
 /** The most that is taken off later turns: ordinary traffic that comes in a heap must not wait for long. */
 const MAX_DEBT = 4 * TURN_SHARE
@@ -55,6 +59,8 @@ export class TurnShare implements TurnTask {
   private seenOthersMs = Number.NEGATIVE_INFINITY
   /** The end of this turn is waited for. */
   private isCounted = false
+  /** When {@link spent} began to count while nobody waits for the end of a turn. */
+  private sinceMs = 0
   private waiting: PostponedWork[] = []
   private next = 0
 
@@ -75,13 +81,14 @@ export class TurnShare implements TurnTask {
 
   /** Something was done for the user. @returns whether that was enough for this turn. */
   spend(cost: number): boolean {
+    if (!this.isCounted) this.renew()
     this.spent += cost
     if (lastUser !== this) {
       // oxlint-disable-next-line typescript/no-this-alias -- remembered, not captured
       lastUser = this
       changes += 1
     }
-    if (this.spent > UNNOTICED && !this.isCounted) this.count()
+    if (!this.isCounted && this.spent > this.share * UNNOTICED_PART) this.count()
     return this.spent >= this.share
   }
 
@@ -108,7 +115,7 @@ export class TurnShare implements TurnTask {
   endOfTurn(): void {
     this.isCounted = false
     this.spent = Math.max(0, Math.min(this.spent, MAX_DEBT) - this.share)
-    this.share = this.isAlone() ? TURN_SHARE_ALONE : TURN_SHARE
+    this.share = this.isAlone(performance.now()) ? TURN_SHARE_ALONE : TURN_SHARE
     while (!this.isSpent) {
       const work = this.waiting[this.next]
       if (work === undefined) break
@@ -120,11 +127,20 @@ export class TurnShare implements TurnTask {
       this.waiting = this.waiting.slice(this.next)
       this.next = 0
     }
-    if (!this.isCounted && (this.spent > UNNOTICED || this.waiting.length > 0)) this.count()
+    if (!this.isCounted && (this.spent > this.share * UNNOTICED_PART || this.waiting.length > 0))
+      this.count()
   }
 
-  private isAlone(): boolean {
-    const nowMs = performance.now()
+  /** Little was done for so long that the turn of it is over. */
+  private renew(): void {
+    const nowMs = lastReadAtMs()
+    if (nowMs - this.sinceMs < WINDOW_MS) return
+    this.sinceMs = nowMs
+    this.spent = 0
+    this.share = this.isAlone(nowMs) ? TURN_SHARE_ALONE : TURN_SHARE
+  }
+
+  private isAlone(nowMs: number): boolean {
     if (changes !== this.seenChanges) {
       this.seenChanges = changes
       this.seenOthersMs = nowMs

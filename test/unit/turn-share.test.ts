@@ -1,9 +1,10 @@
 /**
- * What one user may do in a turn of the event loop. Turns are real ones; nothing here looks at a clock.
+ * What one user may do in a turn of the event loop. Turns are real ones, time is not.
  */
 import assert from 'node:assert/strict'
 import { describe, mock, test } from 'node:test'
 import { setImmediate as nextTurn } from 'node:timers/promises'
+import { noteRead } from '../../src/lib/turn.ts'
 import { TURN_SHARE, TURN_SHARE_ALONE, TurnShare } from '../../src/lib/turn-share.ts'
 
 /** A fifth of a share. */
@@ -127,9 +128,13 @@ test('who has been alone for a second does more in a turn, until another comes',
   t.after(() => mock.restoreAll())
   mock.method(performance, 'now', () => nowMs)
   const [hog, meek] = [new TurnShare(), new TurnShare()]
+  // A read is what tells the time.
+  const pass = (): void => noteRead((nowMs += 2))
   const claims = async (): Promise<number> => {
+    pass()
     hog.spend(TURN_SHARE)
     await nextTurn()
+    pass()
     let count = 0
     while (hog.claim(TURN_SHARE)) count += 1
     // What is taken off later turns must not last until the next question.
@@ -142,6 +147,24 @@ test('who has been alone for a second does more in a turn, until another comes',
   assert.equal(await claims(), TURN_SHARE_ALONE / TURN_SHARE)
   meek.spend(1)
   assert.equal(await claims(), 1)
+})
+
+test('little by little for long is no heap: what a millisecond ago was done is over', async (t) => {
+  let nowMs = 2_000_000
+  t.after(() => mock.restoreAll())
+  mock.method(performance, 'now', () => nowMs)
+  const share = new TurnShare()
+  const immediates = mock.method(globalThis, 'setImmediate')
+  for (let i = 0; i < 100; i += 1) {
+    nowMs += 1
+    noteRead(nowMs)
+    assert.equal(share.spend(TURN_SHARE / 4), false)
+  }
+  assert.equal(immediates.mock.callCount(), 0)
+  share.spend(TURN_SHARE)
+  assert.equal(share.isSpent, true)
+  assert.equal(immediates.mock.callCount(), 1)
+  await nextTurn()
 })
 
 test('a promise for later is kept in its turn', async () => {
