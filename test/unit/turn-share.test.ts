@@ -154,16 +154,16 @@ test('little by little for long is no heap: what a millisecond ago was done is o
   t.after(() => mock.restoreAll())
   mock.method(performance, 'now', () => nowMs)
   const share = new TurnShare()
-  const immediates = mock.method(globalThis, 'setImmediate')
+  const made = mock.method(globalThis, 'setImmediate')
   for (let i = 0; i < 100; i += 1) {
     nowMs += 1
     noteRead(nowMs)
     assert.equal(share.spend(TURN_SHARE / 4), false)
   }
-  assert.equal(immediates.mock.callCount(), 0)
+  assert.equal(made.mock.callCount(), 0)
   share.spend(TURN_SHARE)
   assert.equal(share.isSpent, true)
-  assert.equal(immediates.mock.callCount(), 1)
+  assert.equal(made.mock.callCount(), 1)
   await nextTurn()
 })
 
