@@ -74,6 +74,12 @@ const WANTED_PER_TICK = 100
 /** Streams of one peer identity whose preface or policy is awaited. */
 const MAX_UNAUTHORIZED = 4_096
 
+/**
+ * Sockets are given little for so long after memory was short: thousands that were given more again would all read at once.
+ * Milliseconds.
+ */
+const SHORT_FOR_MS = 30_000
+
 /** Descriptors of a worker that are no connection's: its event loop, its messages, its tunnel ports. */
 const OWN_DESCRIPTORS = 16
 
@@ -148,6 +154,8 @@ class Worker {
   private drainEndAtMs = Number.POSITIVE_INFINITY
   private nextInstance = 0
   private isSheddingDue = false
+  /** When memory for bytes was short last, monotonic milliseconds. */
+  private shortSeenMs = Number.NEGATIVE_INFINITY
 
   constructor(settings: WorkerSettings, post: (message: FromWorker) => void) {
     this.settings = settings
@@ -181,7 +189,10 @@ class Worker {
     })
     const shedding: TurnTask = { endOfTurn: () => this.shed() }
     this.accounts = new Accounts(shared, nowMs, {
-      onShort: () => shortenSocketBuffers(true),
+      onShort: () => {
+        this.shortSeenMs = performance.now()
+        shortenSocketBuffers(true)
+      },
       onExceeded: () => {
         if (this.isSheddingDue) return
         this.isSheddingDue = true
@@ -628,7 +639,8 @@ class Worker {
     this.workerCounters.set('tunnelStreamsActive', streams)
     this.workerCounters.set('ejectedEndpoints', this.plane.balancer.ejectedCount)
     const pressure = this.pressure.take(nowMs)
-    shortenSocketBuffers(this.accounts.isShort)
+    if (this.accounts.isShort) this.shortSeenMs = nowMs
+    shortenSocketBuffers(nowMs - this.shortSeenMs < SHORT_FOR_MS)
     this.post({ kind: 'alive', pressure })
   }
 

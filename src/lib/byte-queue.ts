@@ -2,7 +2,7 @@
  * Bytes that wait, first in first out, in blocks that all queues of the thread share.
  *
  * Copies what it is given, so the giver's memory is free at once. Large chunks go into pooled blocks (no
- * allocation, no zeroing, no garbage). A small one gets an exact copy, so that ten thousand queues with a few
+ * allocation, no zeroing, no garbage), middling ones into pooled pieces. A small one gets an exact copy, so that ten thousand queues with a few
  * bytes each do not hold ten thousand blocks; more of them share memory, so that a million single bytes do not
  * become a million pieces. Bounds are the caller's: look at {@link ByteQueue.length}, and at
  * {@link ByteQueue.memory} for what the bytes cost.
@@ -17,14 +17,17 @@ const SMALL_BYTES = 4_096
 /** Nor do those up to this that come first: there may be thousands of queues with one of them. */
 const SMALL_FIRST_BYTES = 8_192
 
-/** Blocks kept for reuse; more are left to the garbage collector. 16 MiB. */
+/** Blocks and first pieces kept for reuse; more are left to the garbage collector. 16 MiB and 8 MiB. */
 const MAX_IDLE_BLOCKS = 256
+const MAX_IDLE_FIRST_PIECES = 1_024
 
 const idleBlocks: Uint8Array[] = []
+const idleFirstPieces: Uint8Array[] = []
 
 interface Piece {
   readonly memory: Uint8Array
-  readonly isBlock: boolean
+  /** Whether it is used again. */
+  readonly isPooled: boolean
   start: number
   end: number
 }
@@ -105,16 +108,23 @@ export class ByteQueue {
 
 /** Memory for `bytes` more after `last`: the longer the tail of small pieces, the more room in the next. */
 function newPiece(bytes: number, last: Piece | undefined): Piece {
+  if (last === undefined && bytes < SMALL_BYTES)
+    return { memory: Buffer.allocUnsafeSlow(bytes), isPooled: false, start: 0, end: 0 }
   if (last === undefined && bytes <= SMALL_FIRST_BYTES)
-    return { memory: Buffer.allocUnsafeSlow(bytes), isBlock: false, start: 0, end: 0 }
-  if (bytes >= SMALL_BYTES || (last !== undefined && last.memory.length >= SMALL_BYTES))
     return {
-      memory: idleBlocks.pop() ?? Buffer.allocUnsafeSlow(BLOCK_BYTES),
-      isBlock: true,
+      memory: idleFirstPieces.pop() ?? Buffer.allocUnsafeSlow(SMALL_FIRST_BYTES),
+      isPooled: true,
       start: 0,
       end: 0,
     }
-  return { memory: Buffer.allocUnsafe(SMALL_BYTES), isBlock: false, start: 0, end: 0 }
+  if (bytes >= SMALL_BYTES || (last !== undefined && last.memory.length >= SMALL_BYTES))
+    return {
+      memory: idleBlocks.pop() ?? Buffer.allocUnsafeSlow(BLOCK_BYTES),
+      isPooled: true,
+      start: 0,
+      end: 0,
+    }
+  return { memory: Buffer.allocUnsafe(SMALL_BYTES), isPooled: false, start: 0, end: 0 }
 }
 
 function fill(piece: Piece, chunk: Uint8Array, from: number): number {
@@ -129,5 +139,10 @@ function fill(piece: Piece, chunk: Uint8Array, from: number): number {
 }
 
 function release(piece: Piece): void {
-  if (piece.isBlock && idleBlocks.length < MAX_IDLE_BLOCKS) idleBlocks.push(piece.memory)
+  if (!piece.isPooled) return
+  const [idle, most] =
+    piece.memory.length === BLOCK_BYTES
+      ? [idleBlocks, MAX_IDLE_BLOCKS]
+      : [idleFirstPieces, MAX_IDLE_FIRST_PIECES]
+  if (idle.length < most) idle.push(piece.memory)
 }

@@ -18,6 +18,7 @@ import { endOnClose } from './linger.ts'
 import { resetSocket } from './reset-socket.ts'
 import { isCutOff } from './tls-end.ts'
 import { atEndOfTurn, noteRead, type TurnTask } from './turn.ts'
+import type { PostponedWork, TurnShare } from './turn-share.ts'
 
 /** Free bytes before whatever is read into shared memory: a framing may put its header there. */
 export const HEADROOM = 12
@@ -25,7 +26,7 @@ export const HEADROOM = 12
 /** One read takes at most this much, headroom included: four whole TLS records when framed in place. */
 const READ_BYTES = 65_536
 
-/** One read of a socket that began to be read from while memory was short. */
+/** One read while memory is short. */
 const SMALL_READ_BYTES = 8_192
 
 /** The most that a socket reads at once. */
@@ -47,8 +48,8 @@ const FULL_BYTES_WHEN_SHORT = 65_536
 let fullBytes = FULL_BYTES
 
 /**
- * Whether memory is short: then less may wait in the sockets of this thread, and those that begin to be read from are
- * read in small pieces, for as long as they last. What is read when nobody takes it has to wait somewhere.
+ * Whether memory is short: then less may wait in the sockets of this thread, and those that are read into shared memory are
+ * read in small pieces. What is read when nobody takes it has to wait somewhere.
  */
 export function shortenSocketBuffers(isShort: boolean): void {
   fullBytes = isShort ? FULL_BYTES_WHEN_SHORT : FULL_BYTES
@@ -79,11 +80,23 @@ export function withHeadroom(length: number): Buffer {
  */
 export type ReadMemory = 'shared' | 'private'
 
-/** Who is told how much memory waits on somebody's behalf. */
+/** Where it is entered what is spent on somebody. */
 export interface Ledger {
-  /** It has changed by so many bytes. */
+  /** Memory that waits has changed by so many bytes. */
   hold(bytes: number): void
+  /** Time of the thread. */
+  readonly turns: TurnShare
 }
+
+/** What a read costs beside its bytes, and what a byte does, nanoseconds. */
+const READ_COST = 8_000
+const READ_COST_PER_BYTE = 1.2
+
+/** What it costs beside that to read from a socket that has rested: its sender goes on within our system call. */
+const GO_ON_COST = 50_000
+
+/** Less than this was all there was to read: to stop reading would save nothing in this turn. */
+const LARGE_READ_BYTES = 4_096
 
 /** What {@link SocketStream} calls before anybody listens: nothing may be lost, so it must not happen. */
 const nobody: Receiver = {
@@ -105,10 +118,12 @@ function endIfOver(this: Socket): void {
  * A connected socket (`allowHalfOpen`, not yet read from) as a byte stream. Owns the socket from here on. One that resets
  * when it is closed (linger.ts) does so until both sides have ended.
  */
-export class SocketStream implements ByteStream, DirectReader, TurnTask {
+export class SocketStream implements ByteStream, DirectReader, TurnTask, PostponedWork {
   receiver: Receiver = nobody
   /** Called once a reset of ours is on its way. */
   afterReset: (() => void) | undefined = undefined
+  /** Of its next read, as far as the last one tells. Spent when it may go on, not once more when it has read. */
+  cost: number = GO_ON_COST + READ_COST
   readonly socket: Socket
   /** TLS encrypts what it is given before write returns, so the plaintext is never kept. */
   private readonly encrypts: boolean
@@ -126,6 +141,11 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
   private gatheredBytes = 0
   private toldFull = false
   private ledger: Ledger | undefined
+  private isPaused = true
+  /** Not read from in this turn: enough has been done for whom it is charged to. */
+  private isResting = false
+  /** What of its next read has been spent. */
+  private prepaid = 0
   /** Bytes in the socket that the ledger knows of. */
   private waiting = 0
 
@@ -180,7 +200,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     return this.waiting
   }
 
-  /** From here on what waits in the socket is charged to somebody. At most once. */
+  /** From here on what waits in the socket, and reading from it, is charged to somebody. At most once. */
   chargeTo(ledger: Ledger): void {
     this.ledger = ledger
   }
@@ -234,15 +254,19 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
   }
 
   pause(): void {
-    if (this.readsDirectly) setReading(this.socket, false)
-    else this.socket.pause()
+    this.isPaused = true
+    if (!this.isResting) this.setFlowing(false)
   }
 
   resume(): void {
     if (this.closed) return
-    if (this.readsDirectly) setReading(this.socket, true)
-    else {
-      if (!this.started) this.start()
+    this.isPaused = false
+    if (this.isResting) return
+    if (this.started) {
+      if (this.ledger?.turns.isSpent === true) this.rest(this.ledger.turns)
+      else this.setFlowing(true)
+    } else {
+      this.start()
       this.socket.resume()
     }
   }
@@ -252,15 +276,52 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     noteRead(performance.now())
     const bytes = length === this.buffer.length ? this.buffer : this.buffer.subarray(0, length)
     if ((this.receiver.onBytes(bytes) & KEPT) !== 0) this.bufferKept = true
+    this.spend(length)
+  }
+
+  continueWork(): void {
+    this.isResting = false
+    if (this.isPaused || this.closed || this.ended) return
+    this.prepaid = this.cost
+    this.setFlowing(true)
   }
 
   nextBuffer(): Uint8Array | undefined {
+    if (this.memory === 'shared') {
+      if (this.bufferKept) throw new Error('A receiver kept memory that is shared by all sockets')
+      if (this.buffer === sharedBuffer) return undefined
+      // Memory has become short, or is not any more.
+      this.buffer = sharedBuffer
+      return sharedBuffer
+    }
     if (!this.bufferKept) return undefined
-    if (this.memory === 'shared')
-      throw new Error('A receiver kept memory that is shared by all sockets')
     this.bufferKept = false
     this.buffer = Buffer.allocUnsafeSlow(this.buffer.length)
     return this.buffer
+  }
+
+  private setFlowing(wanted: boolean): void {
+    if (this.readsDirectly) setReading(this.socket, wanted)
+    else if (wanted) this.socket.resume()
+    else this.socket.pause()
+  }
+
+  /** Something was read: when that is enough for this turn, the socket rests. */
+  private spend(length: number): void {
+    const { ledger } = this
+    if (ledger === undefined) return
+    const cost = READ_COST + length * READ_COST_PER_BYTE
+    const isEnough = ledger.turns.spend(Math.max(0, cost - this.prepaid))
+    this.prepaid = 0
+    this.cost = GO_ON_COST + cost
+    if (!isEnough || this.isResting || this.isPaused || this.closed) return
+    if (length >= LARGE_READ_BYTES || ledger.turns.isOverspent) this.rest(ledger.turns)
+  }
+
+  private rest(turns: TurnShare): void {
+    this.isResting = true
+    this.setFlowing(false)
+    turns.postpone(this)
   }
 
   /** The peer's last word is missing: what came may be half of what it said. */
@@ -333,7 +394,9 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask {
     this.readsDirectly = readDirect(this.socket, this.buffer, this)
     if (this.readsDirectly) return
     this.socket.on('data', (bytes: Buffer) => {
-      if (!this.closed) this.receiver.onBytes(bytes)
+      if (this.closed) return
+      this.receiver.onBytes(bytes)
+      this.spend(bytes.length)
     })
   }
 }

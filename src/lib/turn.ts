@@ -33,6 +33,11 @@ export function noteRead(nowMs: number): void {
   lastReadMs = nowMs
 }
 
+/** When a socket was read last, monotonic milliseconds: a clock that costs nothing to whoever is called by a read. */
+export function lastReadAtMs(): number {
+  return lastReadMs
+}
+
 /** Calls `task.endOfTurn()` at the end of the current turn. The caller keeps itself from registering twice. */
 export function atEndOfTurn(task: TurnTask): void {
   if (tasks.length === 0) setImmediate(runTasks)

@@ -2,8 +2,9 @@
  * The last step: a connection to an application on this host. Only addresses from this host's own
  * configuration are dialed, never one that a peer named.
  */
-import { connect, type Socket } from 'node:net'
+import { Socket } from 'node:net'
 import { MeshError } from '../../lib/errors.ts'
+import { openFrugalSocket } from '../../lib/kernel-buffers.ts'
 import { resetOnClose } from '../../lib/linger.ts'
 import { SocketStream } from '../../lib/socket-stream.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
@@ -15,6 +16,8 @@ export interface LocalDial {
   readonly from?: string | undefined
   /** Sent before anything else. */
   readonly header?: Uint8Array | undefined
+  /** Whether the kernel is to hold little for it: kernel-buffers.ts. */
+  readonly isFrugal?: boolean
 }
 
 /** A connection to a local application that is being made. */
@@ -47,7 +50,7 @@ export function dialLocal(
 
 /** The same, for a caller that may lose interest. */
 export function startLocalDial(
-  { target, from, header }: LocalDial,
+  { target, from, header, isFrugal = false }: LocalDial,
   timeoutMs: number,
   memory: 'shared' | 'private',
 ): PendingDial {
@@ -58,12 +61,16 @@ export function startLocalDial(
     let again: NodeJS.Timeout | undefined
     let isOver = false
     const dial = (): void => {
-      const attempt: Socket = connect({
+      const fd = isFrugal ? openFrugalSocket(target.ip) : undefined
+      const attempt: Socket = new Socket({
+        ...(fd !== undefined && { fd, manualStart: true }),
+        noDelay: true,
+        allowHalfOpen: true,
+      })
+      attempt.connect({
         host: target.ip,
         port: target.port,
         ...(from !== undefined && { localAddress: from }),
-        noDelay: true,
-        allowHalfOpen: true,
       })
       socket = attempt
       // Nothing may be read before the stream has taken over.

@@ -30,6 +30,10 @@ import { answerProbe } from './probe.ts'
 import { isCutOff, logBrokenOff, refuse } from './refuse.ts'
 import { splice } from './splice.ts'
 
+/** What it costs to decide on a connection and to make one to the application, and to refuse what came to nothing before. Nanoseconds. */
+const CONNECTION_COST = 200_000
+const REFUSAL_COST = 25_000
+
 /** One arriving connection: a stream of a tunnel, or a Connect peer's whole TLS connection. */
 export interface Arrival {
   readonly stream: TunnelStream | SocketStream
@@ -172,7 +176,7 @@ async function deliver(
   connection.endpoint = formatAddress(local.target)
   plane.connections.useDescriptors(connection, arrival.footing === undefined ? 1 : 2)
   const dial = startLocalDial(
-    local,
+    { ...local, isFrugal: lane.account.isCrowd },
     plane.timeouts.connectMs,
     preface === undefined ? 'private' : 'shared',
   )
@@ -275,6 +279,7 @@ class StreamArrival extends EarlyBytes implements Arriving {
   private readonly plane: Plane
   private readonly arrival: ArrivingStream
   private preface: Preface | undefined
+  private isRefused = false
 
   constructor(plane: Plane, arrival: ArrivingStream) {
     super()
@@ -301,6 +306,7 @@ class StreamArrival extends EarlyBytes implements Arriving {
   }
 
   override onBytes(bytes: Uint8Array): WriteResult {
+    if (this.isRefused) return 0
     super.onBytes(bytes)
     if (this.preface !== undefined || this.arrival.stream.isClosed) return 0
     const reading = readPreface(this.bytes.subarray(0, MAX_PREFACE_BYTES))
@@ -318,7 +324,7 @@ class StreamArrival extends EarlyBytes implements Arriving {
   }
 
   override onEnd(): void {
-    if (this.preface === undefined)
+    if (this.preface === undefined && !this.isRefused)
       this.refuse(new MeshError('HM_PREFACE_MALFORMED', 'The peer ended the stream in its preface'))
   }
 
@@ -346,14 +352,30 @@ class StreamArrival extends EarlyBytes implements Arriving {
     }
     if (!arrival.stream.isClosed && isPolicyAwaited(plane, arrival.destination))
       await awaitPolicy(plane, arrival.destination)
+    const { turns } = this.account
+    if (!arrival.stream.isClosed && !turns.claim(CONNECTION_COST))
+      await turns.later(CONNECTION_COST)
     plane.arrivals.delete(this)
     if (!arrival.stream.isClosed) await carry(plane, arrival, { preface, early: this })
   }
 
+  /** Thousands may come to nothing at the same moment: each is told when it is its caller's turn. */
   private refuse(error: MeshError): void {
-    const { plane, arrival } = this
+    const { plane, arrival, account } = this
     plane.arrivals.delete(this)
     arrival.lane.wasFutile(performance.now())
+    if (account.turns.claim(REFUSAL_COST)) {
+      this.refuseNow(error)
+      return
+    }
+    this.isRefused = true
+    arrival.stream.pause()
+    account.turns.postpone({ cost: REFUSAL_COST, continueWork: () => this.refuseNow(error) })
+  }
+
+  private refuseNow(error: MeshError): void {
+    const { plane, arrival } = this
+    if (arrival.stream.isClosed) return
     plane.outcomes.failed('inbound', arrival.peer.service, arrival.destination, error)
     hangUp(arrival.stream, refuse(plane, enter(plane, arrival, undefined), error))
   }

@@ -12,6 +12,7 @@
  */
 import { type Share, SharedLimit } from '../../lib/shared-limit.ts'
 import { TokenBucket } from '../../lib/token-bucket.ts'
+import { TurnShare } from '../../lib/turn-share.ts'
 
 /** Streams that one caller may open: what a worker can do when it has nothing else to do. */
 const OPENS = { rate: 20_000, burst: 20_000 } as const
@@ -60,6 +61,13 @@ const PLACES_FACTOR = 1
 /** From this share of its allowance on a caller is given no more than what is asked of it. */
 const TIGHT_SHARE = 1 / 8
 
+/** Connections and sessions of one caller, and of all, from which on the kernel is to hold less for each further one. */
+const CROWD = 128
+const CROWD_OF_ALL = 256
+
+/** Bytes from which on a sender that has something waiting takes nothing more: so much keeps any tunnel busy. */
+const HELD_AHEAD = 4 * 1_048_576
+
 /** What is shared by all callers of a worker. */
 export interface SharedLimits {
   /** Memory for bytes on their way, of tunnels and what they are joined to. */
@@ -101,6 +109,8 @@ export class Account {
   /** Streams whose preface has not been read, or whose policy has not been loaded. */
   unauthorized = 0
   readonly shared: SharedLimits
+  /** What is done for it in one turn of the event loop. */
+  readonly turns: TurnShare = new TurnShare()
   private readonly opens: TokenBucket
   private readonly excess: TokenBucket
   private readonly ignored: TokenBucket
@@ -155,15 +165,25 @@ export class Account {
     return this.shared.held.allows(this.held, bytes)
   }
 
+  /** Whether enough is held for it to keep its tunnels busy. */
+  get isAhead(): boolean {
+    return this.held.used > HELD_AHEAD
+  }
+
   /** Whether so much is held for it that nothing is to be taken ahead of need any more. */
   get isTight(): boolean {
     const { held } = this.shared
     return this.held.used > held.allowance * TIGHT_SHARE || held.fullness > 1 / 2
   }
 
+  /** Whether it has so many connections, or all have, that each further one should have little. */
+  get isCrowd(): boolean {
+    return this.descriptors.used > CROWD || this.shared.descriptors.used > CROWD_OF_ALL
+  }
+
   /** Whether a new account would be the same. */
   isForgettable(nowMs: number): boolean {
-    if (this.unauthorized > 0) return false
+    if (this.unauthorized > 0 || this.turns.postponed > 0) return false
     if (this.held.used !== 0 || this.descriptors.used !== 0 || this.places.used !== 0) return false
     if (!this.opens.isFull(nowMs) || !this.excess.isFull(nowMs) || !this.ignored.isFull(nowMs))
       return false

@@ -7,7 +7,8 @@
  * quanta, so that a bulk transfer cannot starve its neighbors. At most one TLS write is under way; Node's
  * TLS takes all of it before write() returns, so the memory is ours again at once.
  *
- * Receiving. Whatever arrives is decoded in place and handed on before the next read.
+ * Receiving. Whatever arrives is decoded in place and handed on before the next read. When enough has been done for the
+ * caller in this turn of the event loop (turn-share.ts), what has been read already waits, and no more is read.
  *
  * ```
  *   open --go-away sent or received--> draining --last stream ends--> closed
@@ -16,13 +17,14 @@
  * ```
  */
 import type { Socket } from 'node:net'
-import { type DirectReader, readDirect } from '../../lib/direct-read.ts'
+import { type DirectReader, readDirect, setReading } from '../../lib/direct-read.ts'
 import { describeError, MeshError } from '../../lib/errors.ts'
 import { IdMap } from '../../lib/id-map.ts'
 import { resetOnClose } from '../../lib/linger.ts'
 import { HEADROOM, hasHeadroom, withHeadroom } from '../../lib/socket-stream.ts'
 import { sinceLastAckMs } from '../../lib/tcp-info.ts'
 import { noteRead, soon, type TurnTask } from '../../lib/turn.ts'
+import type { PostponedWork, TurnShare } from '../../lib/turn-share.ts'
 import type { Lane } from './accounts.ts'
 import { FrameDecoder, type FrameSink } from './decoder.ts'
 import {
@@ -90,6 +92,18 @@ const QUANTUM_BYTES = MAX_PAYLOAD
 
 /** Node's TLS hands out one record at a time. */
 const READ_BYTES = 16_384
+
+/**
+ * What things cost, nanoseconds: a read, a frame with payload (often a write to an application), a stream that is opened, one
+ * that is broken off (often a connection that is closed), a byte that is read, and one that is sent: encrypted, and carried
+ * by the kernel as far as the next host's queue.
+ */
+const READ_COST = 5_000
+const PAYLOAD_COST = 5_000
+const OPEN_COST = 10_000
+const RESET_COST = 50_000
+const COST_PER_READ_BYTE = 0.7
+const COST_PER_SENT_BYTE = 2.5
 
 /** Pings at the start, one a tick, whatever the traffic: the first round trip is never a typical one. */
 const FIRST_PINGS = 5
@@ -170,10 +184,18 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   private readonly role: 'opener' | 'acceptor'
   private readonly owner: SessionOwner
   private readonly options: SessionOptions
+  private readonly turns: TurnShare
   private readonly decoder: FrameDecoder
   private readonly streams = new IdMap<TunnelStream>()
   private readBuffer = Buffer.allocUnsafeSlow(READ_BYTES)
   private readBufferKept = false
+  /** What was read when enough had been done in that turn. */
+  private unread: Uint8Array[] = []
+  private unreadBytes = 0
+  /** Nothing is read in this turn any more. */
+  private isResting = false
+  /** How the connection was lost while there was something {@link unread}. */
+  private lossDue: string | undefined
   private batch: Buffer | undefined
   private batchBytes = 0
   private round: TunnelStream[] = []
@@ -226,17 +248,15 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     this.role = role
     this.owner = owner
     this.options = options
+    this.turns = options.lane.account.turns
     this.decoder = new FrameDecoder(this)
     this.lastReceivedMs = this.openedAtMs
     this.idleSinceMs = this.openedAtMs
     socket.on('error', (error) => this.lose(describeError(error), error))
-    socket.on('end', () => {
-      if (this.retiring && this.streams.size === 0) this.finish()
-      else this.lose('the peer ended it')
-    })
-    socket.on('close', () => this.lose('it was closed'))
+    socket.on('end', () => this.loseWhenRead('the peer ended it'))
+    socket.on('close', () => this.loseWhenRead('it was closed'))
     if (!readDirect(socket, this.readBuffer, this))
-      socket.on('data', (bytes: Buffer) => this.receive(bytes))
+      socket.on('data', (bytes: Buffer) => this.take(bytes))
     socket.resume()
     this.ping(this.openedAtMs)
   }
@@ -428,6 +448,8 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   }
 
   sendData(stream: TunnelStream, bytes: Uint8Array): boolean {
+    // Streams that have yet to be told that it is over have nowhere to send to.
+    if (this.closed) return true
     const { length } = bytes
     const frameBytes = HEADER_BYTES + length
     if (length <= SMALL_BYTES) {
@@ -499,11 +521,19 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     this.options.lane.account.hold(delta)
   }
 
+  isAhead(): boolean {
+    return this.options.lane.account.isAhead
+  }
+
   isTight(): boolean {
     return this.options.lane.account.isTight
   }
 
   endOfTurn(): void {
+    if (this.round.length > 0 && this.turns.isSpent && !this.isOverrun) {
+      this.turns.postpone(this.flushing)
+      return
+    }
     this.isFlushDue = false
     if (this.isOverrun) this.fail(protocolError('HM_TUNNEL_FLOOD', 'answers that are not read'))
     if (!this.isWriting) this.flush()
@@ -512,7 +542,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   onRead(length: number): void {
     const { readBuffer } = this
     // In bulk most reads are whole records: no view is made for those.
-    this.receive(length === readBuffer.length ? readBuffer : readBuffer.subarray(0, length))
+    this.take(length === readBuffer.length ? readBuffer : readBuffer.subarray(0, length))
   }
 
   nextBuffer(): Uint8Array | undefined {
@@ -536,6 +566,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       this.ignoreBytes(length)
       return
     }
+    if (length > 0) this.turns.spend(PAYLOAD_COST)
     stream.expect(length)
     if (length === 0 && flags === 0) this.countIdleFrame()
     if (length === 0 || !stream.isHeldUp || this.mayHold(stream, length)) return
@@ -595,22 +626,70 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     if (this.streams.size === 0) this.finish()
   }
 
-  private receive(bytes: Buffer): void {
+  private take(bytes: Uint8Array): void {
     if (this.closed) return
     this.receivedBytes += bytes.length
     this.lastReceivedMs = performance.now()
     noteRead(this.lastReceivedMs)
+    if (this.isResting || this.turns.isSpent) {
+      // Node hands out what it has decrypted, also to those who have stopped to read.
+      this.unread.push(Uint8Array.prototype.slice.call(bytes))
+      this.unreadBytes += bytes.length
+      this.held(bytes.length)
+      this.rest()
+      return
+    }
+    if (this.decode(bytes)) this.readBufferKept = true
+    if (this.turns.spend(bytes.length * COST_PER_READ_BYTE) && !this.closed) this.rest()
+  }
+
+  /** @returns whether the bytes are still in use. */
+  private decode(bytes: Uint8Array): boolean {
     try {
-      if (this.decoder.push(bytes)) this.readBufferKept = true
+      return this.decoder.push(bytes)
     } catch (error) {
       this.fail(error instanceof MeshError ? error : internalError(error))
+      return false
     }
+  }
+
+  /** Reads no more in this turn. */
+  private rest(): void {
+    if (this.isResting) return
+    this.isResting = true
+    setReading(this.socket, false)
+    this.turns.postpone(this.reading)
+  }
+
+  private readonly flushing: PostponedWork = {
+    cost: 0,
+    continueWork: () => this.endOfTurn(),
+  }
+
+  private readonly reading: PostponedWork = {
+    cost: READ_COST,
+    continueWork: () => this.goOnReading(),
+  }
+
+  private goOnReading(): void {
+    for (let bytes = this.unread.shift(); bytes !== undefined; bytes = this.unread.shift()) {
+      this.unreadBytes -= bytes.length
+      this.held(-bytes.length)
+      this.decode(bytes)
+      if (!this.turns.spend(bytes.length * COST_PER_READ_BYTE) || this.unread.length === 0) continue
+      this.turns.postpone(this.reading)
+      return
+    }
+    this.isResting = false
+    if (this.lossDue === undefined) setReading(this.socket, true)
+    else this.loseWhenRead(this.lossDue)
   }
 
   private accept(id: number): void {
     if (this.role === 'opener' || id % 2 === 0 || id <= this.highestId)
       throw protocolError('HM_TUNNEL_BAD_STREAM_ID', `SYN on stream ${id}`)
     this.highestId = id
+    this.turns.spend(OPEN_COST)
     this.openedThisSecond += 1
     if (this.openedThisSecond > MAX_OPENED_PER_SECOND)
       throw protocolError('HM_TUNNEL_FLOOD', 'opened streams')
@@ -632,7 +711,9 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     if ((flags & RST) !== 0) {
       this.owner.onStreamReset()
       if (this.role === 'acceptor') this.noteReset(stream)
-      stream.abort(new StreamResetError(resetReason(code)))
+      const reason = new StreamResetError(resetReason(code))
+      if (this.turns.claim(RESET_COST)) stream.abort(reason)
+      else this.turns.postpone({ cost: RESET_COST, continueWork: () => stream.abort(reason) })
       return
     }
     if (stream.isClosed) return
@@ -818,6 +899,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     this.isWriting = true
     this.writes += 1
     this.sentBytes += bytes.length
+    this.turns.spend(bytes.length * COST_PER_SENT_BYTE)
     this.socket.write(bytes, this.onWritten)
     if (this.drained.length === 0) return
     // FINs that waited, and writers that wait for room: after the write, they may append and queue again.
@@ -845,6 +927,13 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     socket.end()
     const deadline = setTimeout(() => socket.destroy(), timeoutMs).unref()
     socket.once('close', () => clearTimeout(deadline))
+  }
+
+  /** The connection is gone; what came before that is read first. */
+  private loseWhenRead(how: string): void {
+    if (this.unread.length > 0) this.lossDue ??= how
+    else if (how === 'the peer ended it' && this.retiring && this.streams.size === 0) this.finish()
+    else this.lose(how)
   }
 
   /** The connection is gone, in no order. */
@@ -878,10 +967,45 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       this.options.lane.strike(this.lastReceivedMs, this.options.peerIp)
     this.round = []
     this.returnBatch()
-    for (const stream of this.streams.list()) stream.loseCarrier(reason)
+    this.held(-this.unreadBytes)
+    this.unreadBytes = 0
+    this.unread = []
+    new BreakingOff(this.streams.list(), this.turns, reason).begin()
     this.streams.clear()
     for (const resume of this.waiting.splice(0)) resume()
     this.owner.onClosed(reason)
+  }
+}
+
+/** Tells streams that their session is over, as many in a turn as there is time for. */
+class BreakingOff implements PostponedWork {
+  readonly cost: number = RESET_COST
+  private readonly streams: readonly TunnelStream[]
+  private readonly turns: TurnShare
+  private readonly reason: MeshError
+  private told = 0
+
+  constructor(streams: readonly TunnelStream[], turns: TurnShare, reason: MeshError) {
+    this.streams = streams
+    this.turns = turns
+    this.reason = reason
+  }
+
+  /** As many as there is time for now. */
+  begin(): void {
+    while (this.told < this.streams.length && this.turns.claim(RESET_COST)) this.tellNext()
+    if (this.told < this.streams.length) this.turns.postpone(this)
+  }
+
+  continueWork(): void {
+    this.tellNext()
+    if (this.told < this.streams.length) this.turns.postpone(this)
+  }
+
+  private tellNext(): void {
+    const stream = this.streams[this.told]
+    this.told += 1
+    stream?.loseCarrier(this.reason)
   }
 }
 

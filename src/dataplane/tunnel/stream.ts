@@ -52,6 +52,8 @@ export interface StreamCarrier {
   windowTarget(): number
   /** Memory that the stream holds changed by `delta` bytes. */
   held(delta: number): void
+  /** Whether enough is held for the stream's caller to keep the carrier busy. */
+  isAhead(): boolean
   /** Whether the stream's caller has so much held for it that nothing is to be taken ahead of need. */
   isTight(): boolean
 }
@@ -189,7 +191,8 @@ export class TunnelStream implements ByteStream {
 
   /** Whether the next chunk would have to wait here, and the caller has enough waiting already. */
   private isShortOfCredit(): boolean {
-    return (this.outgoing.length > 0 || this.sendCredit < LEAST_CREDIT) && this.carrier.isTight()
+    if (this.outgoing.length > 0) return this.carrier.isAhead()
+    return this.sendCredit < LEAST_CREDIT && this.carrier.isTight()
   }
 
   end(): void {

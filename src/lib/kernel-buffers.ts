@@ -1,0 +1,80 @@
+/**
+ * What the kernel holds for a connection on this host whose bytes nobody takes.
+ *
+ * Over the loopback interface segments are 64 KiB, and the kernel grants a sender some twenty of them from the start: an
+ * application that answers a reader who does not read has 2.6 MB in the kernel, where over a network it would be 50 KB. A
+ * thousand such connections use up the memory that TCP may have on the whole host (net.ipv4.tcp_mem), and then everybody's
+ * segments are dropped. So a user with many connections gets small segments and buffers for the further ones.
+ *
+ * Where koffi does not load nothing is set.
+ */
+import { createRequire } from 'node:module'
+import { isIPv6, type Socket } from 'node:net'
+import type * as Koffi from 'koffi'
+
+const AF_INET = 2
+const AF_INET6 = 10
+const SOCK_STREAM = 1
+const SOCK_NONBLOCK = 0o4000
+const SOCK_CLOEXEC = 0o2000000
+const SOL_SOCKET = 1
+const SO_SNDBUF = 7
+const SO_RCVBUF = 8
+const IPPROTO_TCP = 6
+const TCP_MAXSEG = 2
+
+/** Little enough for the kernel to round it up to 4 KiB. What the other end may have under way depends on it. */
+const SEGMENT = new Int32Array([3_500])
+
+/** The kernel doubles it, for its own expenses. */
+const BUFFER = new Int32Array([32_768])
+
+interface Calls {
+  socket(family: number, type: number, protocol: number): number
+  setsockopt(fd: number, level: number, option: number, value: Int32Array, length: number): number
+}
+
+let calls: Calls | null | undefined
+
+/**
+ * A TCP socket for a connection to `ip` that takes little of the kernel's memory on both sides of it.
+ * @returns its descriptor; undefined where there is none to be had.
+ */
+export function openFrugalSocket(ip: string): number | undefined {
+  calls ??= bind()
+  const family = isIPv6(ip) ? AF_INET6 : AF_INET
+  const fd = calls?.socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0) ?? -1
+  if (calls === null || fd < 0) return undefined
+  // Not before the connection is made could the other end be told.
+  calls.setsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, SEGMENT, SEGMENT.byteLength)
+  limit(calls, fd)
+  return fd
+}
+
+/** The same, as far as it can be done, for a connection that stands. */
+export function limitKernelBuffers(socket: Socket): void {
+  calls ??= bind()
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- as in linger.ts
+  const handle = (socket as unknown as { readonly _handle: { readonly fd?: unknown } | null })
+    ._handle
+  const fd = handle?.fd
+  if (calls !== null && typeof fd === 'number' && fd >= 0) limit(calls, fd)
+}
+
+function limit(libc: Calls, fd: number): void {
+  libc.setsockopt(fd, SOL_SOCKET, SO_SNDBUF, BUFFER, BUFFER.byteLength)
+  libc.setsockopt(fd, SOL_SOCKET, SO_RCVBUF, BUFFER, BUFFER.byteLength)
+}
+
+function bind(): Calls | null {
+  try {
+    const koffi: typeof Koffi = createRequire(import.meta.url)('koffi')
+    const program = koffi.load(null)
+    return {
+      socket: program.func('int socket(int, int, int)'),
+      setsockopt: program.func('int setsockopt(int, int, int, void *, uint32_t)'),
+    }
+  } catch {
+    return null
+  }
+}
