@@ -4,12 +4,13 @@
  * Over the loopback interface segments are 64 KiB, and the kernel grants a sender some twenty of them from the start: an
  * application that answers a reader who does not read has 2.6 MB in the kernel, where over a network it would be 50 KB. A
  * thousand such connections use up the memory that TCP may have on the whole host (net.ipv4.tcp_mem), and then everybody's
- * segments are dropped. So a user with many connections gets small segments and buffers for the further ones.
+ * segments are dropped. So a user with many connections gets small segments and buffers for the further ones that are made to
+ * applications. Connections that applications have made are left as they are: what the kernel does not hold for them waits in this process.
  *
  * Where koffi does not load nothing is set.
  */
 import { createRequire } from 'node:module'
-import { isIPv6, type Socket } from 'node:net'
+import { isIPv6 } from 'node:net'
 import type * as Koffi from 'koffi'
 
 const AF_INET = 2
@@ -47,23 +48,9 @@ export function openFrugalSocket(ip: string): number | undefined {
   if (calls === null || fd < 0) return undefined
   // Not before the connection is made could the other end be told.
   calls.setsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, SEGMENT, SEGMENT.byteLength)
-  limit(calls, fd)
+  for (const option of [SO_SNDBUF, SO_RCVBUF])
+    calls.setsockopt(fd, SOL_SOCKET, option, BUFFER, BUFFER.byteLength)
   return fd
-}
-
-/** The same, as far as it can be done, for a connection that stands. */
-export function limitKernelBuffers(socket: Socket): void {
-  calls ??= bind()
-  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- as in linger.ts
-  const handle = (socket as unknown as { readonly _handle: { readonly fd?: unknown } | null })
-    ._handle
-  const fd = handle?.fd
-  if (calls !== null && typeof fd === 'number' && fd >= 0) limit(calls, fd)
-}
-
-function limit(libc: Calls, fd: number): void {
-  libc.setsockopt(fd, SOL_SOCKET, SO_SNDBUF, BUFFER, BUFFER.byteLength)
-  libc.setsockopt(fd, SOL_SOCKET, SO_RCVBUF, BUFFER, BUFFER.byteLength)
 }
 
 function bind(): Calls | null {

@@ -13,7 +13,6 @@
 import type { Socket } from 'node:net'
 import type { ByteStream, Receiver, WriteResult } from '../../lib/byte-stream.ts'
 import { describeError, MeshError } from '../../lib/errors.ts'
-import { limitKernelBuffers } from '../../lib/kernel-buffers.ts'
 import { resetOnClose } from '../../lib/linger.ts'
 import { SocketStream } from '../../lib/socket-stream.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
@@ -65,7 +64,6 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
   }
   const connection = plane.connections.add('outbound', door.caller, account)
   plane.connections.useDescriptors(connection, 1)
-  if (account.isCrowd) limitKernelBuffers(socket)
   const downstream = new Downstream(socket, account)
   connection.local = downstream.stream
   connection.caller = socket
