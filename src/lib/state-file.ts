@@ -18,6 +18,7 @@ import {
   openSync,
   readFileSync,
   renameSync,
+  rmSync,
   statSync,
 } from 'node:fs'
 import { open, rename, rm, stat } from 'node:fs/promises'
@@ -147,6 +148,7 @@ class OpenStateFile implements StateFile {
     this.#render = undefined
     await this.#writing
     await rm(this.#options.path, { force: true })
+    this.#removeUnfinished()
   }
 
   hold(isHeld: boolean): void {
@@ -154,7 +156,20 @@ class OpenStateFile implements StateFile {
     if (isHeld) {
       clearTimeout(this.#timer)
       this.#timer = undefined
-    } else if (this.#render !== undefined) this.#schedule()
+      return
+    }
+    this.#removeUnfinished()
+    if (this.#render !== undefined) this.#schedule()
+  }
+
+  /** What a process left behind that was killed while it wrote: it may be half a file of keys. */
+  #removeUnfinished(): void {
+    if (this.#writing !== undefined) return
+    try {
+      rmSync(temporaryOf(this.#options.path), { force: true })
+    } catch {
+      // Then writing fails as well, and says why.
+    }
   }
 
   reject(reason: string): void {
@@ -301,9 +316,13 @@ function readOwnFile(path: string, maxBytes: number): Buffer | undefined {
   }
 }
 
+function temporaryOf(path: string): string {
+  return `${path}.tmp`
+}
+
 /** Through a temporary file beside it: a reader sees the old content or the new, never a part. */
 async function replaceFile(path: string, parts: readonly Buffer[]): Promise<void> {
-  const temporary = `${path}.tmp`
+  const temporary = temporaryOf(path)
   // One that a killed process left behind.
   await rm(temporary, { force: true })
   try {

@@ -54,6 +54,8 @@ test('a crash loop', async () => {
     }
     assert.equal((await other.call('db')).service, 'db')
   }
+  // Both are a reset at once; which of them depends on how much of a process that is torn down is still there.
+  outcomes.delete('ECONNRESET')
   assert.deepEqual([...outcomes], ['ECONNREFUSED'])
 
   await a.daemon.start()

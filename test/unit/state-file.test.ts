@@ -201,6 +201,16 @@ describe('a state file', () => {
     assert.deepEqual(readdirSync(folder), ['thing.json'])
   })
 
+  test('what a killed process had begun to write is removed by the next one that owns the file', () => {
+    const unfinished = `${path}.tmp`
+    writeFileSync(unfinished, '{"format":"te', { mode: 0o600 })
+    const file = open()
+    file.hold(true)
+    assert.equal(existsSync(unfinished), true, 'another process may be at it')
+    file.hold(false)
+    assert.equal(existsSync(unfinished), false)
+  })
+
   test('a body over the limit is a problem, and the last one stays', async () => {
     await write()
     await using file = open()

@@ -73,6 +73,8 @@ async function play(one: Case): Promise<SilentOutcome> {
   }
   const cut = one.isOnlySlow === true ? undefined : cutWire()
   if (one.isOnlySlow === true) acceptor.socket.pause()
+  // What begins within the clock of the kernel's last acknowledgement may have arrived.
+  await sleep(50)
   const stream = open()
   const mayMove = (): boolean => one.mayMove
   stream.mayMove = mayMove
