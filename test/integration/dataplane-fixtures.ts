@@ -7,6 +7,7 @@ import { type AddressInfo, connect, createServer, type Server, type Socket } fro
 import type { ListeningSockets } from '../../src/daemon/listening-sockets.ts'
 import { WorkerPool } from '../../src/daemon/worker-pool.ts'
 import type { PeerView } from '../../src/dataplane/protocol.ts'
+import { errorCode } from '../../src/lib/errors.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import type { Endpoint } from '../../src/model/endpoint.ts'
 import { type Intention, precedenceOf } from '../../src/model/intention.ts'
@@ -255,12 +256,17 @@ export function snapshotOf(
 export async function dial(port: number): Promise<Socket> {
   const socket = connect({ host: '127.0.0.1', port, allowHalfOpen: true, noDelay: true })
   socket.on('error', () => undefined)
-  await once(socket, 'connect')
+  // Who is reset at once may hear of it before of the connection.
+  await once(socket, 'connect').catch((error: unknown) => {
+    if (errorCode(error) !== 'ECONNRESET') throw error
+  })
   return socket
 }
 
 /** Everything a socket receives, and how it ended: `end`, or the code of its error. */
 export function ending(socket: Socket): Promise<{ bytes: Buffer; how: string }> {
+  if (socket.errored !== null)
+    return Promise.resolve({ bytes: Buffer.alloc(0), how: errorCode(socket.errored) })
   return new Promise((resolve) => {
     const chunks: Buffer[] = []
     const done = (how: string): void => resolve({ bytes: Buffer.concat(chunks), how })
