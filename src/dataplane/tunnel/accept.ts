@@ -181,7 +181,7 @@ function admit(
 ): Omit<AcceptedPeer, 'wasFutile'> {
   const { credentials } = options
   const { trustDomain } = credentials
-  if (trustDomain === undefined) throw new MeshError('HM_TLS_NOT_READY', 'No roots yet')
+  if (trustDomain === undefined) throw noRoots()
   const destination = destinationOf(socket, options)
   if (destination === undefined)
     throw new MeshError('HM_TLS_UNKNOWN_SERVICE', 'The peer asked for no service of this host')
@@ -226,10 +226,13 @@ function isAwaited(serverName: string, options: AcceptOptions): boolean {
   return service !== undefined && options.credentials.isAwaited(service)
 }
 
+function noRoots(): MeshError {
+  return new MeshError('HM_TLS_NOT_READY', 'No roots yet')
+}
+
 /** Why a server name has no certificate to answer with. */
 function whyNot(serverName: string, options: AcceptOptions): MeshError {
-  if (options.credentials.trustDomain === undefined)
-    return new MeshError('HM_TLS_NOT_READY', 'There are no roots yet')
+  if (options.credentials.trustDomain === undefined) return noRoots()
   const service = serviceFor(serverName, options)
   if (service === undefined)
     return new MeshError('HM_TLS_UNKNOWN_SERVICE', 'No such service on this host')

@@ -194,8 +194,8 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   private unreadBytes = 0
   /** Nothing is read in this turn any more. */
   private isResting = false
-  /** How the connection was lost while there was something {@link unread}. */
-  private lossDue: string | undefined
+  /** What is to be done about the end of the connection, which came while there was something {@link unread}. */
+  private endDue: (() => void) | undefined
   private batch: Buffer | undefined
   private batchBytes = 0
   private round: TunnelStream[] = []
@@ -253,8 +253,8 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     this.lastReceivedMs = this.openedAtMs
     this.idleSinceMs = this.openedAtMs
     socket.on('error', (error) => this.lose(describeError(error), error))
-    socket.on('end', () => this.loseWhenRead('the peer ended it'))
-    socket.on('close', () => this.loseWhenRead('it was closed'))
+    socket.on('end', () => this.whenAllIsRead(() => this.peerEnded()))
+    socket.on('close', () => this.whenAllIsRead(() => this.lose('it was closed')))
     if (!readDirect(socket, this.readBuffer, this))
       socket.on('data', (bytes: Buffer) => this.take(bytes))
     socket.resume()
@@ -681,8 +681,8 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       return
     }
     this.isResting = false
-    if (this.lossDue === undefined) setReading(this.socket, true)
-    else this.loseWhenRead(this.lossDue)
+    if (this.endDue === undefined) setReading(this.socket, true)
+    else this.endDue()
   }
 
   private accept(id: number): void {
@@ -930,10 +930,14 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   }
 
   /** The connection is gone; what came before that is read first. */
-  private loseWhenRead(how: string): void {
-    if (this.unread.length > 0) this.lossDue ??= how
-    else if (how === 'the peer ended it' && this.retiring && this.streams.size === 0) this.finish()
-    else this.lose(how)
+  private whenAllIsRead(end: () => void): void {
+    if (this.unread.length > 0) this.endDue ??= end
+    else end()
+  }
+
+  private peerEnded(): void {
+    if (this.retiring && this.streams.size === 0) this.finish()
+    else this.lose('the peer ended it')
   }
 
   /** The connection is gone, in no order. */
