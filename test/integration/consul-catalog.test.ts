@@ -33,6 +33,7 @@ async function setUp(
 ) {
   const agent = await startFakeAgent()
   agent.always('/v1/agent/services', () => ({ body: {} }))
+  agent.always('/v1/agent/health/service/id/db', () => ({ body: {} }))
   agent.always('/v1/catalog/services', () => indexed(1, { consul: [] }))
   agent.always(INSTANCES, ({ query }) =>
     (query.get('index') ?? '0') === '0' ? indexed(1, []) : undefined,
@@ -498,11 +499,35 @@ describe('the Consul catalog', { concurrency: true }, () => {
     await eventually('no problem', () => world.catalog.health().problems.length === 0)
   })
 
+  for (const { status, begins } of [
+    { status: 200, begins: 'passing' },
+    { status: 429, begins: undefined },
+    { status: 503, begins: undefined },
+    { status: 403, begins: undefined },
+  ])
+    test(`a proxy begins ${begins ?? 'critical'} when the agent answers ${status} about its service`, async () => {
+      await using world = await setUp()
+      world.agent.always('/v1/agent/health/service/id/db', () => ({ status, body: {} }))
+      world.agent.always('/v1/agent/service/register', () => ({}))
+      await world.catalog.register([db], 15_443)
+      const proxy = world.agent
+        .requestsFor('/v1/agent/service/register')
+        .map(
+          ({ body }) =>
+            JSON.parse(body) as { Checks: { AliasService?: string; Status?: string }[] },
+        )
+        .flatMap((registered) => registered.Checks ?? [])
+        .find(({ AliasService }) => AliasService === 'db')
+      assert.ok(proxy !== undefined)
+      assert.equal(proxy.Status, begins)
+    })
+
   test('the token goes with every kind of call', async () => {
     await using agent = await startFakeAgent()
     agent.always('/v1/agent/services', () => ({
       body: { db: { Service: 'db', Port: 5_432, Meta: { 'hostmesh-registered': '15443' } } },
     }))
+    agent.always('/v1/agent/health/service/id/db', () => ({ body: {} }))
     agent.always('/v1/agent/service/register', () => ({}))
     agent.always('/v1/agent/service/deregister/db', () => ({}))
     const options = { address: agent.address, token: 'secret', requestTimeout: 2_000 }

@@ -8,6 +8,7 @@ import { once } from 'node:events'
 import http from 'node:http'
 import https from 'node:https'
 import type { AddressInfo } from 'node:net'
+import { text } from 'node:stream/consumers'
 
 /** One scripted answer. A function gets the raw response and does as it likes. */
 export type FakeAnswer =
@@ -25,6 +26,7 @@ export interface SeenRequest {
   readonly path: string
   readonly query: URLSearchParams
   readonly headers: http.IncomingHttpHeaders
+  readonly body: string
   readonly atMs: number
 }
 
@@ -53,17 +55,22 @@ export async function startFakeAgent(
   const scripts = new Map<string, FakeAnswer[]>()
   const standing = new Map<string, (request: SeenRequest) => FakeAnswer | undefined>()
   const hanging = new Map<string, http.ServerResponse[]>()
-  const onRequest: http.RequestListener = (request, response) => {
+  const take = async (
+    request: http.IncomingMessage,
+    response: http.ServerResponse,
+  ): Promise<void> => {
+    const body = await text(request).catch(() => undefined)
+    if (body === undefined) return
     const url = new URL(request.url ?? '/', 'http://agent')
     const seen: SeenRequest = {
       method: request.method ?? '',
       path: url.pathname,
       query: url.searchParams,
       headers: request.headers,
+      body,
       atMs: performance.now(),
     }
     requests.push(seen)
-    request.resume()
     const next = scripts.get(url.pathname)?.shift() ?? standing.get(url.pathname)?.(seen)
     if (next !== undefined) send(response, next)
     else {
@@ -77,6 +84,7 @@ export async function startFakeAgent(
       )
     }
   }
+  const onRequest: http.RequestListener = (request, response) => void take(request, response)
   const server =
     options.tls === undefined
       ? http.createServer(onRequest)

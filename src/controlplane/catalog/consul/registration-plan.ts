@@ -81,6 +81,21 @@ export function ttlCheckIdOf(serviceId: string): string {
 }
 
 /**
+ * The registration of a proxy whose service passes now. An alias check that is given no status begins critical, and
+ * follows its service a moment later: the proxy would be of no use to callers until then. The agent also loses a
+ * change of status that comes while it tells the servers of the registration (seen with Consul 1.22, at 1 start of 70): the
+ * catalog then has the proxy as critical until the next full synchronization, a minute or more later.
+ */
+export function beginningPassing(proxy: ConsulProxyRegistration): ConsulProxyRegistration {
+  return {
+    ...proxy,
+    Checks: proxy.Checks.map((check) =>
+      'AliasService' in check ? { ...check, Status: 'passing' } : check,
+    ),
+  }
+}
+
+/**
  * Compares `desired` with what the agent has. With nothing desired it takes back all that is ours.
  * `nodeAddress` is where other hosts reach this one, when that is not the agent's address.
  */

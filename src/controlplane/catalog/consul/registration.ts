@@ -16,6 +16,7 @@ import type { Log } from '../../../lib/log.ts'
 import type { LocalService } from '../../../model/service.ts'
 import { type AgentService, decodeAgentServices } from './decode.ts'
 import {
+  beginningPassing,
   type ConsulProxyRegistration,
   type PlainRegistration,
   planRegistration,
@@ -133,10 +134,20 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
     log.info('Registered service', { service: service.name, id: service.id, port: service.port })
   }
 
+  /** Whether all checks of a service pass at the agent; false when it does not say so. */
+  async function isPassing(serviceId: string): Promise<boolean> {
+    const { signal } = closing
+    const path = `/v1/agent/health/service/id/${encodeURIComponent(serviceId)}`
+    // 429 is "warning" and 503 "critical"; that the agent does not answer is for the next call to report.
+    const answer = await transport.call('GET', path, { signal }).catch(() => undefined)
+    return answer?.status === 200
+  }
+
   async function registerProxy(proxy: ConsulProxyRegistration): Promise<void> {
+    const isUp = await isPassing(proxy.Proxy.DestinationServiceID)
     // Not by the package: its register() drops `Kind`, and so makes a plain service of a proxy.
     const answer = await transport.call('PUT', '/v1/agent/service/register', {
-      body: proxy,
+      body: isUp ? beginningPassing(proxy) : proxy,
       signal: closing.signal,
     })
     const rule = [proxy.Proxy.DestinationServiceName, proxy.Name].map(writeRule).join(' ')
