@@ -19,7 +19,7 @@ import {
   startEcho,
   startHost,
 } from './dataplane-fixtures.ts'
-import { large, roundTrip, startDb, startPair, threadsOf } from './dataplane-pair.ts'
+import { large, roundTrip, startDb, startPair, startWeb, threadsOf } from './dataplane-pair.ts'
 
 describe('a worker that dies', () => {
   test('leaves the other serving, is replaced, and takes only its own connections with it', async () => {
@@ -101,6 +101,43 @@ describe('a host that has fewer workers than the one before it', () => {
     await web.pool.drain(0)
     assert.equal(kept.size, 0)
     await assert.rejects(dial(port))
+  })
+})
+
+describe('a peer whose daemon is slow to come back, while systemd holds its sockets', () => {
+  test('serves all who have not waited for as long as they may', async () => {
+    await using undo = new AsyncDisposableStack()
+    const application = undo.use(await startEcho())
+    const db = undo.use(await startDb(application))
+    const thawed = Promise.withResolvers<void>()
+    // Takes connections, and says nothing before it is told.
+    const frozen = undo.use(
+      await startApplication((socket) => {
+        void thawed.promise.then(async () => {
+          const through = await dial(db.tunnelPort)
+          socket.pipe(through).pipe(socket)
+          socket.once('close', () => through.destroy())
+        })
+      }),
+    )
+    const { host: web, port } = await startWeb({ connectMs: 3_000 })
+    undo.use(web)
+    await web.publish(snapshotOf('db', [endpoint('db', frozen.port)]))
+    await db.publish(snapshotOf('db', [endpoint('db', db.tunnelPort)]))
+    const first = await dial(port)
+    const firstEnding = ending(first)
+    await new Promise((resolve) => setTimeout(resolve, 2_000))
+    const later = await Promise.all(Array.from({ length: 20 }, () => dial(port)))
+    for (const socket of later) socket.write('x')
+    const answers = Promise.all(later.map((socket) => read(socket, 1)))
+    assert.equal((await within(10_000, 'the first one', firstEnding)).how, 'ECONNRESET')
+    assert.deepEqual(
+      later.map(({ destroyed }) => destroyed),
+      later.map(() => false),
+    )
+    thawed.resolve()
+    await within(10_000, 'the answers', answers)
+    for (const socket of later) socket.destroy()
   })
 })
 

@@ -313,6 +313,10 @@ async function tunnelTo(
     address: endpoint.tunnel,
     credential,
     timeoutMs: Math.min(plane.timeouts.connectMs, service.connectTimeoutMs),
+    again: () =>
+      downstream.isGone || mayMove()
+        ? undefined
+        : (plane.credentials.of(connection.source) ?? credential),
   }
   const giveUpAtMs = performance.now() + plane.timeouts.connectMs
   for (;;) {

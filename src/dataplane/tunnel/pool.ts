@@ -2,11 +2,13 @@
  * Sessions to other hosts, kept for the next connection: one per caller, destination (service and datacenter) and
  * peer address.
  *
- * A session is dialed when the first connection needs it; whoever comes meanwhile waits for the same dial.
+ * A session is dialed when the first connection needs it; whoever comes meanwhile waits for the same dial, each for as long
+ * as it may: when a dial takes too long, who came later dials again, one dial for all of those.
  * A peer that turns out not to speak the tunnel protocol (a sidecar) gets one connection each.
  */
 import type { TLSSocket } from 'node:tls'
-import type { MeshError } from '../../lib/errors.ts'
+import { type Clock, systemClock } from '../../lib/clock.ts'
+import { errorCode, MeshError } from '../../lib/errors.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { Lane } from './accounts.ts'
 import type { Credential } from './credentials.ts'
@@ -22,7 +24,13 @@ export interface PoolRequest {
   readonly datacenter: string
   readonly address: SocketAddress
   readonly credential: Credential
+  /** How long this caller waits at most, and a dial may take. */
   readonly timeoutMs: number
+  /**
+   * Asked when a dial that others share has taken too long: what to dial with once more while there is time; undefined when
+   * the caller has gone, or had better go elsewhere. Without it the caller does not try again.
+   */
+  readonly again?: () => Credential | undefined
 }
 
 /** A way to a peer: a session that takes streams, or a connection of one's own. */
@@ -47,6 +55,9 @@ export interface PooledSession {
 /** Time before the end of a certificate in which a session takes no new streams: a quarter of what is left, at most this. */
 const RENEW_BEFORE_MS = 60_000
 
+/** Who has no more time than this does not dial again. */
+const WORTH_DIALING_MS = 100
+
 /** What the pool needs and tells. */
 export interface PoolOptions extends Omit<SessionOptions, 'lane'> {
   /** Whom the sessions of a local service are spent on. */
@@ -60,11 +71,15 @@ export interface PoolOptions extends Omit<SessionOptions, 'lane'> {
   readonly onStreamShed: (limit: 'streams' | 'memory') => void
   readonly onDialed: (outcome: 'tunnel' | 'connection' | 'failed') => void
   readonly onClosed: (reason: MeshError) => void
+  readonly clock?: Clock
+  readonly dialPeer?: typeof dialPeer
 }
 
 /** The sessions that this worker has dialed. */
 export class TunnelPool {
   private readonly options: PoolOptions
+  private readonly clock: Clock
+  private readonly dialPeer: typeof dialPeer
   private readonly sessions = new Map<string, PooledSession>()
   private readonly retiring = new Set<PooledSession>()
   private readonly dials = new Map<string, Promise<Reached>>()
@@ -73,6 +88,8 @@ export class TunnelPool {
 
   constructor(options: PoolOptions) {
     this.options = options
+    this.clock = options.clock ?? systemClock
+    this.dialPeer = options.dialPeer ?? dialPeer
   }
 
   /** The session that is open to the peer; undefined when one has to be dialed. */
@@ -83,21 +100,33 @@ export class TunnelPool {
 
   /**
    * A way to the peer, dialing if need be.
-   * @throws MeshError of {@link dialPeer}.
+   * @throws MeshError of {@link dialPeer}, HM_DIAL_TIMEOUT also when the caller's own time is over before that of the dial.
    */
   async reach(request: PoolRequest): Promise<Reached> {
     const key = keyOf(request)
-    const ready = this.usable(key, request.credential)
-    if (ready !== undefined) return { kind: 'session', session: ready }
-    if (this.plainPeers.has(key)) return this.dial(key, request)
-    const underWay = this.dials.get(key)
-    if (underWay === undefined) {
-      const dial = this.dial(key, request).finally(() => this.dials.delete(key))
-      this.dials.set(key, dial)
-      return dial
+    const giveUpAtMs = this.clock.monotonicMs() + request.timeoutMs
+    let { credential } = request
+    for (;;) {
+      const ready = this.usable(key, credential)
+      if (ready !== undefined) return { kind: 'session', session: ready }
+      const leftMs = giveUpAtMs - this.clock.monotonicMs()
+      if (this.plainPeers.has(key))
+        return this.dial(key, { ...request, credential, timeoutMs: leftMs })
+      const underWay = this.dials.get(key)
+      const dial = underWay ?? this.share(key, { ...request, credential })
+      try {
+        const reached = await this.within(leftMs, dial, request)
+        if (reached.kind === 'session' || underWay === undefined) return reached
+      } catch (error) {
+        // Nobody else takes a connection of one's own.
+        if (underWay === undefined) dial.then(discard, () => undefined)
+        const hasTime = giveUpAtMs - this.clock.monotonicMs() >= WORTH_DIALING_MS
+        const next =
+          hasTime && errorCode(error) === 'HM_DIAL_TIMEOUT' ? request.again?.() : undefined
+        if (next === undefined) throw error
+        credential = next
+      }
     }
-    const reached = await underWay
-    return reached.kind === 'session' ? reached : this.dial(key, request)
   }
 
   /** The live sessions, draining ones included. */
@@ -145,10 +174,39 @@ export class TunnelPool {
     return undefined
   }
 
+  /** A dial that whoever comes meanwhile waits for, too. */
+  private share(key: string, request: PoolRequest): Promise<Reached> {
+    const dial = this.dial(key, request).finally(() => this.dials.delete(key))
+    // Everybody who waits for it may have given up before.
+    dial.catch(() => undefined)
+    this.dials.set(key, dial)
+    return dial
+  }
+
+  /** What becomes of a dial, as seen by a caller who waits no longer than this; the dial goes on for the others. */
+  private async within(
+    leftMs: number,
+    dial: Promise<Reached>,
+    { destination, address, timeoutMs }: PoolRequest,
+  ): Promise<Reached> {
+    const over = new AbortController()
+    try {
+      const late = this.clock.sleep(leftMs, over.signal).then(() => 'late' as const)
+      const first = await Promise.race([dial, late])
+      if (first !== 'late') return first
+      throw new MeshError(
+        'HM_DIAL_TIMEOUT',
+        `Cannot reach ${destination} at ${formatAddress(address)} in ${timeoutMs} ms`,
+      )
+    } finally {
+      over.abort()
+    }
+  }
+
   private async dial(key: string, request: PoolRequest): Promise<Reached> {
     let dialed: DialedPeer
     try {
-      dialed = await dialPeer({
+      dialed = await this.dialPeer({
         address: request.address,
         credential: request.credential,
         destination: { datacenter: request.datacenter, service: request.destination },
@@ -162,8 +220,7 @@ export class TunnelPool {
     const objection = this.options.objection(footing, request.credential)
     if (objection !== undefined) {
       this.options.onDialed('failed')
-      dialed.socket.on('error', () => undefined)
-      dialed.socket.destroy()
+      drop(dialed.socket)
       throw objection
     }
     if (!dialed.isTunnel) {
@@ -226,6 +283,16 @@ export class TunnelPool {
     // May close at once, and onClosed then takes it out again.
     pooled.session.drain()
   }
+}
+
+/** Ends what came for a caller that has given up. A session stays for the next one. */
+function discard(reached: Reached): void {
+  if (reached.kind === 'connection') drop(reached.socket)
+}
+
+function drop(socket: TLSSocket): void {
+  socket.on('error', () => undefined)
+  socket.destroy()
 }
 
 /** One session for each caller, destination and place. */
