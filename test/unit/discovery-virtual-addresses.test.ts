@@ -218,6 +218,38 @@ test('an address that was assigned is taken by nobody, followed or listed, now o
     }
 })
 
+test("an address that a service without any would get is nobody else's, whoever is heard of first and without a memory", () => {
+  const [own = ''] =
+    assignVirtualAddresses({
+      ranges: RANGES,
+      names: ['db'],
+      existing: nothing,
+      taken: none,
+    }).get('db') ?? []
+  const evil = [own]
+  for (const answers of [
+    [
+      new Map([
+        ['db', []],
+        ['evil', evil],
+      ]),
+    ],
+    [
+      new Map([['evil', evil]]),
+      new Map([
+        ['db', []],
+        ['evil', evil],
+      ]),
+    ],
+  ]) {
+    const book = new AddressBook(RANGES)
+    for (const listed of answers) book.update(new Map(), listed)
+    assert.equal(book.ownerOf(own), 'db')
+    assert.equal(book.owns('evil', own), false)
+    assert.match(book.warnings().join(), /of service evil belongs to service db/)
+  }
+})
+
 test('of two followed services the one that has an address keeps it, whoever claims it later', () => {
   const book = new AddressBook(RANGES)
   const claim = (name: string): [string, CatalogService] => [

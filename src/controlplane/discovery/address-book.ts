@@ -7,13 +7,19 @@
  * minutes old, so it counts for less than the answers for services that are followed.
  *
  * Consul before 1.11 gives none and lets whoever registers a service write any. So nothing takes an address from
- * who has it: not one that we have assigned, and not one that the catalog still gives to another.
+ * who has it: not one that we have assigned, not one that the catalog still gives to another, and not one that a
+ * service without any would get from us: whoever has our state lost may have told an application of it before.
  */
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import { type Cidr, formatCidr } from '../../model/cidr.ts'
 import { Problem } from '../../model/problem.ts'
 import type { CatalogService } from '../catalog/catalog.ts'
-import { assignVirtualAddresses, isDerived, type VirtualAddresses } from './virtual-addresses.ts'
+import {
+  assignVirtualAddresses,
+  firstChoices,
+  isDerived,
+  type VirtualAddresses,
+} from './virtual-addresses.ts'
 
 /** Services that are gone and keep their virtual address; the rest is forgotten. */
 const MAX_REMEMBERED_NAMES = 4_000
@@ -172,15 +178,23 @@ export class AddressBook {
       [...[...followed.values()].map(({ virtualIps }) => virtualIps), ...listed.values()].flat(),
     )
     if (claimed.size === 0) return owners
+    // A Consul that gives addresses gives one to whatever has a proxy.
+    const hasNone = (name: string): boolean => {
+      const answer = followed.get(name)
+      return (
+        listed.get(name)?.length === 0 ||
+        (answer !== undefined && answer.virtualIps.length === 0 && answer.endpoints.length > 0)
+      )
+    }
+    for (const name of new Set([...followed.keys(), ...listed.keys()])) {
+      if (this.#assigned.has(name) || this.#given.has(name) || !hasNone(name)) continue
+      for (const ip of firstChoices(this.#ranges, name)) if (claimed.has(ip)) owners.set(ip, name)
+    }
     for (const [name, assigned] of this.#assigned) {
       const ips = this.#given.has(name) ? [] : assigned.filter((ip) => claimed.has(ip))
       if (ips.length === 0) continue
-      const answer = followed.get(name)
-      // A Consul that gives addresses gives one to whatever has a proxy.
-      const hasNone =
-        listed.get(name)?.length === 0 ||
-        (answer !== undefined && answer.virtualIps.length === 0 && answer.endpoints.length > 0)
-      for (const ip of ips) if (hasNone || isDerived(this.#ranges, name, ip)) owners.set(ip, name)
+      for (const ip of ips)
+        if (hasNone(name) || isDerived(this.#ranges, name, ip)) owners.set(ip, name)
     }
     for (const [name, ips] of this.#given)
       for (const ip of ips)

@@ -73,6 +73,15 @@ export function isDerived(ranges: readonly Cidr[], name: string, ip: string): bo
   return false
 }
 
+/** The addresses that a name gets where nobody has them. */
+export function firstChoices(ranges: readonly Cidr[], name: string): readonly string[] {
+  const start = startOf(name)
+  return ranges.flatMap((range) => {
+    const usable = cidrSize(range) - 2n
+    return usable <= 0n ? [] : [cidrAddress(range, 1n + (start % usable))]
+  })
+}
+
 /** Whether the range assigns this address: its lowest and highest ones have meanings of their own. */
 function isUsable(range: Cidr, ip: string): boolean {
   return (
