@@ -24,8 +24,9 @@ modern_go=1.25.3
 bullseye_source=/etc/apt/sources.list.d/hostmesh-bullseye.sources
 bullseye_pin=/etc/apt/preferences.d/hostmesh-bullseye
 machine_root="$cache/fleet/root"
-# What a test machine has beside Debian's least: as a server of a fleet, before hostmesh comes.
-machine_packages=systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,nftables,iptables,ipset,iproute2,procps,systemd-resolved
+# What a test machine has beside Debian's least: as a server of a fleet, before hostmesh comes. The last is for firewalld:
+# debootstrap does not find what only provides a package.
+machine_packages=systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,nftables,iptables,ipset,iproute2,procps,systemd-resolved,ufw,firewalld,libpam-systemd
 policy_rc=/usr/sbin/policy-rc.d
 
 say() { printf '%s\n' "$*"; }
@@ -191,6 +192,9 @@ make_machine_root() {
     [ "$attempt" = 1 ] || return 1
   done
   rm -rf "$cache/fleet/packages"
+  # A test starts the firewall it wants, no machine does; and nobody needs sessions with a manager of their own.
+  sed -i '/pam_systemd/d' "$machine_root.new/etc/pam.d/common-session"
+  rm -f "$machine_root.new"/etc/systemd/system/*/ufw.service "$machine_root.new"/etc/systemd/system/*/firewalld.service
   # Each machine makes its own at its first boot, and none needs the downloaded packages.
   : >"$machine_root.new/etc/machine-id"
   rm -rf "$machine_root.new/var/cache/apt/archives" "$machine_root.new/var/lib/apt/lists"

@@ -62,7 +62,8 @@ export async function keepConnectingOn(
   const { user = 'nobody', cgroup } = options
   const dialer = ['/usr/bin/python3', DIALER, dialerOptions({ ...options, canary: text, log })]
   const become = ['setpriv', `--reuid=${user}`, `--regid=nogroup`, '--clear-groups', ...dialer]
-  const enter = `echo $$ >/sys/fs/cgroup/${cgroup}/cgroup.procs && exec "$@"`
+  // 0 is who writes; systemd has a meaning of its own for two dollar signs.
+  const enter = `echo 0 >/sys/fs/cgroup/${cgroup}/cgroup.procs && exec "$@"`
   const command = cgroup === undefined ? become : ['sh', '-c', enter, 'sh', ...become]
   const unit = ['systemd-run', '--quiet', `--unit=${id}`, '--property=TimeoutStopSec=60s']
   await machine.must(...unit, ...command)

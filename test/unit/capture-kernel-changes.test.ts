@@ -35,10 +35,13 @@ test('a message that cannot be read is taken for one that concerns capture', () 
   assert.equal(concernsRoutes(broken), true)
 })
 
-test('tables of ours and chains in the tables of iptables are recognized', () => {
+test('tables of ours, and the chains of iptables and firewalld that may drop, are recognized', () => {
   assert.equal(concernsRules(Buffer.from('\x08\0\x01\0hostmesh_guard\0')), true)
   assert.equal(concernsRules(Buffer.from('\x08\0\x01\0nat\0HOSTMESH_OUTPUT\0')), true)
+  assert.equal(concernsRules(Buffer.from('\x08\0\x01\0filter\0OUTPUT\0')), true)
+  assert.equal(concernsRules(Buffer.from('\x08\0\x01\0firewalld\0filter_OUTPUT\0')), true)
   assert.equal(concernsRules(Buffer.from('\x08\0\x01\0filter\0DOCKER\0')), false)
+  assert.equal(concernsRules(Buffer.from('\x08\0\x01\0filter\0DOCKER-OUTPUTS\0')), false)
 })
 
 test('a table becomes one line that nft reads as one transaction', () => {

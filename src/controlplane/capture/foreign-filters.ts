@@ -1,10 +1,9 @@
 /**
- * Filters of others that drop what capture diverts. A drop in any table is final, so an accept of ours elsewhere does not
- * help: in the chains of iptables a tagged line of ours at the head does, other tables can only be named.
+ * Filters of iptables that drop what capture diverts. A drop in any table is final, so an accept of ours elsewhere does not
+ * help: a tagged line of ours at the head of the chain does. Native tables: native-filters.ts.
  *
  * What is diverted at OUTPUT still seems to leave by its old interface there, so `-o lo -j ACCEPT` does not let it pass.
  */
-import { Problem } from '../../model/problem.ts'
 import type { RunCommand } from './command.ts'
 import type { Family } from './rules.ts'
 
@@ -65,50 +64,6 @@ export async function clearForeignFilters(run: RunCommand): Promise<boolean> {
       if (await deleteOurs(run, tool, listed)) removed = true
     }
   return removed
-}
-
-/**
- * Base chains of native tables that drop what leaves, or what comes in, unless a rule says otherwise, and say nothing of our mark or of
- * loopback; in what nft prints of everything. Pure.
- */
-export function findBlockingChains(ruleset: string, mark: number): readonly Problem[] {
-  const problems: Problem[] = []
-  const word = `0x${mark.toString(16).padStart(8, '0')}`
-  let table = ''
-  for (const part of ruleset.split(/^(?=table |\tchain )/m)) {
-    table = /^table (\S+ \S+) \{/.exec(part)?.[1] ?? table
-    const [, chain, hook] =
-      /^\tchain (\S+) \{\n\t\ttype filter hook (output|input) /.exec(part) ?? []
-    // Those of iptables have a line of ours.
-    if (chain === undefined || /^ip6? filter$/.test(table) || table.startsWith('inet hostmesh'))
-      continue
-    if (!dropsTheRest(part)) continue
-    // What is diverted comes in by loopback, marked, and so do the answers, without a mark.
-    const passes =
-      hook === 'input'
-        ? /^\t\tiif(name)? "?lo"? (counter )?accept$/m
-        : `meta mark & ${word} == ${word} accept`
-    if (part.search(passes) !== -1) continue
-    const [what, rule] =
-      hook === 'input'
-        ? ['loopback', 'iif lo accept']
-        : [`the mark ${word}`, `meta mark and ${word} == ${word} accept`]
-    problems.push(
-      new Problem(
-        'HM_CAPTURE_BLOCKED',
-        `The chain ${chain} of table ${table} drops what capture diverts: it drops what no rule of it accepts, and none accepts ${what}`,
-        { subject: `${table} ${chain}`, hint: `nft insert rule ${table} ${chain} ${rule}` },
-      ),
-    )
-  }
-  return problems
-}
-
-/** By its policy, or by its last rule. */
-function dropsTheRest(chain: string): boolean {
-  const rules = chain.split('\n').flatMap((line) => (/^\t\t\S/.test(line) ? [line.trim()] : []))
-  const [type = ''] = rules
-  return / policy drop;/.test(type) || /^(counter )?(drop$|reject\b)/.test(rules.at(-1) ?? '')
 }
 
 /** The chain by `-S`; undefined where the tool or the table is not there. */

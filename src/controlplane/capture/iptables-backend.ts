@@ -52,6 +52,7 @@ import {
   type TableRules,
   UNITS_CHAIN,
 } from './iptables-rules.ts'
+import { clearNativeFilters, passNativeFilters, redirectedWords } from './native-filters.ts'
 import { countRefusals } from './refusals.ts'
 import { ensureRangeRoute, rangeRouteDrift } from './routing.ts'
 import { type CapturePlan, type Family, families, virtualNetwork } from './rules.ts'
@@ -101,6 +102,8 @@ export class IptablesBackend implements CaptureBackend {
   #synced = new Map<string, SetMembers>()
   #resolved: ResolvedPlan | undefined
   #routeProblems: readonly Problem[] = []
+  /** Native filters of others that drop what is diverted. */
+  #blocking: readonly Problem[] = []
   /** Whether somebody renews the rules when a unit starts. */
   #isKept = false
 
@@ -113,6 +116,7 @@ export class IptablesBackend implements CaptureBackend {
   async apply(resolved: ResolvedPlan): Promise<void> {
     await this.#applyRules(resolved)
     await this.#ensureRoutes(resolved.plan)
+    await this.#passFilters()
   }
 
   async renew(resolved: ResolvedPlan): Promise<void> {
@@ -144,6 +148,8 @@ export class IptablesBackend implements CaptureBackend {
         (await rangeRouteDrift(this.#run, family, virtualNetwork(plan, family)))
       if (difference !== undefined) return `IP${family}: ${difference}`
     }
+    // Who only looks changes nothing.
+    if (this.#resolved !== undefined) await this.#passFilters()
     return this.#setDrift()
   }
 
@@ -165,7 +171,8 @@ export class IptablesBackend implements CaptureBackend {
     this.#resolved = undefined
     this.#synced.clear()
     this.#routeProblems = []
-    let removed = false
+    this.#blocking = []
+    let removed = await clearNativeFilters(this.#run, redirectedWords)
     for (const family of activeFamilies())
       if (await this.#clearFamily(family, notes)) removed = true
     if (await this.#destroySets(notes)) removed = true
@@ -173,7 +180,11 @@ export class IptablesBackend implements CaptureBackend {
   }
 
   problems(): readonly Problem[] {
-    return this.#routeProblems
+    return [...this.#routeProblems, ...this.#blocking]
+  }
+
+  async #passFilters(): Promise<void> {
+    this.#blocking = (await passNativeFilters(this.#run, redirectedWords)).problems
   }
 
   #rulesOf(resolved: ResolvedPlan, family: Family, waits = this.#isKept): readonly TableRules[] {

@@ -72,9 +72,12 @@ function listen(onChange: () => void): Disposable | undefined {
   }
 }
 
-/** Whether messages about nftables name something of ours: tables, chains and comments do. */
+/** In the names of what we look at: our tables, chains and comments, and the chains of others that may drop what is diverted. */
+const NAMES = ['hostmesh', 'HOSTMESH', 'OUTPUT\0', 'INPUT\0']
+
+/** Whether messages about nftables may concern us. */
 export function concernsRules(datagram: Buffer): boolean {
-  return datagram.includes('hostmesh') || datagram.includes('HOSTMESH')
+  return NAMES.some((name) => datagram.includes(name))
 }
 
 /** Whether messages about routing may concern ours: a route of our protocol number, or any rule. */

@@ -25,13 +25,9 @@ import type {
   ShownRule,
 } from './backend.ts'
 import type { RunCommand } from './command.ts'
-import {
-  clearForeignFilters,
-  findBlockingChains,
-  foreignFilterDrift,
-  passForeignFilters,
-} from './foreign-filters.ts'
+import { clearForeignFilters, foreignFilterDrift, passForeignFilters } from './foreign-filters.ts'
 import { marksInIptables, marksInRuleset } from './foreign-marks.ts'
+import { clearNativeFilters, markedWords, passNativeFilters } from './native-filters.ts'
 import {
   applyNft,
   checkNft,
@@ -175,7 +171,8 @@ export class NftBackend implements CaptureBackend {
     const wanted = this.#listing ?? (await this.#twinOf(resolved))
     const difference = firstDifferentLine(wanted, now) ?? routing
     if (difference !== undefined) return difference
-    this.#blocking = await this.#foreignProblems()
+    // Who only looks changes nothing.
+    if (this.#listing !== undefined) this.#blocking = await this.#foreignProblems()
     return (
       (await this.#elementDrift(resolved)) ??
       (await foreignFilterDrift(this.#run, activeFamilies())) ??
@@ -202,8 +199,8 @@ export class NftBackend implements CaptureBackend {
     const guard = await readTable(this.#run, GUARD_TABLE)
     const capture = await readTable(this.#run, CAPTURE_TABLE)
     await this.#endCaptured(guard, capture, notes)
-    const hadLines = await clearForeignFilters(this.#run)
-    return (await this.#removeTables()) || hadLines
+    const hadLines = [await clearForeignFilters(this.#run), await this.#clearNativeFilters()]
+    return (await this.#removeTables()) || hadLines.includes(true)
   }
 
   problems(): readonly Problem[] {
@@ -240,8 +237,13 @@ export class NftBackend implements CaptureBackend {
 
   async #remove(): Promise<void> {
     await clearForeignFilters(this.#run)
+    await this.#clearNativeFilters()
     await this.#removeTables()
     await clearRouting(this.#run)
+  }
+
+  #clearNativeFilters(): Promise<boolean> {
+    return clearNativeFilters(this.#run, markedWords(this.#settings.mark))
   }
 
   async #removeTables(): Promise<boolean> {
@@ -334,13 +336,13 @@ export class NftBackend implements CaptureBackend {
     return undefined
   }
 
-  /** What rules of other programs do to what is diverted, as far as it can be read from them. */
+  /** What rules of other programs do to what is diverted, as far as it can be read from them and cannot be mended. */
   async #foreignProblems(): Promise<readonly Problem[]> {
     const { mark } = this.#settings
-    const { status, stdout } = await this.#run('nft', ['-s', '-t', 'list', 'ruleset'])
+    const { ruleset, problems } = await passNativeFilters(this.#run, markedWords(mark))
     return [
-      ...(status === 0 ? findBlockingChains(stdout, mark) : []),
-      ...(status === 0 ? marksInRuleset(stdout, mark) : []),
+      ...problems,
+      ...marksInRuleset(ruleset, mark),
       ...(await marksInIptables(this.#run, activeFamilies(), mark)),
     ]
   }

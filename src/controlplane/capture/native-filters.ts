@@ -1,0 +1,167 @@
+/**
+ * Native tables of others that drop what capture diverts. A drop in any table is final: firewalld's chains get a tagged line of
+ * ours at their head, again after each of its reloads; those of others can only be named.
+ */
+import { Problem } from '../../model/problem.ts'
+import type { RunCommand } from './command.ts'
+
+/** How rules tell what is diverted from the rest, on the output hook. */
+export interface DivertedWords {
+  /** In a sentence. */
+  readonly what: string
+  /** The rule that lets it pass. */
+  readonly rule: string
+  /** Such a rule as nft lists it. */
+  readonly listed: RegExp
+}
+
+/** What TPROXY is to take. */
+export function markedWords(mark: number): DivertedWords {
+  const word = `0x${mark.toString(16).padStart(8, '0')}`
+  return {
+    what: `the mark ${word}`,
+    rule: `meta mark and ${word} == ${word} accept`,
+    listed: new RegExp(`^\\t\\tmeta mark & ${word} == ${word} (counter )?accept`, 'm'),
+  }
+}
+
+/** What REDIRECT has led to this host. */
+export const redirectedWords: DivertedWords = {
+  what: 'what is redirected to this host',
+  rule: 'ct status dnat fib daddr type local accept',
+  listed: /^\t\tct status dnat (fib daddr type local )?(counter )?accept/m,
+}
+
+/** What is diverted comes in by loopback. */
+const LOOPBACK = {
+  what: 'loopback',
+  rule: 'iif lo accept',
+  listed: /^\t\tiif(name)? "?lo"? (counter )?accept/m,
+}
+
+const FIREWALLD = 'inet firewalld'
+const COMMENT = 'comment "hostmesh"'
+
+interface BlockingChain {
+  readonly table: string
+  readonly chain: string
+  readonly missing: Pick<DivertedWords, 'what' | 'rule'>
+}
+
+/** What {@link passNativeFilters} leaves. */
+export interface NativeFilters {
+  /** What nft prints of everything, without counters and elements; empty where it prints nothing. */
+  readonly ruleset: string
+  /** The chains that drop what is diverted. */
+  readonly problems: readonly Problem[]
+}
+
+/** Lets what is diverted pass the chains of firewalld. */
+export async function passNativeFilters(
+  run: RunCommand,
+  words: DivertedWords,
+): Promise<NativeFilters> {
+  const ruleset = await listRuleset(run)
+  const blocking = blockingChains(ruleset, words)
+  const ours = blocking.filter(({ table }) => table === FIREWALLD)
+  if (ours.length === 0) return { ruleset, problems: blocking.map(problemOf) }
+  // It may have made its table its own (NftablesTableOwner): then it is named as any other.
+  for (const { chain, missing } of ours)
+    await run('nft', ['insert', 'rule', ...FIREWALLD.split(' '), chain, missing.rule, COMMENT])
+  const changed = await listRuleset(run)
+  return { ruleset: changed, problems: findBlockingChains(changed, words) }
+}
+
+/** Takes our lines out of the chains of firewalld. Returns whether there were any. */
+export async function clearNativeFilters(run: RunCommand, words: DivertedWords): Promise<boolean> {
+  const { status, stdout } = await runNft(run, ['-a', 'list', 'table', ...FIREWALLD.split(' ')])
+  if (status !== 0) return false
+  let removed = false
+  for (const part of stdout.split(/^(?=\tchain )/m)) {
+    const chain = /^\tchain (\S+) \{/.exec(part)?.[1]
+    if (chain === undefined) continue
+    for (const line of part.split('\n')) {
+      const handle = /comment "hostmesh" # handle (\d+)$/.exec(line)?.[1]
+      if (handle === undefined || !(words.listed.test(line) || LOOPBACK.listed.test(line))) continue
+      const rule = ['delete', 'rule', ...FIREWALLD.split(' '), chain, 'handle', handle]
+      if ((await run('nft', rule)).status === 0) removed = true
+    }
+  }
+  return removed
+}
+
+/**
+ * Base chains that drop what leaves, or what comes in, unless a rule says otherwise, and say nothing of what is diverted, or of
+ * loopback; in what nft prints of everything. Pure.
+ */
+export function findBlockingChains(ruleset: string, words: DivertedWords): readonly Problem[] {
+  return blockingChains(ruleset, words).map(problemOf)
+}
+
+function blockingChains(ruleset: string, words: DivertedWords): readonly BlockingChain[] {
+  return ruleset.split(/^(?=table )/m).flatMap((text) => {
+    const table = /^table (\S+ \S+) \{/.exec(text)?.[1]
+    // The chains of iptables have lines of ours.
+    if (table === undefined || /^ip6? filter$/.test(table) || table.startsWith('inet hostmesh'))
+      return []
+    const chains = new Map(
+      text
+        .split(/^(?=\tchain )/m)
+        .map((chain) => [/^\tchain (\S+) \{/.exec(chain)?.[1] ?? '', chain]),
+    )
+    return [...chains].flatMap(([chain, listed]): BlockingChain[] => {
+      const hook = /^\tchain \S+ \{\n\t\ttype filter hook (output|input) /.exec(listed)?.[1]
+      if (hook === undefined) return []
+      const met = chainsMet(chain, chains)
+      const missing = hook === 'input' ? LOOPBACK : words
+      if (!met.some(dropsTheRest) || met.some((part) => missing.listed.test(part))) return []
+      return [{ table, chain, missing }]
+    })
+  })
+}
+
+/** A chain and those to which it sends whatever leaves, or what leaves by some device: it seems to leave by its old one. */
+function chainsMet(first: string, chains: ReadonlyMap<string, string>): readonly string[] {
+  const met = new Set([first])
+  for (const name of met)
+    for (const line of (chains.get(name) ?? '').split('\n')) {
+      const target =
+        /^\t\t(?:oif(?:name)? (?!"?lo"? )(?:\{[^}]*\}|\S+) )?(?:counter )?(?:jump|goto) (\S+)$/.exec(
+          line,
+        )?.[1]
+      if (target !== undefined) met.add(target)
+    }
+  return [...met].map((name) => chains.get(name) ?? '')
+}
+
+/** By its policy, or by its last rule. */
+function dropsTheRest(chain: string): boolean {
+  const rules = chain.split('\n').flatMap((line) => (/^\t\t\S/.test(line) ? [line.trim()] : []))
+  const [type = ''] = rules
+  return / policy drop;/.test(type) || /^(counter )?(drop$|reject\b)/.test(rules.at(-1) ?? '')
+}
+
+function problemOf({ table, chain, missing: { what, rule } }: BlockingChain): Problem {
+  return new Problem(
+    'HM_CAPTURE_BLOCKED',
+    `The chain ${chain} of table ${table} drops what capture diverts: it drops what no rule of it accepts, and none accepts ${what}`,
+    { subject: `${table} ${chain}`, hint: `nft insert rule ${table} ${chain} ${rule}` },
+  )
+}
+
+async function listRuleset(run: RunCommand): Promise<string> {
+  const { status, stdout } = await runNft(run, ['-s', '-t', 'list', 'ruleset'])
+  return status === 0 ? stdout : ''
+}
+
+/** Where nft is not installed nothing native drops. */
+async function runNft(
+  run: RunCommand,
+  args: readonly string[],
+): Promise<{ readonly status: number; readonly stdout: string }> {
+  try {
+    return await run('nft', args)
+  } catch {
+    return { status: 1, stdout: '' }
+  }
+}
