@@ -217,12 +217,11 @@ export class ListeningSockets implements Disposable {
     const { name, kind, address } = socket
     const fd = this.inherited.get(name)
     if (fd === undefined) return undefined
-    const spec = this.specOf(socket)
-    const isSame =
-      isSocketOf(fd, spec) ||
-      // Opened where there was no IPv6.
-      (address.ip === '::' && isSocketOf(fd, { ...spec, ip: '0.0.0.0' }))
-    if (!isSame) {
+    const planned = this.specOf(socket)
+    // The second was opened where there was no IPv6.
+    const specs = address.ip === '::' ? [planned, { ...planned, ip: '0.0.0.0' }] : [planned]
+    const spec = specs.find((candidate) => isSocketOf(fd, candidate))
+    if (spec === undefined) {
       this.drop(name)
       return undefined
     }

@@ -6,8 +6,12 @@ import assert from 'node:assert/strict'
 import { chmod, chown } from 'node:fs/promises'
 import { test } from 'node:test'
 
+import { ListeningSockets, type PlannedSocket } from '../../src/daemon/listening-sockets.ts'
+import { openListeningSocket } from '../../src/lib/listening-socket.ts'
+import { silentLog } from '../../src/lib/log.ts'
 import { eventually } from '../harness/eventually.ts'
 import { startMesh } from '../harness/mesh.ts'
+import { freePort } from '../integration/dataplane-fixtures.ts'
 
 const DB_PORT = 5_432
 
@@ -111,4 +115,18 @@ test('root sees the rules of a daemon of its own user as they are, and does not 
   await chmod(a.daemon.socketPath, 0o666)
   const plan = await a.daemon.command('capture', 'plan', '--config', a.daemon.configPath)
   assert.match(plan.stdout, /skuid 2900/)
+})
+
+test('a socket that a daemon opened where the kernel has no IPv6 serves its successor', async () => {
+  const port = await freePort()
+  const plan: PlannedSocket = {
+    name: 'tunnel/0',
+    kind: 'tcp',
+    address: { ip: '::', port },
+    transparent: true,
+    isOptional: false,
+  }
+  const fd = openListeningSocket({ kind: 'tcp', ip: '0.0.0.0', port, transparent: true })
+  using sockets = new ListeningSockets(silentLog, { inherited: [{ name: plan.name, fd }] })
+  assert.equal(sockets.take(plan), fd)
 })
