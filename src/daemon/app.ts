@@ -46,7 +46,7 @@ import { describeError, MeshError } from '../lib/errors.ts'
 import { duplicateDescriptor, isPortFree, setCloseOnExec } from '../lib/listening-socket.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { localPortRange, reservedPorts } from '../lib/port-holder.ts'
-import { returnStartupMemory } from '../lib/startup-memory.ts'
+import { collectGarbage } from '../lib/return-memory.ts'
 import { nameThread } from '../lib/thread-name.ts'
 import { hostmeshVersion } from '../lib/version.ts'
 import type { ProblemEntry, ReloadStatus } from '../model/admin.ts'
@@ -452,7 +452,7 @@ class Daemon implements Incumbent {
       }
       systemd.serves()
       // Not before: it takes longer than many a start step.
-      returnStartupMemory()
+      collectGarbage()
       this.log.info('Ready', {
         node: this.nodeName,
         services: this.serviceNames(),

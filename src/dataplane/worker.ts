@@ -8,11 +8,13 @@
  */
 import type { Server as TlsServer } from 'node:tls'
 import { parentPort, workerData } from 'node:worker_threads'
+import { forgetIdlePieces } from '../lib/byte-queue.ts'
 import { systemClock, systemRandom } from '../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import { resetOnClose } from '../lib/linger.ts'
 import { createLog, type Log } from '../lib/log.ts'
-import { SocketStream, shortenSocketBuffers } from '../lib/socket-stream.ts'
+import { collectGarbage, trimFreed } from '../lib/return-memory.ts'
+import { forgetIdleGathers, SocketStream, shortenSocketBuffers } from '../lib/socket-stream.ts'
 import { nameThread } from '../lib/thread-name.ts'
 import { watchTlsEnd } from '../lib/tls-end.ts'
 import { atEndOfTurn, type TurnTask } from '../lib/turn.ts'
@@ -35,6 +37,7 @@ import type { Plane } from './proxy/plane.ts'
 import { type LimitCounter, PressureWatch } from './proxy/pressure.ts'
 import { ProbeLimit, type ProbeResult, probe } from './proxy/probe.ts'
 import { AddressIndex } from './route/by-address.ts'
+import { SpareMemory } from './spare-memory.ts'
 import {
   type AcceptedPeer,
   type AcceptOptions,
@@ -156,6 +159,7 @@ class Worker {
   private isSheddingDue = false
   /** When memory for bytes was short last, monotonic milliseconds. */
   private shortSeenMs = Number.NEGATIVE_INFINITY
+  private readonly spareMemory: SpareMemory
 
   constructor(settings: WorkerSettings, post: (message: FromWorker) => void) {
     this.settings = settings
@@ -189,14 +193,19 @@ class Worker {
     })
     const shedding: TurnTask = { endOfTurn: () => this.shed() }
     this.accounts = new Accounts(shared, nowMs, {
-      onShort: () => {
-        this.shortSeenMs = performance.now()
-        shortenSocketBuffers(true)
-      },
+      onShort: () => this.noteShort(performance.now()),
       onExceeded: () => {
         if (this.isSheddingDue) return
         this.isSheddingDue = true
         atEndOfTurn(shedding)
+      },
+    })
+    this.spareMemory = new SpareMemory({
+      trim: trimFreed,
+      collect: () => {
+        forgetIdlePieces()
+        forgetIdleGathers()
+        collectGarbage()
       },
     })
     this.pressure = new PressureWatch(this.accounts, this.workerCounters)
@@ -639,9 +648,16 @@ class Worker {
     this.workerCounters.set('tunnelStreamsActive', streams)
     this.workerCounters.set('ejectedEndpoints', this.plane.balancer.ejectedCount)
     const pressure = this.pressure.take(nowMs)
-    if (this.accounts.isShort) this.shortSeenMs = nowMs
-    shortenSocketBuffers(nowMs - this.shortSeenMs < SHORT_FOR_MS)
+    if (this.accounts.isShort) this.noteShort(nowMs)
+    else shortenSocketBuffers(nowMs - this.shortSeenMs < SHORT_FOR_MS)
+    this.spareMemory.tick(nowMs)
     this.post({ kind: 'alive', pressure })
+  }
+
+  private noteShort(nowMs: number): void {
+    this.shortSeenMs = nowMs
+    this.spareMemory.noteShort(nowMs)
+    shortenSocketBuffers(true)
   }
 
   private async drain({

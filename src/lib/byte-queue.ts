@@ -146,3 +146,9 @@ function release(piece: Piece): void {
       : [idleFirstPieces, MAX_IDLE_FIRST_PIECES]
   if (idle.length < most) idle.push(piece.memory)
 }
+
+/** Leaves what is kept for reuse to the garbage collector. */
+export function forgetIdlePieces(): void {
+  idleBlocks.length = 0
+  idleFirstPieces.length = 0
+}

@@ -404,3 +404,8 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
 function recycleGather(gather: Buffer): void {
   if (idleGathers.length < MAX_IDLE_GATHERS) idleGathers.push(gather)
 }
+
+/** Leaves gather buffers that are kept for reuse to the garbage collector. */
+export function forgetIdleGathers(): void {
+  idleGathers.length = 0
+}
