@@ -3,22 +3,26 @@
  * on, after a reboot and after a power cut. And what is ordered after the mesh finds it serving.
  */
 import assert from 'node:assert/strict'
-import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 
-import type { ConfigInput } from '../../src/config/schema.ts'
-import { hostmesh } from '../harness/daemon.ts'
 import { eventually } from '../harness/eventually.ts'
 import { Network } from '../harness/network.ts'
-import { mustRun } from '../harness/owned-process.ts'
 import { watchForPlaintext } from '../harness/plaintext-watch.ts'
 import { type Call, summarizeCalls } from '../harness/steady-calls.ts'
 import { canary } from '../harness/wire-capture.ts'
-import { AT_ONCE, Controller } from './controller.ts'
+import { Controller } from './controller.ts'
 import { Machine } from './machine.ts'
-import { makePackage, serviceFiles } from './services.ts'
+import { serviceFiles } from './services.ts'
 import { dialerCommand, dialerFiles, machineCalls } from './steady-connections.ts'
-import { catalogOf, DB_PORT, DB_VIRTUAL_IP, db, statusOnceWell } from './web-and-db.ts'
+import {
+  catalogOf,
+  DB_PORT,
+  DB_VIRTUAL_IP,
+  db,
+  rollOut,
+  type ServiceConfig,
+  statusOnceWell,
+} from './web-and-db.ts'
 
 /** Units that dial db from their first moment: when they start, and what pulls them in. */
 const CALLERS = {
@@ -61,7 +65,28 @@ before(async () => {
   await Promise.all([a.boot(), b.boot()])
   await b.must('systemctl', 'enable', '--now', '--quiet', 'db.service')
   await a.must('systemctl', 'start', ...names.map((name) => `${name}.service`))
-  await rollOut(controller)
+  const configured = names.map(
+    (name): ServiceConfig => ({
+      name,
+      identity:
+        name === 'early'
+          ? { cgroup: `system.slice/${name}.service` }
+          : { user: CALLERS[name].user },
+      upstreams: [{ destination: 'db' }],
+    }),
+  )
+  const catalog = {
+    ...catalogOf(b),
+    intentions: [{ SourceName: '*', DestinationName: 'db', Action: 'allow' }],
+  }
+  await rollOut(
+    controller,
+    new Map([
+      [a, configured],
+      [b, [db]],
+    ]),
+    { catalog },
+  )
   await statusOnceWell(a)
   await eventually(async () => assert.equal((await a.run('test', '-s', KEPT)).code, 0))
 })
@@ -158,47 +183,4 @@ async function callsSince(name: string, sinceMs: number): Promise<readonly Call[
 /** As hardware does: the namespace of a machine outlives it. */
 async function forgetRules(): Promise<void> {
   await network.host('a').run('nft', 'flush', 'ruleset')
-}
-
-async function rollOut(controller: Controller): Promise<void> {
-  const ca = ['--directory', join(controller.folder, 'ca')]
-  await mustRun([hostmesh, 'ca', 'init', ...ca, '--trust-domain', 'mesh.example.com'])
-  for (const [host, services] of [
-    ['host-a', names],
-    ['host-b', ['db']],
-  ] as const)
-    for (const service of services) {
-      const out = ['--out', join(controller.folder, 'certificates', host)]
-      await mustRun([hostmesh, 'ca', 'issue', ...ca, '--service', service, ...out])
-    }
-  const config = (host: Machine, services: ConfigInput['services']): ConfigInput => ({
-    node: { name: host.name },
-    catalog: { kind: 'file', path: 'catalog.yaml' },
-    certificates: { kind: 'files', directory: 'certs' },
-    services,
-    capture: { mode: 'on' },
-  })
-  const callers = names.map((name) => ({
-    name,
-    identity:
-      name === 'early' ? { cgroup: `system.slice/${name}.service` } : { user: CALLERS[name].user },
-    upstreams: [{ destination: 'db' }],
-  }))
-  const catalog = {
-    ...catalogOf(b),
-    intentions: [{ SourceName: '*', DestinationName: 'db', Action: 'allow' }],
-  }
-  await controller.manage(
-    new Map([
-      [a, { hostmesh_agent_config: config(a, callers) }],
-      [b, { hostmesh_agent_config: config(b, [db]) }],
-    ]),
-    {
-      hostmesh_agent_package: await makePackage(controller.folder),
-      hostmesh_agent_certificates: `${controller.folder}/certificates/{{ inventory_hostname }}`,
-      hostmesh_agent_wait: '20s',
-      hostmesh_agent_catalog: catalog,
-    },
-  )
-  await controller.mustPlay('site', ...AT_ONCE)
 }

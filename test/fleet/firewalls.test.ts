@@ -3,22 +3,25 @@
  * is captured passes by what the daemon sees to itself, also after the firewall has made its rules anew.
  */
 import assert from 'node:assert/strict'
-import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 
-import type { ConfigInput } from '../../src/config/schema.ts'
-import { hostmesh } from '../harness/daemon.ts'
 import { patient } from '../harness/eventually.ts'
-
 import { Network } from '../harness/network.ts'
-import { mustRun } from '../harness/owned-process.ts'
 import { watchForPlaintext } from '../harness/plaintext-watch.ts'
 import type { Call } from '../harness/steady-calls.ts'
-import { AT_ONCE, Controller } from './controller.ts'
+import { Controller } from './controller.ts'
 import { Machine } from './machine.ts'
-import { makePackage, serviceFiles } from './services.ts'
+import { serviceFiles } from './services.ts'
 import { dialerFiles, keepConnectingOn } from './steady-connections.ts'
-import { catalogOf, DB_PORT, DB_VIRTUAL_IP, db, statusOnceWell, web } from './web-and-db.ts'
+import {
+  catalogOf,
+  DB_PORT,
+  DB_VIRTUAL_IP,
+  db,
+  rollOut,
+  statusOnceWell,
+  web,
+} from './web-and-db.ts'
 
 /** How each is told to let the tunnel pass and nothing else, is started, makes its rules anew, and is stopped. */
 const FIREWALLS = {
@@ -76,7 +79,14 @@ before(async () => {
   await Promise.all([a.boot(), b.boot()])
   await a.must('systemctl', 'start', 'web.service')
   await b.must('systemctl', 'start', 'db.service')
-  await rollOut(controller)
+  await rollOut(
+    controller,
+    new Map([
+      [a, [web]],
+      [b, [db]],
+    ]),
+    { catalog: catalogOf(b), capture: { mode: 'on', backend: 'nftables' } },
+  )
   await Promise.all([statusOnceWell(a), statusOnceWell(b)])
 })
 
@@ -108,7 +118,7 @@ for (const [name, { start, again, stop }] of Object.entries(FIREWALLS))
         const { longestMs } = await calls.stop()
         assert.ok(longestMs < patient(WAIT_MS), `the slowest took ${longestMs} ms`)
         const failed = calls.calls().filter(({ outcome }) => outcome !== 'served')
-        // By iptables they take our rules along: what is diverted no more is refused until they are back.
+        // By iptables some are refused meanwhile beside other work (docs/capture.md); none may leave in plaintext.
         const isInOrder = ({ outcome, atMs }: Call): boolean =>
           backend === 'iptables' &&
           outcome === 'refused' &&
@@ -131,36 +141,4 @@ async function useBackend(backend: string): Promise<void> {
   await a.must('sed', '-i', `s/backend: .*/backend: ${backend}/`, '/etc/hostmesh/hostmesh.yaml')
   await a.must('systemctl', 'restart', 'hostmesh.service')
   await statusOnceWell(a)
-}
-
-async function rollOut(controller: Controller): Promise<void> {
-  const ca = ['--directory', join(controller.folder, 'ca')]
-  await mustRun([hostmesh, 'ca', 'init', ...ca, '--trust-domain', 'mesh.example.com'])
-  for (const [host, service] of [
-    ['host-a', 'web'],
-    ['host-b', 'db'],
-  ] as const) {
-    const out = ['--out', join(controller.folder, 'certificates', host)]
-    await mustRun([hostmesh, 'ca', 'issue', ...ca, '--service', service, ...out])
-  }
-  const config = (host: Machine, services: ConfigInput['services']): ConfigInput => ({
-    node: { name: host.name },
-    catalog: { kind: 'file', path: 'catalog.yaml' },
-    certificates: { kind: 'files', directory: 'certs' },
-    services,
-    capture: { mode: 'on', backend: 'nftables' },
-  })
-  await controller.manage(
-    new Map([
-      [a, { hostmesh_agent_config: config(a, [web]) }],
-      [b, { hostmesh_agent_config: config(b, [db]) }],
-    ]),
-    {
-      hostmesh_agent_package: await makePackage(controller.folder),
-      hostmesh_agent_certificates: `${controller.folder}/certificates/{{ inventory_hostname }}`,
-      hostmesh_agent_wait: '20s',
-      hostmesh_agent_catalog: catalogOf(b),
-    },
-  )
-  await controller.mustPlay('site', ...AT_ONCE)
 }

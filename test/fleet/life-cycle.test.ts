@@ -7,21 +7,18 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 
-import type { ConfigInput } from '../../src/config/schema.ts'
 import type { StatusDocument } from '../../src/model/admin.ts'
-import { hostmesh } from '../harness/daemon.ts'
 import { eventually, patient } from '../harness/eventually.ts'
 import { Network } from '../harness/network.ts'
-import { mustRun } from '../harness/owned-process.ts'
-import { AT_ONCE, Controller } from './controller.ts'
+import { Controller } from './controller.ts'
 import { Machine } from './machine.ts'
-import { makePackage } from './services.ts'
 import {
   catalogOf,
   DB_PORT,
   DB_VIRTUAL_IP,
   db,
   enableWebAndDb,
+  rollOut,
   statusOnceWell,
   web,
   webAndDbFiles,
@@ -65,7 +62,15 @@ before(async () => {
   b = cleanUp.use(await Machine.create('host-b', network.host('b'), files))
   await Promise.all([a.boot(), b.boot()])
   await enableWebAndDb(a, b)
-  await rollOut(controller)
+  const caller = { ...web, upstreams: [{ destination: 'db', bindPort: UPSTREAM_PORT }] }
+  await rollOut(
+    controller,
+    new Map([
+      [a, [caller]],
+      [b, [db]],
+    ]),
+    { catalog: catalogOf(b) },
+  )
   await Promise.all([statusOnceWell(a), statusOnceWell(b)])
   await webReachesDb(a)
 })
@@ -235,37 +240,4 @@ async function underLoad(
 
 function pause(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms))
-}
-
-async function rollOut(controller: Controller): Promise<void> {
-  const ca = ['--directory', join(controller.folder, 'ca')]
-  await mustRun([hostmesh, 'ca', 'init', ...ca, '--trust-domain', 'mesh.example.com'])
-  for (const [host, service] of [
-    ['host-a', 'web'],
-    ['host-b', 'db'],
-  ] as const) {
-    const out = ['--out', join(controller.folder, 'certificates', host)]
-    await mustRun([hostmesh, 'ca', 'issue', ...ca, '--service', service, ...out])
-  }
-  const config = (host: Machine, services: ConfigInput['services']): ConfigInput => ({
-    node: { name: host.name },
-    catalog: { kind: 'file', path: 'catalog.yaml' },
-    certificates: { kind: 'files', directory: 'certs' },
-    services,
-    capture: { mode: 'on' },
-  })
-  const caller = { ...web, upstreams: [{ destination: 'db', bindPort: UPSTREAM_PORT }] }
-  await controller.manage(
-    new Map([
-      [a, { hostmesh_agent_config: config(a, [caller]) }],
-      [b, { hostmesh_agent_config: config(b, [db]) }],
-    ]),
-    {
-      hostmesh_agent_package: await makePackage(controller.folder),
-      hostmesh_agent_certificates: `${controller.folder}/certificates/{{ inventory_hostname }}`,
-      hostmesh_agent_wait: '20s',
-      hostmesh_agent_catalog: catalogOf(b),
-    },
-  )
-  await controller.mustPlay('site', ...AT_ONCE)
 }

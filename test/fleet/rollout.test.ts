@@ -10,10 +10,8 @@ import { after, before, test } from 'node:test'
 import { gzipSync } from 'node:zlib'
 
 import type { ConfigInput } from '../../src/config/schema.ts'
-import { hostmesh } from '../harness/daemon.ts'
 import { eventually } from '../harness/eventually.ts'
 import { Network } from '../harness/network.ts'
-import { mustRun } from '../harness/owned-process.ts'
 import { startDnsmasq } from '../harness/resolver.ts'
 import { AT_ONCE, Controller } from './controller.ts'
 import { Machine } from './machine.ts'
@@ -24,6 +22,7 @@ import {
   DB_PORT,
   db,
   enableWebAndDb,
+  issueCertificates,
   statusOnceWell,
   web,
   webAndDbFiles,
@@ -58,7 +57,13 @@ before(async () => {
   b = cleanUp.use(await Machine.create('host-b', network.host('b'), files))
   await Promise.all([a.boot(), b.boot()])
   await enableWebAndDb(a, b)
-  await issueCertificates()
+  await issueCertificates(
+    controller,
+    new Map([
+      ['host-a', ['web']],
+      ['host-b', ['db']],
+    ]),
+  )
   tarball = await makePackage(controller.folder)
   await describeFleet({})
   rulesBefore = await a.namespace.rules()
@@ -287,19 +292,6 @@ test('removing hostmesh leaves no file, user, unit or rule', async () => {
   const again = await controller.mustPlay('uninstall', ...AT_ONCE)
   assert.deepEqual([again.hosts['host-a']?.changed, again.hosts['host-b']?.changed], [0, 0])
 })
-
-/** A certificate authority and a folder for each host, as an operator makes them. */
-async function issueCertificates(): Promise<void> {
-  const ca = ['--directory', join(controller.folder, 'ca')]
-  await mustRun([hostmesh, 'ca', 'init', ...ca, '--trust-domain', 'mesh.example.com'])
-  for (const [host, service] of [
-    ['host-a', 'web'],
-    ['host-b', 'db'],
-  ] as const) {
-    const out = ['--out', join(controller.folder, 'certificates', host)]
-    await mustRun([hostmesh, 'ca', 'issue', ...ca, '--service', service, ...out])
-  }
-}
 
 /** A package of other bytes and the same content: gzip ignores an empty member at the end. */
 async function repack(original: string): Promise<string> {

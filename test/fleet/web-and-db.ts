@@ -3,11 +3,15 @@
  * that this works.
  */
 import assert from 'node:assert/strict'
+import { join } from 'node:path'
 import type { ConfigInput } from '../../src/config/schema.ts'
 import type { StatusDocument } from '../../src/model/admin.ts'
+import { hostmesh } from '../harness/daemon.ts'
 import { eventually } from '../harness/eventually.ts'
+import { mustRun } from '../harness/owned-process.ts'
+import { AT_ONCE, type Controller } from './controller.ts'
 import type { Machine } from './machine.ts'
-import { askFront, serviceFiles } from './services.ts'
+import { askFront, makePackage, serviceFiles } from './services.ts'
 
 /** Where db listens. */
 export const DB_PORT = 5432
@@ -16,7 +20,8 @@ const WEB_PORT = 8080
 /** Where web finds it. */
 export const DB_VIRTUAL_IP = '240.88.0.2'
 
-type ServiceConfig = NonNullable<ConfigInput['services']>[number]
+/** A service as a host's configuration has it. */
+export type ServiceConfig = NonNullable<ConfigInput['services']>[number]
 
 /** How the configuration of host-a has web. */
 export const web: ServiceConfig = {
@@ -58,6 +63,52 @@ export function catalogOf(dbHost: Machine, action: 'allow' | 'deny' = 'allow'): 
     ],
     intentions: [{ SourceName: 'web', DestinationName: 'db', Action: action }],
   }
+}
+
+/** A certificate authority in the controller's folder and a folder for each host, as an operator makes them. */
+export async function issueCertificates(
+  controller: Controller,
+  servicesByHost: ReadonlyMap<string, readonly string[]>,
+): Promise<void> {
+  const ca = ['--directory', join(controller.folder, 'ca')]
+  await mustRun([hostmesh, 'ca', 'init', ...ca, '--trust-domain', 'mesh.example.com'])
+  for (const [host, services] of servicesByHost)
+    for (const service of services) {
+      const out = ['--out', join(controller.folder, 'certificates', host)]
+      await mustRun([hostmesh, 'ca', 'issue', ...ca, '--service', service, ...out])
+    }
+}
+
+/** Brings hostmesh to machines that have none, each with its services, and returns when the playbook is through. */
+export async function rollOut(
+  controller: Controller,
+  servicesOf: ReadonlyMap<Machine, readonly ServiceConfig[]>,
+  options: { readonly catalog: object; readonly capture?: ConfigInput['capture'] },
+): Promise<void> {
+  const hosts = [...servicesOf]
+  await issueCertificates(
+    controller,
+    new Map(hosts.map(([{ name }, services]) => [name, services.map((service) => service.name)])),
+  )
+  const config = (host: Machine, services: readonly ServiceConfig[]): ConfigInput => ({
+    node: { name: host.name },
+    catalog: { kind: 'file', path: 'catalog.yaml' },
+    certificates: { kind: 'files', directory: 'certs' },
+    services: [...services],
+    capture: options.capture ?? { mode: 'on' },
+  })
+  await controller.manage(
+    new Map(
+      hosts.map(([host, services]) => [host, { hostmesh_agent_config: config(host, services) }]),
+    ),
+    {
+      hostmesh_agent_package: await makePackage(controller.folder),
+      hostmesh_agent_certificates: `${controller.folder}/certificates/{{ inventory_hostname }}`,
+      hostmesh_agent_wait: '20s',
+      hostmesh_agent_catalog: options.catalog,
+    },
+  )
+  await controller.mustPlay('site', ...AT_ONCE)
 }
 
 /** What web heard from db, or the error that it met. */
