@@ -37,10 +37,15 @@ export class SpareMemory {
     this.state = 'short'
   }
 
+  /** Milliseconds since memory was short last; infinite when it never was. */
+  sinceShortMs(nowMs: number): number {
+    return nowMs - this.shortMs
+  }
+
   /** To be called once a second. */
   tick(nowMs: number): void {
     if (this.state === 'at rest') return
-    if (this.state === 'short' && nowMs - this.shortMs >= CALM_MS) {
+    if (this.state === 'short' && this.sinceShortMs(nowMs) >= CALM_MS) {
       this.state = 'collected'
       this.actions.collect()
       return

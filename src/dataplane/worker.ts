@@ -157,8 +157,6 @@ class Worker {
   private drainEndAtMs = Number.POSITIVE_INFINITY
   private nextInstance = 0
   private isSheddingDue = false
-  /** When memory for bytes was short last, monotonic milliseconds. */
-  private shortSeenMs = Number.NEGATIVE_INFINITY
   private readonly spareMemory: SpareMemory
 
   constructor(settings: WorkerSettings, post: (message: FromWorker) => void) {
@@ -649,13 +647,12 @@ class Worker {
     this.workerCounters.set('ejectedEndpoints', this.plane.balancer.ejectedCount)
     const pressure = this.pressure.take(nowMs)
     if (this.accounts.isShort) this.noteShort(nowMs)
-    else shortenSocketBuffers(nowMs - this.shortSeenMs < SHORT_FOR_MS)
+    else shortenSocketBuffers(this.spareMemory.sinceShortMs(nowMs) < SHORT_FOR_MS)
     this.spareMemory.tick(nowMs)
     this.post({ kind: 'alive', pressure })
   }
 
   private noteShort(nowMs: number): void {
-    this.shortSeenMs = nowMs
     this.spareMemory.noteShort(nowMs)
     shortenSocketBuffers(true)
   }

@@ -72,6 +72,23 @@ export function loadFlock(): Flock {
   }
 }
 
+/** malloc_trim(3) of glibc: gives back freed pages, but for so many bytes at the top. Returns 1 when there were any. */
+export type MallocTrim = (keptBytes: number) => number
+
+let mallocTrim: MallocTrim | 'unavailable' | undefined
+
+/** The C library's malloc_trim; undefined where that is another than glibc, or koffi does not load: nothing depends on it. */
+export function loadMallocTrim(): MallocTrim | undefined {
+  if (mallocTrim === undefined)
+    try {
+      const koffi: typeof Koffi = createRequire(import.meta.url)('koffi')
+      mallocTrim = koffi.load(null).func('int malloc_trim(size_t)')
+    } catch {
+      mallocTrim = 'unavailable'
+    }
+  return mallocTrim === 'unavailable' ? undefined : mallocTrim
+}
+
 /** What Node does not offer for descriptors that exist already. */
 export interface DescriptorCalls {
   /** dup2(2): `to` becomes the same open file as `from`. Returns -1 on failure. */

@@ -8,10 +8,7 @@
  * Without `--expose-gc`, which scripts/hostmesh gives, nothing is collected; where the C library is not glibc, or koffi does
  * not load, nothing is trimmed.
  */
-import { createRequire } from 'node:module'
-import type * as Koffi from 'koffi'
-
-let trim: ((keptBytes: number) => number) | null | undefined
+import { loadMallocTrim } from './ffi.ts'
 
 /**
  * Collects garbage of the calling thread until nothing more comes of it, and gives up V8's spare pages: 20 to 40 ms, a second
@@ -24,15 +21,5 @@ export function collectGarbage(): void {
 
 /** Gives pages that were freed back to the system, those of all threads; takes some milliseconds. */
 export function trimFreed(): void {
-  if (trim === undefined) trim = bind()
-  trim?.(0)
-}
-
-function bind(): typeof trim {
-  try {
-    const koffi: typeof Koffi = createRequire(import.meta.url)('koffi')
-    return koffi.load(null).func('int malloc_trim(size_t)')
-  } catch {
-    return null
-  }
+  loadMallocTrim()?.(0)
 }
