@@ -18,9 +18,9 @@ const HELD_MIB = 64
 
 /**
  * What 1,500 connections cost themselves, at 15 kB, and garbage: V8 lets 64 MiB of buffers that nobody uses any more pile up before it
- * collects them. Measured: 79 to 127 MiB with what is held.
+ * collects them, and the C library keeps some until it is trimmed. Measured with what is held: 79 to 117 MiB, with 55 MiB of that held 148 to 153.
  */
-const OVERHEAD_MIB = 22 + 64
+const OVERHEAD_MIB = 22 + 64 + 24
 
 /** What may stay resident of it: a heap that has grown, and pages of which something is in use. */
 const LEFT_MIB = 40
@@ -113,7 +113,7 @@ test('downloads that nobody reads', async (t) => {
         now = residentMiB()
         assert.ok(now - before <= LEFT_MIB, `${before} MiB before, ${now} MiB after`)
       },
-      { withinMs: 20_000 },
+      { withinMs: 40_000 },
     )
     t.diagnostic(`resident ${now.toFixed(0)} MiB afterwards`)
   })
