@@ -17,7 +17,6 @@ import { type Config, isDnsOn } from '../config/schema.ts'
 import { configWarnings } from '../config/validate.ts'
 import type { ChosenBackend, MeshAddresses } from '../controlplane/capture/backend.ts'
 import { type Capture, createCapture } from '../controlplane/capture/capture.ts'
-import { startNft } from '../controlplane/capture/held-guard.ts'
 import { watchKernel } from '../controlplane/capture/kernel-changes.ts'
 import { activeFamilies } from '../controlplane/capture/nft-backend.ts'
 import {
@@ -26,6 +25,7 @@ import {
   removePortGuard,
 } from '../controlplane/capture/port-guard.ts'
 import type { CapturePlan } from '../controlplane/capture/rules.ts'
+import { TableOwner } from '../controlplane/capture/table-owner.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import {
   type ConsulCatalog,
@@ -95,7 +95,6 @@ const CAPTURE_UPKEEP = {
   verifyEveryMs: 10_000,
   cgroupEveryMs: 1_000,
   watch: watchKernel,
-  startNft,
 }
 
 /** How long a question waits for what the catalog says of a service that was not followed before. Milliseconds. */
@@ -266,6 +265,7 @@ class Daemon implements Incumbent {
   /** Not any more once new connections are refused: who is permitted to passes without the mesh. */
   private carries = true
   private portGuard: PortGuard | undefined
+  private readonly tableOwner = new TableOwner()
   /** All of them from the beginning: nothing is ready because nobody has asked for it yet. */
   private readonly awaitedParts: {
     readonly workers: Blocker
@@ -610,7 +610,9 @@ class Daemon implements Incumbent {
 
   private async guardPorts(): Promise<void> {
     if (!this.guardsPorts) return
-    const guard = this.owned.use(new PortGuard({ log: this.log, watch: watchKernel, startNft }))
+    const guard = this.owned.use(
+      new PortGuard({ log: this.log, watch: watchKernel, owner: this.tableOwner }),
+    )
     const plan = {
       ports: this.sockets.ports(),
       plainInbound: plainInbound(this.config, this.services),
@@ -774,7 +776,11 @@ class Daemon implements Incumbent {
     // Another daemon may capture here: its rules are not ours to clear.
     await using _ = this.writesRules() ? undefined : await holdKernelRules(log)
     const capture = this.owned.use(
-      createCapture({ log, maintain: CAPTURE_UPKEEP, ...captureOptions(config) }),
+      createCapture({
+        log,
+        maintain: { ...CAPTURE_UPKEEP, owner: this.tableOwner },
+        ...captureOptions(config),
+      }),
     )
     if (config.capture.mode === 'off') {
       await capture.clear()

@@ -216,6 +216,30 @@ describe('nftables', () => {
       assert.match(await nft('list', 'set', 'inet', 'hostmesh', set), /\. 1234 \./)
   })
 
+  test('a look does not read what packets have put into sets', async () => {
+    await capture.apply(plan)
+    await instances(b.ip)
+    const tuples = Array.from(
+      { length: 200_000 },
+      (_, index) =>
+        `10.1.${index >> 16}.${(index >> 8) & 255} . ${1 + (index & 255)} . 10.88.0.2 . 9090`,
+    )
+    const fill = ['hostmesh', 'hostmesh_guard'].map(
+      (table) => `add element inet ${table} open4 { ${tuples.join(', ')} }\n`,
+    )
+    assert.equal((await run('nft', ['-f', '-'], fill.join(''))).status, 0)
+    // To read them takes nft several seconds of processor time: it is ended by the kernel after one.
+    const limited: RunCommand = (tool, args, input) =>
+      run('prlimit', ['--cpu=1', '--', tool, ...args], input)
+    const looking = createCapture({ run: limited, backend })
+    assert.equal((await looking.show(plan)).inSync, true)
+    await looking.apply(plan)
+    await looking.updateAddresses({ instances: [atInstancePort(b.ip)], permitted: [] })
+    assert.deepEqual(looking.problems(), [])
+    for (const table of ['hostmesh', 'hostmesh_guard'])
+      await nft('flush', 'set', 'inet', table, 'open4')
+  })
+
   test('whatever part is changed by others is noticed, and applying puts it right', async () => {
     await capture.apply(plan)
     await instances(b.ip)

@@ -145,7 +145,11 @@ describe('golden files', () => {
     })
 
   test('what an earlier plan left in our table goes in the transaction that adds the new rules', () => {
-    const present = { chains: ['callers', 'caller_9', 'output'], maps: ['cgroups_2', 'cgroups_5'] }
+    const present = {
+      chains: ['callers', 'caller_9', 'output'],
+      maps: ['cgroups_2', 'cgroups_5'],
+      sets: ['open4', 'left_over'],
+    }
     const text = renderReplacement('hostmesh', captureTable('cgroups-deepest-first'), present)
     const head = text.slice(0, text.indexOf('table inet hostmesh {'))
     assert.deepEqual(head.trimEnd().split('\n'), [
@@ -154,6 +158,7 @@ describe('golden files', () => {
       'flush map inet hostmesh cgroups_5',
       'delete chain inet hostmesh caller_9',
       'delete map inet hostmesh cgroups_5',
+      'delete set inet hostmesh left_over',
     ])
   })
 

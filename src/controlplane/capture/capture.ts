@@ -17,7 +17,7 @@ import type {
 } from './backend.ts'
 import { chooseBackend } from './backend.ts'
 import { createCommandRunner, ignoreMissingTool, type RunCommand } from './command.ts'
-import { HeldGuard, type StartNft } from './held-guard.ts'
+import { HeldGuard } from './held-guard.ts'
 import { IptablesBackend } from './iptables-backend.ts'
 import type { WatchKernel } from './kernel-changes.ts'
 import {
@@ -29,6 +29,7 @@ import {
 } from './nft-backend.ts'
 import { clearRouting } from './routing.ts'
 import type { CapturePlan, Family } from './rules.ts'
+import type { TableOwner } from './table-owner.ts'
 import { startUpkeep, type Upkeep } from './upkeep.ts'
 import {
   cgroupParents,
@@ -54,8 +55,8 @@ export interface CaptureOptions {
     readonly verifyEveryMs: number
     readonly cgroupEveryMs: number
     readonly watch?: WatchKernel
-    /** Starts the nft that holds a guard of its own ({@link HeldGuard}); left out: there is none. */
-    readonly startNft?: StartNft
+    /** Owns a guard of its own ({@link HeldGuard}); left out: there is none. */
+    readonly owner?: TableOwner
   }
 }
 
@@ -203,7 +204,7 @@ class KernelCapture implements Capture {
       this.#chosen = await this.#choose(plan)
       // By iptables, too, it refuses what begins while rules and guard are gone, where there is an nft to hold it.
       this.#canHold =
-        this.#options.maintain?.startNft !== undefined &&
+        this.#options.maintain?.owner !== undefined &&
         (this.#chosen.kind === 'nftables' ||
           (await nftObstacle(this.#run, cgroupRoot)) === undefined)
       if (this.#addresses !== undefined) await this.#backend().setAddresses(this.#addresses)
@@ -312,22 +313,21 @@ class KernelCapture implements Capture {
 
   /** Brings the guard that nobody else can flush up to date. */
   async #hold(resolved = this.#resolved): Promise<void> {
-    const startNft = this.#options.maintain?.startNft
-    if (startNft === undefined || resolved === undefined) return
+    const owner = this.#options.maintain?.owner
+    if (owner === undefined || resolved === undefined) return
     if (!this.#canHold) return this.#release()
-    const held = (this.#held ??= new HeldGuard(startNft, (words) => {
+    const held = (this.#held ??= new HeldGuard(owner, (words) => {
       this.#log.warn('The guard is not held against a flush by others', { words })
     }))
-    const open = held.isHeld ? [] : await readCaptured(this.#run)
-    held.update(
-      guardOf(resolved, {
-        settings: this.#options.nft ?? defaultNftSettings,
-        addresses: this.#addresses ?? { instances: [], permitted: [] },
-        table: held.table,
-        by: this.#chosen?.kind === 'iptables' ? 'redirect' : 'tproxy',
-      }),
-      open,
-    )
+    const isNew = !held.isHeld || owner.isWornOut
+    const open = isNew ? await readCaptured(this.#run) : []
+    if (owner.isWornOut) owner.replace()
+    const given = {
+      settings: this.#options.nft ?? defaultNftSettings,
+      addresses: this.#addresses ?? { instances: [], permitted: [] },
+      by: this.#chosen?.kind === 'iptables' ? ('redirect' as const) : ('tproxy' as const),
+    }
+    held.update((table) => guardOf(resolved, { ...given, table }), open)
   }
 
   #release(): void {

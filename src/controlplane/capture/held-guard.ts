@@ -1,12 +1,9 @@
 /**
  * The guard once more, in a table that nobody else can flush.
  *
- * `nft flush ruleset` takes every table away, and between that and the repair open connections would go on in plaintext.
- * A table with an owner is left alone by everybody but the program that made it, for as long as it runs: an `nft`
- * whose input we hold. It goes with this process, whatever ends it; the guard proper is what stays then.
+ * `nft flush ruleset` takes every table away, and between that and the repair open connections would go on in plaintext. A
+ * table with an owner ({@link TableOwner}) is left alone; the guard proper is what stays when this process ends.
  */
-import { type ChildProcess, spawn } from 'node:child_process'
-import { SYSTEM_PATH } from './command.ts'
 import {
   changeLines,
   type NftElements,
@@ -14,9 +11,7 @@ import {
   renderElements,
   renderReplacement,
 } from './nft-rules.ts'
-
-/** Starts an nft that reads commands, one transaction a line. */
-export type StartNft = () => ChildProcess
+import type { OwnedTable, OwnerLink, TableOwner } from './table-owner.ts'
 
 /** What the table is to be: its text, and the elements of its sets. */
 export interface HeldText {
@@ -30,68 +25,89 @@ const ELEMENTS_A_LINE = 200
 /** Addresses that are none of an instance any more and stay known at least. */
 const LEAST_KEPT = 1_000
 
-/** Words of an nft that are kept for the log. */
-const MOST_WORDS = 500
-
-/** Starts nft in the network namespace of this process, out of reach of signals to its group: it ends with its input. */
-export function startNft(): ChildProcess {
-  return spawn('nft', ['-i'], {
-    detached: true,
-    env: { PATH: SYSTEM_PATH, LC_ALL: 'C' },
-    stdio: ['pipe', 'ignore', 'pipe'],
-  })
-}
-
 /** A table that is held. Disposing it takes the table away. */
-export class HeldGuard implements Disposable {
-  readonly table: string
-  readonly #start: StartNft
+export class HeldGuard implements Disposable, OwnedTable {
+  readonly #owner: TableOwner
   readonly #onFailure: (words: string) => void
-  #child: ChildProcess | undefined
+  readonly #name: string
+  #render: ((table: string) => HeldText) | undefined
+  #link: OwnerLink | undefined
   #text: string | undefined
+  /** Whether what is written now makes the table, in place of changing it. */
+  #isFilling = false
   readonly #elements = new Map<string, Set<string>>()
 
   /** `onFailure` is told why the table is not held (any more). */
   constructor(
-    start: StartNft,
+    owner: TableOwner,
     onFailure: (words: string) => void,
-    table = `hostmesh_held_${process.pid}`,
+    name = `hostmesh_held_${process.pid}`,
   ) {
-    this.table = table
-    this.#start = start
+    this.#owner = owner
     this.#onFailure = onFailure
+    this.#name = name
   }
 
   /** Whether a table is held, as far as nft has not said otherwise. */
   get isHeld(): boolean {
-    return this.#child !== undefined
+    return this.#link !== undefined
   }
 
   /** Makes the table so; what packets have put into its sets stays. `open` are connections that are captured already. */
-  update({ text, sets }: HeldText, open: readonly NftElements[] = []): void {
-    const isNew = this.#child === undefined
-    if (isNew) this.#begin()
-    const owned = text.replace('{\n', '{\n  flags owner\n')
-    if (owned !== this.#text) {
-      const present = this.#text === undefined ? undefined : presentIn(this.#text)
-      this.#write(oneLine(renderReplacement(this.table, owned, present)))
-      this.#text = owned
-    }
-    for (const set of sets) this.#fill(set)
-    if (isNew) for (const set of open) this.#change('add', { ...set, table: this.table })
+  update(render: (table: string) => HeldText, open: readonly NftElements[] = []): void {
+    this.#render = render
+    if (this.#link === undefined) this.#begin(this.#owner.acquire(this))
+    else this.#write()
+    this.#isFilling = true
+    for (const set of open) this.#change('add', set)
+    this.#isFilling = false
+  }
+
+  onEnd(why: string): void {
+    this.#forget()
+    this.#onFailure(why)
+  }
+
+  onReplaced(link: OwnerLink): void {
+    this.#forget()
+    this.#begin(link)
   }
 
   [Symbol.dispose](): void {
-    const child = this.#child
+    if (this.#link !== undefined) this.#run(`delete table inet ${this.#table}`)
     this.#forget()
-    child?.stdin?.end()
+    this.#owner.release(this)
+  }
+
+  get #table(): string {
+    return `${this.#name}${this.#link?.suffix ?? ''}`
+  }
+
+  #begin(link: OwnerLink): void {
+    this.#link = link
+    this.#isFilling = true
+    this.#run(`add table inet ${this.#table} { flags owner; }`)
+    this.#write()
+    this.#isFilling = false
+  }
+
+  #write(): void {
+    if (this.#render === undefined) return
+    const { text, sets } = this.#render(this.#table)
+    const owned = text.replace('{\n', '{\n  flags owner\n')
+    if (owned !== this.#text) {
+      const present = this.#text === undefined ? undefined : presentIn(this.#text)
+      this.#run(oneLine(renderReplacement(this.#table, owned, present)))
+      this.#text = owned
+    }
+    for (const set of sets) this.#fill(set)
   }
 
   #fill(set: NftElements): void {
     const { name, elements } = set
     if (set.kind === 'map') {
       // A unit that has restarted is another one by the same name.
-      this.#write(oneLine(renderElements([set])))
+      this.#run(oneLine(renderElements([set])))
       return
     }
     const wanted = new Set(elements)
@@ -104,39 +120,24 @@ export class HeldGuard implements Disposable {
     this.#elements.set(name, isKept ? new Set([...held, ...elements]) : wanted)
   }
 
-  #change(verb: 'add' | 'delete', { table, name, elements }: NftElements): void {
+  #change(verb: 'add' | 'delete', { name, elements }: NftElements): void {
     for (let at = 0; at < elements.length; at += ELEMENTS_A_LINE)
-      for (const line of changeLines(verb, table, name, elements.slice(at, at + ELEMENTS_A_LINE)))
-        this.#write(line.trim())
+      for (const line of changeLines(
+        verb,
+        this.#table,
+        name,
+        elements.slice(at, at + ELEMENTS_A_LINE),
+      ))
+        this.#run(line.trim())
   }
 
-  #begin(): void {
-    const child = this.#start()
-    this.#child = child
-    this.#write(`add table inet ${this.table} { flags owner; }`)
-    let words = ''
-    const fail = (why: string): void => {
-      if (this.#child !== child) return
-      this.#forget()
-      child.stdin?.end()
-      this.#onFailure(why)
-    }
-    child.stdin?.on('error', () => undefined)
-    child.stderr?.on('data', (chunk: Buffer) => {
-      words = (words + chunk.toString('utf8')).slice(0, MOST_WORDS)
-      if (/error/i.test(words)) fail(words.trim().split('\n')[0] ?? '')
-    })
-    child.on('error', (error) => fail(error.message))
-    child.on('exit', (code, signal) => fail(`nft has ended: ${code ?? signal}`))
-    child.unref()
-  }
-
-  #write(line: string): void {
-    this.#child?.stdin?.write(`${line}\n`)
+  #run(line: string): void {
+    if (this.#isFilling) this.#link?.fill(line)
+    else this.#link?.write(line)
   }
 
   #forget(): void {
-    this.#child = undefined
+    this.#link = undefined
     this.#text = undefined
     this.#elements.clear()
   }
@@ -157,5 +158,5 @@ export function oneLine(text: string): string {
 function presentIn(text: string): PresentTable {
   const names = (kind: string): string[] =>
     [...text.matchAll(new RegExp(`^  ${kind} (\\S+) \\{`, 'gm'))].map(([, name = '']) => name)
-  return { chains: names('chain'), maps: names('map') }
+  return { chains: names('chain'), maps: names('map'), sets: names('set') }
 }

@@ -4,6 +4,7 @@
  */
 import { Problem } from '../../model/problem.ts'
 import type { RunCommand } from './command.ts'
+import { readRuleset } from './nft.ts'
 
 /** How rules tell what is diverted from the rest, on the output hook. */
 export interface DivertedWords {
@@ -56,12 +57,13 @@ export interface NativeFilters {
   readonly problems: readonly Problem[]
 }
 
-/** Lets what is diverted pass the chains of firewalld. */
+/** Lets what is diverted pass the chains of firewalld. `ruleset` is what nft prints of everything, where that is known. */
 export async function passNativeFilters(
   run: RunCommand,
   words: DivertedWords,
+  ruleset?: string,
 ): Promise<NativeFilters> {
-  const ruleset = await listRuleset(run)
+  ruleset ??= await listRuleset(run)
   const blocking = blockingChains(ruleset, words)
   const ours = blocking.filter(({ table }) => table === FIREWALLD)
   if (ours.length === 0) return { ruleset, problems: blocking.map(problemOf) }
@@ -74,10 +76,10 @@ export async function passNativeFilters(
 
 /** Takes our lines out of the chains of firewalld. Returns whether there were any. */
 export async function clearNativeFilters(run: RunCommand, words: DivertedWords): Promise<boolean> {
-  const { status, stdout } = await runNft(run, ['-a', 'list', 'table', ...FIREWALLD.split(' ')])
-  if (status !== 0) return false
+  const listed = await listRuleset(run, '-a')
+  const table = listed.split(/^(?=table )/m).find((text) => text.startsWith(`table ${FIREWALLD} {`))
   let removed = false
-  for (const part of stdout.split(/^(?=\tchain )/m)) {
+  for (const part of (table ?? '').split(/^(?=\tchain )/m)) {
     const chain = /^\tchain (\S+) \{/.exec(part)?.[1]
     if (chain === undefined) continue
     for (const line of part.split('\n')) {
@@ -149,19 +151,11 @@ function problemOf({ table, chain, missing: { what, rule } }: BlockingChain): Pr
   )
 }
 
-async function listRuleset(run: RunCommand): Promise<string> {
-  const { status, stdout } = await runNft(run, ['-s', '-t', 'list', 'ruleset'])
-  return status === 0 ? stdout : ''
-}
-
 /** Where nft is not installed nothing native drops. */
-async function runNft(
-  run: RunCommand,
-  args: readonly string[],
-): Promise<{ readonly status: number; readonly stdout: string }> {
+async function listRuleset(run: RunCommand, ...options: readonly string[]): Promise<string> {
   try {
-    return await run('nft', args)
+    return await readRuleset(run, options)
   } catch {
-    return { status: 1, stdout: '' }
+    return ''
   }
 }

@@ -34,8 +34,12 @@ import {
   hasElement,
   namesIn,
   readCounters,
-  readElements,
+  readRuleset,
+  readSets,
   readTable,
+  setKey,
+  tableIn,
+  takesLines,
 } from './nft.ts'
 import {
   CAPTURE_TABLE,
@@ -139,7 +143,7 @@ export class NftBackend implements CaptureBackend {
       await this.#syncSets()
       // Whoever took rules away may have taken what packets had put into sets along.
       await this.#recall(resolved.plan)
-      this.#listing = await this.#list()
+      this.#listing = bothTables(await readRuleset(this.#run))
     } catch (error) {
       this.#listing = undefined
       if (before === undefined) await this.#remove().catch(() => undefined)
@@ -166,13 +170,17 @@ export class NftBackend implements CaptureBackend {
   }
 
   async drift(resolved: ResolvedPlan): Promise<string | undefined> {
-    const [now, routing] = await Promise.all([this.#list(), this.#routingDrift(resolved.plan)])
+    const [ruleset, routing] = await Promise.all([
+      readRuleset(this.#run),
+      this.#routingDrift(resolved.plan),
+    ])
+    const now = bothTables(ruleset)
     if (now === undefined) return 'the tables are missing'
     const wanted = this.#listing ?? (await this.#twinOf(resolved))
     const difference = firstDifferentLine(wanted, now) ?? routing
     if (difference !== undefined) return difference
     // Who only looks changes nothing.
-    if (this.#listing !== undefined) this.#blocking = await this.#foreignProblems()
+    if (this.#listing !== undefined) this.#blocking = await this.#foreignProblems(ruleset)
     return (
       (await this.#elementDrift(resolved)) ??
       (await foreignFilterDrift(this.#run, activeFamilies())) ??
@@ -181,17 +189,18 @@ export class NftBackend implements CaptureBackend {
   }
 
   async show(): Promise<BackendState> {
-    const rules: ShownRule[] = []
-    for (const table of [CAPTURE_TABLE, GUARD_TABLE]) {
-      const { status, stdout } = await this.#run('nft', ['-t', 'list', 'table', 'inet', table])
-      if (status === 0) rules.push(...rulesIn(table, stdout))
+    const ruleset = await readRuleset(this.#run)
+    const rules = [CAPTURE_TABLE, GUARD_TABLE].flatMap((table) =>
+      rulesIn(table, tableIn(ruleset, table) ?? ''),
+    )
+    const held = await this.#readStatic()
+    const instances = { v4: count('v4'), v6: count('v6') }
+    function count(family: Family): number | undefined {
+      return held.get(setKey({ table: CAPTURE_TABLE, name: `instances${NUMBERS[family]}` }))?.size
     }
-    const instances: Record<Family, number | undefined> = { v4: undefined, v6: undefined }
-    for (const family of families) {
-      const name = `instances${NUMBERS[family]}`
-      instances[family] = (await readElements(this.#run, 'set', CAPTURE_TABLE, name))?.length
-    }
-    return { rules, instances, counts: await this.counts(), spared: await this.#spared() }
+    const spared = await this.#readSpared()
+    const counts = await this.#counts(spared.length)
+    return { rules, instances, counts, spared: spared.map(connectionText) }
   }
 
   async clear(notes: string[]): Promise<boolean> {
@@ -219,17 +228,12 @@ export class NftBackend implements CaptureBackend {
         this.#run,
         `insert rule inet ${GUARD_TABLE} output meta l4proto tcp meta mark & ${mark} == ${mark} reject with tcp reset\n`,
       )
-    const tuples = new Set<string>()
-    for (const [table, isThere] of [
-      [GUARD_TABLE, guard !== undefined],
-      [CAPTURE_TABLE, capture !== undefined],
-    ] as const)
-      if (isThere)
-        for (const family of families) {
-          const name = `open${NUMBERS[family]}`
-          for (const tuple of (await readElements(this.#run, 'set', table, name)) ?? [])
-            tuples.add(tuple)
-        }
+    const present = [
+      ...(guard === undefined ? [] : [GUARD_TABLE]),
+      ...(capture === undefined ? [] : [CAPTURE_TABLE]),
+    ]
+    const open = present.flatMap((table) => inBothFamilies('open').map((name) => ({ table, name })))
+    const tuples = new Set([...(await readSets(this.#run, open)).values()].flat())
     if (tuples.size === 0) return
     const problem = await destroySockets(this.#run, [...tuples])
     if (problem !== undefined) notes.push(problem)
@@ -265,15 +269,6 @@ export class NftBackend implements CaptureBackend {
     return nftSettingsOf(resolved, this.#settings)
   }
 
-  /** Both tables as nft prints them; undefined when one is missing. */
-  async #list(): Promise<string | undefined> {
-    const [capture, guard] = await Promise.all([
-      readTable(this.#run, CAPTURE_TABLE),
-      readTable(this.#run, GUARD_TABLE),
-    ])
-    return capture === undefined || guard === undefined ? undefined : capture + guard
-  }
-
   /** What nft would print of the plan: it is asked, by tables that look the same and do nothing. */
   async #twinOf(resolved: ResolvedPlan): Promise<string> {
     const settings = this.#nftSettings(resolved)
@@ -287,8 +282,9 @@ export class NftBackend implements CaptureBackend {
           dormant(renderCaptureTable(resolved.plan, settings, names[0])) +
           dormant(renderGuardTable(resolved.plan, settings, names[1])),
       )
-      const texts = await Promise.all(names.map((name) => readTable(this.#run, name)))
-      return texts
+      const ruleset = await readRuleset(this.#run)
+      return names
+        .map((name) => tableIn(ruleset, name) ?? '')
         .join('')
         .replaceAll('_twin {', ' {')
         .replaceAll('\tflags dormant\n', '')
@@ -337,9 +333,9 @@ export class NftBackend implements CaptureBackend {
   }
 
   /** What rules of other programs do to what is diverted, as far as it can be read from them and cannot be mended. */
-  async #foreignProblems(): Promise<readonly Problem[]> {
+  async #foreignProblems(listed?: string): Promise<readonly Problem[]> {
     const { mark } = this.#settings
-    const { ruleset, problems } = await passNativeFilters(this.#run, markedWords(mark))
+    const { ruleset, problems } = await passNativeFilters(this.#run, markedWords(mark), listed)
     return [
       ...problems,
       ...marksInRuleset(ruleset, mark),
@@ -369,13 +365,10 @@ export class NftBackend implements CaptureBackend {
     return (await Promise.all(drifts)).find((drift) => drift !== undefined)
   }
 
-  /** Elements of {@link STATIC_SETS} by table and name. One nft for each: in one batch nft 1.0.6 finds the last only. */
+  /** Elements of {@link STATIC_SETS}, by {@link setKey}. */
   async #readStatic(): Promise<ReadonlyMap<string, Elements>> {
-    const held = STATIC_SETS.map(async ({ table, name }): Promise<[string, Elements]> => {
-      const elements = await readElements(this.#run, 'set', table, name)
-      return [`${table} ${name}`, new Set(elements)]
-    })
-    return new Map(await Promise.all(held))
+    const held = await readSets(this.#run, STATIC_SETS)
+    return new Map([...held].map(([key, elements]) => [key, new Set(elements)]))
   }
 
   /** Makes the sets hold what is wanted; connections that are open to a new address are spared. */
@@ -496,38 +489,46 @@ export class NftBackend implements CaptureBackend {
     await applyNft(this.#run, lines.join(''))
   }
 
-  async #spared(): Promise<string[]> {
-    const spared: string[] = []
-    for (const family of families) {
-      const name = `spared${NUMBERS[family]}`
-      for (const tuple of (await readElements(this.#run, 'set', CAPTURE_TABLE, name)) ?? []) {
-        const [ip = '', port, toIp = '', toPort] = tuple.split(' . ')
-        const from = formatAddress({ ip, port: Number(port) })
-        spared.push(`${from} > ${formatAddress({ ip: toIp, port: Number(toPort) })}`)
-      }
-    }
-    return spared
+  async counts(): Promise<CaptureCounts> {
+    return this.#counts((await this.#readSpared()).length)
   }
 
-  async counts(): Promise<CaptureCounts> {
-    const [capture, guard, ...sets] = await Promise.all([
-      readCounters(this.#run, CAPTURE_TABLE),
-      readCounters(this.#run, GUARD_TABLE),
-      ...families.map((family) =>
-        readElements(this.#run, 'set', CAPTURE_TABLE, `spared${NUMBERS[family]}`),
-      ),
-    ])
-    const spared = sets.reduce((sum, elements) => sum + (elements?.length ?? 0), 0)
+  async #counts(spared: number): Promise<CaptureCounts> {
+    const counters = await readCounters(this.#run)
+    const capture = counters(CAPTURE_TABLE)
     return {
       refusedVirtual: capture.get('refused_virtual') ?? 0,
       refusedInstance: capture.get('refused_instance') ?? 0,
       permitted: capture.get('permitted') ?? 0,
       waited: capture.get('waited') ?? 0,
       full: capture.get('full') ?? 0,
-      guarded: guard.get('refused') ?? 0,
+      guarded: counters(GUARD_TABLE).get('refused') ?? 0,
       spared,
     }
   }
+
+  async #readSpared(): Promise<readonly string[]> {
+    const names = inBothFamilies('spared').map((name) => ({ table: CAPTURE_TABLE, name }))
+    return [...(await readSets(this.#run, names)).values()].flat()
+  }
+}
+
+function inBothFamilies(name: string): readonly string[] {
+  return families.map((family) => `${name}${NUMBERS[family]}`)
+}
+
+/** The four numbers of a connection, for people. */
+function connectionText(tuple: string): string {
+  const [ip = '', port, toIp = '', toPort] = tuple.split(' . ')
+  const from = formatAddress({ ip, port: Number(port) })
+  return `${from} > ${formatAddress({ ip: toIp, port: Number(toPort) })}`
+}
+
+/** Both tables in what nft prints of everything; undefined when one is missing. */
+function bothTables(ruleset: string): string | undefined {
+  const capture = tableIn(ruleset, CAPTURE_TABLE)
+  const guard = tableIn(ruleset, GUARD_TABLE)
+  return capture === undefined || guard === undefined ? undefined : capture + guard
 }
 
 /**
@@ -581,13 +582,9 @@ export function guardOf(
 
 /** Connections that the guard knows to be captured. */
 export async function readCaptured(run: RunCommand): Promise<readonly NftElements[]> {
-  const sets: NftElements[] = []
-  for (const family of families) {
-    const name = `open${NUMBERS[family]}`
-    const elements = (await readElements(run, 'set', GUARD_TABLE, name)) ?? []
-    sets.push({ table: GUARD_TABLE, kind: 'set', name, elements })
-  }
-  return sets
+  const names = inBothFamilies('open').map((name) => ({ table: GUARD_TABLE, name }))
+  const sets = await readSets(run, names)
+  return names.map((set) => ({ ...set, kind: 'set', elements: sets.get(setKey(set)) ?? [] }))
 }
 
 /** Removes the guard alone. Returns whether it was there. */
@@ -600,7 +597,8 @@ export async function removeGuard(run: RunCommand): Promise<boolean> {
 async function presentTable(run: RunCommand, table: string): Promise<PresentTable | undefined> {
   const listing = await readTable(run, table)
   if (listing === undefined) return undefined
-  return { chains: namesIn(listing, 'chain'), maps: namesIn(listing, 'map') }
+  const names = (kind: 'chain' | 'map' | 'set'): string[] => namesIn(listing, kind)
+  return { chains: names('chain'), maps: names('map'), sets: names('set') }
 }
 
 /** Everything that applying a plan on a host without rules of ours would do, as a shell would. */
@@ -628,7 +626,8 @@ export async function nftObstacle(
     return `cgroup v2 is mounted at ${cgroupRoot}, where nft does not look`
   try {
     const problem = await checkNft(run, PROBE)
-    return problem === undefined ? undefined : `nft or the kernel cannot do it: ${problem}`
+    if (problem !== undefined) return `nft or the kernel cannot do it: ${problem}`
+    return (await takesLines(run)) ? undefined : 'nft was built without its interactive mode'
   } catch (error) {
     if (error instanceof MeshError && error.code === 'HM_CAPTURE_TOOL_MISSING')
       return 'nft is not installed'

@@ -612,6 +612,7 @@ function redirectedLines(family: Family): string[] {
 export interface PresentTable {
   readonly chains: readonly string[]
   readonly maps: readonly string[]
+  readonly sets: readonly string[]
 }
 
 /**
@@ -624,16 +625,16 @@ export function renderReplacement(
   present: PresentTable | undefined,
 ): string {
   if (present === undefined) return text
-  const isWanted = (kind: string, name: string): boolean => text.includes(`  ${kind} ${name} {\n`)
+  const unwanted = (kind: string, names: readonly string[]): string[] =>
+    names
+      .filter((name) => !text.includes(`  ${kind} ${name} {\n`))
+      .map((name) => `delete ${kind} inet ${table} ${name}\n`)
   return [
     `flush table inet ${table}\n`,
     ...present.maps.map((name) => `flush map inet ${table} ${name}\n`),
-    ...present.chains
-      .filter((name) => !isWanted('chain', name))
-      .map((name) => `delete chain inet ${table} ${name}\n`),
-    ...present.maps
-      .filter((name) => !isWanted('map', name))
-      .map((name) => `delete map inet ${table} ${name}\n`),
+    ...unwanted('chain', present.chains),
+    ...unwanted('map', present.maps),
+    ...unwanted('set', present.sets),
     text,
   ].join('')
 }

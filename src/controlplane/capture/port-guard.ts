@@ -5,10 +5,11 @@
 import { describeError } from '../../lib/errors.ts'
 import { type Log, silentLog } from '../../lib/log.ts'
 import { createCommandRunner, type RunCommand } from './command.ts'
-import { HeldGuard, type StartNft } from './held-guard.ts'
+import { HeldGuard } from './held-guard.ts'
 import type { WatchKernel } from './kernel-changes.ts'
 import { applyNft, checkNft, readCounters, readTable } from './nft.ts'
 import { PLAIN_COUNTER, PORT_TABLE, type PortPlan, renderPortTable } from './port-rules.ts'
+import type { TableOwner } from './table-owner.ts'
 import { startUpkeep, type Upkeep } from './upkeep.ts'
 
 /** How often the kernel's counters are read, and the table is looked at although nobody was heard. Milliseconds. */
@@ -40,8 +41,8 @@ export interface PortGuardOptions {
   readonly run?: RunCommand
   readonly log?: Log
   readonly watch?: WatchKernel
-  /** Starts the nft that holds the rules a second time ({@link HeldGuard}). */
-  readonly startNft?: StartNft
+  /** Owns the rules a second time ({@link HeldGuard}). */
+  readonly owner?: TableOwner
 }
 
 /** The guard of the ports of a daemon that runs. Disposing it ends the upkeep and leaves the rules. */
@@ -52,7 +53,7 @@ export class PortGuard implements Disposable {
   #held: HeldGuard | undefined
   #upkeep: Upkeep | undefined
   #plainInbound = 0
-  #text: string | undefined
+  #plan: PortPlan | undefined
   /** What the kernel printed of the table when it was as planned. */
   #listing: string | undefined
 
@@ -64,9 +65,9 @@ export class PortGuard implements Disposable {
 
   /** Guards these ports and no others from now on. @throws MeshError HM_CAPTURE_* */
   async apply(plan: PortPlan): Promise<void> {
-    this.#text = renderPortTable(plan)
-    await this.#write()
-    this.#hold(plan)
+    this.#plan = plan
+    await this.#write(plan)
+    this.#hold()
     this.#upkeep ??= startUpkeep({
       folders: [],
       everyMs: COUNT_MS,
@@ -89,38 +90,42 @@ export class PortGuard implements Disposable {
 
   [Symbol.dispose](): void {
     this.#upkeep?.stop()
-    this.#text = undefined
+    this.#plan = undefined
     this.#held?.[Symbol.dispose]()
   }
 
   /** Once more, where nobody else can take it away. */
-  #hold(plan: PortPlan): void {
-    const { startNft } = this.#options
-    if (startNft === undefined) return
+  #hold(): void {
+    const { owner } = this.#options
+    const plan = this.#plan
+    if (owner === undefined || plan === undefined) return
     const complain = (words: string): void =>
       this.#log.warn('The rules of our ports are not held against a flush by others', { words })
-    this.#held ??= new HeldGuard(startNft, complain, `${PORT_TABLE}_${process.pid}`)
-    this.#held.update({ text: renderPortTable(plan, this.#held.table), sets: [] })
+    this.#held ??= new HeldGuard(owner, complain, `${PORT_TABLE}_${process.pid}`)
+    this.#held.update((table) => ({ text: renderPortTable(plan, table), sets: [] }))
   }
 
   async #count(): Promise<void> {
     try {
-      this.#plainInbound = (await readCounters(this.#run, PORT_TABLE)).get(PLAIN_COUNTER) ?? 0
+      const counters = await readCounters(this.#run)
+      this.#plainInbound = counters(PORT_TABLE).get(PLAIN_COUNTER) ?? 0
     } catch (error) {
       this.#log.debug('Cannot read the counters of our ports', { error: describeError(error) })
     }
   }
 
-  async #write(): Promise<void> {
-    await applyNft(this.#run, replacement(this.#text ?? ''))
+  async #write(plan: PortPlan): Promise<void> {
+    await applyNft(this.#run, replacement(renderPortTable(plan)))
     this.#listing = await readTable(this.#run, PORT_TABLE)
   }
 
   async #repair(): Promise<void> {
     try {
+      // Whoever ended the nft that holds them has taken them away there.
+      this.#hold()
       if ((await readTable(this.#run, PORT_TABLE)) === this.#listing) return
-      if (this.#text === undefined) return
-      await this.#write()
+      if (this.#plan === undefined) return
+      await this.#write(this.#plan)
       this.#log.warn('The rules of our ports were changed by another program; applied again')
     } catch (error) {
       this.#log.error('Cannot keep the rules of our ports', { error: describeError(error) })
