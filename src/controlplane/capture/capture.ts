@@ -322,10 +322,11 @@ class KernelCapture implements Capture {
     const isNew = !held.isHeld || owner.isWornOut
     const open = isNew ? await readCaptured(this.#run) : []
     if (owner.isWornOut) owner.replace()
+    const by = this.#chosen?.kind === 'iptables' ? 'redirect' : 'tproxy'
     const given = {
       settings: this.#options.nft ?? defaultNftSettings,
       addresses: this.#addresses ?? { instances: [], permitted: [] },
-      by: this.#chosen?.kind === 'iptables' ? ('redirect' as const) : ('tproxy' as const),
+      variant: { by, isCopy: true } as const,
     }
     held.update((table) => guardOf(resolved, { ...given, table }), open)
   }

@@ -47,6 +47,7 @@ import {
   changeLines,
   GUARD_SETS,
   GUARD_TABLE,
+  type GuardVariant,
   instanceElement,
   type NftElements,
   type NftSettings,
@@ -555,8 +556,7 @@ export function guardOf(
     readonly settings: NftBackendSettings
     readonly addresses: MeshAddresses
     readonly table: string
-    /** Who diverts. */
-    readonly by?: 'tproxy' | 'redirect'
+    readonly variant?: GuardVariant
   },
 ): { readonly text: string; readonly sets: readonly NftElements[] } {
   const { table } = given
@@ -575,7 +575,7 @@ export function guardOf(
     .filter((set) => set.table === GUARD_TABLE)
     .map((set) => ({ ...set, table }))
   return {
-    text: renderGuardTable(resolved.plan, settings, table, given.by),
+    text: renderGuardTable(resolved.plan, settings, table, given.variant),
     sets: [...units, ...addresses],
   }
 }

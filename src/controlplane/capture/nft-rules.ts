@@ -4,8 +4,11 @@
  *
  *     output      (route)   SYN: who calls is decided once; mark: to loopback, priority: to which capture port
  *                           later segments to an instance: marked when the SYN put their four numbers into `open`
- *     prerouting            SYN with our mark: TPROXY to the capture port; later ones: the daemon's socket or a reset
- *                           containers: by source address, straight to TPROXY
+ *     prerouting            SYN with our mark: TPROXY to the capture port; the kernel itself finds the socket of later
+ *                           ones, or resets them. Containers: by source address, straight to TPROXY
+ *
+ * Every packet of the host passes every base chain, and to pass one costs as much as several of its rules: so there are few, and
+ * what most packets are is asked first.
  *
  * A socket that its process has closed has no owner any more, so later segments are never judged by their owner when
  * the set knows them. The mark is bits that nobody else uses; the packet priority carries the port on its way over
@@ -140,16 +143,11 @@ export function renderCaptureTable(
     // Nobody listens there: the daemon is away.
     `meta l4proto tcp ${RESET}`,
   ])
-  chain('captured', [
-    `${SYN} goto doors`,
-    'socket transparent 1 accept',
-    // No socket waits for it: the daemon is away, or has ended the connection.
-    `meta l4proto tcp ${RESET}`,
-  ])
   chain('prerouting', [
     // After firewalld's reverse-path rule at 10, which drops IPv6 segments that already have a socket.
     'type filter hook prerouting priority 20; policy accept;',
-    `iif lo ${hasMark(mark)} meta l4proto tcp goto captured`,
+    `iif lo tcp flags & (fin | syn | rst | ack) != syn return`,
+    `iif lo ${hasMark(mark)} meta l4proto tcp goto doors`,
     'iif lo return',
     ...families.flatMap((family) => {
       const { n, ip, destination } = words(family)
@@ -472,6 +470,13 @@ function levelOf(path: string): number {
   return path.split('/').length
 }
 
+/** Which guard it is. */
+export interface GuardVariant {
+  /** Who diverts. */
+  readonly by?: 'tproxy' | 'redirect'
+  readonly isCopy?: boolean
+}
+
 /**
  * The guard: a table of its own that refuses whatever of a captured workload would reach a mesh address un-diverted.
  *
@@ -480,13 +485,16 @@ function levelOf(path: string): number {
  *     forward      the same for containers
  *     postrouting  the last look: what is marked, or goes to a virtual address, leaves by loopback or not at all
  *
+ * A copy of it (`isCopy`) only bridges the moment in which all other tables are gone, when nothing is marked: it has no input and no
+ * last look.
+ *
  * It keeps its own record of captured connections, so that it also knows them when the table that diverts is gone.
  */
 export function renderGuardTable(
   plan: CapturePlan,
   settings: NftSettings,
   table = GUARD_TABLE,
-  by: 'tproxy' | 'redirect' = 'tproxy',
+  { by = 'tproxy', isCopy = false }: GuardVariant = {},
 ): string {
   const { mark } = settings
   const chains: string[] = []
@@ -568,24 +576,25 @@ export function renderGuardTable(
     }),
   ])
   // What a container sends is diverted before it is forwarded, and comes in.
-  chain('input', [
-    'type filter hook input priority filter; policy accept;',
-    ...families.flatMap((family) => {
-      const { n, tuple, destination } = words(family)
-      if (sourcesOf(plan, family).length === 0) return []
-      const captured = `iif != lo ${hasMark(mark)} ${destination} @known${n}`
-      return [`${captured} ${SYN} update @open${n} { ${tuple} }`]
-    }),
-  ])
-  chain('postrouting', [
-    'type filter hook postrouting priority 300; policy accept;',
-    'oif lo accept',
-    `meta l4proto tcp ${hasMark(mark)} counter name refused drop`,
-    ...families.map((family) => {
-      const { ip } = words(family)
-      return `${ip} daddr ${virtualNetwork(plan, family)} counter name refused drop`
-    }),
-  ])
+  const captured = families.flatMap((family) => {
+    const { n, tuple, destination } = words(family)
+    if (sourcesOf(plan, family).length === 0) return []
+    return [
+      `iif != lo ${hasMark(mark)} ${destination} @known${n} ${SYN} update @open${n} { ${tuple} }`,
+    ]
+  })
+  if (captured.length > 0 && !isCopy)
+    chain('input', ['type filter hook input priority filter; policy accept;', ...captured])
+  if (!isCopy)
+    chain('postrouting', [
+      'type filter hook postrouting priority 300; policy accept;',
+      'oif lo accept',
+      `meta l4proto tcp ${hasMark(mark)} counter name refused drop`,
+      ...families.map((family) => {
+        const { ip } = words(family)
+        return `${ip} daddr ${virtualNetwork(plan, family)} counter name refused drop`
+      }),
+    ])
   const sets = families.flatMap((family) => {
     const { n, type } = words(family)
     return [

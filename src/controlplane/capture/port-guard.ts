@@ -94,11 +94,20 @@ export class PortGuard implements Disposable {
     this.#held?.[Symbol.dispose]()
   }
 
-  /** Once more, where nobody else can take it away. */
+  /**
+   * Once more, where nobody else can take it away, if anything would be missed for that moment: nobody can bind a port
+   * at which this process listens.
+   */
   #hold(): void {
     const { owner } = this.#options
     const plan = this.#plan
     if (owner === undefined || plan === undefined) return
+    const isMissed =
+      plan.plainInbound.refuses || plan.ports.some(({ movedTo }) => movedTo !== undefined)
+    if (!isMissed) {
+      this.#held?.[Symbol.dispose]()
+      return
+    }
     const complain = (words: string): void =>
       this.#log.warn('The rules of our ports are not held against a flush by others', { words })
     this.#held ??= new HeldGuard(owner, complain, `${PORT_TABLE}_${process.pid}`)
