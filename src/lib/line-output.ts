@@ -94,6 +94,8 @@ export class LineOutput {
         this.kept.shift()
         this.keptBytes -= first.bytes.length
         this.written = 0
+        // A reader that takes everything at once: nobody may log again soon, and no timer is set.
+        if (this.kept.length === 0) this.keepReport()
         first = this.kept[0]
       }
     } catch (error) {
