@@ -152,3 +152,13 @@ function parse(body: string): unknown {
     return undefined
   }
 }
+
+/** The process that answers at an admin address; undefined when none does. */
+export async function daemonPid(address: string): Promise<number | undefined> {
+  const hasPid = (value: unknown): value is { readonly pid: number } =>
+    typeof value === 'object' && value !== null && typeof Reflect.get(value, 'pid') === 'number'
+  return fetchDocument(address, '/v1/status', hasPid).then(
+    (status) => status.pid,
+    () => undefined,
+  )
+}

@@ -20,7 +20,7 @@ import {
   showCapture,
 } from '../daemon/capture-operations.ts'
 import type { ServicesDocument } from '../model/admin.ts'
-import { fetchDocument } from './admin-client.ts'
+import { daemonPid, fetchDocument } from './admin-client.ts'
 
 /** The `capture` command and its subcommands. */
 export function captureCommand(): Command {
@@ -47,9 +47,12 @@ export function captureCommand(): Command {
   command
     .command('clear')
     .description('Remove all rules, chains, sets and routes of hostmesh, and nothing else')
-    .action(async () => {
+    .action(async (_options: unknown, command: Command) => {
       const { removed, notes } = await clearCapture()
       warn(notes)
+      const pid = await daemonPid(command.optsWithGlobals<{ addr: string }>().addr)
+      if (pid !== undefined)
+        warn([`A daemon runs, process ${pid}: what it captures it puts back. Stop it first`])
       console.log(removed ? 'Capture rules are removed' : 'There were no capture rules')
     })
   command

@@ -6,8 +6,7 @@ import { Command } from 'commander'
 import { clearCapture } from '../daemon/capture-operations.ts'
 import { planUninstall, runTool, type UninstallPlan, uninstall } from '../daemon/uninstall.ts'
 import { MeshError } from '../lib/errors.ts'
-import { fetchDocument } from './admin-client.ts'
-import { hasKey } from './admin-command.ts'
+import { daemonPid } from './admin-client.ts'
 import { exitCodes } from './failure.ts'
 
 interface Options {
@@ -55,20 +54,13 @@ export function uninstallCommand(): Command {
 /** A unit is stopped on the way; a daemon that somebody runs by hand is his to stop. */
 async function requireStoppable(plan: UninstallPlan, address: string): Promise<void> {
   if (plan.units.length > 0) return
-  const pid = await fetchDocument(address, '/v1/status', hasPid).then(
-    (status) => status.pid,
-    () => undefined,
-  )
+  const pid = await daemonPid(address)
   if (pid === undefined) return
   throw new MeshError(
     'HM_UNINSTALL_RUNNING',
     `Cannot uninstall: a daemon runs that no unit of systemd has started, process ${pid}`,
     { hint: `End it first: kill ${pid}` },
   )
-}
-
-function hasPid(value: unknown): value is { readonly pid: number } {
-  return hasKey(value, 'pid', (pid) => typeof pid === 'number')
 }
 
 async function removeRules(): Promise<readonly string[]> {

@@ -42,7 +42,7 @@ import {
   type FilesSourceOptions,
 } from '../controlplane/identity/files-source.ts'
 import { capturedService } from '../dataplane/doors.ts'
-import { describeError, MeshError } from '../lib/errors.ts'
+import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import { duplicateDescriptor, isPortFree, setCloseOnExec } from '../lib/listening-socket.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { localPortRange, reservedPorts } from '../lib/port-holder.ts'
@@ -508,11 +508,23 @@ class Daemon implements Incumbent {
     await this.startAdmin()
     if (this.writesRules()) await this.holdRules()
     this.memory?.hold(false)
-    await this.startDns()
-    await this.guardPorts()
-    await this.startCapture()
+    // Whatever fails must not keep the rest from going on; rules are tried again by their upkeep.
+    await this.takeUp('DNS', () => this.startDns())
+    await this.takeUp('The rules of ports', () => this.guardPorts())
+    await this.takeUp('Capture', () => this.startCapture())
     this.startRegistration()
     this.leavesRules = false
+  }
+
+  private async takeUp(what: string, start: () => Promise<void>): Promise<void> {
+    try {
+      await start()
+    } catch (error) {
+      this.log.error(`${what} could not be taken up again`, {
+        code: errorCode(error),
+        error: describeError(error),
+      })
+    }
   }
 
   /** For a daemon that was replaced: its connections go on until they end, or for so long. Called again it is sooner. */

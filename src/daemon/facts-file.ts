@@ -4,7 +4,7 @@
  */
 import { z } from 'zod'
 import { writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
-import { MeshError } from '../lib/errors.ts'
+import { errorCode, MeshError } from '../lib/errors.ts'
 import { readTextFile } from '../lib/read-text-file.ts'
 import { FACTS_FORMAT, FACTS_VERSION, type HostFacts } from '../model/facts.ts'
 
@@ -216,10 +216,17 @@ export function parseFacts(text: string, name: string): HostFacts {
 
 /** Writes facts, readable by the owner alone: they draw a map of the mesh. Replaces the file whole. */
 export function writeFacts(path: string, document: object): void {
-  writeFileAtomically(path, `${JSON.stringify(document, null, 2)}\n`, {
-    mode: 0o600,
-    existing: 'replace',
-  })
+  try {
+    writeFileAtomically(path, `${JSON.stringify(document, null, 2)}\n`, {
+      mode: 0o600,
+      existing: 'replace',
+    })
+  } catch (error) {
+    throw new MeshError('HM_SNAPSHOT_WRITE_FAILED', `Cannot write ${path}: ${errorCode(error)}`, {
+      cause: error,
+      hint: 'Give a file in a folder that exists and that you may write',
+    })
+  }
 }
 
 function invalid(name: string, why: string, cause?: unknown): MeshError {

@@ -19,6 +19,18 @@ test('a plain value and the mark of the connection write over it', () => {
   assert.equal(inChain(prerouting, 'meta mark set meta mark | 0x00001000'), 1, 'it uses our bit')
 })
 
+test('a priority that is written over on loopback is named, too: it says who is calling', () => {
+  const postrouting = 'filter hook postrouting priority mangle'
+  assert.equal(inChain(postrouting, 'meta priority set 1:10'), 1)
+  assert.equal(inChain(postrouting, 'oifname "eth0" meta priority set 1:10'), 0)
+  assert.equal(inChain(postrouting, 'oif != "lo" meta priority set 1:10'), 0)
+  assert.equal(inChain('filter hook input priority filter', 'meta priority set 1:10'), 0)
+  const named = (line: string): number => marksInMangle('iptables', line, MARK).length
+  assert.equal(named('-A POSTROUTING -j CLASSIFY --set-class 0001:0010'), 1)
+  assert.equal(named('-A POSTROUTING -o eth0 -j CLASSIFY --set-class 0001:0010'), 0)
+  assert.equal(named('-A POSTROUTING ! -o lo -j CLASSIFY --set-class 0001:0010'), 0)
+})
+
 test('the next step says how a rule keeps our bit, and a rule that does is named no more', () => {
   const chain = (rule: string): string =>
     `table inet other {\n\tchain c {\n\t\ttype filter hook prerouting priority mangle; policy accept;\n\t\t${rule}\n\t}\n}\n`

@@ -141,6 +141,9 @@ const OWN_ECHO_MS = 120
 /** Everything is looked at this often where not every change is heard: the legacy variant of iptables tells nobody. */
 const UNHEARD_LOOK_MS = 2_000
 
+/** After a look at everything that nobody has asked for, the next one waits so many times as long as it took. */
+const LOOK_SHARE = 30
+
 /** What native tables are made with unless a configuration says otherwise. */
 export const defaultNftSettings: NftBackendSettings = {
   mark: 0x1000,
@@ -186,6 +189,8 @@ class KernelCapture implements Capture {
   #changedAt = -Infinity
   #inSync: boolean | undefined
   #counts: CaptureCounts | undefined
+  /** How long the last look at everything took: tens of thousands of rules of others take seconds. */
+  #lookMs = 0
 
   constructor(options: CaptureOptions) {
     this.#options = options
@@ -201,22 +206,29 @@ class KernelCapture implements Capture {
     return this.#exclusive(async () => {
       this.#resolved = undefined
       const cgroupRoot = await findCgroupRoot()
-      this.#chosen = await this.#choose(plan)
-      // By iptables, too, it refuses what begins while rules and guard are gone, where there is an nft to hold it.
-      this.#canHold =
-        this.#options.maintain?.owner !== undefined &&
-        (this.#chosen.kind === 'nftables' ||
-          (await nftObstacle(this.#run, cgroupRoot)) === undefined)
-      if (this.#addresses !== undefined) await this.#backend().setAddresses(this.#addresses)
-      await this.#backend().setUpkeep(this.#options.maintain !== undefined)
-      await this.#applyPlan(plan, cgroupRoot)
-      if (!this.#isAlone) await this.#clearOthers()
-      this.#isAlone = true
-      this.#inSync = true
-      this.#upkeepProblem = undefined
       const { maintain } = this.#options
-      if (maintain !== undefined) this.#startUpkeep(maintain, plan, cgroupRoot)
+      try {
+        await this.#applyFirst(plan, cgroupRoot)
+      } finally {
+        // What could not be applied is tried again, unless the caller gives up.
+        if (maintain !== undefined) this.#startUpkeep(maintain, plan, cgroupRoot)
+      }
     })
+  }
+
+  async #applyFirst(plan: CapturePlan, cgroupRoot: string | undefined): Promise<void> {
+    this.#chosen = await this.#choose(plan)
+    // By iptables, too, it refuses what begins while rules and guard are gone, where there is an nft to hold it.
+    this.#canHold =
+      this.#options.maintain?.owner !== undefined &&
+      (this.#chosen.kind === 'nftables' || (await nftObstacle(this.#run, cgroupRoot)) === undefined)
+    if (this.#addresses !== undefined) await this.#backend().setAddresses(this.#addresses)
+    await this.#backend().setUpkeep(this.#options.maintain !== undefined)
+    await this.#applyPlan(plan, cgroupRoot)
+    if (!this.#isAlone) await this.#clearOthers()
+    this.#isAlone = true
+    this.#inSync = true
+    this.#upkeepProblem = undefined
   }
 
   updateAddresses(addresses: MeshAddresses): Promise<void> {
@@ -319,15 +331,18 @@ class KernelCapture implements Capture {
     const held = (this.#held ??= new HeldGuard(owner, (words) => {
       this.#log.warn('The guard is not held against a flush by others', { words })
     }))
-    const isNew = !held.isHeld || owner.isWornOut
-    const open = isNew ? await readCaptured(this.#run) : []
-    if (owner.isWornOut) owner.replace()
-    const by = this.#chosen?.kind === 'iptables' ? 'redirect' : 'tproxy'
+    const by: 'redirect' | 'tproxy' = this.#chosen?.kind === 'iptables' ? 'redirect' : 'tproxy'
     const given = {
       settings: this.#options.nft ?? defaultNftSettings,
       addresses: this.#addresses ?? { instances: [], permitted: [] },
-      variant: { by, isCopy: true } as const,
+      by,
     }
+    const isNew = !held.isHeld || owner.isWornOut
+    const open =
+      isNew && by === 'tproxy'
+        ? await readCaptured(this.#run, resolved.plan.daemonUid, given.addresses)
+        : []
+    if (owner.isWornOut) owner.replace()
     held.update((table) => guardOf(resolved, { ...given, table }), open)
   }
 
@@ -424,7 +439,8 @@ class KernelCapture implements Capture {
             this.#chosen?.kind === 'nftables' && every.watch !== undefined
               ? every.verifyEveryMs
               : Math.min(every.verifyEveryMs, UNHEARD_LOOK_MS)
-          return await this.#keep(plan, root, isChanged || sinceVerifyMs >= everyMs)
+          const dueMs = Math.max(everyMs, this.#lookMs * LOOK_SHARE)
+          return await this.#keep(plan, root, isChanged || sinceVerifyMs >= dueMs)
         }),
     })
     this.#upkeep = upkeep
@@ -447,8 +463,10 @@ class KernelCapture implements Capture {
       if (!isDue && !isNew) return false
       if (isNew || !sameIds(ids, applied)) await this.#applyPlan(plan, root)
       if (isDue) {
+        const beganAt = performance.now()
         await this.#repair(plan, root)
         this.#counts = await this.#backend().counts()
+        this.#lookMs = performance.now() - beganAt
       }
       this.#upkeepProblem = undefined
     } catch (error) {
@@ -467,6 +485,8 @@ class KernelCapture implements Capture {
     const drift = await this.#backend().drift(resolved)
     if (drift === undefined) {
       this.#inSync = true
+      // Somebody may have ended the nft that holds it.
+      if (this.#held?.isHeld !== true) await this.#hold()
       return
     }
     this.#inSync = false

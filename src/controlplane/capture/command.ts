@@ -101,7 +101,10 @@ function commandError(
     return new MeshError(
       'HM_CAPTURE_TIMEOUT',
       `${tool} did not finish within ${DEADLINE_MS / 1000} s and was stopped`,
-      { cause: error, hint: 'See whether another program holds the lock of iptables' },
+      {
+        cause: error,
+        hint: 'See how busy the host is, how many rules it has (nft list ruleset), and whether another program holds the lock of iptables',
+      },
     )
   return new MeshError('HM_CAPTURE_TOOL_FAILED', `Cannot run ${tool}`, { cause: error })
 }

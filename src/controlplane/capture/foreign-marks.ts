@@ -1,5 +1,5 @@
 /**
- * Rules of others that write over the mark of capture: what is diverted goes astray then, and its connections time out.
+ * Rules of others that write over the mark of capture, or over the packet priority beside it: what is diverted goes astray then, and its connections time out.
  * They can only be named.
  *
  * The mark must live from our chain on the output hook to ours on the prerouting hook. A rule of a chain that the packet
@@ -59,8 +59,13 @@ export function marksInRuleset(ruleset: string, mark: number): readonly Problem[
       return chain
         .split('\n')
         .map((line) => line.trim())
-        .filter((rule) => writesOver(rule, mark))
-        .map((rule) => clash(`chain ${name} of table ${table}`, rule, mark))
+        .flatMap((rule) => {
+          const where = `chain ${name} of table ${table}`
+          if (writesOver(rule, mark)) return [clash(where, rule, mark)]
+          return /\bmeta priority set /.test(rule) && !leavesElsewhere(rule)
+            ? [priorityClash(where, rule)]
+            : []
+        })
     })
   })
 }
@@ -68,7 +73,10 @@ export function marksInRuleset(ruleset: string, mark: number): readonly Problem[
 /** Those of the mangle table of iptables, as `-S` prints it. Pure. */
 export function marksInMangle(tool: string, listed: string, mark: number): readonly Problem[] {
   return listed.split('\n').flatMap((line) => {
-    if (!line.startsWith('-A ') || line.startsWith('-A OUTPUT') || isOfOthers(line)) return []
+    if (!line.startsWith('-A ') || isOfOthers(line)) return []
+    if (/ -j CLASSIFY /.test(line) && !leavesElsewhere(line))
+      return [priorityClash(`mangle table of ${tool}`, line)]
+    if (line.startsWith('-A OUTPUT')) return []
     const [, words = '0xffffffff'] =
       /--set-xmark \S+?\/(\S+)/.exec(line) ??
       /-j CONNMARK --restore-mark(?: --nfmask (\S+))?/.exec(line) ??
@@ -109,6 +117,25 @@ function isOfOthers(rule: string): boolean {
   return (
     /\b(udp|icmp|icmpv6|esp) |\bl4proto (udp|icmp|ipv6-icmp)|-p (udp|icmp)/.test(rule) ||
     /(?:iifname|iif|-i) "?(?!lo\b)[\w.@*+-]+"?/.test(rule)
+  )
+}
+
+/** What is diverted leaves by loopback. */
+function leavesElsewhere(rule: string): boolean {
+  return (
+    isOfOthers(rule) ||
+    /(?:! -o|oif(?:name)? !=) "?lo\b|(?:oifname|oif|-o) "?(?!lo\b|!=)[\w.@*+-]+"?/.test(rule)
+  )
+}
+
+function priorityClash(where: string, rule: string): Problem {
+  return new Problem(
+    'HM_CAPTURE_MARK_CLASH',
+    `A rule of the ${where} writes over the packet priority, which tells capture who is calling: ${rule}`,
+    {
+      subject: `${where} ${rule}`,
+      hint: 'Have it leave out what leaves by lo: nft: oif != lo, iptables: ! -o lo',
+    },
   )
 }
 

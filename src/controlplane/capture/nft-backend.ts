@@ -6,7 +6,7 @@
  * without a gap; one that is none any more stays `known` until nobody is connected to it.
  */
 import { existsSync, readFileSync } from 'node:fs'
-import { MeshError } from '../../lib/errors.ts'
+import { describeError, MeshError } from '../../lib/errors.ts'
 import { ownAddresses } from '../../lib/own-addresses.ts'
 import {
   canonicalIp,
@@ -37,6 +37,7 @@ import {
   readRuleset,
   readSets,
   readTable,
+  type SetName,
   setKey,
   tableIn,
   takesLines,
@@ -47,7 +48,6 @@ import {
   changeLines,
   GUARD_SETS,
   GUARD_TABLE,
-  type GuardVariant,
   instanceElement,
   type NftElements,
   type NftSettings,
@@ -229,15 +229,26 @@ export class NftBackend implements CaptureBackend {
         this.#run,
         `insert rule inet ${GUARD_TABLE} output meta l4proto tcp meta mark & ${mark} == ${mark} reject with tcp reset\n`,
       )
-    const present = [
+    const tables = [
       ...(guard === undefined ? [] : [GUARD_TABLE]),
       ...(capture === undefined ? [] : [CAPTURE_TABLE]),
     ]
-    const open = present.flatMap((table) => inBothFamilies('open').map((name) => ({ table, name })))
-    const tuples = new Set([...(await readSets(this.#run, open)).values()].flat())
-    if (tuples.size === 0) return
-    const problem = await destroySockets(this.#run, [...tuples])
-    if (problem !== undefined) notes.push(problem)
+    const inTables = (name: string): SetName[] =>
+      tables.flatMap((table) => inBothFamilies(name).map((set) => ({ table, name: set })))
+    try {
+      const known = new Set([...(await readSets(this.#run, inTables('known'))).values()].flat())
+      const sockets = await listSockets(this.#run)
+      const candidates = sockets.filter(({ peer }) => known.has(peer))
+      if (candidates.length === 0) return
+      const open = new Set([...(await readSets(this.#run, inTables('open'))).values()].flat())
+      const captured = candidates
+        .map(({ local, peer }) => `${local} . ${peer}`)
+        .filter((tuple) => open.has(tuple))
+      const problem = await destroySockets(this.#run, captured)
+      if (problem !== undefined) notes.push(problem)
+    } catch (error) {
+      notes.push(`Open captured connections could not be ended: ${describeError(error)}`)
+    }
   }
 
   async #remove(): Promise<void> {
@@ -556,7 +567,8 @@ export function guardOf(
     readonly settings: NftBackendSettings
     readonly addresses: MeshAddresses
     readonly table: string
-    readonly variant?: GuardVariant
+    /** Who diverts. */
+    readonly by?: 'tproxy' | 'redirect'
   },
 ): { readonly text: string; readonly sets: readonly NftElements[] } {
   const { table } = given
@@ -575,16 +587,28 @@ export function guardOf(
     .filter((set) => set.table === GUARD_TABLE)
     .map((set) => ({ ...set, table }))
   return {
-    text: renderGuardTable(resolved.plan, settings, table, given.variant),
+    text: renderGuardTable(resolved.plan, settings, table, given.by),
     sets: [...units, ...addresses],
   }
 }
 
-/** Connections that the guard knows to be captured. */
-export async function readCaptured(run: RunCommand): Promise<readonly NftElements[]> {
-  const names = inBothFamilies('open').map((name) => ({ table: GUARD_TABLE, name }))
-  const sets = await readSets(run, names)
-  return names.map((set) => ({ ...set, kind: 'set', elements: sets.get(setKey(set)) ?? [] }))
+/**
+ * Connections at instance addresses that are captured now, as a guard knows them: those that the daemon's user has accepted. (Its
+ * own record may hold hundreds of thousands of closed ones, which takes nft longer to print than a start may last.)
+ */
+export async function readCaptured(
+  run: RunCommand,
+  daemonUid: number,
+  addresses: MeshAddresses,
+): Promise<readonly NftElements[]> {
+  const sockets = await listSockets(run)
+  const members = membersOf(addresses)
+  return families.map((family) => ({
+    table: GUARD_TABLE,
+    kind: 'set',
+    name: `open${NUMBERS[family]}`,
+    elements: acceptedAt(sockets, daemonUid, members[family].instances),
+  }))
 }
 
 /** Removes the guard alone. Returns whether it was there. */

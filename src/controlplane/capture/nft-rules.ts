@@ -4,8 +4,8 @@
  *
  *     output      (route)   SYN: who calls is decided once; mark: to loopback, priority: to which capture port
  *                           later segments to an instance: marked when the SYN put their four numbers into `open`
- *     prerouting            SYN with our mark: TPROXY to the capture port; the kernel itself finds the socket of later
- *                           ones, or resets them. Containers: by source address, straight to TPROXY
+ *     prerouting            SYN with our mark: TPROXY to the capture port; later ones: the daemon's socket or a reset
+ *                           containers: by source address, straight to TPROXY
  *
  * Every packet of the host passes every base chain, and to pass one costs as much as several of its rules: so there are few, and
  * what most packets are is asked first.
@@ -143,11 +143,23 @@ export function renderCaptureTable(
     // Nobody listens there: the daemon is away.
     `meta l4proto tcp ${RESET}`,
   ])
+  // The kernel by itself finds a wildcard listener for a segment that ends a handshake (SYN cookies), and its own reset cannot
+  // leave from an address that is not one of this host.
+  chain('later', [
+    'socket transparent 1 accept',
+    // No socket waits for it: the daemon is away, or has ended the connection.
+    `meta l4proto tcp ${RESET}`,
+  ])
+  chain('captured', [`${SYN} goto doors`, 'goto later'])
   chain('prerouting', [
     // After firewalld's reverse-path rule at 10, which drops IPv6 segments that already have a socket.
     'type filter hook prerouting priority 20; policy accept;',
-    `iif lo tcp flags & (fin | syn | rst | ack) != syn return`,
-    `iif lo ${hasMark(mark)} meta l4proto tcp goto doors`,
+    `iif lo ${hasMark(mark)} meta l4proto tcp goto captured`,
+    // What goes to a virtual address and has lost its mark, or never needs one, must not meet a listener of others.
+    ...families.map(
+      (family) =>
+        `iif lo ${words(family).ip} daddr ${virtualNetwork(plan, family)} meta l4proto tcp goto later`,
+    ),
     'iif lo return',
     ...families.flatMap((family) => {
       const { n, ip, destination } = words(family)
@@ -255,8 +267,10 @@ function sourceChains(
     const first = `source${n}_${port}_first`
     chain(`source${n}_${port}`, [
       `${SYN} goto ${first}`,
-      `${destination} @known${n} ${tuple} != @open${n} return`,
+      `tcp flags & psh == psh ${tuple} @open${n} update @open${n} { ${tuple} }`,
+      // What has been quiet for long may not be in the set any more: the socket knows better.
       `socket transparent 1 ${setMark(mark)} accept`,
+      `${destination} @known${n} ${tuple} != @open${n} return`,
       `meta l4proto tcp ${RESET}`,
     ])
     chain(first, [
@@ -310,7 +324,7 @@ function beforeCallers({ matches, action }: CaptureRule, word: Words, range: str
   // Open until it ends, also when its service is no longer permitted.
   if (first?.kind === 'permitted')
     return [
-      `${text} ${SYN} counter name permitted update @spared${n} { ${tuple} } return`,
+      `${text} ${SYN} counter name permitted delete @open${n} { ${tuple} } update @spared${n} { ${tuple} } return`,
       `${text} return`,
     ]
   return [`${text} return`]
@@ -470,13 +484,6 @@ function levelOf(path: string): number {
   return path.split('/').length
 }
 
-/** Which guard it is. */
-export interface GuardVariant {
-  /** Who diverts. */
-  readonly by?: 'tproxy' | 'redirect'
-  readonly isCopy?: boolean
-}
-
 /**
  * The guard: a table of its own that refuses whatever of a captured workload would reach a mesh address un-diverted.
  *
@@ -485,16 +492,13 @@ export interface GuardVariant {
  *     forward      the same for containers
  *     postrouting  the last look: what is marked, or goes to a virtual address, leaves by loopback or not at all
  *
- * A copy of it (`isCopy`) only bridges the moment in which all other tables are gone, when nothing is marked: it has no input and no
- * last look.
- *
  * It keeps its own record of captured connections, so that it also knows them when the table that diverts is gone.
  */
 export function renderGuardTable(
   plan: CapturePlan,
   settings: NftSettings,
   table = GUARD_TABLE,
-  { by = 'tproxy', isCopy = false }: GuardVariant = {},
+  by: 'tproxy' | 'redirect' = 'tproxy',
 ): string {
   const { mark } = settings
   const chains: string[] = []
@@ -528,7 +532,9 @@ export function renderGuardTable(
     chain(`diverted${n}`, [
       `${SYN} update @open${n} { ${tuple} } return`,
       `tcp flags & rst == rst update @open${n} { ${tuple} timeout ${RST_SECONDS}s } return`,
-      `tcp flags & fin == fin update @open${n} { ${tuple} timeout ${FIN_SECONDS}s }`,
+      `tcp flags & fin == fin update @open${n} { ${tuple} timeout ${FIN_SECONDS}s } return`,
+      // As in the table that diverts: a connection that is used is known for as long.
+      `tcp flags & psh == psh update @open${n} { ${tuple} }`,
     ])
     chain(`known${n}`, [
       `${hasMark(mark)} goto diverted${n}`,
@@ -580,21 +586,24 @@ export function renderGuardTable(
     const { n, tuple, destination } = words(family)
     if (sourcesOf(plan, family).length === 0) return []
     return [
-      `iif != lo ${hasMark(mark)} ${destination} @known${n} ${SYN} update @open${n} { ${tuple} }`,
+      `iif != lo ${hasMark(mark)} ${destination} @known${n} tcp flags & (syn | psh) != 0 update @open${n} { ${tuple} }`,
     ]
   })
-  if (captured.length > 0 && !isCopy)
+  if (captured.length > 0)
     chain('input', ['type filter hook input priority filter; policy accept;', ...captured])
-  if (!isCopy)
-    chain('postrouting', [
-      'type filter hook postrouting priority 300; policy accept;',
-      'oif lo accept',
-      `meta l4proto tcp ${hasMark(mark)} counter name refused drop`,
-      ...families.map((family) => {
-        const { ip } = words(family)
-        return `${ip} daddr ${virtualNetwork(plan, family)} counter name refused drop`
-      }),
-    ])
+  chain('postrouting', [
+    'type filter hook postrouting priority 300; policy accept;',
+    'oif lo accept',
+    `meta l4proto tcp ${hasMark(mark)} counter name refused drop`,
+    ...families.flatMap((family) => {
+      const { n, ip, tuple, destination } = words(family)
+      return [
+        `${ip} daddr ${virtualNetwork(plan, family)} counter name refused drop`,
+        // Others may have taken the mark after everything else, and sent it on its way anew.
+        `${destination} @known${n} ${tuple} @open${n} counter name refused drop`,
+      ]
+    }),
+  ])
   const sets = families.flatMap((family) => {
     const { n, type } = words(family)
     return [

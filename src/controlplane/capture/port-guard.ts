@@ -16,6 +16,9 @@ import { startUpkeep, type Upkeep } from './upkeep.ts'
 const COUNT_MS = 5_000
 const VERIFY_MS = 10_000
 
+/** After a look that nobody has asked for, the next one waits so many times as long as it took. */
+const LOOK_SHARE = 30
+
 /** Everything that the table may need of nft and of the kernel. */
 const PROBE: PortPlan = {
   ports: [
@@ -53,6 +56,8 @@ export class PortGuard implements Disposable {
   #held: HeldGuard | undefined
   #upkeep: Upkeep | undefined
   #plainInbound = 0
+  /** How long the last look took: tens of thousands of rules of others take seconds. */
+  #lookMs = 0
   #plan: PortPlan | undefined
   /** What the kernel printed of the table when it was as planned. */
   #listing: string | undefined
@@ -66,8 +71,7 @@ export class PortGuard implements Disposable {
   /** Guards these ports and no others from now on. @throws MeshError HM_CAPTURE_* */
   async apply(plan: PortPlan): Promise<void> {
     this.#plan = plan
-    await this.#write(plan)
-    this.#hold()
+    // What could not be written is tried again, unless the caller gives up.
     this.#upkeep ??= startUpkeep({
       folders: [],
       everyMs: COUNT_MS,
@@ -75,12 +79,17 @@ export class PortGuard implements Disposable {
       // What capture changes is heard, too: a look finds all as planned.
       isOwn: () => false,
       pass: async (sinceVerifyMs, isChanged) => {
-        const isDue = isChanged || sinceVerifyMs >= VERIFY_MS
+        const isDue = isChanged || sinceVerifyMs >= Math.max(VERIFY_MS, this.#lookMs * LOOK_SHARE)
+        if (!isDue && sinceVerifyMs < this.#lookMs * LOOK_SHARE) return false
+        const beganAt = performance.now()
         if (isDue) await this.#repair()
         await this.#count()
+        this.#lookMs = performance.now() - beganAt
         return isDue
       },
     })
+    await this.#write(plan)
+    this.#hold()
   }
 
   /** Connections that reached a service around the mesh, as old as {@link COUNT_MS}; from 0 again when the table is made anew. */
@@ -95,15 +104,16 @@ export class PortGuard implements Disposable {
   }
 
   /**
-   * Once more, where nobody else can take it away, if anything would be missed for that moment: nobody can bind a port
-   * at which this process listens.
+   * Once more, where nobody else can take it away, if anything would be missed for that moment: nobody can bind a TCP port at
+   * which this process listens, but where a UDP port has no socket of ours (its loopback twin) somebody can.
    */
   #hold(): void {
     const { owner } = this.#options
     const plan = this.#plan
     if (owner === undefined || plan === undefined) return
     const isMissed =
-      plan.plainInbound.refuses || plan.ports.some(({ movedTo }) => movedTo !== undefined)
+      plan.plainInbound.refuses ||
+      plan.ports.some(({ kind, movedTo }) => kind === 'udp' || movedTo !== undefined)
     if (!isMissed) {
       this.#held?.[Symbol.dispose]()
       return
