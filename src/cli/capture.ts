@@ -47,10 +47,10 @@ export function captureCommand(): Command {
   command
     .command('clear')
     .description('Remove all rules, chains, sets and routes of hostmesh, and nothing else')
-    .action(async (_options: unknown, command: Command) => {
+    .action(async (_options: unknown, clear: Command) => {
       const { removed, notes } = await clearCapture()
       warn(notes)
-      const pid = await daemonPid(command.optsWithGlobals<{ addr: string }>().addr)
+      const pid = await daemonPid(clear.optsWithGlobals<{ addr: string }>().addr)
       if (pid !== undefined)
         warn([`A daemon runs, process ${pid}: what it captures it puts back. Stop it first`])
       console.log(removed ? 'Capture rules are removed' : 'There were no capture rules')

@@ -3,10 +3,12 @@
  * is left behind.
  */
 import assert from 'node:assert/strict'
+import { type ChildProcess, spawn } from 'node:child_process'
 import { after, before, describe, test } from 'node:test'
 import { type Capture, createCapture } from '../../src/controlplane/capture/capture.ts'
 import { createCommandRunner, type RunCommand } from '../../src/controlplane/capture/command.ts'
 import type { CapturePlan } from '../../src/controlplane/capture/rules.ts'
+import { TableOwner } from '../../src/controlplane/capture/table-owner.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { eventually } from '../harness/eventually.ts'
 import { type Namespace, Network } from '../harness/network.ts'
@@ -305,6 +307,46 @@ describe('nftables', () => {
     for (const { ip, port } of virtual)
       assert.deepEqual(await connectFrom(a, { uid: WEB }, ip, port), REFUSED)
     await capture.apply(plan)
+  })
+
+  test('what ends a handshake by SYN cookies reaches no listener of others, and is reset', async () => {
+    await capture.apply(plan)
+    await instances(b.ip, b.ip6)
+    const cookies = 'net.ipv4.tcp_syncookies'
+    const before = (await a.run('sysctl', '-n', cookies)).trim()
+    // The kernel remembers no first segment, so that the third meets whoever listens at its address.
+    await a.run('sysctl', '-qw', `${cookies}=2`)
+    const spy = await startListener(a, [5_432, 6_379], 'plain')
+    try {
+      for (const { ip, port } of [...virtual, ...[b.ip, b.ip6].map(atInstancePort)])
+        assert.match(
+          String((await connectFrom(a, { uid: WEB }, ip, port)).error),
+          /Connection reset|Connection refused/,
+          ip,
+        )
+    } finally {
+      await spy.stop()
+      await a.run('sysctl', '-qw', `${cookies}=${before}`)
+    }
+  })
+
+  test('the copy of the guard comes back when its nft has ended', async () => {
+    const children: ChildProcess[] = []
+    const owner = new TableOwner(() => {
+      const [command = '', ...args] = a.inside(['nft', '-i'])
+      const child = spawn(command, args, { stdio: ['pipe', 'ignore', 'pipe'] })
+      children.push(child)
+      return child
+    })
+    const maintain = { verifyEveryMs: 200, cgroupEveryMs: 100, owner }
+    await using kept = createCapture({ run, backend, maintain })
+    await kept.apply(plan)
+    const held = async (): Promise<string> => nft('list', 'tables', 'inet')
+    const name = `hostmesh_held_${process.pid}`
+    await eventually(async () => assert.match(await held(), new RegExp(`${name}$`, 'm')))
+    children[0]?.kill('SIGKILL')
+    await eventually(async () => assert.match(await held(), new RegExp(`${name}_2$`, 'm')))
+    assert.equal(kept.condition().isGuardHeld, true)
   })
 
   test('the guard holds when what diverts is gone', async () => {
