@@ -8,7 +8,7 @@ import { once } from 'node:events'
 import { existsSync } from 'node:fs'
 import { mkdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { test } from 'node:test'
+import { after, test } from 'node:test'
 import { promisify } from 'node:util'
 import { stringify } from 'yaml'
 import { buildProgram } from '../../src/cli/program.ts'
@@ -70,6 +70,21 @@ function recordingLog(): { log: Log; lines: string[] } {
   }
   const log: Log = { debug: note, info: note, warn: note, error: note, child: () => log }
   return { log, lines: recorded }
+}
+
+// A unit's daemon keeps its ports when it has stopped; this machine's own daemon may have had such a table before.
+const hadPorts = tablePresence()
+after(async () => {
+  if (!(await hadPorts) && (await tablePresence()))
+    await run('nft', ['delete', 'table', 'inet', 'hostmesh_ports'])
+})
+
+/** Whether the table that keeps ports is there. */
+async function tablePresence(): Promise<boolean> {
+  return run('nft', ['list', 'table', 'inet', 'hostmesh_ports']).then(
+    () => true,
+    () => false,
+  )
 }
 
 test('messages arrive at a socket that is a path and at one that is abstract', async () => {

@@ -313,7 +313,7 @@ describe('nftables', () => {
     await capture.apply(plan)
     await instances(b.ip, b.ip6)
     const cookies = 'net.ipv4.tcp_syncookies'
-    const before = (await a.run('sysctl', '-n', cookies)).trim()
+    const usual = (await a.run('sysctl', '-n', cookies)).trim()
     // The kernel remembers no first segment, so that the third meets whoever listens at its address.
     await a.run('sysctl', '-qw', `${cookies}=2`)
     const spy = await startListener(a, [5_432, 6_379], 'plain')
@@ -326,7 +326,7 @@ describe('nftables', () => {
         )
     } finally {
       await spy.stop()
-      await a.run('sysctl', '-qw', `${cookies}=${before}`)
+      await a.run('sysctl', '-qw', `${cookies}=${usual}`)
     }
   })
 
