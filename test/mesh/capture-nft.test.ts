@@ -330,6 +330,26 @@ describe('nftables', () => {
     }
   })
 
+  test('what could not be applied is tried again', async () => {
+    await capture.clear()
+    let fails = true
+    const unreliable: RunCommand = (tool, args, input) =>
+      fails && args[0] === '-f'
+        ? Promise.resolve({ status: 1, stdout: '', stderr: 'not now' })
+        : run(tool, args, input)
+    const maintain = { verifyEveryMs: 200, cgroupEveryMs: 100 }
+    await using kept = createCapture({ run: unreliable, backend, maintain })
+    await kept.updateAddresses({ instances: [atInstancePort(b.ip)], permitted: [] })
+    await assert.rejects(kept.apply(plan), /not now/)
+    fails = false
+    await eventually(async () => assert.equal((await kept.show()).inSync, true))
+    assert.deepEqual(await connectFrom(a, { uid: WEB }, b.ip, INSTANCE_PORT), {
+      port: PORTS.web,
+      original: atInstancePort(b.ip),
+    })
+    assert.deepEqual(kept.problems(), [])
+  })
+
   test('the copy of the guard comes back when its nft has ended', async () => {
     const children: ChildProcess[] = []
     const owner = new TableOwner(() => {

@@ -436,7 +436,9 @@ class KernelCapture implements Capture {
         this.#exclusive(async () => {
           if (this.#upkeep !== upkeep) return false
           const everyMs =
-            this.#chosen?.kind === 'nftables' && every.watch !== undefined
+            this.#resolved !== undefined &&
+            this.#chosen?.kind === 'nftables' &&
+            every.watch !== undefined
               ? every.verifyEveryMs
               : Math.min(every.verifyEveryMs, UNHEARD_LOOK_MS)
           const dueMs = Math.max(everyMs, this.#lookMs * LOOK_SHARE)
@@ -457,8 +459,13 @@ class KernelCapture implements Capture {
    */
   async #keep(plan: CapturePlan, root: string | undefined, isDue: boolean): Promise<boolean> {
     try {
+      if (this.#resolved === undefined) {
+        // It could not be applied: all of it once more.
+        if (isDue) await this.#applyFirst(plan, root)
+        return isDue
+      }
       const ids = readCgroupIds(plan, root)
-      const applied = this.#resolved?.cgroupIds ?? new Map<string, string>()
+      const applied = this.#resolved.cgroupIds
       const isNew = [...ids].some(([path, id]) => applied.get(path) !== id)
       if (!isDue && !isNew) return false
       if (isNew || !sameIds(ids, applied)) await this.#applyPlan(plan, root)

@@ -71,25 +71,28 @@ export class PortGuard implements Disposable {
   /** Guards these ports and no others from now on. @throws MeshError HM_CAPTURE_* */
   async apply(plan: PortPlan): Promise<void> {
     this.#plan = plan
-    // What could not be written is tried again, unless the caller gives up.
-    this.#upkeep ??= startUpkeep({
-      folders: [],
-      everyMs: COUNT_MS,
-      watch: this.#options.watch,
-      // What capture changes is heard, too: a look finds all as planned.
-      isOwn: () => false,
-      pass: async (sinceVerifyMs, isChanged) => {
-        const isDue = isChanged || sinceVerifyMs >= Math.max(VERIFY_MS, this.#lookMs * LOOK_SHARE)
-        if (!isDue && sinceVerifyMs < this.#lookMs * LOOK_SHARE) return false
-        const beganAt = performance.now()
-        if (isDue) await this.#repair()
-        await this.#count()
-        this.#lookMs = performance.now() - beganAt
-        return isDue
-      },
-    })
-    await this.#write(plan)
-    this.#hold()
+    try {
+      await this.#write(plan)
+      this.#hold()
+    } finally {
+      // What could not be written is tried again, unless the caller gives up.
+      this.#upkeep ??= startUpkeep({
+        folders: [],
+        everyMs: COUNT_MS,
+        watch: this.#options.watch,
+        // What capture changes is heard, too: a look finds all as planned.
+        isOwn: () => false,
+        pass: async (sinceVerifyMs, isChanged) => {
+          const isDue = isChanged || sinceVerifyMs >= Math.max(VERIFY_MS, this.#lookMs * LOOK_SHARE)
+          if (!isDue && sinceVerifyMs < this.#lookMs * LOOK_SHARE) return false
+          const beganAt = performance.now()
+          if (isDue) await this.#repair()
+          await this.#count()
+          this.#lookMs = performance.now() - beganAt
+          return isDue
+        },
+      })
+    }
   }
 
   /** Connections that reached a service around the mesh, as old as {@link COUNT_MS}; from 0 again when the table is made anew. */
@@ -142,10 +145,12 @@ export class PortGuard implements Disposable {
     try {
       // Whoever ended the nft that holds them has taken them away there.
       this.#hold()
-      if ((await readTable(this.#run, PORT_TABLE)) === this.#listing) return
       if (this.#plan === undefined) return
+      const isWritten = this.#listing !== undefined
+      if (isWritten && (await readTable(this.#run, PORT_TABLE)) === this.#listing) return
       await this.#write(this.#plan)
-      this.#log.warn('The rules of our ports were changed by another program; applied again')
+      if (isWritten)
+        this.#log.warn('The rules of our ports were changed by another program; applied again')
     } catch (error) {
       this.#log.error('Cannot keep the rules of our ports', { error: describeError(error) })
     }
