@@ -30,7 +30,7 @@ import {
 import { clearRouting } from './routing.ts'
 import type { CapturePlan, Family } from './rules.ts'
 import type { TableOwner } from './table-owner.ts'
-import { startUpkeep, type Upkeep } from './upkeep.ts'
+import { pauseAfterLookMs, startUpkeep, type Upkeep } from './upkeep.ts'
 import {
   cgroupParents,
   findCgroupRoot,
@@ -140,9 +140,6 @@ const OWN_ECHO_MS = 120
 
 /** Everything is looked at this often where not every change is heard: the legacy variant of iptables tells nobody. */
 const UNHEARD_LOOK_MS = 2_000
-
-/** After a look at everything that nobody has asked for, the next one waits so many times as long as it took. */
-const LOOK_SHARE = 30
 
 /** What native tables are made with unless a configuration says otherwise. */
 export const defaultNftSettings: NftBackendSettings = {
@@ -441,7 +438,7 @@ class KernelCapture implements Capture {
             every.watch !== undefined
               ? every.verifyEveryMs
               : Math.min(every.verifyEveryMs, UNHEARD_LOOK_MS)
-          const dueMs = Math.max(everyMs, this.#lookMs * LOOK_SHARE)
+          const dueMs = Math.max(everyMs, pauseAfterLookMs(this.#lookMs))
           return await this.#keep(plan, root, isChanged || sinceVerifyMs >= dueMs)
         }),
     })

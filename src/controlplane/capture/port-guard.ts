@@ -10,14 +10,11 @@ import type { WatchKernel } from './kernel-changes.ts'
 import { applyNft, checkNft, readCounters, readTable } from './nft.ts'
 import { PLAIN_COUNTER, PORT_TABLE, type PortPlan, renderPortTable } from './port-rules.ts'
 import type { TableOwner } from './table-owner.ts'
-import { startUpkeep, type Upkeep } from './upkeep.ts'
+import { pauseAfterLookMs, startUpkeep, type Upkeep } from './upkeep.ts'
 
 /** How often the kernel's counters are read, and the table is looked at although nobody was heard. Milliseconds. */
 const COUNT_MS = 5_000
 const VERIFY_MS = 10_000
-
-/** After a look that nobody has asked for, the next one waits so many times as long as it took. */
-const LOOK_SHARE = 30
 
 /** Everything that the table may need of nft and of the kernel. */
 const PROBE: PortPlan = {
@@ -83,8 +80,9 @@ export class PortGuard implements Disposable {
         // What capture changes is heard, too: a look finds all as planned.
         isOwn: () => false,
         pass: async (sinceVerifyMs, isChanged) => {
-          const isDue = isChanged || sinceVerifyMs >= Math.max(VERIFY_MS, this.#lookMs * LOOK_SHARE)
-          if (!isDue && sinceVerifyMs < this.#lookMs * LOOK_SHARE) return false
+          const pauseMs = pauseAfterLookMs(this.#lookMs)
+          const isDue = isChanged || sinceVerifyMs >= Math.max(VERIFY_MS, pauseMs)
+          if (!isDue && sinceVerifyMs < pauseMs) return false
           const beganAt = performance.now()
           if (isDue) await this.#repair()
           await this.#count()

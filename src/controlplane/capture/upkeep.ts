@@ -14,6 +14,15 @@ const MIN_LOOK_PAUSE_MS = 250
 /** A look because of what is most likely the echo of a change of ours may wait this long. */
 const ECHO_LOOK_MS = 1_500
 
+/** What takes longer than this is a host with tens of thousands of rules of others, not one that is busy. */
+const LONG_LOOK_MS = 2_000
+const LONG_LOOK_SHARE = 20
+
+/** How long the next look at everything that nobody has asked for waits, after one that took so long: 5 % of a processor. */
+export function pauseAfterLookMs(lookMs: number): number {
+  return lookMs < LONG_LOOK_MS ? 0 : lookMs * LONG_LOOK_SHARE
+}
+
 /** A loop that runs until it is stopped. */
 export interface Upkeep {
   stop(): void
