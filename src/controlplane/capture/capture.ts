@@ -432,13 +432,13 @@ class KernelCapture implements Capture {
       pass: (sinceVerifyMs, isChanged) =>
         this.#exclusive(async () => {
           if (this.#upkeep !== upkeep) return false
-          const everyMs =
+          const isHeard =
             this.#resolved !== undefined &&
             this.#chosen?.kind === 'nftables' &&
             every.watch !== undefined
-              ? every.verifyEveryMs
-              : Math.min(every.verifyEveryMs, UNHEARD_LOOK_MS)
-          const dueMs = Math.max(everyMs, pauseAfterLookMs(this.#lookMs))
+          const dueMs = isHeard
+            ? Math.max(every.verifyEveryMs, pauseAfterLookMs(this.#lookMs))
+            : Math.min(every.verifyEveryMs, UNHEARD_LOOK_MS)
           return await this.#keep(plan, root, isChanged || sinceVerifyMs >= dueMs)
         }),
     })
