@@ -348,6 +348,9 @@ describe('nftables', () => {
       original: atInstancePort(b.ip),
     })
     assert.deepEqual(kept.problems(), [])
+    await kept[Symbol.asyncDispose]()
+    await capture.apply(plan)
+    await instances(b.ip, b.ip6)
   })
 
   test('the copy of the guard comes back when its nft has ended', async () => {
