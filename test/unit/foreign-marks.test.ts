@@ -27,6 +27,7 @@ test('a priority that is written over on loopback is named, too: it says who is 
   assert.equal(inChain('filter hook input priority filter', 'meta priority set 1:10'), 0)
   const named = (line: string): number => marksInMangle('iptables', line, MARK).length
   assert.equal(named('-A POSTROUTING -j CLASSIFY --set-class 0001:0010'), 1)
+  assert.equal(named('-A OUTPUT -j CLASSIFY --set-class 0001:0010'), 0, 'ours comes after it')
   assert.equal(named('-A POSTROUTING -o eth0 -j CLASSIFY --set-class 0001:0010'), 0)
   assert.equal(named('-A POSTROUTING ! -o lo -j CLASSIFY --set-class 0001:0010'), 0)
 })

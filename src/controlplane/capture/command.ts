@@ -22,11 +22,11 @@ export type RunCommand = (
 /** Where tools are looked for, whatever PATH the caller has: a service's PATH may lack sbin. */
 export const SYSTEM_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
-/** An nft that reads commands writes its history into HOME, or into the root folder where there is none. */
-const NO_HOME = '/dev/null'
-
-/** What an nft that reads commands is started with. */
-export const NFT_ENVIRONMENT = { PATH: SYSTEM_PATH, LC_ALL: 'C', HOME: NO_HOME }
+/**
+ * What tools are started with. An nft that reads commands writes its history into HOME, or into the root folder where there is
+ * none: here it can do neither.
+ */
+export const TOOL_ENVIRONMENT = { PATH: SYSTEM_PATH, LC_ALL: 'C', HOME: '/dev/null' }
 
 /** Tools wait up to 5 s for the lock of iptables; what takes longer than this hangs. */
 const DEADLINE_MS = 15_000
@@ -51,7 +51,7 @@ export function createCommandRunner(searchPath: string = SYSTEM_PATH): RunComman
   return (tool, args, input = '') =>
     new Promise((resolve, reject) => {
       const child = spawn(tool, [...args], {
-        env: { ...NFT_ENVIRONMENT, PATH: searchPath },
+        env: { ...TOOL_ENVIRONMENT, PATH: searchPath },
         detached: true,
         stdio: 'pipe',
       })

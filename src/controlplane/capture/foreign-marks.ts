@@ -1,6 +1,6 @@
 /**
- * Rules of others that write over the mark of capture, or over the packet priority beside it: what is diverted goes astray then, and its connections time out.
- * They can only be named.
+ * Rules of others that write over the mark of capture, or over the packet priority beside it: what is diverted goes astray
+ * then, and its connections time out or are refused. They can only be named.
  *
  * The mark must live from our chain on the output hook to ours on the prerouting hook. A rule of a chain that the packet
  * meets between them keeps it, writes over it (a plain value, the mark of the connection), or sets it for packets that are not ours.
@@ -73,10 +73,9 @@ export function marksInRuleset(ruleset: string, mark: number): readonly Problem[
 /** Those of the mangle table of iptables, as `-S` prints it. Pure. */
 export function marksInMangle(tool: string, listed: string, mark: number): readonly Problem[] {
   return listed.split('\n').flatMap((line) => {
-    if (!line.startsWith('-A ') || isOfOthers(line)) return []
+    if (!line.startsWith('-A ') || line.startsWith('-A OUTPUT') || isOfOthers(line)) return []
     if (/ -j CLASSIFY /.test(line) && !leavesElsewhere(line))
       return [priorityClash(`mangle table of ${tool}`, line)]
-    if (line.startsWith('-A OUTPUT')) return []
     const [, words = '0xffffffff'] =
       /--set-xmark \S+?\/(\S+)/.exec(line) ??
       /-j CONNMARK --restore-mark(?: --nfmask (\S+))?/.exec(line) ??

@@ -195,10 +195,9 @@ export class NftBackend implements CaptureBackend {
       rulesIn(table, tableIn(ruleset, table) ?? ''),
     )
     const held = await this.#readStatic()
+    const count = (family: Family): number | undefined =>
+      held.get(setKey({ table: CAPTURE_TABLE, name: `instances${NUMBERS[family]}` }))?.size
     const instances = { v4: count('v4'), v6: count('v6') }
-    function count(family: Family): number | undefined {
-      return held.get(setKey({ table: CAPTURE_TABLE, name: `instances${NUMBERS[family]}` }))?.size
-    }
     const spared = await this.#readSpared()
     const counts = await this.#counts(spared.length)
     return { rules, instances, counts, spared: spared.map(connectionText) }
@@ -233,6 +232,7 @@ export class NftBackend implements CaptureBackend {
       ...(guard === undefined ? [] : [GUARD_TABLE]),
       ...(capture === undefined ? [] : [CAPTURE_TABLE]),
     ]
+    if (tables.length === 0) return
     const inTables = (name: string): SetName[] =>
       tables.flatMap((table) => inBothFamilies(name).map((set) => ({ table, name: set })))
     try {

@@ -5,7 +5,7 @@
  * goes with this process, whatever ends it.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { NFT_ENVIRONMENT } from './command.ts'
+import { TOOL_ENVIRONMENT } from './command.ts'
 
 /** Starts an nft that reads commands, one transaction a line. */
 export type StartNft = () => ChildProcess
@@ -14,7 +14,7 @@ export type StartNft = () => ChildProcess
 export function startNft(): ChildProcess {
   return spawn('nft', ['-i'], {
     detached: true,
-    env: NFT_ENVIRONMENT,
+    env: TOOL_ENVIRONMENT,
     stdio: ['pipe', 'ignore', 'pipe'],
   })
 }
