@@ -33,7 +33,15 @@ test('no ports left towards the application: those beyond are refused and counte
     response_flags: 'UF',
   })
   const beyond = await Promise.all(
-    Array.from({ length: 4 }, async () => (await (await web.dial('db')).readRest()).ending),
+    Array.from({ length: 4 }, async () => {
+      try {
+        return (await (await web.dial('db')).readRest()).ending
+      } catch (error) {
+        // The same reset, heard by a busy caller before it has seen that it was connected.
+        if (/connect ECONNRESET/.test(String(error))) return 'ECONNRESET'
+        throw error
+      }
+    }),
   )
   assert.deepEqual([...new Set(beyond)], ['ECONNRESET'])
   const refused = await b.daemon.metric('hostmesh_tcp_connections_closed_total', {
