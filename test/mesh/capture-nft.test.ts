@@ -253,6 +253,7 @@ describe('nftables', () => {
       'the guard gone': ['nft', 'delete', 'table', 'inet', 'hostmesh_guard'],
       'a set flushed': ['nft', 'flush', 'set', 'inet', 'hostmesh', 'instances4'],
       'the rule of the mark gone': ['ip', 'rule', 'del', 'priority', '5'],
+      'the rule of virtual addresses gone': ['ip', 'rule', 'del', 'priority', '6'],
       'the route of the mark gone': ['ip', 'route', 'flush', 'table', '213'],
       'the route of virtual addresses gone': ['ip', 'route', 'del', '240.0.0.0/4'],
     }
@@ -382,6 +383,24 @@ describe('nftables', () => {
     assert.equal((await connectFrom(a, { uid: WEB }, b.ip, 22)).port, 22)
     assert.equal((await capture.show()).counts.guarded, counted + 4)
     await capture.apply(plan)
+  })
+
+  test('no ip rule of others leads virtual addresses elsewhere', async () => {
+    await capture.apply(plan)
+    const rules = [
+      ['from', a.ip],
+      ['uidrange', `${WEB}-${WEB}`],
+      ['from', 'all'],
+    ]
+    await a.run('ip', 'route', 'add', 'default', 'via', b.ip, 'dev', 'eth0', 'table', '100')
+    for (const words of rules) {
+      await a.run('ip', 'rule', 'add', ...words, 'priority', '1000', 'table', '100')
+      for (const { ip, port } of virtual)
+        assert.equal((await connectFrom(a, { uid: WEB }, ip, port)).port, PORTS.web, words.join())
+      await a.run('ip', 'rule', 'del', 'priority', '1000')
+    }
+    await a.run('ip', 'route', 'flush', 'table', '100')
+    assert.deepEqual(capture.problems(), [])
   })
 
   test('when IPv6 routing cannot be applied to a fresh host, nothing stays', async () => {

@@ -2,6 +2,7 @@
  * Routes and routing rules of capture, marked by their protocol number so that exactly they can be removed.
  *
  *     ip rule   fwmark MARK/MASK lookup TABLE   what is marked goes to loopback, before every other rule
+ *     ip rule   to RANGE lookup main            no rule of others leads virtual addresses anywhere else
  *     TABLE     local default dev lo            and is delivered there; `throw` for containers: their way back
  *     main      RANGE dev lo src HOST           virtual addresses never need a gateway and never leave the host
  *
@@ -35,6 +36,8 @@ const ipRules = z.array(
     priority: z.number().optional(),
     fwmark: z.string().optional(),
     fwmask: z.string().optional(),
+    dst: z.string().optional(),
+    dstlen: z.number().optional(),
     table: z.string().optional(),
   }),
 )
@@ -60,24 +63,46 @@ type IpRoute = z.infer<typeof ipRoutes>[number]
 
 const FLAG: Record<Family, string> = { v4: '-4', v6: '-6' }
 const HEX = 16
+/** The number of the main table. */
+const MAIN_TABLE = '254'
 
 /** Makes routes and rule of a family as wanted. Returns what is wrong, one sentence each. @throws MeshError */
 export async function ensureRouting(run: RunCommand, wanted: WantedRouting): Promise<string[]> {
   const { family } = wanted
   const [rules, source] = await Promise.all([readRules(run, family), hostAddress(run, family)])
-  const isRuleThere = rules.some((rule) => isOurs(rule, wanted))
-  for (const words of routingCommands(wanted, source))
-    if (words[0] !== 'rule' || !isRuleThere) await change(run, family, words)
+  for (const { words, isThere } of ruleCommands(wanted))
+    if (!rules.some(isThere)) await change(run, family, words)
+  for (const words of routeCommands(wanted, source)) await change(run, family, words)
   return clashes(rules, wanted)
 }
 
-/** What `ip` is told for one family; virtual addresses are spoken to from `source`. */
-export function routingCommands(wanted: WantedRouting, source?: string): string[][] {
+/** What `ip` is told for one family. */
+export function routingCommands(wanted: WantedRouting): string[][] {
+  return [...ruleCommands(wanted).map(({ words }) => words), ...routeCommands(wanted)]
+}
+
+/** The rules of a family, each with how it is known among those that there are. */
+function ruleCommands(
+  wanted: WantedRouting,
+): { readonly words: string[]; readonly isThere: (rule: IpRule) => boolean }[] {
+  const add = (words: readonly string[]): string[] => [
+    'rule',
+    'add',
+    ...words,
+    'protocol',
+    'kernel',
+  ]
+  return [
+    { words: add(markRuleWords(wanted)), isThere: (rule) => isMarkRule(rule, wanted) },
+    { words: add(rangeRuleWords(wanted)), isThere: (rule) => isRangeRule(rule, wanted) },
+  ]
+}
+
+function routeCommands(wanted: WantedRouting, source?: string): string[][] {
   const { range, table, containers } = wanted
   const ours = ['proto', ROUTE_PROTOCOL]
   const inTable = ['table', String(table), ...ours]
   return [
-    ['rule', 'add', ...ruleWords(wanted), 'protocol', 'kernel'],
     ['route', 'replace', 'local', 'default', 'dev', 'lo', ...inTable],
     ...containers.map((ip) => ['route', 'replace', 'throw', ip, ...inTable]),
     rangeRouteWords(range, source),
@@ -129,8 +154,10 @@ export async function routingDrift(
     readRoutes(run, family, ['route', 'show', 'table', String(table)]),
     rangeRouteDrift(run, family, range),
   ])
-  if (!rules.some((rule) => isOurs(rule, wanted)))
+  if (!rules.some((rule) => isMarkRule(rule, wanted)))
     return `there is no ip rule for the mark ${hex(wanted.mark)}`
+  if (!rules.some((rule) => isRangeRule(rule, wanted)))
+    return `there is no ip rule for the virtual addresses ${range}`
   if (!routes.some(({ type, dst }) => type === 'local' && dst === 'default'))
     return `routing table ${table} does not lead to loopback`
   for (const ip of containers)
@@ -148,9 +175,17 @@ export async function clearRouting(run: RunCommand): Promise<boolean> {
     if (routes.length === 0) continue
     removed = true
     const tables = new Set(routes.flatMap(({ table }) => (table === undefined ? [] : [table])))
-    for (const { priority, fwmark, table = '' } of await readRules(run, family))
-      if (fwmark !== undefined && tables.has(table))
-        await run('ip', [FLAG[family], 'rule', 'del', 'priority', String(priority), 'table', table])
+    const ranges = new Set(routes.map(({ dst }) => dst))
+    for (const rule of await readRules(run, family)) {
+      const { priority, fwmark, table = '' } = rule
+      const to = destinationOf(rule)
+      const isForMark = fwmark !== undefined && tables.has(table)
+      const isForRange = fwmark === undefined && to !== undefined && ranges.has(to)
+      if (!isForMark && !isForRange) continue
+      const place = ['priority', String(priority), 'table', table]
+      const words = to === undefined ? place : ['to', to, ...place]
+      await run('ip', [FLAG[family], 'rule', 'del', ...words])
+    }
     await run('ip', [FLAG[family], 'route', 'flush', 'table', 'all', 'proto', ROUTE_PROTOCOL])
   }
   return removed
@@ -160,7 +195,7 @@ export async function clearRouting(run: RunCommand): Promise<boolean> {
 function clashes(rules: readonly IpRule[], wanted: WantedRouting): string[] {
   const { mark, priority, table, family } = wanted
   return rules.flatMap((rule) => {
-    if (isOurs(rule, wanted) || rule.priority === 0) return []
+    if (isMarkRule(rule, wanted) || isRangeRule(rule, wanted) || rule.priority === 0) return []
     const value = Number.parseInt(rule.fwmark ?? '0', HEX)
     const mask = Number.parseInt(rule.fwmask ?? '0xffffffff', HEX)
     const where = `the ip rule of priority ${rule.priority} (IP${family}, table ${rule.table})`
@@ -172,13 +207,13 @@ function clashes(rules: readonly IpRule[], wanted: WantedRouting): string[] {
       return [
         `${where} leads to our table ${table}; set capture.routeTable to one that nobody uses`,
       ]
-    if ((rule.priority ?? 0) <= priority)
+    if ((rule.priority ?? 0) <= priority + 1)
       return [`${where} comes before ours; set capture.rulePriority below it`]
     return []
   })
 }
 
-function isOurs(rule: IpRule, { mark, priority, table }: RoutingSettings): boolean {
+function isMarkRule(rule: IpRule, { mark, priority, table }: RoutingSettings): boolean {
   return (
     rule.priority === priority &&
     rule.table === String(table) &&
@@ -187,9 +222,24 @@ function isOurs(rule: IpRule, { mark, priority, table }: RoutingSettings): boole
   )
 }
 
-function ruleWords({ mark, priority, table }: RoutingSettings): string[] {
+function markRuleWords({ mark, priority, table }: RoutingSettings): string[] {
   const words = ['fwmark', `${hex(mark)}/${hex(mark)}`, 'priority', String(priority)]
   return [...words, 'table', String(table)]
+}
+
+function isRangeRule(rule: IpRule, { range, priority }: WantedRouting): boolean {
+  return (
+    rule.priority === priority + 1 && rule.table === MAIN_TABLE && destinationOf(rule) === range
+  )
+}
+
+/** After the rule of the mark, and before all of others: a VPN or a second uplink may lead everything else elsewhere. */
+function rangeRuleWords({ range, priority }: WantedRouting): string[] {
+  return ['to', range, 'priority', String(priority + 1), 'table', MAIN_TABLE]
+}
+
+function destinationOf({ dst, dstlen }: IpRule): string | undefined {
+  return dst === undefined || dstlen === undefined ? undefined : `${dst}/${dstlen}`
 }
 
 /** The address that applications of this host speak from; undefined when it has none. */
