@@ -10,9 +10,10 @@ import { createCommandRunner, type RunCommand } from '../../src/controlplane/cap
 import type { CapturePlan } from '../../src/controlplane/capture/rules.ts'
 import { TableOwner } from '../../src/controlplane/capture/table-owner.ts'
 import { MeshError } from '../../src/lib/errors.ts'
+import type { SocketAddress } from '../../src/model/address.ts'
 import { eventually } from '../harness/eventually.ts'
 import { type Namespace, Network } from '../harness/network.ts'
-import type { OwnedProcess } from '../harness/owned-process.ts'
+import { OwnedProcess } from '../harness/owned-process.ts'
 import { connectFrom, startListener, TestCgroup } from './capture-host.ts'
 
 const backend = 'nftables'
@@ -44,6 +45,25 @@ const virtual = [
 const REFUSED = { error: 'Connection refused' }
 
 const atInstancePort = (ip: string) => ({ ip, port: INSTANCE_PORT })
+
+function asUser(uid: number, script: string): string[] {
+  return ['setpriv', `--reuid=${uid}`, '--clear-groups', process.execPath, '-e', script]
+}
+
+/** Says hello from one address and port to another as a user; what comes back, at most 5 s later. */
+async function talk(
+  host: Namespace,
+  uid: number,
+  from: SocketAddress,
+  to: SocketAddress,
+): Promise<string> {
+  const { ip: localAddress, port: localPort } = from
+  const options = JSON.stringify({ host: to.ip, port: to.port, localAddress, localPort })
+  const script = `const socket = require('node:net').connect(${options}, () => socket.write('hello'))
+    socket.on('error', (error) => console.log(error.code)).setTimeout(5000, () => socket.destroy(new Error('silence')))
+    socket.on('data', (bytes) => { process.stdout.write(bytes); socket.destroy() })`
+  return (await host.run(...asUser(uid, script))).trim()
+}
 
 describe('nftables', () => {
   let network: Network
@@ -383,6 +403,37 @@ describe('nftables', () => {
     assert.equal((await connectFrom(a, { uid: WEB }, b.ip, 22)).port, 22)
     assert.equal((await capture.show()).counts.guarded, counted + 4)
     await capture.apply(plan)
+  })
+
+  test('a delivery of the daemon is not taken for the captured connection that had its numbers', async () => {
+    await capture.apply(plan)
+    for (const ip of [b.ip, b.ip6]) {
+      await instances(ip)
+      const from = { ip: ip === b.ip ? a.ip : a.ip6, port: 40_123 }
+      const set = ip === b.ip ? 'open4' : 'open6'
+      const tuple = `${from.ip} . ${from.port} . ${ip} . ${INSTANCE_PORT}`
+      await nft('add', 'element', 'inet', 'hostmesh', set, `{ ${tuple} }`)
+      assert.match(await talk(a, DAEMON, from, { ip, port: INSTANCE_PORT }), /^\{.*\}$/)
+    }
+  })
+
+  test('who dials from the address and port of an instance is answered', async () => {
+    const server = `const {createServer} = require('node:net')
+      createServer((socket) => socket.on('data', (bytes) => socket.end('to ' + bytes))).listen(8088, () => console.log('ready'))`
+    const listener = await OwnedProcess.start(a.inside(asUser(WEB, server)), { name: 'web' })
+    try {
+      await eventually(() => assert.match(listener.output, /ready/))
+      for (const isV4 of [true, false]) {
+        const from = { ip: isV4 ? b.ip : b.ip6, port: 9_191 }
+        await capture.updateAddresses({ instances: [from], permitted: [] })
+        const to = { ip: isV4 ? a.ip : a.ip6, port: 8_088 }
+        assert.equal(await talk(b, STRANGER, from, to), 'to hello')
+        // And what a workload of this host dials there is captured as ever.
+        assert.equal((await connectFrom(a, { uid: WEB }, from.ip, from.port)).port, PORTS.web)
+      }
+    } finally {
+      await listener.kill()
+    }
   })
 
   test('no ip rule of others leads virtual addresses elsewhere', async () => {

@@ -12,7 +12,7 @@
  *
  * A socket that its process has closed has no owner any more, so later segments are never judged by their owner when
  * the set knows them. The mark is bits that nobody else uses; the packet priority carries the port on its way over
- * loopback, where nothing queues by it. Sets `open` and `spared` are filled by packets and survive {@link renderApply}.
+ * loopback, where nothing queues by it. Sets `open`, `inbound` and `spared` are filled by packets and survive {@link renderReplacement}.
  */
 import { MeshError } from '../../lib/errors.ts'
 import {
@@ -161,6 +161,12 @@ export function renderCaptureTable(
         `iif lo ${words(family).ip} daddr ${virtualNetwork(plan, family)} meta l4proto tcp goto later`,
     ),
     'iif lo return',
+    // Who dials from an instance's address and port is answered there: that is no call of a workload.
+    ...families.map((family) => {
+      const { n, ip } = words(family)
+      const answers = `${ip} daddr . tcp dport . ${ip} saddr . tcp sport`
+      return `${SYN} ${ip} saddr . tcp sport @known${n} update @inbound${n} { ${answers} timeout 1m }`
+    }),
     ...families.flatMap((family) => {
       const { n, ip, destination } = words(family)
       const hasContainers = sourcesOf(plan, family).length > 0
@@ -209,6 +215,7 @@ function familyChains(
     ...output.flatMap((rule) => beforeCallers(rule, word, range)),
     `${ip} daddr ${range} goto virtual${n}`,
     `${destination} @instances${n} goto instance${n}`,
+    `${destination} @known${n} delete @open${n} { ${tuple} }`,
     `${destination} @coming${n} update @spared${n} { ${tuple} }`,
   ])
   chain(`virtual${n}`, [
@@ -228,6 +235,7 @@ function familyChains(
   ])
   chain(`remember${n}`, [
     `delete @spared${n} { ${tuple} }`,
+    `delete @inbound${n} { ${tuple} }`,
     `update @open${n} { ${tuple} } return`,
     `counter name full meta l4proto tcp ${RESET}`,
   ])
@@ -239,6 +247,8 @@ function familyChains(
       .filter(({ matches: [match] }) => match?.kind === 'ownPort')
       .flatMap((rule) => beforeCallers(rule, word, range)),
     `meta skuid ${plan.daemonUid} return`,
+    `${tuple} @inbound${n} tcp flags & syn == 0 update @inbound${n} { ${tuple} timeout 1d } return`,
+    `${tuple} @inbound${n} return`,
     `${tuple} @spared${n} ${settings.sparesWhileUsed ? `update @spared${n} { ${tuple} } ` : ''}return`,
     'jump callers',
     `${hasMark(mark)} update @open${n} { ${tuple} }`,
@@ -321,6 +331,8 @@ function beforeCallers({ matches, action }: CaptureRule, word: Words, range: str
   const text = texts.join(' ')
   if (action.kind === 'refuse')
     return [`${text} counter name refused_virtual meta l4proto tcp ${RESET}`]
+  // It may have the numbers of a connection that was captured a moment ago.
+  if (first?.kind === 'daemon') return [`${text} delete @open${n} { ${tuple} } return`]
   // Open until it ends, also when its service is no longer permitted.
   if (first?.kind === 'permitted')
     return [
@@ -366,6 +378,7 @@ function familySets({ spareSeconds }: NftSettings): (family: Family) => string[]
     return [
       ...INSTANCE_SETS.map((name) => `  set ${name}${n} {\n    type ${type} . inet_service\n  }\n`),
       `  set open${n} {\n${tuples}    timeout 1h\n  }\n`,
+      `  set inbound${n} {\n${tuples}    timeout 1d\n  }\n`,
       `  set spared${n} {\n${tuples}    timeout ${spareSeconds}s\n  }\n`,
     ]
   }

@@ -183,8 +183,8 @@ export async function clearRouting(run: RunCommand): Promise<boolean> {
       const isForRange = fwmark === undefined && to !== undefined && ranges.has(to)
       if (!isForMark && !isForRange) continue
       const place = ['priority', String(priority), 'table', table]
-      const words = to === undefined ? place : ['to', to, ...place]
-      await run('ip', [FLAG[family], 'rule', 'del', ...words])
+      const selected = to === undefined ? place : ['to', to, ...place]
+      await run('ip', [FLAG[family], 'rule', 'del', ...selected])
     }
     await run('ip', [FLAG[family], 'route', 'flush', 'table', 'all', 'proto', ROUTE_PROTOCOL])
   }
