@@ -48,6 +48,7 @@ export class Listeners {
     let surplus = 0
     for (const door of this.options.local) {
       const own = byName.get(door.name) ?? []
+      if (own.length === 0) continue
       // A burst is spread over the sockets by the kernel.
       const acceptors = Math.ceil(ACCEPTORS / own.length)
       surplus += Math.max(0, own.length * (acceptors + 1) - (ACCEPTORS + 1))

@@ -436,6 +436,15 @@ describe('nftables', () => {
     }
   })
 
+  test('connections that take the mark of who dials are answered', async () => {
+    await capture.apply(plan)
+    await instances(b.ip, b.ip6)
+    await a.run('sysctl', '-qw', 'net.ipv4.tcp_fwmark_accept=1')
+    for (const { ip, port } of [...virtual, ...[b.ip, b.ip6].map(atInstancePort)])
+      assert.equal((await connectFrom(a, { uid: WEB }, ip, port)).port, PORTS.web, ip)
+    await a.run('sysctl', '-qw', 'net.ipv4.tcp_fwmark_accept=0')
+  })
+
   test('no ip rule of others leads virtual addresses elsewhere', async () => {
     await capture.apply(plan)
     const rules = [

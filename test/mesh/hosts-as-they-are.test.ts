@@ -4,6 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { chmod, chown } from 'node:fs/promises'
+import { join } from 'node:path'
 import { test } from 'node:test'
 
 import { ListeningSockets, type PlannedSocket } from '../../src/daemon/listening-sockets.ts'
@@ -96,6 +97,20 @@ test('with IPv6 switched off the daemon starts, and IPv4 is captured', async () 
   await mesh.up()
   await eventually(() => web.call('db'))
   await eventually(() => web.callAddress(b.namespace.ip, DB_PORT))
+  const { ready, problems } = await a.daemon.status()
+  assert.deepEqual({ ready, problems }, { ready: true, problems: [] })
+})
+
+test('on a kernel that has no IPv6 sockets the daemon serves IPv4', async () => {
+  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
+  const [a, b] = [mesh.host('a'), mesh.host('b')]
+  const web = await a.service('web').start()
+  await b.service('db', { listens: DB_PORT }).start()
+  await mesh.allow('web', 'db')
+  await mesh.up(['python3', join(import.meta.dirname, '../harness/services/without-ipv6.py')])
+  await eventually(() => web.call('db'))
+  for (let i = 0; i < 20; i += 1) await web.call('db')
+  await web.callAddress(b.namespace.ip, DB_PORT)
   const { ready, problems } = await a.daemon.status()
   assert.deepEqual({ ready, problems }, { ready: true, problems: [] })
 })

@@ -120,17 +120,16 @@ export function renderCaptureTable(
     `meta l4proto tcp ${RESET}`,
   ])
   for (const family of families) familyChains(plan, settings, { word: words(family), chain })
-  chain('first', [
-    // A process may set marks of its own: ours are made here and nowhere else.
-    `meta mark & ${hex(mark)} != 0 meta mark set meta mark & ${hex(~mark >>> 0)}`,
-    'meta nfproto ipv4 goto first4',
-    'goto first6',
-  ])
+  // A process may set marks of its own: ours are made here and nowhere else.
+  const foreignMark = `meta mark & ${hex(mark)} != 0 meta mark set meta mark & ${hex(~mark >>> 0)}`
+  chain('first', [foreignMark, 'meta nfproto ipv4 goto first4', 'goto first6'])
   const range6 = virtualNetwork(plan, 'v6')
   chain('output', [
     // After the mangle chains of others, so that nobody restores another mark over ours.
     'type route hook output priority mangle + 10; policy accept;',
     `${SYN} goto first`,
+    // What the daemon answers has the mark of the caller where net.ipv4.tcp_fwmark_accept is set.
+    foreignMark,
     'ip daddr . tcp dport @known4 goto later4',
     // The kernel delivers what goes to loopback by an IPv4 route, but not by an IPv6 one.
     `ip6 daddr ${range6} meta l4proto tcp ${setMark(mark)} return`,
