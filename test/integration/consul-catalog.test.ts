@@ -435,6 +435,59 @@ describe('the Consul catalog', { concurrency: true }, () => {
     assert.deepEqual(seen[1], listed('db', 'web'))
   })
 
+  test('a name of which Consul says too much costs that name, and is told; the tags of others cost nothing', async () => {
+    await using world = await setUp()
+    const names = ['consul', 'evil1', 'evil2', 'evil3', 'evil4', 'vault', 'web']
+    const tags = ['x'.repeat(3_000_000)]
+    world.agent.always('/v1/catalog/services', () => undefined)
+    world.agent.answer(
+      '/v1/catalog/services',
+      indexed(1, Object.fromEntries(names.map((name) => [name, tags]))),
+    )
+    const tooMuch = JSON.stringify([{ x: 'x'.repeat(17_000_000) }])
+    for (const name of names) {
+      const isEvil = name.startsWith('evil')
+      world.agent.always(`/v1/catalog/connect/${name}`, () => ({
+        body: isEvil ? tooMuch : name === 'consul' ? [] : [{}],
+      }))
+      world.agent.always(`/v1/catalog/service/${name}`, () => ({ body: isEvil ? tooMuch : [] }))
+    }
+    const seen: (readonly ListedService[])[] = []
+    world.catalog.watchServiceList((services) => seen.push(services))
+    await eventually('names', () => seen[0])
+    assert.deepEqual(seen[0], listed('vault', 'web'))
+    await eventually('instances', () => world.agent.requestsFor('/v1/catalog/service/vault')[0])
+    const { problems, warnings = [] } = world.catalog.health()
+    assert.deepEqual(problems, [])
+    assert.match(warnings.join(), /Cannot read what Consul has of service evil\d \(.*longer than/)
+  })
+
+  test('of too many names each kind is looked at, and what is left out is a problem', async () => {
+    await using world = await setUp()
+    const evil = Array.from({ length: 6_000 }, (_, i) => `evil${i}`)
+    const names = ['consul', ...evil, 'vault', 'web']
+    world.agent.always('/v1/catalog/services', () => undefined)
+    const asked = new Set<string>()
+    for (const name of names)
+      world.agent.always(`/v1/catalog/connect/${name}`, () => {
+        asked.add(name)
+        return { body: name === 'vault' ? [{}] : [] }
+      })
+    world.agent.always('/v1/catalog/service/vault', () => ({ body: [] }))
+    world.agent.answer(
+      '/v1/catalog/services',
+      indexed(1, Object.fromEntries(names.map((name) => [name, []]))),
+    )
+    const seen: (readonly ListedService[])[] = []
+    world.catalog.watchServiceList((services) => seen.push(services))
+    await eventually('names', () => seen[0])
+    assert.deepEqual(seen[0], listed('vault'))
+    assert.equal(asked.size, 5_000)
+    const [problem] = world.catalog.health().problems
+    assert.equal(problem?.code, 'HM_CATALOG_TOO_LARGE')
+    assert.match(problem?.message ?? '', /names 6003 services; 5000 of them are looked at/)
+  })
+
   test('an address that goes to another service is not said to be of the first one any more', async () => {
     await using world = await setUp()
     const body = new Map<string, unknown[]>([

@@ -48,6 +48,20 @@ test('a gzip answer is unpacked, and the headers that matter are read', async ()
   assert.equal(agent.requests[0]?.headers['accept-encoding'], 'gzip')
 })
 
+test('where only some levels are read, what is below them may be of any size, up to a limit', async () => {
+  await using agent = await startFakeAgent()
+  using transport = createTransport({ address: agent.address, requestTimeout: 10_000 })
+  const answer = (mebibytes: number) => ({
+    body: `{"db":[],"evil":["${'x'.repeat(mebibytes * 1_048_576)}"]}`,
+  })
+  agent.answer('/v1/catalog/services', answer(40), answer(130))
+  const { body } = await transport.call('GET', '/v1/catalog/services', { levels: 1 })
+  assert.deepEqual(body, { db: [], evil: [] })
+  await assert.rejects(transport.call('GET', '/v1/catalog/services', { levels: 1 }), {
+    code: 'HM_CONSUL_ANSWER_TOO_LARGE',
+  })
+})
+
 test('answers that are not acceptable JSON fail with their own code', async () => {
   await using agent = await startFakeAgent()
   using transport = createTransport({ address: agent.address, requestTimeout })

@@ -8,6 +8,7 @@
  * ```
  */
 import { type Clock, systemClock } from '../../lib/clock.ts'
+import { fairOrder } from '../../lib/fair-order.ts'
 import { Problem } from '../../model/problem.ts'
 import type { LocalService } from '../../model/service.ts'
 import type {
@@ -225,7 +226,10 @@ class OpenWatchSet implements WatchSet {
     if (this.#options.mode === 'all') {
       const gone = list.filter(({ goneSinceMs }) => goneSinceMs !== undefined)
       // What is gone costs no service of the mesh its place.
-      const wanted = [...listed, ...gone.map(({ name }) => [name] as const)].map(([name]) => name)
+      const wanted = [
+        ...fairOrder(listed.map(([name]) => name)),
+        ...fairOrder(gone.map(({ name }) => name)),
+      ]
       this.#follow(new Set([...this.#needed, ...wanted]))
       this.#options.onChange()
     }

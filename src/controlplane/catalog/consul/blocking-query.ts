@@ -55,6 +55,8 @@ export interface FollowOptions {
   readonly pace?: Pace
   /** What it is about, such as a service's name: {@link Follower.refresh} finds it by that. */
   readonly subject?: string
+  /** Levels of the answer that are read; all unless given. */
+  readonly levels?: number
 }
 
 /** Watches on one agent. */
@@ -209,6 +211,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
           // Consul adds up to a sixteenth to the wait.
           timeoutMs: mayBlock ? (waitS * 1_000 * 17) / 16 + 10_000 : transport.requestTimeoutMs,
           signal: callSignal,
+          levels: followOptions.levels,
         },
       )
       requireUsable(answer, path, seen !== undefined)

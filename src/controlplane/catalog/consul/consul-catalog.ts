@@ -10,7 +10,7 @@ import { Problem, type ProblemCode } from '../../../model/problem.ts'
 import type { Catalog, CatalogHealth, Watch } from '../catalog.ts'
 import { createFollower, type Follower, type FollowHealth } from './blocking-query.ts'
 import { SUMMARY_PATH, startChangeHints } from './change-hints.ts'
-import { type AgentSelf, decodeAgentSelf, decodeServiceNames } from './decode.ts'
+import { type AgentSelf, decodeAgentSelf, decodeServiceNames, NAME_LEVELS } from './decode.ts'
 import { type IntentionWatch, subjectOf, watchIntentions } from './intentions.ts'
 import { createNodeReader } from './node-reader.ts'
 import { startPulse } from './pulse.ts'
@@ -108,6 +108,10 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
       ...named(
         'HM_CONSUL_INCOMPLETE',
         [...listWatches].flatMap((watch) => watch.problems()),
+      ),
+      ...named(
+        'HM_CATALOG_TOO_LARGE',
+        [...listWatches].flatMap((watch) => watch.excess()),
       ),
     ]
     const distinct = new Map(problems.toReversed().map((problem) => [problem.message, problem]))
@@ -207,7 +211,7 @@ function createSight(transport: ConsulTransport, clock: Clock): Sight {
       if (nowMs - (lookedAtMs.get(datacenter) ?? Number.NEGATIVE_INFINITY) < SIGHT_MS) return
       lookedAtMs.set(datacenter, nowMs)
       const query = datacenter === '' ? '' : `?dc=${encodeURIComponent(datacenter)}`
-      transport.call('GET', `/v1/catalog/services${query}`).then(
+      transport.call('GET', `/v1/catalog/services${query}`, { levels: NAME_LEVELS }).then(
         (answer) => {
           // Consul's own servers are always in the catalog: an empty one means that we may not read it.
           if (decodeServiceNames(requireOk(answer, 'reading services').body).length > 0)

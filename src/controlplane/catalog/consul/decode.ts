@@ -113,6 +113,9 @@ const MS_BY_GO_UNIT: Record<string, number> = {
   h: 3_600_000,
 }
 
+/** Levels of `/v1/catalog/services` that are read: the names, and not their tags, of which others may have any amount. */
+export const NAME_LEVELS = 1
+
 /**
  * The names in `/v1/catalog/services` that can be mesh services, sorted.
  * @throws MeshError HM_CONSUL_ANSWER_MALFORMED

@@ -18,6 +18,9 @@ const GOOD_MS = 1_000
 /** Questions under way at once. */
 const CONCURRENCY = 3
 
+/** The answer, its services, each of them, and what it says itself: not its tags and meta, of which others may have any amount. */
+const LEVELS = 3
+
 /** Reads over `transport`, which stays the caller's. */
 export function createNodeReader(transport: ConsulTransport, clock: Clock): NodeReader {
   const answers = new Map<
@@ -32,7 +35,7 @@ export function createNodeReader(transport: ConsulTransport, clock: Clock): Node
     running += 1
     try {
       return decodeNodeServices(
-        requireOk(await transport.call('GET', path), `reading ${path}`).body,
+        requireOk(await transport.call('GET', path, { levels: LEVELS }), `reading ${path}`).body,
       )
     } finally {
       running -= 1

@@ -9,7 +9,7 @@
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, errorCode } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
-import { decodeServiceNames } from './decode.ts'
+import { decodeServiceNames, NAME_LEVELS } from './decode.ts'
 import { NODE_RULE, SERVICES_RULE } from './rights.ts'
 import { type ConsulAnswer, type ConsulTransport, NEW_TOKEN, requireOk } from './transport.ts'
 
@@ -79,7 +79,10 @@ export function startPulse(options: PulseOptions): Pulse {
     const servers = requireOk(answer, "reading Consul's own servers").body
     if ((answer.lastContactMs ?? 0) > LEADERLESS_MS) return LEADERLESS
     if (!Array.isArray(servers) || servers.length > 0) return undefined
-    const listed = await transport.call('GET', '/v1/catalog/services?stale', { signal })
+    const listed = await transport.call('GET', '/v1/catalog/services?stale', {
+      signal,
+      levels: NAME_LEVELS,
+    })
     const names = decodeServiceNames(requireOk(listed, 'reading services').body)
     if (names.includes('consul')) return NODELESS
     // A policy may show the few services that a host uses; their watches say when one is missing.

@@ -15,13 +15,14 @@
  * never believed: that is what a token without rights sees.
  */
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
-import { describeError, MeshError } from '../../../lib/errors.ts'
+import { describeError, errorCode, MeshError } from '../../../lib/errors.ts'
+import { fairOrder } from '../../../lib/fair-order.ts'
 import type { Log } from '../../../lib/log.ts'
 import type { InstanceAddress, ListedService, Watch } from '../catalog.ts'
 import { FORGET_MS } from '../known-addresses.ts'
 import type { Follower } from './blocking-query.ts'
 import { type Claims, judgeClaims } from './claims.ts'
-import { type DecodedConnect, decodeConnect, decodeServiceNames } from './decode.ts'
+import { type DecodedConnect, decodeConnect, decodeServiceNames, NAME_LEVELS } from './decode.ts'
 import { DOUBT_MS, isSuddenLoss } from './doubt.ts'
 import { decodeInstances, type PlainInstance } from './instances.ts'
 import type { NodeReader } from './node-reader.ts'
@@ -31,7 +32,9 @@ import { type ConsulTransport, requireOk } from './transport.ts'
 export interface ServiceListWatch extends Watch {
   /** What is wrong now, one sentence each. */
   problems(): readonly string[]
-  /** Claims that are not met, one sentence each. */
+  /** What is too much for this host, one sentence each. */
+  excess(): readonly string[]
+  /** Claims that are not met, and names of which Consul says what nobody can use, one sentence each. */
   warnings(): readonly string[]
   /** Asks again about all names that nobody answered Connect for: what the token may see has changed. */
   recheck(): void
@@ -70,8 +73,18 @@ interface Member {
   goneSinceMs: number | undefined
 }
 
-/** More names than this are not asked about; the first in order of the alphabet are. */
+/** More names than this are not asked about: of each kind so many as there is room for (fair-order.ts). */
 const MAX_NAMES = 5_000
+
+/** An answer about one name that is no good to anybody: that name's own affair, and no reason not to ask about the others. */
+const UNUSABLE: ReadonlySet<string> = new Set([
+  'HM_CONSUL_ANSWER_TOO_LARGE',
+  'HM_CONSUL_ANSWER_TOO_DEEP',
+  'HM_CONSUL_ANSWER_MALFORMED',
+])
+
+/** Names of such answers that are told. */
+const MAX_TOLD = 5
 
 /** An answer about a name holds this long, milliseconds. */
 const VERDICT_MS = 300_000
@@ -99,7 +112,10 @@ export function watchServiceList(
   const closing = new AbortController()
   const { signal } = closing
   const verdictByName = new Map<string, Verdict>()
+  /** Why what Consul says of a name cannot be used. */
+  const unusable = new Map<string, string>()
   let names: readonly string[] | undefined
+  let leftOut = 0
   let published: string | undefined
   let believed = (options.last ?? []).filter(isThere).map(({ name }) => name)
   const members = new Map<string, Member>()
@@ -113,7 +129,8 @@ export function watchServiceList(
   const listing = follower.follow(
     '/v1/catalog/services',
     (body) => {
-      const now = decodeServiceNames(body).slice(0, MAX_NAMES)
+      const all = decodeServiceNames(body)
+      const now = all.length > MAX_NAMES ? fairOrder(all).slice(0, MAX_NAMES) : all
       // Consul's own servers are always in the catalog.
       if (now.length === 0)
         throw new MeshError(
@@ -124,10 +141,12 @@ export function watchServiceList(
       for (const name of now) if (!known.has(name)) doubtParents(name)
       const present = new Set(now)
       for (const name of verdictByName.keys()) if (!present.has(name)) verdictByName.delete(name)
+      for (const name of unusable.keys()) if (!present.has(name)) unusable.delete(name)
       names = now
+      leftOut = all.length - now.length
       napping.abort()
     },
-    { priority: 'urgent' },
+    { priority: 'urgent', levels: NAME_LEVELS },
   )
 
   /** `web-api-hostmesh` may be the proxy of `web-api` or of `web`: ask about both again. */
@@ -183,7 +202,11 @@ export function watchServiceList(
       )
       await each(due, async ([name, member]) => {
         const readAtMs = clock.monotonicMs()
-        member.claims.take(known.has(name) ? await instancesOf(name) : [])
+        try {
+          member.claims.take(known.has(name) ? await instancesOf(name) : [])
+        } catch (error) {
+          noteUnusable(name, error)
+        }
         member.readAtMs = readAtMs
       })
     } catch (error) {
@@ -200,12 +223,34 @@ export function watchServiceList(
     return decodeInstances(name, answer.body).instances
   }
 
+  /** What is known of it stays. @throws what is not the name's own affair. */
+  function noteUnusable(name: string, error: unknown): void {
+    if (!UNUSABLE.has(errorCode(error))) throw error
+    unusable.set(name, describeError(error))
+  }
+
   async function ask(name: string): Promise<void> {
     const path = `/v1/catalog/connect/${encodeURIComponent(name)}?stale`
-    const answer = requireOk(await transport.call('GET', path, { signal }), `reading ${path}`)
-    const askedAtMs = clock.monotonicMs()
-    const untilMs = askedAtMs + VERDICT_MS * (0.8 + 0.4 * random())
-    verdictByName.set(name, { ...decodeConnect(name, answer.body), askedAtMs, untilMs })
+    const known = verdictByName.get(name)
+    let answer: DecodedConnect = known ?? { isMesh: false, virtualIps: [] }
+    let askedAtMs = known?.askedAtMs ?? Number.NEGATIVE_INFINITY
+    try {
+      const { body } = requireOk(await transport.call('GET', path, { signal }), `reading ${path}`)
+      answer = decodeConnect(name, body)
+      askedAtMs = clock.monotonicMs()
+      unusable.delete(name)
+    } catch (error) {
+      noteUnusable(name, error)
+    }
+    const untilMs = clock.monotonicMs() + VERDICT_MS * (0.8 + 0.4 * random())
+    verdictByName.set(name, { ...answer, askedAtMs, untilMs })
+  }
+
+  function unusableText(): readonly string[] {
+    if (unusable.size === 0) return []
+    const told = [...unusable].slice(0, MAX_TOLD).map(([name, why]) => `${name} (${why})`)
+    const more = unusable.size > MAX_TOLD ? ` and ${unusable.size - MAX_TOLD} more` : ''
+    return [`Cannot read what Consul has of service ${told.join(', ')}${more}`]
   }
 
   async function each<T>(items: readonly T[], act: (item: T) => Promise<void>): Promise<void> {
@@ -293,7 +338,16 @@ export function watchServiceList(
   setImmediate(() => void run())
   return {
     problems: () => (problem === undefined ? [] : [problem]),
-    warnings: () => [...members.values()].flatMap(({ claims }) => claims.warnings()),
+    excess: () =>
+      leftOut === 0
+        ? []
+        : [
+            `Consul names ${MAX_NAMES + leftOut} services; ${MAX_NAMES} of them are looked at, and what is said to others is not captured`,
+          ],
+    warnings: () => [
+      ...unusableText(),
+      ...[...members.values()].flatMap(({ claims }) => claims.warnings()),
+    ],
     adopt: (name, addresses) => members.get(name)?.claims.adopt(addresses),
     addressesOf: (name) => members.get(name)?.claims.believed() ?? [],
     recheck() {

@@ -24,6 +24,7 @@ import {
   createAgentTls,
 } from './agent-tls.ts'
 import { createJsonLimiter } from './json-limits.ts'
+import { createJsonSieve } from './json-sieve.ts'
 import { createTokenSource } from './token-source.ts'
 
 /** Where the agent is and how to talk to it. Same fields as the `catalog` section of the configuration. */
@@ -61,6 +62,8 @@ export interface CallOptions {
   /** Milliseconds for the whole call; the transport's request timeout unless given. */
   readonly timeoutMs?: number
   readonly signal?: AbortSignal
+  /** How many levels of the answer are read; what is nested deeper, and long text, is left out as it arrives (json-sieve.ts). All unless given. */
+  readonly levels?: number | undefined
   /** Sent as JSON. */
   readonly body?: unknown
 }
@@ -91,6 +94,9 @@ export const WATCH_SOCKETS = 64
 
 /** Connections for everything else. */
 const PLAIN_SOCKETS = 4
+
+/** Most bytes of an answer of which only some levels are read; what is let through is limited like any answer. */
+const MAX_SIEVED_BYTES = 128 * 1_048_576
 
 /** How much of an error's body is kept. */
 const MAX_ERROR_TEXT = 300
@@ -158,7 +164,7 @@ export function createTransport(
       ...(callOptions.signal === undefined ? [] : [callOptions.signal]),
     ])
     const exchangeOnce = (): Promise<ConsulAnswer> =>
-      exchange(() => protocol.request(request), payload, signal)
+      exchange(() => protocol.request(request), payload, signal, callOptions.levels)
     // The agent may close an idle connection at the very moment we reuse it; that says nothing
     // about the agent, and every call here may be repeated.
     const exchangeOrRepeat = (): Promise<ConsulAnswer> =>
@@ -295,6 +301,7 @@ function exchange(
   open: () => ClientRequest,
   payload: Buffer | undefined,
   signal: AbortSignal,
+  levels: number | undefined,
 ): Promise<ConsulAnswer> {
   return new Promise((resolve, reject) => {
     if (signal.aborted) {
@@ -318,7 +325,7 @@ function exchange(
     })
     request.on('response', (response) => {
       answered = true
-      readAnswer(response).then(
+      readAnswer(response, levels).then(
         (answer) => settle(() => resolve(answer)),
         (error: unknown) => {
           request.destroy()
@@ -334,16 +341,26 @@ function isConnectionLoss(error: unknown): boolean {
   return ['ECONNRESET', 'EPIPE'].includes(errorCode(error))
 }
 
-async function readAnswer(response: IncomingMessage): Promise<ConsulAnswer> {
+async function readAnswer(
+  response: IncomingMessage,
+  levels: number | undefined,
+): Promise<ConsulAnswer> {
   const status = response.statusCode ?? 0
   const isOk = status >= 200 && status < 300
   const limiter = createJsonLimiter()
+  const sieve = levels === undefined ? undefined : createJsonSieve(levels)
   const chunks: Buffer[] = []
   let bytes = 0
   for await (const chunk of plainBody(response)) {
     if (isOk) {
-      limiter.push(chunk)
-      chunks.push(chunk)
+      if (bytes > MAX_SIEVED_BYTES)
+        throw new MeshError(
+          'HM_CONSUL_ANSWER_TOO_LARGE',
+          `Answer of Consul is longer than ${MAX_SIEVED_BYTES} bytes`,
+        )
+      const read = sieve?.push(chunk) ?? chunk
+      limiter.push(read)
+      chunks.push(read)
     } else if (bytes < MAX_ERROR_TEXT) chunks.push(chunk)
     bytes += chunk.length
     // An error's body is text of any shape; there is no reason to read a long one to its end.
