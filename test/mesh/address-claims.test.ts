@@ -37,6 +37,12 @@ for (const watch of ['all', 'on-demand'] as const)
       })
       const [a, b, c] = [mesh.host('a'), mesh.host('b'), mesh.host('c')]
       web = await a.service('web').start()
+      const { secret } = await mesh.catalog.acl.createToken('evil', [
+        'service_prefix "evil" { policy = "write" }',
+      ])
+      evilToken = secret
+      // Before anybody else, at a port that nobody wants.
+      await evilPuts('/v1/agent/service/register', { ID: 'evil-old', Name: 'evil-old', Port: 9 })
       db = await b.service('db', { listens: 5432 }).start()
       await b.service('evil', { listens: 6666 }).start()
       await c.service('cache', { listens: 6379 }).start()
@@ -47,10 +53,6 @@ for (const watch of ['all', 'on-demand'] as const)
         Port: LEGACY_PORT,
       })
       for (const destination of ['db', 'evil', 'cache']) await mesh.allow('web', destination)
-      const { secret } = await mesh.catalog.acl.createToken('evil', [
-        'service_prefix "evil" { policy = "write" }',
-      ])
-      evilToken = secret
       await mesh.up()
       // Followed from their first use on.
       for (const name of ['db', 'evil', 'cache'])
@@ -210,5 +212,63 @@ for (const watch of ['all', 'on-demand'] as const)
         await daemon.start()
       }
       await evilLeaves('evil-v')
+    })
+
+    /** A host that has never seen this catalog, as every new one. */
+    async function forgetAll(): Promise<void> {
+      const { daemon } = mesh.host('a')
+      await daemon.stop()
+      await daemon.forget()
+      await daemon.start()
+    }
+
+    /** Whether a call to an instance address has come through the mesh. */
+    async function assertCarried(host: 'b' | 'c', port: number, service: string): Promise<void> {
+      await eventually(
+        async () => {
+          const answer = await web.callAddress(ip(host), port)
+          assert.equal(answer.service, service)
+          assert.equal(answer.from, '::ffff:127.0.0.1', 'it was not captured')
+        },
+        { withinMs: 20_000 },
+      )
+    }
+
+    test('an old registration that comes to the port of another service attracts nobody, on no host', async () => {
+      await evilPuts('/v1/agent/service/register', { ID: 'evil-old', Name: 'evil-old', Port: 5432 })
+      await evilProxy(
+        'evil-old-proxy',
+        {},
+        { DestinationServiceName: 'evil-old', DestinationServiceID: 'evil-old' },
+      )
+      await assertCarried('b', 5432, 'db')
+      await forgetAll()
+      const said = /evil-old of evil-old claims [0-9.]+:5432, where service db is registered, too/
+      await eventually(
+        async () => {
+          const { warnings = [] } = await mesh.host('a').daemon.status()
+          assert.match(warnings.join('\n'), said)
+        },
+        { withinMs: 20_000 },
+      )
+      // Nobody can tell who was first: it is refused, and neither carried to evil-old nor let out.
+      await assert.rejects(web.callAddress(ip('b'), 5432))
+      assert.equal((await web.callAddress((await addressOf('db')).ip, 5432)).service, 'db')
+      await evilLeaves('evil-old', 'evil-old-proxy')
+      await assertCarried('b', 5432, 'db')
+    })
+
+    test('megabytes of tags at services of his own cost nobody else an address', async () => {
+      const Tags = ['x'.repeat(500_000)]
+      for (let i = 0; i < 40; i += 1)
+        await evilPuts('/v1/catalog/register', {
+          Node: 'c',
+          Address: ip('c'),
+          SkipNodeUpdate: true,
+          Service: { ID: `evil-tags${i}`, Service: `evil-tags${i}`, Port: 9_000, Tags },
+        })
+      await forgetAll()
+      await assertCarried('c', 6379, 'cache')
+      await assertCarried('b', 5432, 'db')
     })
   })

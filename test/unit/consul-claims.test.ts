@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { setImmediate } from 'node:timers/promises'
-import { type InstanceAddress, YIELDING } from '../../src/controlplane/catalog/catalog.ts'
+import { DISPUTED, type InstanceAddress, YIELDING } from '../../src/controlplane/catalog/catalog.ts'
 import { judgeClaims, YIELD_MS } from '../../src/controlplane/catalog/consul/claims.ts'
 import {
   decodeInstances,
@@ -28,6 +28,7 @@ function entry(change: Record<string, unknown> = {}): Record<string, unknown> {
     ServiceAddress: '',
     ServicePort: 5432,
     CreateIndex: 7,
+    ModifyIndex: 9,
     ...change,
   }
 }
@@ -42,7 +43,14 @@ describe('what Consul says of instances', () => {
     ]) {
       const { instances, problems } = decodeInstances('db', [entry({ ServiceAddress: given })])
       assert.deepEqual(instances, [
-        { node: 'b', id: 'db', address: { ip, port: 5432 }, since: 7, weights: undefined },
+        {
+          node: 'b',
+          id: 'db',
+          address: { ip, port: 5432 },
+          since: 7,
+          changed: 9,
+          weights: undefined,
+        },
       ])
       assert.deepEqual(problems, [])
     }
@@ -131,11 +139,12 @@ describe('what Consul says of instances', () => {
 const ADDRESS = { ip: '10.0.0.2', port: 5432 }
 
 function instance(since: number, change: Partial<PlainInstance> = {}): PlainInstance {
-  return { node: 'b', id: 'db', address: ADDRESS, since, weights: undefined, ...change }
+  const usual = { node: 'b', id: 'db', address: ADDRESS, weights: undefined }
+  return { ...usual, since, changed: since, ...change }
 }
 
 function there(service: string, since: number, change: Partial<NodeService> = {}): NodeService {
-  return { service, ip: undefined, port: 5432, since, ...change }
+  return { service, ip: undefined, port: 5432, since, changed: since, ...change }
 }
 
 /** The claims of `db`, with a node whose services a test gives, and a clock that it moves. */
@@ -185,6 +194,42 @@ describe('which claims are believed', () => {
       assert.match(claims.warnings()[0] ?? '', /claims 10\.0\.0\.2:5432, where service legacy/)
       claims.close()
     }
+  })
+
+  test('one that was registered before and has been changed since may have come to the port later: disputed, and named', async () => {
+    for (const [mine, rival] of [
+      [instance(7), there('evil', 3, { changed: 12 })],
+      [instance(3, { changed: 12 }), there('evil', 7)],
+      [instance(3, { changed: 9 }), there('evil', 7, { changed: 12 })],
+    ] as const) {
+      const { claims, take } = scene(() => [there('db', mine.since), rival])
+      assert.deepEqual(await take(mine), [{ ...ADDRESS, node: 'b', since: DISPUTED }])
+      assert.equal(claims.isSettled(), true)
+      assert.match(claims.warnings()[0] ?? '', /where service evil is registered, too.*refused/)
+      claims.close()
+    }
+  })
+
+  test('what was changed before the other came was there before, and who comes to what is established is late', async () => {
+    const before = scene(() => [there('db', 3), there('evil', 7, { changed: 12 })])
+    assert.equal((await before.take(instance(3, { changed: 6 })))[0]?.since, 3)
+    assert.deepEqual(before.claims.warnings(), [])
+    before.claims.close()
+    const last = [{ ...ADDRESS, node: 'b', since: 7 }]
+    const established = scene(() => [there('db', 7), there('evil', 3, { changed: 12 })], last)
+    assert.deepEqual(await established.take(instance(7)), last)
+    established.claims.close()
+  })
+
+  test('a dispute is over when the other has gone', async () => {
+    const rivals = [there('evil', 3, { changed: 12 })]
+    const { claims, asked, take } = scene(() => [there('db', 7), ...rivals])
+    await take(instance(7))
+    rivals.pop()
+    assert.deepEqual(await take(instance(7)), [{ ...ADDRESS, node: 'b', since: 7 }])
+    assert.deepEqual(claims.warnings(), [])
+    assert.equal(asked.length, 2)
+    claims.close()
   })
 
   test('services at other ports and addresses of the node are no rivals', async () => {

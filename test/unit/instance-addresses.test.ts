@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import type { InstanceAddress } from '../../src/controlplane/catalog/catalog.ts'
+import { DISPUTED, type InstanceAddress } from '../../src/controlplane/catalog/catalog.ts'
 import { shareInstanceAddresses } from '../../src/controlplane/discovery/instance-addresses.ts'
 import { instanceSets } from '../../src/daemon/captured-instances.ts'
 import { endpoint, local, service } from './explain-fixtures.ts'
@@ -61,6 +61,20 @@ test('an address that another node has by now is that of the service there, and 
   const { owners, problems } = share({ db: [gone], queue: [claim(9, { node: 'c' })] })
   assert.deepEqual(owners, ['queue'])
   assert.deepEqual(problems, [])
+})
+
+test('a node is the same in whatever case a registration has written its name', () => {
+  const gone = claim(5, { goneSinceMs: 1 })
+  assert.deepEqual(share({ db: [gone], evil: [claim(9, { node: 'B' })] }).owners, ['db'])
+})
+
+test("a disputed address is nobody's and captured all the same, unless somebody was there for certain", () => {
+  const disputed = [claim(DISPUTED)]
+  for (const claims of [{ db: disputed }, { db: disputed, evil: disputed }])
+    assert.deepEqual(share(claims), { owners: [''], problems: [] })
+  assert.deepEqual(share({ db: [claim(5)], evil: disputed }).owners, ['db'])
+  const own = [local('db', { target: { ip: '127.0.0.1', port: 5432 } })]
+  assert.deepEqual(share({ db: disputed, evil: disputed }, own, 'b').owners, ['db'])
 })
 
 test('on its own host the configuration comes before what the catalog has', () => {

@@ -26,6 +26,9 @@ export interface InstanceAddress extends SocketAddress {
 /** {@link InstanceAddress.since} of a claim that any other beats. */
 export const YIELDING = Number.MAX_SAFE_INTEGER
 
+/** {@link InstanceAddress.since} of a claim beside another of which nobody can tell which was first: whoever was there for certain beats both. */
+export const DISPUTED = YIELDING - 1
+
 /**
  * What a catalog says of one service. Its endpoints are those that its traffic goes to: of other services or
  * datacenters where it is redirected or fails over to them. `local` is left false: compile() decides it.

@@ -8,7 +8,7 @@
  */
 import { formatAddress, isPort, isUndialable, type SocketAddress } from '../../model/address.ts'
 import type { LocalService } from '../../model/service.ts'
-import type { CatalogService, InstanceAddress } from '../catalog/catalog.ts'
+import { type CatalogService, DISPUTED, type InstanceAddress } from '../catalog/catalog.ts'
 
 /** What {@link shareInstanceAddresses} works from; part of what a snapshot is compiled from. */
 export interface InstanceClaims {
@@ -30,6 +30,9 @@ interface Claim {
   readonly address: InstanceAddress
 }
 
+/** In place of a service's name, for addresses whose owner cannot be told: they are captured, and lead nowhere. */
+const NOBODY = ''
+
 /** Settles all claims. */
 export function shareInstanceAddresses(input: InstanceClaims): SharedInstanceAddresses {
   const claimsByAddress = new Map<string, Claim[]>()
@@ -47,7 +50,7 @@ export function shareInstanceAddresses(input: InstanceClaims): SharedInstanceAdd
   for (const [key, claims] of [...claimsByAddress].toSorted(([a], [b]) => (a < b ? -1 : 1))) {
     const { owner, reason } = ownerOf(claims, input.nodeName, ownPorts)
     for (const { service, address } of claims) {
-      if (service === owner || address.goneSinceMs !== undefined) continue
+      if (service === owner || owner === NOBODY || address.goneSinceMs !== undefined) continue
       problems.push({
         service,
         message: `Service ${service} claims ${key} on ${address.node}, which is an address of service ${owner}: ${reason}, so it stays that`,
@@ -87,15 +90,18 @@ function ownerOf(
   const [first] = withoutMoved(claims).toSorted(
     (a, b) => a.address.since - b.address.since || (a.service < b.service ? -1 : 1),
   )
-  return { owner: first?.service ?? '', reason: 'it was registered there first' }
+  // The catalog says so by itself, with both names.
+  if (first?.address.since === DISPUTED) return { owner: NOBODY, reason: 'it is disputed' }
+  return { owner: first?.service ?? NOBODY, reason: 'it was registered there first' }
 }
 
 /** An address that another node has by now is no more where an instance of this one was. */
 function withoutMoved(claims: readonly Claim[]): readonly Claim[] {
   const live = claims.filter(({ address }) => address.goneSinceMs === undefined)
   if (live.length === 0) return claims
-  const nodes = new Set(live.map(({ address }) => address.node))
+  // Consul takes the name of a node in any case, and lists it as it was written.
+  const nodes = new Set(live.map(({ address }) => address.node.toLowerCase()))
   return claims.filter(
-    ({ address }) => address.goneSinceMs === undefined || nodes.has(address.node),
+    ({ address }) => address.goneSinceMs === undefined || nodes.has(address.node.toLowerCase()),
   )
 }

@@ -3,7 +3,8 @@
  *
  * ```
  *   listed --nobody was there before--> believed --not listed any more--> gone --FORGET_MS--> forgotten
- *      \--another service was--> refused, asked again every AGAIN_MS
+ *      |--another service was--> refused, asked again every AGAIN_MS
+ *      \--another may have been--> disputed: believed against nobody, asked again likewise
  * ```
  *
  * Who was at an address first is asked of the node, once for each new address, because the service that has it may
@@ -13,7 +14,7 @@
  */
 import type { Clock } from '../../../lib/clock.ts'
 import { formatAddress } from '../../../model/address.ts'
-import { type InstanceAddress, YIELDING } from '../catalog.ts'
+import { DISPUTED, type InstanceAddress, YIELDING } from '../catalog.ts'
 import {
   ageAddresses,
   indexAddresses,
@@ -21,7 +22,7 @@ import {
   noteListed,
   sortedAddresses,
 } from '../known-addresses.ts'
-import { isListed, type NodeService, type PlainInstance, rivalOf } from './instances.ts'
+import { isListed, type NodeService, type PlainInstance, type Rival, rivalOf } from './instances.ts'
 
 /** A restart of a host, or a deployment, takes no longer, milliseconds. */
 export const YIELD_MS = 3_600_000
@@ -74,7 +75,7 @@ export function judgeClaims(service: string, options: ClaimsOptions): Claims {
   function open(): readonly PlainInstance[] {
     // One that gives way to others has been away for so long that it comes like a new one.
     return [...listed.values()].filter(
-      (instance) => (believed.get(keyOfInstance(instance))?.since ?? YIELDING) === YIELDING,
+      (instance) => (believed.get(keyOfInstance(instance))?.since ?? YIELDING) >= DISPUTED,
     )
   }
 
@@ -96,14 +97,12 @@ export function judgeClaims(service: string, options: ClaimsOptions): Claims {
       if (instance.node !== node || !isListed(service, instance, others)) continue
       const key = keyOfInstance(instance)
       const rival = rivalOf(service, instance, others)
-      if (rival === undefined) {
-        refusals.delete(key)
-        believed.set(key, addressOf(instance))
-      } else
-        refusals.set(
-          key,
-          `Instance ${node}/${instance.id} of ${service} claims ${formatAddress(instance.address)}, where service ${rival.service} was registered before: calls there are not calls of ${service}`,
-        )
+      if (rival === undefined) refusals.delete(key)
+      else refusals.set(key, refusalOf(service, instance, rival))
+      // One that was here and gives way stays until somebody else has the address.
+      if (rival?.wasFirst === true) continue
+      const address = addressOf(instance)
+      believed.set(key, rival === undefined ? address : { ...address, since: DISPUTED })
     }
     onChange()
     schedule()
@@ -159,6 +158,13 @@ export function judgeClaims(service: string, options: ClaimsOptions): Claims {
       clearTimeout(timer)
     },
   }
+}
+
+function refusalOf(service: string, { node, id, address }: PlainInstance, rival: Rival): string {
+  const claim = `Instance ${node}/${id} of ${service} claims ${formatAddress(address)}, where service ${rival.service}`
+  return rival.wasFirst
+    ? `${claim} was registered before: calls there are not calls of ${service}`
+    : `${claim} is registered, too, and may have been before: calls there are refused`
 }
 
 function addressOf({ node, address, since }: PlainInstance): InstanceAddress {

@@ -24,6 +24,8 @@ export interface PlainInstance {
   readonly address: SocketAddress
   /** Consul's index of when it was registered: grows with time, the same for all readers. */
   readonly since: number
+  /** The same of when its registration was last changed: it may have come to its port only then. */
+  readonly changed: number
   /** Its shares of traffic; undefined when nobody has given it any but Consul's usual one. */
   readonly weights: unknown
 }
@@ -89,12 +91,11 @@ function decodePlain(entry: unknown, isRemote: boolean): PlainInstance | string 
   if (HOST_PORTS.has(port)) return `port ${port} is the host's own`
   if (!nodeAddresses(entry).has(ip))
     return `Consul does not have ${ip} as an address of its node (a tagged address of the node would do)`
-  const since = member(entry, 'CreateIndex')
   return {
     node,
     id,
     address: { ip, port },
-    since: typeof since === 'number' ? since : 0,
+    ...timesOf(entry),
     weights: ownWeights(member(entry, 'ServiceWeights')),
   }
 }
@@ -121,6 +122,14 @@ export interface NodeService {
   readonly ip: string | undefined
   readonly port: number
   readonly since: number
+  readonly changed: number
+}
+
+/** When something was registered, and when that was last changed. */
+function timesOf(entry: unknown): { readonly since: number; readonly changed: number } {
+  const [created, modified] = [member(entry, 'CreateIndex'), member(entry, 'ModifyIndex')]
+  const since = typeof created === 'number' ? created : 0
+  return { since, changed: typeof modified === 'number' ? Math.max(modified, since) : since }
 }
 
 /** Reads `/v1/catalog/node/<node>`: its services, proxies and gateways left out. An unknown node has none. */
@@ -133,13 +142,12 @@ export function decodeNodeServices(body: unknown): readonly NodeService[] {
     if ((member(entry, 'Kind') ?? '') !== '' || typeof service !== 'string' || !isPort(port))
       return []
     const address = member(entry, 'Address')
-    const since = member(entry, 'CreateIndex')
     return [
       {
         service,
         ip: typeof address === 'string' && address !== '' ? canonicalIp(address) : undefined,
         port,
-        since: typeof since === 'number' ? since : 0,
+        ...timesOf(entry),
       },
     ]
   })
@@ -154,19 +162,29 @@ export function isListed(
   return others.some((other) => other.service === service && other.port === address.port)
 }
 
-/** The registration of another service that was at an address before this one; undefined when there is none. */
+/** A registration of another service at the same address. */
+export interface Rival {
+  readonly service: string
+  /** Whether it was there before for certain. An index says when something was registered, and not where it was until it was changed. */
+  readonly wasFirst: boolean
+}
+
+/** The registration of another service that was at an address before this one, or may have been; undefined when there is none. */
 export function rivalOf(
   service: string,
-  { address, since }: PlainInstance,
+  { address, since, changed }: PlainInstance,
   others: readonly NodeService[],
-): NodeService | undefined {
-  return others.find(
-    (other) =>
-      other.service !== service &&
-      other.port === address.port &&
-      (other.ip === undefined || other.ip === address.ip) &&
-      other.since < since,
-  )
+): Rival | undefined {
+  const rivals = others
+    .filter(
+      (other) =>
+        other.service !== service &&
+        other.port === address.port &&
+        (other.ip === undefined || other.ip === address.ip) &&
+        other.since < changed,
+    )
+    .map((other) => ({ service: other.service, wasFirst: other.changed < since }))
+  return rivals.find(({ wasFirst }) => wasFirst) ?? rivals[0]
 }
 
 /**

@@ -297,7 +297,7 @@ function isSettled(watch: InstanceWatch | undefined): boolean {
 }
 
 function asInstance({ ip, port, node, since }: InstanceAddress): PlainInstance {
-  return { node, id: '', address: { ip, port }, since, weights: undefined }
+  return { node, id: '', address: { ip, port }, since, changed: since, weights: undefined }
 }
 
 /** As the rest of the mesh has it: another datacenter counts registrations by itself, so ours come first. */
