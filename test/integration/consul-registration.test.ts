@@ -97,3 +97,27 @@ describe('a proxy that the agent has since before a crash', () => {
     assert.equal(scene.beats(db), 2)
   })
 })
+
+test('an agent with more services of others than can be read costs ours neither their beat nor their end', async () => {
+  await using scene = await afterCrash()
+  const { agent, registrar } = scene
+  const ours = known([db])
+  const evil = { Kind: '', ID: 'evil', Service: 'evil', Tags: ['x'.repeat(17_000_000)] }
+  agent.always(SERVICES, () => ({ body: { ...ours, evil } }))
+  for (const id of ['db', 'db-hostmesh'])
+    agent.always(`/v1/agent/service/${id}`, () => ({ body: ours[id] }))
+  for (const id of ['web', 'web-hostmesh'])
+    agent.always(`/v1/agent/service/${id}`, () => ({ status: 404, body: 'unknown service ID' }))
+  agent.always('/v1/agent/service/register', () => ({}))
+  agent.always('/v1/agent/health/service/id/web', () => ({ status: 404, body: '' }))
+  await registrar.register([db, web], TUNNEL_PORT)
+  assert.deepEqual(registrar.problems(), [])
+  assert.equal(scene.beats(db), 1)
+  const registered = agent.requestsFor('/v1/agent/service/register').map(({ body }) => body)
+  assert.equal(registered.length, 2, 'web and its proxy, which were not there')
+  for (const id of ['db', 'db-hostmesh'])
+    agent.always(`/v1/agent/service/deregister/${id}`, () => ({}))
+  await registrar.deregister()
+  for (const id of ['db', 'db-hostmesh'])
+    assert.ok(agent.requestsFor(`/v1/agent/service/deregister/${id}`).length > 0, id)
+})

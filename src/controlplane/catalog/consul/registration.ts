@@ -11,7 +11,7 @@
 import Consul from 'consul'
 import { backoffMs } from '../../../lib/backoff.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
-import { describeError, MeshError } from '../../../lib/errors.ts'
+import { describeError, errorCode, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
 import type { LocalService } from '../../../model/service.ts'
 import { type AgentService, decodeAgentServices } from './decode.ts'
@@ -78,6 +78,10 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
   const closing = new AbortController()
   const consul = new Consul({ ...packageAddress(transport.address), agent: transport.plainAgent })
   let desired: readonly LocalService[] = []
+  /** Those, and after they are to be taken back still those. */
+  let kept: readonly LocalService[] = []
+  /** Whether the agent's own list is too large to be read. */
+  let isCrowded = false
   let tunnelPort = 0
   let turn: Promise<void> = Promise.resolve()
   let napping = new AbortController()
@@ -187,11 +191,38 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
     }
   }
 
+  /** What the agent has; of ours alone where others have registered more than can be read. */
   async function readAgent(signal: AbortSignal): Promise<ReadonlyMap<string, AgentService>> {
-    const answer = await transport.call('GET', '/v1/agent/services', { signal })
-    const services = decodeAgentServices(requireOk(answer, 'reading /v1/agent/services').body)
+    const body = await readAll(signal).catch((error: unknown) => {
+      if (errorCode(error) !== 'HM_CONSUL_ANSWER_TOO_LARGE') throw error
+      if (!isCrowded)
+        log.warn(
+          'The agent has more services than can be read: what an earlier run has left there stays',
+        )
+      isCrowded = true
+      return readOwn(signal)
+    })
+    const services = decodeAgentServices(body)
     lastGoodAtMs = clock.monotonicMs()
     return services
+  }
+
+  async function readAll(signal: AbortSignal): Promise<unknown> {
+    const answer = await transport.call('GET', '/v1/agent/services', { signal })
+    const { body } = requireOk(answer, 'reading /v1/agent/services')
+    isCrowded = false
+    return body
+  }
+
+  /** The same document with the services of this host and their proxies, one by one. */
+  async function readOwn(signal: AbortSignal): Promise<unknown> {
+    const own: Record<string, unknown> = {}
+    for (const id of kept.flatMap((service) => [service.id, proxyIdOf(service.id)])) {
+      const path = `/v1/agent/service/${encodeURIComponent(id)}`
+      const answer = await transport.call('GET', path, { signal })
+      if (answer.status !== 404) own[id] = requireOk(answer, `reading ${path}`).body
+    }
+    return own
   }
 
   /** One look: register what is missing, take back what is left over, beat the rest. */
@@ -268,6 +299,7 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
   return {
     async register(services, port) {
       desired = services
+      kept = services
       tunnelPort = port
       // The agent may have their proxies since before a crash, and how long ago those were beaten nobody knows.
       beatenAtMs = Number.NEGATIVE_INFINITY
