@@ -2,6 +2,7 @@
  * Reads the facts that `hostmesh snapshot` wrote, on any machine. What explain() walks through is checked
  * here, so that a file which was cut off or edited is refused with its first fault, not half believed.
  */
+import { realpathSync, statSync, writeFileSync } from 'node:fs'
 import { z } from 'zod'
 import { writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
 import { errorCode, MeshError } from '../lib/errors.ts'
@@ -214,13 +215,20 @@ export function parseFacts(text: string, name: string): HostFacts {
   return parsed.data as unknown as HostFacts
 }
 
-/** Writes facts, readable by the owner alone: they draw a map of the mesh. Replaces the file whole. */
+/**
+ * Writes facts, readable by the owner alone: they draw a map of the mesh. Replaces the file whole; a device or a pipe is
+ * written to and stays what it is.
+ */
 export function writeFacts(path: string, document: object): void {
+  const text = `${JSON.stringify(document, null, 2)}\n`
   try {
-    writeFileAtomically(path, `${JSON.stringify(document, null, 2)}\n`, {
-      mode: 0o600,
-      existing: 'replace',
-    })
+    const there = statSync(path, { throwIfNoEntry: false })
+    if (there !== undefined && !there.isFile()) writeFileSync(path, text)
+    else
+      writeFileAtomically(there === undefined ? path : realpathSync(path), text, {
+        mode: 0o600,
+        existing: 'replace',
+      })
   } catch (error) {
     throw new MeshError('HM_SNAPSHOT_WRITE_FAILED', `Cannot write ${path}: ${errorCode(error)}`, {
       cause: error,
