@@ -25,11 +25,32 @@ export function reloadCommand(): Command {
     .description('Replace the running daemon by a new process, without losing a connection')
     .action(async (_options: unknown, command: Command) => {
       const { addr } = command.optsWithGlobals<{ readonly addr: string }>()
-      const before = await askStatus(addr)
+      const before = await awaitIdle(addr)
       askToReload(before.pid)
       const after = await awaitOutcome(addr, before)
       console.log(`Reloaded: process ${after.pid} has taken over from ${before.pid}`)
     })
+}
+
+/**
+ * The status once no reload is under way. What somebody else has asked for began with what was on disk then, and the
+ * daemon takes no second one meanwhile.
+ */
+async function awaitIdle(address: string): Promise<StatusDocument> {
+  let status = await askStatus(address)
+  let heardMs = performance.now()
+  const endMs = heardMs + LIMIT_MS
+  while (status.reload?.state === 'running' && performance.now() < endMs) {
+    await delay(POLL_MS)
+    try {
+      status = await askStatus(address)
+      heardMs = performance.now()
+    } catch (error) {
+      const isLost = !isRunning(status.pid) && performance.now() - heardMs > ORPHAN_MS
+      if (!(error instanceof MeshError) || isLost) throw error
+    }
+  }
+  return status
 }
 
 function askToReload(pid: number): void {

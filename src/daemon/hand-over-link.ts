@@ -114,9 +114,10 @@ export interface SuccessorOptions {
 
 /**
  * Starts a process apart from this one: a child of process 1 (or of a subreaper), so that the service manager hears of its
- * end. The inner shell keeps its number when it becomes the program, and so can say it.
+ * end. The inner shell keeps its number when it becomes the program, and says it over the link: a program that hangs before
+ * it can say anything is ended too.
  */
-const LAUNCH = `sh -c 'export LISTEN_PID=$$; exec "$@"' sh "$@" &`
+const LAUNCH = `sh -c 'export LISTEN_PID=$$; echo "{\\"kind\\":\\"started\\",\\"pid\\":$$}" >&3; exec "$@"' sh "$@" &`
 
 /** How long a successor that fails may take to end by itself. Milliseconds. */
 const END_MS = 3_000

@@ -74,3 +74,27 @@ test('a daemon that dies and that nobody succeeds is not waited for', async () =
   assert.match(stderr, /has died in the reload: .* no process has taken over/)
   assert.ok(performance.now() - startedMs < 60_000)
 })
+
+test('a reload that somebody else has asked for is waited for, and then there is another one', async () => {
+  using former = await mortal()
+  using asked = await mortal()
+  const answers = [
+    { pid: former.pid, reload: { ...never, count: 1, state: 'running' } },
+    { pid: asked.pid, reload: { ...never, count: 1, state: 'done' } },
+    { pid: 99_999, reload: { ...never, count: 2, state: 'done' } },
+  ] as const
+  let next = 0
+  await using server = await startScripted(
+    scriptedView({
+      status: () => Promise.resolve({ ...wellStatus, ...(answers[next++] ?? answers[2]) }),
+    }),
+  )
+  const { code, stdout, stderr } = await hostmesh([
+    'reload',
+    '--addr',
+    `unix://${server.socketPath}`,
+  ])
+  assert.equal(code, 0, stderr)
+  assert.match(stdout, new RegExp(`process 99999 has taken over from ${asked.pid}`))
+  assert.ok(process.kill(former.pid, 0), 'it was not asked a second time')
+})
