@@ -1,10 +1,17 @@
 /**
  * `hostmesh uninstall`: takes hostmesh from this host and says what it removed. Asks first.
  */
+import { readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline/promises'
 import { Command } from 'commander'
 import { clearCapture } from '../daemon/capture-operations.ts'
-import { planUninstall, runTool, type UninstallPlan, uninstall } from '../daemon/uninstall.ts'
+import {
+  endsWithUnits,
+  planUninstall,
+  runTool,
+  type UninstallPlan,
+  uninstall,
+} from '../daemon/uninstall.ts'
 import { MeshError } from '../lib/errors.ts'
 import { daemonPid } from './admin-client.ts'
 import { exitCodes } from './failure.ts'
@@ -51,16 +58,24 @@ export function uninstallCommand(): Command {
     })
 }
 
-/** A unit is stopped on the way; a daemon that somebody runs by hand is his to stop. */
+/** A unit is stopped on the way; a daemon that somebody runs by hand is his to stop: it would put its rules back. */
 async function requireStoppable(plan: UninstallPlan, address: string): Promise<void> {
-  if (plan.units.length > 0) return
   const pid = await daemonPid(address)
-  if (pid === undefined) return
+  if (pid === undefined || endsWithUnits(plan, controlGroupsOf(pid))) return
   throw new MeshError(
     'HM_UNINSTALL_RUNNING',
-    `Cannot uninstall: a daemon runs that no unit of systemd has started, process ${pid}`,
+    `Cannot uninstall: a daemon runs that no unit of hostmesh has started, process ${pid}`,
     { hint: `End it first: kill ${pid}` },
   )
+}
+
+/** Empty for a process that has ended meanwhile. */
+function controlGroupsOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cgroup`, 'utf8')
+  } catch {
+    return ''
+  }
 }
 
 async function removeRules(): Promise<readonly string[]> {
@@ -76,7 +91,18 @@ function planText(plan: UninstallPlan): string {
     ...plan.paths,
     ...plan.users.map((user) => `user and group ${user}`),
   ]
-  return ['This removes, as far as it is there:', ...lines.map((line) => `  ${line}`)].join('\n')
+  const needing = plan.dependents.map((path) => `  ${path}`)
+  return [
+    'This removes, as far as it is there:',
+    ...lines.map((line) => `  ${line}`),
+    ...(needing.length === 0
+      ? []
+      : [
+          'Units of others that name a unit of hostmesh: what requires it is stopped, and nothing starts them through it at the next boot:',
+          ...needing,
+          '  Take hostmesh out of these files, systemctl daemon-reload, and enable and start them again',
+        ]),
+  ].join('\n')
 }
 
 async function isConfirmed(): Promise<boolean> {

@@ -14,12 +14,14 @@ import {
   realpathSync,
   rmdirSync,
   rmSync,
+  statSync,
 } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { parseDocument } from 'yaml'
 import { SYSTEM_PATH } from '../controlplane/capture/command.ts'
 import { describeError } from '../lib/errors.ts'
 import { stateNames } from './state-files.ts'
+import { unitOf } from './stop-cause.ts'
 
 /** Tells how a tool ended; replaced where nothing may be run. */
 export type RunTool = (
@@ -51,6 +53,8 @@ export interface UninstallPlan {
   readonly users: readonly string[]
   /** What is left, and why. */
   readonly kept: readonly string[]
+  /** Files of other units that need one of ours: what they start is stopped, or does not start at the next boot. */
+  readonly dependents: readonly string[]
 }
 
 /** What was done: one line each. */
@@ -66,6 +70,17 @@ const RESOLVERS = [
 ]
 
 const UNIT_FOLDERS = ['/usr/lib/systemd/system', '/lib/systemd/system', '/etc/systemd/system']
+
+/** Where `systemctl edit --runtime` and `systemctl set-property` write. */
+const OVERRIDE_FOLDERS = [
+  '/etc/systemd/system.control',
+  '/run/systemd/system',
+  '/run/systemd/system.control',
+]
+
+/** A line of a unit file by which it depends on a unit of ours for more than its turn. */
+const NEEDS_US =
+  /^\s*(?:Requires|Requisite|BindsTo|PartOf|Wants|WantedBy|RequiredBy)\s*=.*\bhostmesh(?:-ready|-guard)?\.(?:service|target)\b/m
 
 /** Nobody else writes there. */
 const OWN_FOLDERS = ['/var/lib/hostmesh', '/run/hostmesh']
@@ -101,7 +116,8 @@ export function planUninstall(
   const isThere = (path: string): boolean => hasEntry(join(root, path))
   const config = readLoosely(join(root, options.configPath))
   const hasCa = UNIT_FOLDERS.some((folder) => isThere(join(folder, 'hostmesh-ca.service')))
-  const unitFiles = distinctFolders(root, UNIT_FOLDERS).flatMap((folder) =>
+  const folders = distinctFolders(root, [...UNIT_FOLDERS, ...OVERRIDE_FOLDERS])
+  const unitFiles = folders.flatMap((folder) =>
     globSync('hostmesh*', { cwd: join(root, folder) })
       .filter((name) => !name.startsWith('hostmesh-ca'))
       .map((name) => join(folder, name)),
@@ -126,7 +142,29 @@ export function planUninstall(
         ? ['/opt/hostmesh, /usr/bin/hostmesh: the certificate authority runs on this machine']
         : []),
     ],
+    dependents: folders.flatMap((folder) => dependentsIn(root, folder)),
   }
+}
+
+/** Whether a process, by the text of its /proc/PID/cgroup, ends when the units of a plan are stopped. */
+export function endsWithUnits({ units }: Pick<UninstallPlan, 'units'>, cgroups: string): boolean {
+  const unit = unitOf(cgroups)
+  return unit !== undefined && units.includes(unit)
+}
+
+/** Unit files and drop-ins of others in a folder, by path, that need a unit of ours. */
+function dependentsIn(root: string, folder: string): string[] {
+  return globSync(['*.*', '*.d/*.conf'], { cwd: join(root, folder) })
+    .filter((name) => !name.startsWith('hostmesh'))
+    .map((name) => join(folder, name))
+    .filter((path) => NEEDS_US.test(readIfFile(join(root, path))))
+    .toSorted()
+}
+
+/** The text of a plain file; empty for all that is none, and for a link that leads nowhere. */
+function readIfFile(path: string): string {
+  const isFile = statSync(path, { throwIfNoEntry: false })?.isFile() === true
+  return isFile ? readFileSync(path, 'utf8') : ''
 }
 
 /** Those that exist, each once: `/lib` is a link to `/usr/lib` on most machines. */

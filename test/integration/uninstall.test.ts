@@ -16,7 +16,12 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { test } from 'node:test'
 import { stateNames } from '../../src/daemon/state-files.ts'
-import { planUninstall, type RunTool, uninstall } from '../../src/daemon/uninstall.ts'
+import {
+  endsWithUnits,
+  planUninstall,
+  type RunTool,
+  uninstall,
+} from '../../src/daemon/uninstall.ts'
 import { hostmesh } from './admin-fixtures.ts'
 
 const CONFIG = '/etc/hostmesh/hostmesh.yaml'
@@ -161,6 +166,44 @@ test('beside the certificate authority its program, user and files stay', async 
   assert.ok(!root.has('/etc/hostmesh/certs') && !root.has('/var/lib/hostmesh'))
   assert.ok(!root.commands.some((line) => line.includes('hostmesh-ca')))
   assert.match(kept.join(), /certificate authority/)
+})
+
+test('what systemctl set-property has written goes too', async () => {
+  using root = new Root()
+  installed(root)
+  const folders = [
+    '/etc/systemd/system.control',
+    '/run/systemd/system',
+    '/run/systemd/system.control',
+  ]
+  root.put(...folders.map((folder) => `${folder}/hostmesh.service.d/50-CPUWeight.conf`))
+  root.put(...folders.map((folder) => `${folder}/other.service.d/50-CPUWeight.conf`))
+  const { failed } = await root.uninstall()
+  assert.deepEqual(failed, [])
+  for (const folder of folders) {
+    assert.ok(!root.has(`${folder}/hostmesh.service.d`), folder)
+    assert.ok(root.has(`${folder}/other.service.d`), folder)
+  }
+})
+
+test('units of others that need one of ours are named, and those that only come after it are not', () => {
+  using root = new Root()
+  installed(root)
+  const units = '/etc/systemd/system'
+  root.write(`${units}/a.service`, '[Install]\nWantedBy=hostmesh-ready.target\n')
+  root.write(`${units}/b.service.d/mesh.conf`, '[Unit]\nRequires=x.service hostmesh-ready.target\n')
+  root.write(`${units}/c.service`, '[Unit]\nAfter=hostmesh.service\n# Requires=hostmesh.service\n')
+  const { dependents } = planUninstall({ root: root.path, configPath: CONFIG })
+  assert.deepEqual(dependents, [`${units}/a.service`, `${units}/b.service.d/mesh.conf`])
+})
+
+test('a daemon that somebody has started by hand does not end with the units', () => {
+  using root = new Root()
+  installed(root)
+  const plan = planUninstall({ root: root.path, configPath: CONFIG })
+  assert.ok(endsWithUnits(plan, '0::/system.slice/hostmesh.service\n'))
+  for (const cgroups of ['0::/user.slice/session-1.scope\n', '0::/system.slice/x.service\n', ''])
+    assert.ok(!endsWithUnits(plan, cgroups), cgroups)
 })
 
 test('a second time there is nothing to do', async () => {
