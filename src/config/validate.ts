@@ -33,7 +33,14 @@ export function validateConfig(config: Config): readonly ConfigProblem[] {
 /** What is allowed and hardly meant, one sentence each; empty when nothing is. */
 export function configWarnings(config: Config): readonly string[] {
   const identified = config.services.filter(({ identity }) => identity !== undefined)
-  if (config.capture.mode === 'on' || identified.length === 0) return []
+  if (config.capture.mode === 'on') {
+    if (identified.length > 0 || hostIdentity(config) !== undefined) return []
+    // The last workload of a host may go by a reload like any other.
+    return [
+      'Capture is on and no service has an identity: nothing is captured, and virtual addresses are refused to every process; give a service an identity, or set capture.mode: off',
+    ]
+  }
+  if (identified.length === 0) return []
   const names = [...new Set(identified.map(({ name }) => name))].join(', ')
   return [
     `Capture is off, so the identity of ${names} diverts nothing and calls leave without the mesh, but for explicit upstreams; set capture.mode: on, or leave out identity`,
@@ -333,12 +340,6 @@ function captureProblems(config: Config): ConfigProblem[] {
     problems.push({
       path: ['capture', 'unknownToInstances'],
       message: `Unknown callers are taken for ${host.name}, so none is left to refuse; set capture.unknownCallers to refuse, or leave this out`,
-    })
-  if (found.length === 0 && host === undefined)
-    problems.push({
-      path: ['capture', 'mode'],
-      message:
-        'Capture is on but no service has an identity, so nothing would be captured; give a service an identity or turn capture off',
     })
   const exempt = config.capture.daemonUser
   for (const { index, selector } of found)

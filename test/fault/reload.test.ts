@@ -122,6 +122,10 @@ test('a reload that does not work out changes nothing and says why', async (t) =
   await t.test('a broken configuration', async () => {
     await writeFile(daemon.configPath, 'workers: many\n')
     await failToReload(mesh.host('a'), /workers/)
+    await writeFile(daemon.configPath, 'nonsense: 1\n')
+    await failToReload(mesh.host('a'), /nonsense/)
+    // systemd's status line and the log hear of problems that are new.
+    assert.match(daemon.log, /"subsystem":"problems".*nonsense/)
   })
 
   await t.test(
@@ -143,6 +147,30 @@ test('a reload that does not work out changes nothing and says why', async (t) =
     await failToReload(mesh.host('a'), /nonexistent|certificate|roots/)
   })
   await daemon.writeConfig(mesh.host('a').config())
+})
+
+test('the last workload of a host goes by a reload, and comes again', async () => {
+  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
+  const web = await mesh.host('a').service('web').start()
+  await mesh.host('b').service('db', { listens: 5432 }).start(echo)
+  await mesh.allow('web', 'db')
+  await mesh.up()
+  await eventually(() => web.call('db'))
+  const { ip, port } = await mesh.virtualAddress('db', mesh.host('a'))
+  const { daemon } = mesh.host('a')
+  await using undo = new AsyncDisposableStack()
+  const config = mesh.host('a').config()
+  for (const services of [[], config.services]) {
+    await daemon.writeConfig({ ...config, services })
+    const { code, stdout, stderr } = await daemon.cli('reload')
+    assert.equal(code, 0, stdout + stderr + daemon.log)
+    const { pid, ready, problems } = await daemon.status()
+    undo.defer(() => endSuccessor(pid))
+    assert.deepEqual([ready, problems], [true, []])
+    if (services !== undefined && services.length > 0)
+      await eventually(() => web.callAddress(ip, port))
+    else await assert.rejects(web.callAddress(ip, port), /refused/i)
+  }
 })
 
 test('of the processes that were replaced and still have connections, four go on and the oldest ends in order', async () => {

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { localServices } from '../../src/config/local-services.ts'
 import { type ConfigInput, configSchema, isDnsOn } from '../../src/config/schema.ts'
-import { validateConfig } from '../../src/config/validate.ts'
+import { configWarnings, validateConfig } from '../../src/config/validate.ts'
 
 type Change = Partial<ConfigInput>
 
@@ -272,12 +272,6 @@ const BROKEN: readonly [claim: string, change: Change, key: string, says: RegExp
     /no port for the capture of b: it would be 65536/,
   ],
   [
-    'capture without any identity',
-    { capture: { mode: 'on' }, services: [{ name: 'a', port: 1 }] },
-    'capture.mode',
-    /no service has an identity/,
-  ],
-  [
     'a captured service that runs as the exempt user',
     {
       capture: { mode: 'on', daemonUser: 'x' },
@@ -500,4 +494,21 @@ test('the service that unknown callers are taken for needs nothing else, and has
       ['host', 101],
     ],
   )
+})
+
+test('capture without a workload is no mistake and worth a word: the last one may go by a reload', () => {
+  const change: Change = { capture: { mode: 'on' }, services: [{ name: 'a', port: 1 }] }
+  assert.deepEqual(problemsOf(change), [])
+  const warned = (capture: ConfigInput['capture']): string =>
+    configWarnings(
+      configSchema.parse({
+        catalog: { kind: 'file', path: '/c' },
+        certificates: { kind: 'files', directory: '/d' },
+        ...change,
+        capture,
+      }),
+    ).join()
+  assert.match(warned({ mode: 'on' }), /no service has an identity: nothing is captured/)
+  assert.equal(warned({ mode: 'on', unknownCallers: 'a' }), '')
+  assert.equal(warned({ mode: 'off' }), '')
 })
