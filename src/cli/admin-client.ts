@@ -1,6 +1,7 @@
 /**
  * Asks the daemon's admin API over its unix socket. One request per call, bounded in time and size.
  */
+import { statSync } from 'node:fs'
 import type { ClientRequest, IncomingMessage } from 'node:http'
 import { errorCode, MeshError } from '../lib/errors.ts'
 import { http } from '../lib/node-http.ts'
@@ -104,6 +105,10 @@ function connectionFailed(socketPath: string, cause: unknown): MeshError {
       },
     )
   }
+  if (isNoSocket(socketPath))
+    return new MeshError('HM_USAGE_ADDRESS', `Cannot use ${socketPath}: it is not a socket`, {
+      hint: `It must be the admin socket of a daemon, such as ${DEFAULT_ADDRESS}`,
+    })
   const hint = 'See systemctl status hostmesh; for another socket use --addr or HOSTMESH_ADDR'
   if (code === 'ENOENT' || code === 'ECONNREFUSED') {
     return new MeshError(
@@ -112,14 +117,23 @@ function connectionFailed(socketPath: string, cause: unknown): MeshError {
       { hint },
     )
   }
+  const isLate = cause instanceof Error && cause.name === 'AbortError'
   return new MeshError(
     'HM_ADMIN_UNREACHABLE',
-    `Cannot get an answer from the daemon at ${socketPath}`,
-    {
-      cause,
-      hint,
-    },
+    isLate
+      ? `Cannot get an answer from the daemon at ${socketPath} within ${DEADLINE_MS / 1_000} s`
+      : `Cannot get an answer from the daemon at ${socketPath}`,
+    { ...(!isLate && { cause }), hint },
   )
+}
+
+/** Whether something else is there. */
+function isNoSocket(path: string): boolean {
+  try {
+    return !statSync(path).isSocket()
+  } catch {
+    return false
+  }
 }
 
 function refused(socketPath: string, path: string, status: number, document: unknown): MeshError {

@@ -148,7 +148,7 @@ function describeStatus(status: CaStatus): string[] {
         `Root           ${id.slice(0, 16)}, ends ${time(notAfterMs)}${id === status.activeRoot ? ', signs' : ''}`,
     ),
     `Rotation       ${status.rotation.phase}`,
-    `Certificates   ${status.certificates} not expired, ${status.revoked} of them revoked`,
+    `Certificates   ${status.certificates} of hosts not expired, ${status.revoked} of them revoked (those of hostmesh ca issue are not listed)`,
     ...status.openTokens.map(
       ({ host, expiresAtMs }) => `Open token     ${host}, until ${time(expiresAtMs)}`,
     ),

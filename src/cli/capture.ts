@@ -50,9 +50,7 @@ export function captureCommand(): Command {
     .action(async (_options: unknown, clear: Command) => {
       const { removed, notes } = await clearCapture()
       warn(notes)
-      const pid = await daemonPid(clear.optsWithGlobals<{ addr: string }>().addr)
-      if (pid !== undefined)
-        warn([`A daemon runs, process ${pid}: what it captures it puts back. Stop it first`])
+      await warnOfDaemon(clear)
       console.log(removed ? 'Capture rules are removed' : 'There were no capture rules')
     })
   command
@@ -94,8 +92,10 @@ function guardCommand(): Command {
   guard
     .command('clear')
     .description('Remove the guard; only what diverts stays')
-    .action(async () => {
-      console.log((await clearGuard()) ? 'The guard is removed' : 'There was no guard')
+    .action(async (_options: unknown, clear: Command) => {
+      const isRemoved = await clearGuard()
+      await warnOfDaemon(clear)
+      console.log(isRemoved ? 'The guard is removed' : 'There was no guard')
     })
   guard
     .command('show')
@@ -111,6 +111,13 @@ function guardCommand(): Command {
       if (own.length > 0) console.log(`Refused: ${(counts.guarded ?? 0) + atVirtual}`)
     })
   return guard
+}
+
+/** Whoever removes what a daemon keeps in place has removed it for a moment only. */
+async function warnOfDaemon(command: Command): Promise<void> {
+  const pid = await daemonPid(command.optsWithGlobals<{ addr: string }>().addr)
+  if (pid !== undefined)
+    warn([`A daemon runs, process ${pid}: what it captures it puts back. Stop it first`])
 }
 
 /** Does something with a configuration and with what the daemon that runs by it says of itself. */

@@ -54,6 +54,7 @@ export function configCommand(): Command {
 function soundConfig(file: string): Config | undefined {
   const checked = checkConfig(file)
   if ('config' in checked) return checked.config
+  if (checked.unreadable !== undefined) throw checked.unreadable
   for (const problem of checked.problems) console.error(problem)
   process.exitCode = exitCodes.usage
   return undefined

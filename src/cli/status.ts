@@ -149,8 +149,11 @@ function problemLines(
   nowMs: number,
 ): string[] {
   const tone = blocks ? 'bad' : 'warning'
+  // A configuration names several mistakes, one a line.
+  const [first = '', ...more] = message.split('\n')
   return [
-    `  ${paint({ text: message, tone })}`,
+    `  ${paint({ text: first, tone })}`,
+    ...more.map((line) => `    ${paint({ text: line.trim(), tone })}`),
     `    Next: ${hint}`,
     `    ${code}, for ${formatSince(since, nowMs)}`,
   ]

@@ -14,19 +14,26 @@ import { type Config, configSchema } from './schema.ts'
 import { validateConfig } from './validate.ts'
 
 /** Outcome of {@link checkConfig}: a sound configuration, or one line for each problem. */
-export type CheckedConfig = { readonly config: Config } | { readonly problems: readonly string[] }
+export type CheckedConfig =
+  | { readonly config: Config }
+  | {
+      readonly problems: readonly string[]
+      /** Where there is no text to find problems in: why, and what to do. */
+      readonly unreadable?: MeshError
+    }
 
 /** A configuration beyond this is a mistake; a thousand services need about 300 KiB. */
 const MAX_CONFIG_BYTES = 1024 * 1024
 
 /**
  * Reads a configuration file.
- * @throws MeshError HM_CONFIG_INVALID, naming every problem as `file:line:column: path: message`.
+ * @throws MeshError HM_CONFIG_INVALID, naming every problem as `file:line:column: path: message`, or why the file cannot be read.
  */
 export function loadConfig(path: string, env: Environment = process.env): Config {
   const checked = checkConfig(path, env)
   if ('config' in checked) return checked.config
-  const { problems } = checked
+  const { problems, unreadable } = checked
+  if (unreadable !== undefined) throw unreadable
   const count = problems.length === 1 ? 'a problem' : `${problems.length} problems`
   throw new MeshError(
     'HM_CONFIG_INVALID',
@@ -41,7 +48,14 @@ export function checkConfig(path: string, env: Environment = process.env): Check
   try {
     file = readTextFile(path, MAX_CONFIG_BYTES)
   } catch (thrown) {
-    return { problems: [describeError(thrown)] }
+    const message = describeError(thrown)
+    const hint = thrown instanceof MeshError ? thrown.hint : undefined
+    const unreadable = new MeshError(
+      'HM_CONFIG_INVALID',
+      message,
+      hint === undefined ? {} : { hint },
+    )
+    return { problems: [message], unreadable }
   }
   return checkConfigText(file.text, { path, env, isReadableByAll: (file.mode & 0o004) !== 0 })
 }

@@ -2,6 +2,7 @@
  * The plan of capture as it was last in the kernel, kept in the state directory: a boot unit puts the guard in
  * place from it before any workload starts and before there is a daemon.
  */
+import { existsSync } from 'node:fs'
 import { z } from 'zod'
 import type { BackendKind, MeshAddresses } from '../controlplane/capture/backend.ts'
 import type { NftBackendSettings } from '../controlplane/capture/nft-backend.ts'
@@ -98,7 +99,15 @@ function readKept<T>(
   })
   const read = shape.safeParse(file.stored?.body)
   if (read.success) return read.data
-  throw new MeshError('HM_CAPTURE_KEPT_INVALID', `Cannot read a kept capture plan from ${path}`, {
-    hint: 'A daemon with capture on writes it to its state directory',
-  })
+  if (!existsSync(path))
+    throw new MeshError('HM_CAPTURE_KEPT_INVALID', `Cannot read a kept capture plan: no ${path}`, {
+      hint: 'A daemon with capture on writes it to its state directory',
+    })
+  throw new MeshError(
+    'HM_CAPTURE_KEPT_INVALID',
+    `Cannot use the capture plan ${path}: it is damaged`,
+    {
+      hint: 'Nothing is refused by it; a daemon with capture on writes it anew: systemctl start hostmesh',
+    },
+  )
 }

@@ -43,7 +43,10 @@ export function hostProblems(condition: HostCondition): readonly Problem[] {
         new Problem('HM_WORKER_STOPPED', `Worker ${id} is stopped`, { subject: String(id) }),
       )
   problems.push(...condition.others, ...condition.stateParts.flatMap(partProblem))
-  return problems
+  // Two parts may have met the same: a remembered certificate and the one of its origin, both expired.
+  return [
+    ...new Map(problems.map((problem) => [`${problem.key} ${problem.message}`, problem])).values(),
+  ]
 }
 
 function partProblem({ part, state, remembered, ageMs }: StatePart): Problem[] {

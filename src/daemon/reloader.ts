@@ -122,7 +122,8 @@ export class Reloader {
       this.wasReplaced.resolve({ pid, link: successor.link })
     } catch (error) {
       const reason = describeError(error)
-      this.failure = Problem.of(error, 'HM_RELOAD_FAILED')
+      // Another reason is another problem: the log and systemd hear of it.
+      this.failure = Problem.of(error, 'HM_RELOAD_FAILED', { subject: reason })
       this.current = { ...this.current, state: 'failed', reason }
       log.error('The reload has failed; the running configuration stays', { error: reason })
     }

@@ -97,9 +97,11 @@ function decode(path: string, bytes: Buffer): string {
 }
 
 function unreadable(path: string, reason: string, cause?: unknown): MeshError {
-  const hint = HINTS[errorCode(cause)]
+  const code = errorCode(cause)
+  const hint = HINTS[code]
   return new MeshError('HM_FILE_UNREADABLE', `Cannot read ${path}: ${reason}`, {
-    cause,
+    // Where we have words of our own, the system's would say it a second time.
+    cause: REASONS[code] === undefined ? cause : Object.assign(new Error(reason), { code }),
     ...(hint !== undefined && { hint }),
   })
 }

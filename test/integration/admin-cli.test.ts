@@ -84,6 +84,24 @@ test('status of a well host with a warning says it, and is well all the same', a
   assert.match(stdout, /Warnings:\n +The default policy is allow/)
 })
 
+test('a problem of several lines is printed on several lines', async () => {
+  const problem = {
+    code: 'HM_CONFIG_INVALID',
+    message: 'Configuration x.yaml has 2 problems:\n  x.yaml:1:1: one\n  x.yaml:2:1: two',
+    hint: 'See',
+    blocks: false,
+    since: fromNow(-1_000),
+  }
+  await using server = await startScripted(
+    scriptedView({ status: () => Promise.resolve({ ...wellStatus, problems: [problem] }) }),
+  )
+  const { stdout } = await hostmesh(['status', '--addr', `unix://${server.socketPath}`])
+  assert.match(
+    stdout,
+    /has 2 problems:\n {4}x\.yaml:1:1: one\n {4}x\.yaml:2:1: two\n {4}Next: See\n/,
+  )
+})
+
 test('status of a host that is not well says every problem and exits 1', async () => {
   const status: StatusDocument = {
     ...wellStatus,
@@ -330,6 +348,13 @@ test('wrong usage exits 2 with the reason on standard error', async () => {
     [['status', '--wait', 'soon'], /It must be a duration such as 30s/],
     [['status', 'extra'], /^hostmesh: Too many arguments/],
     [['status', '--addr', 'http://127.0.0.1'], /It must be unix:\/\/\/path/],
+    [['status', '--addr', 'unix:///etc/passwd'], /Cannot use \/etc\/passwd: it is not a socket/],
+    [['status', '--addr', 'unix:///etc'], /Cannot use \/etc: it is not a socket/],
+    [
+      ['config', 'validate', '/nope'],
+      /^hostmesh: Cannot read \/nope: no such file\n {2}hint: Correct the path/,
+    ],
+    [['run', '--config', '/nope'], /^hostmesh: Cannot read \/nope: no such file\n {2}hint: /m],
     [['run'], /^hostmesh: Required option '--config <file>' not specified/],
     [[], /Usage: hostmesh/],
   ]

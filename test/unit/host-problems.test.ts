@@ -36,6 +36,17 @@ test('a host on which nothing is wrong has no problem', () => {
   assert.deepEqual(hostProblems({ ...well, captureInSync: undefined }), [])
 })
 
+test('what two parts have met is one problem', () => {
+  const expired = (): Problem =>
+    new Problem('HM_WORKER_STOPPED', 'The certificate of web expired', { subject: 'web' })
+  const other = new Problem('HM_WORKER_STOPPED', 'The certificate of db expired', { subject: 'db' })
+  const found = hostProblems({ ...well, others: [expired(), other, expired()] })
+  assert.deepEqual(
+    found.map(({ subject }) => subject),
+    ['web', 'db'],
+  )
+})
+
 test('each part that is wrong has its code, its sentence and a next step', () => {
   const wrong: [Partial<HostCondition>, string, string][] = [
     [
