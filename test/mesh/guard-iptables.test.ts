@@ -3,6 +3,7 @@
  * was captured before they were cleared. Each claim with both variants of iptables.
  */
 import assert from 'node:assert/strict'
+import { type ChildProcess, spawn } from 'node:child_process'
 import { after, before, describe, test } from 'node:test'
 import {
   type Capture,
@@ -11,6 +12,7 @@ import {
 } from '../../src/controlplane/capture/capture.ts'
 import type { RunCommand } from '../../src/controlplane/capture/command.ts'
 import type { CapturePlan } from '../../src/controlplane/capture/rules.ts'
+import { TableOwner } from '../../src/controlplane/capture/table-owner.ts'
 import { eventually } from '../harness/eventually.ts'
 import { type Namespace, Network } from '../harness/network.ts'
 import { OwnedProcess, runCommand } from '../harness/owned-process.ts'
@@ -49,6 +51,26 @@ text = sys.argv[3].encode() * 1000
 try:
     while True: s.send(text)
 except BlockingIOError: pass
+`
+
+/** Dials from a port that is given; when told so it resets that connection, dials from the same port again, and then writes. */
+const REUSES_ITS_PORT = `
+import signal, socket, struct, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+def dial():
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+    s.bind(('', 41000))
+    s.connect((sys.argv[1], int(sys.argv[2])))
+    print(s.recv(1000), flush=True)
+    signal.sigwait([signal.SIGUSR1])
+    return s
+dial().close()
+s = dial()
+while True:
+    s.sendall(sys.argv[3].encode())
+    time.sleep(0.1)
 `
 
 for (const variant of ['nft', 'legacy'] as Variant[])
@@ -186,6 +208,66 @@ for (const variant of ['nft', 'legacy'] as Variant[])
           }
       })
 
+    if (variant === 'nft')
+      test('what is captured is not seen on the wire when nat is taken away altogether', async () => {
+        for (const host of [a, box]) {
+          const secret = canary()
+          await using leaks = await watchForPlaintext(b, secret)
+          await using caller = await dial(host, b.ip, secret)
+          await flush('nat')
+          // Without a base chain nothing is translated, though tracking knows it all.
+          await run('iptables', ['-t', 'nat', '-X'])
+          await eventually(() => assert.equal(caller.hasExited, true))
+          await leaks.assertNone()
+          await capture.apply(whole)
+        }
+      })
+
+    for (const isRemade of [false, true])
+      test(`the copy of the guard${isRemade ? ' that was made anew' : ''} knows what is captured when all rules are gone and tracking has forgotten it`, async () => {
+        const children: ChildProcess[] = []
+        const owner = new TableOwner(() => {
+          const [command = '', ...args] = a.inside(['nft', '-i'])
+          const child = spawn(command, args, { stdio: ['pipe', 'ignore', 'pipe'] })
+          children.push(child)
+          return child
+        })
+        const tables = (): Promise<string> => a.run('nft', 'list', 'tables', 'inet')
+        for (const host of [a, box]) {
+          await using kept = createCapture({
+            run,
+            backend,
+            maintain: { verifyEveryMs: 60_000, cgroupEveryMs: 1_000, owner },
+          })
+          await kept.updateAddresses({
+            instances: [b.ip, b.ip6].map((ip) => ({ ip, port: INSTANCE_PORT })),
+            permitted: [],
+          })
+          await kept.apply(whole)
+          const name = /hostmesh_held_\S+/
+          const first = await eventually(async () => {
+            const [held] = name.exec(await tables()) ?? []
+            assert.ok(held !== undefined)
+            return held
+          })
+          const secret = canary()
+          await using leaks = await watchForPlaintext(b, secret)
+          await using caller = await dial(host, b.ip, secret)
+          if (isRemade) {
+            children.at(-1)?.kill('SIGKILL')
+            await eventually(async () => {
+              const [held = first] = name.exec(await tables()) ?? []
+              assert.notEqual(held, first)
+            })
+          }
+          await flush('nat', 'filter')
+          await forget()
+          await eventually(() => assert.equal(caller.hasExited, true))
+          await leaks.assertNone()
+        }
+        await capture.apply(whole)
+      })
+
     test('what a process has left to the kernel to send is nobody’s, and refused once it is forgotten', async () => {
       const secret = canary()
       await using leaks = await watchForPlaintext(b, secret)
@@ -270,5 +352,29 @@ for (const variant of ['nft', 'legacy'] as Variant[])
         withinMs: 4_000 * SPARE_SECONDS,
       })
       assert.deepEqual((await capture.show()).spared, [])
+    })
+
+    test('who has the port of a connection that was spared is not spared', async () => {
+      await capture.clear()
+      const secret = canary()
+      const words = ['/usr/bin/python3', '-c', REUSES_ITS_PORT, b.ip, String(INSTANCE_PORT), secret]
+      await using caller = await OwnedProcess.start(as(a, WEB, words), { name: 'caller' })
+      const landed = (port: number): Promise<void> =>
+        eventually(() => assert.match(caller.output, new RegExp(`"port":${port}\\b`)))
+      await landed(INSTANCE_PORT)
+      await capture.apply(whole)
+      assert.equal((await capture.show()).counts.spared, 1)
+      await using leaks = await watchForPlaintext(b, secret)
+      caller.signal('SIGUSR1')
+      await landed(PORTS.web)
+      await forget()
+      caller.signal('SIGUSR1')
+      await eventually(async () =>
+        assert.ok(
+          caller.hasExited || (await run('conntrack', ['-L'])).stdout.includes('[ASSURED]'),
+        ),
+      )
+      await leaks.assertNone()
+      assert.equal((await capture.show()).counts.spared, 0)
     })
   })

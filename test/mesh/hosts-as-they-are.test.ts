@@ -6,15 +6,33 @@ import assert from 'node:assert/strict'
 import { chmod, chown } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { setTimeout } from 'node:timers/promises'
 
 import { ListeningSockets, type PlannedSocket } from '../../src/daemon/listening-sockets.ts'
 import { openListeningSocket } from '../../src/lib/listening-socket.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import { eventually } from '../harness/eventually.ts'
+import type { Host } from '../harness/host.ts'
 import { startMesh } from '../harness/mesh.ts'
 import { freePort } from '../integration/dataplane-fixtures.ts'
 
 const DB_PORT = 5_432
+
+/** Denies by default, and keeps no record of connections. */
+const FIREWALL = [
+  '-A OUTPUT -o lo -j ACCEPT',
+  '-A INPUT -i lo -j ACCEPT',
+  '-A INPUT -p ipv6-icmp -j ACCEPT',
+  '-A OUTPUT -p ipv6-icmp -j ACCEPT',
+  // What an operator gives the tunnel.
+  '-A OUTPUT -p tcp --dport 15443 -j ACCEPT',
+  '-A INPUT -p tcp --sport 15443 -j ACCEPT',
+  '-P OUTPUT DROP',
+  '-P INPUT DROP',
+]
+
+/** How often the rules of iptables are looked at, and a bit. */
+const LOOKED_MS = 2_500
 
 test('a firewall that drops all but what it names', async (t) => {
   await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
@@ -23,22 +41,7 @@ test('a firewall that drops all but what it names', async (t) => {
   await b.service('db', { listens: DB_PORT }).start()
   await mesh.allow('web', 'db')
   const run = (command: string): Promise<string> => a.namespace.run(...command.split(' '))
-  const firewall = [
-    '-A OUTPUT -o lo -j ACCEPT',
-    '-A INPUT -i lo -j ACCEPT',
-    '-A INPUT -p ipv6-icmp -j ACCEPT',
-    '-A OUTPUT -p ipv6-icmp -j ACCEPT',
-    // What an operator gives the tunnel.
-    '-A OUTPUT -p tcp --dport 15443 -j ACCEPT',
-    '-A INPUT -p tcp --sport 15443 -j ACCEPT',
-    '-P OUTPUT DROP',
-    '-P INPUT DROP',
-  ]
-  for (const tool of ['iptables', 'ip6tables'])
-    for (const line of firewall)
-      await run(`${tool} ${line}`).catch((error: unknown) => {
-        if (!line.includes('icmp') || tool === 'ip6tables') throw error
-      })
+  await denyByDefault(a)
   const before = await run('iptables -S')
   await mesh.up()
 
@@ -86,34 +89,55 @@ test('a firewall that drops all but what it names', async (t) => {
   assert.equal(await run('iptables -S'), before)
 })
 
-test('with IPv6 switched off the daemon starts, and IPv4 is captured', async () => {
+test('a firewall that keeps no record of connections lets pass what is diverted by iptables', async () => {
   await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
   const [a, b] = [mesh.host('a'), mesh.host('b')]
+  a.configure({ capture: { mode: 'on', backend: 'iptables' } })
   const web = await a.service('web').start()
   await b.service('db', { listens: DB_PORT }).start()
   await mesh.allow('web', 'db')
-  for (const which of ['all', 'default', 'lo'])
-    await a.namespace.run('sysctl', '-qw', `net.ipv6.conf.${which}.disable_ipv6=1`)
   await mesh.up()
-  await eventually(() => web.call('db'))
+  await denyByDefault(a)
+  for (const family of [4, 6] as const) await eventually(() => web.call('db', family))
   await eventually(() => web.callAddress(b.namespace.ip, DB_PORT))
-  const { ready, problems } = await a.daemon.status()
-  assert.deepEqual({ ready, problems }, { ready: true, problems: [] })
+  await a.namespace.run('iptables', '-F')
+  await a.namespace.run('ip6tables', '-F')
 })
 
-test('on a kernel that has no IPv6 sockets the daemon serves IPv4', async () => {
-  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
-  const [a, b] = [mesh.host('a'), mesh.host('b')]
-  const web = await a.service('web').start()
-  await b.service('db', { listens: DB_PORT }).start()
-  await mesh.allow('web', 'db')
-  await mesh.up(['python3', join(import.meta.dirname, '../harness/services/without-ipv6.py')])
-  await eventually(() => web.call('db'))
-  for (let i = 0; i < 20; i += 1) await web.call('db')
-  await web.callAddress(b.namespace.ip, DB_PORT)
-  const { ready, problems } = await a.daemon.status()
-  assert.deepEqual({ ready, problems }, { ready: true, problems: [] })
-})
+for (const backend of ['nftables', 'iptables'] as const) {
+  test(`with IPv6 switched off the daemon starts, and IPv4 is captured, by ${backend}`, async () => {
+    await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
+    const [a, b] = [mesh.host('a'), mesh.host('b')]
+    a.configure({ capture: { mode: 'on', backend } })
+    const web = await a.service('web').start()
+    await b.service('db', { listens: DB_PORT }).start()
+    await mesh.allow('web', 'db')
+    for (const which of ['all', 'default', 'lo'])
+      await a.namespace.run('sysctl', '-qw', `net.ipv6.conf.${which}.disable_ipv6=1`)
+    await mesh.up()
+    await eventually(() => web.call('db'))
+    await eventually(() => web.callAddress(b.namespace.ip, DB_PORT))
+    await setTimeout(LOOKED_MS)
+    const { ready, problems } = await a.daemon.status()
+    assert.deepEqual({ ready, problems }, { ready: true, problems: [] })
+    assert.doesNotMatch(a.daemon.log, /applied again/)
+  })
+
+  test(`on a kernel that has no IPv6 sockets the daemon serves IPv4, by ${backend}`, async () => {
+    await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
+    const [a, b] = [mesh.host('a'), mesh.host('b')]
+    a.configure({ capture: { mode: 'on', backend } })
+    const web = await a.service('web').start()
+    await b.service('db', { listens: DB_PORT }).start()
+    await mesh.allow('web', 'db')
+    await mesh.up(['python3', join(import.meta.dirname, '../harness/services/without-ipv6.py')])
+    await eventually(() => web.call('db'))
+    for (let i = 0; i < 20; i += 1) await web.call('db')
+    await web.callAddress(b.namespace.ip, DB_PORT)
+    const { ready, problems } = await a.daemon.status()
+    assert.deepEqual({ ready, problems }, { ready: true, problems: [] })
+  })
+}
 
 test('root sees the rules of a daemon of its own user as they are, and does not exempt itself', async () => {
   await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
@@ -145,3 +169,11 @@ test('a socket that a daemon opened where the kernel has no IPv6 serves its succ
   using sockets = new ListeningSockets(silentLog, { inherited: [{ name: plan.name, fd }] })
   assert.equal(sockets.take(plan), fd)
 })
+
+async function denyByDefault({ namespace }: Host): Promise<void> {
+  for (const tool of ['iptables', 'ip6tables'])
+    for (const line of FIREWALL)
+      await namespace.run(tool, ...line.split(' ')).catch((error: unknown) => {
+        if (!line.includes('icmp') || tool === 'ip6tables') throw error
+      })
+}

@@ -423,7 +423,7 @@ describe('properties', () => {
           for (const line of text.trimEnd().split('\n'))
             assert.match(
               line,
-              /^(\*(nat|filter)|COMMIT|:HOSTMESH_[A-Z]+ - \[0:0\]|-I (INPUT|OUTPUT|FORWARD|PREROUTING) [1-4] [^\n]* -m comment --comment hostmesh -j HOSTMESH_[A-Z]+|-A HOSTMESH_[A-Z]+ ([^\n]* )?-m comment --comment hostmesh -j (RETURN|ACCEPT|DROP|HOSTMESH_[A-Z]+|REDIRECT --to-ports \d+|REJECT --reject-with (tcp-reset|icmp6?-port-unreachable)|SET --add-set hostmesh_spared6? src,src,dst --exist --timeout \d+))$/,
+              /^(\*(nat|filter)|COMMIT|:HOSTMESH_[A-Z]+ - \[0:0\]|-I (INPUT|OUTPUT|FORWARD|PREROUTING) [1-4] [^\n]* -m comment --comment hostmesh -j HOSTMESH_[A-Z]+|-A HOSTMESH_[A-Z]+ ([^\n]* )?-m comment --comment hostmesh -j (RETURN|ACCEPT|DROP|HOSTMESH_[A-Z]+|REDIRECT --to-ports \d+|REJECT --reject-with (tcp-reset|icmp6?-port-unreachable)|SET (--add-set hostmesh_spared6? src,src,dst --exist --timeout \d+|--del-set hostmesh_spared6? src,src,dst)))$/,
             )
           assert.equal(text.match(/^COMMIT$/gm)?.length, 2)
         }

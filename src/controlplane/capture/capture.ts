@@ -335,10 +335,7 @@ class KernelCapture implements Capture {
       by,
     }
     const isNew = !held.isHeld || owner.isWornOut
-    const open =
-      isNew && by === 'tproxy'
-        ? await readCaptured(this.#run, resolved.plan.daemonUid, given.addresses)
-        : []
+    const open = isNew ? await readCaptured(this.#run, resolved.plan, given) : []
     if (owner.isWornOut) owner.replace()
     held.update((table) => guardOf(resolved, { ...given, table }), open)
   }

@@ -53,9 +53,10 @@ import {
   UNITS_CHAIN,
 } from './iptables-rules.ts'
 import { clearNativeFilters, passNativeFilters, redirectedWords } from './native-filters.ts'
+import { activeFamilies as routedFamilies } from './nft-backend.ts'
 import { countRefusals } from './refusals.ts'
 import { ensureRangeRoute, rangeRouteDrift } from './routing.ts'
-import { type CapturePlan, type Family, families, virtualNetwork } from './rules.ts'
+import { type CapturePlan, capturePorts, type Family, families, virtualNetwork } from './rules.ts'
 import {
   firstDifference,
   isEmpty,
@@ -145,7 +146,9 @@ export class IptablesBackend implements CaptureBackend {
       const present = ownRules(await readRules(this.#run, defaultTools[family]))
       const difference =
         this.#ruleDrift(resolved, family, present) ??
-        (await rangeRouteDrift(this.#run, family, virtualNetwork(plan, family)))
+        (hasRoutes(family)
+          ? await rangeRouteDrift(this.#run, family, virtualNetwork(plan, family))
+          : undefined)
       if (difference !== undefined) return `IP${family}: ${difference}`
     }
     // Who only looks changes nothing.
@@ -284,7 +287,7 @@ export class IptablesBackend implements CaptureBackend {
 
   async #ensureRoutes(plan: CapturePlan): Promise<void> {
     const problems: Problem[] = []
-    for (const family of activeFamilies()) {
+    for (const family of activeFamilies().filter(hasRoutes)) {
       const range = virtualNetwork(plan, family)
       const problem = await ensureRangeRoute(this.#run, family, range)
       if (problem !== undefined)
@@ -582,7 +585,7 @@ export async function applyIptablesGuard(
     const filter = present.filter(({ table }) => table === 'filter')
     const wanted = iptablesGuard(plan, family, settings)
     await applyRules(run, defaultTools[family], renderRestore([wanted], filter))
-    await ensureRangeRoute(run, family, virtualNetwork(plan, family))
+    if (hasRoutes(family)) await ensureRangeRoute(run, family, virtualNetwork(plan, family))
   }
 }
 
@@ -611,13 +614,6 @@ function activeSets(): readonly OwnSet[] {
   return ownSets.filter(({ family }) => active.includes(family))
 }
 
-/** Every port that connections are diverted to. */
-function capturePorts({ workloads, defaultCapturePort }: CapturePlan): ReadonlySet<number> {
-  const ports = new Set(workloads.map(({ capturePort }) => capturePort))
-  if (defaultCapturePort !== undefined) ports.add(defaultCapturePort)
-  return ports
-}
-
 /** Both ends of a connection, `a . 1` and `b . 2`, as a set has them. */
 function sparedMember(local: string, peer: string): string {
   return `${local.replace(' . ', ',tcp:')},${peer.split(' . ')[0]}`
@@ -634,6 +630,11 @@ function endText(end: string): string {
  */
 function activeFamilies(): readonly Family[] {
   return existsSync('/proc/net/if_inet6') ? families : ['v4']
+}
+
+/** Where loopback has no address of a family no route can lead there; the guard is there all the same. */
+function hasRoutes(family: Family): boolean {
+  return routedFamilies().includes(family)
 }
 
 function isSameSet(a: ReadonlySet<string> | undefined, b: ReadonlySet<string>): boolean {

@@ -189,6 +189,10 @@ function natRules({ plan, family, rules }: Given): TableRules {
     chains.set(chain, [
       ...passedBy(own, family).map((match) => line(match, 'RETURN')),
       line(virtual, callers),
+      // Whoever had the port before may have been spared; a set names no port of the destination.
+      ...(hook === 'output'
+        ? [line(`-p tcp ${FIRST_SEGMENT} ${inSet('instances', family)}`, unspare(family))]
+        : []),
       line(`-p tcp ${FIRST_SEGMENT} ${inSet('instances', family)}`, callers),
       // Tracking begins with a later segment after it was emptied: what was diverted before still is.
       ...(hook === 'output'
@@ -245,9 +249,9 @@ function filterRules(given: Given): TableRules {
   const heads: [string, string, string][] = [
     ['OUTPUT', virtual, VIRTUAL],
     ['OUTPUT', `-p tcp ${inSet('guarded', family)}`, GUARD],
-    ['OUTPUT', `-p tcp ${FIRST_SEGMENT} ${DIVERTED}`, DOORS],
+    ['OUTPUT', `-p tcp ${DIVERTED}`, DOORS],
     ['OUTPUT', `-p tcp ${UNKNOWN_TO_TRACKING} ${notIntact(family)}`, FLUSHED],
-    ['INPUT', `-p tcp ${FIRST_SEGMENT} ${DIVERTED}`, INPUT],
+    ['INPUT', `-p tcp ${DIVERTED}`, INPUT],
     ['FORWARD', virtual, REJECT],
   ]
   const units = unitLines(given)
@@ -273,6 +277,8 @@ function filterRules(given: Given): TableRules {
     )
     const refused = sources.map(({ match }) => [match, REFUSE] as const)
     chain(FORWARD, [
+      // Tracking knows it as diverted, and nobody does it any more: nat has been taken away.
+      ...sources.map(({ match }) => [`${match} ${DIVERTED}`, REFUSE] as const),
       [`-p tcp ${inSet('permitted', family)}`, 'RETURN'],
       // Open since before capture: what is diverted does not come here, and what is forgotten is none.
       ['-p tcp -m conntrack --ctstate ESTABLISHED', 'RETURN'],
@@ -345,7 +351,7 @@ function doorChains(
   const groups = portGroups([...new Set(all)].toSorted((a, b) => a - b))
   chain(
     DOORS,
-    groups.map((group) => [`-d ${loopbackRange[family]} -p tcp ${group}`, CALLERS]),
+    groups.flatMap((group) => byFirst(`-d ${loopbackRange[family]} -p tcp`, group, CALLERS)),
   )
   chain(CALLERS, [
     ...asksUnits,
@@ -358,7 +364,7 @@ function doorChains(
   ])
   chain(
     INPUT,
-    groups.map((group) => [`-p tcp ${group}`, PORTS]),
+    groups.flatMap((group) => byFirst('-p tcp', group, PORTS)),
   )
   chain(PORTS, [
     [`-i lo -p tcp ${OWN_SOCKET}`, 'ACCEPT'],
@@ -367,6 +373,14 @@ function doorChains(
     ),
     ['-p tcp', REFUSE],
   ])
+}
+
+/** Who may begin is asked; what has begun passes, whatever filters of others keep no record of connections. */
+function byFirst(match: string, ports: string, target: string): readonly Line[] {
+  return [
+    [`${match} ${FIRST_SEGMENT} ${ports}`, target],
+    [`${match} ${ports}`, 'ACCEPT'],
+  ]
 }
 
 /**
@@ -437,6 +451,10 @@ function passedBy(rules: readonly CaptureRule[], family: Family): string[] {
 function inSet(kind: 'instances' | 'permitted' | 'guarded' | 'spared', family: Family): string {
   const numbers = kind === 'spared' ? 'src,src,dst' : 'dst,dst'
   return `-m set --match-set ${setNames[kind][family]} ${numbers}`
+}
+
+function unspare(family: Family): string {
+  return `SET --del-set ${setNames.spared[family]} src,src,dst`
 }
 
 function notIntact(family: Family): string {

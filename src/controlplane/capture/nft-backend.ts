@@ -66,12 +66,13 @@ import {
   routingDrift,
   type WantedRouting,
 } from './routing.ts'
-import { type CapturePlan, type Family, families, virtualNetwork } from './rules.ts'
+import { type CapturePlan, capturePorts, type Family, families, virtualNetwork } from './rules.ts'
 import {
   abandoned,
   acceptedAt,
   destroySockets,
   listSockets,
+  redirectedAt,
   type SocketEnds,
   uncaptured,
 } from './sockets.ts'
@@ -594,21 +595,28 @@ export function guardOf(
 
 /**
  * Connections at instance addresses that are captured now, as a guard knows them: those that the daemon's user has accepted. (Its
- * own record may hold hundreds of thousands of closed ones, which takes nft longer to print than a start may last.)
+ * own record may hold hundreds of thousands of closed ones, which takes nft longer to print than a start may last.) After
+ * REDIRECT those of containers are not among them: the guard asks tracking.
  */
 export async function readCaptured(
   run: RunCommand,
-  daemonUid: number,
-  addresses: MeshAddresses,
+  plan: CapturePlan,
+  given: { readonly addresses: MeshAddresses; readonly by: 'tproxy' | 'redirect' },
 ): Promise<readonly NftElements[]> {
   const sockets = await listSockets(run)
-  const members = membersOf(addresses)
-  return families.map((family) => ({
-    table: GUARD_TABLE,
-    kind: 'set',
-    name: `open${NUMBERS[family]}`,
-    elements: acceptedAt(sockets, daemonUid, members[family].instances),
-  }))
+  const members = membersOf(given.addresses)
+  return families.map((family) => {
+    const { instances } = members[family]
+    return {
+      table: GUARD_TABLE,
+      kind: 'set',
+      name: `open${NUMBERS[family]}`,
+      elements:
+        given.by === 'tproxy'
+          ? acceptedAt(sockets, plan.daemonUid, instances)
+          : redirectedAt(sockets, capturePorts(plan), instances),
+    }
+  })
 }
 
 /** Removes the guard alone. Returns whether it was there. */

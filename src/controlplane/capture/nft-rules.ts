@@ -587,8 +587,10 @@ export function renderGuardTable(
           ? []
           : [
               `${words(family).tuple} @open${n} ${refuse}`,
+              ...(by === 'redirect' ? [`${from} ct status dnat ${refuse}`] : []),
               `${destination} @permitted${n} return`,
-              `${from} ${SYN} ${refuse}`,
+              // After REDIRECT it is tracking that tells what is captured: it knows what was open before, until it forgets.
+              `${from} ${by === 'redirect' ? 'ct state != established' : SYN} ${refuse}`,
             ]),
       ]
     }),
@@ -634,6 +636,7 @@ function redirectedLines(family: Family): string[] {
   const redirected = `meta nfproto ${nfproto} ct status dnat ct direction original`
   return [
     `${redirected} ${SYN} update @open${n} { ${tuple} }`,
+    `${redirected} tcp flags & psh == psh update @open${n} { ${tuple} }`,
     `${redirected} tcp flags & (fin | rst) != 0 update @open${n} { ${tuple} timeout ${FIN_SECONDS}s }`,
   ]
 }

@@ -121,6 +121,13 @@ export function virtualNetwork(plan: CapturePlan, family: Family): string {
   return parseRange(family === 'v4' ? plan.virtualRange : plan.virtualRange6, family)
 }
 
+/** Every port that connections are diverted to. */
+export function capturePorts({ workloads, defaultCapturePort }: CapturePlan): ReadonlySet<number> {
+  const ports = new Set(workloads.map(({ capturePort }) => capturePort))
+  if (defaultCapturePort !== undefined) ports.add(defaultCapturePort)
+  return ports
+}
+
 /** A rule in words, for people. */
 export function describeRule({ hook, matches, action }: CaptureRule): string {
   const what = matches.map(describeMatch).join(', ') || 'anything'

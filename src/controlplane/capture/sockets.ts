@@ -82,6 +82,19 @@ export function acceptedAt(
   )
 }
 
+/** The same after REDIRECT: callers on this host of what was accepted at a capture port. */
+export function redirectedAt(
+  sockets: readonly SocketEnds[],
+  capturePorts: ReadonlySet<number>,
+  addresses: ReadonlySet<string>,
+): readonly string[] {
+  const isAccepted = ({ local }: SocketEnds): boolean => capturePorts.has(portOf(local))
+  const callers = new Set(sockets.filter(isAccepted).map(({ peer }) => peer))
+  return sockets.flatMap(({ local, peer }) =>
+    callers.has(local) && addresses.has(peer) ? [`${local} . ${peer}`] : [],
+  )
+}
+
 /**
  * Connections (`a . 1 . b . 2`, our end first) that the daemon's user has accepted at an address of the mesh and whose caller
  * is of this host and has no socket any more: it ended while nothing was diverted, so its end never came. Callers of other
