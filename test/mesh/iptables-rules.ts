@@ -465,6 +465,41 @@ export function testRules(variant: Variant): void {
       assert.equal(await savedRules(run), pristine)
     })
 
+    test('what others flush while their last flush is mended is mended at once', async () => {
+      let tell = (): void => undefined
+      let flushesAgain = false
+      const meddled: RunCommand = async (tool, args, input) => {
+        const result = await run(tool, args, input)
+        // The last that is written: nobody reads it back.
+        if (!flushesAgain || tool !== 'ip6tables-restore') return result
+        flushesAgain = false
+        await run('iptables', ['-t', 'nat', '-F', 'OUTPUT'])
+        tell()
+        return result
+      }
+      await using kept = createCapture({
+        run: meddled,
+        backend,
+        maintain: {
+          verifyEveryMs: 60_000,
+          cgroupEveryMs: 1_000,
+          watch: (onChange) => {
+            tell = onChange
+            return { [Symbol.dispose]: () => undefined }
+          },
+        },
+      })
+      await kept.apply(plan)
+      flushesAgain = true
+      for (const tool of ['iptables', 'ip6tables']) await run(tool, ['-t', 'nat', '-F', 'OUTPUT'])
+      tell()
+      await eventually(() => assert.equal(flushesAgain, false))
+      // It looks after the upkeep has done what it does.
+      const { inSync, repairs } = await kept.show()
+      assert.deepEqual({ inSync, repairs }, { inSync: true, repairs: 2 })
+      await kept.clear()
+    })
+
     test('a unit that restarts, and one that starts late, are captured without a new apply', async () => {
       using unit = await TestCgroup.create('restarting.service')
       await using kept = createCapture({

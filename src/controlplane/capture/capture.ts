@@ -4,6 +4,7 @@
  * With `maintain` set it keeps the rules: a unit that restarts gets a new cgroup and needs its rule again, and other
  * programs flush tables. Foreign rules are never written, only read. One operation runs at a time.
  */
+import { sleep } from '../../lib/abort.ts'
 import { describeError, errorCode } from '../../lib/errors.ts'
 import { type Log, silentLog } from '../../lib/log.ts'
 import { Problem } from '../../model/problem.ts'
@@ -137,6 +138,9 @@ const MAX_ATTEMPTS = 10
 
 /** What is heard during an operation of ours, and so long after it, is most likely its echo. */
 const OWN_ECHO_MS = 120
+
+/** What others change again and again while it is put back is put back so often before anything else. */
+const MAX_REPAIRS = 4
 
 /** Everything is looked at this often where not every change is heard: the legacy variant of iptables tells nobody. */
 const UNHEARD_LOOK_MS = 2_000
@@ -483,20 +487,22 @@ class KernelCapture implements Capture {
   async #repair(plan: CapturePlan, root: string | undefined): Promise<void> {
     const resolved = await resolvePlan(plan, this.#run, root)
     if (!isSamePlan(this.#resolved, resolved)) return this.#applyPlan(plan, root)
-    const drift = await this.#backend().drift(resolved)
-    if (drift === undefined) {
+    for (let attempt = 1; attempt <= MAX_REPAIRS; attempt += 1) {
+      const drift = await this.#backend().drift(resolved)
+      this.#inSync = drift === undefined
+      if (drift === undefined) break
+      await this.#change(() => this.#backend().apply(resolved))
+      await this.#hold()
       this.#inSync = true
-      // Somebody may have ended the nft that holds it.
-      if (this.#held?.isHeld !== true) await this.#hold()
-      return
+      this.#repairs += 1
+      this.#lastRepair = drift
+      this.#log.warn('Capture rules were changed by another program; applied again', { drift })
+      // Who changes much, as a firewall does that is reloaded, is not done yet, and what came meanwhile passes for our echo.
+      await sleep(OWN_ECHO_MS, new AbortController().signal)
+      if (this.#upkeep === undefined) return
     }
-    this.#inSync = false
-    await this.#change(() => this.#backend().apply(resolved))
-    await this.#hold()
-    this.#inSync = true
-    this.#repairs += 1
-    this.#lastRepair = drift
-    this.#log.warn('Capture rules were changed by another program; applied again', { drift })
+    // Somebody may have ended the nft that holds it.
+    if (this.#held?.isHeld !== true) await this.#hold()
   }
 }
 
