@@ -105,7 +105,8 @@ function wantedBy(
 ): string | SocketAddress {
   if (door.destination !== undefined) return door.destination
   const capturedBy = door.capturedBy ?? 'redirect'
-  const address = destinationOf(socket, capturedBy)
+  const arrivedAt = destinationOf(socket, capturedBy)
+  const address = capturedBy === 'transparent' ? untranslated(plane, socket, arrivedAt) : arrivedAt
   connection.wanted = address
   if (address === undefined || isOwn(socket, address, { capturedBy, door: door.address })) {
     plane.workerCounters.inc('captureRefused')
@@ -116,6 +117,20 @@ function wantedBy(
     )
   }
   return address
+}
+
+/**
+ * Rules of others may translate what is diverted already (the published port of a container on this host): where nothing of the mesh is,
+ * the kernel is asked what was dialed.
+ */
+function untranslated(
+  plane: Plane,
+  socket: Socket,
+  arrivedAt: SocketAddress | undefined,
+): SocketAddress | undefined {
+  if (arrivedAt === undefined || plane.routes.find(arrivedAt) !== undefined) return arrivedAt
+  const dialed = destinationOf(socket, 'redirect')
+  return dialed !== undefined && plane.routes.find(dialed) !== undefined ? dialed : arrivedAt
 }
 
 /**
