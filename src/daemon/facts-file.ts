@@ -51,6 +51,7 @@ const facts = z.looseObject({
   node: z.string(),
   datacenter: z.string(),
   addresses: names,
+  networks: names.default([]),
   awaited: names,
   snapshotVersion: z.number(),
   catalog: z.looseObject({

@@ -7,7 +7,7 @@
 import type { Catalog, CatalogPolicy } from '../controlplane/catalog/catalog.ts'
 import { compilePolicy } from '../controlplane/discovery/compile.ts'
 import { isListening } from '../lib/listening.ts'
-import { ownAddresses } from '../lib/own-addresses.ts'
+import { ownAddresses, ownNetworks } from '../lib/own-addresses.ts'
 import { canonicalIp, formatAddress } from '../model/address.ts'
 import type { CertsDocument, StatusDocument, TunnelEntry } from '../model/admin.ts'
 import {
@@ -104,6 +104,7 @@ export async function collectFacts(
     node: status.node,
     datacenter: status.datacenter,
     addresses: [...ownAddresses()].flatMap((ip) => canonicalIp(ip) ?? []),
+    networks: ownNetworks(),
     ready: status.ready,
     awaited: status.awaited,
     draining: status.draining,

@@ -1,5 +1,5 @@
 /**
- * The addresses that this host has now, those of loopback among them.
+ * The addresses that this host has now, those of loopback among them, and the networks that they are in.
  */
 import { networkInterfaces } from 'node:os'
 
@@ -7,4 +7,10 @@ import { networkInterfaces } from 'node:os'
 export function ownAddresses(): ReadonlySet<string> {
   const all = Object.values(networkInterfaces()).flatMap((each) => each ?? [])
   return new Set(all.map(({ address }) => address.split('%')[0] ?? ''))
+}
+
+/** The networks of its devices, `172.17.0.1/16`, without those of loopback. */
+export function ownNetworks(): readonly string[] {
+  const all = Object.values(networkInterfaces()).flatMap((each) => each ?? [])
+  return all.flatMap(({ cidr, internal }) => (internal || cidr === null ? [] : [cidr]))
 }

@@ -35,6 +35,8 @@ export interface HostFacts {
   readonly datacenter: string
   /** This host's own IP addresses, canonical. */
   readonly addresses: readonly string[]
+  /** The networks that its devices are in, `172.17.0.1/16`; empty in documents of older versions. */
+  readonly networks: readonly string[]
   readonly ready: boolean
   readonly awaited: StatusDocument['awaited']
   readonly draining: boolean

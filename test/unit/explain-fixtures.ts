@@ -80,6 +80,7 @@ export function facts(parts: Partial<HostFacts> = {}): HostFacts {
     node: 'host-1',
     datacenter: 'dc1',
     addresses: ['127.0.0.1', '10.0.0.1'],
+    networks: ['10.0.0.1/24', '172.17.0.1/16'],
     ready: true,
     awaited: [],
     draining: false,

@@ -179,6 +179,33 @@ test('every way past the mesh is not captured, with the reason', () => {
   assert.match(said.otherDoor.summary, /in the name of tool/)
 })
 
+test('a container is captured where the host forwards for it, by the address that is known', () => {
+  const { capture, local: services } = facts()
+  const selector = { kind: 'sourceAddress', ip: '172.17.0.2' } as const
+  const parts: Partial<HostFacts> = {
+    local: [...services, local('boxed', { selector, capturePort: 15_101 })],
+    services: [
+      service('db', 1, [endpoint('db', 2)]),
+      service('near', 2, [endpoint('near', 1, { application: { ip: '172.17.0.3', port: 80 } })]),
+      service('six', 3, [endpoint('six', 2, { application: { ip: 'fd00::2', port: 80 } })]),
+    ],
+    capture: {
+      ...capture,
+      plan: capture.plan && {
+        ...capture.plan,
+        workloads: [...capture.plan.workloads, { selector, capturePort: 15_101 }],
+      },
+    },
+  }
+  assert.equal(station(ask('boxed', 'db', parts), 'capture').mark, 'good')
+  const near = ask('boxed', '172.17.0.3:80', parts)
+  assert.equal(near.verdict, 'uncaptured')
+  assert.match(near.summary, /on one bridge/)
+  const six = ask('boxed', '[fd00::2]:80', parts)
+  assert.equal(six.verdict, 'uncaptured')
+  assert.match(station(six, 'capture').summary, /by IPv6/)
+})
+
 test('an upstream port needs neither capture nor identity', () => {
   const said = ask('tool', 'db', { policies: [policy('db', 'catalog', [['*', '*', 'allow']])] })
   assert.equal(said.verdict, 'allowed')

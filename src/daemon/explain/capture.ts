@@ -4,7 +4,8 @@
  * does; doors.ts chooses the address, and knows the ways in that need no rule.
  */
 import { type CaptureTrace, traceCapture } from '../../controlplane/capture/trace.ts'
-import { formatAddress, isLoopback, type SocketAddress } from '../../model/address.ts'
+import { formatAddress, isIpv6, isLoopback, type SocketAddress } from '../../model/address.ts'
+import { cidrContains, parseCidr } from '../../model/cidr.ts'
 import type { DoorChoice, Station } from '../../model/explanation.ts'
 import type { HostFacts } from '../../model/facts.ts'
 import type { LocalService, WorkloadSelector } from '../../model/service.ts'
@@ -60,6 +61,12 @@ export function divert(facts: HostFacts, caller: LocalService, address: SocketAd
         'Set capture.mode: on, or give the caller an upstream port (services[].upstreams[].bindPort)',
       ],
     })
+  if (isNeighbor(facts, caller, address.ip))
+    return shutOut(text, [], {
+      station: `${text} is in the network of the caller: what it sends there is not forwarded, and meets no rule`,
+      summary: `${past}: both are on one bridge or wire, whatever the rules say`,
+      next: ['Dial the virtual address of the service: hostmesh services'],
+    })
   const workload = capture.plan?.workloads.find(
     ({ capturePort }) => capturePort === caller.capturePort,
   )
@@ -90,6 +97,21 @@ export function divert(facts: HostFacts, caller: LocalService, address: SocketAd
     })
   }
   return traced(facts, { caller, address, trace, isKnownInstance })
+}
+
+/** Whether a container reaches another one without the host; with iptables the kernel is told to show it what crosses bridges. */
+function isNeighbor(
+  { capture, networks, addresses }: HostFacts,
+  caller: LocalService,
+  ip: string,
+): boolean {
+  const { selector } = caller
+  if (selector?.kind !== 'sourceAddress' || addresses.includes(ip)) return false
+  if (capture.details?.some(([, value]) => value.startsWith('iptables'))) return false
+  return networks.some((text) => {
+    const network = parseCidr(text)
+    return network !== undefined && [selector.ip, ip].every((each) => cidrContains(network, each))
+  })
 }
 
 /** The words for what the rules did. */
@@ -137,8 +159,11 @@ function traced(
       summary: `A connection of ${caller.name} to ${text} would be reset by the firewall`,
       next: ['hostmesh status says what is wrong with capture'],
     })
+  const isOtherFamily = asked.isKnownInstance && rules.length === 0
   return shutOut(text, rules, {
-    station: `${text} is neither a virtual address nor an instance of a mesh service: left alone`,
+    station: isOtherFamily
+      ? `${text} is in the set of instance addresses, but no rule recognizes ${caller.name} by IPv${isIpv6(address.ip) ? 6 : 4}: left alone`
+      : `${text} is neither a virtual address nor an instance of a mesh service: left alone`,
     summary: `A connection of ${caller.name} to ${text} goes past the mesh, in plaintext`,
     next: ['Dial the virtual address of the service: hostmesh services'],
   })
