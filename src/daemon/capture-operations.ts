@@ -39,7 +39,7 @@ import {
 } from '../controlplane/capture/nft-backend.ts'
 import { applyPortGuard, removePortGuard } from '../controlplane/capture/port-guard.ts'
 import type { GuardedPort, PlainInbound } from '../controlplane/capture/port-rules.ts'
-import { rangeRouteWords } from '../controlplane/capture/routing.ts'
+import { rangeRoutes } from '../controlplane/capture/routing.ts'
 import { type CapturePlan, families, virtualNetwork } from '../controlplane/capture/rules.ts'
 import { renderRestore } from '../controlplane/capture/saved-rules.ts'
 import {
@@ -171,10 +171,11 @@ function previewIptables({ plan, cgroups }: ResolvedPlan, config: Config): strin
   const [v4 = '', v6 = ''] = families.map((family) =>
     renderRestore(iptablesRules(plan, family, settings), []),
   )
-  const routes = families.map((family) => {
-    const words = rangeRouteWords(virtualNetwork(plan, family))
-    return `# ip ${family === 'v4' ? '-4' : '-6'} ${words.join(' ')}\n`
-  })
+  const routes = families.flatMap((family) =>
+    rangeRoutes(virtualNetwork(plan, family)).map(
+      (words) => `# ip ${family === 'v4' ? '-4' : '-6'} ${words.join(' ')}\n`,
+    ),
+  )
   return `${routes.join('')}# ipset restore -exist\n${sets}\n# iptables-restore --noflush\n${v4}\n# ip6tables-restore --noflush\n${v6}`
 }
 

@@ -16,11 +16,13 @@
 import { MeshError } from '../../lib/errors.ts'
 import type { WorkloadSelector } from '../../model/service.ts'
 import {
+  BROADCAST,
   type CaptureHook,
   type CaptureMatch,
   type CapturePlan,
   type CaptureRule,
   captureRules,
+  coversBroadcast,
   type Family,
   loopbackRange,
   virtualNetwork,
@@ -258,7 +260,12 @@ function filterRules(given: Given): TableRules {
   if (units.length > 0) chain(UNITS, units)
   const asksUnits: readonly (readonly [string, string])[] =
     units.length === 0 ? [] : [[`-p tcp ${FIRST_SEGMENT}`, UNITS]]
-  chain(VIRTUAL, [...asksUnits, ['', REJECT]])
+  const passes: readonly (readonly [string, string])[] = coversBroadcast(
+    virtualNetwork(plan, family),
+  )
+    ? [[`-d ${BROADCAST}/32`, 'RETURN']]
+    : []
+  chain(VIRTUAL, [...passes, ...asksUnits, ['', REJECT]])
   const guarded = guardLines(given, asksUnits)
   chain(GUARD, guarded)
   if (guarded.some(([, target]) => target === UNKNOWN)) chain(UNKNOWN, [['-p tcp', RESET]])

@@ -62,6 +62,7 @@ import {
   clearRouting,
   ensureRouting,
   type RoutingSettings,
+  routesBackByMark,
   routingCommands,
   routingDrift,
   type WantedRouting,
@@ -115,6 +116,8 @@ export class NftBackend implements CaptureBackend {
   /** What our sets hold, as far as this process knows. */
   #held: ReadonlyMap<string, Elements> | undefined
   #problems: readonly Problem[] = []
+  /** Containers whose way back is looked for by the mark. */
+  #waysBack: readonly string[] = []
   /** Whether somebody renews the rules when a unit starts. */
   #isKept = false
   /** Filters of others that drop what is diverted. */
@@ -214,7 +217,23 @@ export class NftBackend implements CaptureBackend {
   }
 
   problems(): readonly Problem[] {
-    return [...this.#problems, ...this.#blocking]
+    return [...this.#problems, ...this.#blocking, ...this.#unreachable()]
+  }
+
+  /** Containers with instances that the table of marked packets does not lead to the daemon. */
+  #unreachable(): Problem[] {
+    const elements = families.flatMap((family) => [...(this.#wanted?.[family].instances ?? [])])
+    const ips = new Set(elements.map((element) => element.split(' . ')[0] ?? ''))
+    return [...this.#waysBack]
+      .filter((ip) => ips.has(ip))
+      .map(
+        (ip) =>
+          new Problem(
+            'HM_CAPTURE_MARK_CLASH',
+            `Captured processes of this host reach no instance at ${ip}, an address of a container that is captured itself: this kernel looks for ways back by the mark (net.ipv4.conf.*.src_valid_mark is set)`,
+            { subject: ip },
+          ),
+      )
   }
 
   /** What is captured now would go on in plaintext: it is reset, and its sockets are destroyed. */
@@ -361,7 +380,9 @@ export class NftBackend implements CaptureBackend {
   }
 
   async #ensureRouting(plan: CapturePlan): Promise<readonly Problem[]> {
-    const problems = this.#routing(plan).map(async (wanted) => {
+    const all = this.#routing(plan)
+    this.#waysBack = all.flatMap(({ containers }) => containers)
+    const problems = all.map(async (wanted) => {
       const clashes = await ensureRouting(this.#run, wanted)
       return clashes.map(
         (clash) => new Problem('HM_CAPTURE_MARK_CLASH', clash, { subject: wanted.family }),
@@ -680,11 +701,13 @@ function routingOf(
   family: Family,
   { mark, priority, table }: RoutingSettings,
 ): WantedRouting {
-  const containers = plan.workloads.flatMap(({ selector }) =>
-    selector.kind === 'sourceAddress' && isIpv6(selector.ip) === (family === 'v6')
-      ? [canonicalIp(selector.ip) ?? selector.ip]
-      : [],
-  )
+  const containers = routesBackByMark(family)
+    ? plan.workloads.flatMap(({ selector }) =>
+        selector.kind === 'sourceAddress' && isIpv6(selector.ip) === (family === 'v6')
+          ? [canonicalIp(selector.ip) ?? selector.ip]
+          : [],
+      )
+    : []
   return { mark, priority, table, family, range: virtualNetwork(plan, family), containers }
 }
 

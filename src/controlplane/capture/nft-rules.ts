@@ -16,11 +16,13 @@
  */
 import { MeshError } from '../../lib/errors.ts'
 import {
+  BROADCAST,
   type CaptureAction,
   type CaptureMatch,
   type CapturePlan,
   type CaptureRule,
   captureRules,
+  coversBroadcast,
   type Family,
   families,
   loopbackRange,
@@ -534,6 +536,7 @@ export function renderGuardTable(
   chain('workload', tree.levels === 0 ? others : ['goto below_1'])
   if (tree.levels > 0) chain('others', others)
   chain('virtual', [
+    ...(coversBroadcast(virtualNetwork(plan, 'v4')) ? [`ip daddr ${BROADCAST} return`] : []),
     // Segments of open connections go to loopback by their route.
     `oif lo meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn return`,
     refuse,
@@ -611,8 +614,10 @@ export function renderGuardTable(
     `meta l4proto tcp ${hasMark(mark)} counter name refused drop`,
     ...families.flatMap((family) => {
       const { n, ip, tuple, destination } = words(family)
+      const range = virtualNetwork(plan, family)
+      const except = coversBroadcast(range) ? ` ip daddr != ${BROADCAST}` : ''
       return [
-        `${ip} daddr ${virtualNetwork(plan, family)} counter name refused drop`,
+        `${ip} daddr ${range}${except} counter name refused drop`,
         // Others may have taken the mark after everything else, and sent it on its way anew.
         `${destination} @known${n} ${tuple} @open${n} counter name refused drop`,
       ]

@@ -3,15 +3,18 @@
  *
  *     ip rule   fwmark MARK/MASK lookup TABLE   what is marked goes to loopback, before every other rule
  *     ip rule   to RANGE lookup main            no rule of others leads virtual addresses anywhere else
- *     TABLE     local default dev lo            and is delivered there; `throw` for containers: their way back
+ *     TABLE     local default dev lo            and is delivered there; `throw` for containers: their way back,
+ *                                               where the kernel looks for it by the mark
  *     main      RANGE dev lo src HOST           virtual addresses never need a gateway and never leave the host
+ *     main      255.255.255.255 dev HOST'S      is in the usual range and none of them
  *
  * Unicast on purpose: a `local` route would let a wildcard listener of the host answer when rules are gone.
  */
+import { readdirSync, readFileSync } from 'node:fs'
 import { z } from 'zod'
 import { describeError, MeshError } from '../../lib/errors.ts'
 import type { RunCommand } from './command.ts'
-import { type Family, families } from './rules.ts'
+import { BROADCAST, coversBroadcast, type Family, families } from './rules.ts'
 
 /** The number in a route's `proto` field that marks it as ours; unassigned in rt_protos. */
 export const ROUTE_PROTOCOL = '213'
@@ -27,7 +30,7 @@ export interface RoutingSettings {
 export interface WantedRouting extends RoutingSettings {
   readonly family: Family
   readonly range: string
-  /** Containers that are workloads. */
+  /** Containers whose way back is looked for by the mark ({@link routesBackByMark}): nobody of this host reaches them by it. */
   readonly containers: readonly string[]
 }
 
@@ -68,12 +71,44 @@ const MAIN_TABLE = '254'
 
 /** Makes routes and rule of a family as wanted. Returns what is wrong, one sentence each. @throws MeshError */
 export async function ensureRouting(run: RunCommand, wanted: WantedRouting): Promise<string[]> {
-  const { family } = wanted
-  const [rules, source] = await Promise.all([readRules(run, family), hostAddress(run, family)])
+  const { family, table, containers } = wanted
+  const [rules, way, ways] = await Promise.all([
+    readRules(run, family),
+    hostWay(run, family),
+    waysBack(run, wanted),
+  ])
+  for (const ip of ways.filter((each) => !containers.includes(each)))
+    await change(run, family, ['route', 'del', 'throw', ip, 'table', String(table)])
   for (const { words, isThere } of ruleCommands(wanted))
     if (!rules.some(isThere)) await change(run, family, words)
-  for (const words of routeCommands(wanted, source)) await change(run, family, words)
+  for (const words of routeCommands(wanted, way)) await change(run, family, words)
   return clashes(rules, wanted)
+}
+
+/**
+ * Whether the kernel looks for the way back to a container by the mark, when it checks where a packet came from; wg-quick sets
+ * that. There is no such thing for IPv6.
+ */
+export function routesBackByMark(family: Family): boolean {
+  const folder = '/proc/sys/net/ipv4/conf'
+  if (family === 'v6') return false
+  try {
+    return readdirSync(folder).some(
+      (name) => readFileSync(`${folder}/${name}/src_valid_mark`, 'utf8').trim() !== '0',
+    )
+  } catch {
+    // A device that went away meanwhile: to be asked again.
+    return false
+  }
+}
+
+/** Containers with a way back in our table. */
+async function waysBack(
+  run: RunCommand,
+  { family, table }: Pick<WantedRouting, 'family' | 'table'>,
+): Promise<string[]> {
+  const routes = await readRoutes(run, family, ['route', 'show', 'table', String(table)])
+  return routes.flatMap(({ type, dst }) => (type === 'throw' && dst !== undefined ? [dst] : []))
 }
 
 /** What `ip` is told for one family. */
@@ -98,14 +133,14 @@ function ruleCommands(
   ]
 }
 
-function routeCommands(wanted: WantedRouting, source?: string): string[][] {
+function routeCommands(wanted: WantedRouting, way?: HostWay): string[][] {
   const { range, table, containers } = wanted
   const ours = ['proto', ROUTE_PROTOCOL]
   const inTable = ['table', String(table), ...ours]
   return [
     ['route', 'replace', 'local', 'default', 'dev', 'lo', ...inTable],
     ...containers.map((ip) => ['route', 'replace', 'throw', ip, ...inTable]),
-    rangeRouteWords(range, source),
+    ...rangeRoutes(range, way),
   ]
 }
 
@@ -119,8 +154,8 @@ export async function ensureRangeRoute(
   range: string,
 ): Promise<string | undefined> {
   try {
-    const source = await hostAddress(run, family)
-    await change(run, family, rangeRouteWords(range, source))
+    const way = await hostWay(run, family)
+    for (const words of rangeRoutes(range, way)) await change(run, family, words)
     return undefined
   } catch (error) {
     return `Virtual addresses ${range} cannot be dialed: ${describeError(error)}`
@@ -137,10 +172,15 @@ export async function rangeRouteDrift(
   return routes.length > 0 ? undefined : `there is no route of ${range} to loopback`
 }
 
-/** The route of virtual addresses, which are spoken to from `source`. */
-export function rangeRouteWords(range: string, source?: string): string[] {
+/** The routes of virtual addresses, which are spoken to from the host's own; and of what is none of them. */
+export function rangeRoutes(range: string, { source, device }: HostWay = {}): string[][] {
   const from = source === undefined ? [] : ['src', source]
-  return ['route', 'replace', range, 'dev', 'lo', ...from, 'proto', ROUTE_PROTOCOL]
+  const route = (to: string, dev: string): string[] =>
+    ['route', 'replace', to, 'dev', dev, ...from].concat('proto', ROUTE_PROTOCOL)
+  return [
+    route(range, 'lo'),
+    ...(coversBroadcast(range) && device !== undefined ? [route(BROADCAST, device)] : []),
+  ]
 }
 
 /** The first thing of a family's routing that is not as wanted; undefined when all is. */
@@ -149,9 +189,10 @@ export async function routingDrift(
   wanted: WantedRouting,
 ): Promise<string | undefined> {
   const { family, range, table, containers } = wanted
-  const [rules, routes, virtual] = await Promise.all([
+  const [rules, routes, ways, virtual] = await Promise.all([
     readRules(run, family),
     readRoutes(run, family, ['route', 'show', 'table', String(table)]),
+    waysBack(run, wanted),
     rangeRouteDrift(run, family, range),
   ])
   if (!rules.some((rule) => isMarkRule(rule, wanted)))
@@ -160,9 +201,8 @@ export async function routingDrift(
     return `there is no ip rule for the virtual addresses ${range}`
   if (!routes.some(({ type, dst }) => type === 'local' && dst === 'default'))
     return `routing table ${table} does not lead to loopback`
-  for (const ip of containers)
-    if (!routes.some(({ type, dst }) => type === 'throw' && dst === ip))
-      return `routing table ${table} lacks the way back of ${ip}`
+  if (ways.toSorted().join() !== containers.toSorted().join())
+    return `routing table ${table} has not the ways back of containers that it needs`
   return virtual
 }
 
@@ -242,15 +282,23 @@ function destinationOf({ dst, dstlen }: IpRule): string | undefined {
   return dst === undefined || dstlen === undefined ? undefined : `${dst}/${dstlen}`
 }
 
-/** The address that applications of this host speak from; undefined when it has none. */
-async function hostAddress(run: RunCommand, family: Family): Promise<string | undefined> {
+/** How applications of this host reach others. */
+interface HostWay {
+  /** The address that they speak from. */
+  readonly source?: string | undefined
+  readonly device?: string | undefined
+}
+
+async function hostWay(run: RunCommand, family: Family): Promise<HostWay> {
   const anywhere = family === 'v4' ? '198.51.100.1' : '2001:db8::1'
   const [usual] = await readRoutes(run, family, ['route', 'get', anywhere])
-  if (usual?.prefsrc !== undefined && usual.dev !== 'lo') return usual.prefsrc
+  if (usual?.prefsrc !== undefined && usual.dev !== 'lo')
+    return { source: usual.prefsrc, device: usual.dev }
   const result = await run('ip', [FLAG[family], '-j', 'addr', 'show', 'scope', 'global'])
-  if (result.status !== 0) return undefined
+  if (result.status !== 0) return {}
   const links = parseJson(ipAddresses, result.stdout) ?? []
-  return links.flatMap(({ addr_info }) => addr_info).find(({ local }) => local !== undefined)?.local
+  const addresses = links.flatMap(({ addr_info }) => addr_info)
+  return { source: addresses.find(({ local }) => local !== undefined)?.local }
 }
 
 async function readRules(run: RunCommand, family: Family): Promise<readonly IpRule[]> {

@@ -10,6 +10,7 @@
  */
 import { MeshError } from '../../lib/errors.ts'
 import { canonicalIp, ipBytes, ipFromBytes, isIpv6, isPort } from '../../model/address.ts'
+import { cidrContains, parseCidr } from '../../model/cidr.ts'
 import type { WorkloadSelector } from '../../model/service.ts'
 
 /** The two halves of capture; each has its own tool, tables, set and transaction. */
@@ -126,6 +127,15 @@ export function capturePorts({ workloads, defaultCapturePort }: CapturePlan): Re
   const ports = new Set(workloads.map(({ capturePort }) => capturePort))
   if (defaultCapturePort !== undefined) ports.add(defaultCapturePort)
   return ports
+}
+
+/** In the usual virtual range, and everybody's: DHCP servers answer there. */
+export const BROADCAST = '255.255.255.255'
+
+/** Whether a virtual range takes in {@link BROADCAST}. */
+export function coversBroadcast(range: string): boolean {
+  const cidr = parseCidr(range)
+  return cidr !== undefined && cidrContains(cidr, BROADCAST)
 }
 
 /** A rule in words, for people. */
