@@ -444,13 +444,21 @@ export const configSchema = z.strictObject({
         .min(1)
         .max(1_000_000)
         .default(10_000)
-        .describe('Tunnels that peers have open, a worker'),
+        .describe(
+          'Tunnels that peers have open, a worker; less where they would take more than a quarter of what memory the process may have',
+        ),
       tunnelsPerPeer: z
         .int()
         .min(1)
         .max(100_000)
         .default(64)
         .describe('Tunnels of one calling service from one address to one service, a worker'),
+      tunnelsPerHost: z
+        .int()
+        .min(1)
+        .max(1_000_000)
+        .default(512)
+        .describe('Tunnels from one address, of all its services, all workers'),
       pendingHandshakes: z
         .int()
         .min(1)

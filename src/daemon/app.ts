@@ -79,7 +79,7 @@ import { type Blocker, Readiness, untilNothingAwaited } from './readiness.ts'
 import { registerWhenServed } from './register-when-served.ts'
 import { NEVER_RELOADED, Reloader } from './reloader.ts'
 import { unreservedPorts } from './reserved-ports.ts'
-import { readProcessLimits, workerShare } from './resources.ts'
+import { readProcessLimits, tunnelShare, workerShare } from './resources.ts'
 import { isRestarting } from './stop-cause.ts'
 import {
   connectSystemd,
@@ -926,6 +926,7 @@ function workerSettings(
   backend: ChosenBackend | undefined,
 ): ConstructorParameters<typeof WorkerPool>[0]['settings'] {
   const { timeouts, limits } = config
+  const processLimits = readProcessLimits()
   const isTransparent = backend?.kind === 'nftables'
   // REDIRECT leads containers to the address of their bridge; everybody else comes to loopback.
   const needsAnyAddress =
@@ -948,7 +949,8 @@ function workerSettings(
     },
     limits: {
       ...limits,
-      ...workerShare(readProcessLimits(), config.workers, limits.heldMiB),
+      ...workerShare(processLimits, config.workers, limits.heldMiB),
+      ...tunnelShare(processLimits, config.workers, limits),
     },
     tellUseMs:
       config.catalog.kind === 'consul'

@@ -25,6 +25,22 @@ export function limitProblems(pressures: readonly Pressure[]): readonly Problem[
         `Memory for bytes that wait is short: ${mib(memory.used)} of ${mib(memory.limit)} are in use, ${memory.refused} connections were broken off; ${most(memory, mib)}`,
       ),
     )
+  const streams = shortage(pressures.map((pressure) => pressure.streams))
+  if (streams !== undefined)
+    problems.push(
+      new Problem(
+        'HM_LIMIT_STREAMS_SHORT',
+        `Callers open more streams than come to anything: ${streams.used} of ${streams.limit} wait for a preface or a policy, ${streams.refused} were refused; ${most(streams, String)}`,
+      ),
+    )
+  const tunnels = shortage(pressures.map((pressure) => pressure.tunnels))
+  if (tunnels !== undefined)
+    problems.push(
+      new Problem(
+        'HM_LIMIT_TUNNELS_SHORT',
+        `Callers want more tunnels than they may have: ${tunnels.used} of ${tunnels.limit} are open, ${tunnels.refused} were refused; ${most(tunnels, String)}`,
+      ),
+    )
   const names = [...new Set(pressures.flatMap(({ barred }) => barred.names))].toSorted()
   const count = Math.max(names.length, ...pressures.map(({ barred }) => barred.count))
   if (count > 0)

@@ -15,6 +15,13 @@ const LEAST_DESCRIPTORS = 32
 /** Share of the process's memory that bytes on their way may occupy. */
 const HELD_SHARE = 1 / 4
 
+/** Share of the process's memory that tunnels of peers may occupy, and what one takes, used or not. */
+const TUNNEL_SHARE = 1 / 4
+const TUNNEL_BYTES = 131_072
+
+/** A worker may have so many of one host, however many workers there are: not each gets the same. */
+const LEAST_TUNNELS_PER_HOST = 16
+
 const MIB = 1_048_576
 
 /** What the kernel lets this process have. */
@@ -56,5 +63,19 @@ export function workerShare(
   return {
     descriptors: Math.max(LEAST_DESCRIPTORS, Math.floor(free / workers)),
     heldBytes: Math.floor(held / workers),
+  }
+}
+
+/** How many tunnels of peers each of `workers` may have, of all hosts and of one. Pure. */
+export function tunnelShare(
+  { memory }: Pick<ProcessLimits, 'memory'>,
+  workers: number,
+  limits: { readonly tunnels: number; readonly tunnelsPerHost: number },
+): { readonly tunnels: number; readonly tunnelsPerHost: number } {
+  const affordable = Math.floor((memory * TUNNEL_SHARE) / TUNNEL_BYTES / workers)
+  const ofHost = Math.max(LEAST_TUNNELS_PER_HOST, Math.ceil(limits.tunnelsPerHost / workers))
+  return {
+    tunnels: Math.min(limits.tunnels, affordable),
+    tunnelsPerHost: Math.min(limits.tunnelsPerHost, ofHost),
   }
 }

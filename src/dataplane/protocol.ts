@@ -44,6 +44,8 @@ export interface WorkerSettings {
     readonly streamsPerTunnel: number
     readonly tunnels: number
     readonly tunnelsPerPeer: number
+    /** Of all identities of one host, in this worker. */
+    readonly tunnelsPerHost: number
     readonly pendingHandshakes: number
     readonly pendingHandshakesPerAddress: number
     readonly handshakesPerAddress: number

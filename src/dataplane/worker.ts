@@ -206,7 +206,6 @@ class Worker {
         collectGarbage()
       },
     })
-    this.pressure = new PressureWatch(this.accounts, this.workerCounters)
     this.guard = new AddressGuard(
       {
         maxPending: limits.pendingHandshakesPerAddress,
@@ -217,12 +216,14 @@ class Worker {
     )
     this.inboundSessions = new InboundSessions({
       perPlace: limits.tunnelsPerPeer,
+      perHost: limits.tunnelsPerHost,
       idleMs: settings.timeouts.tunnelIdleMs,
     })
     this.arrivals = new Arrivals({
       perPeer: Math.min(MAX_UNAUTHORIZED, limits.inboundConnections),
-      all: limits.inboundConnections,
+      all: Math.max(MAX_UNAUTHORIZED, limits.inboundConnections),
     })
+    this.pressure = new PressureWatch(this.accounts, this.workerCounters, this.arrivals.all)
     const sessionOptions = {
       maxStreams: settings.limits.streamsPerTunnel,
       keepaliveMs: settings.timeouts.keepaliveMs,
@@ -464,8 +465,8 @@ class Worker {
     isTunnel,
   }: AcceptedPeer): MeshError | undefined {
     const nowMs = performance.now()
-    const lane = this.accounts.of(peer.spiffeId, nowMs).lane(destination, nowMs)
     const ip = canonicalIp(socket.remoteAddress ?? '')
+    const lane = this.accounts.of(peer.spiffeId, nowMs, ip ?? '').lane(destination, nowMs)
     const barredMs = lane.barredForMs(nowMs, ip)
     if (barredMs > 0)
       return new MeshError(
@@ -482,7 +483,7 @@ class Worker {
     const ip = canonicalIp(socket.remoteAddress ?? '')
     const address = ip === undefined ? undefined : { ip, port: socket.remotePort ?? 0 }
     const nowMs = performance.now()
-    const lane = this.accounts.of(peer.spiffeId, nowMs).lane(destination, nowMs)
+    const lane = this.accounts.of(peer.spiffeId, nowMs, ip ?? '').lane(destination, nowMs)
     this.workerCounters.inc('tunnelHandshakes')
     if (!accepted.isTunnel) {
       resetOnClose(socket)

@@ -5,12 +5,22 @@
  * all, each of two half of `2 * factor / (2 * factor + 1)`, and so on: who has much is stopped first, and whoever comes
  * new always finds room (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). A little is everybody's, whatever
  * the others have. Pure arithmetic.
+ *
+ * Users that cost nothing to make are a group (the services of one host): a group may have twice what one user may, and in it
+ * the same rule holds, so that a group that is one user loses nothing, and the user of it that comes last finds room.
  */
 
 /** What one user has of a shared resource. */
 export interface Share {
   used: number
+  /** What the user has in all its groups; unless given it is in this one alone. */
+  readonly whole?: Share | undefined
+  /** What all users of the group have. */
+  readonly group?: Share | undefined
 }
+
+/** A group may have so many times what a user may. With 2 a group that is one user may have the same as a user without one. */
+const GROUP_FACTOR = 2
 
 /** The resource. */
 export class SharedLimit {
@@ -48,12 +58,18 @@ export class SharedLimit {
 
   /** Whether a user may have `amount` more. */
   allows(share: Share, amount: number): boolean {
-    return share.used + amount <= this.allowance
+    const { allowance } = this
+    const { whole, group } = share
+    if ((whole ?? share).used + amount > allowance) return false
+    return group === undefined || share.used + amount <= GROUP_FACTOR * allowance - group.used
   }
 
   /** A user takes `amount`, or gives it back when it is negative. Nothing is checked: some things have happened already. */
   add(share: Share, amount: number): void {
+    const { whole, group } = share
     share.used += amount
+    if (whole !== undefined) whole.used += amount
+    if (group !== undefined) group.used += amount
     this.taken += amount
   }
 }

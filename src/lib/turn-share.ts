@@ -27,6 +27,9 @@ export const TURN_SHARE = 500_000
 /** The same when nobody else has done anything lately: longer turns cost less. Whoever comes waits for one of them. */
 export const TURN_SHARE_ALONE = 4_000_000
 
+/** Part of a turn of all users of a group together, while others want theirs. */
+const GROUP_SHARE = 2 * TURN_SHARE
+
 /** Others count as active for so long, milliseconds. */
 const LATELY_MS = 1_000
 
@@ -50,8 +53,20 @@ const COMPACT_FROM = 1_024
 let lastUser: TurnShare | undefined
 let changes = 0
 
+/** Users that cost nothing to make, and so have one part of a turn together: the services of one host. */
+export class TurnGroup {
+  /** How many of them have spent theirs in this turn. */
+  busy = 0
+
+  /** What each may do now. */
+  get share(): number {
+    return Math.min(TURN_SHARE, GROUP_SHARE / Math.max(1, this.busy))
+  }
+}
+
 /** The shares of one user. */
 export class TurnShare implements TurnTask {
+  private readonly group: TurnGroup | undefined
   private spent = 0
   private share = TURN_SHARE
   /** What {@link changes} was when it was looked at last, and when there was a change last. */
@@ -63,6 +78,10 @@ export class TurnShare implements TurnTask {
   private sinceMs = 0
   private waiting: PostponedWork[] = []
   private next = 0
+
+  constructor(group?: TurnGroup) {
+    this.group = group
+  }
 
   /** Whether nothing more should be done for the user in this turn. */
   get isSpent(): boolean {
@@ -115,7 +134,8 @@ export class TurnShare implements TurnTask {
   endOfTurn(): void {
     this.isCounted = false
     this.spent = Math.max(0, Math.min(this.spent, MAX_DEBT) - this.share)
-    this.share = this.isAlone(performance.now()) ? TURN_SHARE_ALONE : TURN_SHARE
+    this.share = this.shareAt(performance.now())
+    if (this.group !== undefined) this.group.busy -= 1
     while (!this.isSpent) {
       const work = this.waiting[this.next]
       if (work === undefined) break
@@ -137,7 +157,12 @@ export class TurnShare implements TurnTask {
     if (nowMs - this.sinceMs < WINDOW_MS) return
     this.sinceMs = nowMs
     this.spent = 0
-    this.share = this.isAlone(nowMs) ? TURN_SHARE_ALONE : TURN_SHARE
+    this.share = this.shareAt(nowMs)
+  }
+
+  private shareAt(nowMs: number): number {
+    if (this.isAlone(nowMs)) return TURN_SHARE_ALONE
+    return this.group === undefined ? TURN_SHARE : this.group.share
   }
 
   private isAlone(nowMs: number): boolean {
@@ -150,6 +175,7 @@ export class TurnShare implements TurnTask {
 
   private count(): void {
     this.isCounted = true
+    if (this.group !== undefined) this.group.busy += 1
     atEndOfTurn(this)
   }
 }

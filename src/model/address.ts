@@ -54,6 +54,19 @@ export function ipBytes(ip: string): Uint8Array {
   return Uint8Array.from(words.flatMap((word) => [word >> 8, word & 0xff]))
 }
 
+/**
+ * What one host has to itself of the addresses: an IPv6 address counts as its network of 64 bits. Empty for no address.
+ * `ip` is canonical.
+ */
+export function networkOf(ip: string): string {
+  if (!isIpv6(ip)) return ip
+  const words = Array.from({ length: 4 }, (_, i) => {
+    const [high = 0, low = 0] = ipBytes(ip).subarray(2 * i, 2 * i + 2)
+    return ((high << 8) | low).toString(16)
+  })
+  return `${words.join(':')}::/64`
+}
+
 /** The canonical address of 4 or 16 bytes, or undefined for any other length. */
 export function ipFromBytes(bytes: Uint8Array): string | undefined {
   if (bytes.length === 4) return bytes.join('.')

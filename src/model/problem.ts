@@ -160,6 +160,16 @@ export const problemCodes = {
       'Too many bytes wait for readers: connections of whoever makes most of them wait are broken off.',
     hint: 'See why that caller does not read (hostmesh connections), or raise limits.heldMiB',
   },
+  HM_LIMIT_STREAMS_SHORT: {
+    cause:
+      'Callers from other hosts open streams that come to nothing, or more than may wait for their preface: those of whoever has most are refused.',
+    hint: 'See what runs with that identity, and at that address, and whether an intention denies what it asks for',
+  },
+  HM_LIMIT_TUNNELS_SHORT: {
+    cause:
+      'A caller from another host, or all of one host together, opens more tunnels than one may have: further ones are refused.',
+    hint: 'See what runs at that address; a host with very many services needs more: raise limits.tunnelsPerHost',
+  },
   HM_RELOAD_FAILED: {
     cause:
       'A reload did not work out: the daemon runs on with the configuration it was started with.',

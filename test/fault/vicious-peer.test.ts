@@ -90,7 +90,7 @@ test('beside a vicious peer', async (t) => {
           ip: b.namespace.ip,
           port: TUNNEL_PORT,
           serverName: `${destination}.default.dc1.internal.${TRUST_DOMAIN}`,
-          certificates,
+          certificates: [certificates],
           forMs: FOR_MS,
         })
       } finally {

@@ -23,6 +23,12 @@ export type ViciousMode =
   | 'zerowindow'
   /** Opens sessions and uses none. */
   | 'sessions'
+  /** With each identity: keeps thousands of streams in their preface, below the rate of those that come to nothing. */
+  | 'renewedslots'
+  /** With each identity: gives credit of one byte. */
+  | 'tinycredit'
+  /** With each identity: keeps as many sessions as one may have, and uses none. */
+  | 'idle'
 
 /** What the script is given. */
 export interface ViciousTask {
@@ -30,7 +36,8 @@ export interface ViciousTask {
   readonly ip: string
   readonly port: number
   readonly serverName: string
-  readonly files: PeerFiles
+  /** Of one identity each. */
+  readonly files: readonly PeerFiles[]
   readonly forMs: number
 }
 
@@ -44,17 +51,17 @@ export interface ViciousOutcome {
   refused: number
   /** Sessions that were ended, or refused at the handshake. */
   thrownOut: number
-  /** Mode `sessions`: sessions that were open at the end. */
+  /** Modes `sessions` and `idle`: sessions that were open at the end. */
   most: number
 }
 
-/** Lets one loose, with a folder written by `hostmesh ca issue` for one service; resolves when it is done. */
+/** Lets one loose, with folders written by `hostmesh ca issue` for one service each; resolves when it is done. */
 export async function letLoose(
   from: Namespace,
-  task: Omit<ViciousTask, 'files'> & { readonly certificates: string },
+  task: Omit<ViciousTask, 'files'> & { readonly certificates: readonly string[] },
 ): Promise<ViciousOutcome> {
   const { certificates, ...rest } = task
-  const whole: ViciousTask = { ...rest, files: await peerFiles(certificates) }
+  const whole: ViciousTask = { ...rest, files: await Promise.all(certificates.map(peerFiles)) }
   const peer = await OwnedProcess.start(
     from.inside([process.execPath, script, JSON.stringify(whole)]),
     { name: 'vicious peer', ipc: true },

@@ -160,6 +160,7 @@ export async function startHost(options: HostOptions): Promise<TestHost> {
         streamsPerTunnel: options.streamsPerTunnel ?? 10_000,
         tunnels: 10_000,
         tunnelsPerPeer: options.tunnelsPerPeer ?? 64,
+        tunnelsPerHost: 512,
         pendingHandshakes: 100,
         pendingHandshakesPerAddress: options.pendingHandshakesPerAddress ?? 100,
         handshakesPerAddress: 1_000,

@@ -116,6 +116,16 @@ const toAcceptor: readonly Row[] = [
     bytes: repeat(header(WINDOW_UPDATE, 0, 1, 0), 1_000_000),
     code: 'HM_TUNNEL_FLOOD',
   },
+  {
+    name: 'credit of next to nothing without end',
+    bytes: repeat(header(WINDOW_UPDATE, 0, 1, 1), 10_001),
+    code: 'HM_TUNNEL_FLOOD',
+  },
+  {
+    name: 'go-away without end',
+    bytes: repeat(header(GO_AWAY, 0, 0, 0), 10_002),
+    code: 'HM_TUNNEL_FLOOD',
+  },
   { name: 'empty data without end', bytes: repeat(emptyData, 10_001), code: 'HM_TUNNEL_FLOOD' },
   {
     name: 'data for a closed stream without end',

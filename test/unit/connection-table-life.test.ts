@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { ConnectionTable } from '../../src/dataplane/proxy/connection-table.ts'
+import type { Account } from '../../src/dataplane/tunnel/accounts.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import {
   readTraffic,
@@ -65,24 +66,50 @@ test('services are in use that were called since the last look or have connectio
 
 test('caps hold for all and for each caller, and endings make room', () => {
   const { table } = makeTable()
-  const web = [1, 2, 3].map(() => table.add('outbound', 'web', account))
-  assert.equal(table.hasRoom('outbound', 'web', account), false)
-  assert.equal(table.hasRoom('outbound', 'api', account), true)
-  table.add('outbound', 'api', account)
-  assert.equal(table.hasRoom('outbound', 'api', account), false, 'the table is full')
+  const { accounts } = makeAccounts()
+  const [ofWeb, ofApi] = [accounts.of('web', 0), accounts.of('api', 0)]
+  const web = [1, 2, 3].map(() => table.add('outbound', 'web', ofWeb))
+  assert.equal(table.hasRoom('outbound', 'web', ofWeb), false)
+  assert.equal(table.hasRoom('outbound', 'api', ofApi), true)
+  table.add('outbound', 'api', ofApi)
+  assert.equal(table.hasRoom('outbound', 'api', ofApi), false, 'the table is full')
   table.end(web[0]!, '-')
-  assert.equal(table.hasRoom('outbound', 'web', account), true)
-  assert.equal(table.size, 3)
+  table.end(web[1]!, '-')
+  assert.equal(table.hasRoom('outbound', 'web', ofWeb), true)
+  assert.equal(table.size, 2)
 })
 
 test('each direction has caps of its own', () => {
   const { table } = makeTable()
-  for (let i = 0; i < 2; i += 1) table.add('inbound', 'web', account)
-  assert.equal(table.hasRoom('inbound', 'web', account), false)
-  assert.equal(table.hasRoom('outbound', 'web', account), true)
-  for (let i = 0; i < 4; i += 1) table.add('outbound', `service ${i}`, account)
-  assert.equal(table.hasRoom('outbound', 'api', account), false)
-  assert.equal(table.hasRoom('inbound', 'api', account), true)
+  const { accounts } = makeAccounts()
+  const [web, api, cron] = ['web', 'api', 'cron'].map((name) => accounts.of(name, 0)) as [
+    Account,
+    Account,
+    Account,
+  ]
+  for (let i = 0; i < 2; i += 1) table.add('inbound', 'peer', web)
+  assert.equal(table.hasRoom('inbound', 'peer', web), false)
+  for (let i = 0; i < 4; i += 1) table.add('outbound', 'web', api)
+  assert.equal(table.hasRoom('outbound', 'web', api), false)
+  assert.equal(table.hasRoom('outbound', 'cron', cron), false)
+  assert.equal(table.hasRoom('inbound', 'cron', cron), true)
+})
+
+test('a host with many identities leaves room for callers of other hosts', () => {
+  const memory = TrafficCounters.createMemory()
+  const caps = { ...limits, inboundConnections: 1_000, inboundConnectionsPerService: 500 }
+  const table = new ConnectionTable(caps, new TrafficCounters(memory, () => undefined))
+  const { accounts } = makeAccounts()
+  const fill = (name: string, ip: string): number => {
+    const of = accounts.of(name, 0, ip)
+    let count = 0
+    for (; table.hasRoom('inbound', name, of); count += 1) table.add('inbound', name, of)
+    return count
+  }
+  assert.equal(fill('evil', '10.0.0.1'), 500, 'one that is alone has its cap')
+  for (let i = 0; i < 30; i += 1) fill(`evil ${i}`, '10.0.0.1')
+  assert.ok(fill('web', '10.0.0.2') >= 100)
+  assert.ok(fill('api', '10.0.0.3') >= 50)
 })
 
 test('a caller without descriptors left has no room, and its endings give them back', () => {

@@ -10,7 +10,7 @@ import {
 import type { Session } from '../../src/dataplane/tunnel/session.ts'
 import { makeAccounts } from './account-fixtures.ts'
 
-const limits = { perPlace: 2, idleMs: 300_000 }
+const limits = { perPlace: 2, perHost: 10, idleMs: 300_000 }
 
 /** Sessions of a worker that never carry anything, at a time that the test sets. */
 function makeSessions(maxSessions = 1_000): {
@@ -31,7 +31,7 @@ function makeSessions(maxSessions = 1_000): {
   const place = (caller: string, ip: string, destination: string) => ({
     peer: { spiffeId: `spiffe://mesh.test/${caller}`, service: caller } as InboundSession['peer'],
     destination,
-    lane: accounts.of(caller, 0).lane(destination, 0),
+    lane: accounts.of(caller, 0, ip).lane(destination, 0),
     ip,
   })
   return {
@@ -94,6 +94,37 @@ test('one identity has half of what is free, over all its addresses', () => {
   }
   assert.equal(count, 5)
   assert.equal(objection('cron', 0), undefined, 'there is room for others')
+})
+
+test('all identities of one host have so many, then its own oldest idle one makes room', () => {
+  const { open, objection, drained } = makeSessions()
+  for (let i = 0; i < 10; i += 1) {
+    assert.equal(objection(`evil ${i}`, 0), undefined)
+    open(`evil ${i}`, i)
+  }
+  assert.equal(objection('web', 1_000), 'HM_LIMIT_SESSIONS')
+  assert.equal(objection('web', 1_000, '10.0.0.2'), undefined, 'another host is not touched')
+  assert.equal(objection('web', 30_000), undefined)
+  assert.equal(drained[0]?.peer.service, 'evil 0')
+})
+
+test('the addresses of an IPv6 network are one host', () => {
+  const { open, objection } = makeSessions()
+  for (let i = 0; i < 10; i += 1) open('web', 0, `2001:db8::${i + 1}`, `db ${i}`)
+  assert.equal(objection('web', 0, '2001:db8::ff'), 'HM_LIMIT_SESSIONS')
+  assert.equal(objection('web', 0, '2001:db8:0:1::1'), undefined)
+})
+
+test('when there are as many as may be, who comes gets the place of an idle one of the host with most', () => {
+  const { open, objection, drained } = makeSessions(12)
+  for (let i = 0; i < 8; i += 1) open(`evil ${i}`, i)
+  for (let i = 0; i < 4; i += 1) open(`service ${i}`, 0, `10.0.0.${i + 2}`)
+  assert.equal(objection('web', 1_000, '10.0.0.9'), 'HM_LIMIT_SESSIONS')
+  assert.equal(objection('web', 30_000, '10.0.0.9'), undefined)
+  assert.deepEqual(
+    drained.map(({ peer }) => peer.service),
+    ['evil 0'],
+  )
 })
 
 test('what a session takes is given back once', () => {

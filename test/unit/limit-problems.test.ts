@@ -6,6 +6,7 @@ import { test } from 'node:test'
 import { limitProblems } from '../../src/daemon/limit-problems.ts'
 import { type Pressure, PressureWatch } from '../../src/dataplane/proxy/pressure.ts'
 import type { Accounts } from '../../src/dataplane/tunnel/accounts.ts'
+import { SharedLimit } from '../../src/lib/shared-limit.ts'
 import { readWorker, WorkerCounters, type WorkerReading } from '../../src/telemetry/counters.ts'
 import { makeAccounts } from './account-fixtures.ts'
 
@@ -14,7 +15,7 @@ const MIB = 1_048_576
 function watchOf(accounts: Accounts): { watch: PressureWatch; read: () => WorkerReading } {
   const memory = WorkerCounters.createMemory()
   return {
-    watch: new PressureWatch(accounts, new WorkerCounters(memory)),
+    watch: new PressureWatch(accounts, new WorkerCounters(memory), new SharedLimit(1_000, 1)),
     read: () => readWorker(memory),
   }
 }
@@ -127,4 +128,23 @@ test('callers that are barred are named with their destination, the first three 
     /: b at db, c at db, d at db and 2 more$/,
   )
   assert.deepEqual(limitProblems([watch.take(6_000)]), [])
+})
+
+test('streams and tunnels that were refused are a problem that names the host of those who have most', () => {
+  const { accounts } = makeAccounts({ sessions: 100 })
+  const { watch } = watchOf(accounts)
+  const { sessions } = accounts.shared
+  for (let i = 0; i < 5; i += 1) sessions.add(accounts.of(`evil ${i}`, 0, '10.0.0.1').places, 2)
+  sessions.add(accounts.of('web', 0, '10.0.0.2').places, 3)
+  assert.deepEqual(limitProblems([watch.take(0)]), [])
+  watch.note('limitTunnels', 4)
+  watch.note('limitStreams', 7)
+  const [streams, tunnels] = limitProblems([watch.take(0)])
+  assert.equal(streams?.code, 'HM_LIMIT_STREAMS_SHORT')
+  assert.match(streams?.message ?? '', /7 were refused; nobody has any now$/)
+  assert.equal(tunnels?.code, 'HM_LIMIT_TUNNELS_SHORT')
+  assert.match(
+    tunnels?.message ?? '',
+    /13 of 100 are open, 4 were refused; most had evil 0 and others from 10\.0\.0\.1: 10$/,
+  )
 })

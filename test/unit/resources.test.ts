@@ -4,7 +4,12 @@
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
-import { openFilesLimit, readProcessLimits, workerShare } from '../../src/daemon/resources.ts'
+import {
+  openFilesLimit,
+  readProcessLimits,
+  tunnelShare,
+  workerShare,
+} from '../../src/daemon/resources.ts'
 
 const MIB = 1_048_576
 
@@ -43,4 +48,14 @@ test('bytes that wait get what is configured, but a quarter of the memory at mos
   const limits = { descriptors: 1_000, openDescriptors: 40, memory: 1_024 * MIB }
   assert.equal(workerShare(limits, 2, 128).heldBytes, 64 * MIB)
   assert.equal(workerShare({ ...limits, memory: 200 * MIB }, 2, 128).heldBytes, 25 * MIB)
+})
+
+test('tunnels get a quarter of the memory at most, and one host its part in each worker', () => {
+  const limits = { tunnels: 10_000, tunnelsPerHost: 512 }
+  const plenty = { memory: 64 * 1_024 * MIB }
+  assert.deepEqual(tunnelShare(plenty, 1, limits), limits)
+  assert.deepEqual(tunnelShare(plenty, 4, limits), { tunnels: 10_000, tunnelsPerHost: 128 })
+  assert.equal(tunnelShare(plenty, 64, limits).tunnelsPerHost, 16)
+  assert.equal(tunnelShare(plenty, 64, { ...limits, tunnelsPerHost: 3 }).tunnelsPerHost, 3)
+  assert.equal(tunnelShare({ memory: 1_024 * MIB }, 2, limits).tunnels, 1_024)
 })

@@ -1,10 +1,15 @@
 /**
  * Streams that have arrived and are not connections yet: what is awaited is the preface, or the policy. They take no
- * place among the connections and have no timer; each peer identity may have so many of them, and all together.
+ * place among the connections and have no timer. Each peer identity may have so many of them, and no more than is free: what
+ * one host has leaves room for whoever comes.
  *
  * A chain by age, as in the table of connections: all have the same deadline, so that a sweep looks at the oldest ones only.
  */
+import { SharedLimit } from '../../lib/shared-limit.ts'
 import type { Account } from '../tunnel/accounts.ts'
+
+/** An identity may have as many as are free; nothing takes them back but time. */
+const SHARE_FACTOR = 1
 
 /** A stream in its first stage. */
 export interface Arriving {
@@ -26,23 +31,28 @@ export interface ArrivalLimits {
 
 /** The streams of a worker that are not authorized yet. */
 export class Arrivals {
-  private readonly limits: ArrivalLimits
+  private readonly perPeer: number
+  /** All of them, and what each has. */
+  readonly all: SharedLimit
   private oldest: Arriving | undefined
   private newest: Arriving | undefined
-  private count = 0
 
-  constructor(limits: ArrivalLimits) {
-    this.limits = limits
+  constructor({ perPeer, all }: ArrivalLimits) {
+    this.perPeer = perPeer
+    this.all = new SharedLimit(all, SHARE_FACTOR)
   }
 
   /** Streams in their first stage now. */
   get size(): number {
-    return this.count
+    return this.all.used
   }
 
   /** Whether one more of this caller may be looked at. */
   hasRoom(account: Account): boolean {
-    return this.count < this.limits.all && account.unauthorized < this.limits.perPeer
+    const { unauthorized } = account
+    return (
+      (unauthorized.whole ?? unauthorized).used < this.perPeer && this.all.allows(unauthorized, 1)
+    )
   }
 
   /** Enters a stream. */
@@ -51,8 +61,7 @@ export class Arrivals {
     if (this.newest === undefined) this.oldest = arriving
     else this.newest.newer = arriving
     this.newest = arriving
-    this.count += 1
-    arriving.account.unauthorized += 1
+    this.all.add(arriving.account.unauthorized, 1)
   }
 
   /** Takes a stream out. Later calls do nothing. */
@@ -65,8 +74,7 @@ export class Arrivals {
     else newer.older = older
     arriving.older = undefined
     arriving.newer = undefined
-    this.count -= 1
-    arriving.account.unauthorized -= 1
+    this.all.add(arriving.account.unauthorized, -1)
   }
 
   /** Ends those whose time is over. */

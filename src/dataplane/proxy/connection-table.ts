@@ -6,6 +6,7 @@
  * so that moving bytes costs no timer.
  */
 import { MeshError } from '../../lib/errors.ts'
+import { type Share, SharedLimit } from '../../lib/shared-limit.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { Reporter, TrafficCounters } from '../../telemetry/counters.ts'
@@ -117,8 +118,8 @@ export class ConnectionTable {
   private oldest: Connection | undefined
   private newest: Connection | undefined
   private count = 0
-  private readonly outbound = new Tally()
-  private readonly inbound = new Tally()
+  private readonly outbound: Tally
+  private readonly inbound: Tally
   /** Those with a footing of their own. */
   private readonly founded = new Set<Connection>()
   /** Services called since {@link takeCalled}. */
@@ -131,6 +132,8 @@ export class ConnectionTable {
   constructor(limits: ConnectionLimits, counters: TrafficCounters) {
     this.limits = limits
     this.counters = counters
+    this.outbound = new Tally(limits.connections, limits.connectionsPerService)
+    this.inbound = new Tally(limits.inboundConnections, limits.inboundConnectionsPerService)
   }
 
   /** Connections open now. */
@@ -141,10 +144,7 @@ export class ConnectionTable {
   /** Whether one more connection of this caller is within the caps of its direction, and has descriptors left. */
   hasRoom(direction: 'outbound' | 'inbound', source: string, account: Account): boolean {
     if (this.isShortOfDescriptors(account)) return false
-    const { limits } = this
-    return direction === 'outbound'
-      ? this.outbound.hasRoom(source, limits.connections, limits.connectionsPerService)
-      : this.inbound.hasRoom(source, limits.inboundConnections, limits.inboundConnectionsPerService)
+    return this.tally(direction).hasRoom(source, account.connections)
   }
 
   /** Whether the caller has as many descriptors as it may have just now. */
@@ -187,7 +187,7 @@ export class ConnectionTable {
     }
     this.nextId += 1
     this.enter(connection)
-    this.tally(direction).change(source, 1)
+    this.tally(direction).change(source, account.connections, 1)
     return connection
   }
 
@@ -266,7 +266,7 @@ export class ConnectionTable {
     if (connection.footing !== undefined) this.founded.delete(connection)
     if (reason !== undefined && flag !== 'DC' && flag !== '-')
       this.refused.add(viewOf(connection), flag, reason)
-    this.tally(connection.direction).change(connection.source, -1)
+    this.tally(connection.direction).change(connection.source, connection.account.connections, -1)
     if (connection.descriptors > 0) {
       const { account, descriptors } = connection
       account.shared.descriptors.add(account.descriptors, -descriptors)
@@ -382,18 +382,27 @@ export class ConnectionTable {
   }
 }
 
-/** How many connections there are in one direction, and of each caller. */
+/**
+ * How many connections there are in one direction, and of each caller. One that is alone may have the cap of one caller; several
+ * share the whole, so that whoever comes finds room.
+ */
 class Tally {
-  private count = 0
+  private readonly all: SharedLimit
+  private readonly mostOfSource: number
   /** Zeros stay: callers are few, and deleting is churn. */
   private readonly bySource = new Map<string, number>()
 
-  hasRoom(source: string, most: number, mostOfSource: number): boolean {
-    return this.count < most && (this.bySource.get(source) ?? 0) < mostOfSource
+  constructor(most: number, mostOfSource: number) {
+    this.all = new SharedLimit(most, mostOfSource / Math.max(1, most - mostOfSource))
+    this.mostOfSource = mostOfSource
   }
 
-  change(source: string, by: number): void {
-    this.count += by
+  hasRoom(source: string, share: Share): boolean {
+    return (this.bySource.get(source) ?? 0) < this.mostOfSource && this.all.allows(share, 1)
+  }
+
+  change(source: string, share: Share, by: number): void {
+    this.all.add(share, by)
     this.bySource.set(source, (this.bySource.get(source) ?? 0) + by)
   }
 }

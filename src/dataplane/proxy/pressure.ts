@@ -35,6 +35,10 @@ export interface Pressure {
   /** Bytes. */
   readonly memory: ResourcePressure
   readonly descriptors: ResourcePressure
+  /** Streams of peers whose preface or policy is awaited. */
+  readonly streams: ResourcePressure
+  /** Sessions that peers have opened. */
+  readonly tunnels: ResourcePressure
   /** Callers that are refused at the handshake now, each with the destination at which it is; some of them by name. */
   readonly barred: { readonly count: number; readonly names: readonly string[] }
 }
@@ -63,8 +67,7 @@ class ResourceWatch {
     if (limit.fullness >= SHORT || this.hasRefused) {
       this.shortUntilMs = nowMs + SHORT_FOR_MS
       const heaviest = accounts.heaviest(shareOf)
-      if (heaviest !== undefined)
-        this.heaviest = { name: heaviest.name, used: shareOf(heaviest).used }
+      if (heaviest !== undefined) this.heaviest = told(heaviest, shareOf(heaviest))
     }
     this.hasRefused = false
     const isShort = nowMs < this.shortUntilMs
@@ -77,19 +80,32 @@ class ResourceWatch {
   }
 }
 
+/** Who has most: a caller, or one of several of the same host. */
+function told({ name, origin }: Account, share: Share): ResourcePressure['heaviest'] {
+  const used = share.group?.used ?? share.used
+  return used === share.used || origin === undefined
+    ? { name, used }
+    : { name: `${name} and others from ${origin.name}`, used }
+}
+
 /** Watches one worker. */
 export class PressureWatch {
   private readonly accounts: Accounts
   private readonly counters: WorkerCounters
   private readonly memory: ResourceWatch
   private readonly descriptors: ResourceWatch
+  private readonly streams: ResourceWatch
+  private readonly tunnels: ResourceWatch
 
-  constructor(accounts: Accounts, counters: WorkerCounters) {
+  /** @param arrivals streams that are not authorized yet. */
+  constructor(accounts: Accounts, counters: WorkerCounters, arrivals: SharedLimit) {
     this.accounts = accounts
     this.counters = counters
-    const { held, descriptors } = accounts.shared
+    const { held, descriptors, sessions } = accounts.shared
     this.memory = new ResourceWatch(held, (account) => account.held)
     this.descriptors = new ResourceWatch(descriptors, (account) => account.descriptors)
+    this.streams = new ResourceWatch(arrivals, (account) => account.unauthorized)
+    this.tunnels = new ResourceWatch(sessions, (account) => account.places)
   }
 
   /** Something was refused for want of something. */
@@ -98,6 +114,8 @@ export class PressureWatch {
     this.counters.inc(limit, count)
     if (limit === 'limitMemory') this.memory.note(count)
     if (limit === 'limitDescriptors') this.descriptors.note(count)
+    if (limit === 'limitStreams') this.streams.note(count)
+    if (limit === 'limitTunnels') this.tunnels.note(count)
   }
 
   /** Looks, and tells the counters. `nowMs` is monotonic. */
@@ -110,6 +128,8 @@ export class PressureWatch {
     return {
       memory: this.memory.take(accounts, nowMs),
       descriptors: this.descriptors.take(accounts, nowMs),
+      streams: this.streams.take(accounts, nowMs),
+      tunnels: this.tunnels.take(accounts, nowMs),
       barred: { count: barred.length, names: barred.slice(0, MAX_BARRED_NAMES) },
     }
   }

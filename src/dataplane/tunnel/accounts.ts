@@ -12,7 +12,8 @@
  */
 import { type Share, SharedLimit } from '../../lib/shared-limit.ts'
 import { TokenBucket } from '../../lib/token-bucket.ts'
-import { TurnShare } from '../../lib/turn-share.ts'
+import { TurnGroup, TurnShare } from '../../lib/turn-share.ts'
+import { networkOf } from '../../model/address.ts'
 
 /** Streams that one caller may open: what a worker can do when it has nothing else to do. */
 const OPENS = { rate: 20_000, burst: 20_000 } as const
@@ -45,6 +46,10 @@ const OTHER_ADDRESSES = ''
 
 /** Accounts of peers beyond this share one: identities are given out by the CA, so there are not many. */
 const MAX_ACCOUNTS = 10_000
+
+/** Identities of one host beyond this share one account: so many services a host may have, and no host can use up what there is. */
+const MAX_ACCOUNTS_OF_HOST = 1_000
+const OTHERS = 'others'
 
 /** A user of held bytes may have twice what is free: two thirds when it is alone. */
 const HELD_FACTOR = 2
@@ -99,55 +104,120 @@ export interface HeldAlarms {
   onExceeded(): void
 }
 
-/** One caller. */
-export class Account {
-  readonly name: string
-  /** Bytes held for it. */
+/** What several accounts have together: those of one identity, or those of one host. */
+class Sum {
   readonly held: Share = { used: 0 }
   readonly descriptors: Share = { used: 0 }
   readonly places: Share = { used: 0 }
-  /** Streams whose preface has not been read, or whose policy has not been loaded. */
-  unauthorized = 0
-  readonly shared: SharedLimits
-  /** What is done for it in one turn of the event loop. */
-  readonly turns: TurnShare = new TurnShare()
-  private readonly opens: TokenBucket
-  private readonly excess: TokenBucket
-  private readonly ignored: TokenBucket
-  private readonly lanes = new Map<string, Lane>()
-  private readonly alarms: HeldAlarms
+  readonly unauthorized: Share = { used: 0 }
+  readonly connections: Share = { used: 0 }
+  /** How many these are. */
+  accounts = 0
+}
 
-  constructor(name: string, shared: SharedLimits, nowMs: number, alarms: HeldAlarms) {
+/** A host that callers come from: whoever has it may have the certificates of many services. */
+export class Origin extends Sum {
+  readonly name: string
+  /** What is done for all of them in one turn of the event loop. */
+  readonly turns: TurnGroup = new TurnGroup()
+
+  constructor(name: string) {
+    super()
     this.name = name
-    this.shared = shared
-    this.alarms = alarms
+  }
+}
+
+/** One identity, wherever it comes from. */
+class Identity extends Sum {
+  readonly opens: TokenBucket
+  readonly excess: TokenBucket
+  readonly ignored: TokenBucket
+  readonly records = new Map<string, Conduct>()
+
+  constructor(nowMs: number) {
+    super()
     this.opens = new TokenBucket(OPENS.rate, OPENS.burst, nowMs)
     this.excess = new TokenBucket(EXCESS.rate, EXCESS.burst, nowMs)
     this.ignored = new TokenBucket(IGNORED_BYTES.rate, IGNORED_BYTES.burst, nowMs)
+  }
+
+  at(destination: string, nowMs: number): Conduct {
+    const known = this.records.get(destination)
+    if (known !== undefined) return known
+    const record = new Conduct(nowMs)
+    this.records.set(destination, record)
+    return record
+  }
+
+  isForgettable(nowMs: number): boolean {
+    const { opens, excess, ignored } = this
+    if (!opens.isFull(nowMs) || !excess.isFull(nowMs) || !ignored.isFull(nowMs)) return false
+    for (const record of this.records.values()) if (!record.isForgettable(nowMs)) return false
+    return true
+  }
+}
+
+/** One caller: an identity that comes from one host, or a service of this host. */
+export class Account {
+  readonly name: string
+  /** Where it comes from; undefined for a service of this host. */
+  readonly origin: Origin | undefined
+  /** Bytes held for it. */
+  readonly held: Share
+  readonly descriptors: Share
+  readonly places: Share
+  /** Streams whose preface has not been read, or whose policy has not been loaded. */
+  readonly unauthorized: Share
+  readonly connections: Share
+  readonly shared: SharedLimits
+  /** What is done for it in one turn of the event loop. */
+  readonly turns: TurnShare
+  readonly identity: Identity
+  private readonly lanes = new Map<string, Lane>()
+  private readonly alarms: HeldAlarms
+
+  constructor(
+    name: string,
+    shared: SharedLimits,
+    alarms: HeldAlarms,
+    of: { readonly identity: Identity; readonly origin: Origin | undefined },
+  ) {
+    const { identity, origin } = of
+    this.name = name
+    this.shared = shared
+    this.alarms = alarms
+    this.identity = identity
+    this.origin = origin
+    this.held = { used: 0, whole: identity.held, group: origin?.held }
+    this.descriptors = { used: 0, whole: identity.descriptors, group: origin?.descriptors }
+    this.places = { used: 0, whole: identity.places, group: origin?.places }
+    this.unauthorized = { used: 0, whole: identity.unauthorized, group: origin?.unauthorized }
+    this.connections = { used: 0, whole: identity.connections, group: origin?.connections }
+    this.turns = new TurnShare(origin?.turns)
   }
 
   /** What it may do at one destination. */
   lane(destination: string, nowMs: number): Lane {
     const known = this.lanes.get(destination)
     if (known !== undefined) return known
-    const lane = new Lane(this, nowMs)
+    const lane = new Lane(this, this.identity.at(destination, nowMs))
     this.lanes.set(destination, lane)
     return lane
   }
 
   /** Whether the caller may open a stream now. */
   mayOpen(nowMs: number): boolean {
-    return this.opens.take(nowMs)
+    return this.identity.opens.take(nowMs)
   }
 
   /** A stream was refused unseen. @returns false when that happens too often for the session to go on. */
   mayExceed(nowMs: number): boolean {
-    return this.excess.take(nowMs)
+    return this.identity.excess.take(nowMs)
   }
 
   /** Bytes arrived for a stream that is closed. @returns false when they are too many for the session to go on. */
   mayIgnore(nowMs: number, bytes: number): boolean {
-    return this.ignored.take(nowMs, bytes)
+    return this.identity.ignored.take(nowMs, bytes)
   }
 
   /** Memory held for the caller changed by `bytes`. When all have too much, the heaviest is shed at the end of the turn. */
@@ -183,57 +253,82 @@ export class Account {
 
   /** Whether a new account would be the same. */
   isForgettable(nowMs: number): boolean {
-    if (this.unauthorized > 0 || this.turns.postponed > 0) return false
-    if (this.held.used !== 0 || this.descriptors.used !== 0 || this.places.used !== 0) return false
-    if (!this.opens.isFull(nowMs) || !this.excess.isFull(nowMs) || !this.ignored.isFull(nowMs))
+    if (this.unauthorized.used > 0 || this.connections.used > 0 || this.turns.postponed > 0)
       return false
-    for (const lane of this.lanes.values()) if (!lane.isForgettable(nowMs)) return false
-    return true
-  }
-
-  /** Destinations at which it is barred now. */
-  barredAt(nowMs: number): string[] {
-    const barred = []
-    for (const [destination, lane] of this.lanes) if (lane.isBarred(nowMs)) barred.push(destination)
-    return barred
+    if (this.held.used !== 0 || this.descriptors.used !== 0 || this.places.used !== 0) return false
+    return this.identity.isForgettable(nowMs)
   }
 }
 
 /** One caller at one destination: what it does there must not cost it its other destinations. */
 export class Lane {
   readonly account: Account
+  private readonly record: Conduct
+
+  constructor(account: Account, record: Conduct) {
+    this.account = account
+    this.record = record
+  }
+
+  /** Whether a stream may be taken now; if not it is to be reset without a look at it. */
+  mayOpen(nowMs: number): boolean {
+    return this.record.mayOpen(nowMs) && this.account.mayOpen(nowMs)
+  }
+
+  /** A stream came to nothing by the caller's doing. */
+  wasFutile(nowMs: number): void {
+    this.record.wasFutile(nowMs)
+  }
+
+  /** The caller reset a stream that stood. */
+  wasReset(nowMs: number): void {
+    this.record.wasReset(nowMs)
+  }
+
+  /** A session of the caller from `ip` broke the protocol. The third time that address is barred, each time for longer. */
+  strike(nowMs: number, ip: string | undefined): void {
+    this.record.strike(nowMs, ip)
+  }
+
+  /** How long the caller is still refused at the handshake from `ip`; 0 when it is not. */
+  barredForMs(nowMs: number, ip: string | undefined): number {
+    return this.record.barredForMs(nowMs, ip)
+  }
+
+  /** Whether it is refused from any address. */
+  isBarred(nowMs: number): boolean {
+    return this.record.isBarred(nowMs)
+  }
+}
+
+/** What one identity has done at one destination, from all its hosts. */
+class Conduct {
   private readonly futile: TokenBucket
   private readonly resets: TokenBucket
   /** By address: whoever has taken over one host of a service must not cost its other hosts theirs. */
   private readonly offenders = new Map<string, Offender>()
 
-  constructor(account: Account, nowMs: number) {
-    this.account = account
+  constructor(nowMs: number) {
     this.futile = new TokenBucket(FUTILE.rate, FUTILE.burst, nowMs)
     this.resets = new TokenBucket(RESETS.rate, RESETS.burst, nowMs)
   }
 
-  /** Whether a stream may be taken now; if not it is to be reset without a look at it. */
   mayOpen(nowMs: number): boolean {
-    return this.futile.hasAny(nowMs) && this.resets.hasAny(nowMs) && this.account.mayOpen(nowMs)
+    return this.futile.hasAny(nowMs) && this.resets.hasAny(nowMs)
   }
 
-  /** A stream came to nothing by the caller's doing. */
   wasFutile(nowMs: number): void {
     this.futile.drain(nowMs)
   }
 
-  /** The caller reset a stream that stood. */
   wasReset(nowMs: number): void {
     this.resets.drain(nowMs)
   }
 
-  /** A session of the caller from `ip` broke the protocol. The third time that address is barred, each time for longer. */
   strike(nowMs: number, ip: string | undefined): void {
     this.offender(ip ?? OTHER_ADDRESSES, nowMs).strike(nowMs)
   }
 
-  /** How long the caller is still refused at the handshake from `ip`; 0 when it is not. */
   barredForMs(nowMs: number, ip: string | undefined): number {
     const known = this.offenders.get(ip ?? OTHER_ADDRESSES)
     const isOneOfMany = known === undefined && this.offenders.size >= MAX_OFFENDERS
@@ -241,7 +336,6 @@ export class Lane {
     return offender?.barredForMs(nowMs) ?? 0
   }
 
-  /** Whether it is refused from any address. */
   isBarred(nowMs: number): boolean {
     for (const offender of this.offenders.values()) if (offender.barredForMs(nowMs) > 0) return true
     return false
@@ -261,7 +355,7 @@ export class Lane {
     return offender
   }
 
-  /** Whether a new lane would be the same. */
+  /** Whether a new record would be the same. */
   isForgettable(nowMs: number): boolean {
     if (!this.futile.isFull(nowMs) || !this.resets.isFull(nowMs)) return false
     for (const offender of this.offenders.values()) if (!offender.isForgiven(nowMs)) return false
@@ -299,13 +393,16 @@ class Offender {
 export class Accounts {
   readonly shared: SharedLimits
   private readonly byName = new Map<string, Account>()
+  private readonly identities = new Map<string, Identity>()
+  private readonly origins = new Map<string, Origin>()
   private readonly others: Account
   private readonly alarms: HeldAlarms
 
   constructor(shared: SharedLimits, nowMs: number, alarms: HeldAlarms) {
     this.shared = shared
     this.alarms = alarms
-    this.others = new Account('others', shared, nowMs, alarms)
+    const identity = new Identity(nowMs)
+    this.others = new Account(OTHERS, shared, alarms, { identity, origin: undefined })
   }
 
   /** Whether so much is held that sockets are to hold less. */
@@ -313,14 +410,29 @@ export class Accounts {
     return this.shared.held.fullness > SHORT_SHARE
   }
 
-  /** The account of a caller. */
-  of(name: string, nowMs: number): Account {
-    const known = this.byName.get(name)
+  /** The account of a caller; `ip` is where a peer comes from, undefined for a service of this host. */
+  of(name: string, nowMs: number, ip?: string): Account {
+    const network = ip === undefined ? undefined : networkOf(ip)
+    const key = network === undefined ? name : `${name} ${network}`
+    const known = this.byName.get(key)
     if (known !== undefined) return known
     if (this.byName.size >= MAX_ACCOUNTS) return this.others
-    const account = new Account(name, this.shared, nowMs, this.alarms)
-    this.byName.set(name, account)
+    const origin = network === undefined ? undefined : this.originOf(network)
+    if (origin !== undefined && origin.accounts >= MAX_ACCOUNTS_OF_HOST && name !== OTHERS)
+      return this.of(OTHERS, nowMs, ip)
+    const identity = this.identities.get(name) ?? new Identity(nowMs)
+    this.identities.set(name, identity)
+    identity.accounts += 1
+    if (origin !== undefined) origin.accounts += 1
+    const account = new Account(name, this.shared, this.alarms, { identity, origin })
+    this.byName.set(key, account)
     return account
+  }
+
+  private originOf(network: string): Origin {
+    const origin = this.origins.get(network) ?? new Origin(network)
+    this.origins.set(network, origin)
+    return origin
   }
 
   /**
@@ -340,11 +452,21 @@ export class Accounts {
   /** Once a second or so: forgets callers that have gone. @returns who is barred, and where. */
   tick(nowMs: number): string[] {
     const barred = []
-    for (const [name, account] of this.byName) {
-      for (const destination of account.barredAt(nowMs)) barred.push(`${name} at ${destination}`)
-      if (account.isForgettable(nowMs)) this.byName.delete(name)
-    }
+    for (const [name, { records }] of this.identities)
+      for (const [destination, record] of records)
+        if (record.isBarred(nowMs)) barred.push(`${name} at ${destination}`)
+    for (const [key, account] of this.byName)
+      if (account.isForgettable(nowMs)) this.forget(key, account)
     return barred
+  }
+
+  private forget(key: string, { name, identity, origin }: Account): void {
+    this.byName.delete(key)
+    identity.accounts -= 1
+    if (identity.accounts === 0) this.identities.delete(name)
+    if (origin === undefined) return
+    origin.accounts -= 1
+    if (origin.accounts === 0) this.origins.delete(origin.name)
   }
 
   /** Accounts now. */
@@ -352,11 +474,21 @@ export class Accounts {
     return this.byName.size
   }
 
-  /** The caller with the largest of the shares that `shareOf` picks; undefined when nobody has any. */
+  /**
+   * The caller with the largest of the shares that `shareOf` picks, of the host with the largest of them; undefined when
+   * nobody has any.
+   */
   heaviest(shareOf: (account: Account) => Share): Account | undefined {
+    const weightOf = (account: Account): number => {
+      const share = shareOf(account)
+      return (share.group ?? share).used
+    }
     let heaviest: Account = this.others
-    for (const account of this.byName.values())
-      if (shareOf(account).used > shareOf(heaviest).used) heaviest = account
+    for (const account of this.byName.values()) {
+      const ahead = weightOf(account) - weightOf(heaviest)
+      if (ahead > 0 || (ahead === 0 && shareOf(account).used > shareOf(heaviest).used))
+        heaviest = account
+    }
     return shareOf(heaviest).used > 0 ? heaviest : undefined
   }
 }

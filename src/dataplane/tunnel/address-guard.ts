@@ -5,7 +5,7 @@
  * Clocked from outside, in monotonic milliseconds.
  */
 import { TokenBucket } from '../../lib/token-bucket.ts'
-import { ipBytes, isIpv6 } from '../../model/address.ts'
+import { networkOf } from '../../model/address.ts'
 
 /**
  * Handshakes that come to nothing, of one address: a signature and a chain to verify for somebody who has no business here. A
@@ -85,8 +85,4 @@ export class AddressGuard {
       futile: new TokenBucket(FUTILE.rate, FUTILE.burst, nowMs),
     }
   }
-}
-
-function networkOf(ip: string): string {
-  return isIpv6(ip) ? Buffer.from(ipBytes(ip).subarray(0, 8)).toString('hex') : ip
 }

@@ -43,6 +43,7 @@ export class FrameDecoder {
   private payloadLeft = 0
   private id = 0
   private flags = 0
+  private frames = 0
 
   constructor(sink: FrameSink) {
     this.sink = sink
@@ -83,7 +84,15 @@ export class FrameDecoder {
     return (kept & KEPT) !== 0
   }
 
+  /** Frames that have begun since this was asked last. */
+  takeFrames(): number {
+    const { frames } = this
+    this.frames = 0
+    return frames
+  }
+
   private readHeader(bytes: Uint8Array, at: number): void {
+    this.frames += 1
     const type = bytes[at + 1] ?? 0
     const flags = ((bytes[at + 2] ?? 0) << 8) | (bytes[at + 3] ?? 0)
     const id = readUint32(bytes, at + 4)

@@ -94,15 +94,17 @@ const QUANTUM_BYTES = MAX_PAYLOAD
 const READ_BYTES = 16_384
 
 /**
- * What things cost, nanoseconds: a read, a frame with payload (often a write to an application), a stream that is opened, one
- * that is broken off (often a connection that is closed), a byte that is read, and one that is sent: encrypted, and carried
- * by the kernel as far as the next host's queue.
+ * What things cost, nanoseconds: to read on, a TLS record that is read, a frame of any kind, one with payload (often a write to
+ * an application), a stream that is opened, one that is broken off (often a connection that is closed), a byte that is read,
+ * and one that is sent: encrypted, and carried by the kernel as far as the next host's queue.
  */
 const READ_COST = 5_000
+const RECORD_COST = 2_000
+const FRAME_COST = 50
 const PAYLOAD_COST = 5_000
 const OPEN_COST = 10_000
 const RESET_COST = 50_000
-const COST_PER_READ_BYTE = 0.7
+const COST_PER_READ_BYTE = 0.6
 const COST_PER_SENT_BYTE = 2.5
 
 /** Pings at the start, one a tick, whatever the traffic: the first round trip is never a typical one. */
@@ -125,6 +127,9 @@ const HELD_PER_STREAM_WHEN_FULL = 65_536
 
 /** Streams that the opener lets wait for the acceptor's ACK. */
 const MAX_UNCONFIRMED = 256
+
+/** Credit that is worth a frame, bytes: who gives less can only do so as often as frames without effect may come. */
+const LEAST_USEFUL_CREDIT = 1_024
 
 /** Per second and session: streams opened, frames without effect, pings answered. */
 const MAX_OPENED_PER_SECOND = 50_000
@@ -592,7 +597,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       this.ignoreFrameFor(id)
       return
     }
-    if (amount === 0 && flags === 0) this.countIdleFrame()
+    if (amount < LEAST_USEFUL_CREDIT && flags === 0) this.countIdleFrame()
     if ((flags & RST) === 0) stream.receiveCreditUpdate(amount)
     this.applyFlags(stream, flags, amount)
   }
@@ -621,6 +626,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
         'HM_TUNNEL_REJECTED',
         `The peer ended the tunnel with go-away code ${code}`,
       )
+    if (this.draining) this.countIdleFrame()
     this.draining = true
     this.admitWaiting()
     if (this.streams.size === 0) this.finish()
@@ -640,7 +646,13 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       return
     }
     if (this.decode(bytes)) this.readBufferKept = true
-    if (this.turns.spend(bytes.length * COST_PER_READ_BYTE) && !this.closed) this.rest()
+    if (this.spendOnRead(bytes.length) && !this.closed) this.rest()
+  }
+
+  /** A record of so many bytes was decoded. @returns whether that was enough for this turn. */
+  private spendOnRead(bytes: number): boolean {
+    const frames = this.decoder.takeFrames()
+    return this.turns.spend(RECORD_COST + bytes * COST_PER_READ_BYTE + frames * FRAME_COST)
   }
 
   /** @returns whether the bytes are still in use. */
@@ -676,7 +688,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       this.unreadBytes -= bytes.length
       this.held(-bytes.length)
       this.decode(bytes)
-      if (!this.turns.spend(bytes.length * COST_PER_READ_BYTE) || this.unread.length === 0) continue
+      if (!this.spendOnRead(bytes.length) || this.unread.length === 0) continue
       this.turns.postpone(this.reading)
       return
     }

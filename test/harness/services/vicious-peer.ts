@@ -7,7 +7,11 @@ import { connect, type TLSSocket } from 'node:tls'
 import type { ViciousMode, ViciousOutcome, ViciousTask } from '../vicious-peer.ts'
 
 const task = JSON.parse(process.argv[2] ?? '') as ViciousTask
-const [cert, key] = [readFileSync(task.files.certificate), readFileSync(task.files.key)]
+const identities = task.files.map(({ certificate, key }) => ({
+  cert: readFileSync(certificate),
+  key: readFileSync(key),
+}))
+type Certificates = (typeof identities)[number]
 const endMs = performance.now() + task.forMs
 const outcome: ViciousOutcome = { sessions: 0, opened: 0, refused: 0, thrownOut: 0, most: 0 }
 
@@ -30,7 +34,7 @@ const opening = (id: number, payload: Buffer): Buffer =>
   Buffer.concat([header(DATA, SYN, id, payload.length), payload])
 
 /** What each mode sends for one stream. */
-const streamOf: Record<Exclude<ViciousMode, 'sessions'>, (id: number) => Buffer> = {
+const streamOf: Partial<Record<ViciousMode, (id: number) => Buffer>> = {
   slots: (id) => opening(id, SIGNATURE.subarray(0, 1)),
   openreset: (id) => Buffer.concat([opening(id, PREFACE), header(WINDOW, RST, id, 6)]),
   opendenied: (id) => opening(id, PREFACE),
@@ -38,14 +42,13 @@ const streamOf: Record<Exclude<ViciousMode, 'sessions'>, (id: number) => Buffer>
   zerowindow: (id) => opening(id, Buffer.concat([PREFACE, Buffer.from('more\n')])),
 }
 
-function dial(): Promise<TLSSocket | undefined> {
+function dial(certificates: Certificates): Promise<TLSSocket | undefined> {
   return new Promise((resolve) => {
     const socket = connect({
       host: task.ip,
       port: task.port,
       servername: task.serverName,
-      cert,
-      key,
+      ...certificates,
       ALPNProtocols: ['hostmesh/1'],
       rejectUnauthorized: false,
     })
@@ -82,10 +85,14 @@ const HANDSHAKES = 150
 
 const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
 
-async function openStreams(mode: Exclude<ViciousMode, 'sessions'>): Promise<void> {
-  const most = mode === 'zerowindow' ? 1_500 : Number.POSITIVE_INFINITY
+/** Sends what `frames` gives, every few milliseconds, over one session after the other. */
+async function flood(
+  certificates: Certificates,
+  pauseMs: number,
+  begin: () => (socket: TLSSocket) => Buffer,
+): Promise<void> {
   while (performance.now() < endMs) {
-    const socket = await dial()
+    const socket = await dial(certificates)
     if (socket === undefined) {
       outcome.thrownOut += 1
       await pause(20)
@@ -93,23 +100,64 @@ async function openStreams(mode: Exclude<ViciousMode, 'sessions'>): Promise<void
     }
     outcome.sessions += 1
     listen(socket)
-    for (let id = 1; !socket.destroyed && performance.now() < endMs; ) {
-      const frames: Buffer[] = []
-      for (let i = 0; i < 250 && id < 2 * most; i += 1, id += 2) frames.push(streamOf[mode](id))
-      outcome.opened += frames.length
-      if (frames.length > 0) socket.write(Buffer.concat(frames))
-      await pause(5)
+    const frames = begin()
+    while (!socket.destroyed && performance.now() < endMs) {
+      const bytes = frames(socket)
+      if (bytes.length > 0 && !socket.write(bytes)) await drained(socket)
+      await pause(pauseMs)
     }
     if (socket.destroyed) outcome.thrownOut += 1
     socket.destroy()
   }
 }
 
-async function openSessions(): Promise<void> {
+const drained = (socket: TLSSocket): Promise<void> =>
+  new Promise((resolve) => {
+    const done = (): void => {
+      socket.off('drain', done)
+      socket.off('close', done)
+      resolve()
+    }
+    socket.on('drain', done)
+    socket.on('close', done)
+  })
+
+/** Opens streams, `first` of them at once and so many each further time, up to `most`. */
+function openStreams(
+  mode: ViciousMode,
+  amounts: { first: number; each: number; most?: number },
+): () => () => Buffer {
+  const { first, each, most = Number.POSITIVE_INFINITY } = amounts
+  return () => {
+    let id = 1
+    return () => {
+      const frames: Buffer[] = []
+      const count = id === 1 ? first : each
+      for (let i = 0; i < count && id < 2 * most; i += 1, id += 2)
+        frames.push(streamOf[mode]?.(id) ?? opening(id, SIGNATURE.subarray(0, 1)))
+      outcome.opened += frames.length
+      return Buffer.concat(frames)
+    }
+  }
+}
+
+/** One stream, and credit for it by the byte. */
+function giveCredit(): () => Buffer {
+  const credit = Buffer.concat(Array.from({ length: 5_000 }, () => header(WINDOW, 0, 1, 1)))
+  let isOpen = false
+  return () => {
+    if (isOpen) return credit
+    isOpen = true
+    outcome.opened += 1
+    return opening(1, SIGNATURE.subarray(0, 1))
+  }
+}
+
+async function openSessions(certificates: Certificates): Promise<void> {
   const open = new Set<TLSSocket>()
   const living = (): number => [...open].filter(({ destroyed }) => !destroyed).length
   while (outcome.sessions + outcome.thrownOut < HANDSHAKES) {
-    const dialed = await Promise.all(Array.from({ length: 10 }, dial))
+    const dialed = await Promise.all(Array.from({ length: 10 }, () => dial(certificates)))
     for (const socket of dialed) {
       if (socket === undefined) {
         outcome.thrownOut += 1
@@ -127,5 +175,42 @@ async function openSessions(): Promise<void> {
   for (const socket of open) socket.destroy()
 }
 
-await (task.mode === 'sessions' ? openSessions() : openStreams(task.mode))
+async function keepSessions(certificates: Certificates): Promise<void> {
+  const open: TLSSocket[] = []
+  for (let i = 0; i < 64; i += 1) {
+    const socket = await dial(certificates)
+    if (socket === undefined) {
+      outcome.thrownOut += 1
+      continue
+    }
+    outcome.sessions += 1
+    open.push(socket)
+    listen(socket)
+  }
+  await pause(Math.max(1_000, endMs - performance.now()))
+  outcome.most += open.filter(({ destroyed }) => !destroyed).length
+  for (const socket of open) socket.destroy()
+}
+
+function act(certificates: Certificates): Promise<void> {
+  switch (task.mode) {
+    case 'sessions':
+      return openSessions(certificates)
+    case 'idle':
+      return keepSessions(certificates)
+    case 'renewedslots':
+      return flood(certificates, 100, openStreams(task.mode, { first: 4_096, each: 80 }))
+    case 'tinycredit':
+      return flood(certificates, 0, giveCredit)
+    case 'zerowindow':
+      return flood(certificates, 5, openStreams(task.mode, { first: 250, each: 250, most: 1_500 }))
+    case 'slots':
+    case 'openreset':
+    case 'opendenied':
+    case 'badpreface':
+      return flood(certificates, 5, openStreams(task.mode, { first: 250, each: 250 }))
+  }
+}
+
+await Promise.all(identities.map(act))
 process.send?.(outcome)
