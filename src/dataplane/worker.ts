@@ -209,6 +209,7 @@ class Worker {
     this.guard = new AddressGuard(
       {
         maxPending: limits.pendingHandshakesPerAddress,
+        maxPendingOfAll: limits.pendingHandshakes,
         ratePerSecond: limits.handshakesPerAddress,
         burst: limits.handshakesPerAddress * 4,
       },

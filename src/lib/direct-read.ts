@@ -88,6 +88,19 @@ export function setReading(socket: Socket, wanted: boolean): void {
   else handle.readStop()
 }
 
+/**
+ * Bytes that the TCP connection under a TLS socket has brought so far, those of its handshake and its own messages included;
+ * undefined where there is none, or the runtime does not say. TLSSocket.bytesRead counts what was decrypted.
+ */
+export function carriedBytes(socket: Socket): number | undefined {
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- see readDirect
+  const handle = (socket as unknown as { readonly _handle?: { readonly _parent?: unknown } | null })
+    ._handle
+  const carrier = handle?._parent
+  if (typeof carrier !== 'object' || carrier === null || !('bytesRead' in carrier)) return undefined
+  return typeof carrier.bytesRead === 'number' ? carrier.bytesRead : undefined
+}
+
 function hasUserBuffer(handle: unknown): handle is UserBufferHandle {
   return (
     typeof handle === 'object' &&

@@ -82,7 +82,7 @@ export async function openTunnelPort(
     handshakeTimeoutMs: 5_000,
     maxPending: 100,
     guard: new AddressGuard(
-      { maxPending: 100, ratePerSecond: 1_000, burst: 4_000 },
+      { maxPending: 100, maxPendingOfAll: 1_000, ratePerSecond: 1_000, burst: 4_000 },
       performance.now(),
     ),
     strangers: looseAccount(),

@@ -49,12 +49,16 @@ test('a failed delivery counts until the next one that works', async () => {
 
 test('probes are limited for each peer and for all, anew every second', () => {
   const limit = new ProbeLimit()
-  const taken = (peer: string, nowMs: number, tries: number): number =>
-    Array.from({ length: tries }, () => limit.take(peer, nowMs)).filter(Boolean).length
+  const taken = (peer: string, nowMs: number, tries: number, host = peer): number =>
+    Array.from({ length: tries }, () => limit.take(peer, host, nowMs)).filter(Boolean).length
   assert.equal(taken('web', 1_000, 20), 5)
   assert.equal(taken('other', 1_500, 20), 5)
   assert.equal(taken('web', 2_000, 20), 5)
   let all = 0
   for (let peer = 0; peer < 100; peer += 1) all += taken(`peer-${peer}`, 3_000, 1)
   assert.equal(all, 50)
+  let ofHost = 0
+  for (let peer = 0; peer < 100; peer += 1) ofHost += taken(`peer-${peer}`, 4_000, 1, 'a host')
+  assert.ok(ofHost <= 34, `${ofHost} of one host`)
+  assert.equal(taken('web', 4_000, 20), 5, 'another host has its own')
 })

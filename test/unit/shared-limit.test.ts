@@ -59,3 +59,30 @@ test('what has happened counts, also beyond the limit', () => {
   limit.add(one, -25)
   assert.equal(limit.used, 0)
 })
+
+test('a group that is one user may have what a user may, many users of it at most twice that of what is free', () => {
+  const limit = new SharedLimit(900, 2)
+  const group = share()
+  const lone: Share = { used: 0, group }
+  takeAll(limit, lone)
+  assert.equal(lone.used, 600)
+  limit.add(lone, -600)
+  const many = Array.from({ length: 50 }, (): Share => ({ used: 0, group }))
+  for (let round = 0; round < 900; round += 1)
+    for (const user of many) if (limit.allows(user, 1)) limit.add(user, 1)
+  assert.ok(group.used <= 720, `${group.used} of 900`)
+  const [late, other]: Share[] = [{ used: 0, group }, share()]
+  assert.equal(limit.allows(late as Share, 1), true, 'one more of the group')
+  takeAll(limit, other as Share)
+  assert.ok((other?.used ?? 0) >= 120, `${other?.used} for another`)
+})
+
+test('what a user has in several groups is one share', () => {
+  const limit = new SharedLimit(900, 2)
+  const whole = share()
+  const parts = Array.from({ length: 10 }, (): Share => ({ used: 0, whole, group: share() }))
+  for (const part of parts) takeAll(limit, part)
+  assert.equal(whole.used, 600)
+  for (const part of parts) limit.add(part, -part.used)
+  assert.equal(whole.used + limit.used, 0)
+})

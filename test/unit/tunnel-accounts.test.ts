@@ -159,6 +159,15 @@ describe('held bytes', () => {
     assert.equal(meek.held.used, 4 * MIB)
   })
 
+  test('the host that holds most gives up, although each of its callers holds less than another host', () => {
+    const { accounts } = makeAccounts({ heldBytes: 50 * MIB })
+    for (let i = 0; i < 20; i += 1) accounts.of(`evil ${i}`, 0, '10.0.0.1').hold(2 * MIB)
+    const web = accounts.of('web', 0, '10.0.0.2')
+    web.hold(12 * MIB)
+    accounts.shed((account, bytes) => account.hold(-bytes))
+    assert.equal(web.held.used, 12 * MIB)
+  })
+
   test('shedding ends when there is nothing to be had', () => {
     const { accounts } = makeAccounts({ heldBytes: 1 })
     accounts.of('hog', 0).hold(100)
@@ -191,4 +200,18 @@ test('there are not more than 10,000 accounts: the others share one', () => {
   assert.equal(accounts.of('one more', 0), accounts.of('and another', 0))
   assert.notEqual(accounts.of('service 1', 0), accounts.of('service 2', 0))
   assert.equal(accounts.size, 10_000)
+})
+
+test('an identity is one over all its hosts, an account each; a host has 1,000 accounts at most', () => {
+  const { accounts } = makeAccounts()
+  const [one, other] = [accounts.of('web', 0, '10.0.0.1'), accounts.of('web', 0, '10.0.0.2')]
+  assert.notEqual(one, other)
+  for (let i = 0; i < 20_000; i += 1) one.mayOpen(0)
+  assert.equal(other.mayOpen(0), false)
+  assert.equal(accounts.of('web', 0, '2001:db8::1'), accounts.of('web', 0, '2001:db8::2'))
+  for (let i = 0; i < 2_000; i += 1) accounts.of(`evil ${i}`, 0, '10.0.0.1')
+  assert.ok(accounts.size < 1_010)
+  assert.equal(accounts.of('evil 1500', 0, '10.0.0.1'), accounts.of('evil 1501', 0, '10.0.0.1'))
+  accounts.tick(60_000)
+  assert.equal(accounts.size, 0)
 })

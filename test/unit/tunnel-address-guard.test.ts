@@ -5,7 +5,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { AddressGuard, type Visitor } from '../../src/dataplane/tunnel/address-guard.ts'
 
-const limits = { maxPending: 2, ratePerSecond: 10, burst: 40 }
+const limits = { maxPending: 2, maxPendingOfAll: 100_000, ratePerSecond: 10, burst: 40 }
 
 function enter(guard: AddressGuard, ip: string, nowMs: number): Visitor {
   const visitor = guard.enter(ip, nowMs)
@@ -32,7 +32,10 @@ test('so many a second, with a burst', () => {
 })
 
 test('who makes handshakes that come to nothing is turned away long before who makes good ones, and comes again later', () => {
-  const guard = new AddressGuard({ maxPending: 2, ratePerSecond: 1_000, burst: 4_000 }, 0)
+  const guard = new AddressGuard(
+    { maxPendingOfAll: 100_000, maxPending: 2, ratePerSecond: 1_000, burst: 4_000 },
+    0,
+  )
   const tryFor = (ip: string, isFutile: boolean): number => {
     for (let done = 0; done < 1_000; done += 1) {
       const visitor = guard.enter(ip, 0)
@@ -49,7 +52,10 @@ test('who makes handshakes that come to nothing is turned away long before who m
 })
 
 test('what was under way when the others came to nothing is paid for, too', () => {
-  const guard = new AddressGuard({ maxPending: 200, ratePerSecond: 1_000, burst: 4_000 }, 0)
+  const guard = new AddressGuard(
+    { maxPendingOfAll: 100_000, maxPending: 200, ratePerSecond: 1_000, burst: 4_000 },
+    0,
+  )
   const under = Array.from({ length: 150 }, () => enter(guard, '10.0.0.1', 0))
   for (const visitor of under) {
     guard.wasFutile(visitor, 0)
@@ -76,4 +82,14 @@ test('addresses that nobody comes from any more are forgotten, and 10,001 of the
   assert.equal(guard.enter('10.9.0.3', 0), undefined)
   guard.tick(10_000)
   enter(guard, '10.9.0.3', 10_000)
+})
+
+test('a few addresses cannot keep others out, whatever each may have', () => {
+  const guard = new AddressGuard(
+    { ...limits, maxPending: 128, maxPendingOfAll: 512, burst: 1_000 },
+    0,
+  )
+  for (let i = 0; i < 128; i += 1)
+    for (let address = 1; address <= 5; address += 1) guard.enter(`10.0.0.${address}`, 0)
+  for (let i = 0; i < 40; i += 1) enter(guard, '10.0.1.1', 0)
 })

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict'
 import { describe, mock, test } from 'node:test'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { noteRead } from '../../src/lib/turn.ts'
-import { TURN_SHARE, TURN_SHARE_ALONE, TurnShare } from '../../src/lib/turn-share.ts'
+import { TURN_SHARE, TURN_SHARE_ALONE, TurnGroup, TurnShare } from '../../src/lib/turn-share.ts'
 
 /** A fifth of a share. */
 const PIECE = TURN_SHARE / 5
@@ -80,6 +80,19 @@ test('one with endless work does not hold up another', async () => {
   await diary.until(6)
   assert.ok(diary.done.indexOf('meek0') <= 5, diary.done.join(' '))
   await diary.until(501)
+})
+
+test('many of one group do no more in a turn than two users do', async () => {
+  const group = new TurnGroup()
+  const members = Array.from({ length: 20 }, () => new TurnShare(group))
+  const diary = new Diary()
+  for (const [i, member] of members.entries()) diary.plan(member, `member${i} `, 50, PIECE / 5)
+  await diary.until(20 * 50)
+  // What is begun is finished, so each does one piece more than fits; a turn without the group would see 500.
+  const turns = diary.perTurn.slice(2, -1)
+  assert.ok(Math.max(...turns) <= 50 + 20, `${turns.join(' ')} pieces a turn`)
+  for (let turn = 0; turn < 100 && group.busy > 0; turn += 1) await nextTurn()
+  assert.equal(group.busy, 0, 'what was spent is paid')
 })
 
 test('work that postpones itself goes on behind what waits already', async () => {

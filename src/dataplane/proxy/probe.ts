@@ -6,6 +6,7 @@
 import type { Receiver } from '../../lib/byte-stream.ts'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import { isListening } from '../../lib/listening.ts'
+import { type Share, SharedLimit } from '../../lib/shared-limit.ts'
 import { formatAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
@@ -37,24 +38,33 @@ const DELIVERY_MEMORY_MS = 300_000
 /** A Connect peer that refuses our certificate says so after the handshake; it is listened to for so long. */
 const REFUSAL_MS = 500
 
+/** A peer may have as many as are left of the second. */
+const SHARE_FACTOR = 1
+
 /** Counts the probes of the second. */
 export class ProbeLimit {
-  private readonly byPeer = new Map<string, number>()
+  private all = new SharedLimit(MAX_PER_SECOND, SHARE_FACTOR)
+  private readonly byPeer = new Map<string, Share>()
+  private readonly byHost = new Map<string, Share>()
   private second = 0
-  private count = 0
 
-  /** Whether one more of this peer may be answered now. `nowMs` is monotonic. */
-  take(peer: string, nowMs: number): boolean {
+  /** Whether one more of this peer, at the host of that name, may be answered now. `nowMs` is monotonic. */
+  take(peer: string, host: string, nowMs: number): boolean {
     const second = Math.floor(nowMs / 1_000)
     if (second !== this.second) {
       this.second = second
-      this.count = 0
+      this.all = new SharedLimit(MAX_PER_SECOND, SHARE_FACTOR)
       this.byPeer.clear()
+      this.byHost.clear()
     }
-    const ofPeer = this.byPeer.get(peer) ?? 0
-    if (this.count >= MAX_PER_SECOND || ofPeer >= MAX_PER_PEER) return false
-    this.count += 1
-    this.byPeer.set(peer, ofPeer + 1)
+    const group = this.byHost.get(host) ?? { used: 0 }
+    const ofPeer = this.byPeer.get(peer) ?? { used: 0 }
+    const share = { used: ofPeer.used, group }
+    if (ofPeer.used >= MAX_PER_PEER || !this.all.allows(share, 1)) return false
+    this.all.add(share, 1)
+    ofPeer.used += 1
+    this.byHost.set(host, group)
+    this.byPeer.set(peer, ofPeer)
     return true
   }
 }
@@ -71,7 +81,7 @@ interface Asked {
 
 /** Answers a probe that has arrived. Never rejects. */
 export async function answerProbe(plane: Plane, stream: TunnelStream, asked: Asked): Promise<void> {
-  if (!plane.probes.take(asked.source, performance.now())) {
+  if (!plane.probes.take(asked.source, asked.account.origin?.name ?? '', performance.now())) {
     stream.refuse('overloaded')
     return
   }

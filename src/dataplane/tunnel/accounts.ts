@@ -30,6 +30,9 @@ const EXCESS = { rate: 2_000, burst: 10_000 } as const
 /** Bytes for streams that are closed: what aborted uploads have under way, and no download of garbage. */
 const IGNORED_BYTES = { rate: 64 * 1_048_576, burst: 128 * 1_048_576 } as const
 
+/** Bytes of TLS that bring nothing: messages of its own (a key update costs the processor what 100 frames do), and padding. */
+const EMPTY_TLS_BYTES = { rate: 65_536, burst: 524_288 } as const
+
 /** Violations that cost no more than the session. */
 const FREE_STRIKES = 2
 
@@ -132,6 +135,7 @@ class Identity extends Sum {
   readonly opens: TokenBucket
   readonly excess: TokenBucket
   readonly ignored: TokenBucket
+  readonly emptyTls: TokenBucket
   readonly records = new Map<string, Conduct>()
 
   constructor(nowMs: number) {
@@ -139,6 +143,7 @@ class Identity extends Sum {
     this.opens = new TokenBucket(OPENS.rate, OPENS.burst, nowMs)
     this.excess = new TokenBucket(EXCESS.rate, EXCESS.burst, nowMs)
     this.ignored = new TokenBucket(IGNORED_BYTES.rate, IGNORED_BYTES.burst, nowMs)
+    this.emptyTls = new TokenBucket(EMPTY_TLS_BYTES.rate, EMPTY_TLS_BYTES.burst, nowMs)
   }
 
   at(destination: string, nowMs: number): Conduct {
@@ -150,8 +155,9 @@ class Identity extends Sum {
   }
 
   isForgettable(nowMs: number): boolean {
-    const { opens, excess, ignored } = this
-    if (!opens.isFull(nowMs) || !excess.isFull(nowMs) || !ignored.isFull(nowMs)) return false
+    const { opens, excess, ignored, emptyTls } = this
+    if (!opens.isFull(nowMs) || !excess.isFull(nowMs)) return false
+    if (!ignored.isFull(nowMs) || !emptyTls.isFull(nowMs)) return false
     for (const record of this.records.values()) if (!record.isForgettable(nowMs)) return false
     return true
   }
@@ -218,6 +224,11 @@ export class Account {
   /** Bytes arrived for a stream that is closed. @returns false when they are too many for the session to go on. */
   mayIgnore(nowMs: number, bytes: number): boolean {
     return this.identity.ignored.take(nowMs, bytes)
+  }
+
+  /** TLS brought so many bytes that carry nothing. @returns false when they are too many for the session to go on. */
+  mayWaste(nowMs: number, bytes: number): boolean {
+    return this.identity.emptyTls.take(nowMs, bytes)
   }
 
   /** Memory held for the caller changed by `bytes`. When all have too much, the heaviest is shed at the end of the turn. */

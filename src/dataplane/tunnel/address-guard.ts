@@ -4,6 +4,7 @@
  *
  * Clocked from outside, in monotonic milliseconds.
  */
+import { type Share, SharedLimit } from '../../lib/shared-limit.ts'
 import { TokenBucket } from '../../lib/token-bucket.ts'
 import { networkOf } from '../../model/address.ts'
 
@@ -13,19 +14,25 @@ import { networkOf } from '../../model/address.ts'
  */
 const FUTILE = { rate: 20, burst: 100 } as const
 
+/** An address may have as many handshakes under way as are free: few addresses cannot keep others out. */
+const SHARE_FACTOR = 1
+
 /** Addresses with a place of their own; more share one. */
 const MAX_ADDRESSES = 10_000
 
 /** Limits for one source address. */
 export interface AddressLimits {
   readonly maxPending: number
+  /** Of all addresses together: one may have as many as are free. */
+  readonly maxPendingOfAll: number
   readonly ratePerSecond: number
   readonly burst: number
 }
 
 /** One source address, from its first handshake until nothing of it is left to remember. */
 export interface Visitor {
-  pending: number
+  /** Handshakes under way. */
+  readonly pending: Share
   readonly handshakes: TokenBucket
   readonly futile: TokenBucket
 }
@@ -33,11 +40,13 @@ export interface Visitor {
 /** The source addresses of a worker's tunnel ports. */
 export class AddressGuard {
   private readonly limits: AddressLimits
+  private readonly pending: SharedLimit
   private readonly visitors = new Map<string, Visitor>()
   private readonly others: Visitor
 
   constructor(limits: AddressLimits, nowMs: number) {
     this.limits = limits
+    this.pending = new SharedLimit(limits.maxPendingOfAll, SHARE_FACTOR)
     this.others = this.newVisitor(nowMs)
   }
 
@@ -45,15 +54,15 @@ export class AddressGuard {
   enter(ip: string, nowMs: number): Visitor | undefined {
     const visitor = this.visitor(networkOf(ip), nowMs)
     const { pending, futile, handshakes } = visitor
-    if (pending >= this.limits.maxPending || !futile.hasAny(nowMs) || !handshakes.take(nowMs))
-      return undefined
-    visitor.pending += 1
+    if (pending.used >= this.limits.maxPending || !this.pending.allows(pending, 1)) return undefined
+    if (!futile.hasAny(nowMs) || !handshakes.take(nowMs)) return undefined
+    this.pending.add(pending, 1)
     return visitor
   }
 
   /** The handshake is over. Once for each {@link enter}. */
   leave(visitor: Visitor): void {
-    visitor.pending -= 1
+    this.pending.add(visitor.pending, -1)
   }
 
   /** The handshake came to nothing: it failed, a refusal followed, or the tunnel ended before anything went through it. */
@@ -64,7 +73,7 @@ export class AddressGuard {
   /** Once a second or so: forgets who has gone. */
   tick(nowMs: number): void {
     for (const [key, { pending, handshakes, futile }] of this.visitors)
-      if (pending === 0 && handshakes.isFull(nowMs) && futile.isFull(nowMs))
+      if (pending.used === 0 && handshakes.isFull(nowMs) && futile.isFull(nowMs))
         this.visitors.delete(key)
   }
 
@@ -80,7 +89,7 @@ export class AddressGuard {
   private newVisitor(nowMs: number): Visitor {
     const { ratePerSecond, burst } = this.limits
     return {
-      pending: 0,
+      pending: { used: 0 },
       handshakes: new TokenBucket(ratePerSecond, burst, nowMs),
       futile: new TokenBucket(FUTILE.rate, FUTILE.burst, nowMs),
     }

@@ -17,7 +17,7 @@
  * ```
  */
 import type { Socket } from 'node:net'
-import { type DirectReader, readDirect, setReading } from '../../lib/direct-read.ts'
+import { carriedBytes, type DirectReader, readDirect, setReading } from '../../lib/direct-read.ts'
 import { describeError, MeshError } from '../../lib/errors.ts'
 import { IdMap } from '../../lib/id-map.ts'
 import { resetOnClose } from '../../lib/linger.ts'
@@ -99,13 +99,19 @@ const READ_BYTES = 16_384
  * and one that is sent: encrypted, and carried by the kernel as far as the next host's queue.
  */
 const READ_COST = 5_000
-const RECORD_COST = 2_000
+const RECORD_COST = 3_000
 const FRAME_COST = 50
 const PAYLOAD_COST = 5_000
 const OPEN_COST = 10_000
 const RESET_COST = 50_000
-const COST_PER_READ_BYTE = 0.6
+const COST_PER_READ_BYTE = 0.5
 const COST_PER_SENT_BYTE = 2.5
+
+/** What TLS adds to each record: header, content type and tag. */
+const RECORD_OVERHEAD = 22
+
+/** What the handshake may have brought; beyond it something else came already. */
+const MAX_HANDSHAKE_BYTES = 32_768
 
 /** Pings at the start, one a tick, whatever the traffic: the first round trip is never a typical one. */
 const FIRST_PINGS = 5
@@ -242,6 +248,10 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   private pingSentMs: number | undefined
   private pingValue = 0
   private suspectedMs: number | undefined
+  private records = 0
+  /** The most bytes of TLS seen so far that neither carried anything nor were a record's own; and what was received then. */
+  private emptyTlsBytes: number
+  private receivedBefore = 0
 
   constructor(
     socket: Socket,
@@ -257,6 +267,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     this.decoder = new FrameDecoder(this)
     this.lastReceivedMs = this.openedAtMs
     this.idleSinceMs = this.openedAtMs
+    this.emptyTlsBytes = Math.min(carriedBytes(socket) ?? 0, MAX_HANDSHAKE_BYTES)
     socket.on('error', (error) => this.lose(describeError(error), error))
     socket.on('end', () => this.whenAllIsRead(() => this.peerEnded()))
     socket.on('close', () => this.whenAllIsRead(() => this.lose('it was closed')))
@@ -372,6 +383,10 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
       this.openedThisSecond = 0
       this.idleFramesThisSecond = 0
       this.pingsThisSecond = 0
+    }
+    if (this.wastesTls(nowMs)) {
+      this.fail(protocolError('HM_TUNNEL_FLOOD', 'TLS records that carry nothing'))
+      return
     }
     if (this.isStalled(nowMs)) {
       this.fail(new MeshError('HM_TUNNEL_STALLED', 'The tunnel was closed: the peer does not read'))
@@ -635,6 +650,7 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
   private take(bytes: Uint8Array): void {
     if (this.closed) return
     this.receivedBytes += bytes.length
+    this.records += 1
     this.lastReceivedMs = performance.now()
     noteRead(this.lastReceivedMs)
     if (this.isResting || this.turns.isSpent) {
@@ -774,6 +790,18 @@ export class Session implements StreamCarrier, FrameSink, TurnTask, DirectReader
     }
     const limitMs = this.options.keepaliveMs * STALLED_KEEPALIVES
     return nowMs - this.seenWritingMs > limitMs && this.isTight()
+  }
+
+  /** Whether too much of what TLS brings is messages of its own, which are nowhere else seen; padding as long as the data is no matter. */
+  private wastesTls(nowMs: number): boolean {
+    const carried = carriedBytes(this.socket)
+    if (carried === undefined) return false
+    // What has been read and is not decrypted yet is in it too: only what it was never before counts.
+    const empty = carried - this.receivedBytes - this.records * RECORD_OVERHEAD
+    const more = empty - this.emptyTlsBytes - (this.receivedBytes - this.receivedBefore)
+    this.emptyTlsBytes = Math.max(this.emptyTlsBytes, empty)
+    this.receivedBefore = this.receivedBytes
+    return more > 0 && !this.options.lane.account.mayWaste(nowMs, more)
   }
 
   private admitWaiting(): void {
