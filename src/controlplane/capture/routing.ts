@@ -79,9 +79,10 @@ export async function ensureRouting(run: RunCommand, wanted: WantedRouting): Pro
   ])
   for (const ip of ways.filter((each) => !containers.includes(each)))
     await change(run, family, ['route', 'del', 'throw', ip, 'table', String(table)])
+  // The routes first: by them what is to be removed is known, however this ends.
+  for (const words of routeCommands(wanted, way)) await change(run, family, words)
   for (const { words, isThere } of ruleCommands(wanted))
     if (!rules.some(isThere)) await change(run, family, words)
-  for (const words of routeCommands(wanted, way)) await change(run, family, words)
   return clashes(rules, wanted)
 }
 
@@ -214,21 +215,41 @@ export async function clearRouting(run: RunCommand): Promise<boolean> {
     const routes = await readRoutes(run, family, words)
     if (routes.length === 0) continue
     removed = true
-    const tables = new Set(routes.flatMap(({ table }) => (table === undefined ? [] : [table])))
-    const ranges = new Set(routes.map(({ dst }) => dst))
-    for (const rule of await readRules(run, family)) {
-      const { priority, fwmark, table = '' } = rule
-      const to = destinationOf(rule)
-      const isForMark = fwmark !== undefined && tables.has(table)
-      const isForRange = fwmark === undefined && to !== undefined && ranges.has(to)
-      if (!isForMark && !isForRange) continue
-      const place = ['priority', String(priority), 'table', table]
-      const selected = to === undefined ? place : ['to', to, ...place]
-      await run('ip', [FLAG[family], 'rule', 'del', ...selected])
-    }
+    for (let look = 0; look < MOST_LOOKS; look += 1)
+      if (!(await deleteRules(run, family, routes))) break
     await run('ip', [FLAG[family], 'route', 'flush', 'table', 'all', 'proto', ROUTE_PROTOCOL])
   }
   return removed
+}
+
+/** Rules are looked for so often until there are none left: without the routes nobody knows them for ours any more. */
+const MOST_LOOKS = 3
+
+/** Deletes the rules that lead to these routes. Returns whether there were any. */
+async function deleteRules(
+  run: RunCommand,
+  family: Family,
+  routes: readonly IpRoute[],
+): Promise<boolean> {
+  const tables = new Set(routes.flatMap(({ table }) => (table === undefined ? [] : [table])))
+  const rules = await readRules(run, family)
+  const marks = rules.filter(({ fwmark, table }) => fwmark !== undefined && tables.has(table ?? ''))
+  // Not by the route of the range: the kernel takes that away with the address that it speaks from.
+  const ranges = rules.filter(
+    (rule) =>
+      rule.table === MAIN_TABLE &&
+      destinationOf(rule) !== undefined &&
+      marks.some(({ priority = 0 }) => rule.priority === priority + 1),
+  )
+  // That of the mark last: by it the other is known.
+  const ours = [...ranges, ...marks]
+  for (const rule of ours) {
+    const to = destinationOf(rule)
+    const place = ['priority', String(rule.priority), 'table', rule.table ?? '']
+    const selected = to === undefined ? place : ['to', to, ...place]
+    await run('ip', [FLAG[family], 'rule', 'del', ...selected])
+  }
+  return ours.length > 0
 }
 
 /** Rules of others that use our bits, or that come before ours. */
