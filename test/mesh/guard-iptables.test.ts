@@ -258,6 +258,10 @@ for (const variant of ['nft', 'legacy'] as Variant[])
             await eventually(async () => {
               const [held = first] = name.exec(await tables()) ?? []
               assert.notEqual(held, first)
+              // It is filled line by line; of containers tracking is asked.
+              const set = host === a ? 'open4' : 'known4'
+              const listed = await a.run('nft', 'list', 'set', 'inet', held, set)
+              assert.ok(listed.includes(b.ip))
             })
           }
           await flush('nat', 'filter')
