@@ -3,7 +3,7 @@
  */
 import { statSync } from 'node:fs'
 import type { ClientRequest, IncomingMessage } from 'node:http'
-import { errorCode, MeshError } from '../lib/errors.ts'
+import { type ErrorCode, errorCode, isErrorCode, MeshError } from '../lib/errors.ts'
 import { http } from '../lib/node-http.ts'
 
 /** Where the daemon listens unless told otherwise. */
@@ -137,17 +137,21 @@ function isNoSocket(path: string): boolean {
 }
 
 function refused(socketPath: string, path: string, status: number, document: unknown): MeshError {
-  const code = errorField(document, 'code') ?? ''
+  const code = errorField(document, 'code')
   const message = errorField(document, 'message')
   const hint = errorField(document, 'hint')
   // What the daemon says of the question itself is for the asker, as it is.
-  if (message !== undefined && (code.startsWith('HM_USAGE_') || code === 'HM_CONNECTION_NOT_FOUND'))
+  if (message !== undefined && isErrorCode(code) && isAboutQuestion(code))
     return new MeshError(code, message, { ...(hint !== undefined && { hint }) })
   const reason = message ?? `HTTP status ${status}`
   return new MeshError(
     'HM_ADMIN_REFUSED',
     `Cannot get ${path} from the daemon at ${socketPath}: ${reason}`,
   )
+}
+
+function isAboutQuestion(code: ErrorCode): boolean {
+  return code.startsWith('HM_USAGE_') || code === 'HM_CONNECTION_NOT_FOUND'
 }
 
 /** The code, sentence or hint of an {@link import('../model/admin.ts').AdminError}, whatever else came. */

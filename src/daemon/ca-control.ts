@@ -18,7 +18,7 @@ import {
   type TokenRequest,
 } from '../controlplane/identity/ca/ca-office.ts'
 import { systemClock } from '../lib/clock.ts'
-import { describeError, errorCode, MeshError } from '../lib/errors.ts'
+import { describeError, errorCode, isErrorCode, MeshError } from '../lib/errors.ts'
 import { silentLog } from '../lib/log.ts'
 import { http } from '../lib/node-http.ts'
 
@@ -185,7 +185,11 @@ async function askServer(directory: string, asked: Order): Promise<object | unde
   const answer = orderAnswer.parse(JSON.parse(text))
   if ('result' in answer) return answer.result
   const { code, message, hint } = answer.error
-  throw new MeshError(code, message, hint === undefined ? {} : { hint })
+  throw new MeshError(
+    isErrorCode(code) ? code : 'HM_CA_CONTROL_FAILED',
+    message,
+    hint === undefined ? {} : { hint },
+  )
 }
 
 const orderAnswer = z.union([

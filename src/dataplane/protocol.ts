@@ -2,6 +2,7 @@
  * What the main thread and a data-plane worker say to each other. Plain data: it crosses a thread boundary
  * by structured clone, in order.
  */
+import type { ErrorCode } from '../lib/errors.ts'
 import type { SocketAddress } from '../model/address.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import type { LocalService } from '../model/service.ts'
@@ -126,7 +127,7 @@ export type FromWorker =
   | { readonly kind: 'listening' }
   | {
       readonly kind: 'cannotListen'
-      readonly code: string
+      readonly code: ErrorCode
       readonly message: string
       readonly hint: string | undefined
     }

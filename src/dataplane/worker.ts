@@ -10,7 +10,7 @@ import type { Server as TlsServer } from 'node:tls'
 import { parentPort, workerData } from 'node:worker_threads'
 import { forgetIdlePieces } from '../lib/byte-queue.ts'
 import { systemClock, systemRandom } from '../lib/clock.ts'
-import { describeError, errorCode, MeshError } from '../lib/errors.ts'
+import { describeError, errorCode, isErrorCode, MeshError } from '../lib/errors.ts'
 import { resetOnClose } from '../lib/linger.ts'
 import { createLog, type Log } from '../lib/log.ts'
 import { collectGarbage, trimFreed } from '../lib/return-memory.ts'
@@ -449,9 +449,10 @@ class Worker {
       this.accounts.shared.descriptors.add({ used: 0 }, surplus)
       this.post({ kind: 'listening' })
     } catch (error) {
+      const code = errorCode(error)
       this.post({
         kind: 'cannotListen',
-        code: errorCode(error),
+        code: isErrorCode(code) ? code : 'HM_LISTEN_FAILED',
         message: describeError(error),
         hint: error instanceof MeshError ? error.hint : undefined,
       })

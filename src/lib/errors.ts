@@ -5,14 +5,23 @@
  * sentence that says what could not be done to what, and, where there is something to do about it, a
  * hint. Callers switch on `code`, never on the message.
  */
+
+/** Stable identifier of a failure, `HM_<SUBJECT>_<FAILURE>`; part of the public interface (docs/errors.md). */
+export type ErrorCode = `HM_${string}`
+
+/** Whether text from elsewhere has the form of an error code of ours. */
+export function isErrorCode(text: unknown): text is ErrorCode {
+  return typeof text === 'string' && /^HM_[A-Z0-9_]{1,60}$/.test(text)
+}
+
+/** A failure that a person or a counter sees; see the head of this file. */
 export class MeshError extends Error {
   override readonly name = 'MeshError'
-  /** Stable identifier, `HM_<SUBJECT>_<FAILURE>`; part of the public interface. */
-  readonly code: string
+  readonly code: ErrorCode
   /** What the reader can do next, one sentence; undefined when there is nothing to do. */
   readonly hint: string | undefined
 
-  constructor(code: string, message: string, options: { cause?: unknown; hint?: string } = {}) {
+  constructor(code: ErrorCode, message: string, options: { cause?: unknown; hint?: string } = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause })
     this.code = code
     this.hint = options.hint

@@ -28,7 +28,9 @@ export type DefaultPolicy = 'allow' | 'deny'
 /** The outcome of evaluating intentions, with the sentence operators see. */
 export interface Decision {
   readonly allow: boolean
-  /** Which rule decided, e.g. `intention web -> db (precedence 9) allows`. */
+  /** The rule that decided; undefined when it was the default policy, or when none is loaded. */
+  readonly rule: Intention | undefined
+  /** For operators, such as `intention web -> db (precedence 9) says allow`. */
   readonly reason: string
 }
 

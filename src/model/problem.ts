@@ -5,7 +5,7 @@
  * status, its exit code, the metrics, the log and systemd's status line show that one list. A code is one of
  * the table below, or that of the MeshError that caused it.
  */
-import { describeError, errorCode, MeshError } from '../lib/errors.ts'
+import { describeError, errorCode, isErrorCode, MeshError } from '../lib/errors.ts'
 
 /** What one code means. */
 export interface ProblemKind {
@@ -264,7 +264,7 @@ export class Problem {
     const kind = isProblemCode(code) ? code : fallback
     const message = details.message ?? describeError(thrown)
     const problem = new Problem(kind, message, { ...details, hint })
-    const isOurs = code.startsWith('HM_') && code !== 'HM_INTERNAL'
+    const isOurs = isErrorCode(code) && code !== 'HM_INTERNAL'
     return isOurs ? Object.assign(problem, { code }) : problem
   }
 

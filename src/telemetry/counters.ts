@@ -8,6 +8,7 @@
  * Bounded by construction: a fixed number of rows and columns. Service pairs beyond the last row share one
  * row per reporter, whose services are called `other`.
  */
+import { recordOf } from '../lib/record.ts'
 import { type ResponseFlag, responseFlags } from '../model/response-flag.ts'
 
 /** Who counted: the host of the calling service or the host of the called one. */
@@ -330,13 +331,4 @@ function bucketOf(bounds: readonly number[], value: number): number {
   let bucket = 0
   while (bucket < bounds.length && value > (bounds[bucket] ?? 0)) bucket += 1
   return bucket
-}
-
-function recordOf<Key extends string>(
-  keys: readonly Key[],
-  valueOf: (key: Key, index: number) => number,
-): Record<Key, number> {
-  const record = Object.fromEntries(keys.map((key, index) => [key, valueOf(key, index)]))
-  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- fromEntries forgets the key type
-  return record as Record<Key, number>
 }

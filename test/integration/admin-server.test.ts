@@ -11,7 +11,7 @@ import { test } from 'node:test'
 import { promisify } from 'node:util'
 import { startAdminServer } from '../../src/daemon/admin-server.ts'
 import { explain } from '../../src/daemon/explain/explain.ts'
-import { MeshError } from '../../src/lib/errors.ts'
+import { type ErrorCode, MeshError } from '../../src/lib/errors.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import { eventually } from '../harness/eventually.ts'
 import { facts } from '../unit/explain-fixtures.ts'
@@ -338,7 +338,7 @@ test('a taken metrics port fails the start and leaves no socket file behind', as
 
 test('explain hears its query, each its own, and a question that is wrong is told so', async () => {
   const heard: string[] = []
-  const failures: Record<string, [string, number]> = {
+  const failures: Record<string, [ErrorCode, number]> = {
     'connection=0-1': ['HM_CONNECTION_NOT_FOUND', 404],
     'from=web': ['HM_USAGE_QUESTION', 400],
     'from=web&to=%20': ['HM_USAGE_DESTINATION', 400],

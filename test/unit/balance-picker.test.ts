@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
+import * as fc from 'fast-check'
 import {
   isSlower,
   latencyOf,
@@ -10,7 +11,7 @@ import {
   observeSuccess,
   untriedLoad,
 } from '../../src/dataplane/balance/latency.ts'
-import { Balancer } from '../../src/dataplane/balance/picker.ts'
+import { Balancer, candidates } from '../../src/dataplane/balance/picker.ts'
 import type { Endpoint, Health } from '../../src/model/endpoint.ts'
 import { TestClock } from '../harness/test-clock.ts'
 
@@ -331,5 +332,65 @@ describe('latency', () => {
     const load = untriedLoad(1_000)
     observeSuccess(load, 101, 1_000)
     assert.equal(latencyOf(load, 500), 26)
+  })
+})
+
+describe('candidates', () => {
+  const shape = fc.record({
+    health: fc.constantFrom<Health>('passing', 'warning', 'critical'),
+    priority: fc.integer({ min: 0, max: 2 }),
+    failures: fc.integer({ min: 0, max: 4 }),
+    isSlow: fc.boolean(),
+  })
+
+  test('are those that the balancer picks, whatever failed before and how long ago', () => {
+    fc.assert(
+      fc.property(
+        fc.array(shape, { maxLength: 6 }),
+        fc.constantFrom(0, 29_000, 31_000),
+        fc.integer(),
+        (shapes, laterMs, seed) => {
+          const clock = new TestClock()
+          const balancer = new Balancer(clock, uniform(seed))
+          const endpoints = shapes
+            .toSorted((left, right) => left.priority - right.priority)
+            .map((each, index) => ({ ...each, endpoint: endpoint(`e${index}`, each) }))
+          const all = endpoints.map((each) => each.endpoint)
+          for (const each of endpoints)
+            for (let i = 0; i < each.failures; i += 1) {
+              balancer.started(each.endpoint)
+              const cost = each.isSlow ? 'slow' : 'quick'
+              balancer.failed(each.endpoint, all, { cost, reason: 'refused' })
+              balancer.finished(each.endpoint)
+            }
+          clock.pass(laterMs)
+          const expected = candidates(all, (each) => balancer.peek(each)?.ejectedFor ?? null)
+            .filter(({ excludedFor }) => excludedFor === undefined)
+            .map((each) => each.endpoint.key)
+          const picked = new Set<string>()
+          for (let i = 0; i < 200; i += 1) {
+            const one = balancer.pick(all, none)
+            if (one !== undefined) picked.add(one.key)
+          }
+          for (const key of picked)
+            assert.ok(expected.includes(key), `${key} of ${expected.join()}`)
+          assert.equal(picked.size > 0, expected.length > 0)
+        },
+      ),
+      { numRuns: 300 },
+    )
+  })
+
+  test('one that is due to be tried again is among them', () => {
+    const clock = new TestClock()
+    const balancer = new Balancer(clock, uniform(1))
+    balancer.failed(a, [a, b], { cost: 'slow', reason: 'timed out' })
+    const excluded = (): (string | undefined)[] =>
+      candidates([a, b], (each) => balancer.peek(each)?.ejectedFor ?? null).map(
+        ({ excludedFor }) => excludedFor,
+      )
+    assert.deepEqual(excluded(), ['connections to it failed (timed out)', undefined])
+    clock.pass(30_000)
+    assert.deepEqual(excluded(), [undefined, undefined])
   })
 })

@@ -28,6 +28,7 @@ test('without a policy everything is denied', () => {
 test('without a matching intention the default decides, and says so', () => {
   assert.deepEqual(evaluate('web', policy('allow')), {
     allow: true,
+    rule: undefined,
     reason: 'no intention matches, the default policy says allow',
   })
   assert.equal(evaluate('web', policy('deny', rule('api', 'db', 'allow'))).allow, false)

@@ -2,7 +2,7 @@
  * The edge to iptables, one family at a time: reads what is there, applies a transaction, puts failures
  * into words. Knows nothing of plans.
  */
-import { MeshError } from '../../lib/errors.ts'
+import { type ErrorCode, MeshError } from '../../lib/errors.ts'
 import type { CommandResult, RunCommand } from './command.ts'
 import type { Family } from './rules.ts'
 import { parseSavedRules, type SavedRules } from './saved-rules.ts'
@@ -73,7 +73,7 @@ export function toolError(
 }
 
 /** First match decides. The texts are those of iptables 1.8 and ipset 7. */
-const causes: readonly { pattern: RegExp; code: string; hint: string }[] = [
+const causes: readonly { pattern: RegExp; code: ErrorCode; hint: string }[] = [
   {
     pattern: /xtables\.lock: Permission denied|xtables\.lock: Read-only/,
     code: 'HM_CAPTURE_PERMISSION_DENIED',

@@ -8,7 +8,7 @@ import { Agent, request as httpsRequest } from 'node:https'
 import { connect as tlsConnect } from 'node:tls'
 import type { z } from 'zod'
 import { systemClock } from '../../lib/clock.ts'
-import { errorCode, MeshError } from '../../lib/errors.ts'
+import { errorCode, isErrorCode, MeshError } from '../../lib/errors.ts'
 import { singleUriSan } from '../../lib/uri-san.ts'
 import {
   bundleAnswer,
@@ -221,9 +221,9 @@ export class CaClient implements Disposable {
     }
     if (answer.status !== 200) {
       const { data } = errorAnswer.safeParse(answer.body)
-      const isCode = /^HM_[A-Z_]{1,60}$/.test(data?.error.code ?? '')
+      const code = data?.error.code
       throw new MeshError(
-        isCode ? (data?.error.code ?? '') : 'HM_CA_ANSWER_MALFORMED',
+        isErrorCode(code) ? code : 'HM_CA_ANSWER_MALFORMED',
         printable(data?.error.message ?? `The CA at ${this.address} answered ${answer.status}`),
       )
     }

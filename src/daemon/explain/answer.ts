@@ -2,6 +2,7 @@
  * Station `answer`: what the daemons of the destination said, asked now by a probe or met by the last connections
  * of the pair. What this host works out from the catalog is what should happen; this is what does.
  */
+import { endingByCode, endingByReset, resetReasons } from '../../model/ending.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { Explanation, Verdict } from '../../model/explanation.ts'
 import type { HostFacts, OutcomeFacts, ProbeFacts } from '../../model/facts.ts'
@@ -25,9 +26,6 @@ export interface Evidence {
   /** One line. */
   readonly text: string
 }
-
-/** Endings after which a connection may be offered to another instance: see ending.ts. */
-const OTHERS_ARE_TRIED: ReadonlySet<string> = new Set(['NC', 'UF', 'UO', 'TLS', 'DR'])
 
 /** What is known of the instances that a connection of `source` may be given to. */
 export function evidenceOf(
@@ -97,7 +95,7 @@ export function withoutProbe(road: Explanation): Explanation {
 
 /** By a probe. */
 function told(probe: ProbeFacts): Evidence {
-  const { endpoint, kind, verdict, reason, flag } = probe
+  const { endpoint, kind, verdict, reason, flag, code } = probe
   const took = `asked just now, ${Math.max(1, Math.round(probe.tookMs))} ms`
   const because = reason === '' ? '' : `: ${reason}`
   const base = { target: endpoint, isAsked: true, verdict: 'unreachable', isFinal: false } as const
@@ -117,17 +115,18 @@ function told(probe: ProbeFacts): Evidence {
     return {
       ...base,
       says: 'refused',
-      isFinal: !OTHERS_ARE_TRIED.has(flag ?? ''),
+      isFinal: !mayTryAnother(code ?? '', flag),
       verdict: verdictOf(flag),
       text: `${endpoint} cannot be asked${because} (${took})`,
     }
   if (verdict === 'delivered')
     return { ...base, says: 'delivered', text: `${endpoint} would take the connection (${took})` }
+  const reset = resetReasons.find((each) => each === verdict) ?? 'unspecified'
   return {
     ...base,
     says: 'refused',
     verdict: verdict === 'denied' ? 'denied' : 'unreachable',
-    isFinal: !['unknownService', 'unreachable', 'overloaded', 'draining'].includes(verdict ?? ''),
+    isFinal: endingByReset[reset].mayRetry !== true,
     text: `${endpoint} would refuse the connection, ${REFUSALS[verdict ?? ''] ?? verdict}${because} (${took})`,
   }
 }
@@ -167,7 +166,7 @@ function met(
         ...base,
         says: 'refused',
         verdict: verdictOf(failure.flag),
-        isFinal: !OTHERS_ARE_TRIED.has(failure.flag),
+        isFinal: !mayTryAnother(failure.code, failure.flag),
         text: `${who} ended with ${failure.flag} ${agoText(nowMs - failedAtMs)} ago: ${failure.reason}`,
       },
     ]
@@ -178,6 +177,15 @@ function met(
       ? `${target} took a connection`
       : `A connection of ${source} was delivered`
   return [{ ...base, says: 'delivered', text: `${what} ${agoText(nowMs - okAtMs)} ago` }]
+}
+
+/** Of a stream that was reset only the flag is known: several resets share one, and agree in this. */
+function mayTryAnother(code: string, flag: ResponseFlag | null): boolean {
+  const ending =
+    code === 'HM_TUNNEL_STREAM_RESET'
+      ? Object.values(endingByReset).find((each) => each.flag === flag)
+      : endingByCode(code)
+  return ending?.mayRetry === true
 }
 
 function verdictOf(flag: ResponseFlag | null): Verdict {

@@ -1,8 +1,8 @@
 /**
- * Station `endpoint`: which instances the balancer would choose among, and why not the others. Health is judged
- * by {@link exclusionOf}, which the balancer asks; what the balancers have learned comes with the facts.
+ * Station `endpoint`: which instances the balancer would choose among, by the balancer's own {@link candidates}, and why
+ * not the others; what the balancers have learned comes with the facts.
  */
-import { exclusionOf } from '../../dataplane/balance/picker.ts'
+import { candidates } from '../../dataplane/balance/picker.ts'
 import { formatAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { EndpointChoice } from '../../model/explanation.ts'
@@ -21,8 +21,7 @@ export function describeEndpoints(
   service: MeshService,
   pinned: Endpoint | undefined,
 ): readonly Endpoint[] {
-  const all = service.endpoints.map((endpoint) => choiceOf(facts, endpoint, pinned))
-  const choices = pinned === undefined ? withoutLater(all) : all
+  const choices = choicesOf(facts, service.endpoints, pinned)
   const byCost = (left: EndpointChoice, right: EndpointChoice): number =>
     Number(left.excluded !== null) - Number(right.excluded !== null) ||
     (left.cost ?? 0) - (right.cost ?? 0)
@@ -82,55 +81,43 @@ export function reachedBy(service: MeshService, endpoints: readonly Endpoint[]):
   return { ...service, name: first.service, datacenter: first.datacenter }
 }
 
-/** One instance as it stands alone; that it is for failover is not yet said. */
-function choiceOf(
+function choicesOf(
   facts: HostFacts,
-  endpoint: Endpoint,
+  endpoints: readonly Endpoint[],
   pinned: Endpoint | undefined,
-): EndpointChoice {
-  const loads = facts.loads.filter((load) => load.endpoint === endpoint.key)
-  const isOther = pinned !== undefined && pinned.key !== endpoint.key
-  return {
-    endpoint: endpoint.key,
-    node: endpoint.node,
-    service: endpoint.service,
-    datacenter: endpoint.datacenter,
-    priority: endpoint.priority,
-    address: formatAddress(endpoint.tunnel),
-    health: endpoint.health,
-    weight: endpoint.weight,
-    local: endpoint.local,
-    excluded:
-      pinned === undefined
-        ? (exclusionOf(endpoint) ?? ejectionOf(loads))
-        : isOther
-          ? 'another instance was asked for'
-          : null,
-    cost: loads.length === 0 ? null : Math.min(...loads.map(({ cost }) => cost)),
-    inFlight: loads.reduce((sum, load) => sum + load.inFlight, 0),
-    failures: loads.reduce((sum, load) => sum + load.failures, 0),
-  }
-}
-
-/** Why no worker would pick it for its failures; null when one would. */
-function ejectionOf(loads: HostFacts['loads']): string | null {
-  const [first] = loads
-  if (first === undefined || loads.some(({ ejectedFor }) => ejectedFor === null)) return null
-  return `connections to it failed (${first.ejectedFor})`
-}
-
-/** Leaves out, as the balancer does, what comes later than the first priority that has somebody. */
-function withoutLater(choices: readonly EndpointChoice[]): readonly EndpointChoice[] {
-  const healthy = choices.filter(({ excluded }) => excluded === null)
-  // When nobody else remains, those that failed are used.
-  const isPanic = healthy.length === 0
-  const candidates = isPanic ? choices.filter(({ health }) => health !== 'critical') : healthy
-  const first = Math.min(...candidates.map(({ priority }) => priority))
-  return choices.map((choice) => {
-    if (!candidates.includes(choice)) return choice
-    if (choice.priority === first) return { ...choice, excluded: null }
-    return { ...choice, excluded: `it is for failover (step ${choice.priority})` }
+): readonly EndpointChoice[] {
+  const loadsOf = ({ key }: Endpoint): HostFacts['loads'] =>
+    facts.loads.filter((load) => load.endpoint === key)
+  const candidacies =
+    pinned === undefined
+      ? candidates(endpoints, (endpoint) => ejectionOf(loadsOf(endpoint)))
+      : endpoints.map((endpoint) => ({
+          endpoint,
+          excludedFor: endpoint.key === pinned.key ? undefined : 'another instance was asked for',
+        }))
+  return candidacies.map(({ endpoint, excludedFor }) => {
+    const loads = loadsOf(endpoint)
+    return {
+      endpoint: endpoint.key,
+      node: endpoint.node,
+      service: endpoint.service,
+      datacenter: endpoint.datacenter,
+      priority: endpoint.priority,
+      address: formatAddress(endpoint.tunnel),
+      health: endpoint.health,
+      weight: endpoint.weight,
+      local: endpoint.local,
+      excluded: excludedFor ?? null,
+      cost: loads.length === 0 ? null : Math.min(...loads.map(({ cost }) => cost)),
+      inFlight: loads.reduce((sum, load) => sum + load.inFlight, 0),
+      failures: loads.reduce((sum, load) => sum + load.failures, 0),
+    }
   })
+}
+
+/** Why every worker avoids it; null when one does not. */
+function ejectionOf(loads: HostFacts['loads']): string | null {
+  return loads.some(({ ejectedFor }) => ejectedFor === null) ? null : (loads[0]?.ejectedFor ?? null)
 }
 
 /** A choice in one line; of what service and where is said when it is not what was asked for. */

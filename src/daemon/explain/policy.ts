@@ -5,7 +5,7 @@
  * The destination's host decides. When that is this one, rules that are not loaded deny; when it is another, the
  * rules that the catalog has are told, and without them the answer is `undecided`, never a guess.
  */
-import { evaluate } from '../../dataplane/policy/evaluate.ts'
+import { appliesTo, evaluate } from '../../dataplane/policy/evaluate.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { HostFacts } from '../../model/facts.ts'
 import type { Intention } from '../../model/intention.ts'
@@ -53,7 +53,7 @@ export function describePolicy(
     return
   }
   const decision = evaluate(source, known)
-  const rule = known === undefined ? undefined : decidingRule(source, known)
+  const { rule } = decision
   draft.policy = {
     allow: decision.allow,
     decidedAt,
@@ -94,19 +94,6 @@ export function describePolicy(
     )
 }
 
-/** The rule that decides, found by asking {@link evaluate} about each alone. */
-function decidingRule(source: string, policy: ServicePolicy): Intention | undefined {
-  return matchingRules(source, policy)[0]
-}
-
-/** The rules about this caller, in the order in which they are asked. */
-function matchingRules(source: string, policy: ServicePolicy): readonly Intention[] {
-  const unmatched = evaluate(source, { ...policy, intentions: [] }).reason
-  return policy.intentions.filter(
-    (intention) => evaluate(source, { ...policy, intentions: [intention] }).reason !== unmatched,
-  )
-}
-
 /** The rules that would decide if the one that does were not there. */
 function overruled(
   source: string,
@@ -115,8 +102,8 @@ function overruled(
 ): readonly string[] {
   const text = (intention: Intention): string =>
     `${intention.source} -> ${intention.destination} ${intention.action ?? 'by permissions'} (precedence ${intention.precedence})`
-  return matchingRules(source, policy)
-    .filter((other) => other !== rule)
+  return policy.intentions
+    .filter((other) => other !== rule && appliesTo(other, source, policy.destination))
     .map((other) => `Would match too, and comes later: ${text(other)}`)
 }
 

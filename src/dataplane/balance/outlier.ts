@@ -13,6 +13,7 @@
  * One refused connection costs its caller a millisecond and the next instance, so three in a row are waited for. A
  * timeout or a lost tunnel costs a whole deadline: one is enough.
  */
+import type { FailureCost } from '../../model/ending.ts'
 
 /** Quick failures in a row that eject. */
 export const FAILURES_TO_EJECT = 3
@@ -34,9 +35,6 @@ export const FORGET_MS = 600_000
 
 /** Endpoints remembered; beyond it the ones with the oldest failure are forgotten. */
 export const MAX_OUTLIERS = 10_000
-
-/** How a try failed: at once, or after somebody had waited a deadline for it. */
-export type FailureCost = 'quick' | 'slow'
 
 /** An endpoint that is avoided now. */
 export interface Ejection {
@@ -79,9 +77,10 @@ export class OutlierDetector {
   }
 
   /** Why the endpoint is avoided; null when it is not. */
-  reasonOf(key: string): string | null {
+  avoidedFor(key: string, nowMs: number): string | null {
     const outlier = this.outliers.get(key)
-    return outlier?.ejectedUntilMs === undefined ? null : outlier.reason
+    if (outlier?.ejectedUntilMs === undefined || this.isDueForProbe(key, nowMs)) return null
+    return outlier.reason
   }
 
   /** Whether connections may go there as to any other. */

@@ -10,6 +10,7 @@
  * outlier.ts) are left out while anybody else remains, of whatever priority; when nobody does they are used.
  */
 import type { Clock, Random } from '../../lib/clock.ts'
+import type { FailureCost } from '../../model/ending.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
 import {
   type EndpointLoad,
@@ -19,7 +20,7 @@ import {
   observeSuccess,
   untriedLoad,
 } from './latency.ts'
-import { type Ejection, type FailureCost, OutlierDetector } from './outlier.ts'
+import { type Ejection, OutlierDetector } from './outlier.ts'
 import { Turns } from './turns.ts'
 
 /** Loads remembered of endpoints that are gone; beyond it those without traffic are dropped. */
@@ -40,7 +41,7 @@ export interface EndpointStanding {
   readonly failures: number
   /** How slow it looks: one that costs much more than another is passed over. */
   readonly cost: number
-  /** Why it is avoided while anybody else remains; null when it is not. */
+  /** Why it is avoided while anybody else remains; null when it is not, or when the next connection may try it. */
   readonly ejectedFor: string | null
 }
 
@@ -201,7 +202,7 @@ export class Balancer {
       inFlight,
       failures,
       cost: latencyOf(load, this.clock.monotonicMs()),
-      ejectedFor: this.outliers.reasonOf(endpoint.key),
+      ejectedFor: this.outliers.avoidedFor(endpoint.key, this.clock.monotonicMs()),
     }
   }
 
@@ -290,8 +291,42 @@ function holdsMore(
 }
 
 /** Why an endpoint takes no connection, whatever the others are like; undefined when it may. */
-export function exclusionOf(endpoint: Endpoint): string | undefined {
+function exclusionOf(endpoint: Endpoint): string | undefined {
   return endpoint.health === 'critical' ? 'its health is critical' : undefined
+}
+
+/** Whether an endpoint may be picked, and if not, why. */
+export interface Candidacy {
+  readonly endpoint: Endpoint
+  /** Undefined for a candidate. */
+  readonly excludedFor: string | undefined
+}
+
+/**
+ * Of which endpoints {@link Balancer.pick} takes one, for explaining: the available ones of the first priority that has
+ * any; when there is none at all, the ejected ones of the first priority.
+ * @param ejectedFor {@link EndpointStanding.ejectedFor} of an endpoint, null for one that was never tried
+ */
+export function candidates(
+  endpoints: readonly Endpoint[],
+  ejectedFor: (endpoint: Endpoint) => string | null,
+): readonly Candidacy[] {
+  const standings = endpoints.map((endpoint) => {
+    const excludedFor = exclusionOf(endpoint)
+    return { endpoint, excludedFor, ejectedFor: ejectedFor(endpoint) }
+  })
+  const offered = standings.filter(({ excludedFor }) => excludedFor === undefined)
+  const available = offered.filter((standing) => standing.ejectedFor === null)
+  const usable = available.length > 0 ? available : offered
+  const first = Math.min(...usable.map(({ endpoint }) => endpoint.priority))
+  return standings.map((standing) => {
+    const { endpoint, excludedFor } = standing
+    if (excludedFor !== undefined) return { endpoint, excludedFor }
+    if (!usable.includes(standing))
+      return { endpoint, excludedFor: `connections to it failed (${standing.ejectedFor})` }
+    if (endpoint.priority === first) return { endpoint, excludedFor: undefined }
+    return { endpoint, excludedFor: `it is for failover (step ${endpoint.priority})` }
+  })
 }
 
 /** Where the priority of the endpoint at `start` ends: the whole list, for most services. */

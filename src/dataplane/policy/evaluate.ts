@@ -10,25 +10,39 @@ import type { ServicePolicy } from '../../model/snapshot.ts'
 /** Decides about one pair. `policy` undefined means it is not loaded: denied. */
 export function evaluate(source: string, policy: ServicePolicy | undefined): Decision {
   if (policy === undefined)
-    return { allow: false, reason: 'the intentions of the destination are not loaded yet' }
-  for (const intention of policy.intentions) {
-    if (!matches(intention, source, policy.destination)) continue
-    const rule = `intention ${intention.source} -> ${intention.destination} (precedence ${intention.precedence})`
-    if (intention.undecidable !== undefined)
-      return { allow: false, reason: `${rule} ${intention.undecidable}, which cannot be obeyed` }
-    if (intention.action === undefined)
-      return { allow: false, reason: `${rule} decides by HTTP request, and this is opaque TCP` }
-    return { allow: intention.action === 'allow', reason: `${rule} says ${intention.action}` }
-  }
+    return {
+      allow: false,
+      rule: undefined,
+      reason: 'the intentions of the destination are not loaded yet',
+    }
+  for (const rule of policy.intentions)
+    if (appliesTo(rule, source, policy.destination))
+      return { allow: isAllowing(rule), rule, reason: `${nameOf(rule)} ${effectOf(rule)}` }
   return {
     allow: policy.defaultPolicy === 'allow',
+    rule: undefined,
     reason: `no intention matches, the default policy says ${policy.defaultPolicy}`,
   }
 }
 
-function matches(intention: Intention, source: string, destination: string): boolean {
+/** Whether a rule is about this pair; of those that are, the first decides. */
+export function appliesTo(rule: Intention, source: string, destination: string): boolean {
   return (
-    (intention.source === '*' || intention.source === source) &&
-    (intention.destination === '*' || intention.destination === destination)
+    (rule.source === '*' || rule.source === source) &&
+    (rule.destination === '*' || rule.destination === destination)
   )
+}
+
+function isAllowing(rule: Intention): boolean {
+  return rule.undecidable === undefined && rule.action === 'allow'
+}
+
+function nameOf({ source, destination, precedence }: Intention): string {
+  return `intention ${source} -> ${destination} (precedence ${precedence})`
+}
+
+function effectOf({ undecidable, action }: Intention): string {
+  if (undecidable !== undefined) return `${undecidable}, which cannot be obeyed`
+  if (action === undefined) return 'decides by HTTP request, and this is opaque TCP'
+  return `says ${action}`
 }

@@ -3,6 +3,8 @@
  * peer can break the protocol. Reading is in decoder.ts.
  */
 import { MeshError } from '../../lib/errors.ts'
+import { recordOf } from '../../lib/record.ts'
+import { type ResetReason, resetReasons } from '../../model/ending.ts'
 
 /** Bytes of a header. */
 export const HEADER_BYTES = 12
@@ -40,40 +42,16 @@ export const CREDIT_LIMIT = 2 ** 31 - 1
 /** Go-away codes. */
 export const goAwayCodes = { normal: 0, protocolError: 1, internalError: 2 } as const
 
-/** Why a stream was refused or aborted: docs/tunnel-protocol.md, "Reset codes". */
-export const resetCodes = {
-  unspecified: 0,
-  denied: 1,
-  unknownService: 2,
-  unreachable: 3,
-  overloaded: 4,
-  timeout: 5,
-  aborted: 6,
-  draining: 7,
-  malformed: 8,
-} as const
-
-/** The name of a reset code. */
-export type ResetReason = keyof typeof resetCodes
+/** Reset codes on the wire: each is the place of its reason in the list. */
+export const resetCodes: Readonly<Record<ResetReason, number>> = recordOf(
+  resetReasons,
+  (_reason, code) => code,
+)
 
 /** The name of a code from the wire; unknown ones are `unspecified`. */
 export function resetReason(code: number): ResetReason {
-  return reasonByCode.get(code) ?? 'unspecified'
+  return resetReasons[code] ?? 'unspecified'
 }
-
-const reasonByCode = new Map<number, ResetReason>()
-for (const reason of [
-  'unspecified',
-  'denied',
-  'unknownService',
-  'unreachable',
-  'overloaded',
-  'timeout',
-  'aborted',
-  'draining',
-  'malformed',
-] as const)
-  reasonByCode.set(resetCodes[reason], reason)
 
 /** Writes one header at `offset`. The caller has checked that it fits. */
 export function writeHeader(

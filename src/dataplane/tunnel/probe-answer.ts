@@ -1,7 +1,8 @@
 /**
  * What an acceptor answers to a probe: docs/tunnel-protocol.md, "Probe". Pure: value to bytes and back.
  */
-import { type ResetReason, resetCodes, resetReason } from './frame.ts'
+import type { ResetReason } from '../../model/ending.ts'
+import { resetCodes, resetReason } from './frame.ts'
 
 /** What would become of a connection, as the destination's daemon says it. */
 export interface ProbeAnswer {

@@ -21,13 +21,13 @@ import {
 } from '../../lib/byte-stream.ts'
 import { MeshError } from '../../lib/errors.ts'
 import { CHUNK_BYTES } from '../../lib/socket-stream.ts'
+import type { ResetReason } from '../../model/ending.ts'
 import {
   ACK,
   CREDIT_LIMIT,
   FIN,
   INITIAL_CREDIT,
   protocolError,
-  type ResetReason,
   RST,
   resetCodes,
   SYN,

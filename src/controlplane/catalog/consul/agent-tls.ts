@@ -8,7 +8,7 @@
 import { readFileSync, statSync } from 'node:fs'
 import { createSecureContext } from 'node:tls'
 import type { Clock } from '../../../lib/clock.ts'
-import { describeError, MeshError } from '../../../lib/errors.ts'
+import { describeError, type ErrorCode, MeshError } from '../../../lib/errors.ts'
 
 /** Files in PEM, as the `catalog` section names them. */
 export interface AgentTlsFiles {
@@ -93,7 +93,7 @@ function readMaterial({ caFile, certFile, keyFile }: AgentTlsFiles): AgentTlsMat
   return material
 }
 
-function read(path: string, code: string, what: string): Buffer {
+function read(path: string, code: ErrorCode, what: string): Buffer {
   try {
     return readFileSync(path)
   } catch (cause) {

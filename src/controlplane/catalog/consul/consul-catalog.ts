@@ -4,7 +4,7 @@
  * Puts the parts of this folder together; each part keeps its own last good answer.
  */
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
-import { MeshError } from '../../../lib/errors.ts'
+import { isErrorCode, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
 import { Problem, type ProblemCode } from '../../../model/problem.ts'
 import type { Catalog, CatalogHealth, Watch } from '../catalog.ts'
@@ -196,7 +196,7 @@ function watchProblem({ path, problem, code, unreachable }: FollowHealth): Probl
   if (problem === undefined || path === SUMMARY_PATH) return []
   const subject = unreachable ? 'Consul' : (path.split('?', 1)[0] ?? path)
   const message = unreachable ? problem : `${subject}: ${problem}`
-  const cause = new MeshError(code ?? '', problem)
+  const cause = isErrorCode(code) ? new MeshError(code, problem) : problem
   return [Problem.of(cause, 'HM_CONSUL_QUERY_FAILED', { message, subject })]
 }
 
