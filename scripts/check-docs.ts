@@ -2,7 +2,7 @@
  * Checks that the documents are true of the code: `node scripts/check-docs.ts [--write]`.
  *
  * Links and anchors resolve; paths of ours that a document or a comment names exist; every folder
- * under src/ has its place in docs/architecture.md; the tables of docs/errors.md are what the sources
+ * under src/ has its place in docs/architecture.md; the tables that are written from the sources are what those
  * say (`--write` renews them), and no document names a code that the program does not have; every
  * source file opens with its header comment.
  */
@@ -10,22 +10,28 @@ import { existsSync, globSync, readFileSync, statSync, writeFileSync } from 'nod
 import { dirname, join, normalize, resolve } from 'node:path'
 
 import { problemCodes } from '../src/model/problem.ts'
+import { type Metric, metrics } from '../src/telemetry/metrics.ts'
 import { findErrorCodes, renderErrorTable, renderProblemTable, type Source } from './error-codes.ts'
 import { anchorsIn, linksIn, withoutCode } from './markdown.ts'
 
 const root = resolve(import.meta.dirname, '..')
 const errorsPath = 'docs/errors.md'
 const architecturePath = 'docs/architecture.md'
-const tableBegin = '<!-- error codes: written by npm run docs -->'
-const tableEnd = '<!-- end of error codes -->'
-const problemsBegin = '<!-- problem codes: written by npm run docs -->'
-const problemsEnd = '<!-- end of problem codes -->'
-const errorsIntroduction = `# Error codes
 
-Every failure that a person, a log line or a counter sees has one of these codes. A code never
-changes its meaning; the wording may. \`…\` stands for what is filled in. Generated from the sources
-by \`npm run docs\`; text outside of the two marks is kept.
-`
+/** Parts of documents that are written from the code, each between a mark with its name and an end. */
+const generatedParts: readonly { path: string; name: string; render: () => string }[] = [
+  { path: errorsPath, name: 'problem codes', render: () => renderProblemTable(problemCodes) },
+  {
+    path: errorsPath,
+    name: 'error codes',
+    render: () => renderErrorTable(findErrorCodes(program)),
+  },
+  ...(['Connections', 'Tunnels', 'Host', 'Process'] as const).map((group) => ({
+    path: 'docs/metrics.md',
+    name: `metrics of ${group.toLowerCase()}`,
+    render: () => renderMetricTable(metrics.filter((metric) => metric.group === group)),
+  })),
+]
 
 const documents = readAll(['*.md', 'docs/**/*.md', 'ansible/**/*.md', 'bench/**/*.md'])
 const program = readAll(['src/**/*.ts'])
@@ -34,10 +40,10 @@ const code = [
   ...readAll(['test/**/*.ts', 'scripts/**/*.ts', 'bench/**/*.ts', '.oxlintrc.json', 'systemd/*']),
 ]
 if (process.argv.includes('--write')) {
-  writeErrorTable()
+  for (const part of generatedParts) writeFileSync(join(root, part.path), renewed(part))
 } else {
   const problems = [
-    ...checkErrorTable(),
+    ...checkGeneratedParts(),
     ...checkCodesInDocuments(),
     ...checkLinks(),
     ...checkNamedPaths(),
@@ -48,44 +54,30 @@ if (process.argv.includes('--write')) {
   process.exitCode = problems.length > 0 ? 1 : 0
 }
 
-function generatedProblems(): string {
-  return `${problemsBegin}\n\n${renderProblemTable(problemCodes)}\n\n${problemsEnd}`
-}
-
-function generatedTable(): string {
-  return `${tableBegin}\n\n${renderErrorTable(findErrorCodes(program))}\n\n${tableEnd}`
-}
-
-/** The document cut at two marks: what is before, between (with the marks), and after. */
-function cutErrorDocument(first = tableBegin, last = tableEnd): readonly [string, string, string] {
-  const text = tryRead(errorsPath) ?? `${errorsIntroduction}\n${tableBegin}\n${tableEnd}\n`
+/** The document with a part as the code has it now. */
+function renewed({ path, name, render }: (typeof generatedParts)[number]): string {
+  const text = readFileSync(join(root, path), 'utf8')
+  const first = `<!-- ${name}: written by npm run docs -->`
+  const last = `<!-- end of ${name} -->`
   const begin = text.indexOf(first)
-  const end = text.indexOf(last) + last.length
+  const end = text.indexOf(last)
   if (begin < 0 || end < begin)
-    throw new Error(`${errorsPath} has lost its marks '${first}' and '${last}'; put them back`)
-  return [text.slice(0, begin), text.slice(begin, end), text.slice(end)]
+    throw new Error(`${path} has lost its marks '${first}' and '${last}'; put them back`)
+  return `${text.slice(0, begin)}${first}\n\n${render()}\n\n${text.slice(end)}`
 }
 
-function writeErrorTable(): void {
-  const [before, , after] = cutErrorDocument()
-  writeFileSync(join(root, errorsPath), before + generatedTable() + after)
-  const [head, , tail] = cutErrorDocument(problemsBegin, problemsEnd)
-  writeFileSync(join(root, errorsPath), head + generatedProblems() + tail)
+function checkGeneratedParts(): string[] {
+  return generatedParts
+    .filter((part) => renewed(part) !== readFileSync(join(root, part.path), 'utf8'))
+    .map(({ path, name }) => `${path}: ${name} are not what the sources say; run npm run docs`)
 }
 
-function checkErrorTable(): string[] {
-  const [, problems] = cutErrorDocument(problemsBegin, problemsEnd)
-  if (problems !== generatedProblems())
-    return [
-      `${errorsPath}: the problem codes are not those of src/model/problem.ts; run npm run docs`,
-    ]
-  const [, table] = cutErrorDocument()
-  if (table === generatedTable()) return []
-  const missing = findErrorCodes(program)
-    .map((entry) => entry.code)
-    .filter((entry) => !table.includes(`\`${entry}\``))
-  const names = missing.length > 0 ? `; not listed: ${missing.join(', ')}` : ''
-  return [`${errorsPath} is not what the sources say${names}; run npm run docs`]
+function renderMetricTable(table: readonly Metric[]): string {
+  const rows = table.map(({ name, type, labels, help }) => {
+    const cells = [type, labels.map((label) => `\`${label}\``).join(', '), help]
+    return `| \`${name}\` | ${cells.join(' | ').replace('|  |', '| |')} |`
+  })
+  return ['| metric | type | labels | meaning |', '| --- | --- | --- | --- |', ...rows].join('\n')
 }
 
 function checkCodesInDocuments(): string[] {

@@ -21,7 +21,12 @@ import { atEndOfTurn, type TurnTask } from '../lib/turn.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../model/address.ts'
 import type { LocalService } from '../model/service.ts'
 import { applyDelta, emptySnapshot, type Snapshot } from '../model/snapshot.ts'
-import { TrafficCounters, type WorkerCounterName, WorkerCounters } from '../telemetry/counters.ts'
+import {
+  type LimitName,
+  type SessionEnd,
+  TrafficCounters,
+  WorkerCounters,
+} from '../telemetry/counters.ts'
 import { watchEventLoopLag } from '../telemetry/event-loop-lag.ts'
 import { Balancer } from './balance/picker.ts'
 import { localDoors, type TunnelDoor, tunnelDoors } from './doors.ts'
@@ -34,7 +39,7 @@ import { carryConnection, carryStream } from './proxy/inbound.ts'
 import { carryOutbound } from './proxy/outbound.ts'
 import { Outcomes } from './proxy/outcomes.ts'
 import type { Plane } from './proxy/plane.ts'
-import { type LimitCounter, PressureWatch } from './proxy/pressure.ts'
+import { PressureWatch } from './proxy/pressure.ts'
 import { ProbeLimit, type ProbeResult, probe } from './proxy/probe.ts'
 import { AddressIndex } from './route/by-address.ts'
 import { SpareMemory } from './spare-memory.ts'
@@ -105,20 +110,20 @@ const RETIRE_MS = 200
 const DRAIN_LOOK_MS = 20
 
 /** What the end of a session counts as; anything else is `lost`, or a violation of the protocol. */
-const countByReason: Partial<Record<string, WorkerCounterName>> = {
-  HM_TUNNEL_DRAINED: 'sessionsDrained',
-  HM_TUNNEL_EXPIRED: 'sessionsExpired',
-  HM_TLS_REVOKED: 'sessionsRevoked',
-  HM_TLS_UNTRUSTED: 'sessionsUntrusted',
-  HM_TUNNEL_SILENT: 'sessionsSilent',
+const endByCode: Partial<Record<string, SessionEnd>> = {
+  HM_TUNNEL_DRAINED: 'drained',
+  HM_TUNNEL_EXPIRED: 'expired',
+  HM_TLS_REVOKED: 'revoked',
+  HM_TLS_UNTRUSTED: 'untrusted',
+  HM_TUNNEL_SILENT: 'silent',
 }
 
 /** What a refused handshake counts as, when it was a limit that refused it. */
-const limitByCode: Partial<Record<string, LimitCounter>> = {
-  HM_LIMIT_DESCRIPTORS: 'limitDescriptors',
-  HM_LIMIT_SESSIONS: 'limitTunnels',
-  HM_TLS_TOO_MANY_HANDSHAKES: 'limitHandshakes',
-  HM_TUNNEL_BARRED: 'limitBarred',
+const limitByCode: Partial<Record<string, LimitName>> = {
+  HM_LIMIT_DESCRIPTORS: 'descriptors',
+  HM_LIMIT_SESSIONS: 'tunnels',
+  HM_TLS_TOO_MANY_HANDSHAKES: 'handshakes',
+  HM_TUNNEL_BARRED: 'barred',
 }
 
 /** A port where peers come in, and what answers there. */
@@ -536,8 +541,7 @@ class Worker {
 
   private sessionObserver(): Pick<SessionOwner, 'onRoundTrip' | 'onStreamReset' | 'onStreamShed'> {
     return {
-      onStreamShed: (limit) =>
-        this.pressure.note(limit === 'memory' ? 'limitMemory' : 'limitStreams'),
+      onStreamShed: (limit) => this.pressure.note(limit),
       onRoundTrip: (tookMs) => this.workerCounters.roundTrip(tookMs),
       onStreamReset: () => this.workerCounters.inc('tunnelStreamsReset'),
     }
@@ -545,9 +549,7 @@ class Worker {
 
   private sessionClosed(reason: MeshError): void {
     const violates = isViolation(reason.code)
-    this.workerCounters.inc(
-      countByReason[reason.code] ?? (violates ? 'sessionsViolated' : 'sessionsLost'),
-    )
+    this.workerCounters.sessionClosed(endByCode[reason.code] ?? (violates ? 'violation' : 'lost'))
     if (reason.code === 'HM_TUNNEL_DRAINED') return
     if (violates) this.workerCounters.inc('protocolErrors')
     this.log.info('Tunnel closed', { code: reason.code, reason: reason.message })
@@ -561,7 +563,7 @@ class Worker {
   private shed(): void {
     this.isSheddingDue = false
     this.accounts.shed((account, bytes) =>
-      this.pressure.note('limitMemory', this.connections.shed(account, bytes)),
+      this.pressure.note('memory', this.connections.shed(account, bytes)),
     )
   }
 

@@ -1,5 +1,6 @@
 /**
- * Counters of one data-plane worker, in memory shared with the main thread.
+ * Counters of one data-plane worker, in memory shared with the main thread. A new counter is one line in the tables here,
+ * and the place that counts.
  *
  * One thread writes, any thread reads: every cell is an aligned 64-bit float, so a reader sees the old
  * or the new value, never half of each. Adding is one array write: no allocation, no message, no lock.
@@ -8,8 +9,8 @@
  * Bounded by construction: a fixed number of rows and columns. Service pairs beyond the last row share one
  * row per reporter, whose services are called `other`.
  */
-import { recordOf } from '../lib/record.ts'
 import { type ResponseFlag, responseFlags } from '../model/response-flag.ts'
+import { bucketOf, type Columns, Layout, type NameOf, type ValueOf } from './columns.ts'
 
 /** Who counted: the host of the calling service or the host of the called one. */
 export type Reporter = 'source' | 'destination'
@@ -27,49 +28,252 @@ export const MAX_TRAFFIC_ROWS = 1_024
 /** Service name, both source and destination, of the rows that the pairs without a row share. */
 export const OTHER_SERVICE = 'other'
 
-/** Upper bounds of the duration histogram, in seconds: from one exchange to a connection kept for a day. */
-export const durationBucketsSeconds = [
-  0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 30, 60, 300, 1_800, 3_600, 86_400,
-] as const
-
-/** Every ending of a connection, in column order. */
+/** Every ending of a connection. */
 export const trafficFlags: readonly ResponseFlag[] = Object.keys(responseFlags).filter(isFlag)
 
 function isFlag(text: string): text is ResponseFlag {
   return Object.hasOwn(responseFlags, text)
 }
 
-const plainColumns = ['opened', 'closed', 'sentBytes', 'receivedBytes', 'connectFailures'] as const
+/** What is counted of a service pair. */
+export const trafficColumns = {
+  opened: {
+    kind: 'count',
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_tcp_connections_opened_total',
+      help: 'Connections accepted, by service pair',
+    },
+  },
+  closed: {
+    kind: 'split',
+    label: 'response_flags',
+    values: trafficFlags,
+    always: '-',
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_tcp_connections_closed_total',
+      help: 'Connections ended, by service pair and response flag',
+    },
+  },
+  connectFailures: {
+    kind: 'count',
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_tcp_connect_failures_total',
+      help: 'Failed tries to reach an instance; the connection may have succeeded on another',
+    },
+  },
+  sentBytes: {
+    kind: 'count',
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_tcp_sent_bytes_total',
+      help: 'Bytes towards the destination service',
+    },
+  },
+  receivedBytes: {
+    kind: 'count',
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_tcp_received_bytes_total',
+      help: 'Bytes from the destination service',
+    },
+  },
+  duration: {
+    kind: 'histogram',
+    // From one exchange to a connection kept for a day.
+    boundsSeconds: [0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 30, 60, 300, 1_800, 3_600, 86_400],
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_tcp_connection_duration_seconds',
+      help: 'How long ended connections were open',
+    },
+  },
+} as const satisfies Columns
 
-/**
- * The columns of a row, in order: plain counts, one closed-count per response flag (`closed:UF`), one
- * count per duration bucket (`duration:0.1`, not cumulative, the last is `duration:Inf`), seconds in total.
- */
-export const trafficColumns: readonly string[] = [
-  ...plainColumns,
-  ...trafficFlags.map((flag) => `closed:${flag}`),
-  ...durationBucketsSeconds.map((bound) => `duration:${bound}`),
-  'duration:Inf',
-  'durationSeconds',
-]
+/** The cells of a service pair. */
+export const trafficLayout: Layout<typeof trafficColumns> = new Layout(trafficColumns)
 
-const OPENED = 0
-const CLOSED = 1
-const SENT = 2
-const RECEIVED = 3
-const CONNECT_FAILURES = 4
-const FIRST_FLAG = plainColumns.length
-const FIRST_BUCKET = FIRST_FLAG + trafficFlags.length
-const DURATION_SECONDS = FIRST_BUCKET + durationBucketsSeconds.length + 1
-const WIDTH = DURATION_SECONDS + 1
+/** What is counted of a worker that has no service pair. */
+export const workerColumns = {
+  acceptedConnections: {
+    kind: 'count',
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_accepted_connections_total',
+      help: 'TCP connections accepted on any data-plane port, before anything is known of them',
+    },
+  },
+  captureRefused: {
+    kind: 'count',
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_capture_refused_total',
+      help: 'Connections refused because their original destination is a port of hostmesh itself',
+    },
+  },
+  outlierEjections: {
+    kind: 'count',
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_outlier_ejections_total',
+      help: 'Times an instance was ejected because connections to it failed, each worker for itself',
+    },
+  },
+  ejectedEndpoints: {
+    kind: 'gauge',
+    by: 'thread',
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_outlier_ejected_endpoints',
+      help: 'Instances that a data-plane worker avoids now because connections to them failed',
+    },
+  },
+  overflow: {
+    kind: 'count',
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_overflow_total',
+      help: 'Connections and streams refused because a limit of this host was reached',
+    },
+  },
+  limitRefusals: {
+    kind: 'split',
+    label: 'limit',
+    values: ['barred', 'descriptors', 'handshakes', 'memory', 'streams', 'tunnels'],
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_limit_refusals_total',
+      help: 'Streams, connections and handshakes refused or broken off because a caller had its share of something',
+    },
+  },
+  heldBytes: {
+    kind: 'gauge',
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_held_bytes',
+      help: 'Memory for bytes on their way that a reader leaves waiting',
+    },
+  },
+  connectionDescriptors: {
+    kind: 'gauge',
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_connection_descriptors',
+      help: 'File descriptors that connections, tunnels and handshakes have',
+    },
+  },
+  barredCallers: {
+    kind: 'gauge',
+    metric: {
+      group: 'Connections',
+      name: 'hostmesh_barred_callers',
+      help: 'Callers that are refused at the handshake for now, by destination and worker, for breaking the tunnel protocol too often',
+    },
+  },
+  tunnelHandshakes: {
+    kind: 'count',
+    metric: {
+      group: 'Tunnels',
+      name: 'hostmesh_tunnel_handshakes_total',
+      help: 'TLS handshakes with peers that succeeded, in both directions',
+    },
+  },
+  tunnelHandshakeFailures: {
+    kind: 'count',
+    metric: {
+      group: 'Tunnels',
+      name: 'hostmesh_tunnel_handshake_failures_total',
+      help: 'TLS handshakes with peers that failed, in both directions',
+    },
+  },
+  tunnelSessionsActive: {
+    kind: 'gauge',
+    metric: {
+      group: 'Tunnels',
+      name: 'hostmesh_tunnel_sessions_active',
+      help: 'Tunnel sessions open now',
+    },
+  },
+  tunnelSessionsClosed: {
+    kind: 'split',
+    label: 'reason',
+    values: ['drained', 'expired', 'lost', 'revoked', 'silent', 'untrusted', 'violation'],
+    metric: {
+      group: 'Tunnels',
+      name: 'hostmesh_tunnel_sessions_closed_total',
+      help: 'Tunnel sessions that ended, by reason',
+    },
+  },
+  tunnelStreamsActive: {
+    kind: 'gauge',
+    metric: {
+      group: 'Tunnels',
+      name: 'hostmesh_tunnel_streams_active',
+      help: 'Tunnel streams open now',
+    },
+  },
+  tunnelStreamsOpened: {
+    kind: 'count',
+    metric: {
+      group: 'Tunnels',
+      name: 'hostmesh_tunnel_streams_opened_total',
+      help: 'Tunnel streams opened, in both directions',
+    },
+  },
+  tunnelStreamsReset: {
+    kind: 'count',
+    metric: {
+      group: 'Tunnels',
+      name: 'hostmesh_tunnel_streams_reset_total',
+      help: 'Tunnel streams that ended by a reset, from either side',
+    },
+  },
+  protocolErrors: {
+    kind: 'count',
+    metric: {
+      group: 'Tunnels',
+      name: 'hostmesh_tunnel_protocol_errors_total',
+      help: 'Tunnel sessions closed because the peer broke the protocol',
+    },
+  },
+  tunnelRoundTrip: {
+    kind: 'histogram',
+    boundsSeconds: [0.000_1, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1],
+    metric: {
+      group: 'Tunnels',
+      name: 'hostmesh_tunnel_rtt_seconds',
+      help: 'Round trips of keepalive pings to peers',
+    },
+  },
+  eventLoopDelayMs: { kind: 'gauge' },
+  logLinesLost: { kind: 'count' },
+} as const satisfies Columns
+
+/** The cells of a worker. */
+export const workerLayout: Layout<typeof workerColumns> = new Layout(workerColumns)
+
+type WorkerColumns = typeof workerColumns
+
+/** What a refusal for want of something is counted as. */
+export type LimitName = ValueOf<WorkerColumns, 'limitRefusals'>
+
+/** What the end of a tunnel session is counted as. */
+export type SessionEnd = ValueOf<WorkerColumns, 'tunnelSessionsClosed'>
 
 /** The shared `other` rows come first, so that they exist whatever happens. */
 const OTHER_ROWS = 2
 const ROWS = OTHER_ROWS + MAX_TRAFFIC_ROWS
-
-const columnByFlag = recordOf(trafficFlags, (_flag, index) => FIRST_FLAG + index)
-
-const bucketBoundsMs: readonly number[] = durationBucketsSeconds.map((bound) => bound * 1_000)
+const WIDTH = trafficLayout.width
+const {
+  opened: OPENED,
+  closed: CLOSED,
+  sentBytes: SENT,
+  receivedBytes: RECEIVED,
+} = trafficLayout.start
+const { connectFailures: CONNECT_FAILURES, duration: DURATION } = trafficLayout.start
+const offsetByFlag = trafficLayout.offsets('closed')
 
 /** The labels of a worker's rows before any was announced: the two `other` rows. */
 export function initialTrafficLabels(): (TrafficLabels | undefined)[] {
@@ -128,10 +332,8 @@ export class TrafficCounters {
 
   /** The connection ended, `durationMs` after it was accepted. */
   closed(row: number, flag: ResponseFlag, durationMs: number): void {
-    this.add(row, CLOSED, 1)
-    this.add(row, columnByFlag[flag], 1)
-    this.add(row, FIRST_BUCKET + bucketOf(bucketBoundsMs, durationMs), 1)
-    this.add(row, DURATION_SECONDS, durationMs / 1_000)
+    this.add(row, CLOSED + offsetByFlag[flag], 1)
+    addToHistogram(this.cells, row * WIDTH + DURATION, durationBounds, durationMs / 1_000)
   }
 
   /** Bytes towards the destination service. */
@@ -155,19 +357,26 @@ export class TrafficCounters {
   }
 }
 
+const durationBounds: readonly number[] = trafficColumns.duration.boundsSeconds
+const roundTripBounds: readonly number[] = workerColumns.tunnelRoundTrip.boundsSeconds
+
+function addToHistogram(
+  cells: Float64Array,
+  start: number,
+  bounds: readonly number[],
+  seconds: number,
+): void {
+  const bucket = start + bucketOf(bounds, seconds)
+  const sum = start + bounds.length + 1
+  cells[bucket] = (cells[bucket] ?? 0) + 1
+  cells[sum] = (cells[sum] ?? 0) + seconds
+}
+
 /** One row as numbers. */
 export interface TrafficRow {
   readonly labels: TrafficLabels
-  readonly opened: number
-  readonly closed: number
-  readonly sentBytes: number
-  readonly receivedBytes: number
-  readonly connectFailures: number
-  /** In the order of {@link trafficFlags}. */
-  readonly closedByFlag: readonly number[]
-  /** In the order of {@link durationBucketsSeconds}, then above the last; not cumulative. */
-  readonly durationBuckets: readonly number[]
-  readonly durationSeconds: number
+  /** By {@link trafficLayout}. */
+  readonly cells: Float64Array
 }
 
 /**
@@ -178,92 +387,20 @@ export function readTraffic(
   memory: SharedArrayBuffer,
   labels: readonly (TrafficLabels | undefined)[],
 ): readonly TrafficRow[] {
-  const cells = new Float64Array(memory)
+  const all = new Float64Array(memory)
   const rows: TrafficRow[] = []
   for (let row = 0; row < Math.min(labels.length, ROWS); row += 1) {
     const label = labels[row]
-    const isUsed = row >= OTHER_ROWS || (cells[row * WIDTH] ?? 0) > 0
-    if (label !== undefined && isUsed) rows.push(readRow(cells, row, label))
+    const start = row * WIDTH
+    const isUsed = row >= OTHER_ROWS || (all[start + OPENED] ?? 0) > 0
+    if (label === undefined || !isUsed) continue
+    const cells = new Float64Array(all.subarray(start, start + WIDTH))
+    // After all others: a connection that opens and closes while they are read must not look closed only.
+    cells[OPENED] = all[start + OPENED] ?? 0
+    rows.push({ labels: label, cells })
   }
   return rows
 }
-
-function readRow(cells: Float64Array, row: number, labels: TrafficLabels): TrafficRow {
-  const start = row * WIDTH
-  const cell = (column: number): number => cells[start + column] ?? 0
-  return {
-    labels,
-    // Closed before opened: a connection that opens and closes in between must not look closed only.
-    closed: cell(CLOSED),
-    opened: cell(OPENED),
-    sentBytes: cell(SENT),
-    receivedBytes: cell(RECEIVED),
-    connectFailures: cell(CONNECT_FAILURES),
-    closedByFlag: Array.from(cells.subarray(start + FIRST_FLAG, start + FIRST_BUCKET)),
-    durationBuckets: Array.from(cells.subarray(start + FIRST_BUCKET, start + DURATION_SECONDS)),
-    durationSeconds: cell(DURATION_SECONDS),
-  }
-}
-
-/** Counts of a worker that have no service pair. They only grow. */
-export const workerCounterNames = [
-  'sessionsDrained',
-  'sessionsExpired',
-  'sessionsLost',
-  'sessionsRevoked',
-  'sessionsSilent',
-  'sessionsUntrusted',
-  'sessionsViolated',
-  'acceptedConnections',
-  'captureRefused',
-  'limitBarred',
-  'limitDescriptors',
-  'limitHandshakes',
-  'limitMemory',
-  'limitStreams',
-  'limitTunnels',
-  'logLinesLost',
-  'overflow',
-  'outlierEjections',
-  'protocolErrors',
-  'tunnelHandshakes',
-  'tunnelHandshakeFailures',
-  'tunnelStreamsOpened',
-  'tunnelStreamsReset',
-] as const
-
-/** States of a worker that go up and down. They end with the worker. */
-export const workerGaugeNames = [
-  'tunnelSessionsActive',
-  'tunnelStreamsActive',
-  'ejectedEndpoints',
-  'eventLoopDelayMs',
-  'heldBytes',
-  'connectionDescriptors',
-  'barredCallers',
-] as const
-
-/** Upper bounds of the histogram of tunnel round trips, in seconds. */
-export const roundTripBucketsSeconds = [
-  0.000_1, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1,
-] as const
-
-/** A count of {@link workerCounterNames}. */
-export type WorkerCounterName = (typeof workerCounterNames)[number]
-
-/** A state of {@link workerGaugeNames}. */
-export type WorkerGaugeName = (typeof workerGaugeNames)[number]
-
-const workerCells: readonly (WorkerCounterName | WorkerGaugeName)[] = [
-  ...workerCounterNames,
-  ...workerGaugeNames,
-]
-
-const workerCellByName = recordOf(workerCells, (_name, index) => index)
-
-const ROUND_TRIP_BUCKETS = workerCells.length
-const ROUND_TRIP_SECONDS = ROUND_TRIP_BUCKETS + roundTripBucketsSeconds.length + 1
-const roundTripBoundsMs: readonly number[] = roundTripBucketsSeconds.map((bound) => bound * 1_000)
 
 /** Single numbers of one worker. The worker's half; see {@link readWorker}. */
 export class WorkerCounters {
@@ -271,27 +408,36 @@ export class WorkerCounters {
 
   /** Zeroed memory for one worker. */
   static createMemory(): SharedArrayBuffer {
-    return new SharedArrayBuffer((ROUND_TRIP_SECONDS + 1) * Float64Array.BYTES_PER_ELEMENT)
+    return new SharedArrayBuffer(workerLayout.width * Float64Array.BYTES_PER_ELEMENT)
   }
 
   constructor(memory: SharedArrayBuffer) {
     this.cells = new Float64Array(memory)
   }
 
-  /** Adds to a count; for a gauge `by` may be negative. */
-  inc(name: WorkerCounterName | WorkerGaugeName, by = 1): void {
-    this.add(workerCellByName[name], by)
+  /** Adds to a count. */
+  inc(name: NameOf<WorkerColumns, 'count'>, by = 1): void {
+    this.add(workerLayout.start[name], by)
+  }
+
+  /** Something was refused because a caller had its share. */
+  refused(limit: LimitName, by = 1): void {
+    this.add(workerLayout.start.limitRefusals + offsetByLimit[limit], by)
+  }
+
+  /** A tunnel session ended. */
+  sessionClosed(reason: SessionEnd): void {
+    this.add(workerLayout.start.tunnelSessionsClosed + offsetBySessionEnd[reason], 1)
   }
 
   /** A peer answered a ping after `ms`. */
   roundTrip(ms: number): void {
-    this.add(ROUND_TRIP_BUCKETS + bucketOf(roundTripBoundsMs, ms), 1)
-    this.add(ROUND_TRIP_SECONDS, ms / 1_000)
+    addToHistogram(this.cells, workerLayout.start.tunnelRoundTrip, roundTripBounds, ms / 1_000)
   }
 
   /** Sets a gauge. */
-  set(name: WorkerGaugeName, value: number): void {
-    this.cells[workerCellByName[name]] = value
+  set(name: NameOf<WorkerColumns, 'gauge'>, value: number): void {
+    this.cells[workerLayout.start[name]] = value
   }
 
   private add(index: number, amount: number): void {
@@ -299,36 +445,10 @@ export class WorkerCounters {
   }
 }
 
-/** All single numbers of one worker. */
-export interface WorkerReading {
-  readonly counters: Readonly<Record<WorkerCounterName, number>>
-  readonly gauges: Readonly<Record<WorkerGaugeName, number>>
-  readonly roundTrips: BucketCounts
-}
+const offsetByLimit = workerLayout.offsets('limitRefusals')
+const offsetBySessionEnd = workerLayout.offsets('tunnelSessionsClosed')
 
-/** A histogram: counts by upper bound, then above the last (not cumulative), and the sum of all values. */
-export interface BucketCounts {
-  readonly buckets: readonly number[]
-  readonly seconds: number
-}
-
-/** Reads what a worker's {@link WorkerCounters} holds now, for the main thread. */
-export function readWorker(memory: SharedArrayBuffer): WorkerReading {
-  const cells = new Float64Array(memory)
-  const cell = (name: WorkerCounterName | WorkerGaugeName): number =>
-    cells[workerCellByName[name]] ?? 0
-  return {
-    counters: recordOf(workerCounterNames, cell),
-    gauges: recordOf(workerGaugeNames, cell),
-    roundTrips: {
-      buckets: Array.from(cells.subarray(ROUND_TRIP_BUCKETS, ROUND_TRIP_SECONDS)),
-      seconds: cells[ROUND_TRIP_SECONDS] ?? 0,
-    },
-  }
-}
-
-function bucketOf(bounds: readonly number[], value: number): number {
-  let bucket = 0
-  while (bucket < bounds.length && value > (bounds[bucket] ?? 0)) bucket += 1
-  return bucket
+/** What a worker's {@link WorkerCounters} holds now, by {@link workerLayout}, for the main thread. */
+export function readWorker(memory: SharedArrayBuffer): Float64Array {
+  return new Float64Array(new Float64Array(memory))
 }

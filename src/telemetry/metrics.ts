@@ -1,366 +1,448 @@
 /**
- * Every metric that a host exports: name, type, meaning and labels, in one table.
+ * Every metric that a host exports, with where its values come from. What workers count is derived from their columns
+ * (`counters.ts`); the rest is the table here. docs/metrics.md is written from both.
  *
- * docs/metrics.md lists the same (a test compares them); `exposition.ts` gives the values. Names are
- * `hostmesh_<noun>_<unit>[_total]` in base units. Labels are bounded: service names (a fixed number of pairs,
+ * Names are `hostmesh_<noun>_<unit>[_total]` in base units. Labels are bounded: service names (a fixed number of pairs,
  * then `other`), response flags, threads; never an address, a path or anything else that a peer chooses.
  */
+import { readdir } from 'node:fs/promises'
+import type { Column, Columns, Layout, MetricHead } from './columns.ts'
+import { type TrafficLabels, trafficLayout, workerLayout } from './counters.ts'
+import type { HostReading } from './host-reading.ts'
+import type { TrafficTotal } from './totals.ts'
 
-/** One metric. */
-export interface MetricDefinition {
-  readonly name: string
-  readonly type: 'counter' | 'gauge' | 'histogram'
-  readonly help: string
-  readonly labels: readonly string[]
+/** The labels of one sample. */
+export type Labels = Readonly<Record<string, string>>
+
+/** One value of a metric. */
+export interface Sample {
+  readonly value: number
+  readonly labels: Labels
+  /** For the `_bucket`, `_sum` and `_count` of a histogram. */
+  readonly metricName?: string
+  /** More labels; one object for many samples is written out once (prom-client's cache). */
+  readonly sharedLabels?: Labels
 }
 
-const pair = ['reporter', 'source_service', 'destination_service'] as const
+/** Everything read at the start of one scrape, so that its metrics agree with one another. */
+export interface Reading {
+  readonly host: HostReading
+  readonly traffic: readonly TrafficTotal[]
+  /** Of all workers together, and of each. */
+  readonly cells: Float64Array
+  readonly cellsByWorker: ReadonlyMap<number, Float64Array>
+  readonly version: string
+}
 
-/** All metrics, by the name the code uses. */
-export const metrics = {
-  tcpOpened: {
-    name: 'hostmesh_tcp_connections_opened_total',
-    type: 'counter',
-    help: 'Connections accepted, by service pair',
-    labels: pair,
-  },
-  tcpClosed: {
-    name: 'hostmesh_tcp_connections_closed_total',
-    type: 'counter',
-    help: 'Connections ended, by service pair and response flag',
-    labels: [...pair, 'response_flags'],
-  },
-  tcpActive: {
+/** One number, samples with labels, or nothing while there is nothing to say. */
+type Values = number | undefined | readonly Sample[]
+
+/** One metric. */
+export interface Metric extends MetricHead {
+  readonly type: 'counter' | 'gauge' | 'histogram'
+  readonly labels: readonly string[]
+  readonly collect: (reading: Reading) => Values | Promise<Values>
+}
+
+const PAIR_LABELS = ['reporter', 'source_service', 'destination_service'] as const
+
+const typeByKind = {
+  count: 'counter',
+  gauge: 'gauge',
+  split: 'counter',
+  histogram: 'histogram',
+} as const
+
+const hostMetrics: readonly Metric[] = [
+  {
+    group: 'Connections',
     name: 'hostmesh_tcp_connections_active',
     type: 'gauge',
     help: 'Connections open now, by service pair',
-    labels: pair,
+    labels: PAIR_LABELS,
+    collect: ({ traffic }) =>
+      traffic.map((row) => ({ value: row.active, labels: pairLabels(row.labels) })),
   },
-  tcpLost: {
+  {
+    group: 'Connections',
     name: 'hostmesh_tcp_connections_lost_total',
     type: 'counter',
     help: 'Connections that were open when their worker crashed',
-    labels: pair,
+    labels: PAIR_LABELS,
+    collect: ({ traffic }) =>
+      traffic.map((row) => ({ value: row.lost, labels: pairLabels(row.labels) })),
   },
-  tcpConnectFailures: {
-    name: 'hostmesh_tcp_connect_failures_total',
-    type: 'counter',
-    help: 'Failed tries to reach an instance; the connection may have succeeded on another',
-    labels: pair,
-  },
-  tcpSentBytes: {
-    name: 'hostmesh_tcp_sent_bytes_total',
-    type: 'counter',
-    help: 'Bytes towards the destination service',
-    labels: pair,
-  },
-  tcpReceivedBytes: {
-    name: 'hostmesh_tcp_received_bytes_total',
-    type: 'counter',
-    help: 'Bytes from the destination service',
-    labels: pair,
-  },
-  tcpDuration: {
-    name: 'hostmesh_tcp_connection_duration_seconds',
-    type: 'histogram',
-    help: 'How long ended connections were open',
-    labels: pair,
-  },
-  acceptedConnections: {
-    name: 'hostmesh_accepted_connections_total',
-    type: 'counter',
-    help: 'TCP connections accepted on any data-plane port, before anything is known of them',
-    labels: [],
-  },
-  captureRefused: {
-    name: 'hostmesh_capture_refused_total',
-    type: 'counter',
-    help: 'Connections refused because their original destination is a port of hostmesh itself',
-    labels: [],
-  },
-  overflow: {
-    name: 'hostmesh_overflow_total',
-    type: 'counter',
-    help: 'Connections and streams refused because a limit of this host was reached',
-    labels: [],
-  },
-  limitRefusals: {
-    name: 'hostmesh_limit_refusals_total',
-    type: 'counter',
-    help: 'Streams, connections and handshakes refused or broken off because a caller had its share of something',
-    labels: ['limit'],
-  },
-  heldBytes: {
-    name: 'hostmesh_held_bytes',
-    type: 'gauge',
-    help: 'Memory for bytes on their way that a reader leaves waiting',
-    labels: [],
-  },
-  connectionDescriptors: {
-    name: 'hostmesh_connection_descriptors',
-    type: 'gauge',
-    help: 'File descriptors that connections, tunnels and handshakes have',
-    labels: [],
-  },
-  barredCallers: {
-    name: 'hostmesh_barred_callers',
-    type: 'gauge',
-    help: 'Callers that are refused at the handshake for now, by destination and worker, for breaking the tunnel protocol too often',
-    labels: [],
-  },
-  outlierEjections: {
-    name: 'hostmesh_outlier_ejections_total',
-    type: 'counter',
-    help: 'Times an instance was ejected because connections to it failed, each worker for itself',
-    labels: [],
-  },
-  ejectedEndpoints: {
-    name: 'hostmesh_outlier_ejected_endpoints',
-    type: 'gauge',
-    help: 'Instances that a data-plane worker avoids now because connections to them failed',
-    labels: ['thread'],
-  },
-  protocolErrors: {
-    name: 'hostmesh_tunnel_protocol_errors_total',
-    type: 'counter',
-    help: 'Tunnel sessions closed because the peer broke the protocol',
-    labels: [],
-  },
-  tunnelHandshakes: {
-    name: 'hostmesh_tunnel_handshakes_total',
-    type: 'counter',
-    help: 'TLS handshakes with peers that succeeded, in both directions',
-    labels: [],
-  },
-  tunnelHandshakeFailures: {
-    name: 'hostmesh_tunnel_handshake_failures_total',
-    type: 'counter',
-    help: 'TLS handshakes with peers that failed, in both directions',
-    labels: [],
-  },
-  tunnelSessionsActive: {
-    name: 'hostmesh_tunnel_sessions_active',
-    type: 'gauge',
-    help: 'Tunnel sessions open now',
-    labels: [],
-  },
-  tunnelSessionsClosed: {
-    name: 'hostmesh_tunnel_sessions_closed_total',
-    type: 'counter',
-    help: 'Tunnel sessions that ended, by reason',
-    labels: ['reason'],
-  },
-  tunnelStreamsActive: {
-    name: 'hostmesh_tunnel_streams_active',
-    type: 'gauge',
-    help: 'Tunnel streams open now',
-    labels: [],
-  },
-  tunnelStreamsOpened: {
-    name: 'hostmesh_tunnel_streams_opened_total',
-    type: 'counter',
-    help: 'Tunnel streams opened, in both directions',
-    labels: [],
-  },
-  tunnelStreamsReset: {
-    name: 'hostmesh_tunnel_streams_reset_total',
-    type: 'counter',
-    help: 'Tunnel streams that ended by a reset, from either side',
-    labels: [],
-  },
-  tunnelRoundTrip: {
-    name: 'hostmesh_tunnel_rtt_seconds',
-    type: 'histogram',
-    help: 'Round trips of keepalive pings to peers',
-    labels: [],
-  },
-  certificateExpiry: {
-    name: 'hostmesh_certificate_expiry_timestamp_seconds',
-    type: 'gauge',
-    help: 'When the certificate in use for a local service ends, seconds since the epoch',
-    labels: ['service'],
-  },
-  catalogLastSuccess: {
-    name: 'hostmesh_catalog_last_success_timestamp_seconds',
-    type: 'gauge',
-    help: 'When the catalog last gave a good answer, seconds since the epoch; absent before the first',
-    labels: [],
-  },
-  catalogAge: {
-    name: 'hostmesh_catalog_age_seconds',
-    type: 'gauge',
-    help: 'Since the last good answer of the catalog, of an earlier run if there was none in this; absent before the first',
-    labels: [],
-  },
-  stateRemembered: {
-    name: 'hostmesh_state_remembered',
-    type: 'gauge',
-    help: 'Services, policies and certificates that the host acts on and that nothing has confirmed since its start',
-    labels: ['part'],
-  },
-  stateProblems: {
-    name: 'hostmesh_state_problems',
-    type: 'gauge',
-    help: 'Reasons why something is not kept for a restart, such as a full disk; 0 when all is',
-    labels: [],
-  },
-  consulLastContact: {
-    name: 'hostmesh_consul_last_contact_seconds',
-    type: 'gauge',
-    help: 'Since the Consul server that answers last heard from its leader; asked every 7 s; absent without Consul',
-    labels: [],
-  },
-  snapshotVersion: {
-    name: 'hostmesh_snapshot_version',
-    type: 'gauge',
-    help: 'Version of the snapshot that this host acts on; 0 before the first',
-    labels: [],
-  },
-  captureRepairs: {
-    name: 'hostmesh_capture_repairs_total',
-    type: 'counter',
-    help: 'How often another program had changed the capture rules and they were applied again',
-    labels: [],
-  },
-  captureRulesInSync: {
-    name: 'hostmesh_capture_rules_in_sync',
-    type: 'gauge',
-    help: '1 when the capture rules in the kernel are the wanted ones, else 0; absent while capture is off',
-    labels: [],
-  },
-  dnsQueries: {
-    name: 'hostmesh_dns_queries_total',
-    type: 'counter',
-    help: 'DNS questions to the resolver, by what became of them; absent while it is off',
-    labels: ['outcome'],
-  },
-  watchedServices: {
-    name: 'hostmesh_watched_services',
-    type: 'gauge',
-    help: 'Services that this host follows in the catalog',
-    labels: [],
-  },
-  unknownCallersRefused: {
-    name: 'hostmesh_unknown_callers_refused_total',
-    type: 'counter',
-    help: 'Connections of local processes without identity that the capture rules reset, by what was dialed: a virtual address or an instance; starts over when the rules are replaced',
-    labels: ['destination'],
-  },
-  capturePermitted: {
-    name: 'hostmesh_capture_permitted_total',
-    type: 'counter',
-    help: 'Connections that the capture rules let out without the mesh because their service is named in capture.permissive; starts over when the rules are replaced',
-    labels: [],
-  },
-  captureWaited: {
-    name: 'hostmesh_capture_waited_total',
-    type: 'counter',
-    help: 'First segments of processes that had just started, dropped until it was known who they are; the kernel sends them again; by nftables only',
-    labels: [],
-  },
-  captureFull: {
-    name: 'hostmesh_capture_full_total',
-    type: 'counter',
-    help: 'Connections refused because more were open to instances than the sets of the kernel hold; by nftables only',
-    labels: [],
-  },
-  captureGuarded: {
-    name: 'hostmesh_capture_guarded_total',
-    type: 'counter',
-    help: 'Packets that the guard refused: they would have left without the mesh',
-    labels: [],
-  },
-  plainInbound: {
-    name: 'hostmesh_plain_inbound_total',
-    type: 'counter',
-    help: 'Connections from other hosts that reached the port of a service of this host around the mesh, refused ones too (capture.plainInbound); by nftables only; starts over when the rules are replaced',
-    labels: [],
-  },
-  captureSpared: {
-    name: 'hostmesh_capture_spared',
-    type: 'gauge',
-    help: 'Connections that were open before capture came and are spared',
-    labels: [],
-  },
-  ready: {
+  {
+    group: 'Host',
     name: 'hostmesh_ready',
     type: 'gauge',
     help: '1 when this host does all that it is there for, else 0: a problem says why not',
     labels: [],
+    collect: ({ host }) => Number(host.ready),
   },
-  serving: {
+  {
+    group: 'Host',
     name: 'hostmesh_serving',
     type: 'gauge',
     help: '1 when this host takes traffic, else 0 (starting or draining)',
     labels: [],
+    collect: ({ host }) => Number(host.serving),
   },
-  problems: {
+  {
+    group: 'Host',
     name: 'hostmesh_problems',
     type: 'gauge',
     help: 'Problems of this host as hostmesh status shows them, by code; a code that it does not have is absent',
     labels: ['code'],
+    collect: ({ host }) => [...host.problems].map(([code, value]) => ({ value, labels: { code } })),
   },
-  workers: {
+  {
+    group: 'Host',
+    name: 'hostmesh_snapshot_version',
+    type: 'gauge',
+    help: 'Version of the snapshot that this host acts on; 0 before the first',
+    labels: [],
+    collect: ({ host }) => host.snapshotVersion,
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_catalog_last_success_timestamp_seconds',
+    type: 'gauge',
+    help: 'When the catalog last gave a good answer, seconds since the epoch; absent before the first',
+    labels: [],
+    collect: ({ host }) => secondsOf(host.catalogLastSuccessMs),
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_catalog_age_seconds',
+    type: 'gauge',
+    help: 'Since the last good answer of the catalog, of an earlier run if there was none in this; absent before the first',
+    labels: [],
+    collect: ({ host: { catalogLastSuccessMs: ms } }) =>
+      secondsOf(ms === undefined ? ms : Math.max(0, Date.now() - ms)),
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_consul_last_contact_seconds',
+    type: 'gauge',
+    help: 'Since the Consul server that answers last heard from its leader; asked every 7 s; absent without Consul',
+    labels: [],
+    collect: ({ host }) => secondsOf(host.consulLastContactMs),
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_state_remembered',
+    type: 'gauge',
+    help: 'Services, policies and certificates that the host acts on and that nothing has confirmed since its start',
+    labels: ['part'],
+    collect: ({ host }) =>
+      host.state.parts.map(({ part, remembered }) => ({ value: remembered, labels: { part } })),
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_state_problems',
+    type: 'gauge',
+    help: 'Reasons why something is not kept for a restart, such as a full disk; 0 when all is',
+    labels: [],
+    collect: ({ host }) => host.state.problems.length,
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_certificate_expiry_timestamp_seconds',
+    type: 'gauge',
+    help: 'When the certificate in use for a local service ends, seconds since the epoch',
+    labels: ['service'],
+    collect: ({ host }) =>
+      host.certificates.map(({ service, notAfterMs }) => ({
+        value: notAfterMs / 1_000,
+        labels: { service },
+      })),
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_capture_repairs_total',
+    type: 'counter',
+    help: 'How often another program had changed the capture rules and they were applied again',
+    labels: [],
+    collect: ({ host }) => host.captureRepairs,
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_capture_rules_in_sync',
+    type: 'gauge',
+    help: '1 when the capture rules in the kernel are the wanted ones, else 0; absent while capture is off',
+    labels: [],
+    collect: ({ host: { captureInSync } }) =>
+      captureInSync === undefined ? captureInSync : Number(captureInSync),
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_dns_queries_total',
+    type: 'counter',
+    help: 'DNS questions to the resolver, by what became of them; absent while it is off',
+    labels: ['outcome'],
+    collect: ({ host }) =>
+      Object.entries(host.dnsQueries ?? {}).map(([outcome, value]) => ({
+        value,
+        labels: { outcome: snakeCase(outcome) },
+      })),
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_watched_services',
+    type: 'gauge',
+    help: 'Services that this host follows in the catalog',
+    labels: [],
+    collect: ({ host }) => host.watchedServices,
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_unknown_callers_refused_total',
+    type: 'counter',
+    help: 'Connections of local processes without identity that the capture rules reset, by what was dialed: a virtual address or an instance; starts over when the rules are replaced',
+    labels: ['destination'],
+    collect: ({ host }) =>
+      Object.entries(host.unknownCallersRefused ?? {}).map(([destination, value]) => ({
+        value,
+        labels: { destination },
+      })),
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_capture_permitted_total',
+    type: 'counter',
+    help: 'Connections that the capture rules let out without the mesh because their service is named in capture.permissive; starts over when the rules are replaced',
+    labels: [],
+    collect: ({ host }) => host.captureCounts?.permitted,
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_capture_waited_total',
+    type: 'counter',
+    help: 'First segments of processes that had just started, dropped until it was known who they are; the kernel sends them again; by nftables only',
+    labels: [],
+    collect: ({ host }) => host.captureCounts?.waited,
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_capture_full_total',
+    type: 'counter',
+    help: 'Connections refused because more were open to instances than the sets of the kernel hold; by nftables only',
+    labels: [],
+    collect: ({ host }) => host.captureCounts?.full,
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_capture_guarded_total',
+    type: 'counter',
+    help: 'Packets that the guard refused: they would have left without the mesh',
+    labels: [],
+    collect: ({ host }) => host.captureCounts?.guarded,
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_plain_inbound_total',
+    type: 'counter',
+    help: 'Connections from other hosts that reached the port of a service of this host around the mesh, refused ones too (capture.plainInbound); by nftables only; starts over when the rules are replaced',
+    labels: [],
+    collect: ({ host }) => host.plainInbound,
+  },
+  {
+    group: 'Host',
+    name: 'hostmesh_capture_spared',
+    type: 'gauge',
+    help: 'Connections that were open before capture came and are spared',
+    labels: [],
+    collect: ({ host }) => host.captureCounts?.spared,
+  },
+  {
+    group: 'Host',
     name: 'hostmesh_workers',
     type: 'gauge',
     help: 'Data-plane workers that are running',
     labels: [],
+    collect: ({ host }) => host.workersRunning,
   },
-  workerRestarts: {
+  {
+    group: 'Host',
     name: 'hostmesh_worker_restarts_total',
     type: 'counter',
     help: 'Data-plane workers replaced after a crash',
     labels: [],
+    collect: ({ host }) => host.workerRestarts,
   },
-  logLinesLost: {
+  {
+    group: 'Host',
     name: 'hostmesh_log_lines_lost_total',
     type: 'counter',
     help: 'Lines of the log that could not be written: a full disk, or a reader that is too slow or gone',
     labels: [],
+    collect: ({ host, cells }) => host.logLinesLost + workerLayout.total(cells, 'logLinesLost'),
   },
-  eventLoopLag: {
+  {
+    group: 'Host',
     name: 'hostmesh_event_loop_lag_seconds',
     type: 'gauge',
     help: 'Longest delay of the event loop in the last 15 s; main, or the number of a data-plane worker',
     labels: ['thread'],
+    collect: ({ host, cellsByWorker }) => [
+      { value: host.eventLoopLagMs / 1_000, labels: { thread: 'main' } },
+      ...[...cellsByWorker].map(([worker, cells]) => ({
+        value: workerLayout.total(cells, 'eventLoopDelayMs') / 1_000,
+        labels: { thread: String(worker) },
+      })),
+    ],
   },
-  buildInfo: {
+  {
+    group: 'Host',
     name: 'hostmesh_build_info',
     type: 'gauge',
     help: '1; the labels say what runs',
     labels: ['version', 'node_version'],
+    collect: ({ version }) => [{ value: 1, labels: { version, node_version: process.version } }],
   },
-  processCpu: {
+  {
+    group: 'Process',
     name: 'hostmesh_process_cpu_seconds_total',
     type: 'counter',
     help: 'CPU time of the whole process, user and system',
     labels: [],
+    collect: () => {
+      const { user, system } = process.cpuUsage()
+      return (user + system) / 1e6
+    },
   },
-  processResidentMemory: {
+  {
+    group: 'Process',
     name: 'hostmesh_process_resident_memory_bytes',
     type: 'gauge',
     help: 'Resident memory of the whole process',
     labels: [],
+    collect: () => process.memoryUsage.rss(),
   },
-  processHeap: {
+  {
+    group: 'Process',
     name: 'hostmesh_process_heap_used_bytes',
     type: 'gauge',
     help: "JavaScript heap in use in the main thread; workers' heaps are not in it",
     labels: [],
+    collect: () => process.memoryUsage().heapUsed,
   },
-  processOpenFiles: {
+  {
+    group: 'Process',
     name: 'hostmesh_process_open_fds',
     type: 'gauge',
     help: 'Open file descriptors of the process',
     labels: [],
+    collect: async () => {
+      const names = await readdir('/proc/self/fd').catch(() => undefined)
+      // One more than are open otherwise: the directory itself, while it is read.
+      return names === undefined ? undefined : names.length - 1
+    },
   },
-  processStart: {
+  {
+    group: 'Process',
     name: 'hostmesh_process_start_time_seconds',
     type: 'gauge',
     help: 'When the process started, seconds since the epoch',
     labels: [],
+    collect: () => performance.timeOrigin / 1_000,
   },
-} as const satisfies Record<string, MetricDefinition>
+]
 
-/** What the code calls a metric. */
-export type MetricKey = keyof typeof metrics
+/** All metrics, in the order of docs/metrics.md. */
+export const metrics: readonly Metric[] = [
+  ...metricsOf(trafficLayout, PAIR_LABELS, ({ traffic }, render) =>
+    traffic.flatMap(({ labels, cells }) => render(cells, pairLabels(labels))),
+  ),
+  ...metricsOf(workerLayout, [], ({ cells, cellsByWorker }, render, column) =>
+    column.kind === 'gauge' && column.by === 'thread'
+      ? [...cellsByWorker].flatMap(([worker, own]) => render(own, { thread: String(worker) }))
+      : render(cells, {}),
+  ),
+  ...hostMetrics,
+]
+
+/** The metrics of the columns of one kind of row; `read` finds the rows. */
+function metricsOf<All extends Columns>(
+  layout: Layout<All>,
+  rowLabels: readonly string[],
+  read: (
+    reading: Reading,
+    render: (cells: Float64Array, labels: Labels) => readonly Sample[],
+    column: Column,
+  ) => readonly Sample[],
+): readonly Metric[] {
+  return Object.entries(layout.columns).flatMap(([name, column]) => {
+    const { metric } = column
+    if (metric === undefined) return []
+    const ownLabels = labelsOf(column)
+    return {
+      ...metric,
+      type: typeByKind[column.kind],
+      labels: [...rowLabels, ...ownLabels],
+      collect: (reading) =>
+        read(reading, (cells, labels) => samplesOf(layout, name, cells, labels), column),
+    } satisfies Metric
+  })
+}
+
+function labelsOf(column: Column): readonly string[] {
+  if (column.kind === 'split') return [column.label]
+  return column.kind === 'gauge' && column.by !== undefined ? [column.by] : []
+}
+
+/** What one column of one row says. */
+function samplesOf<All extends Columns>(
+  layout: Layout<All>,
+  name: keyof All & string,
+  cells: Float64Array,
+  labels: Labels,
+): readonly Sample[] {
+  const column: Column | undefined = layout.columns[name]
+  if (column?.kind === 'split') {
+    const { label, values, always } = column
+    const counts = layout.counts(cells, name)
+    return values.flatMap((text, index) => {
+      const value = counts[index] ?? 0
+      if (value === 0 && always !== undefined && text !== always) return []
+      return [{ value, labels: { ...labels, [label]: text } }]
+    })
+  }
+  if (column?.kind === 'histogram') return histogram(layout, name, column, cells, labels)
+  return [{ value: layout.total(cells, name), labels }]
+}
+
+function histogram<All extends Columns>(
+  layout: Layout<All>,
+  name: keyof All & string,
+  { metric, boundsSeconds }: Extract<Column, { kind: 'histogram' }>,
+  cells: Float64Array,
+  sharedLabels: Labels,
+): readonly Sample[] {
+  let cumulative = 0
+  const buckets = Array.from(layout.counts(cells, name), (count, index) => {
+    cumulative += count
+    const le = index < boundsSeconds.length ? String(boundsSeconds[index]) : '+Inf'
+    return { metricName: `${metric.name}_bucket`, value: cumulative, labels: { le }, sharedLabels }
+  })
+  const single = (suffix: string, value: number): Sample => ({
+    metricName: `${metric.name}_${suffix}`,
+    value,
+    labels: {},
+    sharedLabels,
+  })
+  return [...buckets, single('sum', layout.seconds(cells, name)), single('count', cumulative)]
+}
+
+function pairLabels({ reporter, source, destination }: TrafficLabels): Labels {
+  return { reporter, source_service: source, destination_service: destination }
+}
+
+function secondsOf(ms: number | undefined): number | undefined {
+  return ms === undefined ? undefined : ms / 1_000
+}
+
+function snakeCase(name: string): string {
+  return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
+}

@@ -5,8 +5,8 @@
  * so that no total ever goes backwards when the worker is replaced; connections that were open at that
  * moment become `lost`. So opened = closed + lost + active, always.
  */
+import { addCells, type Numbers } from './columns.ts'
 import {
-  type BucketCounts,
   initialTrafficLabels,
   OTHER_SERVICE,
   type Reporter,
@@ -15,11 +15,10 @@ import {
   TrafficCounters,
   type TrafficLabels,
   type TrafficRow,
-  type WorkerCounterName,
+  trafficLayout,
   WorkerCounters,
-  type WorkerGaugeName,
-  type WorkerReading,
-  workerCounterNames,
+  type workerColumns,
+  workerLayout,
 } from './counters.ts'
 
 /** Service pairs of the whole node that are told apart, over all its workers and their lives. */
@@ -39,12 +38,6 @@ export interface TrafficTotal extends TrafficRow {
   readonly lost: number
 }
 
-/** The gauges of one living worker. */
-export interface WorkerGauges {
-  readonly worker: number
-  readonly gauges: Readonly<Record<WorkerGaugeName, number>>
-}
-
 interface LiveWorker extends WorkerMemory {
   readonly labels: (TrafficLabels | undefined)[]
 }
@@ -53,8 +46,8 @@ interface LiveWorker extends WorkerMemory {
 export class WorkerTotals {
   private readonly live = new Map<number, LiveWorker>()
   private readonly pairs = new Set<string>()
-  private retiredTraffic = new Map<string, TrafficTotal>()
-  private retiredReading: WorkerReading = readWorker(WorkerCounters.createMemory())
+  private readonly retiredTraffic = new Map<string, TrafficTotal>()
+  private readonly retiredCells = workerLayout.empty()
 
   /**
    * Makes the memory for a worker that is about to start. `worker` names it until it is retired.
@@ -94,43 +87,42 @@ export class WorkerTotals {
     if (memory === undefined) return
     this.live.delete(worker)
     for (const row of readTraffic(memory.traffic, memory.labels))
-      addRow(this.retiredTraffic, { ...row, active: 0, lost: Math.max(0, row.opened - row.closed) })
-    this.retiredReading = addReadings(this.retiredReading, readWorker(memory.counters))
+      addRow(this.retiredTraffic, { ...row, active: 0, lost: openIn(row) })
+    const cells = readWorker(memory.counters)
+    workerLayout.endGauges(cells)
+    addCells(this.retiredCells, cells)
   }
 
   /** All service pairs that were ever counted, each once. */
   traffic(): readonly TrafficTotal[] {
-    const totals = new Map(this.retiredTraffic)
-    for (const memory of this.live.values()) {
+    const totals = new Map<string, TrafficTotal>()
+    for (const row of this.retiredTraffic.values()) addRow(totals, row)
+    for (const memory of this.live.values())
       for (const row of readTraffic(memory.traffic, memory.labels))
-        addRow(totals, { ...row, active: Math.max(0, row.opened - row.closed), lost: 0 })
-    }
+        addRow(totals, { ...row, active: openIn(row), lost: 0 })
     return [...totals.values()]
   }
 
-  /** The counts that have no service pair. */
-  counters(): Readonly<Record<WorkerCounterName, number>> {
-    return this.reading().counters
-  }
-
-  /** Tunnel round trips of all workers. */
-  roundTrips(): BucketCounts {
-    return this.reading().roundTrips
-  }
-
-  /** The gauges of each living worker. */
-  gauges(): readonly WorkerGauges[] {
-    return [...this.live].map(([worker, memory]) => ({
-      worker,
-      gauges: readWorker(memory.counters).gauges,
-    }))
-  }
-
-  private reading(): WorkerReading {
-    let sum = this.retiredReading
-    for (const memory of this.live.values()) sum = addReadings(sum, readWorker(memory.counters))
+  /** What has no service pair, of all workers; gauges of those that are alive. By the layout of a worker. */
+  cells(): Float64Array {
+    const sum = Float64Array.from(this.retiredCells)
+    for (const memory of this.live.values()) addCells(sum, readWorker(memory.counters))
     return sum
   }
+
+  /** The same as numbers. */
+  numbers(): Numbers<typeof workerColumns> {
+    return workerLayout.read(this.cells())
+  }
+
+  /** The cells of each worker that is alive. */
+  cellsByWorker(): ReadonlyMap<number, Float64Array> {
+    return new Map([...this.live].map(([worker, { counters }]) => [worker, readWorker(counters)]))
+  }
+}
+
+function openIn({ cells }: TrafficRow): number {
+  return Math.max(0, trafficLayout.total(cells, 'opened') - trafficLayout.total(cells, 'closed'))
 }
 
 function keyOf(labels: TrafficLabels): string {
@@ -144,39 +136,12 @@ function otherLabels(reporter: Reporter): TrafficLabels {
 function addRow(totals: Map<string, TrafficTotal>, row: TrafficTotal): void {
   const key = keyOf(row.labels)
   const before = totals.get(key)
-  if (before === undefined) {
-    totals.set(key, row)
-    return
-  }
+  const cells = Float64Array.from(row.cells)
+  if (before !== undefined) addCells(cells, before.cells)
   totals.set(key, {
-    labels: before.labels,
-    opened: before.opened + row.opened,
-    closed: before.closed + row.closed,
-    sentBytes: before.sentBytes + row.sentBytes,
-    receivedBytes: before.receivedBytes + row.receivedBytes,
-    connectFailures: before.connectFailures + row.connectFailures,
-    closedByFlag: addArrays(before.closedByFlag, row.closedByFlag),
-    durationBuckets: addArrays(before.durationBuckets, row.durationBuckets),
-    durationSeconds: before.durationSeconds + row.durationSeconds,
-    active: before.active + row.active,
-    lost: before.lost + row.lost,
+    labels: row.labels,
+    cells,
+    active: row.active + (before?.active ?? 0),
+    lost: row.lost + (before?.lost ?? 0),
   })
-}
-
-/** Gauges of the first are kept: those of a sum mean nothing. */
-function addReadings(a: WorkerReading, b: WorkerReading): WorkerReading {
-  const counters = { ...a.counters }
-  for (const name of workerCounterNames) counters[name] += b.counters[name]
-  return {
-    counters,
-    gauges: a.gauges,
-    roundTrips: {
-      buckets: addArrays(a.roundTrips.buckets, b.roundTrips.buckets),
-      seconds: a.roundTrips.seconds + b.roundTrips.seconds,
-    },
-  }
-}
-
-function addArrays(a: readonly number[], b: readonly number[]): readonly number[] {
-  return a.map((value, index) => value + (b[index] ?? 0))
 }

@@ -41,7 +41,7 @@ for (const side of ['caller', 'callee'] as const)
       assert.equal(judge.closedByFlag(side === 'caller' ? 'destination' : 'source')['TLS'], 100),
     )
     // Counted when the last of its streams has been ended.
-    await eventually(() => assert.equal(judge.totals.counters().sessionsRevoked, 1))
+    await eventually(() => assert.equal(judge.totals.numbers().tunnelSessionsClosed.revoked, 1))
     for (let i = 0; i < 3; i += 1) assert.equal(await pair.call(), 'ECONNRESET')
     assert.equal(pair.application.connections.length, 0, 'the application has seen nobody since')
 

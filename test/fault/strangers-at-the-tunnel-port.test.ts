@@ -42,7 +42,7 @@ test('strangers get nothing, and do not keep the mesh from working', async (t) =
   await using pair = await startCertificatePair()
   const { db } = pair
   const [caller, called] = await pair.connect()
-  const failuresBefore = db.totals.counters().tunnelHandshakeFailures
+  const failuresBefore = db.totals.numbers().tunnelHandshakeFailures
   const alive = async (): Promise<void> => {
     caller.write('ping')
     assert.equal(await read(called, 4), 'ping')
@@ -94,7 +94,7 @@ test('strangers get nothing, and do not keep the mesh from working', async (t) =
   await t.test('each was counted, and no application has seen one', async () => {
     const strangers = EACH * (Object.keys(certificates).length + 1)
     await eventually(() =>
-      assert.equal(db.totals.counters().tunnelHandshakeFailures - failuresBefore, strangers),
+      assert.equal(db.totals.numbers().tunnelHandshakeFailures - failuresBefore, strangers),
     )
     assert.equal(pair.application.connections.length, 0)
     assert.equal((await db.peers()).length, 1, 'the tunnel of web')

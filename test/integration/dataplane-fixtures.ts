@@ -13,7 +13,7 @@ import type { Endpoint } from '../../src/model/endpoint.ts'
 import { type Intention, precedenceOf } from '../../src/model/intention.ts'
 import type { LocalService } from '../../src/model/service.ts'
 import { diffSnapshots, emptySnapshot, type Snapshot } from '../../src/model/snapshot.ts'
-import { trafficFlags } from '../../src/telemetry/counters.ts'
+import { trafficLayout } from '../../src/telemetry/counters.ts'
 import { WorkerTotals } from '../../src/telemetry/totals.ts'
 import { authority, DATACENTER, leafOf } from './tunnel-fixtures.ts'
 
@@ -191,8 +191,8 @@ export async function startHost(options: HostOptions): Promise<TestHost> {
       const sums: Record<string, number> = {}
       for (const row of totals.traffic())
         if (row.labels.reporter === reporter)
-          for (const [i, count] of row.closedByFlag.entries())
-            if (count > 0) sums[trafficFlags[i]!] = (sums[trafficFlags[i]!] ?? 0) + count
+          for (const [flag, count] of Object.entries(trafficLayout.read(row.cells).closed))
+            if (count > 0) sums[flag] = (sums[flag] ?? 0) + count
       return sums
     },
     [Symbol.asyncDispose]: () => pool.drain(0),

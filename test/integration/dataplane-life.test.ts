@@ -6,6 +6,7 @@ import { describe, test } from 'node:test'
 import { ListeningSockets } from '../../src/daemon/listening-sockets.ts'
 import { openListeningSocket } from '../../src/lib/listening-socket.ts'
 import { silentLog } from '../../src/lib/log.ts'
+import { trafficLayout } from '../../src/telemetry/counters.ts'
 import { eventually, within } from '../harness/eventually.ts'
 import {
   dial,
@@ -175,7 +176,9 @@ describe('a stop', () => {
       caller.end('give')
       caller.pause()
       await eventually(() =>
-        assert.ok(db.totals.traffic().some(({ receivedBytes }) => receivedBytes > 0)),
+        assert.ok(
+          db.totals.traffic().some(({ cells }) => trafficLayout.read(cells).receivedBytes > 0),
+        ),
       )
       const drained = (side === 'calling' ? web : db).pool.drain(20_000)
       await new Promise((resolve) => setTimeout(resolve, 300))

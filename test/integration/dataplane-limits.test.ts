@@ -68,12 +68,12 @@ describe('what a caller may have', () => {
     assert.deepEqual([...new Set(outcomes)], ['served', 'overloaded'])
     const served = outcomes.filter((outcome) => outcome === 'served').length
     assert.ok(served >= 8 && served <= 11, `${served} of 24 descriptors`)
-    assert.equal(db.totals.counters().limitDescriptors, 15 - served)
+    assert.equal(db.totals.numbers().limitRefusals.descriptors, 15 - served)
     const meek = await tunnel('api')
     assert.equal(await within(10_000, 'an answer', open(meek)), 'served')
     hog.socket.destroy()
     await eventually(() =>
-      assert.equal(db.totals.gauges()[0]?.gauges.connectionDescriptors, 2, 'those of api'),
+      assert.equal(db.totals.numbers().connectionDescriptors, 2, 'those of api'),
     )
     const again = await tunnel('web')
     assert.equal(await within(10_000, 'an answer', open(again)), 'served')
@@ -91,7 +91,7 @@ describe('what a caller may have', () => {
       pour()
     })
     const { web, port } = await startPair(undo, application, { web: { heldBytes: LIMIT } })
-    const held = (): number => web.totals.gauges()[0]?.gauges.heldBytes ?? 0
+    const held = (): number => web.totals.numbers().heldBytes
     const callers = await Promise.all(Array.from({ length: 40 }, () => dial(port)))
     for (const caller of callers) caller.pause()
     let most = 0
@@ -224,7 +224,7 @@ describe('limits', () => {
     // The reset may come before the caller has noticed that it was connected.
     const refused = roundTrip(port, Buffer.from('x'))
     assert.equal(await refused.then(({ how }) => how, errorCode), 'ECONNRESET')
-    assert.equal(web.totals.counters().overflow, 1)
+    assert.equal(web.totals.numbers().overflow, 1)
     open[0]!.end()
     await eventually(async () => {
       assert.equal((await roundTrip(port, Buffer.from('y'))).bytes.toString(), 'y')

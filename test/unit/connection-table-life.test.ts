@@ -10,7 +10,7 @@ import {
   readTraffic,
   TrafficCounters,
   type TrafficLabels,
-  trafficFlags,
+  trafficLayout,
 } from '../../src/telemetry/counters.ts'
 import { looseAccount, makeAccounts } from './account-fixtures.ts'
 
@@ -39,12 +39,10 @@ function makeTable(): {
     rows: () =>
       readTraffic(memory, labels).map((row) => ({
         pair: `${row.labels.reporter} ${row.labels.source} ${row.labels.destination}`,
-        opened: row.opened,
+        opened: trafficLayout.read(row.cells).opened,
         closed: Object.fromEntries(
-          row.closedByFlag
-            .map((count, i) => [trafficFlags[i], count])
-            .filter(([, count]) => count !== 0),
-        ) as Record<string, number>,
+          Object.entries(trafficLayout.read(row.cells).closed).filter(([, count]) => count !== 0),
+        ),
       })),
   }
 }

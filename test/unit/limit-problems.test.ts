@@ -7,16 +7,25 @@ import { limitProblems } from '../../src/daemon/limit-problems.ts'
 import { type Pressure, PressureWatch } from '../../src/dataplane/proxy/pressure.ts'
 import type { Accounts } from '../../src/dataplane/tunnel/accounts.ts'
 import { SharedLimit } from '../../src/lib/shared-limit.ts'
-import { readWorker, WorkerCounters, type WorkerReading } from '../../src/telemetry/counters.ts'
+import type { Numbers } from '../../src/telemetry/columns.ts'
+import {
+  readWorker,
+  WorkerCounters,
+  type workerColumns,
+  workerLayout,
+} from '../../src/telemetry/counters.ts'
 import { makeAccounts } from './account-fixtures.ts'
 
 const MIB = 1_048_576
 
-function watchOf(accounts: Accounts): { watch: PressureWatch; read: () => WorkerReading } {
+function watchOf(accounts: Accounts): {
+  watch: PressureWatch
+  read: () => Numbers<typeof workerColumns>
+} {
   const memory = WorkerCounters.createMemory()
   return {
     watch: new PressureWatch(accounts, new WorkerCounters(memory), new SharedLimit(1_000, 1)),
-    read: () => readWorker(memory),
+    read: () => workerLayout.read(readWorker(memory)),
   }
 }
 
@@ -33,7 +42,7 @@ test('a worker that has enough of all is no problem', () => {
   assert.equal(pressure.descriptors.isShort, false)
   assert.equal(pressure.descriptors.heaviest, undefined)
   assert.deepEqual(limitProblems([pressure]), [])
-  assert.equal(read().gauges.connectionDescriptors, 74)
+  assert.equal(read().connectionDescriptors, 74)
 })
 
 test('from three quarters on descriptors are short, and who has most is named', () => {
@@ -55,10 +64,10 @@ test('a refusal is a shortage whatever the numbers are now, and is over half a m
   const { accounts } = makeAccounts({ descriptors: 100 })
   take(accounts, 'web', 10)
   const { watch, read } = watchOf(accounts)
-  watch.note('limitDescriptors', 3)
+  watch.note('descriptors', 3)
   watch.take(1_000)
   take(accounts, 'web', -10)
-  watch.note('limitDescriptors')
+  watch.note('descriptors')
   const later = watch.take(2_000).descriptors
   assert.deepEqual(later, {
     used: 0,
@@ -70,13 +79,13 @@ test('a refusal is a shortage whatever the numbers are now, and is over half a m
   assert.equal(watch.take(31_999).descriptors.isShort, true)
   const over = watch.take(32_000).descriptors
   assert.deepEqual(over, { used: 0, limit: 100, isShort: false, refused: 0, heaviest: undefined })
-  assert.equal(read().counters.limitDescriptors, 4, 'a counter never goes back')
+  assert.equal(read().limitRefusals.descriptors, 4, 'a counter never goes back')
 })
 
 test('nothing shed is no refusal', () => {
   const { accounts } = makeAccounts()
   const { watch } = watchOf(accounts)
-  watch.note('limitMemory', 0)
+  watch.note('memory', 0)
   assert.equal(watch.take(0).memory.isShort, false)
 })
 
@@ -84,7 +93,7 @@ test('memory that is short says how much, and for whom most is held', () => {
   const { accounts } = makeAccounts({ heldBytes: 64 * MIB })
   accounts.of('web', 0).hold(48 * MIB)
   const { watch } = watchOf(accounts)
-  watch.note('limitMemory', 7)
+  watch.note('memory', 7)
   const [problem] = limitProblems([watch.take(0)])
   assert.equal(problem?.code, 'HM_LIMIT_MEMORY_SHORT')
   assert.match(
@@ -118,7 +127,7 @@ test('callers that are barred are named with their destination, the first three 
   bar('b', 'db')
   const { watch, read } = watchOf(accounts)
   const one = watch.take(1_000)
-  assert.equal(read().gauges.barredCallers, 1)
+  assert.equal(read().barredCallers, 1)
   const [problem] = limitProblems([one, one])
   assert.equal(problem?.code, 'HM_LIMIT_CALLERS_BARRED')
   assert.match(problem?.message ?? '', /: b at db$/)
@@ -137,8 +146,8 @@ test('streams and tunnels that were refused are a problem that names the host of
   for (let i = 0; i < 5; i += 1) sessions.add(accounts.of(`evil ${i}`, 0, '10.0.0.1').places, 2)
   sessions.add(accounts.of('web', 0, '10.0.0.2').places, 3)
   assert.deepEqual(limitProblems([watch.take(0)]), [])
-  watch.note('limitTunnels', 4)
-  watch.note('limitStreams', 7)
+  watch.note('tunnels', 4)
+  watch.note('streams', 7)
   const [streams, tunnels] = limitProblems([watch.take(0)])
   assert.equal(streams?.code, 'HM_LIMIT_STREAMS_SHORT')
   assert.match(streams?.message ?? '', /7 were refused; nobody has any now$/)

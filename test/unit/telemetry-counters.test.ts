@@ -6,27 +6,47 @@ import { test } from 'node:test'
 import { Worker } from 'node:worker_threads'
 import * as fc from 'fast-check'
 import { responseFlags } from '../../src/model/response-flag.ts'
+import type { Numbers } from '../../src/telemetry/columns.ts'
 import {
-  durationBucketsSeconds,
   initialTrafficLabels,
   MAX_TRAFFIC_ROWS,
   readTraffic,
   readWorker,
-  roundTripBucketsSeconds,
   TrafficCounters,
   type TrafficLabels,
-  type TrafficRow,
   trafficColumns,
   trafficFlags,
+  trafficLayout,
   WorkerCounters,
+  workerColumns,
+  workerLayout,
 } from '../../src/telemetry/counters.ts'
+
+type Row = Numbers<typeof trafficColumns> & { readonly labels: TrafficLabels }
+
+function readRows(
+  memory: SharedArrayBuffer,
+  labels: readonly (TrafficLabels | undefined)[],
+): readonly Row[] {
+  return readTraffic(memory, labels).map((row) => ({
+    ...trafficLayout.read(row.cells),
+    labels: row.labels,
+  }))
+}
+
+const durationBoundsSeconds = trafficColumns.duration.boundsSeconds
+const roundTripBoundsSeconds = workerColumns.tunnelRoundTrip.boundsSeconds
+
+function total(counts: Readonly<Record<string, number>>): number {
+  return Object.values(counts).reduce((sum, count) => sum + count, 0)
+}
 
 function setUp(): {
   counters: TrafficCounters
   memory: SharedArrayBuffer
   labels: (TrafficLabels | undefined)[]
   announced: number[]
-  read: () => readonly TrafficRow[]
+  read: () => readonly Row[]
 } {
   const memory = TrafficCounters.createMemory()
   const labels = initialTrafficLabels()
@@ -35,7 +55,7 @@ function setUp(): {
     labels[row] = label
     announced.push(row)
   })
-  return { counters, memory, labels, announced, read: () => readTraffic(memory, labels) }
+  return { counters, memory, labels, announced, read: () => readRows(memory, labels) }
 }
 
 test('a service pair keeps its row and is announced once, before anything is counted', () => {
@@ -73,36 +93,37 @@ test('what is counted in one row is read back from that row and from no other', 
   const [webRow, apiRow] = read()
   assert.ok(webRow !== undefined && apiRow !== undefined)
   assert.equal(webRow.opened, 3)
-  assert.equal(webRow.closed, 2)
+  assert.equal(total(webRow.closed), 2)
   assert.equal(webRow.sentBytes, 123)
   assert.equal(webRow.receivedBytes, 2 ** 40)
   assert.equal(webRow.connectFailures, 1)
-  assert.equal(webRow.closedByFlag[trafficFlags.indexOf('DENY')], 1)
-  assert.equal(webRow.durationSeconds, 0.012)
+  assert.equal(webRow.closed.DENY, 1)
+  assert.equal(webRow.duration.seconds, 0.012)
   assert.equal(apiRow.opened, 0)
   assert.equal(apiRow.sentBytes, 7)
-  assert.equal(apiRow.closed, 0)
+  assert.equal(total(apiRow.closed), 0)
 })
 
 test('every response flag has a column of its own', () => {
   assert.deepEqual(trafficFlags, Object.keys(responseFlags))
-  assert.equal(new Set(trafficColumns).size, trafficColumns.length)
   for (const flag of trafficFlags) {
     const { counters, read } = setUp()
     counters.closed(counters.row('source', 'a', 'b'), flag, 0)
-    const expected: number[] = trafficFlags.map((other) => (other === flag ? 1 : 0))
-    assert.deepEqual(read()[0]?.closedByFlag, expected)
+    const expected: Record<string, number> = Object.fromEntries(
+      trafficFlags.map((other) => [other, Number(other === flag)]),
+    )
+    assert.deepEqual(read()[0]?.closed, expected)
   }
 })
 
 test('a duration is counted in the first bucket whose bound is not below it', () => {
   const { counters, read } = setUp()
   const row = counters.row('source', 'a', 'b')
-  for (const bound of durationBucketsSeconds) counters.closed(row, '-', bound * 1_000)
+  for (const bound of durationBoundsSeconds) counters.closed(row, '-', bound * 1_000)
   counters.closed(row, '-', 86_400_001)
   assert.deepEqual(
-    read()[0]?.durationBuckets,
-    Array.from({ length: durationBucketsSeconds.length + 1 }, () => 1),
+    read()[0]?.duration.buckets,
+    Array.from({ length: durationBoundsSeconds.length + 1 }, () => 1),
   )
 })
 
@@ -174,15 +195,15 @@ test('any sequence of counts adds up', () => {
         counters.closed(row, flag, durationMs)
       }
       const rows = read()
-      const sum = (valueOf: (row: TrafficRow) => number): number =>
-        rows.reduce((total, row) => total + valueOf(row), 0)
-      const sentBytes = steps.reduce((total, { bytes }) => total + bytes, 0)
+      const sum = (valueOf: (row: Row) => number): number =>
+        rows.reduce((so, row) => so + valueOf(row), 0)
+      const sentBytes = steps.reduce((so, { bytes }) => so + bytes, 0)
       assert.equal(
         sum((row) => row.opened),
         steps.length,
       )
       assert.equal(
-        sum((row) => row.closed),
+        sum((row) => total(row.closed)),
         steps.length,
       )
       assert.equal(
@@ -194,9 +215,10 @@ test('any sequence of counts adds up', () => {
         2 * sentBytes,
       )
       for (const row of rows) {
-        const total = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0)
-        assert.equal(total(row.closedByFlag), row.closed)
-        assert.equal(total(row.durationBuckets), row.closed)
+        assert.equal(
+          row.duration.buckets.reduce((a, b) => a + b, 0),
+          total(row.closed),
+        )
       }
     }),
     { numRuns: 100 },
@@ -209,28 +231,32 @@ test('single numbers are told apart by name, and gauges go down again', () => {
   counters.inc('tunnelHandshakes')
   counters.inc('tunnelHandshakes', 4)
   counters.inc('protocolErrors')
-  counters.inc('tunnelSessionsActive', 3)
-  counters.inc('tunnelSessionsActive', -1)
+  counters.set('tunnelSessionsActive', 3)
+  counters.set('tunnelSessionsActive', 2)
+  counters.refused('memory', 6)
+  counters.sessionClosed('lost')
   counters.set('eventLoopDelayMs', 7.5)
-  const { counters: counts, gauges } = readWorker(memory)
+  const counts = workerLayout.read(readWorker(memory))
   assert.equal(counts.tunnelHandshakes, 5)
   assert.equal(counts.protocolErrors, 1)
   assert.equal(counts.tunnelHandshakeFailures, 0)
-  assert.equal(gauges.tunnelSessionsActive, 2)
-  assert.equal(gauges.eventLoopDelayMs, 7.5)
+  assert.equal(counts.tunnelSessionsActive, 2)
+  assert.equal(counts.eventLoopDelayMs, 7.5)
+  assert.deepEqual([total(counts.limitRefusals), counts.limitRefusals.memory], [6, 6])
+  assert.deepEqual([total(counts.tunnelSessionsClosed), counts.tunnelSessionsClosed.lost], [1, 1])
 })
 
 test('round trips fall into their buckets and sum up in seconds', () => {
   const memory = WorkerCounters.createMemory()
   const counters = new WorkerCounters(memory)
-  for (const bound of roundTripBucketsSeconds) counters.roundTrip(bound * 1_000)
+  for (const bound of roundTripBoundsSeconds) counters.roundTrip(bound * 1_000)
   counters.roundTrip(5_000)
-  const { roundTrips } = readWorker(memory)
+  const { tunnelRoundTrip: roundTrips } = workerLayout.read(readWorker(memory))
   assert.deepEqual(
     roundTrips.buckets,
-    Array.from({ length: roundTripBucketsSeconds.length + 1 }, () => 1),
+    Array.from({ length: roundTripBoundsSeconds.length + 1 }, () => 1),
   )
-  const seconds = roundTripBucketsSeconds.reduce((a, b) => a + b, 0) + 5
+  const seconds = roundTripBoundsSeconds.reduce((a, b) => a + b, 0) + 5
   assert.ok(Math.abs(roundTrips.seconds - seconds) < 1e-9)
 })
 
@@ -255,7 +281,7 @@ test('what a worker thread counted is read here after the thread has crashed', a
   assert.equal(code, 7)
   // The announcement was posted just before process.exit: Node must deliver it before 'exit'.
   assert.deepEqual(
-    readTraffic(memory, labels).map((row) => [row.labels.source, row.sentBytes]),
+    readRows(memory, labels).map((row) => [row.labels.source, row.sentBytes]),
     [['web', 3_000]],
   )
 })

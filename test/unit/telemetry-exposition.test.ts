@@ -5,12 +5,9 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { TrafficCounters, WorkerCounters } from '../../src/telemetry/counters.ts'
-import {
-  createExposition,
-  type HostReading,
-  type MetricsSource,
-} from '../../src/telemetry/exposition.ts'
-import { type MetricDefinition, metrics } from '../../src/telemetry/metrics.ts'
+import { createExposition, type MetricsSource } from '../../src/telemetry/exposition.ts'
+import type { HostReading } from '../../src/telemetry/host-reading.ts'
+import { metrics } from '../../src/telemetry/metrics.ts'
 import { WorkerTotals } from '../../src/telemetry/totals.ts'
 
 interface Sample {
@@ -189,9 +186,8 @@ test('every metric of the table is in the text, with its type, its help and no o
     }),
   ).metrics()
   const families = parseExposition(text)
-  const table: readonly MetricDefinition[] = Object.values(metrics)
-  assert.deepEqual([...families.keys()].toSorted(), table.map(({ name }) => name).toSorted())
-  for (const definition of table) {
+  assert.deepEqual([...families.keys()].toSorted(), metrics.map(({ name }) => name).toSorted())
+  for (const definition of metrics) {
     const family = families.get(definition.name)
     assert.equal(family?.type, definition.type)
     assert.equal(family.help, definition.help)
@@ -204,7 +200,7 @@ test('every metric of the table is in the text, with its type, its help and no o
 })
 
 test('metric names follow the rules: prefix, base units, _total on counters and only there', () => {
-  for (const { name, type } of Object.values(metrics)) {
+  for (const { name, type } of metrics) {
     assert.match(name, /^hostmesh_[a-z]+(_[a-z]+)*$/)
     assert.equal(name.endsWith('_total'), type === 'counter', name)
     assert.doesNotMatch(name, /_(ms|milliseconds|kib|kb|percent)(_|$)/)

@@ -60,7 +60,7 @@ export function carryStream(plane: Plane, arrival: ArrivingStream): void {
   }
   if (!plane.isDraining()) {
     arrival.lane.wasFutile(performance.now())
-    plane.noteLimit('limitStreams')
+    plane.noteLimit('streams')
   }
   plane.workerCounters.inc('overflow')
   hangUp(arrival.stream, plane.isDraining() ? 'DR' : 'UO')
@@ -88,7 +88,7 @@ async function carry(plane: Plane, arrival: Arrival, beginning: Beginning): Prom
   const hasRoom = plane.connections.hasRoom('inbound', arrival.peer.service, account)
   if (denial === undefined && !hasRoom) {
     plane.workerCounters.inc('overflow')
-    if (plane.connections.isShortOfDescriptors(account)) plane.noteLimit('limitDescriptors')
+    if (plane.connections.isShortOfDescriptors(account)) plane.noteLimit('descriptors')
     hangUp(stream, 'UO')
     return
   }

@@ -56,7 +56,7 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
   const account = plane.localAccount(door.caller)
   if (!plane.connections.hasRoom('outbound', door.caller, account)) {
     plane.workerCounters.inc('overflow')
-    if (plane.connections.isShortOfDescriptors(account)) plane.noteLimit('limitDescriptors')
+    if (plane.connections.isShortOfDescriptors(account)) plane.noteLimit('descriptors')
     const forget = door.capturedBy === 'redirect' ? trackedEnds(socket) : undefined
     socket.resetAndDestroy()
     forget?.()

@@ -6,7 +6,7 @@ import type { Log } from '../../lib/log.ts'
 import type { SocketAddress } from '../../model/address.ts'
 import type { LocalService } from '../../model/service.ts'
 import type { Snapshot } from '../../model/snapshot.ts'
-import type { TrafficCounters, WorkerCounters } from '../../telemetry/counters.ts'
+import type { LimitName, TrafficCounters, WorkerCounters } from '../../telemetry/counters.ts'
 import type { Balancer } from '../balance/picker.ts'
 import type { CapturedBy } from '../capture/original-destination.ts'
 import type { AddressIndex } from '../route/by-address.ts'
@@ -16,7 +16,6 @@ import type { TunnelPool } from '../tunnel/pool.ts'
 import type { Arrivals } from './arrivals.ts'
 import type { ConnectionTable } from './connection-table.ts'
 import type { Outcomes } from './outcomes.ts'
-import type { LimitCounter } from './pressure.ts'
 import type { ProbeLimit } from './probe.ts'
 
 /** Deadlines of a connection, milliseconds. */
@@ -48,7 +47,7 @@ export interface Plane {
   /** The view to act on: take it once per connection. */
   snapshot(): Snapshot
   /** Something was refused because a limit was reached. */
-  noteLimit(limit: LimitCounter): void
+  noteLimit(limit: LimitName): void
   /** The account of a calling service of this host. */
   localAccount(service: string): Account
   /** The instance of a service on this host: the one with this ID, or any when `id` is undefined. */

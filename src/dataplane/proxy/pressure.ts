@@ -3,7 +3,7 @@
  * nothing, that is done where something is taken.
  */
 import type { Share, SharedLimit } from '../../lib/shared-limit.ts'
-import type { WorkerCounterName, WorkerCounters } from '../../telemetry/counters.ts'
+import type { LimitName, WorkerCounters } from '../../telemetry/counters.ts'
 import type { Account, Accounts } from '../tunnel/accounts.ts'
 
 /** Share from which a resource counts as short. */
@@ -14,9 +14,6 @@ const SHORT_FOR_MS = 30_000
 
 /** Names in the list of those who are barred. */
 const MAX_BARRED_NAMES = 3
-
-/** What a refusal for want of something is counted as. */
-export type LimitCounter = Extract<WorkerCounterName, `limit${string}`>
 
 /** One resource of a worker. */
 export interface ResourcePressure {
@@ -109,13 +106,13 @@ export class PressureWatch {
   }
 
   /** Something was refused for want of something. */
-  note(limit: LimitCounter, count = 1): void {
+  note(limit: LimitName, count = 1): void {
     if (count === 0) return
-    this.counters.inc(limit, count)
-    if (limit === 'limitMemory') this.memory.note(count)
-    if (limit === 'limitDescriptors') this.descriptors.note(count)
-    if (limit === 'limitStreams') this.streams.note(count)
-    if (limit === 'limitTunnels') this.tunnels.note(count)
+    this.counters.refused(limit, count)
+    if (limit === 'memory') this.memory.note(count)
+    if (limit === 'descriptors') this.descriptors.note(count)
+    if (limit === 'streams') this.streams.note(count)
+    if (limit === 'tunnels') this.tunnels.note(count)
   }
 
   /** Looks, and tells the counters. `nowMs` is monotonic. */

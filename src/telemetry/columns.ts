@@ -1,0 +1,164 @@
+/**
+ * What is counted, as data. A column says what is counted, under which name it is exported, and how many cells of
+ * memory it takes; from its declaration in `counters.ts` reading, merging, the Prometheus text and docs/metrics.md follow.
+ *
+ * A reading is a plain array of cells, in the order of the columns: sums and differences of readings need to know
+ * nothing of what is in them.
+ */
+
+/** How a column is exported; one without is part of a metric that `metrics.ts` puts together. */
+export interface MetricHead {
+  readonly group: MetricGroup
+  readonly name: string
+  readonly help: string
+}
+
+/** The sections of docs/metrics.md. */
+export type MetricGroup = 'Connections' | 'Tunnels' | 'Host' | 'Process'
+
+/** One kind of thing that is counted. */
+export type Column =
+  /** Only grows. */
+  | { readonly kind: 'count'; readonly metric?: MetricHead }
+  /** Goes up and down, and ends with the worker. `thread`: told for each worker alone, else as a sum. */
+  | { readonly kind: 'gauge'; readonly metric?: MetricHead; readonly by?: 'thread' }
+  /** One count for each value of a label. With `always` the others have no series before they happen. */
+  | {
+      readonly kind: 'split'
+      readonly metric: MetricHead
+      readonly label: string
+      readonly values: readonly string[]
+      readonly always?: string
+    }
+  /** Counts by upper bound (the last is above all bounds; not cumulative), then the sum of all values, in seconds. */
+  | {
+      readonly kind: 'histogram'
+      readonly metric: MetricHead
+      readonly boundsSeconds: readonly number[]
+    }
+
+/** The columns of a row, by the name that the code uses. */
+export type Columns = Readonly<Record<string, Column>>
+
+/** The names of the columns of one kind. */
+export type NameOf<All extends Columns, Kind extends Column['kind']> = {
+  [Name in keyof All & string]: All[Name] extends { readonly kind: Kind } ? Name : never
+}[keyof All & string]
+
+/** The values of a split column. */
+export type ValueOf<All extends Columns, Name extends keyof All> = All[Name] extends {
+  readonly values: readonly (infer Value extends string)[]
+}
+  ? Value
+  : never
+
+/** What a histogram holds: counts by upper bound, then above the last (not cumulative), and the sum of all values. */
+export interface BucketCounts {
+  readonly buckets: readonly number[]
+  readonly seconds: number
+}
+
+/** A row as numbers: a split column by value. */
+export type Numbers<All extends Columns> = {
+  readonly [Name in keyof All]: All[Name] extends { readonly kind: 'split' }
+    ? Readonly<Record<ValueOf<All, Name>, number>>
+    : All[Name] extends { readonly kind: 'histogram' }
+      ? BucketCounts
+      : number
+}
+
+/** Where the cells of a row's columns are. */
+export class Layout<All extends Columns> {
+  readonly columns: All
+  /** Cells of one row. */
+  readonly width: number
+  /** The first cell of each column. */
+  readonly start: { readonly [Name in keyof All]: number }
+  private readonly gaugeCells: readonly number[]
+
+  constructor(columns: All) {
+    this.columns = columns
+    const start: Record<string, number> = {}
+    const gaugeCells: number[] = []
+    let width = 0
+    for (const [name, column] of Object.entries(columns)) {
+      start[name] = width
+      if (column.kind === 'gauge') gaugeCells.push(width)
+      width += cellsOf(column)
+    }
+    this.width = width
+    // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- it has just got every key of the columns
+    this.start = start as { [Name in keyof All]: number }
+    this.gaugeCells = gaugeCells
+  }
+
+  /** Zeros: the reading of a row in which nothing was counted. */
+  empty(): Float64Array {
+    return new Float64Array(this.width)
+  }
+
+  /** Where a value of a split column is counted, from the first cell of the column on. */
+  offsets<Name extends NameOf<All, 'split'>>(name: Name): Record<ValueOf<All, Name>, number>
+  offsets(name: string): Record<string, number> {
+    const column = this.columns[name]
+    if (column?.kind !== 'split') return {}
+    return Object.fromEntries(column.values.map((value, index) => [value, index]))
+  }
+
+  /** The number of a count or gauge; of a split column or histogram how often anything was counted. */
+  total(cells: Float64Array, name: keyof All & string): number {
+    const counts = this.counts(cells, name)
+    return counts.reduce((sum, count) => sum + count, 0)
+  }
+
+  /** The counts of a column, one for each value or bucket. */
+  counts(cells: Float64Array, name: keyof All & string): Float64Array {
+    const column = this.columns[name]
+    const start = this.start[name]
+    if (column === undefined) return new Float64Array(0)
+    const count = column.kind === 'histogram' ? cellsOf(column) - 1 : cellsOf(column)
+    return cells.subarray(start, start + count)
+  }
+
+  /** The sum of the values in a histogram, seconds. */
+  seconds(cells: Float64Array, name: keyof All & string): number {
+    const column = this.columns[name]
+    return column === undefined ? 0 : (cells[this.start[name] + cellsOf(column) - 1] ?? 0)
+  }
+
+  /** A whole row. */
+  read(cells: Float64Array): Numbers<All> {
+    const numbers = Object.entries(this.columns).map(([name, column]) => {
+      const counts = this.counts(cells, name)
+      if (column.kind === 'split')
+        return [name, Object.fromEntries(column.values.map((value, i) => [value, counts[i] ?? 0]))]
+      if (column.kind === 'histogram')
+        return [name, { buckets: [...counts], seconds: this.seconds(cells, name) }]
+      return [name, counts[0] ?? 0]
+    })
+    // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- the type is made from the same columns
+    return Object.fromEntries(numbers) as Numbers<All>
+  }
+
+  /** What is left of a worker that is gone: its gauges end. */
+  endGauges(cells: Float64Array): void {
+    for (const cell of this.gaugeCells) cells[cell] = 0
+  }
+}
+
+/** Adds one reading to another of the same layout. */
+export function addCells(sum: Float64Array, cells: Float64Array): void {
+  for (let i = 0; i < sum.length; i += 1) sum[i] = (sum[i] ?? 0) + (cells[i] ?? 0)
+}
+
+/** The bucket of a value: the first whose bound is not below it. */
+export function bucketOf(bounds: readonly number[], value: number): number {
+  let bucket = 0
+  while (bucket < bounds.length && value > (bounds[bucket] ?? 0)) bucket += 1
+  return bucket
+}
+
+function cellsOf(column: Column): number {
+  if (column.kind === 'split') return column.values.length
+  return column.kind === 'histogram' ? column.boundsSeconds.length + 2 : 1
+}
