@@ -10,8 +10,9 @@ import { readFileSync } from 'node:fs'
 import { connect, createServer } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
 import { errorCode, MeshError } from '../lib/errors.ts'
-import { loadGetSockOpt } from '../lib/ffi.ts'
 import type { Log } from '../lib/log.ts'
+import { requireNativeCalls, SOL_SOCKET } from '../lib/native.ts'
+import { descriptorOf } from '../lib/node-internals.ts'
 
 /** The zero in front makes it abstract: no file. */
 const NAME = '\0hostmesh-kernel-rules'
@@ -20,7 +21,6 @@ const NAME = '\0hostmesh-kernel-rules'
 const PATIENCE_MS = 3_000
 const AGAIN_MS = 50
 
-const SOL_SOCKET = 1
 const SO_PEERCRED = 17
 const CREDENTIAL_NUMBERS = 3
 const CAP_NET_ADMIN = 1n << 12n
@@ -85,9 +85,7 @@ export async function holderOf(name: string): Promise<Holder | undefined> {
   socket.on('error', () => undefined)
   try {
     await once(socket, 'connect')
-    const handle: unknown = Reflect.get(socket, '_handle')
-    const fd = typeof handle === 'object' && handle !== null && 'fd' in handle ? handle.fd : -1
-    const [pid, uid] = typeof fd === 'number' && fd >= 0 ? credentialsOf(fd) : []
+    const [pid, uid] = credentialsOf(descriptorOf(socket))
     return pid === undefined || uid === undefined ? undefined : { pid, uid }
   } catch {
     return undefined
@@ -101,7 +99,8 @@ function credentialsOf(fd: number): readonly number[] {
   const numbers = new Int32Array(CREDENTIAL_NUMBERS)
   const length = new Uint32Array([numbers.byteLength])
   const bytes = new Uint8Array(numbers.buffer)
-  return loadGetSockOpt()(fd, SOL_SOCKET, SO_PEERCRED, bytes, length) === 0 ? [...numbers] : []
+  const calls = requireNativeCalls('asks who holds a socket')
+  return calls.getsockopt(fd, SOL_SOCKET, SO_PEERCRED, bytes, length) === 0 ? [...numbers] : []
 }
 
 /** Root, our own user, or whoever has the capability for it in the user namespace that we are in. */

@@ -3,7 +3,7 @@
  * ends: the kernel's flock(2), so that no stale lock can stay behind.
  */
 import { closeSync, constants, openSync } from 'node:fs'
-import { loadFlock } from './ffi.ts'
+import { requireNativeCalls } from './native.ts'
 
 /** Take it at once or not at all. */
 const LOCK_EX_NB = 2 | 4
@@ -17,7 +17,7 @@ export function tryLockFile(path: string): Disposable | undefined {
   const descriptor = openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600)
   let isHeld = false
   try {
-    isHeld = loadFlock()(descriptor, LOCK_EX_NB) === 0
+    isHeld = requireNativeCalls('locks files').flock(descriptor, LOCK_EX_NB) === 0
   } finally {
     if (!isHeld) closeSync(descriptor)
   }

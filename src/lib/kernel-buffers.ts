@@ -9,20 +9,21 @@
  *
  * Where koffi does not load nothing is set.
  */
-import { createRequire } from 'node:module'
 import { isIPv6 } from 'node:net'
-import type * as Koffi from 'koffi'
+import {
+  AF_INET,
+  AF_INET6,
+  IPPROTO_TCP,
+  nativeCalls,
+  SOCK_CLOEXEC,
+  SOCK_NONBLOCK,
+  SOCK_STREAM,
+  SOL_SOCKET,
+  TCP_MAXSEG,
+} from './native.ts'
 
-const AF_INET = 2
-const AF_INET6 = 10
-const SOCK_STREAM = 1
-const SOCK_NONBLOCK = 0o4000
-const SOCK_CLOEXEC = 0o2000000
-const SOL_SOCKET = 1
 const SO_SNDBUF = 7
 const SO_RCVBUF = 8
-const IPPROTO_TCP = 6
-const TCP_MAXSEG = 2
 
 /** Little enough for the kernel to round it up to 4 KiB. What the other end may have under way depends on it. */
 const SEGMENT = new Int32Array([3_500])
@@ -30,38 +31,18 @@ const SEGMENT = new Int32Array([3_500])
 /** The kernel doubles it, for its own expenses. */
 const BUFFER = new Int32Array([32_768])
 
-interface Calls {
-  socket(family: number, type: number, protocol: number): number
-  setsockopt(fd: number, level: number, option: number, value: Int32Array, length: number): number
-}
-
-let calls: Calls | null | undefined
-
 /**
  * A TCP socket for a connection to `ip` that takes little of the kernel's memory on both sides of it.
  * @returns its descriptor; undefined where there is none to be had.
  */
 export function openFrugalSocket(ip: string): number | undefined {
-  calls ??= bind()
+  const calls = nativeCalls()
   const family = isIPv6(ip) ? AF_INET6 : AF_INET
   const fd = calls?.socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0) ?? -1
-  if (calls === null || fd < 0) return undefined
+  if (calls === undefined || fd < 0) return undefined
   // Not before the connection is made could the other end be told.
   calls.setsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, SEGMENT, SEGMENT.byteLength)
   for (const option of [SO_SNDBUF, SO_RCVBUF])
     calls.setsockopt(fd, SOL_SOCKET, option, BUFFER, BUFFER.byteLength)
   return fd
-}
-
-function bind(): Calls | null {
-  try {
-    const koffi: typeof Koffi = createRequire(import.meta.url)('koffi')
-    const program = koffi.load(null)
-    return {
-      socket: program.func('int socket(int, int, int)'),
-      setsockopt: program.func('int setsockopt(int, int, int, void *, uint32_t)'),
-    }
-  } catch {
-    return null
-  }
 }

@@ -6,7 +6,7 @@
  */
 import { closeSync, constants, fstatSync, openSync, writeSync } from 'node:fs'
 import { errorCode } from './errors.ts'
-import { loadDescriptorCalls } from './ffi.ts'
+import { nativeCalls } from './native.ts'
 
 /** Writes bytes from `offset` on and returns how many were taken. @throws with an errno code. */
 export type WriteBytes = (bytes: Uint8Array, offset: number) => number
@@ -169,18 +169,23 @@ export function neverWaitForStandardError(): void {
     if (!status.isFIFO() && !status.isCharacterDevice()) return
     const { O_WRONLY, O_NONBLOCK, O_NOCTTY } = constants
     const own = openSync(`/proc/self/fd/${STANDARD_ERROR}`, O_WRONLY | O_NONBLOCK | O_NOCTTY)
-    loadDescriptorCalls().dup2(own, STANDARD_ERROR)
+    nativeCalls()?.dup2(own, STANDARD_ERROR)
     closeSync(own)
   } catch {
     // Another user's pipe, a closed one, no koffi: keepNonBlocking() does what can be done.
   }
 }
 
-/** Before each write: a process that shares the descriptor (a predecessor that ends) may have changed its mode. */
+/**
+ * Before each write: a process that shares the descriptor (a predecessor that ends) may have changed its mode. On a host
+ * without koffi a slow reader can make it wait.
+ */
 function keepNonBlocking(): void {
-  try {
-    loadDescriptorCalls().setNonBlocking(STANDARD_ERROR)
-  } catch {
-    // A host without koffi: a slow reader can make it wait.
-  }
+  const calls = nativeCalls()
+  const flags = calls?.fcntl(STANDARD_ERROR, F_GETFL, 'int', 0) ?? -1
+  if (flags >= 0 && (flags & constants.O_NONBLOCK) === 0)
+    calls?.fcntl(STANDARD_ERROR, F_SETFL, 'int', flags | constants.O_NONBLOCK)
 }
+
+const F_GETFL = 3
+const F_SETFL = 4

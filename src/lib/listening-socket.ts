@@ -5,10 +5,22 @@
  *
  * Everything that accepted connections inherit (TCP_NODELAY, keepalive, IP_TRANSPARENT) is set on the listening socket.
  */
-import { createRequire } from 'node:module'
-import { getSystemErrorMessage, getSystemErrorName } from 'node:util'
-import type * as Koffi from 'koffi'
-import { MeshError } from './errors.ts'
+import {
+  AF_INET,
+  AF_INET6,
+  IPPROTO_TCP,
+  type NativeCalls,
+  requireNativeCalls,
+  SOCK_CLOEXEC,
+  SOCK_DGRAM,
+  SOCK_NONBLOCK,
+  SOCK_STREAM,
+  SOL_IP,
+  SOL_IPV6,
+  SOL_SOCKET,
+  systemError,
+  TCP_MAXSEG,
+} from './native.ts'
 
 /** What a socket is to be. `ip` without zone; `::` takes IPv4 too, another IPv6 address only itself. */
 export interface SocketSpec {
@@ -21,29 +33,23 @@ export interface SocketSpec {
   readonly maxSegment?: number | undefined
 }
 
-const AF_INET = 2
-const AF_INET6 = 10
-const TYPES = { tcp: 1, udp: 2 } as const
-const SOCK_NONBLOCK = 0o4000
-const SOCK_CLOEXEC = 0o2000000
+const TYPES = { tcp: SOCK_STREAM, udp: SOCK_DGRAM } as const
 
-const SOL_SOCKET = 1
 const SO_REUSEADDR = 2
 const SO_TYPE = 3
 const SO_KEEPALIVE = 9
 const SO_REUSEPORT = 15
 const SO_ACCEPTCONN = 30
-const SOL_IP = 0
 const IP_TRANSPARENT = 19
-const SOL_IPV6 = 41
 const IPV6_V6ONLY = 26
 const IPV6_TRANSPARENT = 75
-const IPPROTO_TCP = 6
 const TCP_NODELAY = 1
-const TCP_MAXSEG = 2
 const TCP_KEEPIDLE = 4
 const TCP_KEEPINTVL = 5
 const TCP_KEEPCNT = 6
+
+/** For the error of a host without koffi. */
+const PURPOSE = 'opens listening sockets'
 
 const F_GETFD = 1
 const F_SETFD = 2
@@ -68,7 +74,7 @@ const ADDRESS_BYTES = { [AF_INET]: 16, [AF_INET6]: 28 } as const
  * @throws Error whose `code` is that of the system (`EADDRINUSE`, `EACCES`, `EAFNOSUPPORT`…)
  */
 export function openListeningSocket(spec: SocketSpec): number {
-  const calls = loadCalls()
+  const calls = requireNativeCalls(PURPOSE)
   const address = socketAddress(calls, spec)
   const family = familyOf(spec)
   const fd = calls.socket(family, TYPES[spec.kind] | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
@@ -99,7 +105,7 @@ export function openListeningSocket(spec: SocketSpec): number {
  * @returns the descriptor, closed on exec @throws Error with the system's `code`
  */
 export function holdPort(spec: SocketSpec & { readonly kind: 'tcp' }): number {
-  const calls = loadCalls()
+  const calls = requireNativeCalls(PURPOSE)
   const address = socketAddress(calls, spec)
   const family = familyOf(spec)
   const fd = calls.socket(family, TYPES.tcp | SOCK_CLOEXEC, 0)
@@ -121,7 +127,7 @@ export function holdPort(spec: SocketSpec & { readonly kind: 'tcp' }): number {
  * write, and do not, stays for ever. @throws Error with the system's `code`.
  */
 export function keepAcceptedAlive(fd: number): void {
-  const calls = loadCalls()
+  const calls = requireNativeCalls(PURPOSE)
   setOption(calls, fd, SOL_SOCKET, SO_KEEPALIVE, 1)
   setOption(calls, fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE.idle)
   setOption(calls, fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE.interval)
@@ -130,17 +136,17 @@ export function keepAcceptedAlive(fd: number): void {
 
 /** From now on no other user can bind a UDP socket to the same address (SO_REUSEADDR). @throws Error with the system's `code`. */
 export function shareAddressNoMore(fd: number): void {
-  setOption(loadCalls(), fd, SOL_SOCKET, SO_REUSEADDR, 0)
+  setOption(requireNativeCalls(PURPOSE), fd, SOL_SOCKET, SO_REUSEADDR, 0)
 }
 
 /** What is accepted from now on sends and is sent no larger segments. @throws Error with the system's `code`. */
 export function limitSegments(fd: number, bytes: number): void {
-  setOption(loadCalls(), fd, IPPROTO_TCP, TCP_MAXSEG, bytes)
+  setOption(requireNativeCalls(PURPOSE), fd, IPPROTO_TCP, TCP_MAXSEG, bytes)
 }
 
 /** Makes a socket that is bound already take what is diverted to it. @throws Error with the system's `code`. */
 export function makeTransparent(fd: number, spec: SocketSpec): void {
-  const calls = loadCalls()
+  const calls = requireNativeCalls(PURPOSE)
   const isV6 = familyOf(spec) === AF_INET6
   if (isV6) setOption(calls, fd, SOL_IPV6, IPV6_TRANSPARENT, 1)
   // A dual-stack socket takes IPv4 by this one.
@@ -149,7 +155,7 @@ export function makeTransparent(fd: number, spec: SocketSpec): void {
 
 /** Whether a descriptor is a socket that {@link openListeningSocket} would open for `spec`, transparency aside. */
 export function isSocketOf(fd: number, spec: SocketSpec): boolean {
-  const calls = loadCalls()
+  const calls = requireNativeCalls(PURPOSE)
   const expected = socketAddress(calls, spec)
   const actual = new Uint8Array(ADDRESS_BYTES[AF_INET6])
   const length = new Uint32Array([actual.length])
@@ -165,7 +171,8 @@ export function isSocketOf(fd: number, spec: SocketSpec): boolean {
 /** The port that a socket is bound to; undefined for what is no such socket. */
 export function boundPort(fd: number): number | undefined {
   const bytes = new Uint8Array(ADDRESS_BYTES[AF_INET6])
-  if (loadCalls().getsockname(fd, bytes, new Uint32Array([bytes.length])) !== 0) return undefined
+  if (requireNativeCalls(PURPOSE).getsockname(fd, bytes, new Uint32Array([bytes.length])) !== 0)
+    return undefined
   if (bytes[0] !== AF_INET && bytes[0] !== AF_INET6) return undefined
   return ((bytes[2] ?? 0) << 8) | (bytes[3] ?? 0)
 }
@@ -175,7 +182,7 @@ export function boundPort(fd: number): number | undefined {
  * Takes it for a moment only.
  */
 export function isPortFree(port: number): boolean {
-  const calls = loadCalls()
+  const calls = requireNativeCalls(PURPOSE)
   for (const ip of ['::', '0.0.0.0']) {
     const spec: SocketSpec = { kind: 'tcp', ip, port }
     const family = familyOf(spec)
@@ -196,7 +203,7 @@ export function isPortFree(port: number): boolean {
 
 /** Another descriptor of the same open socket, closed on exec. @throws Error with the system's `code`. */
 export function duplicateDescriptor(fd: number): number {
-  const calls = loadCalls()
+  const calls = requireNativeCalls(PURPOSE)
   const copy = calls.fcntl(fd, F_DUPFD_CLOEXEC, 'int', 0)
   if (copy < 0) throw systemError(calls, 'fcntl')
   return copy
@@ -204,7 +211,7 @@ export function duplicateDescriptor(fd: number): number {
 
 /** Whether `fd` stays open in programs that this process starts. @throws Error with the system's `code`. */
 export function setCloseOnExec(fd: number, closes: boolean): void {
-  const calls = loadCalls()
+  const calls = requireNativeCalls(PURPOSE)
   const flags = calls.fcntl(fd, F_GETFD, 'int', 0)
   const wanted = closes ? flags | FD_CLOEXEC : flags & ~FD_CLOEXEC
   if (flags < 0 || calls.fcntl(fd, F_SETFD, 'int', wanted) < 0) throw systemError(calls, 'fcntl')
@@ -212,7 +219,7 @@ export function setCloseOnExec(fd: number, closes: boolean): void {
 
 /** Closes a descriptor; one that is not open is left alone. */
 export function closeDescriptor(fd: number): void {
-  loadCalls().close(fd)
+  requireNativeCalls(PURPOSE).close(fd)
 }
 
 function familyOf({ ip }: SocketSpec): typeof AF_INET | typeof AF_INET6 {
@@ -224,7 +231,7 @@ function isV6Only({ ip }: SocketSpec): boolean {
 }
 
 /** struct sockaddr_in or sockaddr_in6: family in the machine's byte order (little-endian), port in the network's. */
-function socketAddress(calls: Calls, spec: SocketSpec): Uint8Array {
+function socketAddress(calls: NativeCalls, spec: SocketSpec): Uint8Array {
   const family = familyOf(spec)
   const bytes = new Uint8Array(ADDRESS_BYTES[family])
   bytes[0] = family
@@ -235,68 +242,24 @@ function socketAddress(calls: Calls, spec: SocketSpec): Uint8Array {
   return bytes
 }
 
-function setOption(calls: Calls, fd: number, level: number, option: number, value: number): void {
+function setOption(
+  calls: NativeCalls,
+  fd: number,
+  level: number,
+  option: number,
+  value: number,
+): void {
   const code = calls.setsockopt(fd, level, option, new Int32Array([value]), 4)
   if (code !== 0) throw systemError(calls, 'setsockopt')
 }
 
-function getOption(calls: Calls, fd: number, level: number, option: number): number | undefined {
+function getOption(
+  calls: NativeCalls,
+  fd: number,
+  level: number,
+  option: number,
+): number | undefined {
   const value = new Int32Array(1)
   const code = calls.getsockopt(fd, level, option, value, new Uint32Array([4]))
   return code === 0 ? value[0] : undefined
-}
-
-function systemError(calls: Calls, call: string): Error {
-  const errno = calls.errno()
-  const code = getSystemErrorName(-errno)
-  const error = new Error(`${call}: ${getSystemErrorMessage(-errno)} (${code})`)
-  return Object.assign(error, { code })
-}
-
-interface Calls {
-  socket(domain: number, type: number, protocol: number): number
-  setsockopt(fd: number, level: number, option: number, value: Int32Array, length: number): number
-  getsockopt(
-    fd: number,
-    level: number,
-    option: number,
-    value: Int32Array,
-    length: Uint32Array,
-  ): number
-  getsockname(fd: number, address: Uint8Array, length: Uint32Array): number
-  bind(fd: number, address: Uint8Array, length: number): number
-  listen(fd: number, backlog: number): number
-  inet_pton(family: number, text: string, bytes: Uint8Array): number
-  fcntl(fd: number, command: number, type: 'int', argument: number): number
-  close(fd: number): number
-  errno(): number
-}
-
-let loaded: Calls | undefined
-
-function loadCalls(): Calls {
-  if (loaded !== undefined) return loaded
-  try {
-    const koffi: typeof Koffi = createRequire(import.meta.url)('koffi')
-    const program = koffi.load(null)
-    loaded = {
-      socket: program.func('int socket(int, int, int)'),
-      setsockopt: program.func('int setsockopt(int, int, int, void *, uint32_t)'),
-      getsockopt: program.func('int getsockopt(int, int, int, void *, void *)'),
-      getsockname: program.func('int getsockname(int, void *, void *)'),
-      bind: program.func('int bind(int, void *, uint32_t)'),
-      listen: program.func('int listen(int, int)'),
-      inet_pton: program.func('int inet_pton(int, const char *, void *)'),
-      fcntl: program.func('int fcntl(int, int, ...)'),
-      close: program.func('int close(int)'),
-      errno: () => koffi.errno(),
-    }
-    return loaded
-  } catch (error) {
-    throw new MeshError(
-      'HM_FFI_UNAVAILABLE',
-      `Cannot load koffi, which opens listening sockets (${process.platform}-${process.arch})`,
-      { cause: error, hint: 'Reinstall with optional dependencies (npm ci)' },
-    )
-  }
 }

@@ -4,8 +4,7 @@
  * Node cannot wait for such a descriptor, so whoever listens asks from time to time; a question that nothing answers is
  * one system call.
  */
-import { createRequire } from 'node:module'
-import type * as Koffi from 'koffi'
+import { AF_NETLINK, nativeCalls, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW } from './native.ts'
 
 /** A socket that hears. Disposing it closes it. */
 export interface NetlinkListener extends Disposable {
@@ -19,11 +18,7 @@ export interface NetlinkGroups {
   readonly groups: readonly number[]
 }
 
-const AF_NETLINK = 16
 const PROTOCOLS = { route: 0, sockets: 4, netfilter: 12 } as const
-const SOCK_RAW = 3
-const SOCK_NONBLOCK = 0o4000
-const SOCK_CLOEXEC = 0o2000000
 const ADDRESS_BYTES = 12
 const DATAGRAM_BYTES = 65_536
 const ENOBUFS = 105
@@ -36,7 +31,7 @@ const MOST_AT_ONCE = 4_096
 
 /** Opens a socket; undefined where that is not possible: no right to, no such protocol, no koffi. */
 export function listenToNetlink({ protocol, groups }: NetlinkGroups): NetlinkListener | undefined {
-  const calls = loadCalls()
+  const calls = nativeCalls()
   if (calls === undefined) return undefined
   const fd = calls.socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, PROTOCOLS[protocol])
   if (fd < 0) return undefined
@@ -76,7 +71,7 @@ export interface NetlinkTalk extends Disposable {
 
 /** Opens a socket; undefined where that is not possible. `sockets` are those of this host, by their addresses. */
 export function talkToNetlink(protocol: 'netfilter' | 'sockets'): NetlinkTalk | undefined {
-  const calls = loadCalls()
+  const calls = nativeCalls()
   if (calls === undefined) return undefined
   const fd = calls.socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, PROTOCOLS[protocol])
   if (fd < 0) return undefined
@@ -98,35 +93,5 @@ export function talkToNetlink(protocol: 'netfilter' | 'sockets'): NetlinkTalk | 
       if (isOpen) calls.close(fd)
       isOpen = false
     },
-  }
-}
-
-interface Calls {
-  socket(family: number, type: number, protocol: number): number
-  bind(fd: number, address: Buffer, length: number): number
-  recv(fd: number, buffer: Buffer, length: number, flags: number): number
-  send(fd: number, datagram: Uint8Array, length: number, flags: number): number
-  close(fd: number): number
-  errno(): number
-}
-
-let loaded: Calls | undefined
-
-function loadCalls(): Calls | undefined {
-  if (loaded !== undefined) return loaded
-  try {
-    const koffi: typeof Koffi = createRequire(import.meta.url)('koffi')
-    const program = koffi.load(null)
-    loaded = {
-      socket: program.func('int socket(int, int, int)'),
-      bind: program.func('int bind(int, void *, unsigned int)'),
-      recv: program.func('long recv(int, void *, size_t, int)'),
-      send: program.func('long send(int, void *, size_t, int)'),
-      close: program.func('int close(int)'),
-      errno: () => koffi.errno(),
-    }
-    return loaded
-  } catch {
-    return undefined
   }
 }

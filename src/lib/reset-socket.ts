@@ -5,11 +5,7 @@
  * refuses to reset and Node then loses the handle: neither event nor file descriptor ever comes back.
  */
 import type { Socket } from 'node:net'
-
-interface TcpHandle {
-  close(callback?: () => void): void
-  reset(callback?: () => void): number
-}
+import { tcpUnder } from './node-internals.ts'
 
 /** Aborts the connection in both directions. Does nothing to a socket that is closed already. */
 export function resetSocket(socket: Socket): void {
@@ -19,7 +15,7 @@ export function resetSocket(socket: Socket): void {
     socket.once('finish', () => resetSocket(socket))
     return
   }
-  const tcp = underlyingTcp(socket)
+  const tcp = tcpUnder(socket)
   if (tcp === undefined) {
     socket.resetAndDestroy()
     return
@@ -35,24 +31,4 @@ export function resetSocket(socket: Socket): void {
 /** Everything is written and the shutdown was asked for, but not done yet. */
 function isShuttingDown(socket: Socket): boolean {
   return socket.writableEnded && !socket.writableFinished && socket.writableLength === 0
-}
-
-/** The TCP connection that carries a TLS socket; undefined for a TCP socket. */
-function underlyingTcp(socket: Socket): TcpHandle | undefined {
-  if (!('encrypted' in socket)) return undefined
-  const handle: unknown = Reflect.get(socket, '_handle')
-  if (typeof handle !== 'object' || handle === null) return undefined
-  const parent: unknown = Reflect.get(handle, '_parent')
-  return isTcpHandle(parent) ? parent : undefined
-}
-
-function isTcpHandle(value: unknown): value is TcpHandle {
-  return (
-    typeof value === 'object' &&
-    value !== null &&
-    'reset' in value &&
-    typeof value.reset === 'function' &&
-    'close' in value &&
-    typeof value.close === 'function'
-  )
 }

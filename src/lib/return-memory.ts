@@ -8,7 +8,7 @@
  * Without `--expose-gc`, which scripts/hostmesh gives, nothing is collected; where the C library is not glibc, or koffi does
  * not load, nothing is trimmed.
  */
-import { loadMallocTrim } from './ffi.ts'
+import { nativeCalls } from './native.ts'
 
 /**
  * Collects garbage of the calling thread until nothing more comes of it, and gives up V8's spare pages: 20 to 40 ms, a second
@@ -21,5 +21,5 @@ export function collectGarbage(): void {
 
 /** Gives pages that were freed back to the system, those of all threads; takes some milliseconds. */
 export function trimFreed(): void {
-  loadMallocTrim()?.(0)
+  nativeCalls()?.malloc_trim?.(0)
 }

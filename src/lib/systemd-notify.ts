@@ -4,16 +4,18 @@
  * Node has no AF_UNIX datagram sockets, so the two system calls go through koffi. Sending never blocks
  * and never throws: a service manager that does not listen must not stop the service.
  */
-import { createRequire } from 'node:module'
-import type * as Koffi from 'koffi'
 import { MeshError } from './errors.ts'
+import {
+  AF_UNIX,
+  type MessageHeader,
+  requireNativeCalls,
+  SOCK_CLOEXEC,
+  SOCK_DGRAM,
+  SOL_SOCKET,
+} from './native.ts'
 
-const AF_UNIX = 1
-const SOCK_DGRAM = 2
-const SOCK_CLOEXEC = 0o2000000
 const MSG_DONTWAIT = 0x40
 const MSG_NOSIGNAL = 0x4000
-const SOL_SOCKET = 1
 const SCM_RIGHTS = 1
 
 /** Of sockaddr_un.sun_path, its terminating zero included. */
@@ -30,11 +32,11 @@ export interface SystemdSocket extends Disposable {
 
 /**
  * Opens the socket that $NOTIFY_SOCKET names: a path, or `@name` for an abstract one.
- * @throws MeshError HM_SYSTEMD_NOTIFY_FAILED when the name is of another kind or koffi does not load.
+ * @throws MeshError HM_SYSTEMD_NOTIFY_FAILED when the name is of another kind, HM_FFI_UNAVAILABLE
  */
 export function openSystemdSocket(name: string): SystemdSocket {
   const address = socketAddress(name)
-  const calls = loadCalls()
+  const calls = requireNativeCalls('notifies systemd')
   const fd = calls.socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0)
   if (fd < 0)
     throw new MeshError('HM_SYSTEMD_NOTIFY_FAILED', 'Cannot open a datagram socket for systemd')
@@ -85,49 +87,4 @@ function rights(fd: number): Uint8Array {
   control.writeInt32LE(SCM_RIGHTS, 12)
   control.writeInt32LE(fd, 16)
   return control
-}
-
-/** struct msghdr of sendmsg(2). */
-interface MessageHeader {
-  readonly msg_name: Uint8Array
-  readonly msg_namelen: number
-  readonly msg_iov: readonly { readonly iov_base: Uint8Array; readonly iov_len: number }[]
-  readonly msg_iovlen: number
-  readonly msg_control: Uint8Array | null
-  readonly msg_controllen: number
-  readonly msg_flags: number
-}
-
-interface Calls {
-  socket(domain: number, type: number, protocol: number): number
-  sendmsg(fd: number, header: MessageHeader, flags: number): number | bigint
-  close(fd: number): number
-}
-
-/** Loaded here and not at import, so that koffi costs nothing without systemd. */
-function loadCalls(): Calls {
-  try {
-    const koffi: typeof Koffi = createRequire(import.meta.url)('koffi')
-    const program = koffi.load(null)
-    const iovec = koffi.struct({ iov_base: 'void *', iov_len: 'size_t' })
-    const header = koffi.struct({
-      msg_name: 'void *',
-      msg_namelen: 'uint32_t',
-      msg_iov: koffi.pointer(iovec),
-      msg_iovlen: 'size_t',
-      msg_control: 'void *',
-      msg_controllen: 'size_t',
-      msg_flags: 'int',
-    })
-    return {
-      socket: program.func('int socket(int, int, int)'),
-      sendmsg: program.func('sendmsg', 'long', ['int', koffi.pointer(header), 'int']),
-      close: program.func('int close(int)'),
-    }
-  } catch (error) {
-    throw new MeshError('HM_SYSTEMD_NOTIFY_FAILED', 'Cannot load koffi, to notify systemd', {
-      cause: error,
-      hint: 'Reinstall with optional dependencies (npm ci)',
-    })
-  }
 }

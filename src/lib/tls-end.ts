@@ -8,16 +8,7 @@
  */
 import type { Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
-
-interface TcpHandle {
-  readStart(): number
-  readStop(): number
-}
-
-interface TlsHandle {
-  readonly reading: boolean
-  readonly _parent: TcpHandle
-}
+import { isReading, tcpUnder } from './node-internals.ts'
 
 const cutOff = new WeakSet<Socket>()
 
@@ -28,7 +19,7 @@ export function watchTlsEnd(socket: TLSSocket): void {
   const pushWatched = (chunk: unknown, encoding?: BufferEncoding): boolean => {
     if (chunk === null) {
       socket.push = push
-      if (hasReadFin(Reflect.get(socket, '_handle'))) cutOff.add(socket)
+      if (hasReadFin(socket)) cutOff.add(socket)
     }
     return push(chunk, encoding)
   }
@@ -40,24 +31,9 @@ export function isCutOff(socket: Socket): boolean {
   return cutOff.has(socket)
 }
 
-function hasReadFin(handle: unknown): boolean {
-  if (!isTlsHandle(handle) || !handle.reading) return false
-  const tcp = handle._parent
-  if (tcp.readStart() !== 0) return false
+function hasReadFin(socket: TLSSocket): boolean {
+  const tcp = isReading(socket) ? tcpUnder(socket) : undefined
+  if (tcp === undefined || tcp.readStart() !== 0) return false
   tcp.readStop()
   return true
-}
-
-function isTlsHandle(value: unknown): value is TlsHandle {
-  if (typeof value !== 'object' || value === null || !('_parent' in value)) return false
-  const { _parent: parent } = value
-  return (
-    'reading' in value &&
-    typeof parent === 'object' &&
-    parent !== null &&
-    'readStart' in parent &&
-    typeof parent.readStart === 'function' &&
-    'readStop' in parent &&
-    typeof parent.readStop === 'function'
-  )
 }

@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { carriedBytes } from '../../src/lib/direct-read.ts'
+import { carriedBytes } from '../../src/lib/node-internals.ts'
 import { eventually, within } from '../harness/eventually.ts'
 import { sendKeyUpdates } from '../harness/key-updates.ts'
 import { makeLeaf } from '../unit/identity-fixtures.ts'

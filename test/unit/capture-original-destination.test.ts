@@ -1,16 +1,14 @@
 /**
- * The door to native code and the one undocumented field of Node that capture stands on. What redirected
- * connections answer is tried in test/mesh/capture-rules.test.ts, where there are rules.
+ * The original destination where nobody diverts anything. What redirected connections answer is tried in
+ * test/mesh/capture-rules.test.ts, where there are rules.
  */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import { readlinkSync } from 'node:fs'
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import { describe, test } from 'node:test'
 import { Worker } from 'node:worker_threads'
-import { originalDestination, socketFd } from '../../src/dataplane/capture/original-destination.ts'
-import { MeshError } from '../../src/lib/errors.ts'
-import { bindGetSockOpt } from '../../src/lib/ffi.ts'
+import { originalDestination } from '../../src/dataplane/capture/original-destination.ts'
+import { descriptorOf } from '../../src/lib/node-internals.ts'
 
 /** Both ends of a connection over loopback. */
 async function connectedPair(
@@ -29,28 +27,11 @@ async function connectedPair(
   return { downstream, accepted, port, close }
 }
 
-describe('socketFd()', () => {
-  test('is the descriptor of an open socket', async () => {
-    const { accepted, close } = await connectedPair('127.0.0.1')
-    const fd = socketFd(accepted)
-    assert.match(readlinkSync(`/proc/self/fd/${fd}`), /^socket:/)
-    close()
-  })
-
-  test('is undefined once the socket is closed', async () => {
-    const { accepted, close } = await connectedPair('127.0.0.1')
-    accepted.destroy()
-    await once(accepted, 'close')
-    assert.equal(socketFd(accepted), undefined)
-    close()
-  })
-})
-
 describe('originalDestination()', () => {
   for (const host of ['127.0.0.1', '::1'])
     test(`of a connection to ${host} that nobody diverted is unknown, or the listener itself`, async () => {
       const { accepted, port, close } = await connectedPair(host)
-      const original = originalDestination(socketFd(accepted) ?? -1)
+      const original = originalDestination(descriptorOf(accepted))
       // Which of the two depends on whether this machine tracks connections; the data plane refuses both.
       if (original !== undefined) assert.deepEqual(original, { ip: host, port })
       close()
@@ -72,18 +53,4 @@ describe('originalDestination()', () => {
     assert.deepEqual(await once(worker, 'message'), ['none'])
     await worker.terminate()
   })
-})
-
-test('a host on which koffi does not load gets an error that says what to do', () => {
-  assert.throws(
-    () =>
-      bindGetSockOpt(() => {
-        throw new Error('Cannot find the native Koffi module')
-      }),
-    (error) =>
-      error instanceof MeshError &&
-      error.code === 'HM_FFI_UNAVAILABLE' &&
-      error.cause instanceof Error &&
-      /capture\.mode: off/.test(error.hint ?? ''),
-  )
 })

@@ -3,9 +3,7 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { connect, createServer, type Server, type Socket } from 'node:net'
 import { afterEach, test } from 'node:test'
-import { socketFd } from '../../src/dataplane/capture/original-destination.ts'
 import { errorCode } from '../../src/lib/errors.ts'
-import { loadGetSockOpt } from '../../src/lib/ffi.ts'
 import {
   closeDescriptor,
   duplicateDescriptor,
@@ -13,6 +11,8 @@ import {
   openListeningSocket,
   type SocketSpec,
 } from '../../src/lib/listening-socket.ts'
+import { requireNativeCalls } from '../../src/lib/native.ts'
+import { descriptorOf } from '../../src/lib/node-internals.ts'
 import { findPortHolder, holdersIn } from '../../src/lib/port-holder.ts'
 import { freePort } from '../integration/dataplane-fixtures.ts'
 
@@ -51,7 +51,7 @@ async function serve(fd: number, onSocket: (socket: Socket) => void): Promise<Se
 
 function option(fd: number, level: number, name: number): number | undefined {
   const value = new Uint8Array(4)
-  const code = loadGetSockOpt()(fd, level, name, value, new Uint32Array([4]))
+  const code = requireNativeCalls('').getsockopt(fd, level, name, value, new Uint32Array([4]))
   return code === 0 ? value[0] : undefined
 }
 
@@ -62,7 +62,7 @@ test('an accepted connection sends small writes at once: it inherits that from t
   assert.equal(Reflect.get(server, 'noDelay'), false)
   const client = connect(spec.port, '127.0.0.1')
   const socket = await accepted.promise
-  assert.equal(option(socketFd(socket) ?? -1, IPPROTO_TCP, TCP_NODELAY), 1)
+  assert.equal(option(descriptorOf(socket), IPPROTO_TCP, TCP_NODELAY), 1)
   client.destroy()
   socket.destroy()
   server.close()
@@ -74,7 +74,7 @@ test('an accepted connection is asked after when nothing moves: it inherits that
   const server = await serve(fd, accepted.resolve)
   const client = connect(spec.port, '127.0.0.1')
   const socket = await accepted.promise
-  const of = socketFd(socket) ?? -1
+  const of = descriptorOf(socket)
   assert.equal(option(of, SOL_SOCKET, SO_KEEPALIVE), 1)
   assert.deepEqual(
     [TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT].map((name) => option(of, IPPROTO_TCP, name)),

@@ -7,14 +7,13 @@
  * connection, so the buffers are shared: nothing is allocated but the answer.
  */
 import type { Socket } from 'node:net'
-import { loadGetSockOpt } from '../../lib/ffi.ts'
+import { requireNativeCalls, SOL_IP, SOL_IPV6 } from '../../lib/native.ts'
+import { descriptorOf } from '../../lib/node-internals.ts'
 import { canonicalIp, ipFromBytes, type SocketAddress } from '../../model/address.ts'
 
 /** How a connection got to a capture port: by TPROXY to a transparent listener, or by REDIRECT. */
 export type CapturedBy = 'transparent' | 'redirect'
 
-const SOL_IP = 0
-const SOL_IPV6 = 41
 /** SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST have the same number. */
 const ORIGINAL_DESTINATION = 80
 const SOCKADDR_IN_BYTES = 16
@@ -27,8 +26,8 @@ const length = new Uint32Array(1)
 /** What an accepted connection asked for; undefined when nothing on this host knows. */
 export function destinationOf(socket: Socket, capturedBy: CapturedBy): SocketAddress | undefined {
   if (capturedBy === 'redirect') {
-    const fd = socketFd(socket)
-    return fd === undefined ? undefined : originalDestination(fd)
+    const fd = descriptorOf(socket)
+    return fd < 0 ? undefined : originalDestination(fd)
   }
   const ip = canonicalIp(socket.localAddress ?? '')
   return ip === undefined ? undefined : { ip, port: socket.localPort ?? 0 }
@@ -40,28 +39,20 @@ export function destinationOf(socket: Socket, capturedBy: CapturedBy): SocketAdd
  * @throws MeshError HM_FFI_UNAVAILABLE when the native binding does not load here.
  */
 export function originalDestination(fd: number): SocketAddress | undefined {
-  const getSockOpt = loadGetSockOpt()
+  const calls = requireNativeCalls(
+    'reads the original destination of captured connections',
+    ', or set capture.mode: off and use upstream ports',
+  )
   // A v4-mapped socket of a dual-stack listener answers at the IPv4 level, so that one goes first.
   length[0] = SOCKADDR_IN_BYTES
-  if (getSockOpt(fd, SOL_IP, ORIGINAL_DESTINATION, sockaddr, length) === 0) {
+  if (calls.getsockopt(fd, SOL_IP, ORIGINAL_DESTINATION, sockaddr, length) === 0) {
     const ip = `${sockaddr[4]}.${sockaddr[5]}.${sockaddr[6]}.${sockaddr[7]}`
     return { ip, port: portInSockaddr() }
   }
   length[0] = SOCKADDR_IN6_BYTES
-  if (getSockOpt(fd, SOL_IPV6, ORIGINAL_DESTINATION, sockaddr, length) !== 0) return undefined
+  if (calls.getsockopt(fd, SOL_IPV6, ORIGINAL_DESTINATION, sockaddr, length) !== 0) return undefined
   const ip = ipFromBytes(ipv6Bytes)
   return ip === undefined ? undefined : { ip, port: portInSockaddr() }
-}
-
-/**
- * The file descriptor of an open socket, undefined once it is closed. Node does not document this field;
- * it is read here and nowhere else, and test/unit/capture-original-destination.test.ts fails when it moves.
- */
-export function socketFd(socket: Socket): number | undefined {
-  const handle: unknown = Reflect.get(socket, '_handle')
-  if (typeof handle !== 'object' || handle === null || !('fd' in handle)) return undefined
-  const { fd } = handle
-  return typeof fd === 'number' && fd >= 0 ? fd : undefined
 }
 
 function portInSockaddr(): number {

@@ -9,6 +9,7 @@
 import { createServer as createTcpServer, type Server as TcpServer } from 'node:net'
 import { createServer, type Server, TLSSocket } from 'node:tls'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
+import { rawSocketOf } from '../../lib/node-internals.ts'
 import { canonicalIp } from '../../model/address.ts'
 import { type ServiceIdentity, serviceOfServerName } from '../../model/spiffe-id.ts'
 import type { Account } from './accounts.ts'
@@ -118,7 +119,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
     for (const listener of startTls) Reflect.apply(listener, server, [socket])
   })
   server.on('tlsClientError', (error, socket) => {
-    const raw = connectionUnder(socket)
+    const raw = rawSocketOf(socket)
     noteFutile(options, raw)
     // Node says ECONNRESET of a peer that it has turned away itself; the verdict on its certificate is here.
     const verdict: unknown = socket.authorizationError
@@ -128,7 +129,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
     socket.destroy()
   })
   server.on('secureConnection', (socket) => {
-    const raw = connectionUnder(socket)
+    const raw = rawSocketOf(socket)
     const handshake = raw === undefined ? undefined : pendingHandshakes.get(raw)
     handshake?.done()
     try {
@@ -166,12 +167,6 @@ const pendingHandshakes = new WeakMap<object, PendingHandshake>()
 function noteFutile(options: AcceptOptions, raw: object | undefined): void {
   const handshake = raw === undefined ? undefined : pendingHandshakes.get(raw)
   if (handshake !== undefined) options.guard.wasFutile(handshake.visitor, performance.now())
-}
-
-/** The TCP connection that a TLS connection runs over. */
-function connectionUnder(socket: TLSSocket): object | undefined {
-  const raw: unknown = Reflect.get(socket, '_parent')
-  return typeof raw === 'object' && raw !== null ? raw : undefined
 }
 
 function admit(

@@ -17,10 +17,15 @@
  * ```
  */
 import type { Socket } from 'node:net'
-import { carriedBytes, type DirectReader, readDirect, setReading } from '../../lib/direct-read.ts'
 import { describeError, MeshError } from '../../lib/errors.ts'
 import { IdMap } from '../../lib/id-map.ts'
 import { resetOnClose } from '../../lib/linger.ts'
+import {
+  carriedBytes,
+  type DirectReader,
+  readDirect,
+  setReading,
+} from '../../lib/node-internals.ts'
 import { HEADROOM, hasHeadroom, withHeadroom } from '../../lib/socket-stream.ts'
 import { sinceLastAckMs } from '../../lib/tcp-info.ts'
 import { noteRead, soon, type TurnTask } from '../../lib/turn.ts'

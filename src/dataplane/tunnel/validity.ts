@@ -3,7 +3,9 @@
  * without seeing both. Node forgets the peer's certificate when it turns a connection away, so its window
  * is noted before that.
  */
+
 import type { TLSSocket } from 'node:tls'
+import { isPeerUnverified } from '../../lib/node-internals.ts'
 import { clockText } from './trust.ts'
 
 const windows = new WeakMap<object, string>()
@@ -12,7 +14,7 @@ const windows = new WeakMap<object, string>()
 export function noteValidity(socket: TLSSocket): void {
   // Not in the documentation: the moment before Node acts on its verdict. Without it only the window is missing.
   socket.prependOnceListener('secure', () => {
-    if (!hasFailed(socket)) return
+    if (!isPeerUnverified(socket)) return
     const certificate = socket.getPeerX509Certificate()
     if (certificate !== undefined)
       windows.set(
@@ -20,13 +22,6 @@ export function noteValidity(socket: TLSSocket): void {
         `from ${clockText(certificate.validFromDate.getTime())} to ${clockText(certificate.validToDate.getTime())}`,
       )
   })
-}
-
-/** Whether the chain was not verified; Node asks the same a moment later. */
-function hasFailed(socket: TLSSocket): boolean {
-  const handle: unknown = Reflect.get(socket, '_handle')
-  if (typeof handle !== 'object' || handle === null || !('verifyError' in handle)) return false
-  return typeof handle.verifyError === 'function' && Boolean(handle.verifyError())
 }
 
 /** The two times behind a verdict about time; undefined for any other verdict. */

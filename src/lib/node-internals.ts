@@ -1,13 +1,76 @@
 /**
- * Reading from a socket into memory of our own: Node's `onread` option, for sockets that already exist.
- *
- * Node documents `onread` for `net.connect` only; sockets that a server accepted, and TLS sockets, have
- * the same machinery but no public way in. Measured on the data path it is worth 20 % of a relay's CPU
- * time (docs/performance.md), so this one file reaches for it: three symbol-keyed fields of net.Socket and
- * the handle's `useUserBuffer`. Where a runtime lacks them {@link readDirect} says so, and the caller reads
- * the ordinary way: slower, never wrong.
+ * Undocumented fields of Node's sockets, read here and nowhere else. Each function says what it answers where a runtime
+ * lacks the field; test/unit/native.test.ts fails when one moves.
  */
-import { Socket } from 'node:net'
+import { type Server, Socket } from 'node:net'
+import type { TLSSocket } from 'node:tls'
+
+/** The connection under a TLS connection, as libuv has it. */
+export interface TcpHandle {
+  close(callback?: () => void): void
+  reset(callback?: () => void): number
+  readStart(): number
+  readStop(): number
+}
+
+interface WithHandle {
+  readonly _handle:
+    | {
+        readonly fd?: unknown
+        readonly _parent?: unknown
+        readonly reading?: unknown
+        readonly verifyError?: unknown
+      }
+    | null
+    | undefined
+}
+
+/** The descriptor of an open socket or server; -1 once it is closed. A plain load, which the engine can cache. */
+export function descriptorOf(owner: Socket | Server): number {
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- every socket and server has the field
+  const fd = (owner as unknown as WithHandle)._handle?.fd
+  return typeof fd === 'number' ? fd : -1
+}
+
+/** The TCP connection that carries a TLS socket; undefined for a TCP socket, and for one that is closed. */
+export function tcpUnder(socket: Socket): TcpHandle | undefined {
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- every socket has the field
+  const parent = (socket as unknown as WithHandle)._handle?._parent
+  return isTcpHandle(parent) ? parent : undefined
+}
+
+/** Whether a socket's handle reads now. */
+export function isReading(socket: Socket): boolean {
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- every socket has the field
+  return Boolean((socket as unknown as WithHandle)._handle?.reading)
+}
+
+/** The socket that a TLS socket was made from; undefined where it was made from none. */
+export function rawSocketOf(socket: TLSSocket): object | undefined {
+  const raw: unknown = Reflect.get(socket, '_parent')
+  return typeof raw === 'object' && raw !== null ? raw : undefined
+}
+
+/** Whether the chain of a TLS peer was not verified; Node asks the same a moment later. */
+export function isPeerUnverified(socket: TLSSocket): boolean {
+  const handle: unknown = Reflect.get(socket, '_handle')
+  if (typeof handle !== 'object' || handle === null || !('verifyError' in handle)) return false
+  return typeof handle.verifyError === 'function' && Boolean(handle.verifyError())
+}
+
+function isTcpHandle(value: unknown): value is TcpHandle {
+  const names = ['close', 'reset', 'readStart', 'readStop']
+  return (
+    typeof value === 'object' &&
+    value !== null &&
+    names.every((name) => typeof Reflect.get(value, name) === 'function')
+  )
+}
+
+// Reading from a socket into memory of our own: Node's `onread` option, for sockets that already exist. Node documents it for
+// `net.connect` only; sockets that a server accepted, and TLS sockets, have the same machinery but no public way in. Measured
+// on the data path it is worth 20 % of a relay's CPU time (docs/performance.md). It takes three symbol-keyed fields of
+// net.Socket and the handle's `useUserBuffer`; without them the caller reads the ordinary way: slower, never wrong.
 
 /** Who receives the bytes, and where they are put. */
 export interface DirectReader {
