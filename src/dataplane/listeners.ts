@@ -8,9 +8,9 @@
 import { createServer, type Server, type Socket } from 'node:net'
 import type { Server as TlsServer } from 'node:tls'
 import { MeshError } from '../lib/errors.ts'
-import { resetAcceptedOnClose } from '../lib/linger.ts'
 import { BACKLOG, duplicateDescriptor } from '../lib/listening-socket.ts'
 import type { LocalDoor, TunnelDoor } from './doors.ts'
+import { resetAcceptedOnClose } from './io/linger.ts'
 import type { WorkerSocket } from './protocol.ts'
 import { createSideEntrance } from './tunnel/accept.ts'
 

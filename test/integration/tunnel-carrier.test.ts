@@ -6,6 +6,8 @@ import assert from 'node:assert/strict'
 import type { Socket } from 'node:net'
 import { Duplex } from 'node:stream'
 import { test } from 'node:test'
+import { FULL } from '../../src/dataplane/io/byte-stream.ts'
+import { HEADROOM, withHeadroom } from '../../src/dataplane/io/socket-stream.ts'
 import {
   ACK,
   DATA,
@@ -15,8 +17,6 @@ import {
   SYN,
   WINDOW_UPDATE,
 } from '../../src/dataplane/tunnel/frame.ts'
-import { FULL } from '../../src/lib/byte-stream.ts'
-import { HEADROOM, withHeadroom } from '../../src/lib/socket-stream.ts'
 import { data, decode, type Frame, header } from '../unit/tunnel-fixtures.ts'
 import { Collector, type SessionEnd, startSession } from './tunnel-fixtures.ts'
 

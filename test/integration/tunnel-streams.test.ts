@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
 import { describe, test } from 'node:test'
+import { FULL } from '../../src/dataplane/io/byte-stream.ts'
 import {
   ACK,
   DATA,
@@ -18,7 +19,6 @@ import {
   WINDOW_UPDATE,
 } from '../../src/dataplane/tunnel/frame.ts'
 import { StreamResetError, type TunnelStream } from '../../src/dataplane/tunnel/stream.ts'
-import { FULL } from '../../src/lib/byte-stream.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { eventually, within } from '../harness/eventually.ts'
 import { data, header } from '../unit/tunnel-fixtures.ts'

@@ -7,9 +7,9 @@ import { type AddressInfo, connect as connectTcp, createServer, type Socket } fr
 import { describe, test } from 'node:test'
 import tls from 'node:tls'
 import { issueLeaf } from '../../src/controlplane/identity/issue-certificate.ts'
+import { SocketStream } from '../../src/dataplane/io/socket-stream.ts'
 import { Credentials } from '../../src/dataplane/tunnel/credentials.ts'
 import { dialPeer } from '../../src/dataplane/tunnel/dial.ts'
-import { SocketStream } from '../../src/lib/socket-stream.ts'
 import { eventually, within } from '../harness/eventually.ts'
 import {
   altNames,

@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import * as fc from 'fast-check'
-import { BLOCK_BYTES, ByteQueue } from '../../src/lib/byte-queue.ts'
+import { BLOCK_BYTES, ByteQueue } from '../../src/dataplane/io/byte-queue.ts'
 
 /** The pieces that the queue is made of; their number is what its memory and time depend on. */
 function piecesOf(queue: ByteQueue): number {

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import * as fc from 'fast-check'
-import { IdMap } from '../../src/lib/id-map.ts'
+import { IdMap } from '../../src/dataplane/io/id-map.ts'
 
 /** Few ids, so that they collide and come again; some at the edges of the range. */
 const ids = fc.oneof(fc.integer({ min: 1, max: 80 }), fc.constantFrom(2 ** 31 - 1, 2 ** 30, 65_537))

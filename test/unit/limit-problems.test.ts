@@ -4,9 +4,9 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { limitProblems } from '../../src/daemon/limit-problems.ts'
+import { SharedLimit } from '../../src/dataplane/io/shared-limit.ts'
 import { type Pressure, PressureWatch } from '../../src/dataplane/proxy/pressure.ts'
 import type { Accounts } from '../../src/dataplane/tunnel/accounts.ts'
-import { SharedLimit } from '../../src/lib/shared-limit.ts'
 import type { Numbers } from '../../src/telemetry/columns.ts'
 import {
   readWorker,

@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { type Share, SharedLimit } from '../../src/lib/shared-limit.ts'
+import { type Share, SharedLimit } from '../../src/dataplane/io/shared-limit.ts'
 
 function share(): Share {
   return { used: 0 }

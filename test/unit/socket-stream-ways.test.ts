@@ -6,10 +6,15 @@ import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer, type Socket } from 'node:net'
 import { describe, test } from 'node:test'
-import { FULL, KEPT } from '../../src/lib/byte-stream.ts'
-import { resetOnClose } from '../../src/lib/linger.ts'
+import { FULL, KEPT } from '../../src/dataplane/io/byte-stream.ts'
+import { resetOnClose } from '../../src/dataplane/io/linger.ts'
+import {
+  HEADROOM,
+  hasHeadroom,
+  SocketStream,
+  withHeadroom,
+} from '../../src/dataplane/io/socket-stream.ts'
 import { canReadDirectly, readDirect } from '../../src/lib/node-internals.ts'
-import { HEADROOM, hasHeadroom, SocketStream, withHeadroom } from '../../src/lib/socket-stream.ts'
 import { eventually, within } from '../harness/eventually.ts'
 import { Collector, dialAs, openTunnelPort, tcpPair } from '../integration/tunnel-fixtures.ts'
 

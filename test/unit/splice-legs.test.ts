@@ -3,9 +3,9 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
+import { type ByteStream, FULL, KEPT, type Receiver } from '../../src/dataplane/io/byte-stream.ts'
 import type { Connection } from '../../src/dataplane/proxy/connection-table.ts'
 import { type SpliceEnding, splice } from '../../src/dataplane/proxy/splice.ts'
-import { type ByteStream, FULL, KEPT, type Receiver } from '../../src/lib/byte-stream.ts'
 import { readTraffic, TrafficCounters, trafficLayout } from '../../src/telemetry/counters.ts'
 import { looseConnection } from '../integration/tunnel-fixtures.ts'
 

@@ -8,8 +8,8 @@ import { type AddressInfo, connect as connectTcp, type Socket } from 'node:net'
 import { describe, test } from 'node:test'
 import { connect, createServer, type SecureVersion, type TLSSocket } from 'node:tls'
 
-import { SocketStream } from '../../src/lib/socket-stream.ts'
-import { watchTlsEnd } from '../../src/lib/tls-end.ts'
+import { SocketStream } from '../../src/dataplane/io/socket-stream.ts'
+import { watchTlsEnd } from '../../src/dataplane/io/tls-end.ts'
 import { within } from '../harness/eventually.ts'
 import { Collector, leafOf } from '../integration/tunnel-fixtures.ts'
 

@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { TokenBucket } from '../../src/lib/token-bucket.ts'
+import { TokenBucket } from '../../src/dataplane/io/token-bucket.ts'
 
 test('so many at once, then as many as the rate says, and never more than at once', () => {
   const bucket = new TokenBucket(10, 3, 1_000)

@@ -4,9 +4,9 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import * as fc from 'fast-check'
+import { KEPT } from '../../src/dataplane/io/byte-stream.ts'
 import { FrameDecoder } from '../../src/dataplane/tunnel/decoder.ts'
 import { HEADER_BYTES } from '../../src/dataplane/tunnel/frame.ts'
-import { KEPT } from '../../src/lib/byte-stream.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { data, decode, type Frame, FrameLog, header, vectors } from './tunnel-fixtures.ts'
 

@@ -4,8 +4,13 @@
 import assert from 'node:assert/strict'
 import { describe, mock, test } from 'node:test'
 import { setImmediate as nextTurn } from 'node:timers/promises'
-import { noteRead } from '../../src/lib/turn.ts'
-import { TURN_SHARE, TURN_SHARE_ALONE, TurnGroup, TurnShare } from '../../src/lib/turn-share.ts'
+import { noteRead } from '../../src/dataplane/io/turn.ts'
+import {
+  TURN_SHARE,
+  TURN_SHARE_ALONE,
+  TurnGroup,
+  TurnShare,
+} from '../../src/dataplane/io/turn-share.ts'
 
 /** A fifth of a share. */
 const PIECE = TURN_SHARE / 5

@@ -4,10 +4,10 @@
  */
 import { Socket } from 'node:net'
 import { MeshError } from '../../lib/errors.ts'
-import { openFrugalSocket } from '../../lib/kernel-buffers.ts'
-import { resetOnClose } from '../../lib/linger.ts'
-import { SocketStream } from '../../lib/socket-stream.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
+import { openFrugalSocket } from '../io/kernel-buffers.ts'
+import { resetOnClose } from '../io/linger.ts'
+import { SocketStream } from '../io/socket-stream.ts'
 
 /** Where a connection goes to, and what the application sees of it first. */
 export interface LocalDial {

@@ -5,7 +5,7 @@
  *
  * A chain by age, as in the table of connections: all have the same deadline, so that a sweep looks at the oldest ones only.
  */
-import { SharedLimit } from '../../lib/shared-limit.ts'
+import { SharedLimit } from '../io/shared-limit.ts'
 import type { Account } from '../tunnel/accounts.ts'
 
 /** An identity may have as many as are free; nothing takes them back but time. */

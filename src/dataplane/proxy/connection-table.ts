@@ -6,10 +6,10 @@
  * so that moving bytes costs no timer.
  */
 import { MeshError } from '../../lib/errors.ts'
-import { type Share, SharedLimit } from '../../lib/shared-limit.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { Reporter, TrafficCounters } from '../../telemetry/counters.ts'
+import { type Share, SharedLimit } from '../io/shared-limit.ts'
 import type { Account } from '../tunnel/accounts.ts'
 import type { Footing } from '../tunnel/trust.ts'
 import { type Refusal, Refusals } from './refusals.ts'

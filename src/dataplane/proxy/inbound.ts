@@ -10,12 +10,13 @@
  *
  * What a caller sends early waits in the stream and is thrown away when it is refused.
  */
-import type { ByteStream, Receiver, WriteResult } from '../../lib/byte-stream.ts'
+
 import { errorCode, MeshError } from '../../lib/errors.ts'
-import type { SocketStream } from '../../lib/socket-stream.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import { startLocalDial } from '../deliver/dial-local.ts'
 import { localDial } from '../deliver/local-dial.ts'
+import type { ByteStream, Receiver, WriteResult } from '../io/byte-stream.ts'
+import type { SocketStream } from '../io/socket-stream.ts'
 import { evaluate } from '../policy/evaluate.ts'
 import type { Account, Lane } from '../tunnel/accounts.ts'
 import type { PeerIdentity } from '../tunnel/peer.ts'

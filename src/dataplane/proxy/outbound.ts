@@ -11,10 +11,7 @@
  * the stream and is kept until the confirmation, so that it can be said again to another instance.
  */
 import type { Socket } from 'node:net'
-import type { ByteStream, Receiver, WriteResult } from '../../lib/byte-stream.ts'
 import { describeError, MeshError } from '../../lib/errors.ts'
-import { resetOnClose } from '../../lib/linger.ts'
-import { SocketStream } from '../../lib/socket-stream.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { MeshService } from '../../model/snapshot.ts'
@@ -22,6 +19,9 @@ import { type CapturedBy, destinationOf } from '../capture/original-destination.
 import { callerOf, endIfForgotten, forgetRedirected } from '../capture/tracking.ts'
 import { dialLocal } from '../deliver/dial-local.ts'
 import { localDial } from '../deliver/local-dial.ts'
+import type { ByteStream, Receiver, WriteResult } from '../io/byte-stream.ts'
+import { resetOnClose } from '../io/linger.ts'
+import { SocketStream } from '../io/socket-stream.ts'
 import { evaluate } from '../policy/evaluate.ts'
 import type { Account } from '../tunnel/accounts.ts'
 import { encodePreface } from '../tunnel/preface.ts'

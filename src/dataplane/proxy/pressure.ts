@@ -2,8 +2,9 @@
  * How close a worker is to what it may have: for the counters and the host's list of problems. Looks once a tick; decides
  * nothing, that is done where something is taken.
  */
-import type { Share, SharedLimit } from '../../lib/shared-limit.ts'
+
 import type { LimitName, WorkerCounters } from '../../telemetry/counters.ts'
+import type { Share, SharedLimit } from '../io/shared-limit.ts'
 import type { Account, Accounts } from '../tunnel/accounts.ts'
 
 /** Share from which a resource counts as short. */

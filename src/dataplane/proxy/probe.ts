@@ -3,14 +3,15 @@
  * application. docs/tunnel-protocol.md, "Probe". Both sides are here: `answerProbe` at the destination, `probe`
  * at the caller.
  */
-import type { Receiver } from '../../lib/byte-stream.ts'
+
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import { isListening } from '../../lib/listening.ts'
-import { type Share, SharedLimit } from '../../lib/shared-limit.ts'
 import { formatAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { MeshService } from '../../model/snapshot.ts'
+import type { Receiver } from '../io/byte-stream.ts'
+import { type Share, SharedLimit } from '../io/shared-limit.ts'
 import { evaluate } from '../policy/evaluate.ts'
 import type { Account } from '../tunnel/accounts.ts'
 import { encodePreface } from '../tunnel/preface.ts'

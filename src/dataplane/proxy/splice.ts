@@ -3,9 +3,10 @@
  * back-pressure in both directions. The hottest code of the program: no promise, no closure and no
  * allocation per chunk.
  */
-import { type ByteStream, FULL, type Receiver, type WriteResult } from '../../lib/byte-stream.ts'
+
 import { MeshError } from '../../lib/errors.ts'
 import type { TrafficCounters } from '../../telemetry/counters.ts'
+import { type ByteStream, FULL, type Receiver, type WriteResult } from '../io/byte-stream.ts'
 import type { Connection } from './connection-table.ts'
 
 /** How a splice ended, before it is given its response flag. */

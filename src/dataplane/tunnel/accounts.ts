@@ -10,10 +10,11 @@
  *         \--none--> reset, code 4, an excess token --none--> session closed, a strike --third--> barred for a while
  * ```
  */
-import { type Share, SharedLimit } from '../../lib/shared-limit.ts'
-import { TokenBucket } from '../../lib/token-bucket.ts'
-import { TurnGroup, TurnShare } from '../../lib/turn-share.ts'
+
 import { networkOf } from '../../model/address.ts'
+import { type Share, SharedLimit } from '../io/shared-limit.ts'
+import { TokenBucket } from '../io/token-bucket.ts'
+import { TurnGroup, TurnShare } from '../io/turn-share.ts'
 
 /** Streams that one caller may open: what a worker can do when it has nothing else to do. */
 const OPENS = { rate: 20_000, burst: 20_000 } as const

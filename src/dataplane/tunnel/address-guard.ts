@@ -4,9 +4,10 @@
  *
  * Clocked from outside, in monotonic milliseconds.
  */
-import { type Share, SharedLimit } from '../../lib/shared-limit.ts'
-import { TokenBucket } from '../../lib/token-bucket.ts'
+
 import { networkOf } from '../../model/address.ts'
+import { type Share, SharedLimit } from '../io/shared-limit.ts'
+import { TokenBucket } from '../io/token-bucket.ts'
 
 /**
  * Handshakes that come to nothing, of one address: a signature and a chain to verify for somebody who has no business here. A

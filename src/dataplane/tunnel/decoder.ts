@@ -8,7 +8,7 @@
  *   HEADER --12 bytes--> (data with length > 0) --> PAYLOAD --last byte--> HEADER
  * ```
  */
-import { KEPT } from '../../lib/byte-stream.ts'
+import { KEPT } from '../io/byte-stream.ts'
 import {
   ACK,
   DATA,

@@ -6,9 +6,9 @@
  */
 import { type ConnectionOptions, connect, type TLSSocket } from 'node:tls'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
-import { watchTlsEnd } from '../../lib/tls-end.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import { formatServerName, formatSpiffeId, type ServiceIdentity } from '../../model/spiffe-id.ts'
+import { watchTlsEnd } from '../io/tls-end.ts'
 import type { Credential } from './credentials.ts'
 import { ALPN, identifyPeer, type PeerIdentity, spiffeIdOf } from './peer.ts'
 import { chainIn } from './trust.ts'

@@ -18,18 +18,18 @@
  */
 import type { Socket } from 'node:net'
 import { describeError, MeshError } from '../../lib/errors.ts'
-import { IdMap } from '../../lib/id-map.ts'
-import { resetOnClose } from '../../lib/linger.ts'
 import {
   carriedBytes,
   type DirectReader,
   readDirect,
   setReading,
 } from '../../lib/node-internals.ts'
-import { HEADROOM, hasHeadroom, withHeadroom } from '../../lib/socket-stream.ts'
-import { sinceLastAckMs } from '../../lib/tcp-info.ts'
-import { noteRead, soon, type TurnTask } from '../../lib/turn.ts'
-import type { PostponedWork, TurnShare } from '../../lib/turn-share.ts'
+import { IdMap } from '../io/id-map.ts'
+import { resetOnClose } from '../io/linger.ts'
+import { HEADROOM, hasHeadroom, withHeadroom } from '../io/socket-stream.ts'
+import { sinceLastAckMs } from '../io/tcp-info.ts'
+import { noteRead, soon, type TurnTask } from '../io/turn.ts'
+import type { PostponedWork, TurnShare } from '../io/turn-share.ts'
 import type { Lane } from './accounts.ts'
 import { FrameDecoder, type FrameSink } from './decoder.ts'
 import {

@@ -11,17 +11,11 @@
  * ```
  */
 
-import { ByteQueue } from '../../lib/byte-queue.ts'
-import {
-  type ByteStream,
-  FULL,
-  KEPT,
-  type Receiver,
-  type WriteResult,
-} from '../../lib/byte-stream.ts'
 import { MeshError } from '../../lib/errors.ts'
-import { CHUNK_BYTES } from '../../lib/socket-stream.ts'
 import type { ResetReason } from '../../model/ending.ts'
+import { ByteQueue } from '../io/byte-queue.ts'
+import { type ByteStream, FULL, KEPT, type Receiver, type WriteResult } from '../io/byte-stream.ts'
+import { CHUNK_BYTES } from '../io/socket-stream.ts'
 import {
   ACK,
   CREDIT_LIMIT,

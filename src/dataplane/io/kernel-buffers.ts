@@ -20,7 +20,7 @@ import {
   SOCK_STREAM,
   SOL_SOCKET,
   TCP_MAXSEG,
-} from './native.ts'
+} from '../../lib/native.ts'
 
 const SO_SNDBUF = 7
 const SO_RCVBUF = 8

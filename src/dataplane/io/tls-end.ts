@@ -8,7 +8,7 @@
  */
 import type { Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
-import { isReading, tcpUnder } from './node-internals.ts'
+import { isReading, tcpUnder } from '../../lib/node-internals.ts'
 
 const cutOff = new WeakSet<Socket>()
 

@@ -5,7 +5,7 @@
  * refuses to reset and Node then loses the handle: neither event nor file descriptor ever comes back.
  */
 import type { Socket } from 'node:net'
-import { tcpUnder } from './node-internals.ts'
+import { tcpUnder } from '../../lib/node-internals.ts'
 
 /** Aborts the connection in both directions. Does nothing to a socket that is closed already. */
 export function resetSocket(socket: Socket): void {

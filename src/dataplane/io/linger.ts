@@ -9,8 +9,8 @@
  * Where koffi does not load nothing is set, and a killed daemon's connections end as the kernel ends them.
  */
 import type { Server, Socket } from 'node:net'
-import { nativeCalls, SOL_SOCKET } from './native.ts'
-import { descriptorOf } from './node-internals.ts'
+import { nativeCalls, SOL_SOCKET } from '../../lib/native.ts'
+import { descriptorOf } from '../../lib/node-internals.ts'
 
 const SO_LINGER = 13
 

@@ -2,8 +2,8 @@
  * What the kernel knows of a TCP connection and Node does not say: when the other host's kernel was last heard of.
  */
 import type { Socket } from 'node:net'
-import { IPPROTO_TCP, nativeCalls } from './native.ts'
-import { descriptorOf } from './node-internals.ts'
+import { IPPROTO_TCP, nativeCalls } from '../../lib/native.ts'
+import { descriptorOf } from '../../lib/node-internals.ts'
 
 const TCP_INFO = 11
 

@@ -11,10 +11,10 @@
  * ```
  */
 import type { Socket } from 'node:net'
+import { MeshError } from '../../lib/errors.ts'
+import { type DirectReader, readDirect, setReading } from '../../lib/node-internals.ts'
 import { type ByteStream, FULL, KEPT, type Receiver, type WriteResult } from './byte-stream.ts'
-import { MeshError } from './errors.ts'
 import { endOnClose } from './linger.ts'
-import { type DirectReader, readDirect, setReading } from './node-internals.ts'
 import { resetSocket } from './reset-socket.ts'
 import { isCutOff } from './tls-end.ts'
 import { atEndOfTurn, noteRead, type TurnTask } from './turn.ts'
