@@ -82,17 +82,16 @@ function makeIn(work: string): void {
 function isOlder(): boolean {
   if (!existsSync(`${tarball}.sha256`) || !existsSync(tarball)) return true
   const madeAtMs = statSync(tarball).mtimeMs
-  const single = ['package.json', 'tsconfig.build.json', 'node_modules/.package-lock.json']
+  const single = ['package.json', 'scripts/build.ts', 'node_modules/.package-lock.json']
   const inputs = [...files, ...single, 'src/**', 'systemd/**', 'scripts/package.ts']
   return globSync(inputs, { cwd: root }).some(
     (place) => statSync(join(root, place)).mtimeMs >= madeAtMs,
   )
 }
 
-/** Source maps would name sources that are not in the package. */
+/** Without source maps, which would name sources that are not in the package. */
 function compile(into: string): void {
-  const options = ['--outDir', into, '--sourceMap', 'false']
-  run('tsc', ['-p', join(root, 'tsconfig.build.json'), '--pretty', 'false', ...options])
+  run(process.execPath, [join(root, 'scripts/build.ts'), into])
 }
 
 function copy(place: string, tree: string): void {

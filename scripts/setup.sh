@@ -595,18 +595,13 @@ fi
 # The daemon that is tested, shown and measured is the compiled one, as users run it: it starts faster and
 # needs less memory. Where this fails (a half-done change), scripts/hostmesh runs the sources.
 compile() {
-  [ -f "$root/dist/main.js" ] &&
-    [ -z "$(find "$root/src" "$root/tsconfig.build.json" -newer "$root/dist/main.js" -print -quit)" ] &&
+  built="$root/dist/program/main.js"
+  [ -f "$built" ] &&
+    [ -z "$(find "$root/src" "$root/scripts/build.ts" "$lock_stamp" -newer "$built" -print -quit)" ] &&
     return
-  compiled="$cache/dist.$$"
-  mkdir -p "$cache" && rm -rf "$compiled" || return
-  sh "$root/scripts/node.sh" "$root/node_modules/typescript/bin/tsc" -p "$root/tsconfig.build.json" \
-    --outDir "$compiled" >"$cache/compile.log" 2>&1 ||
-    say "The sources have type errors (npm run check shows them); see $cache/compile.log" >&2
-  if [ -f "$compiled/main.js" ]; then
-    rm -rf "$root/dist" && mv "$compiled" "$root/dist"
-  fi
-  rm -rf "$compiled"
+  mkdir -p "$cache" || return
+  sh "$root/scripts/node.sh" "$root/scripts/build.ts" >"$cache/compile.log" 2>&1 ||
+    say "The program could not be built; see $cache/compile.log" >&2
 }
 
 case $purpose in
