@@ -10,8 +10,8 @@ import {
   readCaStatus,
   revokeCertificates,
   rotateRoot,
-} from '../daemon/ca-control.ts'
-import type { CaCatalog } from '../daemon/ca-host-services.ts'
+} from '../authority/control.ts'
+import type { CaCatalog } from '../authority/host-services.ts'
 import { parseDuration } from '../lib/duration.ts'
 import { MeshError } from '../lib/errors.ts'
 import type { LogLevel } from '../lib/log.ts'
@@ -67,7 +67,7 @@ function serveCommand(): Command {
         .default('info'),
     )
     .action(async (options: ServeOptions) => {
-      const { runCaService } = await import('../daemon/ca-service.ts')
+      const { runCaService } = await import('../authority/service.ts')
       await runCaService({
         directory: options.directory,
         listen: options.listen,

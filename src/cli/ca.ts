@@ -8,7 +8,7 @@ import {
   issueCertificates,
   LEAF_LIFETIME_MS,
   showCa,
-} from '../daemon/ca-operations.ts'
+} from '../authority/operations.ts'
 import { formatDuration, parseDuration } from '../lib/duration.ts'
 import { caServiceCommands } from './ca-service.ts'
 

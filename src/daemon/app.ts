@@ -47,6 +47,13 @@ import { duplicateDescriptor, isPortFree, setCloseOnExec } from '../lib/listenin
 import { createLog, type Log } from '../lib/log.ts'
 import { localPortRange, reservedPorts } from '../lib/port-holder.ts'
 import { collectGarbage } from '../lib/return-memory.ts'
+import {
+  connectSystemd,
+  type InheritedSocket,
+  inheritedSockets,
+  type Systemd,
+  takeSystemdEnvironment,
+} from '../lib/systemd.ts'
 import { nameThread } from '../lib/thread-name.ts'
 import { hostmeshVersion } from '../lib/version.ts'
 import type { ProblemEntry, ReloadStatus } from '../model/admin.ts'
@@ -82,13 +89,6 @@ import { NEVER_RELOADED, Reloader } from './reloader.ts'
 import { unreservedPorts } from './reserved-ports.ts'
 import { readProcessLimits, tunnelShare, workerShare } from './resources.ts'
 import { isRestarting } from './stop-cause.ts'
-import {
-  connectSystemd,
-  type InheritedSocket,
-  inheritedSockets,
-  type Systemd,
-  takeSystemdEnvironment,
-} from './systemd.ts'
 import { WorkerPool } from './worker-pool.ts'
 
 /** The rules in the kernel are compared with the plan this often; new cgroups are noticed faster. Milliseconds. */

@@ -5,8 +5,8 @@
 import { spawn } from 'node:child_process'
 import { Socket } from 'node:net'
 import { describeError, errorCode } from '../lib/errors.ts'
+import type { SystemdEnvironment } from '../lib/systemd.ts'
 import type { Successor } from './hand-over.ts'
-import type { SystemdEnvironment } from './systemd.ts'
 
 /** What one tells the other. */
 export type LinkMessage =

@@ -22,9 +22,9 @@ import {
 } from '../lib/listening-socket.ts'
 import type { Log } from '../lib/log.ts'
 import { findPortHolder, localPortRange, type PortHolder } from '../lib/port-holder.ts'
+import type { InheritedSocket, Systemd } from '../lib/systemd.ts'
 import { formatAddress, type SocketAddress } from '../model/address.ts'
 import { Problem } from '../model/problem.ts'
-import type { InheritedSocket, Systemd } from './systemd.ts'
 
 /** A socket that a configuration needs. */
 export interface PlannedSocket {

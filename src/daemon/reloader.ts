@@ -5,12 +5,12 @@
 import { loadConfig } from '../config/load.ts'
 import { describeError } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
+import type { SystemdEnvironment } from '../lib/systemd.ts'
 import type { ReloadStatus } from '../model/admin.ts'
 import { Problem } from '../model/problem.ts'
 import { handOver, type Incumbent } from './hand-over.ts'
 import { type Link, startSuccessor } from './hand-over-link.ts'
 import type { ListeningSockets } from './listening-sockets.ts'
-import type { SystemdEnvironment } from './systemd.ts'
 
 /** What a reloader needs. */
 export interface ReloaderOptions {

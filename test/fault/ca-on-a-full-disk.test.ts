@@ -7,7 +7,7 @@ import { mkdtempSync, readFileSync, rmdirSync, rmSync, statSync, writeFileSync }
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { type Issue, Journal } from '../../src/controlplane/identity/ca/journal.ts'
+import { type Issue, Journal } from '../../src/authority/journal.ts'
 
 test('a certificate is recorded whole or refused while the disk is full, and room makes all well again', () => {
   const folder = mkdtempSync(join(tmpdir(), 'hostmesh-full-disk-'))

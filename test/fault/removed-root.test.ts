@@ -10,7 +10,7 @@ import {
   distinguishedName,
   type Extension,
   signCertificate,
-} from '../../src/controlplane/identity/issue-certificate.ts'
+} from '../../src/authority/issue-certificate.ts'
 import { readLeaf } from '../../src/controlplane/identity/x509.ts'
 import type { Leaf, TrustBundle } from '../../src/model/certificate.ts'
 import { eventually } from '../harness/eventually.ts'

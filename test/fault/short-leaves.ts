@@ -3,9 +3,9 @@
  * fleet in three days happens to it in a test.
  */
 import { rename, writeFile } from 'node:fs/promises'
-import { readAuthority } from '../../src/controlplane/identity/ca-directory.ts'
+import { issueLeaf } from '../../src/authority/issue-certificate.ts'
+import { readAuthority } from '../../src/authority/roots.ts'
 import { leafFiles } from '../../src/controlplane/identity/host-directory.ts'
-import { issueLeaf } from '../../src/controlplane/identity/issue-certificate.ts'
 import { type FileCatalog, TRUST_DOMAIN } from '../harness/file-catalog.ts'
 
 /** Issues a leaf of `service` that ends `lifetimeMs` from now; returns when it ends, wall clock. */

@@ -5,9 +5,8 @@
 import assert from 'node:assert/strict'
 import { X509Certificate } from 'node:crypto'
 import { after, before, test } from 'node:test'
-
+import type { CaStatus } from '../../src/authority/control.ts'
 import type { ConfigInput } from '../../src/config/schema.ts'
-import type { CaStatus } from '../../src/daemon/ca-control.ts'
 import type { CertsDocument } from '../../src/model/admin.ts'
 import { eventually } from '../harness/eventually.ts'
 import { Network } from '../harness/network.ts'

@@ -3,8 +3,8 @@
  */
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import type { CaStatus, RotationStatus, RotationStep } from '../../src/authority/control.ts'
 import type { ConfigInput } from '../../src/config/schema.ts'
-import type { CaStatus, RotationStatus, RotationStep } from '../../src/daemon/ca-control.ts'
 import { hostmesh } from './daemon.ts'
 import { eventually } from './eventually.ts'
 import { TRUST_DOMAIN } from './file-catalog.ts'

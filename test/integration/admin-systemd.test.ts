@@ -13,8 +13,8 @@ import { promisify } from 'node:util'
 import { stringify } from 'yaml'
 import { buildProgram } from '../../src/cli/program.ts'
 import { ListeningSockets } from '../../src/daemon/listening-sockets.ts'
-import { connectSystemd } from '../../src/daemon/systemd.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
+import { connectSystemd } from '../../src/lib/systemd.ts'
 import { openSystemdSocket } from '../../src/lib/systemd-notify.ts'
 import { eventually, within } from '../harness/eventually.ts'
 import { temporaryDirectory } from './admin-fixtures.ts'
@@ -290,7 +290,7 @@ test('listening sockets are kept by systemd under their names, however many, and
 })
 
 test("systemd's variables are taken out of the environment that child processes get", async () => {
-  const module = JSON.stringify(new URL('../../src/daemon/systemd.ts', import.meta.url).href)
+  const module = JSON.stringify(new URL('../../src/lib/systemd.ts', import.meta.url).href)
   const script = `
     const { takeSystemdEnvironment } = await import(${module})
     const taken = takeSystemdEnvironment()

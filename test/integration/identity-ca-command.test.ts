@@ -17,7 +17,7 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, beforeEach, describe, test } from 'node:test'
-import { initCa } from '../../src/daemon/ca-operations.ts'
+import { initCa } from '../../src/authority/operations.ts'
 
 const top = mkdtempSync(join(tmpdir(), 'hostmesh-identity-command-'))
 after(() => rmSync(top, { recursive: true }))

@@ -10,29 +10,21 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, test } from 'node:test'
 import { type ConnectionOptions, connect as tlsConnect } from 'node:tls'
+import { CaOffice, type CaOfficeOptions } from '../../src/authority/certificate-authority.ts'
+import { createAuthority } from '../../src/authority/roots.ts'
+import { type CaServer, type CaServerLimits, startCaServer } from '../../src/authority/server.ts'
 import { createBuiltinSource } from '../../src/controlplane/identity/builtin-ca.ts'
-import { CaOffice, type CaOfficeOptions } from '../../src/controlplane/identity/ca/ca-office.ts'
-import {
-  type CaServer,
-  type CaServerLimits,
-  startCaServer,
-} from '../../src/controlplane/identity/ca/ca-server.ts'
 import {
   CaClient,
   type CaTrust,
   type HostCredential,
 } from '../../src/controlplane/identity/ca-client.ts'
-import { createAuthority } from '../../src/controlplane/identity/ca-directory.ts'
 import type { CertificateSource } from '../../src/controlplane/identity/certificate-source.ts'
 import { makeSigningRequest } from '../../src/controlplane/identity/csr.ts'
-import {
-  formatJoinToken,
-  type JoinToken,
-  parseJoinToken,
-} from '../../src/controlplane/identity/join-token.ts'
 import { type Clock, systemClock } from '../../src/lib/clock.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import type { Leaf, TrustBundle } from '../../src/model/certificate.ts'
+import { formatJoinToken, type JoinToken, parseJoinToken } from '../../src/model/join-token.ts'
 import { eventually } from '../harness/eventually.ts'
 import { misdated } from '../harness/test-clock.ts'
 import { makeAuthority, makeLeaf } from '../unit/identity-fixtures.ts'

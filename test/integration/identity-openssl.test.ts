@@ -10,7 +10,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import tls from 'node:tls'
-import { initCa, issueCertificates } from '../../src/daemon/ca-operations.ts'
+import { initCa, issueCertificates } from '../../src/authority/operations.ts'
 import { singleUriSan } from '../../src/lib/uri-san.ts'
 
 const work = mkdtempSync(join(tmpdir(), 'hostmesh-identity-openssl-'))

@@ -2,7 +2,7 @@
  * Names in certificates that were made to pass for web's, by what is wrong with them. For the reader of
  * names, and for the doors that rely on it.
  */
-import type { Extension } from '../../src/controlplane/identity/issue-certificate.ts'
+import type { Extension } from '../../src/authority/issue-certificate.ts'
 import { altNames, DNS, type Name, URI, WEB_ID } from './identity-fixtures.ts'
 
 /** A subjectAltName with one URI, whatever it says. */

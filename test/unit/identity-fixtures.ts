@@ -13,7 +13,7 @@ import {
   issueRoot,
   signCertificate,
   tagged,
-} from '../../src/controlplane/identity/issue-certificate.ts'
+} from '../../src/authority/issue-certificate.ts'
 import { readRoots } from '../../src/controlplane/identity/x509.ts'
 import type { TrustBundle } from '../../src/model/certificate.ts'
 

@@ -1,7 +1,7 @@
 /** Token buckets of the CA: what an address may do at once, in the long run, and at whose cost. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { callerAt, RateLimiter } from '../../src/controlplane/identity/ca/rate-limit.ts'
+import { callerAt, RateLimiter } from '../../src/authority/rate-limit.ts'
 
 test('an address has its burst at once and its rate after that, whatever others do', () => {
   const limiter = new RateLimiter({ burst: 3, perSecond: 2 })

@@ -13,7 +13,7 @@ import {
   issueRoot,
   signCertificate,
   uriSan,
-} from '../../src/controlplane/identity/issue-certificate.ts'
+} from '../../src/authority/issue-certificate.ts'
 import {
   isTrustDomain,
   type LeafCandidate,

@@ -7,10 +7,10 @@ import { localServices } from '../../src/config/local-services.ts'
 import { configSchema } from '../../src/config/schema.ts'
 import { ListeningSockets, type PlannedSocket } from '../../src/daemon/listening-sockets.ts'
 import { isRestartQueued, unitOf } from '../../src/daemon/stop-cause.ts'
-import { inheritedSockets } from '../../src/daemon/systemd.ts'
 import { capturedService, localDoors, tunnelDoors } from '../../src/dataplane/doors.ts'
 import { boundPort, isPortFree, openListeningSocket } from '../../src/lib/listening-socket.ts'
 import { silentLog } from '../../src/lib/log.ts'
+import { inheritedSockets } from '../../src/lib/systemd.ts'
 import { freePort, localService } from '../integration/dataplane-fixtures.ts'
 
 describe('the variables of systemd', () => {

@@ -21,8 +21,8 @@ import {
   membershipAnswer,
   POLL_MS,
   rootsAnswer,
-} from './ca-protocol.ts'
-import { CA_ADDRESS, type JoinToken } from './join-token.ts'
+} from '../../model/ca-protocol.ts'
+import { CA_ADDRESS, type JoinToken } from '../../model/join-token.ts'
 
 /** Certificate and key of a host, PEM. */
 export interface HostCredential {

@@ -16,10 +16,10 @@ import { join } from 'node:path'
 import { z } from 'zod'
 import { MeshError } from '../../lib/errors.ts'
 import { readTextFile } from '../../lib/read-text-file.ts'
+import { bundleAnswer, type CaBundle, MAX_ANSWER_BYTES } from '../../model/ca-protocol.ts'
 import { isServiceName } from '../../model/spiffe-id.ts'
 import { writeFileAtomically } from './atomic-file.ts'
 import type { HostCredential } from './ca-client.ts'
-import { bundleAnswer, type CaBundle, MAX_ANSWER_BYTES } from './ca-protocol.ts'
 import { readKeyFile } from './host-directory.ts'
 
 const storedBundle = z.object({ server: z.string(), bundle: bundleAnswer })

@@ -12,9 +12,9 @@
  */
 import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { describeError } from '../lib/errors.ts'
-import type { Log } from '../lib/log.ts'
-import { openSystemdSocket, type SystemdSocket } from '../lib/systemd-notify.ts'
+import { describeError } from './errors.ts'
+import type { Log } from './log.ts'
+import { openSystemdSocket, type SystemdSocket } from './systemd-notify.ts'
 
 /** The service manager, as the daemon sees it. */
 export interface Systemd extends Disposable {

@@ -8,26 +8,20 @@
 import { createHash, type KeyObject, X509Certificate } from 'node:crypto'
 import { existsSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import type { Clock } from '../../../lib/clock.ts'
-import { describeError, errorCode, MeshError } from '../../../lib/errors.ts'
-import { tryLockFile } from '../../../lib/file-lock.ts'
-import type { Log } from '../../../lib/log.ts'
-import { singleUriSan } from '../../../lib/uri-san.ts'
-import { isServiceName } from '../../../model/spiffe-id.ts'
-import { readAuthority, type StoredAuthority, writeRoot } from '../ca-directory.ts'
-import { type CaBundle, caUri, contentIdOf, fingerprintOf, hostUri } from '../ca-protocol.ts'
-import { isSameKey, readSigningRequest } from '../csr.ts'
-import { BACKDATE_MS, certify, certifyService, requireDatacenter } from '../issue-certificate.ts'
-import {
-  CA_ADDRESS,
-  formatJoinToken,
-  HOST_NAME,
-  hashSecret,
-  isSecret,
-  newTokenSecret,
-} from '../join-token.ts'
+import { isSameKey, readSigningRequest } from '../controlplane/identity/csr.ts'
+import type { Clock } from '../lib/clock.ts'
+import { describeError, errorCode, MeshError } from '../lib/errors.ts'
+import { tryLockFile } from '../lib/file-lock.ts'
+import type { Log } from '../lib/log.ts'
+import { singleUriSan } from '../lib/uri-san.ts'
+import { type CaBundle, caUri, fingerprintOf, hostUri } from '../model/ca-protocol.ts'
+import { CA_ADDRESS, formatJoinToken, HOST_NAME } from '../model/join-token.ts'
+import { isServiceName } from '../model/spiffe-id.ts'
 import { type CaHost, type CaState, type CaToken, readState, writeState } from './ca-state.ts'
+import { BACKDATE_MS, certify, certifyService, requireDatacenter } from './issue-certificate.ts'
+import { hashSecret, isSecret, newTokenSecret } from './join-secret.ts'
 import { type Issue, Journal } from './journal.ts'
+import { readAuthority, type StoredAuthority, writeRoot } from './roots.ts'
 import {
   type HostProgress,
   isSpread,
@@ -880,6 +874,11 @@ function hashKey(key: KeyObject): string {
   return createHash('sha256')
     .update(key.export({ type: 'spki', format: 'der' }))
     .digest('hex')
+}
+
+/** A short name of some content: equal content has an equal name. */
+function contentIdOf(parts: readonly string[]): string {
+  return createHash('sha256').update(parts.join('\n')).digest('hex').slice(0, 16)
 }
 
 function timeText(ms: number): string {

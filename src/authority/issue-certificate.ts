@@ -19,8 +19,8 @@ import {
   type X509Certificate,
 } from 'node:crypto'
 import forge from 'node-forge'
-import { MeshError } from '../../lib/errors.ts'
-import { formatServerName, formatSpiffeId, type ServiceIdentity } from '../../model/spiffe-id.ts'
+import { MeshError } from '../lib/errors.ts'
+import { formatServerName, formatSpiffeId, type ServiceIdentity } from '../model/spiffe-id.ts'
 
 const { asn1 } = forge
 type Asn1 = forge.asn1.Asn1

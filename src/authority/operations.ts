@@ -7,26 +7,22 @@
 import { existsSync, mkdirSync } from 'node:fs'
 import { writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
 import {
-  authorityFiles,
-  createAuthority,
-  holdsAuthority,
-  readAuthority,
-  type StoredAuthority,
-} from '../controlplane/identity/ca-directory.ts'
-import {
   leafFiles,
   readHostRoots,
   requireFileName,
   rootFiles,
 } from '../controlplane/identity/host-directory.ts'
-import {
-  issueLeaf,
-  LEAF_LIFETIME_MS,
-  requireDatacenter,
-} from '../controlplane/identity/issue-certificate.ts'
 import { parseCertificates, readLeaf, readRoots } from '../controlplane/identity/x509.ts'
 import { MeshError } from '../lib/errors.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
+import { issueLeaf, LEAF_LIFETIME_MS, requireDatacenter } from './issue-certificate.ts'
+import {
+  authorityFiles,
+  createAuthority,
+  holdsAuthority,
+  readAuthority,
+  type StoredAuthority,
+} from './roots.ts'
 
 export { LEAF_LIFETIME_MS }
 

@@ -7,14 +7,19 @@
  */
 import { existsSync, mkdirSync } from 'node:fs'
 import { basename, join } from 'node:path'
-import { errorCode, MeshError } from '../../lib/errors.ts'
-import { readTextFile } from '../../lib/read-text-file.ts'
-import { singleUriSan } from '../../lib/uri-san.ts'
-import { writeFileAtomically } from './atomic-file.ts'
-import { readState, stateFile } from './ca/ca-state.ts'
-import { readKeyFile } from './host-directory.ts'
+import { writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
+import { readKeyFile } from '../controlplane/identity/host-directory.ts'
+import {
+  isTrustDomain,
+  MAX_PEM_BYTES,
+  parseCertificates,
+  parsePrivateKey,
+} from '../controlplane/identity/x509.ts'
+import { errorCode, MeshError } from '../lib/errors.ts'
+import { readTextFile } from '../lib/read-text-file.ts'
+import { singleUriSan } from '../lib/uri-san.ts'
+import { readState, stateFile } from './ca-state.ts'
 import { type Authority, issueRoot, ROOT_LIFETIME_MS } from './issue-certificate.ts'
-import { isTrustDomain, MAX_PEM_BYTES, parseCertificates, parsePrivateKey } from './x509.ts'
 
 /** A CA that is ready to sign. */
 export interface StoredAuthority extends Authority {

@@ -8,9 +8,9 @@
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { z } from 'zod'
-import { MeshError } from '../../../lib/errors.ts'
-import { readTextFile } from '../../../lib/read-text-file.ts'
-import { syncFolder, writeFileAtomically } from '../atomic-file.ts'
+import { syncFolder, writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
+import { MeshError } from '../lib/errors.ts'
+import { readTextFile } from '../lib/read-text-file.ts'
 
 const time = z.number().min(0)
 const hex = z.string().regex(/^[0-9a-fA-F]+$/)

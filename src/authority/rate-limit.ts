@@ -3,7 +3,7 @@
  * for its memory; time is passed in.
  */
 
-import { canonicalIp, ipBytes, isIpv6 } from '../../../model/address.ts'
+import { canonicalIp, ipBytes, isIpv6 } from '../model/address.ts'
 
 /** One bucket: `burst` at once, `perSecond` in the long run. */
 export interface Rate {

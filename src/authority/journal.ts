@@ -17,8 +17,8 @@ import {
 } from 'node:fs'
 import { dirname } from 'node:path'
 import { z } from 'zod'
-import { MeshError } from '../../../lib/errors.ts'
-import { syncFolder, writeFileAtomically } from '../atomic-file.ts'
+import { syncFolder, writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
+import { MeshError } from '../lib/errors.ts'
 
 const line = z.strictObject({
   serial: z.string().regex(/^[0-9A-F]+$/),

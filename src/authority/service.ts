@@ -2,17 +2,18 @@
  * `hostmesh ca serve`: the CA as a service, until a signal ends it. Builds its parts in order and takes them
  * down again; docs/ca-protocol.md is what it speaks.
  */
-import { type CaLifetimes, CaOffice } from '../controlplane/identity/ca/ca-office.ts'
-import { startCaServer } from '../controlplane/identity/ca/ca-server.ts'
-import { CA_ADDRESS } from '../controlplane/identity/join-token.ts'
+
 import { systemClock } from '../lib/clock.ts'
 import { MeshError } from '../lib/errors.ts'
 import { createLog, type LogOptions } from '../lib/log.ts'
+import { connectSystemd, takeSystemdEnvironment } from '../lib/systemd.ts'
 import { nameThread } from '../lib/thread-name.ts'
 import { canonicalIp, formatAddress, isUndialable, type SocketAddress } from '../model/address.ts'
-import { takeOrders } from './ca-control.ts'
-import { type CaCatalog, openHostServices } from './ca-host-services.ts'
-import { connectSystemd, takeSystemdEnvironment } from './systemd.ts'
+import { CA_ADDRESS } from '../model/join-token.ts'
+import { type CaLifetimes, CaOffice } from './certificate-authority.ts'
+import { takeOrders } from './control.ts'
+import { type CaCatalog, openHostServices } from './host-services.ts'
+import { startCaServer } from './server.ts'
 
 /** What `hostmesh ca serve` is started with. */
 export interface CaServiceOptions {

@@ -19,15 +19,15 @@ import {
   CaOffice,
   type CaOfficeOptions,
   type HostCaller,
-} from '../../src/controlplane/identity/ca/ca-office.ts'
-import { createAuthority, readAuthority } from '../../src/controlplane/identity/ca-directory.ts'
+} from '../../src/authority/certificate-authority.ts'
+import { certify, certifyService } from '../../src/authority/issue-certificate.ts'
+import { createAuthority, readAuthority } from '../../src/authority/roots.ts'
 import { makeSigningRequest } from '../../src/controlplane/identity/csr.ts'
-import { certify, certifyService } from '../../src/controlplane/identity/issue-certificate.ts'
-import { type JoinToken, parseJoinToken } from '../../src/controlplane/identity/join-token.ts'
 import { readLeaf, readRoots } from '../../src/controlplane/identity/x509.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import { singleUriSan } from '../../src/lib/uri-san.ts'
+import { type JoinToken, parseJoinToken } from '../../src/model/join-token.ts'
 import { TestClock } from '../harness/test-clock.ts'
 
 const HOUR_MS = 3_600_000

@@ -4,9 +4,8 @@
  * A token says where the CA is, by which root it is known, and holds the secret that makes a stranger a
  * host. It must never be logged; messages here quote nothing of it.
  */
-import { createHash, randomBytes, timingSafeEqual } from 'node:crypto'
 import { z } from 'zod'
-import { MeshError } from '../../lib/errors.ts'
+import { MeshError } from '../lib/errors.ts'
 
 /** The content of a token. */
 export interface JoinToken {
@@ -36,11 +35,6 @@ const content = z.strictObject({
   h: z.string().regex(HOST_NAME),
 })
 
-/** A fresh id, and a secret of 256 random bits. */
-export function newTokenSecret(): { readonly id: string; readonly secret: string } {
-  return { id: randomBytes(8).toString('hex'), secret: randomBytes(32).toString('base64url') }
-}
-
 /** The token as text: one word. */
 export function formatJoinToken(token: JoinToken): string {
   const { address: a, fingerprint: f, id: i, secret: s, host: h } = token
@@ -69,16 +63,4 @@ export function parseJoinToken(text: string, origin: string): JoinToken {
       { hint: 'It is one word that begins with hm1.; make a new one with: hostmesh ca token' },
     )
   return { address: data.a, fingerprint: data.f, id: data.i, secret: data.s, host: data.h }
-}
-
-/** What is kept of a secret. It has 256 random bits, so a plain hash cannot be searched. */
-export function hashSecret(secret: string): string {
-  return createHash('sha256').update(secret).digest('hex')
-}
-
-/** Whether `secret` is the one whose {@link hashSecret} is `hash`; takes equally long either way. */
-export function isSecret(secret: string, hash: string): boolean {
-  const given = Buffer.from(hashSecret(secret), 'hex')
-  const kept = Buffer.from(hash, 'hex')
-  return given.length === kept.length && timingSafeEqual(given, kept)
 }

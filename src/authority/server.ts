@@ -12,19 +12,19 @@ import { createServer, type Server } from 'node:https'
 import type { AddressInfo, Socket } from 'node:net'
 import { TLSSocket } from 'node:tls'
 import type { z } from 'zod'
-import { systemClock } from '../../../lib/clock.ts'
-import { describeError, MeshError } from '../../../lib/errors.ts'
-import { FairConnections } from '../../../lib/fair-connections.ts'
-import type { Log } from '../../../lib/log.ts'
-import type { SocketAddress } from '../../../model/address.ts'
+import { systemClock } from '../lib/clock.ts'
+import { describeError, MeshError } from '../lib/errors.ts'
+import { FairConnections } from '../lib/fair-connections.ts'
+import type { Log } from '../lib/log.ts'
+import type { SocketAddress } from '../model/address.ts'
 import {
   enrollRequest,
   MAX_REQUEST_BYTES,
   POLL_MS,
   renewRequest,
   signRequest,
-} from '../ca-protocol.ts'
-import type { CaOffice, HostCaller } from './ca-office.ts'
+} from '../model/ca-protocol.ts'
+import type { CaOffice, HostCaller } from './certificate-authority.ts'
 import { callerAt, type Rate, RateLimiter } from './rate-limit.ts'
 
 /** The limits of the protocol; tests make them smaller. */

@@ -8,8 +8,8 @@ import {
   requireOk,
 } from '../controlplane/catalog/consul/transport.ts'
 import { createFileCatalog } from '../controlplane/catalog/file/file-catalog.ts'
-import type { RunsService } from '../controlplane/identity/ca/ca-office.ts'
 import type { Log } from '../lib/log.ts'
+import type { RunsService } from './certificate-authority.ts'
 
 /** Where the CA looks up who runs what. */
 export type CaCatalog =

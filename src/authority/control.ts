@@ -10,17 +10,17 @@ import type { IncomingMessage } from 'node:http'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { z } from 'zod'
+import { systemClock } from '../lib/clock.ts'
+import { describeError, errorCode, isErrorCode, MeshError } from '../lib/errors.ts'
+import { silentLog } from '../lib/log.ts'
+import { http } from '../lib/node-http.ts'
 import {
   CaOffice,
   type CaStatus,
   type RevokeRequest,
   type RotationStatus,
   type TokenRequest,
-} from '../controlplane/identity/ca/ca-office.ts'
-import { systemClock } from '../lib/clock.ts'
-import { describeError, errorCode, isErrorCode, MeshError } from '../lib/errors.ts'
-import { silentLog } from '../lib/log.ts'
-import { http } from '../lib/node-http.ts'
+} from './certificate-authority.ts'
 
 export type { CaStatus, RevokeRequest, RotationStatus, TokenRequest }
 

@@ -1,12 +1,8 @@
 /**
  * What the CA and its hosts say to each other, as schemas both ends check with (docs/ca-protocol.md).
  */
-import { createHash, type X509Certificate } from 'node:crypto'
 import { z } from 'zod'
 import { HOST_NAME } from './join-token.ts'
-
-/** Where `hostmesh ca serve` listens unless told otherwise. */
-export const CA_PORT = 15_444
 
 /** Longest body of a request. */
 export const MAX_REQUEST_BYTES = 16_384
@@ -65,11 +61,6 @@ export function hostUri(trustDomain: string, host: string): string {
 }
 
 /** How roots are named: SHA-256 of the DER, lower-case hex. */
-export function fingerprintOf(certificate: X509Certificate): string {
+export function fingerprintOf(certificate: { readonly fingerprint256: string }): string {
   return certificate.fingerprint256.replaceAll(':', '').toLowerCase()
-}
-
-/** A short name of some content: equal content has an equal name, whoever computes it. */
-export function contentIdOf(parts: readonly string[]): string {
-  return createHash('sha256').update(parts.join('\n')).digest('hex').slice(0, 16)
 }
