@@ -25,8 +25,11 @@ import { formatServerName, formatSpiffeId, type ServiceIdentity } from '../model
 const { asn1 } = forge
 type Asn1 = forge.asn1.Asn1
 
-/** Clocks of a fleet may differ by this much: certificates begin that long before they are made. */
-export const BACKDATE_MS = 300_000
+/**
+ * Clocks of a fleet may differ by this much: certificates begin that long before they are made, or a tenth of their
+ * life, so that a short-lived one has its half life ahead.
+ */
+const BACKDATE_MS = 300_000
 
 /** Ten years. */
 export const ROOT_LIFETIME_MS = 3_653 * 86_400_000
@@ -50,8 +53,6 @@ export interface Authority {
 export interface Lifetime {
   readonly nowMs: number
   readonly lifetimeMs: number
-  /** How long before now the certificate begins; {@link BACKDATE_MS} unless given. */
-  readonly backdateMs?: number
 }
 
 /** What a certificate may be used for. */
@@ -188,7 +189,7 @@ export function certify(authority: Authority, request: CertifyRequest, lifetime:
       subject: sequence(),
       issuer: root.subject,
       publicKey,
-      notBeforeMs: lifetime.nowMs - (lifetime.backdateMs ?? BACKDATE_MS),
+      notBeforeMs: lifetime.nowMs - Math.min(BACKDATE_MS, lifetime.lifetimeMs / 10),
       notAfterMs,
       extensions: [
         basicConstraints(false),

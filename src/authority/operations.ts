@@ -16,13 +16,7 @@ import { parseCertificates, readLeaf, readRoots } from '../controlplane/identity
 import { MeshError } from '../lib/errors.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import { issueLeaf, LEAF_LIFETIME_MS, requireDatacenter } from './issue-certificate.ts'
-import {
-  authorityFiles,
-  createAuthority,
-  holdsAuthority,
-  readAuthority,
-  type StoredAuthority,
-} from './roots.ts'
+import { createAuthority, holdsAuthority, readAuthority, type StoredAuthority } from './roots.ts'
 
 export { LEAF_LIFETIME_MS }
 
@@ -82,10 +76,10 @@ export function initCa(directory: string, trustDomain: string, nowMs = Date.now(
  * @throws MeshError as {@link readAuthority}
  */
 export function showCa(directory: string): AuthorityFacts {
-  const { certificate, trustDomain } = readAuthority(directory)
+  const { certificate, certificatePath, trustDomain } = readAuthority(directory)
   return {
     directory,
-    certificatePath: authorityFiles(directory).certificate,
+    certificatePath,
     trustDomain,
     subject: certificate.subject.replaceAll('\n', ', '),
     serialNumber: certificate.serialNumber,

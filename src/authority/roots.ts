@@ -1,13 +1,22 @@
 /**
- * The keys of a certificate authority: `ca.pem` and `ca.key`, made once by `hostmesh ca init`, or those of the
- * root that has replaced them (ca-state.ts says which).
+ * The roots of the CA: their key files, `ca.pem` and `ca.key` made by `hostmesh ca init` or those of a root that has
+ * replaced them, and which of them signs.
+ *
+ * ```
+ *   (one root) --start--> spreading --every host has both roots--> reissuing --finish--> (one root)
+ *                            |                                     |    ^
+ *                          abort                                 abort--'  the two roots change places
+ *                            v
+ *                        (one root)
+ * ```
  *
  * Belongs on one guarded machine, never on a host of the mesh: who reads `ca.key` can be any service.
  * The trust domain is kept in the certificate itself, as its URI, so that the two cannot disagree.
  */
-import { existsSync, mkdirSync } from 'node:fs'
+import { randomBytes } from 'node:crypto'
+import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { basename, join } from 'node:path'
-import { writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
+import { syncFolder, writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
 import { readKeyFile } from '../controlplane/identity/host-directory.ts'
 import {
   isTrustDomain,
@@ -16,44 +25,53 @@ import {
   parsePrivateKey,
 } from '../controlplane/identity/x509.ts'
 import { errorCode, MeshError } from '../lib/errors.ts'
+import type { Log } from '../lib/log.ts'
 import { readTextFile } from '../lib/read-text-file.ts'
 import { singleUriSan } from '../lib/uri-san.ts'
-import { readState, stateFile } from './ca-state.ts'
+import { fingerprintOf } from '../model/ca-protocol.ts'
+import { CaDatabase, createDatabase, databaseFile } from './database.ts'
 import { type Authority, issueRoot, ROOT_LIFETIME_MS } from './issue-certificate.ts'
 
-/** A CA that is ready to sign. */
+/** A root that is ready to sign. */
 export interface StoredAuthority extends Authority {
+  /** Fingerprint of its certificate. */
+  readonly id: string
+  readonly certificatePath: string
   readonly certificatePem: string
   readonly trustDomain: string
 }
 
-const SCHEME = 'spiffe://'
+/** A root of a CA that is open. */
+export interface Root extends StoredAuthority {
+  readonly name: string
+  readonly addedAtMs: number
+  readonly signs: boolean
+  /** It goes when the rotation that goes on is finished. */
+  readonly retires: boolean
+}
 
-/** The two files of a root; of the one that signs unless it is named. */
-export function authorityFiles(
+/** `spreading`: both roots are trusted, the retiring one signs. `reissuing`: the other one signs. */
+export type RotationPhase = 'none' | 'spreading' | 'reissuing'
+
+const SCHEME = 'spiffe://'
+const FIRST_ROOT = 'ca'
+
+/** The two files of a root. */
+function rootFiles(
   directory: string,
-  name: string = activeName(directory),
-): {
-  readonly certificate: string
-  readonly privateKey: string
-} {
+  name: string,
+): { readonly certificate: string; readonly privateKey: string } {
   return {
     certificate: join(directory, `${name}.pem`),
     privateKey: join(directory, `${name}.key`),
   }
 }
 
-const FIRST_ROOT = 'ca'
-
-function activeName(directory: string): string {
-  const state = readState(directory)
-  return state?.roots.find(({ id }) => id === state.activeRoot)?.name ?? FIRST_ROOT
-}
-
 /** Whether a directory is that of a CA. */
 export function holdsAuthority(directory: string): boolean {
-  return (
-    existsSync(authorityFiles(directory, FIRST_ROOT).privateKey) || existsSync(stateFile(directory))
+  const first = rootFiles(directory, FIRST_ROOT)
+  return [first.privateKey, first.certificate, databaseFile(directory)].some((path) =>
+    existsSync(path),
   )
 }
 
@@ -70,41 +88,205 @@ export function createAuthority(directory: string, trustDomain: string, nowMs: n
         hint: 'Use a name such as mesh.example.com, without scheme and path, at most 128 characters',
       },
     )
-  if (existsSync(authorityFiles(directory, FIRST_ROOT).certificate) || holdsAuthority(directory))
-    throw alreadyThere(directory)
+  const alreadyThere = new MeshError(
+    'HM_CA_EXISTS',
+    `Cannot make a CA in ${directory}: it holds one already`,
+    {
+      hint: 'Choose another directory; every certificate issued so far depends on the CA that is there',
+    },
+  )
+  if (holdsAuthority(directory)) throw alreadyThere
   try {
     mkdirSync(directory, { recursive: true, mode: 0o700 })
     writeRoot(directory, FIRST_ROOT, trustDomain, nowMs)
   } catch (thrown) {
-    if (errorCode(thrown) === 'EEXIST' && holdsAuthority(directory)) throw alreadyThere(directory)
+    if (errorCode(thrown) === 'EEXIST' && holdsAuthority(directory)) throw alreadyThere
     throw new MeshError('HM_CA_UNWRITABLE', `Cannot make a CA in ${directory}`, { cause: thrown })
   }
 }
 
-/** Makes a root and its files; existing ones are left alone. @throws what node:fs throws */
-export function writeRoot(
-  directory: string,
-  name: string,
-  trustDomain: string,
-  nowMs: number,
-): void {
-  const files = authorityFiles(directory, name)
-  const root = issueRoot(trustDomain, { nowMs, lifetimeMs: ROOT_LIFETIME_MS })
-  writeFileAtomically(files.privateKey, root.privateKeyPem, { mode: 0o600, existing: 'fail' })
-  writeFileAtomically(files.certificate, root.certificatePem, { mode: 0o644, existing: 'fail' })
+/** The file whose lock is held by who works on a CA. It is there once a CA was in use. */
+export function lockFile(directory: string): string {
+  return join(directory, 'lock')
 }
 
 /**
- * Reads a root of the CA in `directory`, the one that signs unless it is named, and checks that its key and
- * certificate belong together. Whether it has expired is for who uses it.
- * @throws MeshError HM_FILE_UNREADABLE, HM_CA_UNREADABLE, HM_CERT_UNREADABLE, HM_CERT_KEY_UNREADABLE,
- * HM_CERT_KEY_EXPOSED, HM_CERT_KEY_MISMATCH
+ * Opens what the CA in `directory` knows. A CA that was never in use, and it alone, gets a database that knows its root.
+ * @throws MeshError HM_CA_STATE_INVALID, HM_CA_UNWRITABLE, and as {@link readAuthority}
  */
-export function readAuthority(
-  directory: string,
-  name: string = activeName(directory),
-): StoredAuthority {
-  const files = authorityFiles(directory, name)
+export function openDatabase(directory: string): CaDatabase {
+  if (isUnused(directory)) {
+    const { id, certificate } = readRoot(directory, FIRST_ROOT)
+    const addedAtMs = certificate.validFromDate.getTime()
+    try {
+      createDatabase(directory, { id, name: FIRST_ROOT, addedAtMs })
+    } catch (thrown) {
+      throw new MeshError('HM_CA_UNWRITABLE', `Cannot write ${databaseFile(directory)}`, {
+        cause: thrown,
+      })
+    }
+  }
+  return new CaDatabase(directory)
+}
+
+/**
+ * The root of the CA in `directory` that signs. Whether it has expired is for who uses it.
+ * @throws MeshError HM_CA_UNREADABLE when there is no CA, HM_CA_STATE_INVALID, HM_FILE_UNREADABLE, HM_CERT_UNREADABLE,
+ * HM_CERT_KEY_UNREADABLE, HM_CERT_KEY_EXPOSED, HM_CERT_KEY_MISMATCH
+ */
+export function readAuthority(directory: string): StoredAuthority {
+  if (isUnused(directory)) return readRoot(directory, FIRST_ROOT)
+  using database = new CaDatabase(directory)
+  const signing = database.row<{ name: string }>('SELECT name FROM root WHERE signs')
+  return readRoot(directory, signing?.name ?? FIRST_ROOT)
+}
+
+function isUnused(directory: string): boolean {
+  return !existsSync(databaseFile(directory)) && !existsSync(lockFile(directory))
+}
+
+/** The roots of a CA whose lock we hold. */
+export class Roots {
+  readonly #directory: string
+  readonly #database: CaDatabase
+  readonly #log: Log
+  #all: readonly Root[]
+
+  /** Reads the keys, and removes files of roots that a crash has left. @throws MeshError as {@link readAuthority} */
+  constructor(directory: string, database: CaDatabase, log: Log) {
+    this.#directory = directory
+    this.#database = database
+    this.#log = log
+    this.#all = this.#read()
+    this.#removeOrphans()
+  }
+
+  /** In the order in which they were added. */
+  get all(): readonly Root[] {
+    return this.#all
+  }
+
+  /** The one that every host knows: it signs the server's certificate and goes into tokens. */
+  get oldest(): Root {
+    return this.#require(() => true)
+  }
+
+  /** The one that signs. */
+  get active(): Root {
+    return this.#require(({ signs }) => signs)
+  }
+
+  /** The one that goes at the end of the rotation; undefined when none goes on. */
+  get retiring(): Root | undefined {
+    return this.#all.find(({ retires }) => retires)
+  }
+
+  get phase(): RotationPhase {
+    if (this.retiring === undefined) return 'none'
+    return this.retiring.signs ? 'spreading' : 'reissuing'
+  }
+
+  /** Adds a root beside the one that there is. @throws MeshError HM_CA_UNWRITABLE */
+  startRotation(nowMs: number): void {
+    const name = `root-${randomBytes(4).toString('hex')}`
+    try {
+      writeRoot(this.#directory, name, this.oldest.trustDomain, nowMs)
+    } catch (thrown) {
+      throw new MeshError('HM_CA_UNWRITABLE', `Cannot make a root in ${this.#directory}`, {
+        cause: thrown,
+      })
+    }
+    const { id } = readRoot(this.#directory, name)
+    this.#database.change((run) => {
+      run('UPDATE root SET retires = 1')
+      run('INSERT INTO root VALUES (NULL, ?, ?, ?, 0, 0)', id, name, nowMs)
+    })
+    this.#all = this.#read()
+  }
+
+  /** The new root signs from now on. */
+  signWithTarget(): void {
+    this.#change('UPDATE root SET signs = NOT retires')
+  }
+
+  /** Removes the retiring root and its key. */
+  finishRotation(): void {
+    this.#change('DELETE FROM root WHERE retires', 'UPDATE root SET signs = 1')
+  }
+
+  /**
+   * Goes back. While the new root has not signed it simply goes; afterwards everything has to be issued again, so the
+   * two roots change places and {@link finishRotation} removes what was the new one.
+   */
+  abortRotation(): void {
+    if (this.phase === 'spreading')
+      this.#change('DELETE FROM root WHERE NOT signs', 'UPDATE root SET retires = 0')
+    else this.#change('UPDATE root SET signs = retires, retires = NOT retires')
+  }
+
+  #change(...statements: readonly string[]): void {
+    this.#database.change((run) => {
+      for (const sql of statements) run(sql)
+    })
+    this.#all = this.#read()
+    this.#removeOrphans()
+  }
+
+  #require(isWanted: (root: Root) => boolean): Root {
+    const found = this.#all.find(isWanted)
+    if (found !== undefined) return found
+    throw new MeshError('HM_CA_STATE_INVALID', `The CA in ${this.#directory} has no such root`)
+  }
+
+  #read(): readonly Root[] {
+    const rows = this.#database.rows<{
+      id: string
+      name: string
+      addedAtMs: number
+      signs: number
+      retires: number
+    }>('SELECT * FROM root ORDER BY seq')
+    return rows.map(({ id, name, addedAtMs, signs, retires }) => {
+      const root = readRoot(this.#directory, name)
+      if (root.id !== id)
+        throw new MeshError(
+          'HM_CA_STATE_INVALID',
+          `Cannot open the CA in ${this.#directory}: ${name}.pem is not the root that state.db names`,
+          { hint: 'Restore the whole directory from one backup' },
+        )
+      return { ...root, name, addedAtMs, signs: signs === 1, retires: retires === 1 }
+    })
+  }
+
+  /** Removes files of roots that there are no more: a crash or a rotation has left them. */
+  #removeOrphans(): void {
+    for (const file of readdirSync(this.#directory)) {
+      const name = /^(ca|root-[0-9a-f]{8})\.(pem|key)$/.exec(file)?.[1]
+      if (name === undefined || this.#all.some((root) => root.name === name)) continue
+      try {
+        rmSync(join(this.#directory, file))
+      } catch (thrown) {
+        this.#log.warn('Cannot remove the file of a root that is gone', {
+          file,
+          error: errorCode(thrown),
+        })
+      }
+    }
+  }
+}
+
+/** Makes a root and its files; existing ones are left alone. @throws what node:fs throws */
+function writeRoot(directory: string, name: string, trustDomain: string, nowMs: number): void {
+  const files = rootFiles(directory, name)
+  const root = issueRoot(trustDomain, { nowMs, lifetimeMs: ROOT_LIFETIME_MS })
+  writeFileAtomically(files.privateKey, root.privateKeyPem, { mode: 0o600, existing: 'fail' })
+  writeFileAtomically(files.certificate, root.certificatePem, { mode: 0o644, existing: 'fail' })
+  syncFolder(directory)
+}
+
+/** Reads a root, and checks that its key and certificate belong together. */
+function readRoot(directory: string, name: string): StoredAuthority {
+  const files = rootFiles(directory, name)
   const certificatePem = readCertificate(files.certificate, directory)
   const [certificate, ...more] = parseCertificates(certificatePem, files.certificate)
   const uri = certificate === undefined ? undefined : singleUriSan(certificate.raw)
@@ -127,7 +309,14 @@ export function readAuthority(
       'HM_CA_UNREADABLE',
       `Cannot sign with ${files.privateKey}: it is not an EC key`,
     )
-  return { certificate, certificatePem, privateKey, trustDomain }
+  return {
+    id: fingerprintOf(certificate),
+    certificatePath: files.certificate,
+    certificate,
+    certificatePem,
+    privateKey,
+    trustDomain,
+  }
 }
 
 function readCertificate(path: string, directory: string): string {
@@ -143,10 +332,4 @@ function readCertificate(path: string, directory: string): string {
       },
     )
   }
-}
-
-function alreadyThere(directory: string): MeshError {
-  return new MeshError('HM_CA_EXISTS', `Cannot make a CA in ${directory}: it holds one already`, {
-    hint: 'Choose another directory; every certificate issued so far depends on the CA that is there',
-  })
 }

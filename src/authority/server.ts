@@ -2,7 +2,7 @@
  * The network side of the CA: TLS 1.3, limits, JSON, long polls (docs/ca-protocol.md). Decides nothing about
  * certificates, that is the office's.
  *
- * Client certificates are asked for and judged by the office, not by TLS: a host that enrolls has none, and one
+ * Client certificates are asked for and judged by the authority, not by TLS: a host that enrolls has none, and one
  * that comes back after a long time off may have an expired one. TLS proves that the caller has the key.
  */
 import { constants, generateKeyPairSync, type X509Certificate } from 'node:crypto'
@@ -24,7 +24,8 @@ import {
   renewRequest,
   signRequest,
 } from '../model/ca-protocol.ts'
-import type { CaOffice, HostCaller } from './certificate-authority.ts'
+import type { CertificateAuthority } from './certificate-authority.ts'
+import type { HostCaller } from './hosts.ts'
 import { callerAt, type Rate, RateLimiter } from './rate-limit.ts'
 
 /** The limits of the protocol; tests make them smaller. */
@@ -40,7 +41,7 @@ export interface CaServerLimits {
 
 /** What the server needs. */
 export interface CaServerOptions {
-  readonly office: CaOffice
+  readonly authority: CertificateAuthority
   readonly listen: SocketAddress
   readonly log: Log
   readonly limits?: Partial<CaServerLimits>
@@ -74,7 +75,7 @@ const STATUS_BY_CODE: Readonly<Record<string, number>> = {
   HM_CA_BUSY: 503,
 }
 
-/** How often the office forgets what has expired, and the server looks at its own certificate. */
+/** How often the authority forgets what has expired, and the server looks at its own certificate. */
 const UPKEEP_MS = 5_000
 
 /**
@@ -82,10 +83,10 @@ const UPKEEP_MS = 5_000
  * @throws MeshError HM_CA_LISTEN_FAILED
  */
 export async function startCaServer(options: CaServerOptions): Promise<CaServer> {
-  const { office, listen, log } = options
+  const { authority, listen, log } = options
   const limits = { ...LIMITS, ...options.limits }
-  const desk = new Desk(office, log, limits)
-  const identity = new ServerIdentity(office)
+  const handler = new RequestHandler(authority, log, limits)
+  const identity = new ServerIdentity(authority)
   const server = createServer(
     {
       ...identity.context(),
@@ -101,7 +102,7 @@ export async function startCaServer(options: CaServerOptions): Promise<CaServer>
       keepAliveTimeout: 2 * POLL_MS,
       connectionsCheckingInterval: Math.min(1_000, limits.deadlineMs),
     },
-    (request, response) => void desk.serve(request, response),
+    (request, response) => void handler.serve(request, response),
   )
   server.maxRequestsPerSocket = 10_000
   limitConnections(server, limits)
@@ -109,14 +110,14 @@ export async function startCaServer(options: CaServerOptions): Promise<CaServer>
   server.on('tlsClientError', (_, socket) => socket.destroy())
   server.on('clientError', (_, socket) => socket.destroy())
 
-  const watch = office.onBundle(() => {
+  const watch = authority.onBundle(() => {
     identity.renew()
     server.setSecureContext(identity.context())
-    desk.answerPolls()
+    handler.answerPolls()
   })
   const upkeep = setInterval(() => {
     try {
-      office.upkeep()
+      authority.upkeep()
       if (identity.isDue()) {
         identity.renew()
         server.setSecureContext(identity.context())
@@ -129,7 +130,7 @@ export async function startCaServer(options: CaServerOptions): Promise<CaServer>
   const close = async (): Promise<void> => {
     clearInterval(upkeep)
     watch[Symbol.dispose]()
-    desk[Symbol.dispose]()
+    handler[Symbol.dispose]()
     const closed = once(server, 'close')
     server.close()
     server.closeAllConnections()
@@ -159,35 +160,31 @@ export async function startCaServer(options: CaServerOptions): Promise<CaServer>
 
 /** The server's own certificate and key, which never touch the disk. */
 class ServerIdentity {
-  private readonly office: CaOffice
-  private certificatePem = ''
-  private keyPem = ''
-  private madeAtMs = 0
-  private dueAtMs = 0
+  readonly #authority: CertificateAuthority
+  #certificatePem = ''
+  #keyPem = ''
+  #madeAtMs = 0
 
-  constructor(office: CaOffice) {
-    this.office = office
+  constructor(authority: CertificateAuthority) {
+    this.#authority = authority
     this.renew()
   }
 
   renew(): void {
     const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
-    const nowMs = this.office.clock.wallMs()
-    const { certificatePem, notAfterMs } = this.office.certifyServer(publicKey)
-    this.certificatePem = certificatePem
-    this.keyPem = privateKey.export({ type: 'pkcs8', format: 'pem' }).toString()
-    this.madeAtMs = nowMs
-    this.dueAtMs = nowMs + (notAfterMs - nowMs) / 2
+    this.#madeAtMs = this.#authority.clock.wallMs()
+    this.#certificatePem = this.#authority.certifyServer(publicKey)
+    this.#keyPem = privateKey.export({ type: 'pkcs8', format: 'pem' }).toString()
   }
 
   isDue(): boolean {
-    const nowMs = this.office.clock.wallMs()
+    const ageMs = this.#authority.clock.wallMs() - this.#madeAtMs
     // A clock that was put back: hosts would call the certificate not valid yet.
-    return nowMs < this.madeAtMs || nowMs >= this.dueAtMs
+    return ageMs < 0 || ageMs >= this.#authority.lifetimes.hostMs / 2
   }
 
   context(): { cert: string; key: string; ca: string[] } {
-    return { cert: this.certificatePem, key: this.keyPem, ca: [...this.office.rootsPem()] }
+    return { cert: this.#certificatePem, key: this.#keyPem, ca: this.#authority.bundle.roots }
   }
 }
 
@@ -198,16 +195,16 @@ interface Poll {
 }
 
 /** One answer for each request. */
-class Desk implements Disposable {
-  private readonly office: CaOffice
+class RequestHandler implements Disposable {
+  private readonly authority: CertificateAuthority
   private readonly log: Log
   private readonly calls: RateLimiter
   private readonly strangerCalls: RateLimiter
   private readonly failedEnrollments: RateLimiter
   private readonly polls = new Map<string, Poll>()
 
-  constructor(office: CaOffice, log: Log, limits: CaServerLimits) {
-    this.office = office
+  constructor(authority: CertificateAuthority, log: Log, limits: CaServerLimits) {
+    this.authority = authority
     this.log = log
     this.calls = new RateLimiter(limits.calls)
     this.strangerCalls = new RateLimiter(limits.strangerCalls)
@@ -234,7 +231,7 @@ class Desk implements Disposable {
   }
 
   private async route(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const { office } = this
+    const { authority } = this
     const from = request.socket.remoteAddress ?? ''
     const payer = callerAt(from)
     const nowMs = systemClock.monotonicMs()
@@ -245,35 +242,38 @@ class Desk implements Disposable {
     if (!this.isHost(certificate) && !this.strangerCalls.take(payer, nowMs)) throw rateLimited()
     switch (`${request.method} ${url?.pathname}`) {
       case 'GET /v1/roots':
-        return reply(response, 200, { trustDomain: office.trustDomain, roots: office.rootsPem() })
+        return reply(response, 200, {
+          trustDomain: authority.trustDomain,
+          roots: authority.bundle.roots,
+        })
       case 'POST /v1/enroll': {
         if (!this.failedEnrollments.has(payer, nowMs)) throw rateLimited()
         const body = await readBody(request, enrollRequest)
         let answer: string
         try {
-          answer = office.enroll(body, from)
+          answer = authority.enroll(body, from)
         } catch (thrown) {
           this.failedEnrollments.take(payer, nowMs)
           throw thrown
         }
-        return reply(response, 200, { certificate: answer, bundle: office.bundle })
+        return reply(response, 200, { certificate: answer, bundle: authority.bundle })
       }
       case 'POST /v1/renew': {
-        const caller = office.identifyHost(certificate, { mayHaveExpired: true })
+        const caller = authority.identifyHost(certificate, { mayHaveExpired: true })
         const { csr } = await readBody(request, renewRequest)
         return reply(response, 200, {
-          certificate: office.renew(caller, csr),
-          bundle: office.bundle,
+          certificate: authority.renew(caller, csr),
+          bundle: authority.bundle,
         })
       }
       case 'POST /v1/sign': {
-        const caller = office.identifyHost(certificate)
+        const caller = authority.identifyHost(certificate)
         const { service, csr } = await readBody(request, signRequest)
-        return reply(response, 200, { certificate: await office.sign(caller, service, csr) })
+        return reply(response, 200, { certificate: await authority.sign(caller, service, csr) })
       }
       case 'GET /v1/bundle': {
-        const caller = office.identifyHost(certificate)
-        office.noteRoots(caller, (url?.searchParams.get('roots') ?? '').slice(0, 64))
+        const caller = authority.identifyHost(certificate)
+        authority.noteRoots(caller, (url?.searchParams.get('roots') ?? '').slice(0, 64))
         this.poll(caller, response, url?.searchParams.get('have') ?? '')
         return undefined
       }
@@ -285,7 +285,7 @@ class Desk implements Disposable {
   /** Whether the caller is a host of this mesh: anybody can have a certificate of some kind. */
   private isHost(certificate: X509Certificate | undefined): boolean {
     try {
-      this.office.identifyHost(certificate, { mayHaveExpired: true })
+      this.authority.identifyHost(certificate, { mayHaveExpired: true })
       return true
     } catch {
       return false
@@ -293,8 +293,8 @@ class Desk implements Disposable {
   }
 
   private poll(caller: HostCaller, response: ServerResponse, have: string): void {
-    const { office } = this
-    if (have !== office.bundle.id) return reply(response, 200, office.bundle)
+    const { authority } = this
+    if (have !== authority.bundle.id) return reply(response, 200, authority.bundle)
     const earlier = this.polls.get(caller.name)
     if (earlier !== undefined) this.endPoll(earlier)
     const poll: Poll = {
@@ -315,8 +315,8 @@ class Desk implements Disposable {
   private endPoll(poll: Poll): void {
     this.drop(poll)
     try {
-      this.office.identifyHost(poll.caller.certificate)
-      reply(poll.response, 200, this.office.bundle)
+      this.authority.identifyHost(poll.caller.certificate)
+      reply(poll.response, 200, this.authority.bundle)
     } catch (thrown) {
       this.refuse(poll.response, thrown)
     }

@@ -10,8 +10,8 @@ import { connectSystemd, takeSystemdEnvironment } from '../lib/systemd.ts'
 import { nameThread } from '../lib/thread-name.ts'
 import { canonicalIp, formatAddress, isUndialable, type SocketAddress } from '../model/address.ts'
 import { CA_ADDRESS } from '../model/join-token.ts'
-import { type CaLifetimes, CaOffice } from './certificate-authority.ts'
-import { takeOrders } from './control.ts'
+import { type CaLifetimes, CertificateAuthority } from './certificate-authority.ts'
+import { serveControlSocket } from './control.ts'
 import { type CaCatalog, openHostServices } from './host-services.ts'
 import { startCaServer } from './server.ts'
 
@@ -29,7 +29,7 @@ export interface CaServiceOptions {
 
 /**
  * Serves until SIGTERM or SIGINT.
- * @throws MeshError HM_CA_ADDRESS_INVALID, HM_CA_LISTEN_FAILED and as CaOffice, openHostServices
+ * @throws MeshError HM_CA_ADDRESS_INVALID, HM_CA_LISTEN_FAILED and as CertificateAuthority, openHostServices
  */
 export async function runCaService(options: CaServiceOptions): Promise<void> {
   nameThread('hostmesh-ca')
@@ -49,8 +49,8 @@ export async function runCaService(options: CaServiceOptions): Promise<void> {
     options.catalog === undefined
       ? undefined
       : parts.use(openHostServices(options.catalog, log.child('catalog')))
-  const office = parts.use(
-    new CaOffice({
+  const authority = parts.use(
+    new CertificateAuthority({
       directory,
       log: log.child('ca'),
       clock: systemClock,
@@ -58,17 +58,17 @@ export async function runCaService(options: CaServiceOptions): Promise<void> {
       ...(services !== undefined && { runsService: services.runsService }),
     }),
   )
-  const server = parts.use(await startCaServer({ office, listen, log: log.child('ca') }))
-  parts.use(await takeOrders(office, directory))
-  if (advertise !== undefined) office.setAddress(advertise)
-  else if (!isUndialable(listen.ip)) office.setAddress(formatAddress(server.address))
+  const server = parts.use(await startCaServer({ authority, listen, log: log.child('ca') }))
+  parts.use(await serveControlSocket(authority, directory))
+  if (advertise !== undefined) authority.setAddress(advertise)
+  else if (!isUndialable(listen.ip)) authority.setAddress(formatAddress(server.address))
   log.info('Serving the certificate authority', {
     address: formatAddress(server.address),
-    advertised: office.status().address,
-    trustDomain: office.trustDomain,
+    advertised: authority.status().address,
+    trustDomain: authority.trustDomain,
   })
   systemd.ready()
-  systemd.status(`serving ${office.trustDomain}`)
+  systemd.status(`serving ${authority.trustDomain}`)
   const signal = await stopAsked
   log.info('Stopping', { signal })
   systemd.stopping()

@@ -2,16 +2,9 @@
  * `hostmesh ca serve|token|revoke|rotate|status`: the certificate authority as a service.
  */
 import { Command, InvalidArgumentError, Option } from 'commander'
-import {
-  type CaStatus,
-  makeToken,
-  type RotationStatus,
-  type RotationStep,
-  readCaStatus,
-  revokeCertificates,
-  rotateRoot,
-} from '../authority/control.ts'
+import { type RotationStep, runCommand } from '../authority/control.ts'
 import type { CaCatalog } from '../authority/host-services.ts'
+import type { CaStatus, RotationStatus } from '../authority/status.ts'
 import { parseDuration } from '../lib/duration.ts'
 import { MeshError } from '../lib/errors.ts'
 import type { LogLevel } from '../lib/log.ts'
@@ -115,13 +108,9 @@ function tokenCommand(): Command {
         ttl: number
         address?: string
       }) => {
-        const { token } = await makeToken(options.directory, {
-          host: options.host,
-          datacenter: options.datacenter,
-          services: options.service,
-          ttlMs: options.ttl,
-          address: options.address,
-        })
+        const { directory, host, service: services, datacenter, ttl: ttlMs, address } = options
+        const request = { host, services, datacenter, ttlMs, address }
+        const { token } = await runCommand(directory, { do: 'token', ...request })
         print([token])
       },
     )
@@ -133,7 +122,7 @@ function statusCommand(): Command {
     .addOption(directoryOption())
     .addOption(outputOption())
     .action(async (options: { directory: string; output: 'table' | 'json' }) => {
-      const status = await readCaStatus(options.directory)
+      const status = await runCommand(options.directory, { do: 'status' })
       if (options.output === 'json') printJson(status)
       else print(describeStatus(status))
     })
@@ -176,12 +165,12 @@ function revokeCommand(): Command {
     .option('--serial <hex>', 'this certificate')
     .action(
       async (options: { directory: string; host?: string; service?: string; serial?: string }) => {
-        const { host, service, serial } = options
-        if (host === undefined && service === undefined && serial === undefined)
+        const { directory, ...request } = options
+        if (Object.keys(request).length === 0)
           throw new MeshError('HM_USAGE_REVOKE', 'Cannot revoke: say what', {
             hint: 'Give --host, --service or --serial',
           })
-        const { serials } = await revokeCertificates(options.directory, { host, service, serial })
+        const { serials } = await runCommand(directory, { do: 'revoke', ...request })
         print([`Revoked ${serials.length} certificates`, ...serials.map((one) => `  ${one}`)])
       },
     )
@@ -204,7 +193,11 @@ function rotateCommand(): Command {
     command
       .addOption(outputOption())
       .action(async (options: { directory: string; force?: boolean; output: 'table' | 'json' }) => {
-        const status = await rotateRoot(options.directory, step, options.force === true)
+        const status = await runCommand(options.directory, {
+          do: 'rotate',
+          step,
+          force: options.force === true,
+        })
         if (options.output === 'json') printJson(status)
         else print(describeRotation(status))
       })

@@ -3,57 +3,55 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { X509Certificate } from 'node:crypto'
+import { mkdtempSync, rmdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { type Issue, Journal } from '../../src/authority/journal.ts'
+import { CertificateAuthority } from '../../src/authority/certificate-authority.ts'
+import { createAuthority } from '../../src/authority/roots.ts'
+import { makeSigningRequest } from '../../src/controlplane/identity/csr.ts'
+import { systemClock } from '../../src/lib/clock.ts'
+import { silentLog } from '../../src/lib/log.ts'
+import { enrollHost } from './authority-host.ts'
 
-test('a certificate is recorded whole or refused while the disk is full, and room makes all well again', () => {
-  const folder = mkdtempSync(join(tmpdir(), 'hostmesh-full-disk-'))
-  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'hostmesh-test', folder])
+test('a certificate is recorded or refused while the disk is full, and room makes all well again', async () => {
+  const directory = mkdtempSync(join(tmpdir(), 'hostmesh-full-disk-'))
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=512k', 'hostmesh-test', directory])
   try {
-    const path = join(folder, 'journal.jsonl')
-    const nowMs = Date.now()
+    createAuthority(directory, 'mesh.test', Date.now())
+    const open = () => new CertificateAuthority({ directory, log: silentLog, clock: systemClock })
     const given: string[] = []
-    const give = (journal: Journal): void => {
-      const serial = (given.length + 1_000_000).toString(16).toUpperCase()
-      const issue: Issue = {
-        serial,
-        host: 'a',
-        service: 'web',
-        issuedAtMs: nowMs,
-        notAfterMs: nowMs + 3_600_000,
-        rootId: 'r',
-      }
-      journal.record(issue)
-      given.push(serial)
-    }
     {
-      using journal = new Journal(path, nowMs)
-      // All but a page: the line that does not fit is then cut in its midst, which is no error of write(2).
-      const ballast = join(folder, 'ballast')
-      writeFileSync(ballast, Buffer.alloc(44 * 1_024))
-      const fill = (): void => {
-        for (let i = 0; i < 1_000; i += 1) give(journal)
+      using authority = open()
+      const caller = enrollHost(authority)
+      given.push(caller.certificate.serialNumber)
+      const give = async (): Promise<void> => {
+        const pem = await authority.sign(caller, 'web', makeSigningRequest().csrPem)
+        given.push(new X509Certificate(pem).serialNumber)
       }
-      assert.throws(fill, { code: 'ENOSPC' })
-      assert.throws(() => give(journal), { code: 'ENOSPC' }, 'and the next one')
-      assert.ok(given.length > 10)
-      assert.equal(journal.size, given.length)
+      const ballast = join(directory, 'ballast')
+      const { bavail, bsize } = statfsSync(directory)
+      writeFileSync(ballast, Buffer.alloc((bavail - 12) * bsize))
+      const fill = async (): Promise<void> => {
+        for (let i = 0; i < 1_000; i += 1) await give()
+      }
+      const refused = { code: 'HM_CA_UNWRITABLE' }
+      await assert.rejects(fill, refused)
+      await assert.rejects(give, refused, 'and the next one')
+      assert.throws(() => authority.revoke({ host: 'a' }), refused)
+      assert.deepEqual(authority.bundle.revoked, [], 'all of a change or nothing')
+      assert.equal(authority.status().hosts.length, 1)
+      assert.ok(given.length > 5, String(given.length))
+      assert.equal(authority.status().certificates, given.length)
       rmSync(ballast)
-      give(journal)
+      await give()
     }
-    const whole = readFileSync(path, 'utf8').split('\n').slice(0, -1)
-    assert.deepEqual(
-      whole.map((line) => (JSON.parse(line) as Issue).serial),
-      given,
-    )
-    using again = new Journal(path, nowMs)
-    assert.equal(again.size, given.length)
-    assert.ok(statSync(path).size > 0)
+    using again = open()
+    assert.equal(again.status().certificates, given.length)
+    assert.deepEqual(again.revoke({ host: 'a' }).serials, given)
   } finally {
-    execFileSync('umount', [folder])
-    rmdirSync(folder)
+    execFileSync('umount', [directory])
+    rmdirSync(directory)
   }
 })

@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict'
 import { X509Certificate } from 'node:crypto'
 import { after, before, test } from 'node:test'
-import type { CaStatus } from '../../src/authority/control.ts'
+import type { CaStatus } from '../../src/authority/status.ts'
 import type { ConfigInput } from '../../src/config/schema.ts'
 import type { CertsDocument } from '../../src/model/admin.ts'
 import { eventually } from '../harness/eventually.ts'
@@ -144,7 +144,7 @@ test('systemd-analyze finds the unit of the authority no more exposed than that 
 })
 
 test('the keys of the authority are for its user alone', async () => {
-  const names = ['ca.key', 'state.json', 'journal.jsonl', 'admin.sock']
+  const names = ['ca.key', 'state.db', 'state.db-journal', 'admin.sock']
   const paths = [CA_DIRECTORY, ...names.map((name) => `${CA_DIRECTORY}/${name}`)]
   const modes = await authority.must('stat', '--format=%n %a %U:%G', ...paths)
   const lines = modes.trim().split('\n')

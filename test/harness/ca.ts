@@ -3,7 +3,8 @@
  */
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import type { CaStatus, RotationStatus, RotationStep } from '../../src/authority/control.ts'
+import type { RotationStep } from '../../src/authority/control.ts'
+import type { CaStatus, RotationStatus } from '../../src/authority/status.ts'
 import type { ConfigInput } from '../../src/config/schema.ts'
 import { hostmesh } from './daemon.ts'
 import { eventually } from './eventually.ts'

@@ -10,7 +10,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, test } from 'node:test'
 import { type ConnectionOptions, connect as tlsConnect } from 'node:tls'
-import { CaOffice, type CaOfficeOptions } from '../../src/authority/certificate-authority.ts'
+import {
+  CertificateAuthority,
+  type CertificateAuthorityOptions,
+} from '../../src/authority/certificate-authority.ts'
 import { createAuthority } from '../../src/authority/roots.ts'
 import { type CaServer, type CaServerLimits, startCaServer } from '../../src/authority/server.ts'
 import { createBuiltinSource } from '../../src/controlplane/identity/builtin-ca.ts'
@@ -32,7 +35,7 @@ import { makeAuthority, makeLeaf } from '../unit/identity-fixtures.ts'
 const HOUR_MS = 3_600_000
 
 interface Options {
-  readonly office?: Partial<CaOfficeOptions>
+  readonly authority?: Partial<CertificateAuthorityOptions>
   readonly limits?: Partial<CaServerLimits>
 }
 
@@ -43,7 +46,7 @@ class Fixture implements AsyncDisposable {
   private readonly options: Options
   private readonly sources: CertificateSource[] = []
   private readonly log: Log
-  office: CaOffice
+  authority: CertificateAuthority
   server!: CaServer
 
   private constructor(options: Options) {
@@ -53,7 +56,7 @@ class Fixture implements AsyncDisposable {
     }
     this.log = { ...silentLog, info: record, warn: record, error: record, child: () => this.log }
     createAuthority(join(this.folder, 'ca'), 'mesh.test', Date.now())
-    this.office = this.openOffice()
+    this.authority = this.openAuthority()
   }
 
   static async create(options: Options = {}): Promise<Fixture> {
@@ -66,20 +69,20 @@ class Fixture implements AsyncDisposable {
     return `127.0.0.1:${this.server.address.port}`
   }
 
-  /** Ends the server and its office; returns how to bring both back at the same port. */
+  /** Ends the server and its authority; returns how to bring both back at the same port. */
   async goAway(): Promise<() => Promise<void>> {
     const { port } = this.server.address
     await this.server[Symbol.asyncDispose]()
-    this.office[Symbol.dispose]()
+    this.authority[Symbol.dispose]()
     return async () => {
-      this.office = this.openOffice()
+      this.authority = this.openAuthority()
       await this.listen(port)
     }
   }
 
   token(host = 'a', services: readonly string[] = ['web']): JoinToken {
     const request = { host, datacenter: 'dc1', services, ttlMs: HOUR_MS, address: this.address }
-    return parseJoinToken(this.office.createToken(request).token, 'the test')
+    return parseJoinToken(this.authority.createToken(request).token, 'the test')
   }
 
   /** Enrolls by single calls, as a host does. */
@@ -127,22 +130,22 @@ class Fixture implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     for (const source of this.sources) await source[Symbol.asyncDispose]()
     await this.server[Symbol.asyncDispose]()
-    this.office[Symbol.dispose]()
+    this.authority[Symbol.dispose]()
     rmSync(this.folder, { recursive: true })
   }
 
-  private openOffice(): CaOffice {
-    return new CaOffice({
+  private openAuthority(): CertificateAuthority {
+    return new CertificateAuthority({
       directory: join(this.folder, 'ca'),
       log: this.log,
       clock: systemClock,
-      ...this.options.office,
+      ...this.options.authority,
     })
   }
 
   private async listen(port: number): Promise<void> {
     this.server = await startCaServer({
-      office: this.office,
+      authority: this.authority,
       listen: { ip: '127.0.0.1', port },
       log: this.log,
       ...(this.options.limits !== undefined && { limits: this.options.limits }),
@@ -226,7 +229,7 @@ test('a host enrolls, is certified and stays so over a restart without the CA; o
 
 test('certificates are renewed at half of their life, each with a new key, and none is missed', async () => {
   await using fixture = await Fixture.create({
-    office: { lifetimes: { leafMs: 4_000, hostMs: 6_000 } },
+    authority: { lifetimes: { leafMs: 4_000, hostMs: 6_000 } },
   })
   fixture.putToken('a')
   const host = fixture.host('a')
@@ -251,7 +254,7 @@ test('certificates are renewed at half of their life, each with a new key, and n
 })
 
 test('a directory that cannot be written to is named, and renewal goes on without it', async () => {
-  await using fixture = await Fixture.create({ office: { lifetimes: { leafMs: 3_000 } } })
+  await using fixture = await Fixture.create({ authority: { lifetimes: { leafMs: 3_000 } } })
   fixture.putToken('a')
   const host = fixture.host('a')
   await eventually(() => assert.equal(host.leaves.length, 1))
@@ -262,7 +265,7 @@ test('a directory that cannot be written to is named, and renewal goes on withou
 })
 
 test('a revocation and a new root reach every host within moments', async () => {
-  await using fixture = await Fixture.create({ office: { lifetimes: { renewWithinMs: 1_000 } } })
+  await using fixture = await Fixture.create({ authority: { lifetimes: { renewWithinMs: 1_000 } } })
   fixture.putToken('a')
   fixture.putToken('b')
   const [a, b] = [fixture.host('a'), fixture.host('b')]
@@ -270,29 +273,29 @@ test('a revocation and a new root reach every host within moments', async () => 
   const serial = a.leaves[0]?.serialNumber ?? ''
   await eventually(() =>
     assert.equal(
-      fixture.office.rotationStatus().hosts.filter(({ hasRoots }) => hasRoots).length,
+      fixture.authority.rotationStatus().hosts.filter(({ hasRoots }) => hasRoots).length,
       2,
     ),
   )
-  fixture.office.revoke({ serial })
+  fixture.authority.revoke({ serial })
   for (const { bundles } of [a, b])
     await eventually(() => assert.deepEqual(bundles.at(-1)?.revokedSerials, [serial]), {
       withinMs: 5_000,
     })
   await eventually(() => assert.equal(a.leaves.length, 2), { withinMs: 5_000 })
 
-  const old = fixture.office.bundle.activeRoot
-  fixture.office.startRotation()
-  await eventually(() => assert.deepEqual(fixture.office.rotationStatus().lagging, []), {
+  const old = fixture.authority.bundle.activeRoot
+  fixture.authority.startRotation()
+  await eventually(() => assert.deepEqual(fixture.authority.rotationStatus().lagging, []), {
     withinMs: 30_000,
   })
-  fixture.office.finishRotation(false)
+  fixture.authority.finishRotation(false)
   for (const { bundles } of [a, b])
     await eventually(() => assert.equal(bundles.at(-1)?.rootsPem.length, 1))
-  assert.notEqual(fixture.office.bundle.activeRoot, old)
+  assert.notEqual(fixture.authority.bundle.activeRoot, old)
   await eventually(() => assert.deepEqual(a.source.problems(), []))
   // The server proves itself by the new root now, and hosts still know it.
-  fixture.office.revoke({ serial: b.leaves.at(-1)?.serialNumber })
+  fixture.authority.revoke({ serial: b.leaves.at(-1)?.serialNumber })
   await eventually(() => assert.equal(a.bundles.at(-1)?.revokedSerials.length, 2), {
     withinMs: 5_000,
   })
@@ -303,7 +306,7 @@ test('a revoked host hears it, keeps what it has, and is a member again with a n
   fixture.putToken('a')
   const host = fixture.host('a')
   await eventually(() => assert.equal(host.leaves.length, 1))
-  fixture.office.revoke({ host: 'a' })
+  fixture.authority.revoke({ host: 'a' })
   await eventually(() =>
     assert.match(
       host.source.problems().join(),
@@ -323,7 +326,9 @@ test('a host whose CA is gone for good is a member of the one that a new token n
   await eventually(() => assert.equal(host.leaves.length, 1))
   const comeBack = await old.goAway()
   writeFileSync(join(old.folder, 'a.token'), formatJoinToken(next.token('a')), { mode: 0o600 })
-  await eventually(() => assert.equal(next.office.status().hosts.length, 1), { withinMs: 15_000 })
+  await eventually(() => assert.equal(next.authority.status().hosts.length, 1), {
+    withinMs: 15_000,
+  })
   await eventually(() => assert.deepEqual(host.source.problems(), []), { withinMs: 15_000 })
   assert.equal(host.source.description, `hostmesh CA at ${next.address}`)
   assert.equal(old.host('a').source.description, host.source.description, 'after a restart too')
@@ -340,7 +345,7 @@ test('a new token is tried at once, however long a refused host was to wait', as
   }
   const host = fixture.host('a', { clock })
   await eventually(() => assert.equal(host.leaves.length, 1))
-  fixture.office.revoke({ host: 'a' })
+  fixture.authority.revoke({ host: 'a' })
   await eventually(() => assert.match(host.source.problems().join(), /was revoked/))
   stoodStillAtMs = performance.now()
   fixture.putToken('a')
@@ -350,7 +355,7 @@ test('a new token is tried at once, however long a refused host was to wait', as
 
 test('a service that the CA refuses is named, and certified when the catalog has learned of it', async () => {
   let runs = false
-  await using fixture = await Fixture.create({ office: { runsService: async () => runs } })
+  await using fixture = await Fixture.create({ authority: { runsService: async () => runs } })
   fixture.putToken('a', [])
   const host = fixture.host('a')
   await eventually(() =>
@@ -384,7 +389,7 @@ test('a host whose clock is wrong says so with its own time and that of the cert
 test('a CA whose clock is wrong is refused with the time of this host and that of its certificate', async () => {
   for (const offMs of [HOUR_MS, -30 * 24 * HOUR_MS]) {
     const clock = misdated(() => offMs)
-    await using fixture = await Fixture.create({ office: { clock } })
+    await using fixture = await Fixture.create({ authority: { clock } })
     const token = fixture.token()
     using client = new CaClient(fixture.address)
     const trust = await client.fetchRoot(token)
@@ -401,14 +406,14 @@ test('a CA whose clock is wrong is refused with the time of this host and that o
         return true
       },
     )
-    assert.equal(fixture.office.status().hosts.length, 0)
+    assert.equal(fixture.authority.status().hosts.length, 0)
   }
 })
 
 test('a CA whose clock was ahead and is put right is believed at once, not when its certificate begins', async () => {
   let aheadMs = 24 * HOUR_MS
   const clock = misdated(() => aheadMs)
-  await using fixture = await Fixture.create({ office: { clock } })
+  await using fixture = await Fixture.create({ authority: { clock } })
   using client = new CaClient(fixture.address)
   const trust = await client.fetchRoot(fixture.token('a'))
   const enroll = (): Promise<unknown> =>
@@ -426,7 +431,7 @@ test('a clock that went two hours ahead and came back leaves no problem behind',
   }
   let runs = true
   await using fixture = await Fixture.create({
-    office: { lifetimes: { leafMs: 3 * HOUR_MS }, runsService: async () => runs },
+    authority: { lifetimes: { leafMs: 3 * HOUR_MS }, runsService: async () => runs },
   })
   fixture.putToken('a', [])
   const host = fixture.host('a', { clock })
@@ -444,7 +449,7 @@ test('a clock that went two hours ahead and came back leaves no problem behind',
 
 test('an expired host certificate is renewed within the grace limit', async () => {
   await using fixture = await Fixture.create({
-    office: { lifetimes: { hostMs: 2_000, leafMs: 2_000 } },
+    authority: { lifetimes: { hostMs: 2_000, leafMs: 2_000 } },
   })
   fixture.putToken('a')
   const host = fixture.host('a')
@@ -578,8 +583,8 @@ describe('the server refuses', () => {
       await rawCall(fixture, post('/v1/enroll', { ...wrong, secret: token.secret })),
       /429/,
     )
-    assert.equal(fixture.office.status().failedEnrollments, 3)
-    assert.equal(fixture.office.status().hosts.length, 0)
+    assert.equal(fixture.authority.status().failedEnrollments, 3)
+    assert.equal(fixture.authority.status().hosts.length, 0)
   })
 
   test('more calls than an address may make', async () => {

@@ -4,22 +4,23 @@
 import assert from 'node:assert/strict'
 import { X509Certificate } from 'node:crypto'
 import {
-  appendFileSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
   statSync,
+  truncateSync,
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { DatabaseSync } from 'node:sqlite'
 import { describe, test } from 'node:test'
 import {
-  CaOffice,
-  type CaOfficeOptions,
-  type HostCaller,
+  CertificateAuthority,
+  type CertificateAuthorityOptions,
 } from '../../src/authority/certificate-authority.ts'
+import type { HostCaller } from '../../src/authority/hosts.ts'
 import { certify, certifyService } from '../../src/authority/issue-certificate.ts'
 import { createAuthority, readAuthority } from '../../src/authority/roots.ts'
 import { makeSigningRequest } from '../../src/controlplane/identity/csr.ts'
@@ -35,48 +36,63 @@ const DAY_MS = 24 * HOUR_MS
 
 /** A CA in a directory of its own, with a clock that stands still. */
 class Fixture implements Disposable {
-  readonly directory = mkdtempSync(join(tmpdir(), 'hostmesh-office-'))
+  readonly directory = mkdtempSync(join(tmpdir(), 'hostmesh-authority-'))
   readonly lines: string[] = []
   readonly clock = new TestClock({ wallMs: Date.UTC(2026, 5, 1) })
-  private readonly options: Partial<CaOfficeOptions>
-  office: CaOffice
+  private readonly options: Partial<CertificateAuthorityOptions>
+  authority: CertificateAuthority
 
-  constructor(options: Partial<CaOfficeOptions> = {}) {
+  constructor(options: Partial<CertificateAuthorityOptions> = {}) {
     this.options = options
     createAuthority(this.directory, 'mesh.test', this.nowMs)
-    this.office = this.open()
+    this.authority = this.open()
   }
 
-  open(): CaOffice {
+  open(): CertificateAuthority {
     const record = (message: string, fields?: Record<string, unknown>): void => {
       this.lines.push(`${message} ${JSON.stringify(fields)}`)
     }
     const log: Log = { ...silentLog, info: record, warn: record, error: record }
-    return new CaOffice({ directory: this.directory, log, clock: this.clock, ...this.options })
+    return new CertificateAuthority({
+      directory: this.directory,
+      log,
+      clock: this.clock,
+      ...this.options,
+    })
   }
 
   get nowMs(): number {
     return this.clock.wallMs()
   }
 
+  /** Changes what it keeps, while nobody has it open. */
+  editDatabase(sql: string): void {
+    const sqlite = new DatabaseSync(join(this.directory, 'state.db'))
+    sqlite.exec(sql)
+    sqlite.close()
+  }
+
   reopen(): void {
-    this.office[Symbol.dispose]()
-    this.office = this.open()
+    this.authority[Symbol.dispose]()
+    this.authority = this.open()
   }
 
   token(host = 'a', services: readonly string[] = ['web'], ttlMs = HOUR_MS): JoinToken {
     const request = { host, datacenter: 'dc1', services, ttlMs, address: 'ca.test:15444' }
-    return parseJoinToken(this.office.createToken(request).token, 'the test')
+    return parseJoinToken(this.authority.createToken(request).token, 'the test')
   }
 
   enroll(host = 'a', services: readonly string[] = ['web']): HostCaller {
     const { id, secret } = this.token(host, services)
-    const pem = this.office.enroll({ id, secret, host, csr: makeSigningRequest().csrPem }, 'here')
-    return this.office.identifyHost(new X509Certificate(pem))
+    const pem = this.authority.enroll(
+      { id, secret, host, csr: makeSigningRequest().csrPem },
+      'here',
+    )
+    return this.authority.identifyHost(new X509Certificate(pem))
   }
 
   [Symbol.dispose](): void {
-    this.office[Symbol.dispose]()
+    this.authority[Symbol.dispose]()
     rmSync(this.directory, { recursive: true })
   }
 }
@@ -96,7 +112,7 @@ test('a token makes one host: its certificate names the host and is no identity 
   assert.equal(singleUriSan(certificate.raw), 'spiffe://mesh.test/host/a')
   assert.equal(certificate.ca, false)
   assert.deepEqual(certificate.keyUsage, ['1.3.6.1.5.5.7.3.2'], 'a client and nothing else')
-  const { roots, trustDomain } = fixture.office.bundle
+  const { roots, trustDomain } = fixture.authority.bundle
   const asService = {
     service: 'a',
     certificatePem: certificate.toString(),
@@ -116,12 +132,12 @@ describe('a token is refused, and the log says why, when', () => {
     },
     'another key has used it': (f) => {
       const token = f.token()
-      f.office.enroll({ ...token, csr: csr() }, 'here')
+      f.authority.enroll({ ...token, csr: csr() }, 'here')
       return { token, reason: /used token/ }
     },
     'it was used before a restart': (f) => {
       const token = f.token()
-      f.office.enroll({ ...token, csr: csr() }, 'here')
+      f.authority.enroll({ ...token, csr: csr() }, 'here')
       f.reopen()
       return { token, reason: /used token/ }
     },
@@ -140,7 +156,7 @@ describe('a token is refused, and the log says why, when', () => {
     'its host was revoked since': (f) => {
       f.enroll('a')
       const token = f.token('a')
-      f.office.revoke({ host: 'a' })
+      f.authority.revoke({ host: 'a' })
       return { token, reason: /unknown token/ }
     },
   }
@@ -148,9 +164,9 @@ describe('a token is refused, and the log says why, when', () => {
     test(name, () => {
       using fixture = new Fixture()
       const { token, reason } = make(fixture)
-      const before = fixture.office.status()
+      const before = fixture.authority.status()
       assert.throws(
-        () => fixture.office.enroll({ ...token, csr: csr() }, 'here'),
+        () => fixture.authority.enroll({ ...token, csr: csr() }, 'here'),
         (thrown) => {
           assert.ok(thrown instanceof MeshError)
           assert.equal(thrown.code, 'HM_CA_TOKEN_REFUSED')
@@ -160,8 +176,8 @@ describe('a token is refused, and the log says why, when', () => {
         },
       )
       assert.match(fixture.lines.at(-1) ?? '', reason)
-      assert.deepEqual(fixture.office.status().hosts, before.hosts)
-      assert.equal(fixture.office.status().failedEnrollments, before.failedEnrollments + 1)
+      assert.deepEqual(fixture.authority.status().hosts, before.hosts)
+      assert.equal(fixture.authority.status().failedEnrollments, before.failedEnrollments + 1)
     })
 })
 
@@ -169,10 +185,10 @@ test('the host whose answer was lost may ask again with the same key, and nobody
   using fixture = new Fixture()
   const token = fixture.token()
   const request = csr()
-  const first = fixture.office.enroll({ ...token, csr: request }, 'here')
-  const second = fixture.office.enroll({ ...token, csr: request }, 'here')
+  const first = fixture.authority.enroll({ ...token, csr: request }, 'here')
+  const second = fixture.authority.enroll({ ...token, csr: request }, 'here')
   assert.ok(new X509Certificate(first).publicKey.equals(new X509Certificate(second).publicKey))
-  assert.throws(() => fixture.office.enroll({ ...token, csr: csr() }, 'here'), {
+  assert.throws(() => fixture.authority.enroll({ ...token, csr: csr() }, 'here'), {
     code: 'HM_CA_TOKEN_REFUSED',
   })
 })
@@ -180,18 +196,18 @@ test('the host whose answer was lost may ask again with the same key, and nobody
 test('a bad request does not spend the token', () => {
   using fixture = new Fixture()
   const token = fixture.token()
-  assert.throws(() => fixture.office.enroll({ ...token, csr: 'x' }, 'here'), {
+  assert.throws(() => fixture.authority.enroll({ ...token, csr: 'x' }, 'here'), {
     code: 'HM_CA_CSR_INVALID',
   })
-  fixture.office.enroll({ ...token, csr: csr() }, 'here')
+  fixture.authority.enroll({ ...token, csr: csr() }, 'here')
 })
 
 test('a leaf is for the service that was asked for, whatever the request says, and holds for its lifetime', async () => {
   using fixture = new Fixture({ lifetimes: { leafMs: 2 * HOUR_MS } })
   const caller = fixture.enroll()
   const request = makeSigningRequest()
-  const certificatePem = await fixture.office.sign(caller, 'web', request.csrPem)
-  const { roots, trustDomain } = fixture.office.bundle
+  const certificatePem = await fixture.authority.sign(caller, 'web', request.csrPem)
+  const { roots, trustDomain } = fixture.authority.bundle
   const leaf = readLeaf(
     { service: 'web', datacenter: 'dc1', certificatePem, privateKeyPem: request.privateKeyPem },
     readRoots(roots.join(''), trustDomain),
@@ -203,7 +219,7 @@ test('a leaf is for the service that was asked for, whatever the request says, a
 
 test('a short-lived leaf is backdated by a tenth, so that it is not past its half when it is made', async () => {
   using fixture = new Fixture({ lifetimes: { leafMs: 30_000 } })
-  const pem = await fixture.office.sign(fixture.enroll(), 'web', csr())
+  const pem = await fixture.authority.sign(fixture.enroll(), 'web', csr())
   assert.equal(new X509Certificate(pem).validFromDate.getTime(), fixture.nowMs - 3_000)
 })
 
@@ -217,10 +233,10 @@ test('a host gets no certificate for a service that neither its token nor the ca
     },
   })
   const caller = fixture.enroll('a', ['web'])
-  await fixture.office.sign(caller, 'web', csr())
-  await fixture.office.sign(caller, 'api', csr())
+  await fixture.authority.sign(caller, 'web', csr())
+  await fixture.authority.sign(caller, 'api', csr())
   for (const service of ['db', 'broken', '', '../ca', 'WEB', 'a'.repeat(200)])
-    await assert.rejects(fixture.office.sign(caller, service, csr()), {
+    await assert.rejects(fixture.authority.sign(caller, service, csr()), {
       code: 'HM_CA_SERVICE_REFUSED',
     })
   assert.deepEqual(asked, ['a api', 'a db', 'a broken'])
@@ -228,37 +244,39 @@ test('a host gets no certificate for a service that neither its token nor the ca
 
 test('what was certified while the clock of the CA was ahead is good for renewal alone once it is right', async () => {
   using fixture = new Fixture()
-  const { office } = fixture
+  const { authority } = fixture
   fixture.clock.pass(10 * DAY_MS)
   const { certificate } = fixture.enroll()
   fixture.clock.setWall(fixture.nowMs - 10 * DAY_MS)
-  assert.throws(() => office.identifyHost(certificate), { code: 'HM_CA_HOST_EXPIRED' })
-  const early = office.identifyHost(certificate, { mayHaveExpired: true })
-  const renewed = office.identifyHost(new X509Certificate(office.renew(early, csr())))
-  await office.sign(renewed, 'web', csr())
+  assert.throws(() => authority.identifyHost(certificate), { code: 'HM_CA_HOST_EXPIRED' })
+  const early = authority.identifyHost(certificate, { mayHaveExpired: true })
+  const renewed = authority.identifyHost(new X509Certificate(authority.renew(early, csr())))
+  await authority.sign(renewed, 'web', csr())
 })
 
 test('every renewal needs a new key, and a service never gets the key of its host', async () => {
   using fixture = new Fixture()
   const token = fixture.token()
   const request = csr()
-  const pem = fixture.office.enroll({ ...token, csr: request }, 'here')
-  const caller = fixture.office.identifyHost(new X509Certificate(pem))
-  assert.throws(() => fixture.office.renew(caller, request), { code: 'HM_CA_KEY_REFUSED' })
-  await assert.rejects(fixture.office.sign(caller, 'web', request), { code: 'HM_CA_KEY_REFUSED' })
+  const pem = fixture.authority.enroll({ ...token, csr: request }, 'here')
+  const caller = fixture.authority.identifyHost(new X509Certificate(pem))
+  assert.throws(() => fixture.authority.renew(caller, request), { code: 'HM_CA_KEY_REFUSED' })
+  await assert.rejects(fixture.authority.sign(caller, 'web', request), {
+    code: 'HM_CA_KEY_REFUSED',
+  })
 })
 
 test('an expired host certificate is good for renewal alone, and after the grace limit for nothing', async () => {
   using fixture = new Fixture({ lifetimes: { hostMs: DAY_MS, graceMs: DAY_MS } })
-  const { office } = fixture
+  const { authority } = fixture
   const { certificate } = fixture.enroll()
   fixture.clock.pass(DAY_MS + 1_000)
-  assert.throws(() => office.identifyHost(certificate), { code: 'HM_CA_HOST_EXPIRED' })
-  const late = office.identifyHost(certificate, { mayHaveExpired: true })
-  const renewed = office.identifyHost(new X509Certificate(office.renew(late, csr())))
-  await office.sign(renewed, 'web', csr())
+  assert.throws(() => authority.identifyHost(certificate), { code: 'HM_CA_HOST_EXPIRED' })
+  const late = authority.identifyHost(certificate, { mayHaveExpired: true })
+  const renewed = authority.identifyHost(new X509Certificate(authority.renew(late, csr())))
+  await authority.sign(renewed, 'web', csr())
   fixture.clock.pass(DAY_MS)
-  assert.throws(() => office.identifyHost(certificate, { mayHaveExpired: true }), {
+  assert.throws(() => authority.identifyHost(certificate, { mayHaveExpired: true }), {
     code: 'HM_CA_HOST_REFUSED',
     message: /2026-06-02.*the clock of the CA says 2026-06-03/,
   })
@@ -268,7 +286,7 @@ describe('nobody is taken for a host who shows', () => {
   const { publicKey } = new X509Certificate(readFixtureRoot())
   const shown: Record<string, (f: Fixture) => Promise<X509Certificate> | X509Certificate> = {
     'the certificate of a service': async (f) =>
-      new X509Certificate(await f.office.sign(f.enroll(), 'web', csr())),
+      new X509Certificate(await f.authority.sign(f.enroll(), 'web', csr())),
     'a certificate of another CA': () => {
       using other = new Fixture()
       return other.enroll('a').certificate
@@ -300,12 +318,12 @@ describe('nobody is taken for a host who shows', () => {
     },
     'the certificate of a revoked host': (f) => {
       const { certificate } = f.enroll('a')
-      f.office.revoke({ host: 'a' })
+      f.authority.revoke({ host: 'a' })
       return certificate
     },
     'a host certificate that was revoked by its serial number': (f) => {
       const { certificate } = f.enroll('a')
-      f.office.revoke({ serial: certificate.serialNumber })
+      f.authority.revoke({ serial: certificate.serialNumber })
       return certificate
     },
   }
@@ -313,7 +331,7 @@ describe('nobody is taken for a host who shows', () => {
     test(name, async () => {
       using fixture = new Fixture()
       const certificate = await make(fixture)
-      assert.throws(() => fixture.office.identifyHost(certificate, { mayHaveExpired: true }), {
+      assert.throws(() => fixture.authority.identifyHost(certificate, { mayHaveExpired: true }), {
         code: 'HM_CA_HOST_REFUSED',
       })
     })
@@ -329,79 +347,83 @@ test('revoking a host lists every certificate of it that has not expired, across
   using fixture = new Fixture()
   const a = fixture.enroll('a')
   const b = fixture.enroll('b')
-  const ofA = serialOf(await fixture.office.sign(a, 'web', csr()))
-  const ofB = serialOf(await fixture.office.sign(b, 'web', csr()))
+  const ofA = serialOf(await fixture.authority.sign(a, 'web', csr()))
+  const ofB = serialOf(await fixture.authority.sign(b, 'web', csr()))
   let changes = 0
-  fixture.office.onBundle(() => (changes += 1))
-  const before = fixture.office.bundle
-  fixture.office.revoke({ host: 'a' })
+  fixture.authority.onBundle(() => (changes += 1))
+  const before = fixture.authority.bundle
+  fixture.authority.revoke({ host: 'a' })
   assert.equal(changes, 1)
-  assert.notEqual(fixture.office.bundle.id, before.id)
-  assert.equal(fixture.office.bundle.rootsId, before.rootsId)
-  assert.deepEqual(fixture.office.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
-  assert.ok(!fixture.office.bundle.revoked.includes(ofB))
+  assert.notEqual(fixture.authority.bundle.id, before.id)
+  assert.equal(fixture.authority.bundle.rootsId, before.rootsId)
+  assert.deepEqual(fixture.authority.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
+  assert.ok(!fixture.authority.bundle.revoked.includes(ofB))
   fixture.reopen()
-  assert.deepEqual(fixture.office.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
+  assert.deepEqual(fixture.authority.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
   fixture.clock.pass(DAY_MS + HOUR_MS)
-  fixture.office.upkeep()
+  fixture.authority.upkeep()
   assert.deepEqual(
-    fixture.office.bundle.revoked,
+    fixture.authority.bundle.revoked,
     [ofA, a.certificate.serialNumber].toSorted(),
     'a host whose clock is late may still take the leaf for one that holds',
   )
-  assert.equal(fixture.office.status().revoked, 1, 'of those that have not expired')
+  assert.equal(fixture.authority.status().revoked, 1, 'of those that have not expired')
 })
 
 test('a clock of the CA that was years ahead for a while has cost no revocation', async () => {
   using fixture = new Fixture()
   const a = fixture.enroll('a')
-  const ofA = serialOf(await fixture.office.sign(a, 'web', csr()))
-  fixture.office.revoke({ host: 'a' })
+  const ofA = serialOf(await fixture.authority.sign(a, 'web', csr()))
+  fixture.authority.revoke({ host: 'a' })
   fixture.clock.pass(2_000 * DAY_MS)
-  fixture.office.upkeep()
+  fixture.authority.upkeep()
   fixture.reopen()
   fixture.clock.setWall(fixture.nowMs - 2_000 * DAY_MS)
-  assert.deepEqual(fixture.office.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
+  assert.deepEqual(fixture.authority.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
 })
 
 test('of more than a thousand revocations the oldest go, a day after their certificates have ended', async () => {
   using fixture = new Fixture()
   const a = fixture.enroll('a')
-  const first = serialOf(await fixture.office.sign(a, 'web', csr()))
-  fixture.office.revoke({ serial: first })
+  const first = serialOf(await fixture.authority.sign(a, 'web', csr()))
+  fixture.authority.revoke({ serial: first })
   let last = ''
-  for (let i = 0; i < 1_000; i += 1) last = serialOf(await fixture.office.sign(a, 'web', csr()))
-  fixture.office.revoke({ host: 'a' })
-  fixture.office.upkeep()
+  for (let i = 0; i < 1_000; i += 1) last = serialOf(await fixture.authority.sign(a, 'web', csr()))
+  fixture.authority.revoke({ host: 'a' })
+  fixture.authority.upkeep()
   assert.equal(
-    fixture.office.bundle.revoked.length,
+    fixture.authority.bundle.revoked.length,
     1_002,
     'none has ended, and the host has one itself',
   )
   fixture.clock.pass(2 * DAY_MS + HOUR_MS)
-  fixture.office.upkeep()
-  assert.equal(fixture.office.bundle.revoked.length, 1_001, 'that of the host has not ended')
-  assert.ok(!fixture.office.bundle.revoked.includes(first))
-  assert.ok(fixture.office.bundle.revoked.includes(last))
+  fixture.authority.upkeep()
+  assert.equal(fixture.authority.bundle.revoked.length, 1_001, 'that of the host has not ended')
+  assert.ok(!fixture.authority.bundle.revoked.includes(first))
+  assert.ok(fixture.authority.bundle.revoked.includes(last))
 })
 
 test('revoking a service of a host takes it off its token too; the rest of the host goes on', async () => {
   using fixture = new Fixture()
   const caller = fixture.enroll('a', ['web', 'api'])
-  const web = serialOf(await fixture.office.sign(caller, 'web', csr()))
-  await fixture.office.sign(caller, 'api', csr())
-  fixture.office.revoke({ host: 'a', service: 'web' })
-  assert.deepEqual(fixture.office.bundle.revoked, [web])
-  await assert.rejects(fixture.office.sign(caller, 'web', csr()), { code: 'HM_CA_SERVICE_REFUSED' })
-  await fixture.office.sign(caller, 'api', csr())
-  assert.throws(() => fixture.office.revoke({ serial: 'AB' }), { code: 'HM_CA_NOTHING_TO_REVOKE' })
+  const web = serialOf(await fixture.authority.sign(caller, 'web', csr()))
+  await fixture.authority.sign(caller, 'api', csr())
+  fixture.authority.revoke({ host: 'a', service: 'web' })
+  assert.deepEqual(fixture.authority.bundle.revoked, [web])
+  await assert.rejects(fixture.authority.sign(caller, 'web', csr()), {
+    code: 'HM_CA_SERVICE_REFUSED',
+  })
+  await fixture.authority.sign(caller, 'api', csr())
+  assert.throws(() => fixture.authority.revoke({ serial: 'AB' }), {
+    code: 'HM_CA_NOTHING_TO_REVOKE',
+  })
 })
 
 test('a host that is revoked while the catalog is asked gets nothing', async () => {
   const answer = Promise.withResolvers<boolean>()
   using fixture = new Fixture({ runsService: () => answer.promise })
-  const signing = fixture.office.sign(fixture.enroll('a', []), 'web', csr())
-  fixture.office.revoke({ host: 'a' })
+  const signing = fixture.authority.sign(fixture.enroll('a', []), 'web', csr())
+  fixture.authority.revoke({ host: 'a' })
   answer.resolve(true)
   await assert.rejects(signing, { code: 'HM_CA_HOST_REFUSED' })
 })
@@ -410,14 +432,14 @@ test('a host certificate that was revoked by its serial number cannot be renewed
   using fixture = new Fixture({ lifetimes: { hostMs: DAY_MS, graceMs: 7 * DAY_MS } })
   const token = fixture.token('a', ['web'], 5 * DAY_MS)
   const request = csr()
-  const stolen = new X509Certificate(fixture.office.enroll({ ...token, csr: request }, 'here'))
-  fixture.office.revoke({ serial: stolen.serialNumber })
+  const stolen = new X509Certificate(fixture.authority.enroll({ ...token, csr: request }, 'here'))
+  fixture.authority.revoke({ serial: stolen.serialNumber })
   for (let day = 0; day < 4; day += 1) {
-    fixture.office.upkeep()
-    assert.throws(() => fixture.office.identifyHost(stolen, { mayHaveExpired: true }), {
+    fixture.authority.upkeep()
+    assert.throws(() => fixture.authority.identifyHost(stolen, { mayHaveExpired: true }), {
       code: 'HM_CA_HOST_REFUSED',
     })
-    assert.throws(() => fixture.office.enroll({ ...token, csr: request }, 'here'), {
+    assert.throws(() => fixture.authority.enroll({ ...token, csr: request }, 'here'), {
       code: 'HM_CA_TOKEN_REFUSED',
     })
     fixture.clock.pass(DAY_MS)
@@ -428,37 +450,38 @@ test('a host has a bounded number of certificates, by its token too, and room ag
   using fixture = new Fixture()
   const token = fixture.token()
   const request = csr()
-  let pem = fixture.office.enroll({ ...token, csr: request }, 'here')
-  const line = readFileSync(join(fixture.directory, 'journal.jsonl'), 'utf8')
-  fixture.office[Symbol.dispose]()
-  const lines = Array.from({ length: 4_095 }, (_, i) =>
-    line.replace(/"serial":"[^"]+"/, `"serial":"${(i + 1).toString(16).toUpperCase()}"`),
-  )
-  appendFileSync(join(fixture.directory, 'journal.jsonl'), lines.join(''))
+  let pem = fixture.authority.enroll({ ...token, csr: request }, 'here')
+  fixture.authority[Symbol.dispose]()
+  fixture.editDatabase(`
+    WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 4095)
+    INSERT INTO certificate SELECT NULL, printf('%X', n), host, service, issuedAtMs, notAfterMs, rootId, 0
+      FROM certificate, number`)
   fixture.reopen()
   const limit = { code: 'HM_CA_RATE_LIMITED' }
-  const caller = fixture.office.identifyHost(new X509Certificate(pem))
-  assert.throws(() => fixture.office.enroll({ ...token, csr: request }, 'here'), limit)
-  assert.throws(() => fixture.office.renew(caller, csr()), limit)
-  fixture.office.revoke({ host: 'a' })
-  pem = fixture.office.enroll({ ...fixture.token(), csr: csr() }, 'here')
-  await fixture.office.sign(fixture.office.identifyHost(new X509Certificate(pem)), 'web', csr())
+  const caller = fixture.authority.identifyHost(new X509Certificate(pem))
+  assert.throws(() => fixture.authority.enroll({ ...token, csr: request }, 'here'), limit)
+  assert.throws(() => fixture.authority.renew(caller, csr()), limit)
+  fixture.authority.revoke({ host: 'a' })
+  pem = fixture.authority.enroll({ ...fixture.token(), csr: csr() }, 'here')
+  await fixture.authority.sign(
+    fixture.authority.identifyHost(new X509Certificate(pem)),
+    'web',
+    csr(),
+  )
 })
 
-test('a CA that was in use does not open without its state or its journal, and loses no key over it', () => {
-  for (const missing of ['state.json', 'journal.jsonl']) {
-    using fixture = new Fixture()
-    fixture.enroll()
-    fixture.office.startRotation()
-    fixture.office[Symbol.dispose]()
-    const files = readdirSync(fixture.directory).filter((file) => file !== missing)
-    rmSync(join(fixture.directory, missing))
-    assert.throws(() => fixture.open(), {
-      code: 'HM_CA_STATE_INVALID',
-      message: new RegExp(`${missing.replace('.', '\\.')} is missing`),
-    })
-    assert.deepEqual(readdirSync(fixture.directory), files)
-  }
+test('a CA does not open without its database, makes no other one, and loses no key over it', () => {
+  using fixture = new Fixture()
+  fixture.enroll()
+  fixture.authority.startRotation()
+  fixture.authority[Symbol.dispose]()
+  rmSync(join(fixture.directory, 'state.db'))
+  const files = readdirSync(fixture.directory)
+  const missing = { code: 'HM_CA_STATE_INVALID', message: /state\.db: it is missing/ }
+  assert.throws(() => fixture.open(), missing)
+  assert.throws(() => readAuthority(fixture.directory), missing)
+  assert.throws(() => createAuthority(fixture.directory, 'mesh.test', 0), { code: 'HM_CA_EXISTS' })
+  assert.deepEqual(readdirSync(fixture.directory), files)
 })
 
 test('a token is not made for what no datacenter is called', () => {
@@ -466,7 +489,7 @@ test('a token is not made for what no datacenter is called', () => {
   for (const datacenter of ['', 'DC1', 'dc1/svc/admin', 'dc 1'])
     assert.throws(
       () =>
-        fixture.office.createToken({
+        fixture.authority.createToken({
           host: 'a',
           datacenter,
           services: [],
@@ -477,44 +500,94 @@ test('a token is not made for what no datacenter is called', () => {
     )
 })
 
-test('a directory has one office at a time', () => {
+test('a directory has one authority at a time', () => {
   using fixture = new Fixture()
   assert.throws(() => fixture.open(), { code: 'HM_CA_LOCKED' })
   fixture.reopen()
 })
 
-test('half a line that a crash left in the journal is dropped, a damaged one in its midst ends everything', async () => {
+describe('a database is refused, and left as it is, that', () => {
+  const cases: Record<string, { spoil: (path: string, f: Fixture) => void; says: RegExp }> = {
+    'is empty': { spoil: (path) => writeFileSync(path, ''), says: /not the database of a CA/ },
+    'is something else': {
+      spoil: (path) => writeFileSync(path, 'not a database\n'.repeat(1_000)),
+      says: /it is damaged/,
+    },
+    "is another program's": {
+      spoil: (path, f) => {
+        rmSync(path)
+        f.editDatabase('CREATE TABLE host (name TEXT)')
+      },
+      says: /not the database of a CA/,
+    },
+    'is of a later version': {
+      spoil: (_, f) => f.editDatabase('PRAGMA user_version = 2'),
+      says: /it is of version 2, not 1/,
+    },
+    'was cut off': {
+      spoil: (path) => truncateSync(path, statSync(path).size - 4_096),
+      says: /it is damaged/,
+    },
+    'has a page of zeros': {
+      spoil: (path) => {
+        const bytes = readFileSync(path)
+        writeFileSync(path, bytes.fill(0, bytes.length - 4_096))
+      },
+      says: /it is damaged/,
+    },
+    'is that of another CA': {
+      spoil: (path) => {
+        using other = new Fixture()
+        writeFileSync(path, readFileSync(join(other.directory, 'state.db')))
+      },
+      says: /ca\.pem is not the root that state\.db names/,
+    },
+  }
+  for (const [name, { spoil, says }] of Object.entries(cases))
+    test(name, async () => {
+      using fixture = new Fixture()
+      await fixture.authority.sign(fixture.enroll(), 'web', csr())
+      fixture.authority[Symbol.dispose]()
+      const path = join(fixture.directory, 'state.db')
+      spoil(path, fixture)
+      const before = readFileSync(path)
+      assert.throws(() => fixture.open(), { code: 'HM_CA_STATE_INVALID', message: says })
+      assert.deepEqual(readFileSync(path), before)
+    })
+})
+
+test('a copy of the database file alone has all that the CA knew', async () => {
   using fixture = new Fixture()
   const caller = fixture.enroll()
-  await fixture.office.sign(caller, 'web', csr())
-  const path = join(fixture.directory, 'journal.jsonl')
-  appendFileSync(path, '{"serial":"AB","ho')
+  await fixture.authority.sign(caller, 'web', csr())
+  fixture.authority.revoke({ serial: caller.certificate.serialNumber })
+  const path = join(fixture.directory, 'state.db')
+  const { bundle } = fixture.authority
+  const status = fixture.authority.status()
+  const copy = readFileSync(path)
+  fixture.authority.revoke({ host: 'a' })
+  fixture.authority[Symbol.dispose]()
+  writeFileSync(path, copy)
   fixture.reopen()
-  assert.equal(fixture.office.status().certificates, 2)
-  fixture.office[Symbol.dispose]()
-  writeFileSync(path, `not json\n${readFileSync(path, 'utf8')}`)
-  assert.throws(() => fixture.open(), { code: 'HM_CA_JOURNAL_INVALID' })
-  const state = join(fixture.directory, 'state.json')
-  writeFileSync(path, '')
-  writeFileSync(state, readFileSync(state).subarray(0, 100))
-  assert.throws(() => fixture.open(), { code: 'HM_CA_STATE_INVALID' })
+  assert.deepEqual(fixture.authority.bundle, bundle)
+  assert.deepEqual(fixture.authority.status(), status)
 })
 
 test('what the CA keeps is its own to read, holds no secret of a token, and no log has one either', async () => {
   using fixture = new Fixture()
   const token = fixture.token()
   const request = makeSigningRequest()
-  const pem = fixture.office.enroll({ ...token, csr: request.csrPem }, 'here')
-  const caller = fixture.office.identifyHost(new X509Certificate(pem))
-  await fixture.office.sign(caller, 'web', csr())
-  fixture.office.startRotation()
+  const pem = fixture.authority.enroll({ ...token, csr: request.csrPem }, 'here')
+  const caller = fixture.authority.identifyHost(new X509Certificate(pem))
+  await fixture.authority.sign(caller, 'web', csr())
+  fixture.authority.startRotation()
   for (const file of readdirSync(fixture.directory)) {
     const path = join(fixture.directory, file)
     const isPublic = file.endsWith('.pem')
     assert.equal(statSync(path).mode & 0o077, isPublic ? 0o044 : 0, file)
     assert.ok(!readFileSync(path, 'utf8').includes(token.secret), file)
   }
-  const said = `${fixture.lines.join('\n')}${JSON.stringify(fixture.office.status())}`
+  const said = `${fixture.lines.join('\n')}${JSON.stringify(fixture.authority.status())}`
   assert.ok(!said.includes(token.secret))
   assert.doesNotMatch(said, /PRIVATE KEY/)
 })
@@ -524,39 +597,41 @@ describe('a root is replaced', () => {
     using fixture = new Fixture()
     const [a, b] = [fixture.enroll('a'), fixture.enroll('b')]
     for (const caller of [a, b]) {
-      fixture.office.noteRoots(caller, fixture.office.bundle.rootsId)
-      await fixture.office.sign(caller, 'web', csr())
+      fixture.authority.noteRoots(caller, fixture.authority.bundle.rootsId)
+      await fixture.authority.sign(caller, 'web', csr())
     }
-    const old = fixture.office.bundle.activeRoot
-    assert.equal(fixture.office.startRotation().phase, 'spreading')
-    const { rootsId, roots, activeRoot } = fixture.office.bundle
+    const old = fixture.authority.bundle.activeRoot
+    assert.equal(fixture.authority.startRotation().phase, 'spreading')
+    const { rootsId, roots, activeRoot } = fixture.authority.bundle
     assert.equal(roots.length, 2)
     assert.equal(activeRoot, old, 'the old one signs')
-    fixture.office.noteRoots(a, rootsId)
-    assert.deepEqual(fixture.office.rotationStatus().lagging, ['b'])
-    assert.throws(() => fixture.office.finishRotation(false), { code: 'HM_CA_ROTATION_LAGGING' })
+    fixture.authority.noteRoots(a, rootsId)
+    assert.deepEqual(fixture.authority.rotationStatus().lagging, ['b'])
+    assert.throws(() => fixture.authority.finishRotation(false), { code: 'HM_CA_ROTATION_LAGGING' })
     fixture.reopen()
     assert.deepEqual(
-      fixture.office.rotationStatus().lagging,
+      fixture.authority.rotationStatus().lagging,
       ['a', 'b'],
       'they have to say it again',
     )
-    fixture.office.noteRoots(a, rootsId)
-    fixture.office.noteRoots(b, rootsId)
-    assert.equal(fixture.office.rotationStatus().phase, 'reissuing')
-    assert.notEqual(fixture.office.bundle.activeRoot, old)
-    assert.deepEqual(fixture.office.rotationStatus().lagging, ['a', 'b'])
+    fixture.authority.noteRoots(a, rootsId)
+    fixture.authority.noteRoots(b, rootsId)
+    assert.equal(fixture.authority.rotationStatus().phase, 'reissuing')
+    assert.notEqual(fixture.authority.bundle.activeRoot, old)
+    assert.deepEqual(fixture.authority.rotationStatus().lagging, ['a', 'b'])
     for (const caller of [a, b]) {
-      fixture.office.renew(caller, csr())
-      assert.throws(() => fixture.office.finishRotation(false), { code: 'HM_CA_ROTATION_LAGGING' })
-      await fixture.office.sign(caller, 'web', csr())
+      fixture.authority.renew(caller, csr())
+      assert.throws(() => fixture.authority.finishRotation(false), {
+        code: 'HM_CA_ROTATION_LAGGING',
+      })
+      await fixture.authority.sign(caller, 'web', csr())
     }
-    assert.deepEqual(fixture.office.rotationStatus().lagging, [])
-    const status = fixture.office.finishRotation(false)
+    assert.deepEqual(fixture.authority.rotationStatus().lagging, [])
+    const status = fixture.authority.finishRotation(false)
     assert.equal(status.phase, 'none')
-    assert.equal(fixture.office.bundle.roots.length, 1)
+    assert.equal(fixture.authority.bundle.roots.length, 1)
     fixture.reopen()
-    assert.notEqual(fixture.office.bundle.activeRoot, old)
+    assert.notEqual(fixture.authority.bundle.activeRoot, old)
     assert.deepEqual(
       readdirSync(fixture.directory).filter((file) => file.startsWith('ca.')),
       [],
@@ -569,36 +644,36 @@ describe('a root is replaced', () => {
 
   test('not by two rotations at once, and not without one', () => {
     using fixture = new Fixture()
-    assert.throws(() => fixture.office.finishRotation(true), { code: 'HM_CA_ROTATION_STATE' })
-    assert.throws(() => fixture.office.abortRotation(), { code: 'HM_CA_ROTATION_STATE' })
-    fixture.office.startRotation()
-    assert.throws(() => fixture.office.startRotation(), { code: 'HM_CA_ROTATION_STATE' })
+    assert.throws(() => fixture.authority.finishRotation(true), { code: 'HM_CA_ROTATION_STATE' })
+    assert.throws(() => fixture.authority.abortRotation(), { code: 'HM_CA_ROTATION_STATE' })
+    fixture.authority.startRotation()
+    assert.throws(() => fixture.authority.startRotation(), { code: 'HM_CA_ROTATION_STATE' })
   })
 
   test('and a change of mind before the new one signs simply drops it', () => {
     using fixture = new Fixture()
     fixture.enroll('a')
-    const before = fixture.office.bundle
-    fixture.office.startRotation()
-    assert.equal(fixture.office.abortRotation().phase, 'none')
-    assert.deepEqual(fixture.office.bundle, before)
+    const before = fixture.authority.bundle
+    fixture.authority.startRotation()
+    assert.equal(fixture.authority.abortRotation().phase, 'none')
+    assert.deepEqual(fixture.authority.bundle, before)
     assert.equal(readdirSync(fixture.directory).filter((file) => file.endsWith('.key')).length, 1)
   })
 
   test('and a change of mind after that issues everything again before the new one goes', () => {
     using fixture = new Fixture()
     const a = fixture.enroll('a')
-    const old = fixture.office.bundle.activeRoot
-    fixture.office.startRotation()
-    fixture.office.noteRoots(a, fixture.office.bundle.rootsId)
-    fixture.office.renew(a, csr())
-    assert.equal(fixture.office.abortRotation().phase, 'reissuing')
-    assert.equal(fixture.office.bundle.activeRoot, old)
-    assert.deepEqual(fixture.office.rotationStatus().lagging, ['a'])
-    fixture.office.renew(a, csr())
-    fixture.office.finishRotation(false)
-    assert.equal(fixture.office.bundle.activeRoot, old)
-    assert.equal(fixture.office.bundle.roots.length, 1)
+    const old = fixture.authority.bundle.activeRoot
+    fixture.authority.startRotation()
+    fixture.authority.noteRoots(a, fixture.authority.bundle.rootsId)
+    fixture.authority.renew(a, csr())
+    assert.equal(fixture.authority.abortRotation().phase, 'reissuing')
+    assert.equal(fixture.authority.bundle.activeRoot, old)
+    assert.deepEqual(fixture.authority.rotationStatus().lagging, ['a'])
+    fixture.authority.renew(a, csr())
+    fixture.authority.finishRotation(false)
+    assert.equal(fixture.authority.bundle.activeRoot, old)
+    assert.equal(fixture.authority.bundle.roots.length, 1)
   })
 
   test('and a host that is long gone or revoked is not waited for', () => {
@@ -606,10 +681,10 @@ describe('a root is replaced', () => {
     fixture.enroll('gone')
     fixture.clock.pass(15 * DAY_MS)
     const revoked = fixture.enroll('revoked')
-    fixture.office.startRotation()
-    assert.deepEqual(fixture.office.rotationStatus().lagging, [revoked.name])
-    fixture.office.revoke({ host: 'revoked' })
-    assert.equal(fixture.office.rotationStatus().phase, 'reissuing')
+    fixture.authority.startRotation()
+    assert.deepEqual(fixture.authority.rotationStatus().lagging, [revoked.name])
+    fixture.authority.revoke({ host: 'revoked' })
+    assert.equal(fixture.authority.rotationStatus().phase, 'reissuing')
   })
 
   test('and what a crash left of a new root is removed', () => {
@@ -623,7 +698,7 @@ describe('a root is replaced', () => {
 
 test('a join token is one word that says whom to trust, and anything else is refused', () => {
   using fixture = new Fixture()
-  const { token } = fixture.office.createToken({
+  const { token } = fixture.authority.createToken({
     host: 'a',
     datacenter: 'dc1',
     services: [],
@@ -647,9 +722,9 @@ test('a join token is one word that says whom to trust, and anything else is ref
   ])
     assert.throws(() => parseJoinToken(bad, 'x'), { code: 'HM_CA_TOKEN_INVALID' })
   const wrong = { host: 'a', datacenter: 'dc1', services: [], ttlMs: HOUR_MS }
-  assert.throws(() => fixture.office.createToken(wrong), { code: 'HM_CA_TOKEN_REQUEST_INVALID' })
+  assert.throws(() => fixture.authority.createToken(wrong), { code: 'HM_CA_TOKEN_REQUEST_INVALID' })
   for (const bad of [{ host: '../x' }, { host: '' }, { services: ['No'] }])
-    assert.throws(() => fixture.office.createToken({ ...wrong, address: 'x:1', ...bad }), {
+    assert.throws(() => fixture.authority.createToken({ ...wrong, address: 'x:1', ...bad }), {
       code: 'HM_CA_NAME_INVALID',
     })
 })

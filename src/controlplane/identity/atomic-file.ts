@@ -30,7 +30,11 @@ export interface AtomicWriteOptions {
  * directory, so that a key issued by root can be read by the daemon's own user.
  * @throws what node:fs throws; the temporary file is gone then
  */
-export function writeFileAtomically(path: string, text: string, options: AtomicWriteOptions): void {
+export function writeFileAtomically(
+  path: string,
+  content: string | Uint8Array,
+  options: AtomicWriteOptions,
+): void {
   const temporary = `${path}.${randomBytes(6).toString('hex')}.tmp`
   const descriptor = openSync(temporary, 'wx', 0o600)
   try {
@@ -40,7 +44,7 @@ export function writeFileAtomically(path: string, text: string, options: AtomicW
         const owner = statSync(dirname(path))
         fchownSync(descriptor, owner.uid, owner.gid)
       }
-      writeFileSync(descriptor, text)
+      writeFileSync(descriptor, content)
       fsyncSync(descriptor)
     } finally {
       closeSync(descriptor)

@@ -1,0 +1,149 @@
+/**
+ * JSON over HTTP, both ends: bodies are read whole and only up to a limit, failures are documents
+ * `{"error": {"code", "message", "hint"}}`.
+ */
+import { once } from 'node:events'
+import type { ClientRequest, IncomingMessage, RequestOptions, ServerResponse } from 'node:http'
+import type { Server } from 'node:net'
+import { type ErrorCode, isErrorCode, MeshError } from './errors.ts'
+import { member } from './json-value.ts'
+
+/** What a server said. */
+export interface JsonAnswer {
+  readonly status: number
+  /** Undefined when it is not JSON. */
+  readonly body: unknown
+}
+
+/** A failure as a document. */
+export interface ErrorDocument {
+  readonly error: { readonly code: ErrorCode; readonly message: string; readonly hint?: string }
+}
+
+/** A body that is longer than who reads it allows. */
+export class BodyTooLong extends Error {
+  constructor(maxBytes: number) {
+    super(`The body is longer than ${maxBytes} bytes`)
+  }
+}
+
+/** A whole body. @throws BodyTooLong, and what the stream throws */
+export async function readBody(message: AsyncIterable<Buffer>, maxBytes: number): Promise<Buffer> {
+  const chunks: Buffer[] = []
+  let length = 0
+  for await (const chunk of message) {
+    length += chunk.length
+    if (length > maxBytes) throw new BodyTooLong(maxBytes)
+    chunks.push(chunk)
+  }
+  return Buffer.concat(chunks)
+}
+
+/** The value of JSON text; undefined when it is none. */
+export function parseJson(text: Buffer | string): unknown {
+  try {
+    return JSON.parse(text.toString())
+  } catch {
+    return undefined
+  }
+}
+
+/**
+ * Makes a request by `open` and reads the answer: a POST of `body` as JSON where there is one, a GET else.
+ * @throws BodyTooLong, and what node:http throws
+ */
+export function callJson(
+  open: (options: RequestOptions) => ClientRequest,
+  options: RequestOptions,
+  { body, maxBytes }: { readonly body?: unknown; readonly maxBytes: number },
+): Promise<JsonAnswer> {
+  const payload = body === undefined ? undefined : Buffer.from(JSON.stringify(body))
+  return new Promise((resolve, reject) => {
+    const request = open({
+      ...options,
+      method: payload === undefined ? 'GET' : 'POST',
+      headers: {
+        accept: 'application/json',
+        ...(payload !== undefined && {
+          'content-type': 'application/json',
+          'content-length': payload.length,
+        }),
+      },
+    })
+    request.on('error', reject)
+    request.on('response', (response: IncomingMessage) => {
+      readBody(response, maxBytes).then(
+        (bytes) => resolve({ status: response.statusCode ?? 0, body: parseJson(bytes) }),
+        (thrown: unknown) => {
+          request.destroy()
+          reject(thrown instanceof Error ? thrown : new Error(String(thrown)))
+        },
+      )
+    })
+    request.end(payload)
+  })
+}
+
+/** What an {@link ErrorDocument} says, whatever else came. */
+export function readError(body: unknown): {
+  readonly code: ErrorCode | undefined
+  readonly message: string | undefined
+  readonly hint: string | undefined
+} {
+  const error = member(body, 'error')
+  const text = (key: string): string | undefined => {
+    const value = member(error, key)
+    return typeof value === 'string' ? value : undefined
+  }
+  const code = text('code')
+  return {
+    code: isErrorCode(code) ? code : undefined,
+    message: text('message'),
+    hint: text('hint'),
+  }
+}
+
+/** A failure as a document with this message. */
+export function errorDocument(thrown: unknown, message: string): ErrorDocument {
+  if (!(thrown instanceof MeshError)) return { error: { code: 'HM_INTERNAL', message } }
+  const { code, hint } = thrown
+  return { error: { code, message, ...(hint !== undefined && { hint }) } }
+}
+
+/** Answers with `text`. */
+export function reply(
+  response: ServerResponse,
+  status: number,
+  text: string | Buffer,
+  contentType = 'application/json',
+): void {
+  if (response.destroyed) return
+  const body = Buffer.from(text)
+  response.writeHead(status, {
+    'content-type': contentType,
+    'content-length': body.length,
+    'cache-control': 'no-store',
+  })
+  response.end(body)
+}
+
+/** Answers with a document. */
+export function replyJson(response: ServerResponse, status: number, document: unknown): void {
+  reply(response, status, `${JSON.stringify(document)}\n`)
+}
+
+/** The TCP port at which a server listens. */
+export function portOf(server: Server): number {
+  const bound = server.address()
+  return typeof bound === 'object' && bound !== null ? bound.port : 0
+}
+
+/** Stops to listen, and ends all connections. Node removes the file of a unix socket itself. */
+export async function closeServer(
+  server: Server & { readonly closeAllConnections: () => void },
+): Promise<void> {
+  const closed = once(server, 'close')
+  server.close()
+  server.closeAllConnections()
+  await closed
+}
