@@ -1,6 +1,6 @@
 /**
  * The network side of the CA: TLS 1.3, limits, JSON, long polls (docs/ca-protocol.md). Decides nothing about
- * certificates, that is the office's.
+ * certificates, that is the authority's.
  *
  * Client certificates are asked for and judged by the authority, not by TLS: a host that enrolls has none, and one
  * that comes back after a long time off may have an expired one. TLS proves that the caller has the key.
@@ -9,12 +9,20 @@ import { constants, generateKeyPairSync, type X509Certificate } from 'node:crypt
 import { once } from 'node:events'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { createServer, type Server } from 'node:https'
-import type { AddressInfo, Socket } from 'node:net'
+import type { Socket } from 'node:net'
 import { TLSSocket } from 'node:tls'
 import type { z } from 'zod'
 import { systemClock } from '../lib/clock.ts'
 import { describeError, MeshError } from '../lib/errors.ts'
 import { FairConnections } from '../lib/fair-connections.ts'
+import {
+  BodyTooLong,
+  closeServer,
+  parseJson,
+  portOf,
+  readBody,
+  replyJson,
+} from '../lib/json-http.ts'
 import type { Log } from '../lib/log.ts'
 import type { SocketAddress } from '../model/address.ts'
 import {
@@ -85,7 +93,8 @@ const UPKEEP_MS = 5_000
 export async function startCaServer(options: CaServerOptions): Promise<CaServer> {
   const { authority, listen, log } = options
   const limits = { ...LIMITS, ...options.limits }
-  const handler = new RequestHandler(authority, log, limits)
+  await using owned = new AsyncDisposableStack()
+  const handler = owned.use(new RequestHandler(authority, log, limits))
   const identity = new ServerIdentity(authority)
   const server = createServer(
     {
@@ -109,52 +118,39 @@ export async function startCaServer(options: CaServerOptions): Promise<CaServer>
   // A peer that breaks off, or that is no TLS client at all, is none of our failures.
   server.on('tlsClientError', (_, socket) => socket.destroy())
   server.on('clientError', (_, socket) => socket.destroy())
-
-  const watch = authority.onBundle(() => {
+  const renewIdentity = (): void => {
     identity.renew()
     server.setSecureContext(identity.context())
-    handler.answerPolls()
-  })
+  }
+  owned.use(
+    authority.onBundle(() => {
+      renewIdentity()
+      handler.answerPolls()
+    }),
+  )
   const upkeep = setInterval(() => {
     try {
       authority.upkeep()
-      if (identity.isDue()) {
-        identity.renew()
-        server.setSecureContext(identity.context())
-      }
+      if (identity.isDue()) renewIdentity()
     } catch (thrown) {
       log.error('Upkeep of the CA failed', { error: describeError(thrown) })
     }
   }, UPKEEP_MS)
-
-  const close = async (): Promise<void> => {
-    clearInterval(upkeep)
-    watch[Symbol.dispose]()
-    handler[Symbol.dispose]()
-    const closed = once(server, 'close')
-    server.close()
-    server.closeAllConnections()
-    await closed
-  }
+  owned.defer(() => clearInterval(upkeep))
   const listening = once(server, 'listening')
   server.listen({ host: listen.ip, port: listen.port })
   try {
     await listening
   } catch (cause) {
-    clearInterval(upkeep)
-    watch[Symbol.dispose]()
-    throw new MeshError(
-      'HM_CA_LISTEN_FAILED',
-      `Cannot listen at ${listen.ip} port ${listen.port}`,
-      {
-        cause,
-        hint: 'Give another --listen, or stop what listens there',
-      },
-    )
+    const message = `Cannot listen at ${listen.ip} port ${listen.port}`
+    const hint = 'Give another --listen, or stop what listens there'
+    throw new MeshError('HM_CA_LISTEN_FAILED', message, { cause, hint })
   }
+  owned.defer(() => closeServer(server))
+  const running = owned.move()
   return {
-    address: { ip: listen.ip, port: portOf(server.address()) },
-    [Symbol.asyncDispose]: close,
+    address: { ip: listen.ip, port: portOf(server) },
+    [Symbol.asyncDispose]: () => running.disposeAsync(),
   }
 }
 
@@ -188,6 +184,7 @@ class ServerIdentity {
   }
 }
 
+/** A host that waits for another bundle. */
 interface Poll {
   readonly caller: HostCaller
   readonly response: ServerResponse
@@ -196,85 +193,80 @@ interface Poll {
 
 /** One answer for each request. */
 class RequestHandler implements Disposable {
-  private readonly authority: CertificateAuthority
-  private readonly log: Log
-  private readonly calls: RateLimiter
-  private readonly strangerCalls: RateLimiter
-  private readonly failedEnrollments: RateLimiter
-  private readonly polls = new Map<string, Poll>()
+  readonly #authority: CertificateAuthority
+  readonly #log: Log
+  readonly #calls: RateLimiter
+  readonly #strangerCalls: RateLimiter
+  readonly #failedEnrollments: RateLimiter
+  readonly #polls = new Map<string, Poll>()
 
   constructor(authority: CertificateAuthority, log: Log, limits: CaServerLimits) {
-    this.authority = authority
-    this.log = log
-    this.calls = new RateLimiter(limits.calls)
-    this.strangerCalls = new RateLimiter(limits.strangerCalls)
-    this.failedEnrollments = new RateLimiter(limits.failedEnrollments)
+    this.#authority = authority
+    this.#log = log
+    this.#calls = new RateLimiter(limits.calls)
+    this.#strangerCalls = new RateLimiter(limits.strangerCalls)
+    this.#failedEnrollments = new RateLimiter(limits.failedEnrollments)
   }
 
   async serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
     response.on('error', () => response.destroy())
     try {
-      await this.route(request, response)
+      const answer = await this.#answer(request, response)
+      if (answer !== undefined) replyJson(response, 200, answer)
     } catch (thrown) {
-      this.refuse(response, thrown)
+      this.#refuse(response, thrown)
     }
   }
 
   /** Tells everybody who waits; whoever is no host any more hears that instead. */
   answerPolls(): void {
-    for (const poll of this.polls.values()) this.endPoll(poll)
+    for (const poll of this.#polls.values()) this.#endPoll(poll)
   }
 
   [Symbol.dispose](): void {
-    for (const poll of this.polls.values()) clearTimeout(poll.timer)
-    this.polls.clear()
+    for (const poll of this.#polls.values()) clearTimeout(poll.timer)
+    this.#polls.clear()
   }
 
-  private async route(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const { authority } = this
+  /** The answer; undefined when it comes later. */
+  async #answer(request: IncomingMessage, response: ServerResponse): Promise<object | undefined> {
+    const authority = this.#authority
     const from = request.socket.remoteAddress ?? ''
     const payer = callerAt(from)
     const nowMs = systemClock.monotonicMs()
     const url = URL.parse(request.url ?? '', 'https://ca')
-    if (!this.calls.take(payer, nowMs)) throw rateLimited()
+    if (!this.#calls.take(payer, nowMs)) throw rateLimited()
     const certificate =
       request.socket instanceof TLSSocket ? request.socket.getPeerX509Certificate() : undefined
-    if (!this.isHost(certificate) && !this.strangerCalls.take(payer, nowMs)) throw rateLimited()
+    if (!this.#isHost(certificate) && !this.#strangerCalls.take(payer, nowMs)) throw rateLimited()
     switch (`${request.method} ${url?.pathname}`) {
       case 'GET /v1/roots':
-        return reply(response, 200, {
-          trustDomain: authority.trustDomain,
-          roots: authority.bundle.roots,
-        })
+        return { trustDomain: authority.trustDomain, roots: authority.bundle.roots }
       case 'POST /v1/enroll': {
-        if (!this.failedEnrollments.has(payer, nowMs)) throw rateLimited()
-        const body = await readBody(request, enrollRequest)
-        let answer: string
+        if (!this.#failedEnrollments.has(payer, nowMs)) throw rateLimited()
+        const body = await readRequest(request, enrollRequest)
         try {
-          answer = authority.enroll(body, from)
+          return { certificate: authority.enroll(body, from), bundle: authority.bundle }
         } catch (thrown) {
-          this.failedEnrollments.take(payer, nowMs)
+          this.#failedEnrollments.take(payer, nowMs)
           throw thrown
         }
-        return reply(response, 200, { certificate: answer, bundle: authority.bundle })
       }
       case 'POST /v1/renew': {
         const caller = authority.identifyHost(certificate, { mayHaveExpired: true })
-        const { csr } = await readBody(request, renewRequest)
-        return reply(response, 200, {
-          certificate: authority.renew(caller, csr),
-          bundle: authority.bundle,
-        })
+        const { csr } = await readRequest(request, renewRequest)
+        return { certificate: authority.renew(caller, csr), bundle: authority.bundle }
       }
       case 'POST /v1/sign': {
         const caller = authority.identifyHost(certificate)
-        const { service, csr } = await readBody(request, signRequest)
-        return reply(response, 200, { certificate: await authority.sign(caller, service, csr) })
+        const { service, csr } = await readRequest(request, signRequest)
+        return { certificate: await authority.sign(caller, service, csr) }
       }
       case 'GET /v1/bundle': {
         const caller = authority.identifyHost(certificate)
         authority.noteRoots(caller, (url?.searchParams.get('roots') ?? '').slice(0, 64))
-        this.poll(caller, response, url?.searchParams.get('have') ?? '')
+        if (url?.searchParams.get('have') !== authority.bundle.id) return authority.bundle
+        this.#addPoll(caller, response)
         return undefined
       }
       default:
@@ -283,46 +275,43 @@ class RequestHandler implements Disposable {
   }
 
   /** Whether the caller is a host of this mesh: anybody can have a certificate of some kind. */
-  private isHost(certificate: X509Certificate | undefined): boolean {
+  #isHost(certificate: X509Certificate | undefined): boolean {
     try {
-      this.authority.identifyHost(certificate, { mayHaveExpired: true })
+      this.#authority.identifyHost(certificate, { mayHaveExpired: true })
       return true
     } catch {
       return false
     }
   }
 
-  private poll(caller: HostCaller, response: ServerResponse, have: string): void {
-    const { authority } = this
-    if (have !== authority.bundle.id) return reply(response, 200, authority.bundle)
-    const earlier = this.polls.get(caller.name)
-    if (earlier !== undefined) this.endPoll(earlier)
+  #addPoll(caller: HostCaller, response: ServerResponse): void {
+    const earlier = this.#polls.get(caller.name)
+    if (earlier !== undefined) this.#endPoll(earlier)
     const poll: Poll = {
       caller,
       response,
-      timer: setTimeout(() => this.endPoll(poll), POLL_MS),
+      timer: setTimeout(() => this.#endPoll(poll), POLL_MS),
     }
-    this.polls.set(caller.name, poll)
-    response.once('close', () => this.drop(poll))
-    return undefined
+    this.#polls.set(caller.name, poll)
+    response.once('close', () => this.#dropPoll(poll))
   }
 
-  private drop(poll: Poll): void {
+  #dropPoll(poll: Poll): void {
     clearTimeout(poll.timer)
-    if (this.polls.get(poll.caller.name) === poll) this.polls.delete(poll.caller.name)
+    if (this.#polls.get(poll.caller.name) === poll) this.#polls.delete(poll.caller.name)
   }
 
-  private endPoll(poll: Poll): void {
-    this.drop(poll)
+  #endPoll(poll: Poll): void {
+    this.#dropPoll(poll)
     try {
-      this.authority.identifyHost(poll.caller.certificate)
-      reply(poll.response, 200, this.authority.bundle)
+      this.#authority.identifyHost(poll.caller.certificate)
+      replyJson(poll.response, 200, this.#authority.bundle)
     } catch (thrown) {
-      this.refuse(poll.response, thrown)
+      this.#refuse(poll.response, thrown)
     }
   }
 
-  private refuse(response: ServerResponse, thrown: unknown): void {
+  #refuse(response: ServerResponse, thrown: unknown): void {
     if (response.destroyed || response.headersSent) {
       response.destroy()
       return
@@ -330,13 +319,13 @@ class RequestHandler implements Disposable {
     const isOurs = thrown instanceof MeshError
     const code = isOurs ? thrown.code : 'HM_INTERNAL'
     const status = thrown instanceof RequestError ? thrown.status : (STATUS_BY_CODE[code] ?? 500)
-    if (status >= 500) this.log.error('Cannot answer a host', { error: describeError(thrown) })
+    if (status >= 500) this.#log.error('Cannot answer a host', { error: describeError(thrown) })
     if (status === 429 || status === 503) response.setHeader('retry-after', '5')
     // Whatever else the peer has sent on this connection is not a request that we have understood.
     if (status >= 400 && status !== 403) response.shouldKeepAlive = false
     const hint = isOurs && thrown.hint !== undefined ? `. ${thrown.hint}` : ''
     const message = isOurs ? `${thrown.message}${hint}` : 'The CA failed; its log says why'
-    reply(response, status, { error: { code, message } })
+    replyJson(response, status, { error: { code, message } })
   }
 }
 
@@ -354,45 +343,24 @@ function rateLimited(): MeshError {
   return new MeshError('HM_CA_RATE_LIMITED', 'Too many calls from this address')
 }
 
-async function readBody<Schema extends z.ZodType>(
+async function readRequest<Schema extends z.ZodType>(
   request: IncomingMessage,
   schema: Schema,
 ): Promise<z.output<Schema>> {
   if (!/^application\/json\b/i.test(request.headers['content-type'] ?? ''))
     throw new RequestError(415, 'The content type must be application/json')
-  const chunks: Buffer[] = []
-  let length = 0
-  for await (const chunk of request as AsyncIterable<Buffer>) {
-    length += chunk.length
-    if (length > MAX_REQUEST_BYTES)
-      throw new RequestError(413, `The request is larger than ${MAX_REQUEST_BYTES} bytes`)
-    chunks.push(chunk)
-  }
-  let parsed: unknown
-  try {
-    parsed = JSON.parse(Buffer.concat(chunks).toString('utf8'))
-  } catch {
-    throw new RequestError(400, 'The request is not JSON')
-  }
-  const { success, data, error } = schema.safeParse(parsed)
-  // zod's issues name keys and types, never values.
-  if (!success)
-    throw new RequestError(
-      400,
-      `The request is malformed: ${error.issues.map(({ path, message }) => `${path.join('.')}: ${message}`).join('; ')}`,
-    )
-  return data
-}
-
-function reply(response: ServerResponse, status: number, document: unknown): void {
-  if (response.destroyed) return
-  const body = Buffer.from(`${JSON.stringify(document)}\n`)
-  response.writeHead(status, {
-    'content-type': 'application/json',
-    'content-length': body.length,
-    'cache-control': 'no-store',
+  const bytes = await readBody(request, MAX_REQUEST_BYTES).catch((thrown: unknown) => {
+    throw thrown instanceof BodyTooLong
+      ? new RequestError(413, `The request is larger than ${MAX_REQUEST_BYTES} bytes`)
+      : thrown
   })
-  response.end(body)
+  const document = parseJson(bytes)
+  if (document === undefined) throw new RequestError(400, 'The request is not JSON')
+  const { success, data, error } = schema.safeParse(document)
+  if (success) return data
+  // zod's issues name keys and types, never values.
+  const reasons = error.issues.map(({ path, message }) => `${path.join('.')}: ${message}`)
+  throw new RequestError(400, `The request is malformed: ${reasons.join('; ')}`)
 }
 
 /** Refuses an address more than its share before TLS costs anything. */
@@ -413,8 +381,4 @@ function limitConnections(server: Server, limits: CaServerLimits): void {
     if (count > limits.connectionsPerAddress) socket.destroy()
     else connections.add(socket)
   })
-}
-
-function portOf(bound: AddressInfo | string | null): number {
-  return typeof bound === 'object' && bound !== null ? bound.port : 0
 }

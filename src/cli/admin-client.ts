@@ -2,8 +2,9 @@
  * Asks the daemon's admin API over its unix socket. One request per call, bounded in time and size.
  */
 import { statSync } from 'node:fs'
-import type { ClientRequest, IncomingMessage } from 'node:http'
-import { type ErrorCode, errorCode, isErrorCode, MeshError } from '../lib/errors.ts'
+import { type ErrorCode, errorCode, MeshError } from '../lib/errors.ts'
+import { callJson, type JsonAnswer, readError } from '../lib/json-http.ts'
+import { member } from '../lib/json-value.ts'
 import { http } from '../lib/node-http.ts'
 
 /** Where the daemon listens unless told otherwise. */
@@ -38,60 +39,20 @@ export async function fetchDocument<T>(
       hint: `It must be unix:///path, such as ${DEFAULT_ADDRESS}`,
     })
   }
-  const { status, body } = await get(socketPath, path)
-  const document = parse(body)
-  if (status !== 200) throw refused(socketPath, path, status, document)
-  if (!isDocument(document)) {
-    throw new MeshError(
-      'HM_ADMIN_ANSWER_UNREADABLE',
-      `Cannot read the answer of the daemon at ${socketPath} to ${path}`,
-      {
-        hint: 'The daemon may be of another version: compare hostmesh version and hostmesh status',
-      },
-    )
-  }
-  return document
-}
-
-interface Answer {
-  readonly status: number
-  readonly body: string
-}
-
-function get(socketPath: string, path: string): Promise<Answer> {
-  return new Promise((resolve, reject) => {
-    const outgoing: ClientRequest = http.request({
-      socketPath,
-      path,
-      agent: false,
-      headers: { host: 'localhost', accept: 'application/json' },
-      signal: AbortSignal.timeout(DEADLINE_MS),
-    })
-    const fail = (error: unknown): void => {
-      outgoing.destroy()
-      reject(connectionFailed(socketPath, error))
-    }
-    outgoing.once('error', fail)
-    outgoing.once('response', (response) => {
-      readAll(response).then((body) => {
-        resolve({ status: response.statusCode ?? 0, body })
-      }, fail)
-    })
-    outgoing.end()
-  })
-}
-
-async function readAll(response: IncomingMessage): Promise<string> {
-  const chunks: Buffer[] = []
-  let length = 0
-  for await (const chunk of response) {
-    if (!Buffer.isBuffer(chunk)) continue
-    length += chunk.length
-    if (length > MAX_ANSWER_BYTES)
-      throw new Error(`The answer is longer than ${MAX_ANSWER_BYTES} bytes`)
-    chunks.push(chunk)
-  }
-  return Buffer.concat(chunks).toString('utf8')
+  const signal = AbortSignal.timeout(DEADLINE_MS)
+  const options = { socketPath, path, agent: false, signal }
+  const answer = await callJson(http.request, options, { maxBytes: MAX_ANSWER_BYTES }).catch(
+    (thrown: unknown) => {
+      throw connectionFailed(socketPath, thrown)
+    },
+  )
+  if (answer.status !== 200) throw refused(socketPath, path, answer)
+  if (isDocument(answer.body)) return answer.body
+  throw new MeshError(
+    'HM_ADMIN_ANSWER_UNREADABLE',
+    `Cannot read the answer of the daemon at ${socketPath} to ${path}`,
+    { hint: 'The daemon may be of another version: compare hostmesh version and hostmesh status' },
+  )
 }
 
 function connectionFailed(socketPath: string, cause: unknown): MeshError {
@@ -136,12 +97,10 @@ function isNoSocket(path: string): boolean {
   }
 }
 
-function refused(socketPath: string, path: string, status: number, document: unknown): MeshError {
-  const code = errorField(document, 'code')
-  const message = errorField(document, 'message')
-  const hint = errorField(document, 'hint')
+function refused(socketPath: string, path: string, { status, body }: JsonAnswer): MeshError {
+  const { code, message, hint } = readError(body)
   // What the daemon says of the question itself is for the asker, as it is.
-  if (message !== undefined && isErrorCode(code) && isAboutQuestion(code))
+  if (message !== undefined && code !== undefined && isAboutQuestion(code))
     return new MeshError(code, message, { ...(hint !== undefined && { hint }) })
   const reason = message ?? `HTTP status ${status}`
   return new MeshError(
@@ -154,27 +113,10 @@ function isAboutQuestion(code: ErrorCode): boolean {
   return code.startsWith('HM_USAGE_') || code === 'HM_CONNECTION_NOT_FOUND'
 }
 
-/** The code, sentence or hint of an {@link import('../model/admin.ts').AdminError}, whatever else came. */
-function errorField(document: unknown, key: 'code' | 'message' | 'hint'): string | undefined {
-  if (typeof document !== 'object' || document === null || !('error' in document)) return undefined
-  const { error } = document
-  if (typeof error !== 'object' || error === null) return undefined
-  const value: unknown = Reflect.get(error, key)
-  return typeof value === 'string' ? value : undefined
-}
-
-function parse(body: string): unknown {
-  try {
-    return JSON.parse(body)
-  } catch {
-    return undefined
-  }
-}
-
 /** The process that answers at an admin address; undefined when none does. */
 export async function daemonPid(address: string): Promise<number | undefined> {
   const hasPid = (value: unknown): value is { readonly pid: number } =>
-    typeof value === 'object' && value !== null && typeof Reflect.get(value, 'pid') === 'number'
+    typeof member(value, 'pid') === 'number'
   return fetchDocument(address, '/v1/status', hasPid).then(
     (status) => status.pid,
     () => undefined,

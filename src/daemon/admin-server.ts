@@ -10,16 +10,16 @@ import { once } from 'node:events'
 import { mkdirSync } from 'node:fs'
 import { chown, lstat, unlink } from 'node:fs/promises'
 import type { IncomingMessage, Server, ServerResponse } from 'node:http'
-import { type AddressInfo, connect, type Socket } from 'node:net'
+import { connect, type Socket } from 'node:net'
 import { dirname } from 'node:path'
 import { promisify } from 'node:util'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import { FairConnections } from '../lib/fair-connections.ts'
+import { closeServer, errorDocument, portOf, reply } from '../lib/json-http.ts'
 import type { Log } from '../lib/log.ts'
 import { http } from '../lib/node-http.ts'
 import { isLoopback, type SocketAddress } from '../model/address.ts'
 import type {
-  AdminError,
   CertsDocument,
   ConnectionsDocument,
   PeersDocument,
@@ -263,7 +263,7 @@ class Answers {
       body.readers -= 1
       if (body.readers === 0) this.unfetchedBytes -= body.bytes.length
     })
-    reply(response, 200, route.contentType, body.bytes)
+    reply(response, 200, body.bytes, route.contentType)
   }
 
   private refuse(response: ServerResponse, request: IncomingMessage, error: unknown): void {
@@ -282,11 +282,8 @@ class Answers {
       error instanceof MeshError
         ? error.message
         : 'Cannot make this document; the reason is in the log'
-    const hint = error instanceof MeshError ? error.hint : undefined
-    const document: AdminError = {
-      error: { code, message, ...(hint !== undefined && { hint }) },
-    }
-    reply(response, status, JSON_TYPE, Buffer.from(`${JSON.stringify(document)}\n`))
+    const document = errorDocument(error, message)
+    reply(response, status, `${JSON.stringify(document)}\n`, JSON_TYPE)
   }
 }
 
@@ -300,15 +297,6 @@ function hasBody(request: IncomingMessage): boolean {
     request.headers['transfer-encoding'] !== undefined ||
     Number(request.headers['content-length'] ?? 0) !== 0
   )
-}
-
-function reply(response: ServerResponse, status: number, contentType: string, body: Buffer): void {
-  response.writeHead(status, {
-    'content-type': contentType,
-    'content-length': body.length,
-    'cache-control': 'no-store',
-  })
-  response.end(body)
 }
 
 function withDeadline<T>(promise: Promise<T>, ms: number): Promise<T> {
@@ -437,19 +425,7 @@ async function listenOnTcp(server: Server, address: MetricsPort): Promise<Socket
       { cause: error, hint: 'Set metrics.port to a free port, or leave it out' },
     )
   }
-  return { ip: address.ip, port: tcpPort(server.address()) }
-}
-
-function tcpPort(bound: AddressInfo | string | null): number {
-  return typeof bound === 'object' && bound !== null ? bound.port : 0
-}
-
-/** Node removes the socket file itself when its server closes. */
-async function closeServer(server: Server): Promise<void> {
-  const closed = once(server, 'close')
-  server.close()
-  server.closeAllConnections()
-  await closed
+  return { ip: address.ip, port: portOf(server) }
 }
 
 function socketInUse(socketPath: string): MeshError {

@@ -4,7 +4,7 @@
  */
 import { once } from 'node:events'
 import type { ClientRequest, IncomingMessage, RequestOptions, ServerResponse } from 'node:http'
-import type { Server } from 'node:net'
+import type { Server, Socket } from 'node:net'
 import { type ErrorCode, isErrorCode, MeshError } from './errors.ts'
 import { member } from './json-value.ts'
 
@@ -143,6 +143,8 @@ export async function closeServer(
   server: Server & { readonly closeAllConnections: () => void },
 ): Promise<void> {
   const closed = once(server, 'close')
+  // One whose TLS handshake is not over yet is none of those that are closed here, and would stay.
+  server.on('secureConnection', (socket: Socket) => socket.destroy())
   server.close()
   server.closeAllConnections()
   await closed

@@ -271,13 +271,3 @@ export interface LeafEntry {
   readonly notBefore: string
   readonly notAfter: string
 }
-
-/** The body of every answer that is not 200. */
-export interface AdminError {
-  readonly error: {
-    readonly code: string
-    readonly message: string
-    /** What the asker can do; absent when there is nothing. */
-    readonly hint?: string
-  }
-}

@@ -46,10 +46,6 @@ export type CaBundle = z.output<typeof bundleAnswer>
 export const rootsAnswer = z.object({ trustDomain: z.string(), roots: z.array(pem).min(1).max(8) })
 export const certificateAnswer = z.object({ certificate: pem })
 export const membershipAnswer = z.object({ certificate: pem, bundle: bundleAnswer })
-export const errorAnswer = z.object({
-  error: z.object({ code: z.string().max(64), message: z.string().max(2_048) }),
-})
-
 /** The identity of the CA's server. */
 export function caUri(trustDomain: string): string {
   return `spiffe://${trustDomain}/ca`

@@ -3,19 +3,19 @@
  * server has proved itself before a request leaves, but for the one that asks for the roots.
  */
 import { X509Certificate } from 'node:crypto'
-import type { ClientRequest, IncomingMessage } from 'node:http'
+import { once } from 'node:events'
 import { Agent, request as httpsRequest } from 'node:https'
 import { connect as tlsConnect } from 'node:tls'
 import type { z } from 'zod'
 import { systemClock } from '../../lib/clock.ts'
-import { errorCode, isErrorCode, MeshError } from '../../lib/errors.ts'
+import { errorCode, MeshError } from '../../lib/errors.ts'
+import { BodyTooLong, callJson, type JsonAnswer, readError } from '../../lib/json-http.ts'
 import { singleUriSan } from '../../lib/uri-san.ts'
 import {
   bundleAnswer,
   type CaBundle,
   caUri,
   certificateAnswer,
-  errorAnswer,
   fingerprintOf,
   MAX_ANSWER_BYTES,
   membershipAnswer,
@@ -44,10 +44,10 @@ const CALL_TIMEOUT_MS = 10_000
 /** One CA, as one host talks to it. */
 export class CaClient implements Disposable {
   readonly address: string
-  private readonly host: string
-  private readonly port: number
-  private readonly closing = new AbortController()
-  private agent: { readonly key: string; readonly agent: Agent } | undefined
+  readonly #host: string
+  readonly #port: number
+  readonly #closing = new AbortController()
+  #agent: { readonly key: string; readonly agent: Agent } | undefined
 
   /** `address` is `host:port`. @throws MeshError HM_CA_ADDRESS_INVALID */
   constructor(address: string) {
@@ -58,8 +58,8 @@ export class CaClient implements Disposable {
         hint: 'Write host:port, an IPv6 address in brackets',
       })
     this.address = address
-    this.host = match[1] ?? match[2] ?? ''
-    this.port = port
+    this.#host = match[1] ?? match[2] ?? ''
+    this.#port = port
   }
 
   /**
@@ -74,7 +74,7 @@ export class CaClient implements Disposable {
       maxCachedSessions: 0,
     })
     try {
-      const answer = await this.call({ path: '/v1/roots', agent }, rootsAnswer)
+      const answer = await this.#call({ path: '/v1/roots', agent }, rootsAnswer)
       for (const pem of answer.roots) {
         const certificate = parseRoot(pem)
         if (certificate === undefined || fingerprintOf(certificate) !== token.fingerprint) continue
@@ -101,10 +101,10 @@ export class CaClient implements Disposable {
     token: JoinToken,
     csr: string,
   ): Promise<z.output<typeof membershipAnswer>> {
-    const agent = this.makeAgent(trust)
+    const agent = this.#makeAgent(trust)
     try {
       const body = { id: token.id, secret: token.secret, host: token.host, csr }
-      return await this.call({ path: '/v1/enroll', agent, body, trust }, membershipAnswer)
+      return await this.#call({ path: '/v1/enroll', agent, body }, membershipAnswer)
     } finally {
       agent.destroy()
     }
@@ -116,8 +116,8 @@ export class CaClient implements Disposable {
     credential: HostCredential,
     csr: string,
   ): Promise<z.output<typeof membershipAnswer>> {
-    const agent = this.agentFor(trust, credential)
-    return this.call({ path: '/v1/renew', agent, body: { csr }, trust }, membershipAnswer)
+    const agent = this.#agentFor(trust, credential)
+    return this.#call({ path: '/v1/renew', agent, body: { csr } }, membershipAnswer)
   }
 
   /** A certificate for a service; PEM. @throws MeshError as every call */
@@ -126,9 +126,9 @@ export class CaClient implements Disposable {
     credential: HostCredential,
     request: { readonly service: string; readonly csr: string },
   ): Promise<string> {
-    const agent = this.agentFor(trust, credential)
-    const call = { path: '/v1/sign', agent, body: request, trust }
-    return (await this.call(call, certificateAnswer)).certificate
+    const agent = this.#agentFor(trust, credential)
+    const call = { path: '/v1/sign', agent, body: request }
+    return (await this.#call(call, certificateAnswer)).certificate
   }
 
   /** The bundle, when it is another than `have` or after a while. @throws MeshError as every call */
@@ -137,27 +137,27 @@ export class CaClient implements Disposable {
     credential: HostCredential,
     using: { readonly have: string; readonly roots: string },
   ): Promise<CaBundle> {
-    const agent = this.agentFor(trust, credential)
+    const agent = this.#agentFor(trust, credential)
     const path = `/v1/bundle?have=${encodeURIComponent(using.have)}&roots=${encodeURIComponent(using.roots)}`
     const timeoutMs = POLL_MS + CALL_TIMEOUT_MS
-    return this.call({ path, agent, timeoutMs, trust }, bundleAnswer)
+    return this.#call({ path, agent, timeoutMs }, bundleAnswer)
   }
 
   [Symbol.dispose](): void {
-    this.closing.abort()
-    this.agent?.agent.destroy()
+    this.#closing.abort()
+    this.#agent?.agent.destroy()
   }
 
-  private agentFor(trust: CaTrust, credential: HostCredential): Agent {
+  #agentFor(trust: CaTrust, credential: HostCredential): Agent {
     const key = [...trust.rootsPem, credential.certificatePem].join()
-    if (this.agent?.key === key) return this.agent.agent
-    this.agent?.agent.destroy()
-    const agent = this.makeAgent(trust, credential)
-    this.agent = { key, agent }
+    if (this.#agent?.key === key) return this.#agent.agent
+    this.#agent?.agent.destroy()
+    const agent = this.#makeAgent(trust, credential)
+    this.#agent = { key, agent }
     return agent
   }
 
-  private makeAgent(trust: CaTrust, credential?: HostCredential): Agent {
+  #makeAgent(trust: CaTrust, credential?: HostCredential): Agent {
     const expected = caUri(trust.trustDomain)
     return new Agent({
       keepAlive: true,
@@ -181,63 +181,43 @@ export class CaClient implements Disposable {
     })
   }
 
-  private async call<Schema extends z.ZodType>(
+  async #call<Schema extends z.ZodType>(
     call: {
       readonly path: string
       readonly agent: Agent
       readonly body?: unknown
       readonly timeoutMs?: number
-      readonly trust?: CaTrust
     },
     schema: Schema,
   ): Promise<z.output<Schema>> {
     const { path, agent, body, timeoutMs = CALL_TIMEOUT_MS } = call
     const deadline = AbortSignal.timeout(timeoutMs)
-    const signal = AbortSignal.any([deadline, this.closing.signal])
-    const payload = body === undefined ? undefined : Buffer.from(JSON.stringify(body))
+    const signal = AbortSignal.any([deadline, this.#closing.signal])
+    const options = { host: this.#host, port: this.#port, path, agent, signal }
     const what = path.split('?', 1)[0] ?? ''
-    let answer: { readonly status: number; readonly body: unknown }
+    let answer: JsonAnswer
     try {
-      answer = await exchange(
-        () =>
-          httpsRequest({
-            host: this.host,
-            port: this.port,
-            path,
-            agent,
-            signal,
-            method: payload === undefined ? 'GET' : 'POST',
-            headers:
-              payload === undefined
-                ? {}
-                : { 'content-type': 'application/json', 'content-length': payload.length },
-          }),
-        payload,
-      )
+      answer = await callJson(httpsRequest, options, { body, maxBytes: MAX_ANSWER_BYTES })
     } catch (thrown) {
-      if (this.closing.signal.aborted)
+      if (this.#closing.signal.aborted)
         throw new MeshError('HM_CA_CLOSED', 'Connection to the CA is closed')
-      throw await this.explain(thrown, { what, isLate: deadline.aborted, timeoutMs })
+      throw await this.#explain(thrown, { what, isLate: deadline.aborted, timeoutMs })
     }
     if (answer.status !== 200) {
-      const { data } = errorAnswer.safeParse(answer.body)
-      const code = data?.error.code
-      throw new MeshError(
-        isErrorCode(code) ? code : 'HM_CA_ANSWER_MALFORMED',
-        printable(data?.error.message ?? `The CA at ${this.address} answered ${answer.status}`),
-      )
+      const { code = 'HM_CA_ANSWER_MALFORMED', message } = readError(answer.body)
+      const text = message ?? `The CA at ${this.address} answered ${answer.status}`
+      throw new MeshError(code, printable(text))
     }
     const { success, data } = schema.safeParse(answer.body)
-    if (!success)
-      throw new MeshError(
-        'HM_CA_ANSWER_MALFORMED',
-        `Cannot read what the CA at ${this.address} answered to ${what}`,
-      )
-    return data
+    if (success) return data
+    throw new MeshError(
+      'HM_CA_ANSWER_MALFORMED',
+      `Cannot read what the CA at ${this.address} answered to ${what}`,
+    )
   }
 
   /** The failure of a call as one of ours. */
-  private async explain(
+  async #explain(
     thrown: unknown,
     call: { readonly what: string; readonly isLate: boolean; readonly timeoutMs: number },
   ): Promise<MeshError> {
@@ -249,7 +229,7 @@ export class CaClient implements Disposable {
       )
     if (code === 'CERT_NOT_YET_VALID' || code === 'CERT_HAS_EXPIRED') {
       const nowText = timeText(systemClock.wallMs())
-      const window = await this.serverWindow()
+      const window = await this.#serverWindow()
       return new MeshError(
         'HM_CA_UNTRUSTED',
         `Cannot trust the CA at ${this.address}: its certificate is valid ${window}, and the clock of this host says ${nowText}`,
@@ -261,36 +241,27 @@ export class CaClient implements Disposable {
         cause: thrown,
         hint: 'Another CA answers there, or its root was replaced while this host was away: enroll with a new token',
       })
-    if (code === 'HM_CA_ANSWER_MALFORMED' && thrown instanceof MeshError) return thrown
+    if (thrown instanceof BodyTooLong)
+      return new MeshError('HM_CA_ANSWER_MALFORMED', 'The answer of the CA is too large')
     return new MeshError('HM_CA_UNREACHABLE', `Cannot reach the CA at ${this.address}`, {
       cause: thrown,
     })
   }
 
   /** For a message: when the server's certificate is valid. Asks for it again, sends nothing, trusts nothing. */
-  private serverWindow(): Promise<string> {
-    return new Promise((resolve) => {
-      const socket = tlsConnect({
-        host: this.host,
-        port: this.port,
-        rejectUnauthorized: false,
-        timeout: 3_000,
-      })
-      const finish = (text: string): void => {
-        socket.destroy()
-        resolve(text)
-      }
-      socket.once('secureConnect', () => {
-        const certificate = socket.getPeerX509Certificate()
-        if (certificate === undefined) return finish('at another time')
-        const { validFromDate, validToDate } = certificate
-        return finish(
-          `from ${timeText(validFromDate.getTime())} to ${timeText(validToDate.getTime())}`,
-        )
-      })
-      socket.once('timeout', () => finish('at another time'))
-      socket.once('error', () => finish('at another time'))
-    })
+  async #serverWindow(): Promise<string> {
+    const address = { host: this.#host, port: this.#port }
+    const socket = tlsConnect({ ...address, rejectUnauthorized: false })
+    try {
+      await once(socket, 'secureConnect', { signal: AbortSignal.timeout(3_000) })
+      const { validFromDate, validToDate } = socket.getPeerX509Certificate() ?? {}
+      if (validFromDate === undefined || validToDate === undefined) return 'at another time'
+      return `from ${timeText(validFromDate.getTime())} to ${timeText(validToDate.getTime())}`
+    } catch {
+      return 'at another time'
+    } finally {
+      socket.on('error', () => undefined).destroy()
+    }
   }
 }
 
@@ -304,43 +275,6 @@ const VERIFY_CODES: ReadonlySet<string> = new Set([
   'CERT_SIGNATURE_FAILURE',
   'INVALID_PURPOSE',
 ])
-
-function exchange(
-  open: () => ClientRequest,
-  payload: Buffer | undefined,
-): Promise<{ readonly status: number; readonly body: unknown }> {
-  return new Promise((resolve, reject) => {
-    const request = open()
-    request.on('error', reject)
-    request.on('response', (response) => {
-      readAnswer(response).then(resolve, (thrown: unknown) => {
-        request.destroy()
-        reject(thrown instanceof Error ? thrown : new Error(String(thrown)))
-      })
-    })
-    request.end(payload)
-  })
-}
-
-async function readAnswer(
-  response: IncomingMessage,
-): Promise<{ readonly status: number; readonly body: unknown }> {
-  const chunks: Buffer[] = []
-  let length = 0
-  for await (const chunk of response as AsyncIterable<Buffer>) {
-    length += chunk.length
-    if (length > MAX_ANSWER_BYTES)
-      throw new MeshError('HM_CA_ANSWER_MALFORMED', 'The answer of the CA is too large')
-    chunks.push(chunk)
-  }
-  let body: unknown
-  try {
-    body = JSON.parse(Buffer.concat(chunks).toString('utf8'))
-  } catch {
-    body = undefined
-  }
-  return { status: response.statusCode ?? 0, body }
-}
 
 function parseRoot(pem: string): X509Certificate | undefined {
   try {
