@@ -3,73 +3,34 @@
  */
 import { X509Certificate } from 'node:crypto'
 import type { CaptureCondition } from '../controlplane/capture/capture.ts'
-import type { CapturePlan } from '../controlplane/capture/rules.ts'
-import type { Catalog } from '../controlplane/catalog/catalog.ts'
-import type { Discovery } from '../controlplane/discovery/publisher.ts'
-import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
 import { MeshError } from '../lib/errors.ts'
-import { formatAddress, type SocketAddress } from '../model/address.ts'
+import { formatAddress } from '../model/address.ts'
 import type {
   CertsDocument,
   ConnectionEntry,
   EjectionEntry,
   LocalServiceEntry,
   PeersDocument,
-  ProblemEntry,
   RefusedEntry,
-  ReloadStatus,
   ServiceEntry,
-  StateStatus,
   StatusDocument,
   TunnelEntry,
 } from '../model/admin.ts'
-import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import type { HostFacts } from '../model/facts.ts'
 import type { Problem } from '../model/problem.ts'
 import type { LocalService } from '../model/service.ts'
 import type { MeshService } from '../model/snapshot.ts'
 import type { Exposition } from '../telemetry/exposition.ts'
-import type { WorkerTotals } from '../telemetry/totals.ts'
 import type { AdminView } from './admin-server.ts'
 import { withoutProbe } from './explain/answer.ts'
 import { explain, type Question } from './explain/explain.ts'
 import { serviceAskedFor } from './explain/route.ts'
 import { selectorText } from './explain/words.ts'
 import { collectFacts, type FactScope } from './facts.ts'
+import { type Host, type HostMoment, readinessOf } from './host.ts'
 import type { WorkerConnections, WorkerPool } from './worker-pool.ts'
 
 type Refused = Awaited<ReturnType<WorkerPool['refusals']>>[number]
-
-/** The daemon as the view sees it: read-only, and parts may not be there yet. */
-export interface DaemonState {
-  readonly version: string
-  readonly datacenter: string
-  readonly startedAtMs: number
-  readonly captureMode: 'off' | 'on'
-  readonly services: readonly LocalService[]
-  readonly totals: WorkerTotals
-  readonly pool: WorkerPool
-  node(): string
-  leaves(): readonly Leaf[]
-  bundle(): TrustBundle | undefined
-  catalog(): Catalog | undefined
-  certificates(): CertificateSource | undefined
-  discovery(): Discovery | undefined
-  /** Where the resolver listens; undefined while it is off. */
-  dnsAddress(): SocketAddress | undefined
-  capture(): {
-    /** As the upkeep has last seen it; undefined while capture is off. */
-    readonly condition: CaptureCondition | undefined
-    readonly problems: readonly Problem[]
-    readonly plan: CapturePlan | undefined
-  }
-  state(): StateStatus
-  awaited(): readonly string[]
-  /** The one list of what is wrong. */
-  problems(): readonly ProblemEntry[]
-  isDraining(): boolean
-  reload(): ReloadStatus
-}
 
 /** Instances that one question probes, and questions that do so at once. */
 const MAX_PROBED = 16
@@ -85,44 +46,45 @@ const connectionStates = {
 } as const
 
 /** The admin API's view of a daemon. */
-export function createAdminView(state: DaemonState, exposition: Exposition): AdminView {
-  const certs = (): CertsDocument => certsOf(state)
+export function createAdminView(host: Host, exposition: Exposition): AdminView {
+  const certs = (): CertsDocument => certsOf(host.now())
   let probing = 0
   const peers = async (): Promise<PeersDocument> => ({
-    tunnels: (await state.pool.peers()).map(tunnelEntry),
+    tunnels: (await host.pool.peers()).map(tunnelEntry),
   })
   const facts = async (scope: FactScope): Promise<HostFacts> => {
-    const [{ countByWorker }, { tunnels }] = await Promise.all([state.pool.connections(0), peers()])
-    const sources = { status: statusOf(state, countByWorker), certs: certs(), tunnels }
-    return collectFacts(state, sources, scope)
+    const [{ countByWorker }, { tunnels }] = await Promise.all([host.pool.connections(0), peers()])
+    const sources = { status: statusOf(host, countByWorker), certs: certs(), tunnels }
+    return collectFacts(host, sources, scope)
   }
   return {
-    status: async () => statusOf(state, (await state.pool.connections(0)).countByWorker),
+    status: async () => statusOf(host, (await host.pool.connections(0)).countByWorker),
     services: async () => {
-      const ejections = ejectionsByKey(await state.pool.ejections())
-      const failing = state.catalog()?.failingChecks?.() ?? new Map<string, string>()
-      const services = [...(state.discovery()?.current().services.values() ?? [])]
+      const ejections = ejectionsByKey(await host.pool.ejections())
+      const { control } = host.now()
+      const failing = control?.catalog.failingChecks?.() ?? new Map<string, string>()
+      const services = [...(control?.discovery.current().services.values() ?? [])]
       return {
         services: services.map((service) => serviceEntry(service, ejections, failing)),
-        local: state.services.map(localEntry),
+        local: host.services.map(localEntry),
       }
     },
     peers,
     connections: async () => {
-      const { connections, countByWorker } = await state.pool.connections(MAX_CONNECTIONS)
+      const { connections, countByWorker } = await host.pool.connections(MAX_CONNECTIONS)
       const listed = connections.slice(0, MAX_CONNECTIONS).map(connectionEntry)
       const total = countByWorker.reduce((sum, count) => sum + count, 0)
       return { connections: listed, omitted: Math.max(0, total - listed.length) }
     },
-    refused: async () => ({ refused: (await state.pool.refusals()).map(refusedEntry) }),
+    refused: async () => ({ refused: (await host.pool.refusals()).map(refusedEntry) }),
     snapshot: () => facts('all'),
     explain: async (query) => {
-      const { question, isProbed } = await questionOf(state, query)
+      const { question, isProbed } = await questionOf(host, query)
       const { from, to } = pairOf(question)
-      const source = isProbed ? proberOf(state, from) : from
+      const source = isProbed ? proberOf(host, from) : from
       const bare = await facts({ service: undefined })
       const service = serviceAskedFor(bare, from, to, (ip, port) =>
-        state.discovery()?.ownerOf(ip, port),
+        host.now().control?.discovery.ownerOf(ip, port),
       )
       const road = explain(service === undefined ? bare : await facts({ service }), question)
       const endpoints = road.endpoints.flatMap(({ endpoint, excluded }) =>
@@ -147,20 +109,20 @@ export function createAdminView(state: DaemonState, exposition: Exposition): Adm
 
 /** What a query of `/v1/explain` asks. */
 async function questionOf(
-  state: DaemonState,
+  host: Host,
   query: string,
 ): Promise<{ readonly question: Question; readonly isProbed: boolean }> {
   const words = new URLSearchParams(query)
   const isProbed = words.get('probe') === '1'
-  const question = await pairOrConnection(state, words)
+  const question = await pairOrConnection(host, words)
   if (isProbed && question.kind === 'connection')
     throw new MeshError('HM_USAGE_QUESTION', 'Cannot probe for a connection: ask for from and to')
   return { question, isProbed }
 }
 
 /** The local service in whose name is probed: it needs its certificate. */
-function proberOf(state: DaemonState, from: string): string {
-  const caller = state.services.find(({ name, id }) => name === from || id === from)
+function proberOf({ services }: Host, from: string): string {
+  const caller = services.find(({ name, id }) => name === from || id === from)
   if (caller !== undefined) return caller.name
   throw new MeshError(
     'HM_USAGE_QUESTION',
@@ -171,7 +133,7 @@ function proberOf(state: DaemonState, from: string): string {
   )
 }
 
-async function pairOrConnection(state: DaemonState, words: URLSearchParams): Promise<Question> {
+async function pairOrConnection({ pool }: Host, words: URLSearchParams): Promise<Question> {
   const [from, to, id] = [words.get('from'), words.get('to'), words.get('connection')]
   if (id === null && from !== null && to !== null) return { kind: 'pair', from, to }
   if (id === null || from !== null || to !== null)
@@ -179,9 +141,9 @@ async function pairOrConnection(state: DaemonState, words: URLSearchParams): Pro
       'HM_USAGE_QUESTION',
       'Cannot explain: ask for from and to, or for a connection',
     )
-  const open = await state.pool.connection(id)
+  const open = await pool.connection(id)
   if (open !== undefined) return { kind: 'connection', connection: connectionEntry(open) }
-  const refused = (await state.pool.refusals()).find((each) => each.id === id)
+  const refused = (await pool.refusals()).find((each) => each.id === id)
   if (refused !== undefined) return { kind: 'connection', connection: refusedEntry(refused) }
   throw new MeshError(
     'HM_CONNECTION_NOT_FOUND',
@@ -196,17 +158,17 @@ function pairOf(question: Question): { readonly from: string; readonly to: strin
   return { from: source, to: destination }
 }
 
-function certsOf(state: DaemonState): CertsDocument {
+function certsOf({ bundle, leaves }: HostMoment): CertsDocument {
   return {
-    trustDomain: state.bundle()?.trustDomain ?? null,
-    roots: (state.bundle()?.rootsPem ?? []).map((pem) => {
+    trustDomain: bundle?.trustDomain ?? null,
+    roots: (bundle?.rootsPem ?? []).map((pem) => {
       const certificate = new X509Certificate(pem)
       return {
         fingerprint: certificate.fingerprint256,
         notAfter: certificate.validToDate.toISOString(),
       }
     }),
-    leaves: state.leaves().map((leaf) => ({
+    leaves: leaves.map((leaf) => ({
       service: leaf.service,
       spiffeId: leaf.spiffeId,
       serialNumber: leaf.serialNumber,
@@ -216,26 +178,23 @@ function certsOf(state: DaemonState): CertsDocument {
   }
 }
 
-function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusDocument {
-  const awaited = state.awaited()
-  const catalog = state.catalog()
-  const health = catalog?.health()
-  const capture = state.capture()
-  const dnsAddress = state.dnsAddress()
-  const problems = state.problems()
+function statusOf(host: Host, countByWorker: readonly number[]): StatusDocument {
+  const moment = host.now()
+  const { awaited, control, rules, dns, problems } = moment
+  const health = control?.catalog.health()
   return {
-    version: state.version,
-    node: state.node(),
-    datacenter: state.datacenter,
+    version: host.version,
+    node: moment.node,
+    datacenter: host.datacenter,
     pid: process.pid,
-    startedAt: timeText(state.startedAtMs),
-    ...readinessOf(state, problems),
+    startedAt: timeText(host.startedAtMs),
+    ...readinessOf(moment),
     awaited,
-    draining: state.isDraining(),
-    reload: state.reload(),
-    workers: state.pool.statuses((worker) => countByWorker[worker] ?? 0),
+    draining: moment.isDraining,
+    reload: moment.reload,
+    workers: host.pool.statuses((worker) => countByWorker[worker] ?? 0),
     catalog: {
-      description: catalog?.description ?? '',
+      description: control?.catalog.description ?? '',
       ageMs:
         health?.lastGoodAtMs === undefined
           ? null
@@ -244,30 +203,21 @@ function statusOf(state: DaemonState, countByWorker: readonly number[]): StatusD
       problems: messages(health?.problems),
     },
     certificates: {
-      description: state.certificates()?.description ?? '',
-      problems: messages(state.certificates()?.problems()),
+      description: control?.certificates.description ?? '',
+      problems: messages(control?.certificates.problems()),
     },
     capture: {
-      mode: state.captureMode,
-      inSync: state.captureMode === 'off' ? null : (capture.condition?.inSync ?? false),
-      details: captureDetails(capture.condition),
-      problems: messages(capture.problems),
+      mode: host.captureMode,
+      inSync: host.captureMode === 'off' ? null : (rules.condition?.inSync ?? false),
+      details: captureDetails(rules.condition),
+      problems: messages(rules.problems),
     },
-    state: state.state(),
-    dns: { address: dnsAddress === undefined ? null : formatAddress(dnsAddress) },
-    snapshotVersion: state.discovery()?.current().version ?? 0,
+    state: moment.state,
+    dns: { address: dns === undefined ? null : formatAddress(dns.address) },
+    snapshotVersion: control?.discovery.current().version ?? 0,
     problems,
-    warnings: state.discovery()?.warnings() ?? [],
+    warnings: control?.discovery.warnings() ?? [],
   }
-}
-
-/** The two words that status and metrics have in common. */
-export function readinessOf(
-  state: Pick<DaemonState, 'awaited' | 'isDraining'>,
-  problems: readonly ProblemEntry[],
-): { readonly ready: boolean; readonly serving: boolean } {
-  const serving = state.awaited().length === 0 && !state.isDraining()
-  return { ready: serving && !problems.some(({ blocks }) => blocks), serving }
 }
 
 /** What REDIRECT cannot do: docs/capture.md, "What stays". */

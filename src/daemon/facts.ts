@@ -19,7 +19,7 @@ import {
 } from '../model/facts.ts'
 import type { LocalService } from '../model/service.ts'
 import type { MeshService } from '../model/snapshot.ts'
-import type { DaemonState } from './admin-view.ts'
+import type { Host } from './host.ts'
 
 /** How long the catalog may take to tell the rules of other hosts' services, milliseconds. */
 const POLICY_TIMEOUT_MS = 3_000
@@ -57,15 +57,16 @@ export type FactScope =
 
 /** The facts now. */
 export async function collectFacts(
-  state: DaemonState,
+  host: Host,
   sources: FactSources,
   scope: FactScope,
 ): Promise<HostFacts> {
   const { status, certs, tunnels } = sources
   // A connection would make this host follow the service: so does the question what would become of one.
   if (scope !== 'all' && scope.service !== undefined)
-    await state.discovery()?.lookup(scope.service, FIRST_ANSWER_MS)
-  const snapshot = state.discovery()?.current()
+    await host.now().control?.discovery.lookup(scope.service, FIRST_ANSWER_MS)
+  const { control, rules: hostRules, bundle } = host.now()
+  const snapshot = control?.discovery.current()
   const known = [...(snapshot?.services.values() ?? [])]
   const own = [...(snapshot?.policies.values() ?? [])]
   const asked =
@@ -80,27 +81,27 @@ export async function collectFacts(
   )
   // A service of this host whose rules are not loaded must show as such.
   const offered = new Set(
-    state.services.filter(({ target }) => target !== undefined).map(({ name }) => name),
+    host.services.filter(({ target }) => target !== undefined).map(({ name }) => name),
   )
   const [rules, loads, outcomes, listeners, probes] = await Promise.all([
     askPolicies(
-      state.catalog(),
+      control?.catalog,
       elsewhere.filter((name) => !offered.has(name)).slice(0, MAX_POLICIES),
     ),
     scope === 'all' || scope.service !== undefined
-      ? state.pool.loads(scope === 'all' ? undefined : scope.service)
+      ? host.pool.loads(scope === 'all' ? undefined : scope.service)
       : [],
-    state.pool.outcomes(),
-    listenersOf(state.services),
+    host.pool.outcomes(),
+    listenersOf(host.services),
     scope === 'all' || scope.probe === undefined
       ? []
-      : state.pool.probe(scope.probe.source, scope.probe.service, scope.probe.endpoints),
+      : host.pool.probe(scope.probe.source, scope.probe.service, scope.probe.endpoints),
   ])
   return {
     format: FACTS_FORMAT,
     formatVersion: FACTS_VERSION,
     writtenAt: new Date().toISOString(),
-    version: state.version,
+    version: host.version,
     node: status.node,
     datacenter: status.datacenter,
     addresses: [...ownAddresses()].flatMap((ip) => canonicalIp(ip) ?? []),
@@ -115,12 +116,12 @@ export async function collectFacts(
       ...own.map((policy): PolicyFacts => ({ ...policy, origin: 'snapshot' })),
       ...rules.map((policy): PolicyFacts => ({ ...compilePolicy(policy), origin: 'catalog' })),
     ],
-    local: state.services,
+    local: host.services,
     domains: SERVICE_DOMAINS,
-    capture: { ...status.capture, plan: state.capture().plan ?? null },
+    capture: { ...status.capture, plan: hostRules.plan ?? null },
     certificates: {
       ...certs,
-      revokedSerials: state.bundle()?.revokedSerials ?? [],
+      revokedSerials: bundle?.revokedSerials ?? [],
       problems: status.certificates.problems,
     },
     tunnels,

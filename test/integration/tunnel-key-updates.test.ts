@@ -49,7 +49,7 @@ async function updated(
 describe('key updates', () => {
   test('without end close the session as a flood', async () => {
     await using undo = new AsyncDisposableStack()
-    const { end, hasCome } = await updated(undo, 40_000)
+    const { end, hasCome } = await updated(undo, 25_000)
     await eventually(() => assert.ok(hasCome(), 'they have been read'))
     end.session.tick(performance.now())
     const reason = await within(5_000, 'the end of the session', end.closed)

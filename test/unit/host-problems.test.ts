@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { readinessOf } from '../../src/daemon/admin-view.ts'
+import { readinessOf } from '../../src/daemon/host.ts'
 import {
   type HostCondition,
   hostProblems,
@@ -110,8 +110,8 @@ test('a host is ready while nothing that is wrong keeps it from its work', () =>
   const ready = (condition: HostCondition): object => {
     const entries = new ProblemWatch({ list: () => hostProblems(condition), log: silentLog })
     using watch = entries
-    const state = { awaited: () => condition.awaited, isDraining: () => condition.isDraining }
-    return readinessOf(state, watch.look())
+    const { awaited, isDraining } = condition
+    return readinessOf({ awaited, isDraining, problems: watch.look() })
   }
   assert.deepEqual(ready(well), { ready: true, serving: true })
   assert.deepEqual(ready({ ...well, captureProblems: [notCaptured] }), {

@@ -1,0 +1,214 @@
+/**
+ * The rules of this host in the kernel, as far as they are the daemon's: what captures the connections of its workloads, and who has
+ * its ports while nobody serves behind them. There is one writer a network namespace: see kernel-lock.ts.
+ *
+ * They are taken with {@link HostRules.hold}, kept by what `owned` disposes, and let go of when another process is to have them.
+ */
+import type { Config } from '../config/schema.ts'
+import type { MeshAddresses } from '../controlplane/capture/backend.ts'
+import {
+  type Capture,
+  type CaptureCondition,
+  createCapture,
+} from '../controlplane/capture/capture.ts'
+import { watchKernel } from '../controlplane/capture/kernel-changes.ts'
+import { PortGuard, removePortGuard } from '../controlplane/capture/port-guard.ts'
+import type { CapturePlan } from '../controlplane/capture/rules.ts'
+import { TableOwner } from '../controlplane/capture/table-owner.ts'
+import type { Discovery } from '../controlplane/discovery/publisher.ts'
+import { describeError } from '../lib/errors.ts'
+import type { Log } from '../lib/log.ts'
+import type { Problem } from '../model/problem.ts'
+import type { LocalService } from '../model/service.ts'
+import type { Snapshot } from '../model/snapshot.ts'
+import { captureOptions, capturePlan, nftSettings, plainInbound } from './capture-operations.ts'
+import { instanceSets } from './captured-instances.ts'
+import { holdKernelRules } from './kernel-lock.ts'
+import type { ListeningSockets } from './listening-sockets.ts'
+import type { Memory } from './memory.ts'
+
+/** The rules in the kernel are compared with the plan this often; new cgroups are noticed faster. Milliseconds. */
+const CAPTURE_UPKEEP = {
+  verifyEveryMs: 10_000,
+  cgroupEveryMs: 1_000,
+  watch: watchKernel,
+}
+
+/** What the rules are made from. */
+export interface HostRulesOptions {
+  readonly config: Config
+  readonly services: readonly LocalService[]
+  readonly sockets: ListeningSockets
+  /** Whether nobody else is to have what is sent to ports of ours, also while this daemon is away. */
+  readonly guardsPorts: boolean
+  /** Whether an earlier daemon may have left rules that this one does not want. */
+  readonly hadCapture: boolean
+  readonly log: Log
+  /** What the catalog said first is in the kernel's sets now. */
+  readonly onInPlace: () => void
+}
+
+/** How the rules are, as the upkeep has last seen them. */
+export interface RulesView {
+  /** Undefined while capture is off. */
+  readonly condition: CaptureCondition | undefined
+  readonly problems: readonly Problem[]
+  readonly plan: CapturePlan | undefined
+  /** Connections that came around the mesh; undefined where nobody counts them. */
+  readonly plainInbound: number | undefined
+  /** Ports that nobody else may use as a source; none while capture is off. */
+  readonly ownPorts: readonly number[]
+}
+
+/** The rules of one daemon. */
+export class HostRules {
+  readonly #options: HostRulesOptions
+  readonly #tableOwner = new TableOwner()
+  #capture: Capture | undefined
+  #plan: CapturePlan | undefined
+  #portGuard: PortGuard | undefined
+  /** Not any more once new connections are refused: who is permitted to passes without the mesh. */
+  #carries = true
+
+  constructor(options: HostRulesOptions) {
+    this.#options = options
+  }
+
+  /** Whether connections are captured now. */
+  get isCapturing(): boolean {
+    return this.#capture !== undefined
+  }
+
+  /** How they are. */
+  view(): RulesView {
+    return {
+      condition: this.#capture?.condition(),
+      problems: this.#capture?.problems() ?? [],
+      plan: this.#capture?.plan(),
+      plainInbound: this.#portGuard?.plainInbound,
+      ownPorts: this.#plan?.ownPorts ?? [],
+    }
+  }
+
+  /**
+   * Takes the rules of this network namespace, where any are written.
+   * @throws MeshError HM_CAPTURE_HELD when another daemon has them
+   */
+  async hold(owned: AsyncDisposableStack): Promise<void> {
+    if (!this.#writes) return
+    const lock = await holdKernelRules(this.#options.log)
+    if (lock !== undefined) owned.use(lock)
+  }
+
+  /** Guards the ports of this daemon, and its services from whoever comes around the mesh. */
+  async guardPorts(owned: AsyncDisposableStack, memory: Memory): Promise<void> {
+    const { config, services, sockets, guardsPorts, log } = this.#options
+    if (!guardsPorts) return
+    const guard = owned.use(new PortGuard({ log, watch: watchKernel, owner: this.#tableOwner }))
+    const plan = { ports: sockets.ports(), plainInbound: plainInbound(config, services) }
+    await guard.apply(plan)
+    this.#portGuard = guard
+    await memory.keepPorts(plan)
+  }
+
+  /** Captures, by what was captured before until the catalog says more; or removes what an earlier daemon left behind. */
+  async capture(
+    owned: AsyncDisposableStack,
+    { memory, discovery }: { readonly memory: Memory; readonly discovery: Discovery },
+  ): Promise<void> {
+    const { config, services, hadCapture, guardsPorts, log } = this.#options
+    // What an earlier daemon with capture left behind refuses for good.
+    const isLeftOver = hadCapture || memory.keptCapture() !== undefined
+    if (config.capture.mode === 'off' && !isLeftOver) return
+    // Another daemon may capture here: its rules are not ours to clear.
+    await using _ = this.#writes ? undefined : await holdKernelRules(log)
+    const capture = owned.use(
+      createCapture({
+        log,
+        maintain: { ...CAPTURE_UPKEEP, owner: this.#tableOwner },
+        ...captureOptions(config),
+      }),
+    )
+    if (config.capture.mode === 'off') {
+      await capture.clear()
+      await memory.forgetCapture()
+      if (!guardsPorts) {
+        await removePortGuard()
+        await memory.keepPorts(undefined)
+      }
+      return
+    }
+    this.#capture = capture
+    const plan = await capturePlan(config, services)
+    this.#plan = plan
+    const kept = memory.keptCapture()?.addresses.instances ?? []
+    await capture.updateAddresses({ instances: kept, permitted: [] })
+    await capture.apply(plan)
+    const snapshot = discovery.current()
+    if (snapshot.version > 0) await this.follow(snapshot, { memory, discovery })
+  }
+
+  /** Captures the instances of a snapshot, and those of services that are not followed. Never rejects. */
+  async follow(
+    snapshot: Snapshot,
+    { memory, discovery }: { readonly memory: Memory; readonly discovery: Discovery },
+  ): Promise<void> {
+    const capture = this.#capture
+    if (capture === undefined) return
+    const addresses = this.#addresses(snapshot, discovery)
+    try {
+      await capture.updateAddresses(addresses)
+      this.#keep(addresses, memory)
+      // Whoever is ready has what the catalog said first in its sets.
+      if (snapshot.version > 0) this.#options.onInPlace()
+    } catch (error) {
+      this.#options.log.error('Cannot update the captured addresses', {
+        error: describeError(error),
+      })
+    }
+  }
+
+  /** The rules stay and refuse; only what is permissive passes while nobody carries it. */
+  async suspend(parts: { readonly memory: Memory; readonly discovery: Discovery }): Promise<void> {
+    const capture = this.#capture
+    if (capture === undefined) return
+    this.#carries = false
+    const snapshot = parts.discovery.current()
+    if (snapshot.version > 0) await this.follow(snapshot, parts)
+    try {
+      await capture.suspend()
+    } catch (error) {
+      this.#options.log.error('Cannot have who starts now refused', { error: describeError(error) })
+    }
+  }
+
+  /** Another process has them now. */
+  letGo(): void {
+    this.#capture = undefined
+  }
+
+  /** Whether rules in the kernel are kept by this daemon, and not only removed once. */
+  get #writes(): boolean {
+    return this.#options.config.capture.mode !== 'off' || this.#options.guardsPorts
+  }
+
+  #addresses(snapshot: Snapshot, discovery: Discovery): MeshAddresses {
+    const { captured, permitted } = instanceSets(snapshot.services.values(), {
+      permissive: this.#options.config.capture.permissive,
+      dormant: discovery.dormant(),
+      carries: this.#carries,
+    })
+    return { instances: [...captured, ...permitted], permitted }
+  }
+
+  #keep(addresses: MeshAddresses, memory: Memory): void {
+    const backend = this.#capture?.backend()?.kind
+    if (this.#plan === undefined || backend === undefined) return
+    memory.keepCapture({
+      backend,
+      plan: this.#plan,
+      settings: nftSettings(this.#options.config),
+      addresses,
+    })
+  }
+}

@@ -1,0 +1,111 @@
+/**
+ * A running host, as the admin API, explain and the metrics see it: what does not change, and everything else read at one moment.
+ */
+import type { Catalog } from '../controlplane/catalog/catalog.ts'
+import type { Discovery } from '../controlplane/discovery/publisher.ts'
+import type { DnsServer } from '../controlplane/dns/server.ts'
+import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
+import type { ProblemEntry, ReloadStatus, StateStatus } from '../model/admin.ts'
+import type { Leaf, TrustBundle } from '../model/certificate.ts'
+import type { LocalService } from '../model/service.ts'
+import type { HostReading } from '../telemetry/host-reading.ts'
+import type { RulesView } from './host-rules.ts'
+import type { Memory } from './memory.ts'
+import type { WorkerPool } from './worker-pool.ts'
+
+/** What a host knows of the mesh, and from where. */
+export interface ControlPlane {
+  readonly memory: Memory
+  readonly catalog: Catalog
+  readonly certificates: CertificateSource
+  readonly discovery: Discovery
+}
+
+/** A host. */
+export interface Host {
+  readonly version: string
+  readonly datacenter: string
+  readonly startedAtMs: number
+  readonly captureMode: 'off' | 'on'
+  readonly services: readonly LocalService[]
+  readonly pool: WorkerPool
+  /** Everything else, as it is now. */
+  now(): HostMoment
+}
+
+/** A host at one moment. */
+export interface HostMoment {
+  readonly node: string
+  /** What it still waits for before it is ready. */
+  readonly awaited: readonly string[]
+  readonly isDraining: boolean
+  /** The one list of what is wrong. */
+  readonly problems: readonly ProblemEntry[]
+  readonly reload: ReloadStatus
+  readonly state: StateStatus
+  readonly rules: RulesView
+  readonly leaves: readonly Leaf[]
+  readonly bundle: TrustBundle | undefined
+  /** Undefined while the resolver is off. */
+  readonly dns: DnsServer | undefined
+  /** Undefined in the first moments of a start. */
+  readonly control: ControlPlane | undefined
+  /** Of the main thread. */
+  readonly logLinesLost: number
+  readonly eventLoopLagMs: number
+}
+
+/** The two words that status and metrics have in common. */
+export function readinessOf({
+  awaited,
+  isDraining,
+  problems,
+}: Pick<HostMoment, 'awaited' | 'isDraining' | 'problems'>): {
+  readonly ready: boolean
+  readonly serving: boolean
+} {
+  const serving = awaited.length === 0 && !isDraining
+  return { ready: serving && !problems.some(({ blocks }) => blocks), serving }
+}
+
+/** What the metrics of the main thread are made from. */
+export function readMetrics(host: Host): HostReading {
+  const moment = host.now()
+  const { control, rules, dns, leaves, logLinesLost, eventLoopLagMs } = moment
+  const health = control?.catalog.health()
+  const workers = host.pool.statuses(() => 0)
+  const counts = rules.condition?.counts
+  return {
+    ...readinessOf(moment),
+    problems: countByCode(moment.problems),
+    snapshotVersion: control?.discovery.current().version ?? 0,
+    catalogLastSuccessMs: wallClockOf(health?.lastGoodAtMs),
+    state: moment.state,
+    consulLastContactMs: health?.lastContactMs,
+    captureInSync: rules.condition?.inSync,
+    dnsQueries: dns?.counts(),
+    watchedServices: control?.discovery.watchedServices() ?? 0,
+    unknownCallersRefused: counts && {
+      virtual: counts.refusedVirtual,
+      instance: counts.refusedInstance,
+    },
+    captureCounts: counts,
+    plainInbound: rules.plainInbound,
+    captureRepairs: rules.condition?.repairs,
+    certificates: leaves,
+    workersRunning: workers.filter(({ state }) => state === 'running').length,
+    workerRestarts: workers.reduce((sum, { restarts }) => sum + restarts, 0),
+    logLinesLost,
+    eventLoopLagMs,
+  }
+}
+
+function countByCode(problems: readonly ProblemEntry[]): ReadonlyMap<string, number> {
+  const counts = new Map<string, number>()
+  for (const { code } of problems) counts.set(code, (counts.get(code) ?? 0) + 1)
+  return counts
+}
+
+function wallClockOf(monotonicMs: number | undefined): number | undefined {
+  return monotonicMs === undefined ? undefined : Date.now() - (performance.now() - monotonicMs)
+}
