@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { type Share, SharedLimit } from '../../src/dataplane/io/shared-limit.ts'
+import { type GroupShare, type Share, SharedLimit } from '../../src/dataplane/io/shared-limit.ts'
 
 function share(): Share {
   return { used: 0 }
@@ -60,18 +60,22 @@ test('what has happened counts, also beyond the limit', () => {
   assert.equal(limit.used, 0)
 })
 
+function group(): GroupShare {
+  return { used: 0, users: 0 }
+}
+
 test('a group that is one user may have what a user may, many users of it at most twice that of what is free', () => {
   const limit = new SharedLimit(900, 2)
-  const group = share()
-  const lone: Share = { used: 0, group }
+  const host = group()
+  const lone: Share = { used: 0, group: host }
   takeAll(limit, lone)
   assert.equal(lone.used, 600)
   limit.add(lone, -600)
-  const many = Array.from({ length: 50 }, (): Share => ({ used: 0, group }))
+  const many = Array.from({ length: 50 }, (): Share => ({ used: 0, group: host }))
   for (let round = 0; round < 900; round += 1)
     for (const user of many) if (limit.allows(user, 1)) limit.add(user, 1)
-  assert.ok(group.used <= 720, `${group.used} of 900`)
-  const [late, other]: Share[] = [{ used: 0, group }, share()]
+  assert.ok(host.used <= 720, `${host.used} of 900`)
+  const [late, other]: Share[] = [{ used: 0, group: host }, share()]
   assert.equal(limit.allows(late as Share, 1), true, 'one more of the group')
   takeAll(limit, other as Share)
   assert.ok((other?.used ?? 0) >= 120, `${other?.used} for another`)
@@ -80,9 +84,33 @@ test('a group that is one user may have what a user may, many users of it at mos
 test('what a user has in several groups is one share', () => {
   const limit = new SharedLimit(900, 2)
   const whole = share()
-  const parts = Array.from({ length: 10 }, (): Share => ({ used: 0, whole, group: share() }))
+  const parts = Array.from({ length: 10 }, (): Share => ({ used: 0, whole, group: group() }))
   for (const part of parts) takeAll(limit, part)
   assert.equal(whole.used, 600)
   for (const part of parts) limit.add(part, -part.used)
   assert.equal(whole.used + limit.used, 0)
+})
+
+test('a user of a group finds room beside one that has taken all of it, also when others take what was free then', () => {
+  const limit = new SharedLimit(900, 2)
+  const host = group()
+  const [hog, meek]: Share[] = [
+    { used: 0, group: host },
+    { used: 0, group: host },
+  ]
+  assert.ok(hog !== undefined && meek !== undefined)
+  takeAll(limit, hog)
+  const elsewhere = Array.from({ length: 5 }, share)
+  for (const other of elsewhere) takeAll(limit, other)
+  assert.equal(limit.allows(hog, 1), false)
+  assert.equal(limit.allows(meek, 1), true)
+  const before = host.used
+  takeAll(limit, meek)
+  assert.ok(host.used - before <= 2 * limit.allowance + 1)
+  // Whoever has much of what is free, and only many that have a little, find none.
+  const many = Array.from({ length: 1_000 }, (): Share => ({ used: 0, group: host }))
+  for (const user of many) if (limit.allows(user, 1)) limit.add(user, 1)
+  assert.equal(limit.isExceeded, false)
+  for (const user of [hog, meek, ...many]) limit.add(user, -user.used)
+  assert.deepEqual(host, { used: 0, users: 0 })
 })

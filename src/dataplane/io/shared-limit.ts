@@ -7,7 +7,8 @@
  * the others have. Pure arithmetic.
  *
  * Users that cost nothing to make are a group (the services of one host): a group may have twice what one user may, and in it
- * the same rule holds, so that a group that is one user loses nothing, and the user of it that comes last finds room.
+ * the same rule holds, so that a group that is one user loses nothing. A user of it that has less than its part of that finds
+ * room whatever the others of the group have: what they took while more was free is not this one's affair.
  */
 
 /** What one user has of a shared resource. */
@@ -16,7 +17,14 @@ export interface Share {
   /** What the user has in all its groups; unless given it is in this one alone. */
   readonly whole?: Share | undefined
   /** What all users of the group have. */
-  readonly group?: Share | undefined
+  readonly group?: GroupShare | undefined
+}
+
+/** What the users of a group have together. */
+export interface GroupShare {
+  used: number
+  /** Those that have any. */
+  users: number
 }
 
 /** A group may have so many times what a user may. With 2 a group that is one user may have the same as a user without one. */
@@ -61,15 +69,21 @@ export class SharedLimit {
     const { allowance } = this
     const { whole, group } = share
     if ((whole ?? share).used + amount > allowance) return false
-    return group === undefined || share.used + amount <= GROUP_FACTOR * allowance - group.used
+    if (group === undefined) return true
+    const ofGroup = GROUP_FACTOR * allowance
+    const users = group.users + (share.used > 0 ? 0 : 1)
+    return share.used + amount <= Math.max(ofGroup - group.used, ofGroup / users)
   }
 
   /** A user takes `amount`, or gives it back when it is negative. Nothing is checked: some things have happened already. */
   add(share: Share, amount: number): void {
     const { whole, group } = share
+    if (group !== undefined) {
+      group.used += amount
+      group.users += Number(share.used + amount > 0) - Number(share.used > 0)
+    }
     share.used += amount
     if (whole !== undefined) whole.used += amount
-    if (group !== undefined) group.used += amount
     this.taken += amount
   }
 }

@@ -11,7 +11,7 @@ import type { Endpoint } from '../../model/endpoint.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { MeshService } from '../../model/snapshot.ts'
 import type { Receiver } from '../io/byte-stream.ts'
-import { type Share, SharedLimit } from '../io/shared-limit.ts'
+import { type GroupShare, type Share, SharedLimit } from '../io/shared-limit.ts'
 import { evaluate } from '../policy/evaluate.ts'
 import type { Account } from '../tunnel/accounts.ts'
 import { encodePreface } from '../tunnel/preface.ts'
@@ -46,7 +46,7 @@ const SHARE_FACTOR = 1
 export class ProbeLimit {
   private all = new SharedLimit(MAX_PER_SECOND, SHARE_FACTOR)
   private readonly byPeer = new Map<string, Share>()
-  private readonly byHost = new Map<string, Share>()
+  private readonly byHost = new Map<string, GroupShare>()
   private second = 0
 
   /** Whether one more of this peer, at the host of that name, may be answered now. `nowMs` is monotonic. */
@@ -58,7 +58,7 @@ export class ProbeLimit {
       this.byPeer.clear()
       this.byHost.clear()
     }
-    const group = this.byHost.get(host) ?? { used: 0 }
+    const group = this.byHost.get(host) ?? { used: 0, users: 0 }
     const ofPeer = this.byPeer.get(peer) ?? { used: 0 }
     const share = { used: ofPeer.used, group }
     if (ofPeer.used >= MAX_PER_PEER || !this.all.allows(share, 1)) return false

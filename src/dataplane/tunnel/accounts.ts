@@ -12,7 +12,7 @@
  */
 
 import { networkOf } from '../../model/address.ts'
-import { type Share, SharedLimit } from '../io/shared-limit.ts'
+import { type GroupShare, type Share, SharedLimit } from '../io/shared-limit.ts'
 import { TokenBucket } from '../io/token-bucket.ts'
 import { TurnGroup, TurnShare } from '../io/turn-share.ts'
 
@@ -110,11 +110,11 @@ export interface HeldAlarms {
 
 /** What several accounts have together: those of one identity, or those of one host. */
 class Sum {
-  readonly held: Share = { used: 0 }
-  readonly descriptors: Share = { used: 0 }
-  readonly places: Share = { used: 0 }
-  readonly unauthorized: Share = { used: 0 }
-  readonly connections: Share = { used: 0 }
+  readonly held: GroupShare = { used: 0, users: 0 }
+  readonly descriptors: GroupShare = { used: 0, users: 0 }
+  readonly places: GroupShare = { used: 0, users: 0 }
+  readonly unauthorized: GroupShare = { used: 0, users: 0 }
+  readonly connections: GroupShare = { used: 0, users: 0 }
   /** How many these are. */
   accounts = 0
 }
