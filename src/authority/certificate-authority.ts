@@ -30,7 +30,7 @@ import {
   revokeCertificates,
   splitNames,
 } from './hosts.ts'
-import { certify, certifyService, type Lifetime } from './issue-certificate.ts'
+import { BACKDATE_MS, certify, certifyService, type Lifetime } from './issue-certificate.ts'
 import { addToken, findToken, hashKey, type TokenRequest } from './join-tokens.ts'
 import { lockFile, openDatabase, Roots } from './roots.ts'
 import {
@@ -427,7 +427,10 @@ export class CertificateAuthority implements Disposable {
   }
 
   #lifetime(kind: 'leafMs' | 'hostMs'): Lifetime {
-    return { nowMs: this.clock.wallMs(), lifetimeMs: this.lifetimes[kind] }
+    const lifetimeMs = this.lifetimes[kind]
+    // A short-lived certificate must still have its half life ahead.
+    const backdateMs = Math.min(BACKDATE_MS, lifetimeMs / 10)
+    return { nowMs: this.clock.wallMs(), lifetimeMs, backdateMs }
   }
 
   #requireRotation(): void {

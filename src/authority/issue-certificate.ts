@@ -29,7 +29,7 @@ type Asn1 = forge.asn1.Asn1
  * Clocks of a fleet may differ by this much: certificates begin that long before they are made, or a tenth of their
  * life, so that a short-lived one has its half life ahead.
  */
-const BACKDATE_MS = 300_000
+export const BACKDATE_MS = 300_000
 
 /** Ten years. */
 export const ROOT_LIFETIME_MS = 3_653 * 86_400_000
@@ -53,6 +53,8 @@ export interface Authority {
 export interface Lifetime {
   readonly nowMs: number
   readonly lifetimeMs: number
+  /** How long before now the certificate begins; {@link BACKDATE_MS} unless given. */
+  readonly backdateMs?: number
 }
 
 /** What a certificate may be used for. */
@@ -189,7 +191,7 @@ export function certify(authority: Authority, request: CertifyRequest, lifetime:
       subject: sequence(),
       issuer: root.subject,
       publicKey,
-      notBeforeMs: lifetime.nowMs - Math.min(BACKDATE_MS, lifetime.lifetimeMs / 10),
+      notBeforeMs: lifetime.nowMs - (lifetime.backdateMs ?? BACKDATE_MS),
       notAfterMs,
       extensions: [
         basicConstraints(false),
