@@ -135,13 +135,17 @@ export class CertificateAuthority implements Disposable {
 
   /** Forgets what has expired and takes a rotation on when it can go on; called every few seconds. */
   upkeep(): void {
-    forgetExpired(this.#database, this.clock.wallMs())
-    this.#bundleMayHaveChanged()
+    if (forgetExpired(this.#database, this.clock.wallMs())) this.#bundleMayHaveChanged()
+    else this.#advanceRotation()
   }
 
-  /** Remembers where hosts reach the server; goes into tokens. */
+  /** Where hosts reach the server; null until one was started. Goes into tokens. */
+  get address(): string | null {
+    return readAddress(this.#database) ?? null
+  }
+
   setAddress(address: string): void {
-    if (readAddress(this.#database) !== address)
+    if (this.address !== address)
       this.#database.change((run) => run('INSERT OR REPLACE INTO server VALUES (1, ?)', address))
   }
 
@@ -160,7 +164,7 @@ export class CertificateAuthority implements Disposable {
   createToken(request: TokenRequest): { readonly token: string; readonly expiresAtMs: number } {
     const { host, services, ttlMs } = request
     const expiresAtMs = Math.round(this.clock.wallMs() + ttlMs)
-    const address = request.address ?? readAddress(this.#database)
+    const address = request.address ?? this.address ?? undefined
     const made = addToken(this.#database, { ...request, address }, expiresAtMs)
     this.#log.info('Join token made', { host, services, expires: timeText(expiresAtMs) })
     const fingerprint = this.#roots.oldest.id

@@ -46,6 +46,9 @@ const KEPT_REVOKED_MS = 86_400_000
 /** And the last so many in any case: our own clock may be the one that runs ahead, and what is forgotten is forgotten. */
 const KEPT_REVOKED = 1_000
 
+const NOT_REVOKED =
+  'NOT EXISTS (SELECT 1 FROM revocation WHERE revocation.serial = certificate.serial)'
+
 /** Names that a column holds, joined by spaces. */
 export function splitNames(joined: string): readonly string[] {
   return joined.split(' ').filter((name) => name !== '')
@@ -55,8 +58,7 @@ export function splitNames(joined: string): readonly string[] {
 export function findHost(database: CaDatabase, caller: HostCaller): Host | undefined {
   return database.row<Host>(
     `SELECT name, datacenter, services FROM host JOIN certificate ON certificate.host = name
-      WHERE name = ? AND serial = ? AND accepted
-        AND serial NOT IN (SELECT serial FROM revocation)`,
+      WHERE name = ? AND serial = ? AND accepted AND ${NOT_REVOKED}`,
     caller.name,
     caller.certificate.serialNumber,
   )
@@ -66,8 +68,7 @@ export function findHost(database: CaDatabase, caller: HostCaller): Host | undef
 export function requireRoom(database: CaDatabase, host: string, nowMs: number): void {
   // Those that an operator has revoked do not count: a host that was taken over can be set up again.
   const good = database.count(
-    `SELECT count(*) FROM certificate WHERE host = ? AND notAfterMs > ?
-      AND serial NOT IN (SELECT serial FROM revocation)`,
+    `SELECT count(*) FROM certificate WHERE host = ? AND notAfterMs > ? AND ${NOT_REVOKED}`,
     host,
     nowMs,
   )
@@ -151,16 +152,17 @@ export function revokeCertificates(
   })
 }
 
-/** Forgets tokens, certificates and revocations whose time is over. */
-export function forgetExpired(database: CaDatabase, nowMs: number): void {
-  database.change((run) => {
+/** Forgets tokens, certificates and revocations whose time is over; says whether there were such revocations. */
+export function forgetExpired(database: CaDatabase, nowMs: number): boolean {
+  return database.change((run) => {
     run('DELETE FROM token WHERE expiresAtMs <= ?', nowMs)
     run('DELETE FROM certificate WHERE notAfterMs <= ? AND NOT accepted', nowMs)
-    run(
+    const forgotten = run(
       `DELETE FROM revocation WHERE notAfterMs <= ?
         AND seq NOT IN (SELECT seq FROM revocation ORDER BY seq DESC LIMIT ${KEPT_REVOKED})`,
       nowMs - KEPT_REVOKED_MS,
     )
+    return forgotten > 0
   })
 }
 

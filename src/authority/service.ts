@@ -64,7 +64,7 @@ export async function runCaService(options: CaServiceOptions): Promise<void> {
   else if (!isUndialable(listen.ip)) authority.setAddress(formatAddress(server.address))
   log.info('Serving the certificate authority', {
     address: formatAddress(server.address),
-    advertised: authority.status().address,
+    advertised: authority.address,
     trustDomain: authority.trustDomain,
   })
   systemd.ready()
