@@ -186,6 +186,22 @@ describe('which claims are believed', () => {
     claims.close()
   })
 
+  test('a node that cannot be asked is named as long as it is not, and nothing is believed of it', async () => {
+    let answer: readonly NodeService[] | undefined
+    const { claims, take } = scene(() => {
+      if (answer === undefined) throw new Error('too long')
+      return answer
+    })
+    assert.deepEqual(await take(instance(7)), [])
+    assert.deepEqual(claims.warnings(), [
+      'Cannot read what is registered on node b, so that calls to instances of db there are not captured: too long',
+    ])
+    answer = [there('db', 7)]
+    assert.equal((await take(instance(7))).length, 1)
+    assert.deepEqual(claims.warnings(), [])
+    claims.close()
+  })
+
   test('a claim to where another service was registered before is refused and named, mesh or not', async () => {
     for (const ip of [undefined, ADDRESS.ip]) {
       const { claims, take } = scene(() => [there('db', 7), there('legacy', 3, { ip })])

@@ -13,6 +13,7 @@
  * its address stays (known-addresses.ts), and gives way to others of the same node only after {@link YIELD_MS}.
  */
 import type { Clock } from '../../../lib/clock.ts'
+import { describeError } from '../../../lib/errors.ts'
 import { formatAddress } from '../../../model/address.ts'
 import { DISPUTED, type InstanceAddress, YIELDING } from '../catalog.ts'
 import {
@@ -56,7 +57,7 @@ export interface Claims {
   isSettled(): boolean
   /** Believes what somebody else who judges the same service does. */
   adopt(addresses: readonly InstanceAddress[]): void
-  /** Claims that are refused, one sentence each. */
+  /** Claims that are refused, and those that cannot be judged, one sentence each. */
   warnings(): readonly string[]
   close(): void
 }
@@ -69,6 +70,8 @@ export function judgeClaims(service: string, options: ClaimsOptions): Claims {
   const refusals = new Map<string, string>()
   let listed: ReadonlyMap<string, PlainInstance> = new Map()
   const asking = new Set<string>()
+  /** Why a node could not be asked the last time. */
+  const unreadable = new Map<string, string>()
   let timer: NodeJS.Timeout | undefined
   let isClosed = false
 
@@ -85,8 +88,10 @@ export function judgeClaims(service: string, options: ClaimsOptions): Claims {
     let others: readonly NodeService[]
     try {
       others = await readNode(node)
-    } catch {
-      // The follower says what is wrong with Consul. Nothing is believed meanwhile, and it is asked again.
+      unreadable.delete(node)
+    } catch (error) {
+      // Nothing is believed meanwhile, and it is asked again.
+      unreadable.set(node, describeError(error))
       return
     } finally {
       asking.delete(node)
@@ -126,6 +131,14 @@ export function judgeClaims(service: string, options: ClaimsOptions): Claims {
     schedule()
   }
 
+  function notAsked(): readonly string[] {
+    return [...new Set(open().map(({ node }) => node))].flatMap((node) => {
+      const why = unreadable.get(node)
+      if (why === undefined) return []
+      return `Cannot read what is registered on node ${node}, so that calls to instances of ${service} there are not captured: ${why}`
+    })
+  }
+
   function isSettled(): boolean {
     return open().every((instance) => refusals.has(keyOfInstance(instance)))
   }
@@ -152,7 +165,7 @@ export function judgeClaims(service: string, options: ClaimsOptions): Claims {
     adopt(addresses) {
       for (const address of addresses) believed.set(keyOf(address), address)
     },
-    warnings: () => [...refusals.values()],
+    warnings: () => [...refusals.values(), ...notAsked()],
     close() {
       isClosed = true
       clearTimeout(timer)
