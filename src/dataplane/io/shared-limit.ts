@@ -7,8 +7,8 @@
  * the others have. Pure arithmetic.
  *
  * Users that cost nothing to make are a group (the services of one host): a group may have twice what one user may, and in it
- * the same rule holds, so that a group that is one user loses nothing. A user of it that has less than its part of that finds
- * room whatever the others of the group have: what they took while more was free is not this one's affair.
+ * the same rule holds, so that a group that is one user loses nothing. All but the one that has most may have together what one
+ * user may, whatever that one took while more was free: a greedy service is no loss to the others of its host.
  */
 
 /** What one user has of a shared resource. */
@@ -23,8 +23,8 @@ export interface Share {
 /** What the users of a group have together. */
 export interface GroupShare {
   used: number
-  /** Those that have any. */
-  users: number
+  /** The one that has most, or had it a moment ago. */
+  most?: Share
 }
 
 /** A group may have so many times what a user may. With 2 a group that is one user may have the same as a user without one. */
@@ -70,19 +70,19 @@ export class SharedLimit {
     const { whole, group } = share
     if ((whole ?? share).used + amount > allowance) return false
     if (group === undefined) return true
-    const ofGroup = GROUP_FACTOR * allowance
-    const users = group.users + (share.used > 0 ? 0 : 1)
-    return share.used + amount <= Math.max(ofGroup - group.used, ofGroup / users)
+    if (share.used + amount <= GROUP_FACTOR * allowance - group.used) return true
+    const { most } = group
+    return most !== undefined && most !== share && group.used - most.used + amount <= allowance
   }
 
   /** A user takes `amount`, or gives it back when it is negative. Nothing is checked: some things have happened already. */
   add(share: Share, amount: number): void {
     const { whole, group } = share
+    share.used += amount
     if (group !== undefined) {
       group.used += amount
-      group.users += Number(share.used + amount > 0) - Number(share.used > 0)
+      if (share.used > (group.most?.used ?? 0)) group.most = share
     }
-    share.used += amount
     if (whole !== undefined) whole.used += amount
     this.taken += amount
   }
