@@ -61,7 +61,7 @@ test('what has happened counts, also beyond the limit', () => {
 })
 
 function group(): GroupShare {
-  return { used: 0 }
+  return { used: 0, users: 0 }
 }
 
 test('a group that is one user may have what a user may, many users of it at most twice that of what is free', () => {
@@ -112,5 +112,20 @@ test('a user of a group finds room beside one that has taken all of it, also whe
   for (const user of many) if (limit.allows(user, 1)) limit.add(user, 1)
   assert.equal(limit.isExceeded, false)
   for (const user of [hog, meek, ...many]) limit.add(user, -user.used)
-  assert.equal(host.used, 0)
+  assert.deepEqual(host, { used: 0, users: 0 })
+})
+
+test('a user of a group finds room beside several that have more than the group may have', () => {
+  const limit = new SharedLimit(134, 2)
+  const host = group()
+  const greedy = Array.from({ length: 5 }, (): Share => ({ used: 0, group: host }))
+  // Bytes that an application had sent before anybody could stop it.
+  for (const user of greedy) limit.add(user, 22)
+  assert.ok(host.used > 2 * limit.allowance)
+  for (const user of greedy) assert.equal(limit.allows(user, 1), false)
+  const meek: Share = { used: 0, group: host }
+  takeAll(limit, meek)
+  assert.ok(meek.used >= 4, `${meek.used} for the meek one`)
+  const another: Share = { used: 0, group: host }
+  assert.equal(limit.allows(another, 1), true)
 })

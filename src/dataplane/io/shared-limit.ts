@@ -7,8 +7,9 @@
  * the others have. Pure arithmetic.
  *
  * Users that cost nothing to make are a group (the services of one host): a group may have twice what one user may, and in it
- * the same rule holds, so that a group that is one user loses nothing. All but the one that has most may have together what one
- * user may, whatever that one took while more was free: a greedy service is no loss to the others of its host.
+ * the same rule holds, so that a group that is one user loses nothing. Who has less than an equal part of what the group may
+ * have is not stopped by the others, however much they took while more was free: greedy services are no loss to the others of
+ * their host.
  */
 
 /** What one user has of a shared resource. */
@@ -23,8 +24,8 @@ export interface Share {
 /** What the users of a group have together. */
 export interface GroupShare {
   used: number
-  /** The one that has most, or had it a moment ago. */
-  most?: Share
+  /** How many of them have any. */
+  users: number
 }
 
 /** A group may have so many times what a user may. With 2 a group that is one user may have the same as a user without one. */
@@ -70,19 +71,20 @@ export class SharedLimit {
     const { whole, group } = share
     if ((whole ?? share).used + amount > allowance) return false
     if (group === undefined) return true
-    if (share.used + amount <= GROUP_FACTOR * allowance - group.used) return true
-    const { most } = group
-    return most !== undefined && most !== share && group.used - most.used + amount <= allowance
+    const ofGroup = GROUP_FACTOR * allowance
+    if (share.used + amount <= ofGroup - group.used) return true
+    const users = share.used > 0 ? group.users : group.users + 1
+    return (share.used + amount) * users <= ofGroup
   }
 
   /** A user takes `amount`, or gives it back when it is negative. Nothing is checked: some things have happened already. */
   add(share: Share, amount: number): void {
     const { whole, group } = share
-    share.used += amount
     if (group !== undefined) {
       group.used += amount
-      if (share.used > (group.most?.used ?? 0)) group.most = share
+      group.users += Number(share.used + amount > 0) - Number(share.used > 0)
     }
+    share.used += amount
     if (whole !== undefined) whole.used += amount
     this.taken += amount
   }

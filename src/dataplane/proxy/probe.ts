@@ -58,7 +58,7 @@ export class ProbeLimit {
       this.byPeer.clear()
       this.byHost.clear()
     }
-    const group = this.byHost.get(host) ?? { used: 0 }
+    const group = this.byHost.get(host) ?? { used: 0, users: 0 }
     const ofPeer = this.byPeer.get(peer) ?? { used: 0 }
     const share = { used: ofPeer.used, group }
     if (ofPeer.used >= MAX_PER_PEER || !this.all.allows(share, 1)) return false

@@ -110,11 +110,11 @@ export interface HeldAlarms {
 
 /** What several accounts have together: those of one identity, or those of one host. */
 class Sum {
-  readonly held: GroupShare = { used: 0 }
-  readonly descriptors: GroupShare = { used: 0 }
-  readonly places: GroupShare = { used: 0 }
-  readonly unauthorized: GroupShare = { used: 0 }
-  readonly connections: GroupShare = { used: 0 }
+  readonly held: GroupShare = { used: 0, users: 0 }
+  readonly descriptors: GroupShare = { used: 0, users: 0 }
+  readonly places: GroupShare = { used: 0, users: 0 }
+  readonly unauthorized: GroupShare = { used: 0, users: 0 }
+  readonly connections: GroupShare = { used: 0, users: 0 }
   /** How many these are. */
   accounts = 0
 }
