@@ -7,9 +7,10 @@
  * the others have. Pure arithmetic.
  *
  * Users that cost nothing to make are a group (the services of one host): a group may have twice what one user may, and in it
- * the same rule holds, so that a group that is one user loses nothing. Who has less than an equal part of what the group may
- * have is not stopped by the others, however much they took while more was free: greedy services are no loss to the others of
- * their host.
+ * the same rule holds, so that a group that is one user loses nothing. All but the one that has most may have together what one
+ * user may, whatever that one took while more was free: a greedy service is no loss to the others of its host. Beside several
+ * that are greedy each other one may have a little, by the square of how many they are: all those parts together stay far
+ * less than what one user may have.
  */
 
 /** What one user has of a shared resource. */
@@ -26,10 +27,15 @@ export interface GroupShare {
   used: number
   /** How many of them have any. */
   users: number
+  /** The one that has most, or had it a moment ago. */
+  most?: Share
 }
 
 /** A group may have so many times what a user may. With 2 a group that is one user may have the same as a user without one. */
 const GROUP_FACTOR = 2
+
+/** Part of what one user may have that is left for those whom the greedy ones of their group have left nothing, by the square of how many they are. */
+const LITTLE = 1 / 4
 
 /** The resource. */
 export class SharedLimit {
@@ -71,10 +77,12 @@ export class SharedLimit {
     const { whole, group } = share
     if ((whole ?? share).used + amount > allowance) return false
     if (group === undefined) return true
-    const ofGroup = GROUP_FACTOR * allowance
-    if (share.used + amount <= ofGroup - group.used) return true
+    if (share.used + amount <= GROUP_FACTOR * allowance - group.used) return true
+    const { most } = group
+    if (most === undefined || most === share) return false
+    if (group.used - most.used + amount <= allowance) return true
     const users = share.used > 0 ? group.users : group.users + 1
-    return (share.used + amount) * users <= ofGroup
+    return (share.used + amount) * users ** 2 <= LITTLE * allowance
   }
 
   /** A user takes `amount`, or gives it back when it is negative. Nothing is checked: some things have happened already. */
@@ -85,6 +93,7 @@ export class SharedLimit {
       group.users += Number(share.used + amount > 0) - Number(share.used > 0)
     }
     share.used += amount
+    if (group !== undefined && share.used > (group.most?.used ?? 0)) group.most = share
     if (whole !== undefined) whole.used += amount
     this.taken += amount
   }
