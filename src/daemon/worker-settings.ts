@@ -3,7 +3,7 @@
  */
 import type { Config } from '../config/schema.ts'
 import type { ChosenBackend } from '../controlplane/capture/backend.ts'
-import { activeFamilies } from '../controlplane/capture/nft-backend.ts'
+import { loopbackFamilies } from '../controlplane/capture/routing.ts'
 import type { LocalService } from '../model/service.ts'
 import { readProcessLimits, tunnelShare, workerShare } from './resources.ts'
 import type { WorkerPoolOptions } from './worker-pool.ts'
@@ -57,5 +57,5 @@ export function workerSettings(
 
 /** Where capture ports listen; IPv6 may be switched off. */
 function loopbackAddresses(): string[] {
-  return activeFamilies().map((family) => (family === 'v4' ? '127.0.0.1' : '::1'))
+  return loopbackFamilies().map((family) => (family === 'v4' ? '127.0.0.1' : '::1'))
 }

@@ -498,7 +498,7 @@ class KernelCapture implements Capture {
       this.#lastRepair = drift
       this.#log.warn('Capture rules were changed by another program; applied again', { drift })
       // Who changes much, as a firewall does that is reloaded, is not done yet, and what came meanwhile passes for our echo.
-      await sleep(OWN_ECHO_MS, new AbortController().signal)
+      await sleep(OWN_ECHO_MS)
       if (this.#upkeep === undefined) return
     }
     // Somebody may have ended the nft that holds it.

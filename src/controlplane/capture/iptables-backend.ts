@@ -53,9 +53,8 @@ import {
   UNITS_CHAIN,
 } from './iptables-rules.ts'
 import { clearNativeFilters, passNativeFilters, redirectedWords } from './native-filters.ts'
-import { activeFamilies as routedFamilies } from './nft-backend.ts'
 import { countRefusals } from './refusals.ts'
-import { ensureRangeRoute, rangeRouteDrift } from './routing.ts'
+import { ensureRangeRoute, loopbackFamilies, rangeRouteDrift } from './routing.ts'
 import { type CapturePlan, capturePorts, type Family, families, virtualNetwork } from './rules.ts'
 import {
   firstDifference,
@@ -547,7 +546,7 @@ export class IptablesBackend implements CaptureBackend {
       if (result.status === 0 || /does not exist/.test(result.stderr)) return
       if (!/in use/.test(result.stderr) || performance.now() > deadline)
         throw toolError('ipset', `destroy the set ${name}`, result)
-      await sleep(DESTROY_RETRY_MS, new AbortController().signal)
+      await sleep(DESTROY_RETRY_MS)
     }
   }
 }
@@ -634,7 +633,7 @@ function activeFamilies(): readonly Family[] {
 
 /** Where loopback has no address of a family no route can lead there; the guard is there all the same. */
 function hasRoutes(family: Family): boolean {
-  return routedFamilies().includes(family)
+  return loopbackFamilies().includes(family)
 }
 
 function isSameSet(a: ReadonlySet<string> | undefined, b: ReadonlySet<string>): boolean {

@@ -5,7 +5,6 @@
  * becomes one of an instance is announced first (`coming`), so that connections which are open to it are listed
  * without a gap; one that is none any more stays `known` until nobody is connected to it.
  */
-import { existsSync, readFileSync } from 'node:fs'
 import { describeError, MeshError } from '../../lib/errors.ts'
 import { ownAddresses } from '../../lib/own-addresses.ts'
 import {
@@ -61,6 +60,7 @@ import {
 import {
   clearRouting,
   ensureRouting,
+  loopbackFamilies,
   type RoutingSettings,
   routesBackByMark,
   routingCommands,
@@ -133,7 +133,7 @@ export class NftBackend implements CaptureBackend {
     this.#held = undefined
     try {
       this.#problems = await this.#ensureRouting(resolved.plan)
-      await passForeignFilters(this.#run, activeFamilies(), this.#settings.mark)
+      await passForeignFilters(this.#run, loopbackFamilies(), this.#settings.mark)
       this.#blocking = await this.#foreignProblems()
       const guard = await presentTable(this.#run, GUARD_TABLE)
       const settings = this.#nftSettings(resolved)
@@ -188,7 +188,7 @@ export class NftBackend implements CaptureBackend {
     if (this.#listing !== undefined) this.#blocking = await this.#foreignProblems(ruleset)
     return (
       (await this.#elementDrift(resolved)) ??
-      (await foreignFilterDrift(this.#run, activeFamilies())) ??
+      (await foreignFilterDrift(this.#run, loopbackFamilies())) ??
       (await this.#reap())
     )
   }
@@ -371,12 +371,12 @@ export class NftBackend implements CaptureBackend {
     return [
       ...problems,
       ...marksInRuleset(ruleset, mark),
-      ...(await marksInIptables(this.#run, activeFamilies(), mark)),
+      ...(await marksInIptables(this.#run, loopbackFamilies(), mark)),
     ]
   }
 
   #routing(plan: CapturePlan): WantedRouting[] {
-    return activeFamilies().map((family) => routingOf(plan, family, this.#settings))
+    return loopbackFamilies().map((family) => routingOf(plan, family, this.#settings))
   }
 
   async #ensureRouting(plan: CapturePlan): Promise<readonly Problem[]> {
@@ -743,13 +743,6 @@ function cgroupPrefix(root: string): string | undefined {
   return root.startsWith(`${NFT_CGROUP_ROOT}/`)
     ? `${root.slice(NFT_CGROUP_ROOT.length + 1)}/`
     : undefined
-}
-
-/** IPv6 is left out where loopback has none: nobody can listen there, so that it is refused. */
-export function activeFamilies(): readonly Family[] {
-  const path = '/proc/net/if_inet6'
-  const hasLoopback = existsSync(path) && / lo$/m.test(readFileSync(path, 'utf8'))
-  return hasLoopback ? families : ['v4']
 }
 
 function membersOf({ instances, permitted }: MeshAddresses): Record<Family, Members> {

@@ -10,7 +10,7 @@
  *
  * Unicast on purpose: a `local` route would let a wildcard listener of the host answer when rules are gone.
  */
-import { readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { z } from 'zod'
 import { describeError, MeshError } from '../../lib/errors.ts'
 import type { RunCommand } from './command.ts'
@@ -72,18 +72,25 @@ const MAIN_TABLE = '254'
 /** Makes routes and rule of a family as wanted. Returns what is wrong, one sentence each. @throws MeshError */
 export async function ensureRouting(run: RunCommand, wanted: WantedRouting): Promise<string[]> {
   const { family, table, containers } = wanted
-  const [rules, way, ways] = await Promise.all([
+  const [rules, way, routes] = await Promise.all([
     readRules(run, family),
     hostWay(run, family),
-    waysBack(run, wanted),
+    readTable(run, wanted),
   ])
-  for (const ip of ways.filter((each) => !containers.includes(each)))
+  for (const ip of waysBack(routes).filter((each) => !containers.includes(each)))
     await change(run, family, ['route', 'del', 'throw', ip, 'table', String(table)])
   // The routes first: by them what is to be removed is known, however this ends.
   for (const words of routeCommands(wanted, way)) await change(run, family, words)
   for (const { words, isThere } of ruleCommands(wanted))
     if (!rules.some(isThere)) await change(run, family, words)
   return clashes(rules, wanted)
+}
+
+/** Families that loopback has an address of: by another nothing can be routed to it, and nobody can listen there. */
+export function loopbackFamilies(): readonly Family[] {
+  const path = '/proc/net/if_inet6'
+  const hasLoopback = existsSync(path) && / lo$/m.test(readFileSync(path, 'utf8'))
+  return hasLoopback ? families : ['v4']
 }
 
 /**
@@ -103,12 +110,8 @@ export function routesBackByMark(family: Family): boolean {
   }
 }
 
-/** Containers with a way back in our table. */
-async function waysBack(
-  run: RunCommand,
-  { family, table }: Pick<WantedRouting, 'family' | 'table'>,
-): Promise<string[]> {
-  const routes = await readRoutes(run, family, ['route', 'show', 'table', String(table)])
+/** Containers with a way back among the routes of our table. */
+function waysBack(routes: readonly IpRoute[]): string[] {
   return routes.flatMap(({ type, dst }) => (type === 'throw' && dst !== undefined ? [dst] : []))
 }
 
@@ -190,10 +193,9 @@ export async function routingDrift(
   wanted: WantedRouting,
 ): Promise<string | undefined> {
   const { family, range, table, containers } = wanted
-  const [rules, routes, ways, virtual] = await Promise.all([
+  const [rules, routes, virtual] = await Promise.all([
     readRules(run, family),
-    readRoutes(run, family, ['route', 'show', 'table', String(table)]),
-    waysBack(run, wanted),
+    readTable(run, wanted),
     rangeRouteDrift(run, family, range),
   ])
   if (!rules.some((rule) => isMarkRule(rule, wanted)))
@@ -202,7 +204,7 @@ export async function routingDrift(
     return `there is no ip rule for the virtual addresses ${range}`
   if (!routes.some(({ type, dst }) => type === 'local' && dst === 'default'))
     return `routing table ${table} does not lead to loopback`
-  if (ways.toSorted().join() !== containers.toSorted().join())
+  if (waysBack(routes).toSorted().join() !== containers.toSorted().join())
     return `routing table ${table} has not the ways back of containers that it needs`
   return virtual
 }
@@ -334,6 +336,10 @@ async function readRoutes(
 ): Promise<readonly IpRoute[]> {
   const result = await run('ip', [FLAG[family], '-j', ...words])
   return (result.status === 0 ? parseJson(ipRoutes, result.stdout) : undefined) ?? []
+}
+
+function readTable(run: RunCommand, { family, table }: WantedRouting): Promise<readonly IpRoute[]> {
+  return readRoutes(run, family, ['route', 'show', 'table', String(table)])
 }
 
 /** What `ip -j` printed, which is nothing at all where there is nothing to list. */
