@@ -133,3 +133,16 @@ test('a user of a group finds a little room beside several that have more than t
   assert.ok((others[0]?.used ?? 0) > 0)
   assert.ok(limit.allowance > before * 0.8, `${limit.allowance} left of ${before}`)
 })
+
+test('a user of a group that has given back all has its little again, although it had most', () => {
+  const limit = new SharedLimit(134_000, 2)
+  const host = group()
+  const [first, ...others] = Array.from({ length: 6 }, (): Share => ({ used: 0, group: host }))
+  assert.ok(first !== undefined)
+  limit.add(first, 30_000)
+  for (const user of others) limit.add(user, 22_000)
+  assert.equal(limit.allows(first, 1), false)
+  limit.add(first, -30_000)
+  assert.ok(host.used > 2 * limit.allowance)
+  assert.equal(limit.allows(first, 1), true)
+})

@@ -79,8 +79,8 @@ export class SharedLimit {
     if (group === undefined) return true
     if (share.used + amount <= GROUP_FACTOR * allowance - group.used) return true
     const { most } = group
-    if (most === undefined || most === share) return false
-    if (group.used - most.used + amount <= allowance) return true
+    if (most !== undefined && most !== share && group.used - most.used + amount <= allowance)
+      return true
     const users = share.used > 0 ? group.users : group.users + 1
     return (share.used + amount) * users ** 2 <= LITTLE * allowance
   }

@@ -2,7 +2,6 @@
  * How close a worker is to what it may have: for the counters and the host's list of problems. Looks once a tick; decides
  * nothing, that is done where something is taken.
  */
-
 import type { LimitName, WorkerCounters } from '../../telemetry/counters.ts'
 import type { Share, SharedLimit } from '../io/shared-limit.ts'
 import type { Account, Accounts } from '../tunnel/accounts.ts'
@@ -86,48 +85,49 @@ function told({ name, origin }: Account, share: Share): ResourcePressure['heavie
     : { name: `${name} and others from ${origin.name}`, used }
 }
 
+/** What has a limit that may be short; the others are counted only. */
+type Watched = Extract<LimitName, 'memory' | 'descriptors' | 'streams' | 'tunnels'>
+
 /** Watches one worker. */
 export class PressureWatch {
   private readonly accounts: Accounts
   private readonly counters: WorkerCounters
-  private readonly memory: ResourceWatch
-  private readonly descriptors: ResourceWatch
-  private readonly streams: ResourceWatch
-  private readonly tunnels: ResourceWatch
+  private readonly watches: Readonly<Record<Watched, ResourceWatch>>
 
   /** @param arrivals streams that are not authorized yet. */
   constructor(accounts: Accounts, counters: WorkerCounters, arrivals: SharedLimit) {
     this.accounts = accounts
     this.counters = counters
     const { held, descriptors, sessions } = accounts.shared
-    this.memory = new ResourceWatch(held, (account) => account.held)
-    this.descriptors = new ResourceWatch(descriptors, (account) => account.descriptors)
-    this.streams = new ResourceWatch(arrivals, (account) => account.unauthorized)
-    this.tunnels = new ResourceWatch(sessions, (account) => account.places)
+    this.watches = {
+      memory: new ResourceWatch(held, (account) => account.held),
+      descriptors: new ResourceWatch(descriptors, (account) => account.descriptors),
+      streams: new ResourceWatch(arrivals, (account) => account.unauthorized),
+      tunnels: new ResourceWatch(sessions, (account) => account.places),
+    }
   }
 
   /** Something was refused for want of something. */
   note(limit: LimitName, count = 1): void {
     if (count === 0) return
     this.counters.refused(limit, count)
-    if (limit === 'memory') this.memory.note(count)
-    if (limit === 'descriptors') this.descriptors.note(count)
-    if (limit === 'streams') this.streams.note(count)
-    if (limit === 'tunnels') this.tunnels.note(count)
+    const watches: Partial<Record<LimitName, ResourceWatch>> = this.watches
+    watches[limit]?.note(count)
   }
 
   /** Looks, and tells the counters. `nowMs` is monotonic. */
   take(nowMs: number): Pressure {
     const { accounts, counters } = this
+    const { memory, descriptors, streams, tunnels } = this.watches
     const barred = accounts.tick(nowMs)
     counters.set('heldBytes', accounts.shared.held.used)
     counters.set('connectionDescriptors', accounts.shared.descriptors.used)
     counters.set('barredCallers', barred.length)
     return {
-      memory: this.memory.take(accounts, nowMs),
-      descriptors: this.descriptors.take(accounts, nowMs),
-      streams: this.streams.take(accounts, nowMs),
-      tunnels: this.tunnels.take(accounts, nowMs),
+      memory: memory.take(accounts, nowMs),
+      descriptors: descriptors.take(accounts, nowMs),
+      streams: streams.take(accounts, nowMs),
+      tunnels: tunnels.take(accounts, nowMs),
       barred: { count: barred.length, names: barred.slice(0, MAX_BARRED_NAMES) },
     }
   }

@@ -3,7 +3,6 @@
  * application. docs/tunnel-protocol.md, "Probe". Both sides are here: `answerProbe` at the destination, `probe`
  * at the caller.
  */
-
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import { isListening } from '../../lib/listening.ts'
 import { formatAddress } from '../../model/address.ts'
@@ -47,6 +46,8 @@ export class ProbeLimit {
   private all = new SharedLimit(MAX_PER_SECOND, SHARE_FACTOR)
   private readonly byPeer = new Map<string, Share>()
   private readonly byHost = new Map<string, GroupShare>()
+  /** By peer and host. */
+  private readonly shares = new Map<string, Share>()
   private second = 0
 
   /** Whether one more of this peer, at the host of that name, may be answered now. `nowMs` is monotonic. */
@@ -57,16 +58,25 @@ export class ProbeLimit {
       this.all = new SharedLimit(MAX_PER_SECOND, SHARE_FACTOR)
       this.byPeer.clear()
       this.byHost.clear()
+      this.shares.clear()
     }
-    const group = this.byHost.get(host) ?? { used: 0, users: 0 }
-    const ofPeer = this.byPeer.get(peer) ?? { used: 0 }
-    const share = { used: ofPeer.used, group }
-    if (ofPeer.used >= MAX_PER_PEER || !this.all.allows(share, 1)) return false
+    const share = this.shareOf(peer, host)
+    if ((share.whole ?? share).used >= MAX_PER_PEER || !this.all.allows(share, 1)) return false
     this.all.add(share, 1)
-    ofPeer.used += 1
-    this.byHost.set(host, group)
-    this.byPeer.set(peer, ofPeer)
     return true
+  }
+
+  private shareOf(peer: string, host: string): Share {
+    const key = `${peer} ${host}`
+    const known = this.shares.get(key)
+    if (known !== undefined) return known
+    const whole = this.byPeer.get(peer) ?? { used: 0 }
+    const group = this.byHost.get(host) ?? { used: 0, users: 0 }
+    const share = { used: 0, whole, group }
+    this.byPeer.set(peer, whole)
+    this.byHost.set(host, group)
+    this.shares.set(key, share)
+    return share
   }
 }
 
