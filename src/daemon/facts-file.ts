@@ -93,6 +93,7 @@ const facts = z.looseObject({
     mode: z.enum(['off', 'on']),
     inSync: z.boolean().nullable(),
     problems: names,
+    backend: z.enum(['nftables', 'iptables']).nullable().optional(),
     plan: z
       .looseObject({
         workloads: z.array(z.looseObject({ selector, capturePort: z.number() })),

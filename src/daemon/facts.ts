@@ -118,7 +118,11 @@ export async function collectFacts(
     ],
     local: host.services,
     domains: SERVICE_DOMAINS,
-    capture: { ...status.capture, plan: hostRules.plan ?? null },
+    capture: {
+      ...status.capture,
+      plan: hostRules.plan ?? null,
+      backend: hostRules.condition?.backend?.kind ?? null,
+    },
     certificates: {
       ...certs,
       revokedSerials: bundle?.revokedSerials ?? [],

@@ -118,6 +118,8 @@ export interface PolicyFacts extends ServicePolicy {
 export interface CaptureFacts extends CaptureStatus {
   /** Workloads as the kernel matches them now (users by number, no cgroup that does not exist); null while off. */
   readonly plan: CapturePlanFacts | null
+  /** What diverts; null while nothing does, absent in documents of older versions. */
+  readonly backend?: 'nftables' | 'iptables' | null
 }
 
 /** A capture plan, as `controlplane/capture/rules.ts` has it. */

@@ -182,7 +182,7 @@ test('every way past the mesh is not captured, with the reason', () => {
 test('a container is captured where the host forwards for it, by the address that is known', () => {
   const { capture, local: services } = facts()
   const selector = { kind: 'sourceAddress', ip: '172.17.0.2' } as const
-  const parts: Partial<HostFacts> = {
+  const parts = {
     local: [...services, local('boxed', { selector, capturePort: 15_101 })],
     services: [
       service('db', 1, [endpoint('db', 2)]),
@@ -196,11 +196,13 @@ test('a container is captured where the host forwards for it, by the address tha
         workloads: [...capture.plan.workloads, { selector, capturePort: 15_101 }],
       },
     },
-  }
+  } satisfies Partial<HostFacts>
   assert.equal(station(ask('boxed', 'db', parts), 'capture').mark, 'good')
   const near = ask('boxed', '172.17.0.3:80', parts)
   assert.equal(near.verdict, 'uncaptured')
   assert.match(near.summary, /on one bridge/)
+  const shown = { ...parts, capture: { ...parts.capture, backend: 'iptables' } } as const
+  assert.equal(station(ask('boxed', '172.17.0.3:80', shown), 'capture').mark, 'good')
   const six = ask('boxed', '[fd00::2]:80', parts)
   assert.equal(six.verdict, 'uncaptured')
   assert.match(station(six, 'capture').summary, /by IPv6/)

@@ -107,7 +107,7 @@ function isNeighbor(
 ): boolean {
   const { selector } = caller
   if (selector?.kind !== 'sourceAddress' || addresses.includes(ip)) return false
-  if (capture.details?.some(([, value]) => value.startsWith('iptables'))) return false
+  if (capture.backend === 'iptables') return false
   return networks.some((text) => {
     const network = parseCidr(text)
     return network !== undefined && [selector.ip, ip].every((each) => cidrContains(network, each))
