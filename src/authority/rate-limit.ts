@@ -2,7 +2,6 @@
  * How often one address may do something: a token bucket for each, of which there is a bounded number. Pure but
  * for its memory; time is passed in.
  */
-
 import { canonicalIp, ipBytes, isIpv6 } from '../model/address.ts'
 
 /** One bucket: `burst` at once, `perSecond` in the long run. */

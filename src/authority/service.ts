@@ -2,7 +2,6 @@
  * `hostmesh ca serve`: the CA as a service, until a signal ends it. Builds its parts in order and takes them
  * down again; docs/ca-protocol.md is what it speaks.
  */
-
 import { systemClock } from '../lib/clock.ts'
 import { MeshError } from '../lib/errors.ts'
 import { createLog, type LogOptions } from '../lib/log.ts'

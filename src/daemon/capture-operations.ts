@@ -2,7 +2,6 @@
  * What `hostmesh capture` and the daemon do with a configuration: from it to a capture plan, and the
  * plan's rules as text for people. Needs no running daemon and no catalog.
  */
-
 import { existsSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { hostIdentity, localServices } from '../config/local-services.ts'

@@ -5,7 +5,6 @@
  * A keeper (systemd) has duplicates while this process lives and gives them to the next one: then they are inherited,
  * with whoever has connected meanwhile, and only what is missing is opened.
  */
-
 import { type GuardedPort, loopbackTwin } from '../controlplane/capture/port-rules.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import {

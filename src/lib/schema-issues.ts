@@ -5,7 +5,6 @@
  * listed twice. A value is quoted in a message only where a rule about its form failed: a secret is
  * free text and never is.
  */
-
 import { z } from 'zod'
 import { closestWord } from './closest-word.ts'
 import { DURATION_PATTERN } from './duration.ts'

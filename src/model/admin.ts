@@ -4,7 +4,6 @@
  * Plain JSON: times are RFC 3339 text, durations end in `Ms`, what is not known is null. No document ever
  * holds a private key, a token or payload. Fields are added in `/v1`, never renamed or removed.
  */
-
 import type { ResponseFlag } from './response-flag.ts'
 
 /** `/v1/status`: is this host well, and if not, why. */

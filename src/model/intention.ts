@@ -1,7 +1,6 @@
 /**
  * Consul's intentions: may a source service reach a destination service.
  */
-
 import type { IntentionPermission } from './permission.ts'
 
 /**

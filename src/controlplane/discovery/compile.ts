@@ -6,7 +6,6 @@
  * of it stays if there is one. Parts that did not change keep their object identity, and a compile that
  * changes nothing returns the very snapshot it was given: diffSnapshots() relies on both.
  */
-
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import { formatAddress, isPort, isUndialable, type SocketAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'

@@ -5,7 +5,6 @@
  * snapshots. Compile, then swap: current() is always a whole snapshot, and publish() is called once
  * for each new one, in order.
  */
-
 import { type Clock, systemClock } from '../../lib/clock.ts'
 import { MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'

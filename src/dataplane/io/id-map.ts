@@ -6,7 +6,6 @@
  * that were in them, survive each scavenge until the next full collection (docs/performance.md,
  * "Garbage"). This one has a table that stays: open addressing, linear probing, no tombstones.
  */
-
 import { randomInt } from 'node:crypto'
 
 const LEAST_SLOTS = 16

@@ -10,7 +10,6 @@
  *
  * What a caller sends early waits in the stream and is thrown away when it is refused.
  */
-
 import { errorCode, MeshError } from '../../lib/errors.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import { startLocalDial } from '../deliver/dial-local.ts'

@@ -3,7 +3,6 @@
  * back-pressure in both directions. The hottest code of the program: no promise, no closure and no
  * allocation per chunk.
  */
-
 import { MeshError } from '../../lib/errors.ts'
 import type { TrafficCounters } from '../../telemetry/counters.ts'
 import { type ByteStream, FULL, type Receiver, type WriteResult } from '../io/byte-stream.ts'

@@ -10,7 +10,6 @@
  *         \--none--> reset, code 4, an excess token --none--> session closed, a strike --third--> barred for a while
  * ```
  */
-
 import { networkOf } from '../../model/address.ts'
 import { type GroupShare, type Share, SharedLimit } from '../io/shared-limit.ts'
 import { TokenBucket } from '../io/token-bucket.ts'

@@ -4,7 +4,6 @@
  *
  * Clocked from outside, in monotonic milliseconds.
  */
-
 import { networkOf } from '../../model/address.ts'
 import { type Share, SharedLimit } from '../io/shared-limit.ts'
 import { TokenBucket } from '../io/token-bucket.ts'

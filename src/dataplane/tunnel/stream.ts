@@ -10,7 +10,6 @@
  *      \-- RST -------+--- RST or carrier lost ----------------------------> closed
  * ```
  */
-
 import { MeshError } from '../../lib/errors.ts'
 import type { ResetReason } from '../../model/ending.ts'
 import { ByteQueue } from '../io/byte-queue.ts'

@@ -3,7 +3,6 @@
  * without seeing both. Node forgets the peer's certificate when it turns a connection away, so its window
  * is noted before that.
  */
-
 import type { TLSSocket } from 'node:tls'
 import { isPeerUnverified } from '../../lib/node-internals.ts'
 import { clockText } from './trust.ts'
