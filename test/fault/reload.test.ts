@@ -9,6 +9,7 @@ import { test } from 'node:test'
 import { eventually, within } from '../harness/eventually.ts'
 import type { Host } from '../harness/host.ts'
 import { startMesh } from '../harness/mesh.ts'
+import { startPair } from '../harness/pair.ts'
 import { echo, manual } from '../harness/service.ts'
 import { keepCalling, keepConnecting } from '../harness/steady-calls.ts'
 
@@ -96,11 +97,8 @@ test('fewer workers, and more again, refuse nobody', async () => {
 })
 
 test('a reload that does not work out changes nothing and says why', async (t) => {
-  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
-  const web = await mesh.host('a').service('web').start()
-  await mesh.host('b').service('db', { listens: 5432 }).start(echo)
-  await mesh.allow('web', 'db')
-  await mesh.up()
+  await using pair = await startPair({ behavior: echo })
+  const { mesh, web } = pair
   await eventually(() => web.call('db'))
   const { ip, port } = await mesh.virtualAddress('db', mesh.host('a'))
   const { daemon } = mesh.host('a')
@@ -150,35 +148,28 @@ test('a reload that does not work out changes nothing and says why', async (t) =
 })
 
 test('the last workload of a host goes by a reload, and comes again', async () => {
-  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
-  const web = await mesh.host('a').service('web').start()
-  await mesh.host('b').service('db', { listens: 5432 }).start(echo)
-  await mesh.allow('web', 'db')
-  await mesh.up()
+  await using pair = await startPair({ behavior: echo })
+  const { mesh, web } = pair
   await eventually(() => web.call('db'))
   const { ip, port } = await mesh.virtualAddress('db', mesh.host('a'))
   const { daemon } = mesh.host('a')
   await using undo = new AsyncDisposableStack()
   const config = mesh.host('a').config()
-  for (const services of [[], config.services]) {
-    await daemon.writeConfig({ ...config, services })
+  for (const isThere of [false, true]) {
+    await daemon.writeConfig(isThere ? config : { ...config, services: [] })
     const { code, stdout, stderr } = await daemon.cli('reload')
     assert.equal(code, 0, stdout + stderr + daemon.log)
     const { pid, ready, problems } = await daemon.status()
     undo.defer(() => endSuccessor(pid))
     assert.deepEqual([ready, problems], [true, []])
-    if (services !== undefined && services.length > 0)
-      await eventually(() => web.callAddress(ip, port))
+    if (isThere) await eventually(() => web.callAddress(ip, port))
     else await assert.rejects(web.callAddress(ip, port), /refused/i)
   }
 })
 
 test('of the processes that were replaced and still have connections, four go on and the oldest ends in order', async () => {
-  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
-  const web = await mesh.host('a').service('web').start()
-  const db = await mesh.host('b').service('db', { listens: 5432 }).start(manual)
-  await mesh.allow('web', 'db')
-  await mesh.up()
+  await using pair = await startPair()
+  const { mesh, web, db } = pair
   const { daemon } = mesh.host('a')
   const open: Awaited<ReturnType<typeof web.connectTo>>[] = []
   await using undo = new AsyncDisposableStack()

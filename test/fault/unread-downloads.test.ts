@@ -3,9 +3,9 @@
  * host that downloads, another service of it goes on, and when they have gone the memory comes back.
  */
 import assert from 'node:assert/strict'
-import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { eventually } from '../harness/eventually.ts'
+import { MemoryWatch } from '../harness/memory-watch.ts'
 import { startMesh } from '../harness/mesh.ts'
 import { endless, type RunningService } from '../harness/service.ts'
 import { keepCalling } from '../harness/steady-calls.ts'
@@ -40,16 +40,9 @@ test('downloads that nobody reads', async (t) => {
   for (const { service } of lazy) await mesh.allow(service.name, 'files')
   await mesh.up()
   await eventually(() => web.call('db'))
-  const residentMiB = (): number =>
-    Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${a.daemon.pid}/status`, 'utf8'))?.[1]) / 1_024
-  const before = residentMiB()
-  let most = before
+  using memory = new MemoryWatch(a.daemon)
+  const { beforeMiB } = memory
   let mostHeld = 0
-  using undo = new DisposableStack()
-  const watch = setInterval(() => {
-    most = Math.max(most, residentMiB())
-  }, 50)
-  undo.defer(() => clearInterval(watch))
   const held = (): Promise<number> => a.daemon.metric('hostmesh_held_bytes')
   const calls = keepCalling(() => web.call('db'))
 
@@ -77,7 +70,7 @@ test('downloads that nobody reads', async (t) => {
       mostHeld = Math.max(mostHeld, await held())
     }
     t.diagnostic(
-      `${open.length} open; ${(mostHeld / MIB).toFixed(1)} MiB held; resident ${before.toFixed(0)} -> ${most.toFixed(0)} MiB`,
+      `${open.length} open; ${(mostHeld / MIB).toFixed(1)} MiB held; resident ${memory.course}`,
     )
     assert.ok(mostHeld <= HELD_MIB * MIB, `${mostHeld} bytes were held`)
   }
@@ -97,7 +90,7 @@ test('downloads that nobody reads', async (t) => {
     await t.test(name, async () => {
       await stop()
       await download()
-      assert.ok(most - before <= HELD_MIB + OVERHEAD_MIB, `${before} MiB became ${most} MiB`)
+      assert.ok(memory.grownMiB <= HELD_MIB + OVERHEAD_MIB, memory.course)
     })
 
   await t.test('and do not keep another service from its work', async () => {
@@ -110,8 +103,8 @@ test('downloads that nobody reads', async (t) => {
     let now = 0
     await eventually(
       () => {
-        now = residentMiB()
-        assert.ok(now - before <= LEFT_MIB, `${before} MiB before, ${now} MiB after`)
+        now = a.daemon.residentMiB
+        assert.ok(now - beforeMiB <= LEFT_MIB, `${beforeMiB} MiB before, ${now} MiB after`)
       },
       { withinMs: 40_000 },
     )

@@ -1,6 +1,7 @@
 /**
  * The daemon under test: the real `hostmesh run` in a host's namespace, asked over its own admin socket.
  */
+import { readFileSync } from 'node:fs'
 import { mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { request } from 'node:http'
 import { join } from 'node:path'
@@ -64,6 +65,14 @@ export class Daemon implements AsyncDisposable {
   /** @throws when it was never started. */
   get pid(): number {
     return this.started().pid
+  }
+
+  /** Its memory that is resident now. */
+  get residentMiB(): number {
+    const status = readFileSync(`/proc/${this.pid}/status`, 'utf8')
+    const [, kib] = /VmRSS:\s+(\d+) kB/.exec(status) ?? []
+    if (kib === undefined) throw new Error(`The daemon of ${this.name} has ended`)
+    return Number(kib) / 1_024
   }
 
   /** What it logged, over all its lives. */

@@ -44,7 +44,8 @@ export async function sendKeyUpdates(
   })
   await once(client, 'secureConnect')
   const suite = suites[client.getCipher().name]
-  if (suite === undefined || secret === undefined) throw new Error(client.getCipher().name)
+  if (suite === undefined || secret === undefined)
+    throw new Error(`No keys of ${client.getCipher().name}`)
   const records: Buffer[] = []
   for (let i = 0; i < count; i += 1) {
     // The other side may be of this process, and still has to take the handshake.

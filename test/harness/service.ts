@@ -112,11 +112,16 @@ export class Service {
     env: Readonly<Record<string, string>> = {},
   ): Promise<OwnedProcess> {
     const program = await this.spawn(argv, { env })
-    if (this.instance !== undefined) {
-      await this.mesh.catalog.join(this.instance)
-      this.mesh.joined(this.instance)
-    }
+    await this.join()
     return program
+  }
+
+  /** Makes it known to the catalog, whether or not a process of it runs. */
+  async join(): Promise<void> {
+    const { instance } = this
+    if (instance === undefined) return
+    await this.mesh.catalog.join(instance)
+    this.mesh.joined(instance)
   }
 
   /** Starts any program as the service, in its host, beside whatever else runs as it; it ends with the mesh. */
@@ -203,10 +208,7 @@ export class RunningService {
 
   /** Makes it known to the catalog (again). */
   async join(): Promise<void> {
-    const { instance } = this.service
-    if (instance === undefined) return
-    await this.mesh.catalog.join(instance)
-    this.mesh.joined(instance)
+    await this.service.join()
   }
 
   /** Takes it from the catalog; the process goes on. */

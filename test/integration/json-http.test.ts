@@ -28,8 +28,11 @@ async function withServer(
 ): Promise<void> {
   const server = createHttpServer(answer).listen(0, '127.0.0.1')
   await once(server, 'listening')
-  await use({ port: portOf(server) })
-  await closeServer(server)
+  try {
+    await use({ port: portOf(server) })
+  } finally {
+    await closeServer(server)
+  }
 }
 
 test('a document goes out and another comes back; without one it is a GET', async () => {

@@ -1,6 +1,7 @@
 /**
  * Capture on hosts of a test network, with a choice of iptables variant, and callers to try it with.
  */
+import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdirSync, mkdtempSync, rmdirSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -9,6 +10,7 @@ import {
   type RunCommand,
   SYSTEM_PATH,
 } from '../../src/controlplane/capture/command.ts'
+import { TableOwner } from '../../src/controlplane/capture/table-owner.ts'
 import { findCgroupRoot } from '../../src/controlplane/capture/workloads.ts'
 import type { CapturedBy } from '../../src/dataplane/capture/original-destination.ts'
 import { eventually } from '../harness/eventually.ts'
@@ -69,6 +71,27 @@ export async function startListener(
   return listener
 }
 
+/** A command line that runs on a host as a user, and as the group of that number. */
+export function insideAs(host: Namespace, uid: number, argv: readonly string[]): string[] {
+  const id = String(uid)
+  return ['nsenter', `--net=${host.path}`, '-S', id, '-G', id, '--', ...argv]
+}
+
+/** Who holds the copy of the guard on a host, and the nft processes that it has started, one after the other. */
+export function tableOwnerIn(host: Namespace): {
+  readonly owner: TableOwner
+  readonly children: readonly ChildProcess[]
+} {
+  const children: ChildProcess[] = []
+  const owner = new TableOwner(() => {
+    const [command = '', ...args] = host.inside(['nft', '-i'])
+    const child = spawn(command, args, { stdio: ['pipe', 'ignore', 'pipe'] })
+    children.push(child)
+    return child
+  })
+  return { owner, children }
+}
+
 /** Who connects: a user, optionally inside a cgroup (a folder below the cgroup v2 mount). */
 export interface Caller {
   readonly uid: number
@@ -83,20 +106,7 @@ export async function connectFrom(
   port: number,
 ): Promise<Landing> {
   const shell = `exec 3<>/dev/tcp/${ip}/${port} && cat <&3`
-  const uid = String(caller.uid)
-  const dial = [
-    'nsenter',
-    `--net=${host.path}`,
-    '-S',
-    uid,
-    '-G',
-    uid,
-    '--',
-    'bash',
-    '--norc',
-    '-c',
-    shell,
-  ]
+  const dial = insideAs(host, caller.uid, ['bash', '--norc', '-c', shell])
   const argv =
     caller.cgroup === undefined
       ? dial

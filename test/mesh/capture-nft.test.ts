@@ -3,18 +3,16 @@
  * is left behind.
  */
 import assert from 'node:assert/strict'
-import { type ChildProcess, spawn } from 'node:child_process'
 import { after, before, describe, test } from 'node:test'
 import { type Capture, createCapture } from '../../src/controlplane/capture/capture.ts'
 import { createCommandRunner, type RunCommand } from '../../src/controlplane/capture/command.ts'
 import type { CapturePlan } from '../../src/controlplane/capture/rules.ts'
-import { TableOwner } from '../../src/controlplane/capture/table-owner.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import type { SocketAddress } from '../../src/model/address.ts'
 import { eventually } from '../harness/eventually.ts'
 import { type Namespace, Network } from '../harness/network.ts'
-import { OwnedProcess } from '../harness/owned-process.ts'
-import { connectFrom, startListener, TestCgroup } from './capture-host.ts'
+import { mustRun, OwnedProcess } from '../harness/owned-process.ts'
+import { connectFrom, insideAs, startListener, TestCgroup, tableOwnerIn } from './capture-host.ts'
 
 const backend = 'nftables'
 const DAEMON = 2_900
@@ -46,10 +44,6 @@ const REFUSED = { error: 'Connection refused' }
 
 const atInstancePort = (ip: string) => ({ ip, port: INSTANCE_PORT })
 
-function asUser(uid: number, script: string): string[] {
-  return ['setpriv', `--reuid=${uid}`, '--clear-groups', process.execPath, '-e', script]
-}
-
 /** Says hello from one address and port to another as a user; what comes back, at most 5 s later. */
 async function talk(
   host: Namespace,
@@ -62,7 +56,7 @@ async function talk(
   const script = `const socket = require('node:net').connect(${options}, () => socket.write('hello'))
     socket.on('error', (error) => console.log(error.code)).setTimeout(5000, () => socket.destroy(new Error('silence')))
     socket.on('data', (bytes) => { process.stdout.write(bytes); socket.destroy() })`
-  return (await host.run(...asUser(uid, script))).trim()
+  return (await mustRun(insideAs(host, uid, [process.execPath, '-e', script]))).trim()
 }
 
 describe('nftables', () => {
@@ -375,13 +369,7 @@ describe('nftables', () => {
   })
 
   test('the copy of the guard comes back when its nft has ended', async () => {
-    const children: ChildProcess[] = []
-    const owner = new TableOwner(() => {
-      const [command = '', ...args] = a.inside(['nft', '-i'])
-      const child = spawn(command, args, { stdio: ['pipe', 'ignore', 'pipe'] })
-      children.push(child)
-      return child
-    })
+    const { owner, children } = tableOwnerIn(a)
     const maintain = { verifyEveryMs: 200, cgroupEveryMs: 100, owner }
     await using kept = createCapture({ run, backend, maintain })
     await kept.apply(plan)
@@ -420,7 +408,9 @@ describe('nftables', () => {
   test('who dials from the address and port of an instance is answered', async () => {
     const server = `const {createServer} = require('node:net')
       createServer((socket) => socket.on('data', (bytes) => socket.end('to ' + bytes))).listen(8088, () => console.log('ready'))`
-    const listener = await OwnedProcess.start(a.inside(asUser(WEB, server)), { name: 'web' })
+    const listener = await OwnedProcess.start(insideAs(a, WEB, [process.execPath, '-e', server]), {
+      name: 'web',
+    })
     try {
       await eventually(() => assert.match(listener.output, /ready/))
       for (const isV4 of [true, false]) {

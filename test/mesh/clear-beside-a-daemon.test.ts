@@ -1,17 +1,13 @@
 /** `hostmesh capture clear` and `capture guard clear` where a daemon runs: they say that it does, and it repairs. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-
 import { eventually } from '../harness/eventually.ts'
-import { startMesh } from '../harness/mesh.ts'
+import { startPair } from '../harness/pair.ts'
 import { echo } from '../harness/service.ts'
 
 test('who clears beside a daemon is told its process, and the daemon puts everything back', async () => {
-  await using mesh = await startMesh({ hosts: ['a', 'b'], catalog: 'file' })
-  const web = await mesh.host('a').service('web').start()
-  await mesh.host('b').service('db', { listens: 5432 }).start(echo)
-  await mesh.allow('web', 'db')
-  await mesh.up()
+  await using pair = await startPair({ behavior: echo })
+  const { mesh, web } = pair
   await eventually(() => web.call('db'))
   const { ip, port } = await mesh.virtualAddress('db', mesh.host('a'))
   const { daemon } = mesh.host('a')

@@ -3,7 +3,6 @@
  * was captured before they were cleared. Each claim with both variants of iptables.
  */
 import assert from 'node:assert/strict'
-import { type ChildProcess, spawn } from 'node:child_process'
 import { after, before, describe, test } from 'node:test'
 import {
   type Capture,
@@ -12,13 +11,19 @@ import {
 } from '../../src/controlplane/capture/capture.ts'
 import type { RunCommand } from '../../src/controlplane/capture/command.ts'
 import type { CapturePlan } from '../../src/controlplane/capture/rules.ts'
-import { TableOwner } from '../../src/controlplane/capture/table-owner.ts'
 import { eventually } from '../harness/eventually.ts'
 import { type Namespace, Network } from '../harness/network.ts'
 import { OwnedProcess, runCommand } from '../harness/owned-process.ts'
 import { watchForPlaintext } from '../harness/plaintext-watch.ts'
 import { canary } from '../harness/wire-capture.ts'
-import { connectFrom, startListener, type Variant, VariantPath } from './capture-host.ts'
+import {
+  connectFrom,
+  insideAs,
+  startListener,
+  tableOwnerIn,
+  type Variant,
+  VariantPath,
+} from './capture-host.ts'
 
 const backend = 'iptables'
 const WEB = 2_001
@@ -143,17 +148,6 @@ for (const variant of ['nft', 'legacy'] as Variant[])
       tools[Symbol.dispose]()
     })
 
-    const as = (host: Namespace, uid: number, argv: readonly string[]): string[] => [
-      'nsenter',
-      `--net=${host.path}`,
-      '-S',
-      String(uid),
-      '-G',
-      String(uid),
-      '--',
-      ...argv,
-    ]
-
     const flush = async (...tables: string[]): Promise<void> => {
       for (const tool of ['iptables', 'ip6tables'])
         for (const table of tables) assert.equal((await run(tool, ['-t', table, '-F'])).status, 0)
@@ -168,9 +162,12 @@ for (const variant of ['nft', 'legacy'] as Variant[])
     /** Dials, prints what it hears, and then writes a line again and again until it cannot. */
     const dial = async (host: Namespace, ip: string, text: string): Promise<OwnedProcess> => {
       const shell = `exec 3<>/dev/tcp/${ip}/${INSTANCE_PORT} && read line <&3 && echo "$line" && while sleep 0.2; do echo ${text} >&3 || exit 7; done`
-      const caller = await OwnedProcess.start(as(host, WEB, ['bash', '--norc', '-c', shell]), {
-        name: 'caller',
-      })
+      const caller = await OwnedProcess.start(
+        insideAs(host, WEB, ['bash', '--norc', '-c', shell]),
+        {
+          name: 'caller',
+        },
+      )
       await eventually(() => assert.match(caller.output, /"port":\d+/))
       return caller
     }
@@ -225,13 +222,7 @@ for (const variant of ['nft', 'legacy'] as Variant[])
 
     for (const isRemade of [false, true])
       test(`the copy of the guard${isRemade ? ' that was made anew' : ''} knows what is captured when all rules are gone and tracking has forgotten it`, async () => {
-        const children: ChildProcess[] = []
-        const owner = new TableOwner(() => {
-          const [command = '', ...args] = a.inside(['nft', '-i'])
-          const child = spawn(command, args, { stdio: ['pipe', 'ignore', 'pipe'] })
-          children.push(child)
-          return child
-        })
+        const { owner, children } = tableOwnerIn(a)
         const tables = (): Promise<string> => a.run('nft', 'list', 'tables', 'inet')
         for (const host of [a, box]) {
           await using kept = createCapture({
@@ -276,7 +267,7 @@ for (const variant of ['nft', 'legacy'] as Variant[])
       const secret = canary()
       await using leaks = await watchForPlaintext(b, secret)
       const words = ['/usr/bin/python3', '-c', LEAVES_MUCH, b.ip, String(INSTANCE_PORT), secret]
-      assert.equal((await runCommand(as(a, WEB, words))).code, 0)
+      assert.equal((await runCommand(insideAs(a, WEB, words))).code, 0)
       const counted = await guarded()
       await flush('nat')
       await forget()
@@ -303,7 +294,7 @@ for (const variant of ['nft', 'legacy'] as Variant[])
       ] as const)
         for (const ip of addresses) {
           const shell = `exec 3>/dev/udp/${ip}/53; echo a >&3; sleep 0.3; echo b >&3`
-          const { stderr } = await runCommand(as(host, WEB, ['bash', '--norc', '-c', shell]))
+          const { stderr } = await runCommand(insideAs(host, WEB, ['bash', '--norc', '-c', shell]))
           assert.match(stderr, /Connection refused|Operation not permitted/, ip)
         }
     })
@@ -312,7 +303,7 @@ for (const variant of ['nft', 'legacy'] as Variant[])
       await listener.kill()
       for (const port of [PORTS.web, PORTS.box]) {
         await using squatter = await OwnedProcess.start(
-          as(a, OTHER, ['/usr/bin/python3', '-c', SQUATTER, String(port)]),
+          insideAs(a, OTHER, ['/usr/bin/python3', '-c', SQUATTER, String(port)]),
           { name: 'squatter' },
         )
         await eventually(() => assert.match(squatter.output, /up/))
@@ -362,7 +353,7 @@ for (const variant of ['nft', 'legacy'] as Variant[])
       await capture.clear()
       const secret = canary()
       const words = ['/usr/bin/python3', '-c', REUSES_ITS_PORT, b.ip, String(INSTANCE_PORT), secret]
-      await using caller = await OwnedProcess.start(as(a, WEB, words), { name: 'caller' })
+      await using caller = await OwnedProcess.start(insideAs(a, WEB, words), { name: 'caller' })
       const landed = (port: number): Promise<void> =>
         eventually(() => assert.match(caller.output, new RegExp(`"port":${port}\\b`)))
       await landed(INSTANCE_PORT)

@@ -12,7 +12,7 @@ import { type Namespace, Network } from '../harness/network.ts'
 import { OwnedProcess, runCommand } from '../harness/owned-process.ts'
 import { watchForPlaintext } from '../harness/plaintext-watch.ts'
 import { canary } from '../harness/wire-capture.ts'
-import { startListener } from './capture-host.ts'
+import { insideAs, startListener } from './capture-host.ts'
 
 const WEB = 2_001
 const PORTS = { web: 15_100, box: 15_101, box6: 15_102 }
@@ -86,8 +86,7 @@ describe('the guard', () => {
     uid = WEB,
   ): Promise<OwnedProcess> => {
     const shell = `exec 3<>/dev/tcp/${ip}/${INSTANCE_PORT} && read line <&3 && echo "$line" && while sleep 0.2; do echo ${text} >&3 || exit 7; done`
-    const words = ['nsenter', `--net=${host.path}`, '-S', String(uid), '-G', String(uid), '--']
-    const caller = await OwnedProcess.start([...words, 'bash', '--norc', '-c', shell], {
+    const caller = await OwnedProcess.start(insideAs(host, uid, ['bash', '--norc', '-c', shell]), {
       name: 'caller',
     })
     await eventually(() => assert.match(caller.output, /"port":1510/))
@@ -138,8 +137,7 @@ describe('the guard', () => {
   test('a datagram to a virtual address is refused at once', async () => {
     const send = async (host: Namespace, uid: number, ip: string): Promise<string> => {
       const shell = `exec 3>/dev/udp/${ip}/53; echo a >&3; sleep 0.3; echo b >&3`
-      const words = ['nsenter', `--net=${host.path}`, '-S', String(uid), '-G', String(uid), '--']
-      return (await runCommand([...words, 'bash', '--norc', '-c', shell])).stderr
+      return (await runCommand(insideAs(host, uid, ['bash', '--norc', '-c', shell]))).stderr
     }
     for (const ip of ['240.7.7.7', 'fdc6:6d65:7368::7'])
       for (const uid of [WEB, 0])
@@ -154,10 +152,12 @@ describe('the guard', () => {
   test('connections that were open before are listed while they are spared', async () => {
     await capture.clear()
     const shell = `exec 3<>/dev/tcp/${b.ip}/${INSTANCE_PORT} && sleep 60`
-    const words = ['nsenter', `--net=${a.path}`, '-S', String(WEB), '-G', String(WEB), '--']
-    await using caller = await OwnedProcess.start([...words, 'bash', '--norc', '-c', shell], {
-      name: 'early caller',
-    })
+    await using caller = await OwnedProcess.start(
+      insideAs(a, WEB, ['bash', '--norc', '-c', shell]),
+      {
+        name: 'early caller',
+      },
+    )
     await eventually(async () => assert.match(await a.run('ss', '-Htn'), /:9090/))
     await capture.apply(plan)
     const { spared, counts } = await capture.show()

@@ -14,7 +14,7 @@ import { createCommandRunner, type RunCommand } from '../../src/controlplane/cap
 import type { CapturePlan } from '../../src/controlplane/capture/rules.ts'
 import type { WorkloadSelector } from '../../src/model/service.ts'
 import { type Namespace, Network } from '../harness/network.ts'
-import { startListener, TestCgroup } from './capture-host.ts'
+import { insideAs, startListener, TestCgroup } from './capture-host.ts'
 import type { Landings, Order } from './port-caller.ts'
 
 /** Reused ports of each kind of identity and family. */
@@ -43,10 +43,10 @@ class PortCaller implements AsyncDisposable {
 
   constructor({ host, uid, cgroup }: Kind) {
     const script = join(import.meta.dirname, 'port-caller.ts')
-    const run = ['nsenter', `--net=${host.path}`, '-S', String(uid), '-G', String(uid), '--']
+    const run = insideAs(host, uid, [process.execPath, script])
     const enter = cgroup === undefined ? ':' : `echo $$ > ${cgroup.folder}/cgroup.procs`
     const shell = `${enter.replaceAll('\\', '\\\\')} && exec "$@"`
-    this.#child = spawn('sh', ['-c', shell, 'sh', ...run, process.execPath, script])
+    this.#child = spawn('sh', ['-c', shell, 'sh', ...run])
     this.#child.stderr.pipe(process.stderr)
     this.#lines = createInterface({ input: this.#child.stdout })[Symbol.asyncIterator]()
   }

@@ -107,7 +107,7 @@ test('a user of a group finds room beside one that has taken all of it, also whe
   const before = host.used
   takeAll(limit, meek)
   assert.ok(host.used - before <= 2 * limit.allowance + 1)
-  // Whoever has much of what is free, and only many that have a little, find none.
+  // However many come that have little, all together have no more than there is.
   const many = Array.from({ length: 1_000 }, (): Share => ({ used: 0, group: host }))
   for (const user of many) if (limit.allows(user, 1)) limit.add(user, 1)
   assert.equal(limit.isExceeded, false)

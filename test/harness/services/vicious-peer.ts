@@ -33,14 +33,17 @@ function header(type: number, flags: number, id: number, length: number): Buffer
 const opening = (id: number, payload: Buffer): Buffer =>
   Buffer.concat([header(DATA, SYN, id, payload.length), payload])
 
-/** What each mode sends for one stream. */
-const streamOf: Partial<Record<ViciousMode, (id: number) => Buffer>> = {
-  slots: (id) => opening(id, SIGNATURE.subarray(0, 1)),
+const begin = (id: number): Buffer => opening(id, SIGNATURE.subarray(0, 1))
+
+/** What each mode that opens streams sends for one of them. */
+const streamOf = {
+  slots: begin,
+  renewedslots: begin,
   openreset: (id) => Buffer.concat([opening(id, PREFACE), header(WINDOW, RST, id, 6)]),
   opendenied: (id) => opening(id, PREFACE),
   badpreface: (id) => opening(id, Buffer.from('GET / HTTP/1.1\r\n')),
   zerowindow: (id) => opening(id, Buffer.concat([PREFACE, Buffer.from('more\n')])),
-}
+} satisfies Partial<Record<ViciousMode, (id: number) => Buffer>>
 
 function dial(certificates: Certificates): Promise<TLSSocket | undefined> {
   return new Promise((resolve) => {
@@ -85,11 +88,11 @@ const HANDSHAKES = 150
 
 const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
 
-/** Sends what `frames` gives, every few milliseconds, over one session after the other. */
+/** Sends what `framesOf` gives for a session, time after time, over one session after the other. */
 async function flood(
   certificates: Certificates,
   pauseMs: number,
-  begin: () => (socket: TLSSocket) => Buffer,
+  framesOf: () => () => Buffer,
 ): Promise<void> {
   while (performance.now() < endMs) {
     const socket = await dial(certificates)
@@ -100,9 +103,9 @@ async function flood(
     }
     outcome.sessions += 1
     listen(socket)
-    const frames = begin()
+    const frames = framesOf()
     while (!socket.destroyed && performance.now() < endMs) {
-      const bytes = frames(socket)
+      const bytes = frames()
       if (bytes.length > 0 && !socket.write(bytes)) await drained(socket)
       await pause(pauseMs)
     }
@@ -124,7 +127,7 @@ const drained = (socket: TLSSocket): Promise<void> =>
 
 /** Opens streams, `first` of them at once and so many each further time, up to `most`. */
 function openStreams(
-  mode: ViciousMode,
+  mode: keyof typeof streamOf,
   amounts: { first: number; each: number; most?: number },
 ): () => () => Buffer {
   const { first, each, most = Number.POSITIVE_INFINITY } = amounts
@@ -133,8 +136,7 @@ function openStreams(
     return () => {
       const frames: Buffer[] = []
       const count = id === 1 ? first : each
-      for (let i = 0; i < count && id < 2 * most; i += 1, id += 2)
-        frames.push(streamOf[mode]?.(id) ?? opening(id, SIGNATURE.subarray(0, 1)))
+      for (let i = 0; i < count && id < 2 * most; i += 1, id += 2) frames.push(streamOf[mode](id))
       outcome.opened += frames.length
       return Buffer.concat(frames)
     }
@@ -149,7 +151,7 @@ function giveCredit(): () => Buffer {
     if (isOpen) return credit
     isOpen = true
     outcome.opened += 1
-    return opening(1, SIGNATURE.subarray(0, 1))
+    return begin(1)
   }
 }
 
