@@ -42,6 +42,8 @@ export async function runDaemon(configPath: string): Promise<void> {
   })
   for (const warning of configWarnings(config)) log.warn(warning)
   const { link, inherited } = predecessorAmong(inheritedSockets(environment))
+  // Last of all: the older one takes it for the end of this process.
+  using _link = link
   using systemd = connectSystemd({ log, environment, isSuccessor: link !== undefined })
   await using parts = new AsyncDisposableStack()
   const sockets = parts.use(new ListeningSockets(log, { keeper: systemd, inherited }))
@@ -83,18 +85,20 @@ export async function runDaemon(configPath: string): Promise<void> {
   serves = true
   // A successor serves, or waits for what its predecessor waited for: systemd is not to wait again.
   void daemon.tellReady(systemd, link === undefined ? config.timeouts.ready : 0)
-  const end = await Promise.race([stopAsked, reloader.replaced])
-  if (typeof end !== 'string') {
-    serves = false
-    log.info('Handed over', { to: end.pid })
-    systemd.handOver(end.pid)
-    await reloader.retire(end.link, stopAsked)
+  const successor = await Promise.race([
+    reloader.replaced,
+    stopAsked.then((signal) => reloader.giveUp(signal)),
+  ])
+  if (successor !== undefined) {
+    log.info('Handed over', { to: successor.pid })
+    systemd.handOver(successor.pid)
+    await reloader.retire(successor.link, stopAsked)
     log.info('Ended after a reload')
     return
   }
   const cause =
     environment.NOTIFY_SOCKET !== undefined && (await isRestarting(log)) ? 'restart' : 'stop'
-  log.info('Stopping', { signal: end, cause })
+  log.info('Stopping', { signal: await stopAsked, cause })
   systemd.stopping()
   const graceMs = cause === 'restart' ? config.timeouts.restartGrace : config.timeouts.drain
   const predecessorGone = reloader.endPredecessor(graceMs)

@@ -30,10 +30,12 @@ export interface Incumbent {
   resume(): Promise<void>
 }
 
-/** Milliseconds. */
+/** Until when, in milliseconds, and whether at all. */
 export interface HandOverLimits {
   readonly prepareMs: number
   readonly takeOverMs: number
+  /** Once aborted, a hand-over fails as one does that takes too long. */
+  readonly signal: AbortSignal
 }
 
 /**
@@ -48,10 +50,12 @@ export async function handOver(
 ): Promise<number> {
   let hasReleased = false
   try {
-    const { pid } = await within(limits.prepareMs, 'get ready', successor.prepared())
+    const { signal } = limits
+    const { pid } = await within(limits.prepareMs, 'get ready', successor.prepared(), signal)
     hasReleased = true
     await incumbent.release()
-    await within(limits.takeOverMs, 'take over', successor.takeOver())
+    signal.throwIfAborted()
+    await within(limits.takeOverMs, 'take over', successor.takeOver(), signal)
     return pid
   } catch (error) {
     // Before anything is taken back: two owners would undo each other's work.
@@ -65,17 +69,24 @@ export async function handOver(
   }
 }
 
-async function within<T>(limitMs: number, what: string, work: Promise<T>): Promise<T> {
-  let timer: NodeJS.Timeout | undefined
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(
-      () => reject(new Error(`the new process did not ${what} within ${limitMs / 1_000} s`)),
-      limitMs,
-    )
-  })
+async function within<T>(
+  limitMs: number,
+  what: string,
+  work: Promise<T>,
+  signal: AbortSignal,
+): Promise<T> {
+  const { promise: never, reject } = Promise.withResolvers<never>()
+  const timer = setTimeout(
+    () => reject(new Error(`the new process did not ${what} within ${limitMs / 1_000} s`)),
+    limitMs,
+  )
+  const onAbort = (): void => reject(signal.reason)
+  signal.addEventListener('abort', onAbort)
+  if (signal.aborted) onAbort()
   try {
-    return await Promise.race([work, late])
+    return await Promise.race([work, never])
   } finally {
     clearTimeout(timer)
+    signal.removeEventListener('abort', onAbort)
   }
 }

@@ -60,7 +60,11 @@ const END_MARGIN_MS = 3_000
 export class Reloader {
   private readonly options: ReloaderOptions
   private readonly wasReplaced = Promise.withResolvers<Replacement>()
+  private readonly stopping = new AbortController()
   private current: ReloadStatus = NEVER_RELOADED
+  /** The reload that this process was started for is not over. */
+  private isSucceeding = false
+  private underWay: Promise<Replacement | undefined> = Promise.resolve(undefined)
   private failure: Problem | undefined
   private drainMs = 0
 
@@ -69,18 +73,17 @@ export class Reloader {
     options.predecessor?.listen((message) => {
       if (message === 'closed') {
         // Whoever was to say that this is the main process is gone: it is, or it has given up by itself.
-        const { state } = this.current
-        this.current = {
-          ...this.current,
-          state: state === 'running' ? 'done' : state,
-          earlierConnections: null,
-        }
+        if (this.isSucceeding) this.succeeded()
+        this.current = { ...this.current, earlierConnections: null }
       } else if (message.kind === 'draining')
         this.current = { ...this.current, earlierConnections: message.connections }
-      else if (message.kind === 'hello')
+      else if (message.kind === 'hello') {
+        this.isSucceeding = true
         this.current = { ...this.current, count: message.reloads, state: 'running' }
-      else if (message.kind === 'main')
-        this.current = { ...this.current, state: 'done', earlierConnections: 0 }
+      } else if (message.kind === 'main') {
+        this.succeeded()
+        this.current = { ...this.current, earlierConnections: 0 }
+      }
     })
   }
 
@@ -100,11 +103,31 @@ export class Reloader {
 
   /** Never rejects: what went wrong is in the log and in the status, and everything goes on as before. */
   async reload(): Promise<void> {
+    const { log } = this.options
+    if (this.stopping.signal.aborted) log.warn('This process ends: it does not reload')
+    else if (this.current.state === 'running') log.warn('A reload is under way already')
+    else await (this.underWay = this.replace())
+  }
+
+  /**
+   * The daemon is to stop: ends the successor of a reload that is under way, and whatever there is one of is this process'
+   * again. Where it is too late for that, who has taken over gets the signal that was meant for the daemon, and is returned.
+   */
+  async giveUp(signal: NodeJS.Signals): Promise<Replacement | undefined> {
+    if (this.stopping.signal.aborted) return undefined
+    this.stopping.abort(new Error('the daemon was told to stop'))
+    const replacement = await this.underWay
+    if (replacement !== undefined) process.kill(replacement.pid, signal)
+    return replacement
+  }
+
+  private succeeded(): void {
+    this.isSucceeding = false
+    this.current = { ...this.current, state: 'done' }
+  }
+
+  private async replace(): Promise<Replacement | undefined> {
     const { log, sockets, daemon, environment, configPath } = this.options
-    if (this.current.state === 'running') {
-      log.warn('A reload is under way already')
-      return
-    }
     const count = this.current.count + 1
     this.current = { ...this.current, count, state: 'running', reason: null }
     log.info('Reloading', { configPath })
@@ -117,21 +140,28 @@ export class Reloader {
         environment,
         hello: { kind: 'hello', awaited: daemon.awaited(), reloads: count },
       })
-      const pid = await handOver(daemon, successor, LIMITS)
+      const pid = await handOver(daemon, successor, {
+        ...LIMITS,
+        signal: this.stopping.signal,
+      })
       this.current = { ...this.current, state: 'done' }
-      this.wasReplaced.resolve({ pid, link: successor.link })
+      const replacement = { pid, link: successor.link }
+      this.wasReplaced.resolve(replacement)
+      return replacement
     } catch (error) {
       const reason = describeError(error)
       // Another reason is another problem: the log and systemd hear of it.
       this.failure = Problem.of(error, 'HM_RELOAD_FAILED', { subject: reason })
       this.current = { ...this.current, state: 'failed', reason }
       log.error('The reload has failed; the running configuration stays', { error: reason })
+      return undefined
     }
   }
 
   /** After a reload: lets connections go on until they have ended, their time is over, or the host stops. */
   async retire(successor: Link, stopAsked: Promise<unknown>): Promise<void> {
     const { daemon, predecessor, log } = this.options
+    this.stopping.abort()
     successor.tell({ kind: 'main' })
     predecessor?.tell({ kind: 'mayGoOn', processes: MAX_DRAINING - 1 })
     successor.listen((message) => {

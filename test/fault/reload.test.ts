@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict'
 import { writeFile } from 'node:fs/promises'
 import { test } from 'node:test'
-
+import { setTimeout as delay } from 'node:timers/promises'
 import { eventually, within } from '../harness/eventually.ts'
 import type { Host } from '../harness/host.ts'
 import { startMesh } from '../harness/mesh.ts'
@@ -164,6 +164,24 @@ test('the last workload of a host goes by a reload, and comes again', async () =
     assert.deepEqual([ready, problems], [true, []])
     if (isThere) await eventually(() => web.callAddress(ip, port))
     else await assert.rejects(web.callAddress(ip, port), /refused/i)
+  }
+})
+
+test('a stop in the midst of a reload stops the host: no successor goes on', async () => {
+  // From before the new process can say anything to about when it takes over.
+  for (const delayMs of [20, 150, 300, 450, 600]) {
+    await using pair = await startPair({ behavior: echo })
+    const { mesh, web } = pair
+    await eventually(() => web.call('db'))
+    const { daemon } = mesh.host('a')
+    process.kill(daemon.pid, 'SIGHUP')
+    await delay(delayMs)
+    process.kill(daemon.pid, 'SIGTERM')
+    await within(20_000, 'the end', daemon.exited)
+    // From then on it was not the daemon any more.
+    const { to } = /"to":(?<to>\d+),"msg":"Handed over"/.exec(daemon.log)?.groups ?? {}
+    if (to !== undefined) await endSuccessor(Number(to))
+    // The mesh looks for processes that are left.
   }
 })
 

@@ -4,7 +4,7 @@ import { describe, test } from 'node:test'
 import { handOver, type Incumbent, type Successor } from '../../src/daemon/hand-over.ts'
 import { errorCode } from '../../src/lib/errors.ts'
 
-const LIMITS = { prepareMs: 50, takeOverMs: 50 }
+const LIMITS = { prepareMs: 50, takeOverMs: 50, signal: new AbortController().signal }
 const never = new Promise<never>(() => undefined)
 
 function script(parts: { readonly prepared?: Promise<void>; readonly takeOver?: Promise<void> }): {
@@ -63,6 +63,28 @@ describe('a hand-over', () => {
       const { incumbent, successor, said } = script({ takeOver })
       await assert.rejects(handOver(incumbent, successor, LIMITS), /port 9109|take over/)
       assert.deepEqual(said, ['prepared', 'release', 'takeOver', 'end', 'resume'])
+    })
+  }
+
+  for (const [when, order] of [
+    ['prepared', ['prepared', 'end']],
+    ['release', ['prepared', 'release', 'end', 'resume']],
+    ['takeOver', ['prepared', 'release', 'takeOver', 'end', 'resume']],
+  ] as const) {
+    test(`that is given up at '${when}' leaves one owner`, async () => {
+      const stopping = new AbortController()
+      const parts = when === 'release' ? {} : { [when]: never }
+      const { incumbent, successor, said } = script(parts)
+      const ended = handOver(incumbent, successor, {
+        prepareMs: 60_000,
+        takeOverMs: 60_000,
+        signal: stopping.signal,
+      })
+      ended.catch(() => undefined)
+      while (said.at(-1) !== when) await Promise.resolve()
+      stopping.abort(new Error('the daemon was told to stop'))
+      await assert.rejects(ended, /goes on as it is: the daemon was told to stop/)
+      assert.deepEqual(said, order)
     })
   }
 })
