@@ -33,7 +33,7 @@ async function setUp(
 ) {
   const agent = await startFakeAgent()
   agent.always('/v1/agent/services', () => ({ body: {} }))
-  agent.always('/v1/agent/health/service/id/db', () => ({ body: {} }))
+  agent.always('/v1/agent/checks', () => ({ body: {} }))
   agent.always('/v1/catalog/services', () => indexed(1, { consul: [] }))
   agent.always(INSTANCES, ({ query }) =>
     (query.get('index') ?? '0') === '0' ? indexed(1, []) : undefined,
@@ -552,27 +552,36 @@ describe('the Consul catalog', { concurrency: true }, () => {
     await eventually('no problem', () => world.catalog.health().problems.length === 0)
   })
 
-  for (const { status, begins } of [
-    { status: 200, begins: 'passing' },
-    { status: 429, begins: undefined },
-    { status: 503, begins: undefined },
-    { status: 403, begins: undefined },
+  for (const { what, checks, begins } of [
+    { what: 'has no checks', checks: [], begins: 'passing' },
+    { what: 'passes', checks: [{ Status: 'passing' }], begins: 'passing' },
+    { what: 'warns', checks: [{ Status: 'passing' }, { Status: 'warning' }], begins: 'warning' },
+    { what: 'fails', checks: [{ Status: 'critical' }], begins: 'critical' },
+    { what: 'cannot be read', checks: undefined, begins: 'critical' },
   ])
-    test(`a proxy begins ${begins ?? 'critical'} when the agent answers ${status} about its service`, async () => {
+    test(`a proxy whose service ${what} begins ${begins}`, async () => {
       await using world = await setUp()
-      world.agent.always('/v1/agent/health/service/id/db', () => ({ status, body: {} }))
+      world.agent.always('/v1/agent/checks', () =>
+        checks === undefined
+          ? { status: 500, body: 'no' }
+          : {
+              body: Object.fromEntries(
+                checks.map((check, at) => [`${at}`, { ...check, ServiceID: 'db', Output: 'so' }]),
+              ),
+            },
+      )
       world.agent.always('/v1/agent/service/register', () => ({}))
       await world.catalog.register([db], 15_443)
-      const proxy = world.agent
+      const registered = world.agent
         .requestsFor('/v1/agent/service/register')
-        .map(
-          ({ body }) =>
-            JSON.parse(body) as { Checks: { AliasService?: string; Status?: string }[] },
-        )
-        .flatMap((registered) => registered.Checks ?? [])
-        .find(({ AliasService }) => AliasService === 'db')
-      assert.ok(proxy !== undefined)
-      assert.equal(proxy.Status, begins)
+        .find(({ body }) => body.includes('connect-proxy'))
+      assert.ok(registered !== undefined)
+      assert.equal(registered.query.get('replace-existing-checks'), 'true')
+      const { Checks } = JSON.parse(registered.body) as { Checks: { Status?: string }[] }
+      assert.deepEqual(
+        Checks.map(({ Status }) => Status),
+        [begins],
+      )
     })
 
   test('the token goes with every kind of call', async () => {
@@ -580,7 +589,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
     agent.always('/v1/agent/services', () => ({
       body: { db: { Service: 'db', Port: 5_432, Meta: { 'hostmesh-registered': '15443' } } },
     }))
-    agent.always('/v1/agent/health/service/id/db', () => ({ body: {} }))
+    agent.always('/v1/agent/checks', () => ({ body: {} }))
     agent.always('/v1/agent/service/register', () => ({}))
     agent.always('/v1/agent/service/deregister/db', () => ({}))
     const options = { address: agent.address, token: 'secret', requestTimeout: 2_000 }

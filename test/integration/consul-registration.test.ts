@@ -12,7 +12,7 @@ import { createTransport } from '../../src/controlplane/catalog/consul/transport
 import { silentLog } from '../../src/lib/log.ts'
 import type { LocalService } from '../../src/model/service.ts'
 import { TestClock } from '../harness/test-clock.ts'
-import { eventually, type FakeAgent, startFakeAgent } from './consul-fake-agent.ts'
+import { eventually, type FakeAgent, type FakeAnswer, startFakeAgent } from './consul-fake-agent.ts'
 import { localService } from './dataplane-fixtures.ts'
 
 const TUNNEL_PORT = 15_008
@@ -40,7 +40,7 @@ async function afterCrash(): Promise<
     readonly agent: FakeAgent
     readonly clock: TestClock
     readonly registrar: Registrar
-    readonly beats: (service: LocalService) => number
+    readonly beats: (service: LocalService, as?: 'pass' | 'warn' | 'fail') => number
     readonly nextLook: () => Promise<void>
   }
 > {
@@ -48,13 +48,17 @@ async function afterCrash(): Promise<
   const agent = started.use(await startFakeAgent())
   const transport = started.use(createTransport({ address: agent.address, requestTimeout: 5_000 }))
   const clock = new TestClock()
-  const pathOf = ({ id }: LocalService): string => `/v1/agent/check/pass/hostmesh-ttl%3A${id}`
+  const pathOf = ({ id }: LocalService, as = 'pass'): string =>
+    `/v1/agent/check/${as}/hostmesh-ttl%3A${id}`
   agent.always(SERVICES, () => ({ body: known([db, web]) }))
-  for (const service of [db, web]) agent.always(pathOf(service), () => ({}))
+  agent.always('/v1/agent/checks', () => ({ body: {} }))
+  for (const service of [db, web])
+    for (const as of ['pass', 'warn', 'fail']) agent.always(pathOf(service, as), () => ({}))
   const registrar = createRegistrar({ transport, log: silentLog, clock, lookMs: LOOK_MS })
   started.defer(() => registrar.close())
   await eventually('the first look', () => clock.sleeping > 0)
-  const beats = (service: LocalService): number => agent.requestsFor(pathOf(service)).length
+  const beats = (service: LocalService, as?: string): number =>
+    agent.requestsFor(pathOf(service, as)).length
   const ended = started.move()
   return {
     agent,
@@ -98,6 +102,75 @@ describe('a proxy that the agent has since before a crash', () => {
   })
 })
 
+/** What the agent says of one check of db. */
+function check(status: string, output: string): FakeAnswer {
+  return {
+    body: {
+      app: { CheckID: 'app', Name: 'listens', ServiceID: 'db', Status: status, Output: output },
+    },
+  }
+}
+
+describe('the check of a proxy', () => {
+  test('is told at the next look what its service is, and why', async () => {
+    await using scene = await afterCrash()
+    await scene.registrar.register([db, web], TUNNEL_PORT)
+    for (const [status, as] of [
+      ['warning', 'warn'],
+      ['critical', 'fail'],
+      ['passing', 'pass'],
+    ] as const) {
+      const before = scene.beats(db, as)
+      scene.agent.always('/v1/agent/checks', () => check(status, 'so'))
+      await scene.nextLook()
+      assert.equal(scene.beats(db, as), before + 1, status)
+    }
+    assert.equal(scene.beats(web), 1, 'its own service has not changed')
+    const [failed] = scene.agent.requestsFor('/v1/agent/check/fail/hostmesh-ttl%3Adb')
+    assert.equal(failed?.query.get('note'), 'listens: so')
+    const [read] = scene.agent.requestsFor('/v1/agent/checks')
+    assert.equal(read?.query.get('filter'), 'ServiceID == "db" or ServiceID == "web"')
+  })
+
+  test('stays as it is while an agent that was started again has not run those of the service', async () => {
+    await using scene = await afterCrash()
+    scene.agent.always('/v1/agent/checks', () => check('passing', 'connected'))
+    await scene.registrar.register([db, web], TUNNEL_PORT)
+    await scene.nextLook()
+    scene.agent.always('/v1/agent/checks', () => check('critical', ''))
+    for (let look = 1; look <= 5; look += 1) await scene.nextLook()
+    assert.equal(scene.beats(db, 'fail'), 0)
+    assert.equal(scene.beats(db), 2, 'it is kept alive meanwhile')
+    await scene.nextLook()
+    assert.equal(scene.beats(db, 'fail'), 1, 'they say nothing for too long')
+  })
+
+  test('fails at once when a check of its service fails that has never said anything', async () => {
+    await using scene = await afterCrash()
+    scene.agent.always('/v1/agent/checks', () => check('passing', ''))
+    await scene.registrar.register([db, web], TUNNEL_PORT)
+    scene.agent.always('/v1/agent/checks', () => check('critical', ''))
+    await scene.nextLook()
+    assert.equal(scene.beats(db, 'fail'), 1)
+  })
+
+  test('is told what was known last while nothing can be read', async () => {
+    await using scene = await afterCrash()
+    await scene.registrar.register([db, web], TUNNEL_PORT)
+    scene.agent.always('/v1/agent/checks', () => ({ status: 500, body: 'no' }))
+    for (let look = 1; look <= 5; look += 1) await scene.nextLook()
+    assert.deepEqual([scene.beats(db), scene.beats(db, 'fail')], [2, 0])
+    assert.match(scene.registrar.problems().join(), /agent\/checks/)
+  })
+
+  test('is told nothing by a daemon that has never known', async () => {
+    await using scene = await afterCrash()
+    scene.agent.always('/v1/agent/checks', () => ({ status: 500, body: 'no' }))
+    await scene.registrar.register([db, web], TUNNEL_PORT)
+    assert.deepEqual([scene.beats(db), scene.beats(db, 'fail')], [0, 0])
+  })
+})
+
 test('an agent with more services of others than can be read costs ours neither their beat nor their end', async () => {
   await using scene = await afterCrash()
   const { agent, registrar } = scene
@@ -109,7 +182,6 @@ test('an agent with more services of others than can be read costs ours neither 
   for (const id of ['web', 'web-hostmesh'])
     agent.always(`/v1/agent/service/${id}`, () => ({ status: 404, body: 'unknown service ID' }))
   agent.always('/v1/agent/service/register', () => ({}))
-  agent.always('/v1/agent/health/service/id/web', () => ({ status: 404, body: '' }))
   await registrar.register([db, web], TUNNEL_PORT)
   assert.deepEqual(registrar.problems(), [])
   assert.equal(scene.beats(db), 1)

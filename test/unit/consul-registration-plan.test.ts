@@ -53,8 +53,8 @@ test('from nothing, the plain service and its proxy are registered', () => {
     LocalServicePort: 5_432,
   })
   assert.deepEqual(
-    plan.proxies[0]?.Checks.map((check) => check['AliasService'] ?? check['TTL']),
-    ['db', '30s'],
+    plan.proxies[0]?.Checks.map((check) => [check['CheckID'], check['TTL']]),
+    [['hostmesh-ttl:db', '30s']],
   )
 })
 
@@ -119,6 +119,18 @@ test('what a crashed daemon left behind is taken back when it is no longer wante
     'db-hostmesh',
     'db',
   ])
+})
+
+test('a proxy of an earlier version, which follows its service by an alias check, is registered anew', () => {
+  const left = [...after([local('db')]).values()].map(({ id, name, meta, ...rest }) => {
+    const { 'hostmesh-health': _, ...before } = meta
+    return [id, { ...rest, id, name, meta: before }] as const
+  })
+  const plan = planRegistration([local('db')], 15_443, new Map(left))
+  assert.deepEqual(
+    [plan.plain.length, plan.proxies.map(({ ID }) => ID), plan.remove],
+    [0, ['db-hostmesh'], []],
+  )
 })
 
 test('what belongs to a daemon on another tunnel port is left alone', () => {

@@ -381,7 +381,7 @@ function decodeAddress(
 }
 
 /** Worst of all checks, of node and service; undefined when they are not a list. */
-function worstHealth(checks: unknown): Health | undefined {
+export function worstHealth(checks: unknown): Health | undefined {
   if (checks === undefined || checks === null) return 'passing'
   if (!Array.isArray(checks)) return undefined
   let worst: Health = 'passing'
@@ -400,7 +400,7 @@ const MAX_CHECK_NAME = 64
 const MAX_CHECK_OUTPUT = 200
 
 /** The first check that makes the health what it is, in one line for a terminal; undefined when it passes. */
-function worstCheck(checks: unknown, health: Health): string | undefined {
+export function worstCheck(checks: unknown, health: Health): string | undefined {
   if (health === 'passing' || !Array.isArray(checks)) return undefined
   const check: unknown = checks.find((each) => {
     const status = member(each, 'Status')

@@ -5,6 +5,7 @@
  * behind before a crash, and never touches what an operator, or another daemon, registered.
  */
 import { formatAddress, isLoopback, type SocketAddress } from '../../../model/address.ts'
+import type { Health } from '../../../model/endpoint.ts'
 import type { LocalService } from '../../../model/service.ts'
 import { type AgentService, USUAL_WEIGHTS, type Weights } from './decode.ts'
 
@@ -64,6 +65,12 @@ const HOST_MARK = 'hostmesh-tunnel-port'
 /** On a proxy: who registered the plain service, `hostmesh` or `operator`. */
 const OWNER_MARK = 'hostmesh-plain'
 
+/**
+ * On a proxy: `daemon` is who says how its service is. One without the mark is from an earlier version, and has an alias check
+ * besides.
+ */
+const HEALTH_MARK = 'hostmesh-health'
+
 /** Without a beat for this long the proxy is critical. */
 const TTL = '30s'
 
@@ -80,19 +87,12 @@ export function ttlCheckIdOf(serviceId: string): string {
   return `hostmesh-ttl:${serviceId}`
 }
 
-/**
- * The registration of a proxy whose service passes now. An alias check that is given no status begins critical, and
- * follows its service a moment later: the proxy would be of no use to callers until then. The agent also loses a
- * change of status that comes while it tells the servers of the registration (seen with Consul 1.22, at 1 start of 70): the
- * catalog then has the proxy as critical until the next full synchronization, a minute or more later.
- */
-export function beginningPassing(proxy: ConsulProxyRegistration): ConsulProxyRegistration {
-  return {
-    ...proxy,
-    Checks: proxy.Checks.map((check) =>
-      'AliasService' in check ? { ...check, Status: 'passing' } : check,
-    ),
-  }
+/** The registration of a proxy that begins as healthy as its service is: callers have no use for it until then. */
+export function beginningAs(
+  health: Health,
+  proxy: ConsulProxyRegistration,
+): ConsulProxyRegistration {
+  return { ...proxy, Checks: proxy.Checks.map((check) => ({ ...check, Status: health })) }
 }
 
 /**
@@ -193,6 +193,7 @@ function proxyRegistration(
       [PROXY_MARK]: '1',
       [HOST_MARK]: String(tunnelPort),
       [OWNER_MARK]: owner,
+      [HEALTH_MARK]: 'daemon',
     },
     Proxy: {
       DestinationServiceName: service.name,
@@ -202,15 +203,9 @@ function proxyRegistration(
     },
     Checks: [
       {
-        CheckID: `hostmesh-alias:${service.id}`,
-        Name: `Health of ${service.id}`,
-        AliasService: service.id,
-      },
-      {
         CheckID: ttlCheckIdOf(service.id),
-        Name: 'hostmesh is running',
+        Name: `hostmesh serves ${service.id}`,
         TTL,
-        Status: 'passing',
         DeregisterCriticalServiceAfter: FORGET_AFTER,
       },
     ],
@@ -222,8 +217,8 @@ function inherited(plain: AgentService | undefined): Record<string, string> {
   const entries = Object.entries(plain?.meta ?? {}).filter(
     (entry): entry is [string, string] => typeof entry[1] === 'string',
   )
-  // Consul takes 64 pairs, and three of them are ours.
-  return Object.fromEntries(entries.slice(0, 61))
+  // Consul takes 64 pairs, and four of them are ours.
+  return Object.fromEntries(entries.slice(0, 60))
 }
 
 function isOurPlain(service: AgentService): boolean {

@@ -3,20 +3,25 @@
  *
  * Each service with a target stands in Consul as two: the plain service (what discovery and operators see)
  * and a `connect-proxy` named `<service>-hostmesh` on the tunnel port, which is how any Connect caller
- * finds it. The proxy is critical when the plain service is (alias check), or when this daemon stops
- * beating (TTL check). A plain service that the operator registered is left alone, also when the operator
- * takes it away; one that was never there is registered too, with a TCP check of the application, and
- * taken back together with the proxy.
+ * finds it. A plain service that the operator registered is left alone, also when the operator takes it away; one
+ * that was never there is registered too, with a TCP check of the application, and taken back together with the proxy.
+ *
+ * The proxy has one check, a TTL check that this daemon beats with the health of the plain service, and that turns critical when
+ * the beats stop. An alias check would follow the plain service by itself, but not always: an agent that starts drops
+ * what the check finds before it is listed, and has it as critical for a minute (Consul 1.8.7, at 1 restart of 8). The
+ * state of a TTL check is on the agent's disk.
  */
 import Consul from 'consul'
 import { backoffMs } from '../../../lib/backoff.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
+import type { Health } from '../../../model/endpoint.ts'
 import type { LocalService } from '../../../model/service.ts'
 import { type AgentService, decodeAgentServices } from './decode.ts'
+import { decodeOwnHealth, hasNotRun, type OwnHealth, ownChecksPath } from './own-health.ts'
 import {
-  beginningPassing,
+  beginningAs,
   type ConsulProxyRegistration,
   type PlainRegistration,
   planRegistration,
@@ -68,6 +73,19 @@ const BEAT_MS = 10_000
  */
 const RETRY = { minMs: 300, maxMs: 1_000 }
 
+/**
+ * A service whose checks have not run since its agent started is as well as before, for so long: an agent runs a check for the
+ * first time at any moment of its interval. Milliseconds.
+ */
+const NOT_RUN_MS = 10_000
+
+const WITHDRAWN: OwnHealth = {
+  health: 'critical',
+  failing: 'Service is not registered',
+  critical: [],
+  speaking: new Set(),
+}
+
 /** Deadline of deregister(), milliseconds. */
 export const DEREGISTER_MS = 5_000
 
@@ -89,7 +107,12 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
   let failures = 0
   let lastGoodAtMs: number | undefined
   let beatenAtMs = Number.NEGATIVE_INFINITY
-  let withdrawn: ReadonlySet<string> = new Set()
+  /** How each service was at the last look that told, by ID. */
+  let healthById: ReadonlyMap<string, OwnHealth> = new Map()
+  /** When the checks of a service were first found not to have run. */
+  const notRunSinceMs = new Map<string, number>()
+  /** What the TTL check of each has been told. */
+  const told = new Map<string, Health>()
   let unreachable: string | undefined
   let problems: readonly string[] = []
 
@@ -138,22 +161,42 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
     log.info('Registered service', { service: service.name, id: service.id, port: service.port })
   }
 
-  /** Whether all checks of a service pass at the agent; false when it does not say so. */
-  async function isPassing(serviceId: string): Promise<boolean> {
+  /** How the services of this host are. One of which nothing can be said is as it was. */
+  async function readHealth(withdrawn: ReadonlySet<string>): Promise<void> {
+    const ids = desired.filter(({ target }) => target !== undefined).map(({ id }) => id)
+    if (ids.length === 0) return
     const { signal } = closing
-    const path = `/v1/agent/health/service/id/${encodeURIComponent(serviceId)}`
-    // 429 is "warning" and 503 "critical"; that the agent does not answer is for the next call to report.
-    const answer = await transport.call('GET', path, { signal }).catch(() => undefined)
-    return answer?.status === 200
+    const answer = await transport.call('GET', ownChecksPath(ids), { signal })
+    const read = decodeOwnHealth(requireOk(answer, 'reading /v1/agent/checks').body, ids)
+    healthById = new Map(
+      [...read].map(([id, now]) => [id, withdrawn.has(id) ? WITHDRAWN : judged(id, now)]),
+    )
+  }
+
+  function judged(id: string, now: OwnHealth): OwnHealth {
+    const before = healthById.get(id)
+    if (before === undefined || !hasNotRun(before, now)) {
+      notRunSinceMs.delete(id)
+      return now
+    }
+    const sinceMs = notRunSinceMs.get(id) ?? clock.monotonicMs()
+    notRunSinceMs.set(id, sinceMs)
+    return clock.monotonicMs() - sinceMs < NOT_RUN_MS ? before : now
   }
 
   async function registerProxy(proxy: ConsulProxyRegistration): Promise<void> {
-    const isUp = await isPassing(proxy.Proxy.DestinationServiceID)
-    // Not by the package: its register() drops `Kind`, and so makes a plain service of a proxy.
-    const answer = await transport.call('PUT', '/v1/agent/service/register', {
-      body: isUp ? beginningPassing(proxy) : proxy,
-      signal: closing.signal,
-    })
+    const id = proxy.Proxy.DestinationServiceID
+    told.delete(id)
+    // Not by the package: its register() drops `Kind`, and so makes a plain service of a proxy. Checks that an
+    // earlier version has given it go.
+    const answer = await transport.call(
+      'PUT',
+      '/v1/agent/service/register?replace-existing-checks=true',
+      {
+        body: beginningAs(healthById.get(id)?.health ?? 'critical', proxy),
+        signal: closing.signal,
+      },
+    )
     const rule = [proxy.Proxy.DestinationServiceName, proxy.Name].map(writeRule).join(' ')
     requireOk(answer, `registering ${proxy.ID}`, rule)
     log.info('Registered proxy', { id: proxy.ID, port: proxy.Port })
@@ -164,23 +207,24 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
     log.info('Deregistered', { id })
   }
 
-  /**
-   * Beats the TTL check; a check that is gone comes back with its proxy. A service that the operator took
-   * away fails instead: the alias check alone notices that late, or not at all.
-   */
+  /** Beats the TTL check; a check that is gone comes back with its proxy. */
   async function beat(
     service: LocalService,
-    isWithdrawn: boolean,
+    now: OwnHealth,
     present: ReadonlyMap<string, AgentService>,
   ): Promise<void> {
+    const { check } = consul.agent
     const id = ttlCheckIdOf(service.id)
+    const said = { id, note: now.failing ?? 'The daemon is up', ...callOptions() }
     try {
-      if (isWithdrawn)
-        await consul.agent.check.fail({ id, note: 'Service is not registered', ...callOptions() })
-      else await consul.agent.check.pass({ id, note: 'The daemon is up', ...callOptions() })
+      if (now.health === 'passing') await check.pass(said)
+      else if (now.health === 'warning') await check.warn(said)
+      else await check.fail(said)
+      told.set(service.id, now.health)
     } catch (error) {
       log.debug('Check is missing', { id, reason: describeError(error) })
-      if (isWithdrawn) return
+      // A proxy that forgot whose service it stood for would bring it back.
+      if (now === WITHDRAWN) return
       const others = new Map(present)
       others.delete(proxyIdOf(service.id))
       await Promise.all(
@@ -235,23 +279,21 @@ export function createRegistrar(options: RegistrarOptions): Registrar {
       // What was never beaten is forgotten when the agent restarts, so what is new is beaten at the next look.
       if (plan.proxies.length > 0) beatenAtMs = Number.NEGATIVE_INFINITY
       else if (isTimeToBeat) beatenAtMs = clock.monotonicMs()
-      const nowWithdrawn = new Set(plan.withdrawn)
-      const beating = desired.filter(
-        ({ id }) =>
-          present.has(proxyIdOf(id)) &&
-          (isTimeToBeat || nowWithdrawn.has(id) !== withdrawn.has(id)),
-      )
-      withdrawn = nowWithdrawn
       unreachable = undefined
-      // Plain services first: an alias check of a service that is not there yet is critical.
       const errors = [
         ...(await failuresOf(plan.plain.map(registerPlain))),
+        // Only then: a plain service that was lost is as well as it begins.
+        ...(await failuresOf([readHealth(new Set(plan.withdrawn))])),
         ...(await failuresOf(plan.proxies.map(registerProxy))),
         ...(await failuresOf(plan.remove.map(remove))),
-        ...(await failuresOf(
-          beating.map((service) => beat(service, nowWithdrawn.has(service.id), present)),
-        )),
       ]
+      const beats = desired.flatMap((service) => {
+        const now = healthById.get(service.id)
+        if (now === undefined || !present.has(proxyIdOf(service.id))) return []
+        const isDue = isTimeToBeat || told.get(service.id) !== now.health
+        return isDue ? [beat(service, now, present)] : []
+      })
+      errors.push(...(await failuresOf(beats)))
       report([...plan.problems, ...errors])
       failures = errors.length === 0 ? 0 : failures + 1
     } catch (error) {
