@@ -14,7 +14,13 @@ import type { Clock } from '../../src/lib/clock.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import type { LocalService } from '../../src/model/service.ts'
 import { hurried } from '../harness/test-clock.ts'
-import { eventually, type FakeAgent, indexed, startFakeAgent } from './consul-fake-agent.ts'
+import {
+  eventually,
+  type FakeAgent,
+  type FakeAnswer,
+  indexed,
+  startFakeAgent,
+} from './consul-fake-agent.ts'
 
 const HEALTH = '/v1/health/connect/db'
 const INSTANCES = '/v1/catalog/service/db'
@@ -283,6 +289,34 @@ describe('the Consul catalog', { concurrency: true }, () => {
     )
     assert.match(problem.message, /instances of db/)
     assert.deepEqual(counts, [1])
+  })
+
+  test('that the last nodes of a service are away is believed 3 s later, and not when they come back', async () => {
+    const clock = hurried(HURRY)
+    await using world = await setUp({ clock })
+    const serf = (Status: string): FakeAnswer =>
+      indexed(
+        8,
+        instances(2).map((entry) => ({
+          ...(entry as object),
+          Checks: [{ CheckID: 'serfHealth', Status }],
+        })),
+      )
+    const seen: string[] = []
+    world.agent.answer(CHAIN, indexed(7, { Chain: {} }))
+    world.agent.answer(HEALTH, serf('passing'), serf('critical'), serf('passing'))
+    world.catalog.watchService('db', ({ endpoints }) => {
+      seen.push(endpoints.map(({ health }) => health).join())
+    })
+    await eventually('back', () => world.agent.requestsFor(HEALTH)[3])
+    assert.deepEqual(seen, ['passing,passing'])
+
+    const startedAtMs = clock.monotonicMs()
+    world.agent.always(HEALTH, () => serf('critical'))
+    world.agent.answer(HEALTH, serf('critical'))
+    await eventually('away', () => seen[1], 8_000)
+    assert.equal(seen[1], 'critical,critical')
+    assert.ok(clock.monotonicMs() - startedAtMs >= 2_900)
   })
 
   test('an agent of another datacenter changes nothing', async () => {

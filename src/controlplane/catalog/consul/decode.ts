@@ -36,6 +36,8 @@ export interface DecodedHealth {
   readonly virtualIps: readonly string[]
   /** Of instances that do not pass: the check that is worst and what it says, by key. */
   readonly failing: ReadonlyMap<string, string>
+  /** Keys of instances on nodes whose agents are away. */
+  readonly awayKeys: ReadonlySet<string>
   /** Why instances were left out, one sentence each. */
   readonly problems: readonly string[]
 }
@@ -79,6 +81,7 @@ export function decodeHealth(service: string, body: unknown, place: Place = {}):
         failing === undefined ? [] : [[key, failing]],
       ),
     ),
+    awayKeys: new Set([...bestByKey].flatMap(([key, { isAway }]) => (isAway ? [key] : []))),
     problems: shortened(problems),
   }
 }
@@ -274,6 +277,7 @@ export function decodeAgentServices(body: unknown): ReadonlyMap<string, AgentSer
 interface Instance {
   readonly endpoint: Endpoint
   readonly failing: string | undefined
+  readonly isAway: boolean
   readonly virtualIp: string | undefined
   readonly modifyIndex: number
 }
@@ -326,6 +330,7 @@ function decodeInstance(service: string, entry: unknown, place: Place): Instance
     },
     virtualIp: decodeVirtualIp(member(registration, 'TaggedAddresses')),
     failing: worstCheck(member(entry, 'Checks'), health),
+    isAway: isAgentAway(member(entry, 'Checks')),
     modifyIndex: typeof modifyIndex === 'number' ? modifyIndex : 0,
   }
 }
@@ -393,6 +398,17 @@ export function worstHealth(checks: unknown): Health | undefined {
     worst = 'warning'
   }
   return worst
+}
+
+/** Consul's servers have one check of every node: whether they hear from its agent. */
+function isAgentAway(checks: unknown): boolean {
+  return (
+    Array.isArray(checks) &&
+    checks.some(
+      (check) =>
+        member(check, 'CheckID') === 'serfHealth' && member(check, 'Status') === 'critical',
+    )
+  )
 }
 
 /** Of a check's name and of what it says, characters. */

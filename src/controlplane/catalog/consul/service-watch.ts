@@ -379,14 +379,16 @@ function createJudge(
   let doubtedAtMs: number | undefined
   return (body) => {
     const after = decodeHealth(target.service, body, place)
-    if (isDoubtful(believed, after.endpoints)) {
+    // An agent that comes back with others hears of their return last: until then they are as good as gone.
+    const there = after.endpoints.filter(({ key }) => !after.awayKeys.has(key))
+    if (isDoubtful(believed, there)) {
       doubtedAtMs ??= clock.monotonicMs()
       sight.look(elsewhere)
       const isOld = clock.monotonicMs() - doubtedAtMs >= DOUBT_MS
       if (!isOld || !sight.isClear(elsewhere, doubtedAtMs - SIGHT_MS))
         throw new MeshError(
           'HM_CONSUL_ANSWER_DOUBTED',
-          `Consul suddenly names ${after.endpoints.length} instances of ${target.service} in place of ` +
+          `Consul suddenly names ${there.length} instances of ${target.service} whose nodes it hears from in place of ` +
             `${believed.length}: ` +
             (isOld
               ? 'the token seems to have lost service:read, so that is not believed'
@@ -394,7 +396,7 @@ function createJudge(
         )
     }
     doubtedAtMs = undefined
-    believed = after.endpoints
+    believed = there
     return after
   }
 }
