@@ -294,9 +294,10 @@ describe('the Consul catalog', { concurrency: true }, () => {
   test('that the last nodes of a service are away is believed 3 s later, and not when they come back', async () => {
     const clock = hurried(HURRY)
     await using world = await setUp({ clock })
+    let index = 8
     const serf = (Status: string): FakeAnswer =>
       indexed(
-        8,
+        (index += 1),
         instances(2).map((entry) => ({
           ...(entry as object),
           Checks: [{ CheckID: 'serfHealth', Status }],

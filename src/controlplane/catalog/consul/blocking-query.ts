@@ -63,7 +63,8 @@ export interface FollowOptions {
 export interface Follower {
   /**
    * Follows `path` (`/v1/…`, with its query if it has one). `onAnswer` gets the parsed body of every answer
-   * whose content differs from the last, and undefined for "not found". It may throw to refuse an answer.
+   * whose content differs from the last, and undefined for "not found". It may throw to refuse an answer; then
+   * it gets the next one whatever it says.
    */
   follow(path: string, onAnswer: (body: unknown) => void, options?: FollowOptions): FollowWatch
   /** Of all open watches. */
@@ -186,6 +187,7 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
     }
     const failures = new FailureLog(clock)
     let seen: string | undefined
+    let isRefused = false
     /** Whether somebody saw a change since the last request left. */
     let isOutdated = false
     let wakePolling: (() => void) | undefined
@@ -216,8 +218,10 @@ export function createFollower(transport: ConsulTransport, options: FollowerOpti
       )
       requireUsable(answer, path, seen !== undefined)
       const mark = fingerprint(answer.body)
-      const changed = mark !== seen
+      const changed = isRefused || mark !== seen
+      isRefused = true
       if (changed && !signal.aborted) onAnswer(answer.body)
+      isRefused = false
       seen = mark
       const tookMs = clock.monotonicMs() - startedAtMs
       return { kind: 'answer', index: answer.index, changed, mayBlock, tookMs }
