@@ -29,6 +29,8 @@ try {
     format: 'esm',
     platform: 'node',
     target: 'node24',
+    // Left to Node. As esbuild writes it for older ones, a loop throws an error of an earlier round again.
+    supported: { using: true },
     external: ['koffi'],
     minifyWhitespace: true,
     minifySyntax: true,

@@ -29,8 +29,8 @@ import type { CaStatus, RotationStatus } from './status.ts'
 const MAX_BYTES = 64 * 1_024 * 1_024
 const CALL_TIMEOUT_MS = 30_000
 
-/** A directory that another command works on is tried again for as long as a server would be waited for. */
-const LOCK_PATIENCE_MS = CALL_TIMEOUT_MS
+/** A directory that is just being used by another command is tried again for so long. */
+const LOCK_PATIENCE_MS = 10_000
 
 const caCommand = z.discriminatedUnion('do', [
   z.strictObject({

@@ -6,6 +6,8 @@ import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { setTimeout as delay } from 'node:timers/promises'
+import { tryLockFile } from '../../src/lib/file-lock.ts'
 import { parseJoinToken } from '../../src/model/join-token.ts'
 import { hostmesh } from '../harness/daemon.ts'
 import { eventually } from '../harness/eventually.ts'
@@ -67,6 +69,21 @@ test('commands work without a server, several at once', async () => {
   const status = await fixture.ca('status', '-o', 'json')
   assert.equal(JSON.parse(status.stdout).openTokens.length, 3)
   assert.ok(!status.stdout.includes(parseJoinToken(made[0]?.stdout ?? '', 'it').secret))
+})
+
+test('a command waits for another one that works on the CA', async () => {
+  await using fixture = await Fixture.create()
+  // A CA is used before it is locked.
+  assert.equal((await fixture.ca('status')).code, 0)
+  const lock = tryLockFile(join(fixture.directory, 'lock'))
+  assert.ok(lock !== undefined)
+  const made = fixture.ca('token', '--host', 'a', '--address', 'ca.test:15444')
+  // Longer than a command takes to find the directory in use.
+  await delay(2_000)
+  lock[Symbol.dispose]()
+  const { code, stdout, stderr } = await made
+  assert.equal(code, 0, stderr)
+  assert.equal(parseJoinToken(stdout, 'the output').address, 'ca.test:15444')
 })
 
 test('a server does what commands ask, keeps a second one out, and one that was killed leaves nothing in the way', async () => {
