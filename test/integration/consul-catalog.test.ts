@@ -13,6 +13,7 @@ import { createConsulCatalog } from '../../src/controlplane/catalog/consul/consu
 import type { Clock } from '../../src/lib/clock.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import type { LocalService } from '../../src/model/service.ts'
+import { catalogService, endpoint } from '../harness/builders.ts'
 import { hurried } from '../harness/test-clock.ts'
 import {
   eventually,
@@ -71,19 +72,6 @@ function instances(count: number): unknown[] {
     Checks: [],
   }))
 }
-
-const ENDPOINT = {
-  id: 'db-hostmesh',
-  node: 'n0',
-  service: 'db',
-  datacenter: 'dc1',
-  priority: 0,
-  tunnel: { ip: '10.0.0.1', port: 15_443 },
-  application: undefined,
-  health: 'passing',
-  weight: 1,
-  local: false,
-} as const
 
 /** A list as Consul before 1.11 has it. */
 function listed(...names: string[]): ListedService[] {
@@ -181,14 +169,10 @@ describe('the Consul catalog', { concurrency: true }, () => {
   test('an emptiness right after a start is doubted in the light of the last run', async () => {
     await using world = await setUp()
     const seen: CatalogService[] = []
-    const last: CatalogService = {
-      name: 'db',
-      protocol: 'http',
-      connectTimeoutMs: 1_000,
-      virtualIps: [],
-      endpoints: ['n0/db-hostmesh', 'n1/db-hostmesh'].map((key) => ({ ...ENDPOINT, key })),
-      addresses: [],
-    }
+    const endpoints = ['n0/db-hostmesh', 'n1/db-hostmesh'].map((key) =>
+      endpoint(key, { service: 'db' }),
+    )
+    const last = catalogService('db', { endpoints })
     world.agent.answer(CHAIN, indexed(7, { Chain: {} }))
     world.agent.answer(HEALTH, indexed(7, []))
     world.agent.always(HEALTH, () => indexed(8, instances(2)))
@@ -203,12 +187,8 @@ describe('the Consul catalog', { concurrency: true }, () => {
     const seen: CatalogService[] = []
     world.agent.answer(HEALTH, indexed(7, instances(1)))
     world.agent.always(CHAIN, () => ({ status: 500, body: 'no leader' }))
-    const last = { name: 'db', protocol: 'http', connectTimeoutMs: 700, virtualIps: [] }
-    world.catalog.watchService('db', (service) => seen.push(service), {
-      ...last,
-      endpoints: [],
-      addresses: [],
-    })
+    const last = catalogService('db', { protocol: 'http', connectTimeoutMs: 700 })
+    world.catalog.watchService('db', (service) => seen.push(service), last)
     await eventually('service', () => seen[0], 4_000)
     assert.equal(seen[0]?.protocol, 'http')
     assert.equal(seen[0]?.connectTimeoutMs, 700)

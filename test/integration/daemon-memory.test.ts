@@ -11,6 +11,7 @@ import { type Config, configSchema } from '../../src/config/schema.ts'
 import type { Catalog, CatalogService } from '../../src/controlplane/catalog/catalog.ts'
 import { Memory } from '../../src/daemon/memory.ts'
 import { silentLog } from '../../src/lib/log.ts'
+import { catalogService } from '../harness/builders.ts'
 import { eventually, within } from '../harness/eventually.ts'
 
 describe('the memory of a daemon', () => {
@@ -102,8 +103,6 @@ describe('the memory of a daemon', () => {
       health: () => ({ lastGoodAtMs: goodAtMs, problems: [] }),
       [Symbol.asyncDispose]: async () => undefined,
     }
-    const db = { name: 'db', protocol: 'tcp', connectTimeoutMs: 5_000 } as const
-    const service: CatalogService = { ...db, virtualIps: [], endpoints: [], addresses: [] }
     const states = (memory: Memory): string =>
       memory
         .status()
@@ -115,7 +114,7 @@ describe('the memory of a daemon', () => {
       catalog.watchService('db', () => undefined)
       assert.equal(states(memory), 'none 0, none 0')
       goodAtMs = performance.now()
-      give(service)
+      give(catalogService('db'))
       assert.equal(states(memory), 'live 0, none 0')
       goodAtMs -= 2 * HOUR_MS
       assert.equal(states(memory), 'stale 0, none 0')
@@ -128,7 +127,7 @@ describe('the memory of a daemon', () => {
     const age = memory.status().parts[0]?.ageMs ?? 0
     assert.ok(age >= 2 * HOUR_MS && age < 2.1 * HOUR_MS, String(age))
     goodAtMs = performance.now()
-    give(service)
+    give(catalogService('db'))
     assert.equal(states(memory), 'live 0, none 0')
   })
 

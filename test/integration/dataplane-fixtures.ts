@@ -10,11 +10,11 @@ import type { PeerView } from '../../src/dataplane/protocol.ts'
 import { errorCode } from '../../src/lib/errors.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import type { Endpoint } from '../../src/model/endpoint.ts'
-import { type Intention, precedenceOf } from '../../src/model/intention.ts'
 import type { LocalService } from '../../src/model/service.ts'
 import { diffSnapshots, emptySnapshot, type Snapshot } from '../../src/model/snapshot.ts'
 import { trafficLayout } from '../../src/telemetry/counters.ts'
 import { WorkerTotals } from '../../src/telemetry/totals.ts'
+import { endpoint as built, intention, meshService } from '../harness/builders.ts'
 import { authority, DATACENTER, leafOf } from './tunnel-fixtures.ts'
 
 /** A port of loopback that nobody listens on now. Workers share ports, so they cannot ask for port 0. */
@@ -205,21 +205,12 @@ export function endpoint(
   tunnelPort: number,
   parts: Partial<Endpoint> = {},
 ): Endpoint {
-  const id = parts.id ?? service
-  return {
-    key: `host-${tunnelPort}/${id}`,
+  return built(`host-${tunnelPort}/${parts.id ?? service}`, {
     service,
-    datacenter: 'dc1',
-    priority: 0,
-    id,
-    node: `host-${tunnelPort}`,
     tunnel: { ip: '127.0.0.1', port: tunnelPort },
     application: undefined,
-    health: 'passing',
-    weight: 1,
-    local: false,
     ...parts,
-  }
+  })
 }
 
 /** A snapshot of one service with these instances, and who may reach it. */
@@ -228,27 +219,9 @@ export function snapshotOf(
   endpoints: readonly Endpoint[],
   rules: readonly (readonly [source: string, action: 'allow' | 'deny'])[] = [['web', 'allow']],
 ): Omit<Snapshot, 'version' | 'datacenter'> {
-  const intentions: Intention[] = rules.map(([source, action]) => ({
-    source,
-    destination: service,
-    action,
-    precedence: precedenceOf(source, service),
-  }))
+  const intentions = rules.map(([source, action]) => intention(source, service, action))
   return {
-    services: new Map([
-      [
-        service,
-        {
-          name: service,
-          datacenter: DATACENTER,
-          virtualIps: [],
-          protocol: 'tcp',
-          connectTimeoutMs: 5_000,
-          endpoints,
-          addresses: endpoints.flatMap(({ application }) => application ?? []),
-        },
-      ],
-    ]),
+    services: new Map([[service, meshService(service, { datacenter: DATACENTER, endpoints })]]),
     policies: new Map([[service, { destination: service, intentions, defaultPolicy: 'deny' }]]),
   }
 }

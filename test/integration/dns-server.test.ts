@@ -10,19 +10,11 @@ import dnsPacket, { type Packet } from 'dns-packet'
 import { type DnsServer, startDnsServer } from '../../src/controlplane/dns/server.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { silentLog } from '../../src/lib/log.ts'
-import type { MeshService } from '../../src/model/snapshot.ts'
+import { meshService } from '../harness/builders.ts'
 import { eventually } from '../harness/eventually.ts'
 import { mustRun } from '../harness/owned-process.ts'
 
-const db: MeshService = {
-  name: 'db',
-  datacenter: 'dc1',
-  virtualIps: ['240.0.0.7', 'fdc6::7'],
-  protocol: 'tcp',
-  connectTimeoutMs: 5_000,
-  endpoints: [],
-  addresses: [],
-}
+const db = meshService('db', { virtualIps: ['240.0.0.7', 'fdc6::7'] })
 
 let server: DnsServer
 /** Answers to lookups of `slow`, which wait until the test lets them. */

@@ -15,6 +15,7 @@ import {
 } from '../../src/dataplane/balance/outlier.ts'
 import { Balancer } from '../../src/dataplane/balance/picker.ts'
 import type { Endpoint } from '../../src/model/endpoint.ts'
+import { endpoint } from '../harness/builders.ts'
 import { TestClock } from '../harness/test-clock.ts'
 
 function uniform(seed: number): () => number {
@@ -22,22 +23,6 @@ function uniform(seed: number): () => number {
   return () => {
     state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0
     return state / 2 ** 32
-  }
-}
-
-function endpoint(key: string, priority = 0, health: Endpoint['health'] = 'passing'): Endpoint {
-  return {
-    key,
-    service: 'db',
-    datacenter: 'dc1',
-    priority,
-    id: key,
-    node: key,
-    tunnel: { ip: '10.0.0.1', port: 1 },
-    application: undefined,
-    health,
-    weight: 1,
-    local: false,
   }
 }
 
@@ -204,7 +189,7 @@ describe('a service', () => {
   })
 
   test('counts only instances that the catalog offers', () => {
-    const endpoints = [endpoint('a'), endpoint('b'), endpoint('c', 0, 'critical')]
+    const endpoints = [endpoint('a'), endpoint('b'), endpoint('c', { health: 'critical' })]
     const { fail, reached } = setUp(...endpoints)
     for (const one of endpoints.slice(0, 2)) fail(one, slow, 5)
     assert.deepEqual(reached(), ['b'])
@@ -221,8 +206,8 @@ describe('a service', () => {
 
 describe('priorities', () => {
   const primary = [endpoint('p1'), endpoint('p2')]
-  const failover = [endpoint('f1', 1), endpoint('f2', 1)]
-  const last = [endpoint('l1', 2)]
+  const failover = [endpoint('f1', { priority: 1 }), endpoint('f2', { priority: 1 })]
+  const last = [endpoint('l1', { priority: 2 })]
 
   test('the first alone takes traffic while anybody of it is healthy', () => {
     assert.deepEqual(setUp(...primary, ...failover).reached(), ['p1', 'p2'])

@@ -13,6 +13,7 @@ import {
 } from '../../src/dataplane/balance/latency.ts'
 import { Balancer, candidates } from '../../src/dataplane/balance/picker.ts'
 import type { Endpoint, Health } from '../../src/model/endpoint.ts'
+import { endpoint } from '../harness/builders.ts'
 import { TestClock } from '../harness/test-clock.ts'
 
 /** Numbers in turn, then again from the first. */
@@ -27,25 +28,6 @@ function uniform(seed: number): () => number {
   return () => {
     state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0
     return state / 2 ** 32
-  }
-}
-
-function endpoint(
-  key: string,
-  parts: { health?: Health; weight?: number; priority?: number } = {},
-): Endpoint {
-  return {
-    key,
-    service: 'db',
-    datacenter: 'dc1',
-    priority: parts.priority ?? 0,
-    id: key,
-    node: key,
-    tunnel: { ip: '10.0.0.1', port: 1 },
-    application: undefined,
-    health: parts.health ?? 'passing',
-    weight: parts.weight ?? 1,
-    local: false,
   }
 }
 

@@ -16,6 +16,7 @@ import {
   type RememberedCatalog,
   rememberCatalog,
 } from '../../src/controlplane/catalog/remembered.ts'
+import { catalogService, endpoint, intention } from '../harness/builders.ts'
 import { eventually } from '../harness/eventually.ts'
 import { TestClock } from '../harness/test-clock.ts'
 import { FakeDisk } from './remembered-fixtures.ts'
@@ -71,31 +72,20 @@ class ScriptedCatalog implements Catalog {
 }
 
 function service(name: string, ...nodes: string[]): CatalogService {
-  return {
-    name,
+  return catalogService(name, {
     protocol: 'http',
     connectTimeoutMs: 7_000,
-    virtualIps: [],
-    endpoints: nodes.map((node) => ({
-      key: `${node}/${name}`,
-      id: name,
-      node,
-      service: name,
-      datacenter: 'dc1',
-      priority: 0,
-      tunnel: { ip: '10.0.0.1', port: 15_443 },
-      application: undefined,
-      health: 'passing',
-      weight: 1,
-      local: false,
-    })),
+    endpoints: nodes.map((node) => endpoint(`${node}/${name}`)),
     addresses: nodes.map((node, index) => ({ ip: '10.0.0.1', port: 80 + index, node, since: 7 })),
-  }
+  })
 }
 
 function policy(destination: string, source = 'web'): CatalogPolicy {
-  const rule = { source, destination, action: 'allow', precedence: 9 } as const
-  return { destination, intentions: [rule], defaultPolicy: 'deny' }
+  return {
+    destination,
+    intentions: [intention(source, destination, 'allow')],
+    defaultPolicy: 'deny',
+  }
 }
 
 /** One host over several runs. */

@@ -9,38 +9,13 @@ import {
   nothingCompiled,
 } from '../../src/controlplane/discovery/compile.ts'
 import type { Endpoint } from '../../src/model/endpoint.ts'
-import type { Intention } from '../../src/model/intention.ts'
-import { precedenceOf } from '../../src/model/intention.ts'
+import { type Intention, precedenceOf } from '../../src/model/intention.ts'
 import type { LocalService } from '../../src/model/service.ts'
 import { applyDelta, diffSnapshots, emptySnapshot } from '../../src/model/snapshot.ts'
-
-function endpoint(node: string, id: string, change: Partial<Endpoint> = {}): Endpoint {
-  return {
-    key: `${node}/${id}`,
-    service: id.replace(/-\d+$/, ''),
-    datacenter: '',
-    priority: 0,
-    id,
-    node,
-    tunnel: { ip: '10.0.0.7', port: 15_443 },
-    application: { ip: '10.0.0.7', port: 80 },
-    health: 'passing',
-    weight: 1,
-    local: false,
-    ...change,
-  }
-}
+import { catalogService, endpoint, intention as rule } from '../harness/builders.ts'
 
 function service(name: string, change: Partial<CatalogService> = {}): CatalogService {
-  return {
-    name,
-    protocol: 'tcp',
-    connectTimeoutMs: 5_000,
-    virtualIps: [],
-    endpoints: [endpoint('host-b', name)],
-    addresses: [],
-    ...change,
-  }
+  return catalogService(name, { endpoints: [endpoint(`host-b/${name}`)], ...change })
 }
 
 function local(name: string, change: Partial<LocalService> = {}): LocalService {
@@ -56,10 +31,6 @@ function local(name: string, change: Partial<LocalService> = {}): LocalService {
   }
 }
 
-function rule(source: string, destination: string, action?: 'allow' | 'deny'): Intention {
-  return { source, destination, action, precedence: precedenceOf(source, destination) }
-}
-
 function input(change: Partial<CompileInput> = {}, ...services: CatalogService[]): CompileInput {
   return {
     datacenter: 'dc1',
@@ -73,11 +44,7 @@ function input(change: Partial<CompileInput> = {}, ...services: CatalogService[]
 }
 
 test('an instance is local when its node is ours and its ID is that of a service we run', () => {
-  const endpoints = [
-    endpoint('host-a', 'db'),
-    endpoint('host-a', 'db-sidecar'),
-    endpoint('host-b', 'db'),
-  ]
+  const endpoints = [endpoint('host-a/db'), endpoint('host-a/db-sidecar'), endpoint('host-b/db')]
   const { snapshot } = compile(
     input({ localServices: [local('db')] }, service('db', { endpoints })),
     nothingCompiled,
@@ -96,7 +63,7 @@ test('an instance of our node is not local to a workload that only calls', () =>
   const { snapshot } = compile(
     input(
       { localServices: [local('db', { target: undefined })] },
-      service('db', { endpoints: [endpoint('host-a', 'db')] }),
+      service('db', { endpoints: [endpoint('host-a/db')] }),
     ),
     nothingCompiled,
   )
@@ -179,7 +146,7 @@ test('permissions and what cannot be obeyed survive into the snapshot, and throu
 })
 
 test('the order in which a catalog lists instances changes nothing', () => {
-  const endpoints = [endpoint('a', 'db'), endpoint('b', 'db'), endpoint('c', 'db')]
+  const endpoints = [endpoint('a/db'), endpoint('b/db'), endpoint('c/db')]
   const first = compile(input({}, service('db', { endpoints })), nothingCompiled)
   const second = compile(input({}, service('db', { endpoints: endpoints.toReversed() })), first)
   assert.equal(second.snapshot, first.snapshot)
@@ -227,11 +194,11 @@ test('a virtual address moves to another service when its owner gives it up', ()
 
 test('a broken instance costs that instance, and is named', () => {
   const endpoints = [
-    endpoint('a', 'db', { tunnel: { ip: '0.0.0.0', port: 1 } }),
-    endpoint('b', 'db', { tunnel: { ip: '10.0.0.1', port: 0 } }),
-    endpoint('c', 'db', { weight: Number.NaN }),
-    endpoint('c', 'db', { weight: 9 }),
-    endpoint('d', 'db', { application: { ip: '224.0.0.1', port: 1 } }),
+    endpoint('a/db', { tunnel: { ip: '0.0.0.0', port: 1 } }),
+    endpoint('b/db', { tunnel: { ip: '10.0.0.1', port: 0 } }),
+    endpoint('c/db', { weight: Number.NaN }),
+    endpoint('c/db', { weight: 9 }),
+    endpoint('d/db', { application: { ip: '224.0.0.1', port: 1 } }),
   ]
   const addresses = [{ ip: '10.0.0.7', port: 80, node: 'c', since: 1 }]
   const { snapshot, problems } = compile(
@@ -250,7 +217,7 @@ test('a broken instance costs that instance, and is named', () => {
 
 test('a service with too many instances keeps its last good ones', () => {
   const first = compile(input({}, service('db')), nothingCompiled)
-  const endpoints = Array.from({ length: 5_001 }, (_, index) => endpoint(`n${index}`, 'db'))
+  const endpoints = Array.from({ length: 5_001 }, (_, index) => endpoint(`n${index}/db`))
   const second = compile(input({}, service('db', { endpoints })), first)
   assert.equal(second.snapshot, first.snapshot)
   assert.match(second.problems[0]?.message ?? '', /5001 instances/)
@@ -261,7 +228,7 @@ test('a service with too many instances keeps its last good ones', () => {
 
 test('a broken service keeps its instances but not an address that another service has by now', () => {
   const first = compile(input({}, service('db', { virtualIps: ['240.0.0.1'] })), nothingCompiled)
-  const endpoints = Array.from({ length: 5_001 }, (_, index) => endpoint(`n${index}`, 'db'))
+  const endpoints = Array.from({ length: 5_001 }, (_, index) => endpoint(`n${index}/db`))
   const { snapshot } = compile(
     input({}, service('db', { endpoints }), service('web', { virtualIps: ['240.0.0.1'] })),
     first,
@@ -272,7 +239,7 @@ test('a broken service keeps its instances but not an address that another servi
 })
 
 test('a service that starts to run here becomes local though the catalog says nothing new', () => {
-  const db = service('db', { endpoints: [endpoint('host-a', 'db')] })
+  const db = service('db', { endpoints: [endpoint('host-a/db')] })
   const first = compile(input({}, db), nothingCompiled)
   const second = compile(input({ localServices: [local('db')] }, db), first)
   assert.equal(first.snapshot.services.get('db')?.endpoints[0]?.local, false)
@@ -471,7 +438,7 @@ test('whatever came before, a compile says the same as one from nothing, virtual
 
 test('an instance of another service or datacenter is local only where this host runs it for real', () => {
   const at = (change: Partial<Endpoint>): boolean | undefined => {
-    const source = service('old-db', { endpoints: [endpoint('host-a', 'db', change)] })
+    const source = service('old-db', { endpoints: [endpoint('host-a/db', change)] })
     const { snapshot } = compile(
       {
         ...input({ localServices: [local('db')] }),
@@ -490,9 +457,9 @@ test('an instance of another service or datacenter is local only where this host
 test('instances come in the order of their priority, whatever order the catalog has', () => {
   const source = service('db', {
     endpoints: [
-      endpoint('host-a', 'a', { service: 'db', priority: 2 }),
-      endpoint('host-b', 'b', { service: 'db', priority: 0 }),
-      endpoint('host-c', 'c', { service: 'db', priority: 1, datacenter: 'dc2' }),
+      endpoint('host-a/a', { service: 'db', priority: 2 }),
+      endpoint('host-b/b', { service: 'db', priority: 0 }),
+      endpoint('host-c/c', { service: 'db', priority: 1, datacenter: 'dc2' }),
     ],
   })
   const { snapshot } = compile(

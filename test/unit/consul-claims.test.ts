@@ -14,7 +14,7 @@ import {
   placeEndpoints,
 } from '../../src/controlplane/catalog/consul/instances.ts'
 import { FORGET_MS } from '../../src/controlplane/catalog/known-addresses.ts'
-import { systemClock } from '../../src/lib/clock.ts'
+import { TestClock } from '../harness/test-clock.ts'
 import { endpoint } from './explain-fixtures.ts'
 
 function entry(change: Record<string, unknown> = {}): Record<string, unknown> {
@@ -149,10 +149,10 @@ function there(service: string, since: number, change: Partial<NodeService> = {}
 
 /** The claims of `db`, with a node whose services a test gives, and a clock that it moves. */
 function scene(onNode: () => readonly NodeService[], last: readonly InstanceAddress[] = []) {
-  let wallMs = 1_000_000
+  const clock = new TestClock({ wallMs: 1_000_000 })
   const asked: string[] = []
   const claims = judgeClaims('db', {
-    clock: { ...systemClock, wallMs: () => wallMs, monotonicMs: () => wallMs },
+    clock,
     readNode: async (node) => {
       asked.push(node)
       return onNode()
@@ -163,9 +163,7 @@ function scene(onNode: () => readonly NodeService[], last: readonly InstanceAddr
   return {
     claims,
     asked,
-    pass: (ms: number) => {
-      wallMs += ms
-    },
+    pass: (ms: number) => clock.pass(ms),
     take: async (...instances: PlainInstance[]) => {
       claims.take(instances)
       await setImmediate()

@@ -70,19 +70,6 @@ export class HandCatalog implements Catalog {
   async [Symbol.asyncDispose](): Promise<void> {}
 }
 
-/** What a catalog says of a service without instances. */
-export function catalogService(name: string, change: Partial<CatalogService> = {}): CatalogService {
-  return {
-    name,
-    protocol: 'tcp',
-    connectTimeoutMs: 5_000,
-    virtualIps: [],
-    endpoints: [],
-    addresses: [],
-    ...change,
-  }
-}
-
 /** A service of this host, with the services that it calls. */
 export function localService(
   name: string,

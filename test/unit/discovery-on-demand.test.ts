@@ -14,9 +14,10 @@ import { openWatchSet, type WatchSetOptions } from '../../src/controlplane/disco
 import { silentLog } from '../../src/lib/log.ts'
 import { parseCidr } from '../../src/model/cidr.ts'
 import type { SnapshotDelta } from '../../src/model/snapshot.ts'
+import { catalogService, endpoint } from '../harness/builders.ts'
 import { eventually } from '../harness/eventually.ts'
 import { TestClock } from '../harness/test-clock.ts'
-import { catalogService, HandCatalog, localService } from './discovery-fixtures.ts'
+import { HandCatalog, localService } from './discovery-fixtures.ts'
 
 /** Waits for nothing: what is not known at once is unavailable. */
 const AT_ONCE = 0
@@ -147,17 +148,7 @@ test('a service that is listed no more stays followed until its own watch says t
   await using _ = discovery
   catalog.giveNames(['db', 'mail'])
   const asked = discovery.lookup('db', LONG)
-  const endpoint = {
-    key: 'b/db',
-    id: 'db',
-    node: 'b',
-    tunnel: { ip: '10.0.0.2', port: 15_443 },
-    application: undefined,
-    health: 'passing',
-    weight: 1,
-    local: false,
-  }
-  catalog.give(catalogService('db', { endpoints: [endpoint as never] }))
+  catalog.give(catalogService('db', { endpoints: [endpoint('b/db')] }))
   assert.equal((await asked).kind, 'service')
   catalog.giveNames(['mail'])
   assert.equal((await discovery.lookup('db', AT_ONCE)).kind, 'service')

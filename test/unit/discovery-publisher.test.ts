@@ -11,7 +11,6 @@ import {
   startDiscovery,
 } from '../../src/controlplane/discovery/publisher.ts'
 import { MAX_WATCHED_SERVICES, openWatchSet } from '../../src/controlplane/discovery/watch-set.ts'
-import { systemClock } from '../../src/lib/clock.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import {
@@ -20,12 +19,10 @@ import {
   type Snapshot,
   type SnapshotDelta,
 } from '../../src/model/snapshot.ts'
+import { catalogService as service } from '../harness/builders.ts'
 import { eventually } from '../harness/eventually.ts'
-import {
-  HandCatalog,
-  localService as local,
-  catalogService as service,
-} from './discovery-fixtures.ts'
+import { TestClock } from '../harness/test-clock.ts'
+import { HandCatalog, localService as local } from './discovery-fixtures.ts'
 
 /** Running discovery and everything that it published. */
 function start(change: Partial<DiscoveryOptions>): {
@@ -325,16 +322,15 @@ test('nothing is published after disposal, and no watch is left open', async () 
 })
 
 test('a service of this host that the catalog does not serve is a problem when it has lasted', async () => {
-  let nowMs = 0
-  const clock = { ...systemClock, monotonicMs: () => nowMs, wallMs: () => nowMs }
+  const clock = new TestClock()
   const { catalog, discovery } = start({ localServices: [local('db')], clock })
   await using _ = discovery
   catalog.give(service('db'))
   await eventually(() => assert.ok(discovery.current().services.has('db')))
   assert.deepEqual(discovery.problems(), [], 'it may be registering')
-  nowMs = 14_000
+  clock.pass(14_000)
   assert.deepEqual(discovery.problems(), [])
-  nowMs = 15_000
+  clock.pass(1_000)
   assert.match(
     discovery.problems().join(),
     /db of this host is not in the catalog with Node host-a/,

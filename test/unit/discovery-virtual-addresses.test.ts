@@ -10,7 +10,7 @@ import {
   type VirtualAddresses,
 } from '../../src/controlplane/discovery/virtual-addresses.ts'
 import { type Cidr, cidrAddress, cidrContains, cidrSize, parseCidr } from '../../src/model/cidr.ts'
-import { catalogService } from './discovery-fixtures.ts'
+import { catalogService } from '../harness/builders.ts'
 
 function cidr(text: string): Cidr {
   const parsed = parseCidr(text)

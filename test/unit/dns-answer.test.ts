@@ -13,36 +13,20 @@ import {
 } from '../../src/controlplane/dns/answer.ts'
 import { type Reply, rcodes } from '../../src/controlplane/dns/message.ts'
 import type { Endpoint } from '../../src/model/endpoint.ts'
-import type { MeshService } from '../../src/model/snapshot.ts'
+import { endpoint, meshService } from '../harness/builders.ts'
 
 const zones = zonesOf('dc1')
 const times = { ttlS: 30 }
 
-function endpoint(key: string, port: number | undefined): Endpoint {
-  return {
-    key,
-    id: key,
-    node: 'b',
-    service: 'db',
-    datacenter: 'dc1',
-    priority: 0,
-    tunnel: { ip: '10.0.0.2', port: 15_443 },
-    application: port === undefined ? undefined : { ip: '10.0.0.2', port },
-    health: 'passing',
-    weight: 1,
-    local: false,
-  }
+function listening(key: string, port: number | undefined): Endpoint {
+  const application = port === undefined ? undefined : { ip: '10.0.0.2', port }
+  return endpoint(key, { application })
 }
 
-const db = {
-  name: 'db',
-  datacenter: 'dc1',
+const db = meshService('db', {
   virtualIps: ['240.0.0.7', 'fdc6::7'],
-  protocol: 'tcp',
-  connectTimeoutMs: 5_000,
-  endpoints: [endpoint('1', 5_433), endpoint('2', 5_432), endpoint('3', 5_432)],
-  addresses: [],
-} as MeshService
+  endpoints: [listening('b/db-1', 5_433), listening('b/db-2', 5_432), listening('b/db-3', 5_432)],
+})
 
 function ask(name: string, type: string, known: Record<string, ServiceLookup> = {}): Reply {
   const question = { name, type, classNumber: 1 }
@@ -122,7 +106,7 @@ test('SRV gives the port that most instances have, and the addresses beside it',
 })
 
 test('a service whose applications nobody knows the port of has no SRV record', () => {
-  const service = { ...db, endpoints: [endpoint('1', undefined)] }
+  const service = meshService('db', { ...db, endpoints: [listening('b/db-1', undefined)] })
   const reply = ask('db.mesh', 'SRV', { db: { kind: 'service', service } })
   assert.equal(reply.rcode, rcodes.noError)
   assert.deepEqual(reply.answers, [])

@@ -3,39 +3,23 @@
  */
 import type { Endpoint } from '../../src/model/endpoint.ts'
 import { FACTS_FORMAT, FACTS_VERSION, type HostFacts } from '../../src/model/facts.ts'
-import { precedenceOf } from '../../src/model/intention.ts'
 import type { LocalService } from '../../src/model/service.ts'
 import type { MeshService } from '../../src/model/snapshot.ts'
+import { endpoint as built, intention, meshService } from '../harness/builders.ts'
 
 export const NOW = '2026-03-01T12:00:00.000Z'
 
 export function endpoint(name: string, number: number, parts: Partial<Endpoint> = {}): Endpoint {
-  return {
-    key: `host-${number}/${name}-${number}`,
-    service: name,
-    datacenter: 'dc1',
-    priority: 0,
-    id: `${name}-${number}`,
-    node: `host-${number}`,
-    tunnel: { ip: `10.0.0.${number}`, port: 15_443 },
-    application: { ip: `10.0.0.${number}`, port: 5432 },
-    health: 'passing',
-    weight: 1,
-    local: false,
+  const ip = `10.0.0.${number}`
+  return built(`host-${number}/${name}-${number}`, {
+    tunnel: { ip, port: 15_443 },
+    application: { ip, port: 5432 },
     ...parts,
-  }
+  })
 }
 
 export function service(name: string, number: number, endpoints: readonly Endpoint[]): MeshService {
-  return {
-    name,
-    datacenter: 'dc1',
-    virtualIps: [`240.0.0.${number}`],
-    protocol: 'tcp',
-    connectTimeoutMs: 5_000,
-    endpoints,
-    addresses: endpoints.flatMap(({ application }) => application ?? []),
-  }
+  return meshService(name, { virtualIps: [`240.0.0.${number}`], endpoints })
 }
 
 export function local(name: string, parts: Partial<LocalService> = {}): LocalService {
@@ -61,12 +45,7 @@ export function policy(
     origin,
     defaultPolicy: 'deny',
     intentions: rules
-      .map(([source, to, action]) => ({
-        source,
-        destination: to,
-        action,
-        precedence: precedenceOf(source, to),
-      }))
+      .map(([source, to, action]) => intention(source, to, action))
       .toSorted((left, right) => right.precedence - left.precedence),
   }
 }

@@ -7,10 +7,7 @@ import * as fc from 'fast-check'
 import { evaluate } from '../../src/dataplane/policy/evaluate.ts'
 import { type Intention, precedenceOf } from '../../src/model/intention.ts'
 import type { ServicePolicy } from '../../src/model/snapshot.ts'
-
-function rule(source: string, destination: string, action: Intention['action']): Intention {
-  return { source, destination, action, precedence: precedenceOf(source, destination) }
-}
+import { intention as rule } from '../harness/builders.ts'
 
 /** As compile() sorts them. */
 function policy(defaultPolicy: 'allow' | 'deny', ...rules: readonly Intention[]): ServicePolicy {

@@ -4,8 +4,9 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { policyWarnings } from '../../src/controlplane/discovery/policy-warnings.ts'
-import { type DefaultPolicy, type Intention, precedenceOf } from '../../src/model/intention.ts'
+import type { DefaultPolicy } from '../../src/model/intention.ts'
 import { emptySnapshot, type Snapshot } from '../../src/model/snapshot.ts'
+import { intention } from '../harness/builders.ts'
 
 function snapshot(defaultPolicy: DefaultPolicy, sources: readonly string[], count = 1): Snapshot {
   const names = Array.from({ length: count }, (_, index) => `db${index}`)
@@ -13,14 +14,7 @@ function snapshot(defaultPolicy: DefaultPolicy, sources: readonly string[], coun
     ...emptySnapshot,
     policies: new Map(
       names.map((destination) => {
-        const intentions = sources.map(
-          (source): Intention => ({
-            source,
-            destination,
-            action: 'deny',
-            precedence: precedenceOf(source, destination),
-          }),
-        )
+        const intentions = sources.map((source) => intention(source, destination, 'deny'))
         return [destination, { destination, intentions, defaultPolicy }]
       }),
     ),

@@ -7,21 +7,10 @@ import * as fc from 'fast-check'
 import { AddressIndex } from '../../src/dataplane/route/by-address.ts'
 import type { Endpoint } from '../../src/model/endpoint.ts'
 import type { MeshService, SnapshotDelta } from '../../src/model/snapshot.ts'
+import { endpoint, meshService } from '../harness/builders.ts'
 
-function endpoint(key: string, ip?: string, port = 80): Endpoint {
-  return {
-    key,
-    service: 'db',
-    datacenter: 'dc1',
-    priority: 0,
-    id: key,
-    node: 'n',
-    tunnel: { ip: '10.0.0.1', port: 15_443 },
-    application: ip === undefined ? undefined : { ip, port },
-    health: 'passing',
-    weight: 1,
-    local: false,
-  }
+function at(key: string, ip?: string, port = 80): Endpoint {
+  return endpoint(key, { application: ip === undefined ? undefined : { ip, port } })
 }
 
 function service(
@@ -29,15 +18,10 @@ function service(
   virtualIps: readonly string[],
   endpoints: readonly Endpoint[] = [],
 ): MeshService {
-  return {
-    name,
-    datacenter: 'dc1',
+  return meshService(name, {
     virtualIps,
-    protocol: 'tcp',
-    connectTimeoutMs: 1,
     endpoints: endpoints.map((one) => ({ ...one, service: name })),
-    addresses: endpoints.flatMap(({ application }) => application ?? []),
-  }
+  })
 }
 
 function delta(
@@ -67,11 +51,7 @@ test('an instance address means that instance, at its port only', () => {
   const index = new AddressIndex()
   index.apply(
     delta([
-      service(
-        'db',
-        [],
-        [endpoint('a/db', '10.0.0.5', 5432), endpoint('b/db', 'fd00::5', 5432), endpoint('c/db')],
-      ),
+      service('db', [], [at('a/db', '10.0.0.5', 5432), at('b/db', 'fd00::5', 5432), at('c/db')]),
     ]),
   )
   assert.deepEqual(index.find({ ip: '10.0.0.5', port: 5432 }), {
@@ -87,8 +67,8 @@ test('an instance address means that instance, at its port only', () => {
 
 test('a changed service loses the addresses it no longer has', () => {
   const index = new AddressIndex()
-  index.apply(delta([service('db', ['240.0.0.1'], [endpoint('a/db', '10.0.0.5')])]))
-  index.apply(delta([service('db', ['240.0.0.2'], [endpoint('b/db', '10.0.0.6')])]))
+  index.apply(delta([service('db', ['240.0.0.1'], [at('a/db', '10.0.0.5')])]))
+  index.apply(delta([service('db', ['240.0.0.2'], [at('b/db', '10.0.0.6')])]))
   assert.equal(index.find({ ip: '240.0.0.1', port: 1 }), undefined)
   assert.equal(index.find({ ip: '10.0.0.5', port: 80 }), undefined)
   assert.equal(index.find({ ip: '240.0.0.2', port: 1 })?.service, 'db')
@@ -97,7 +77,7 @@ test('a changed service loses the addresses it no longer has', () => {
 
 test('a removed service is not found any more, nor is one that was never there', () => {
   const index = new AddressIndex()
-  index.apply(delta([service('db', ['240.0.0.1'], [endpoint('a/db', '10.0.0.5')])]))
+  index.apply(delta([service('db', ['240.0.0.1'], [at('a/db', '10.0.0.5')])]))
   index.apply(delta([], ['db', 'never']))
   assert.equal(index.find({ ip: '240.0.0.1', port: 1 }), undefined)
   assert.equal(index.find({ ip: '10.0.0.5', port: 80 }), undefined)
@@ -112,23 +92,23 @@ test('of two services that claim an address the first keeps it', () => {
 
 test('a claimant that only changes otherwise keeps its address', () => {
   const index = new AddressIndex()
-  index.apply(delta([service('a', ['240.0.0.1'], [endpoint('x/a', '10.0.0.5')])]))
-  index.apply(delta([service('b', ['240.0.0.1'], [endpoint('x/b', '10.0.0.5')])]))
-  index.apply(delta([service('a', ['240.0.0.1'], [endpoint('y/a', '10.0.0.5')])]))
+  index.apply(delta([service('a', ['240.0.0.1'], [at('x/a', '10.0.0.5')])]))
+  index.apply(delta([service('b', ['240.0.0.1'], [at('x/b', '10.0.0.5')])]))
+  index.apply(delta([service('a', ['240.0.0.1'], [at('y/a', '10.0.0.5')])]))
   assert.equal(index.find({ ip: '240.0.0.1', port: 1 })?.service, 'a')
   assert.deepEqual(index.find({ ip: '10.0.0.5', port: 80 }), { service: 'a', endpointKey: 'y/a' })
 })
 
 test('of two instances at one address the first is meant', () => {
   const index = new AddressIndex()
-  index.apply(delta([service('a', [], [endpoint('x/a', '10.0.0.5'), endpoint('y/a', '10.0.0.5')])]))
+  index.apply(delta([service('a', [], [at('x/a', '10.0.0.5'), at('y/a', '10.0.0.5')])]))
   assert.equal(index.find({ ip: '10.0.0.5', port: 80 })?.endpointKey, 'x/a')
 })
 
 test('an address whose first claimant is gone goes to the other one that claims it', () => {
   const index = new AddressIndex()
-  index.apply(delta([service('a', ['240.0.0.1'], [endpoint('x/a', '10.0.0.5')])]))
-  index.apply(delta([service('b', ['240.0.0.1'], [endpoint('x/b', '10.0.0.5')])]))
+  index.apply(delta([service('a', ['240.0.0.1'], [at('x/a', '10.0.0.5')])]))
+  index.apply(delta([service('b', ['240.0.0.1'], [at('x/b', '10.0.0.5')])]))
   index.apply(delta([], ['a']))
   assert.equal(index.find({ ip: '240.0.0.1', port: 1 })?.service, 'b')
   assert.equal(index.find({ ip: '10.0.0.5', port: 80 })?.endpointKey, 'x/b')
@@ -201,7 +181,7 @@ test('whatever the changes, every address of a known service is found, and none 
 
 test('the address of an instance stays with its own service, whoever else is redirected to it', () => {
   const index = new AddressIndex()
-  const shared = { ...endpoint('n/api', '10.0.0.9'), service: 'api' }
+  const shared = { ...at('n/api', '10.0.0.9'), service: 'api' }
   index.apply(delta([{ ...service('old-api', ['240.0.0.1']), endpoints: [shared] }]))
   assert.equal(index.find({ ip: '10.0.0.9', port: 80 }), undefined)
   index.apply(delta([service('api', ['240.0.0.2'], [shared])]))
@@ -211,7 +191,7 @@ test('the address of an instance stays with its own service, whoever else is red
 test('the address of an instance that no endpoint serves stays that of its service, and nobody is meant', () => {
   const index = new AddressIndex()
   const address = { ip: '10.0.0.5', port: 5432 }
-  const served = service('db', ['240.0.0.1'], [endpoint('a/db', address.ip, address.port)])
+  const served = service('db', ['240.0.0.1'], [at('a/db', address.ip, address.port)])
   index.apply(delta([{ ...served, endpoints: [] }]))
   const unserved = { service: 'db', endpointKey: undefined, isUnserved: true }
   assert.deepEqual(index.find(address), unserved)

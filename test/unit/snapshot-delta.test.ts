@@ -6,22 +6,15 @@ import {
   applyDelta,
   diffSnapshots,
   emptySnapshot,
-  type MeshService,
   type ServicePolicy,
   type Snapshot,
 } from '../../src/model/snapshot.ts'
+import { meshService } from '../harness/builders.ts'
 
 const name = fc.constantFrom('a', 'b', 'c', 'd', 'e', 'f')
-const service = fc.record({ name, connectTimeoutMs: fc.constantFrom(1, 2) }).map(
-  (given): MeshService => ({
-    ...given,
-    datacenter: 'dc1',
-    virtualIps: [],
-    protocol: 'tcp',
-    endpoints: [],
-    addresses: [],
-  }),
-)
+const service = fc
+  .record({ name, connectTimeoutMs: fc.constantFrom(1, 2) })
+  .map(({ name: given, connectTimeoutMs }) => meshService(given, { connectTimeoutMs }))
 const policy = fc
   .record({ destination: name, defaultPolicy: fc.constantFrom('allow' as const, 'deny' as const) })
   .map((given): ServicePolicy => ({ ...given, intentions: [] }))
