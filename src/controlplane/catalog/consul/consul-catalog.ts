@@ -17,7 +17,7 @@ import { startPulse } from './pulse.ts'
 import { createRegistrar } from './registration.ts'
 import { AGENT_RULE } from './rights.ts'
 import { type ServiceListWatch, watchServiceList } from './service-list.ts'
-import { type ServiceWatch, SIGHT_MS, type Sight, watchOneService } from './service-watch.ts'
+import { ServiceWatch, TOKEN_PROBE_MS, type TokenProbe } from './service-watch.ts'
 import {
   type ConsulAddress,
   type ConsulTransport,
@@ -61,7 +61,7 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
   const parts = { transport, log, clock, random }
   const follower = createFollower(transport, parts)
   const registrar = createRegistrar({ ...parts, nodeAddress: options.nodeAddress })
-  const sight = createSight(transport, clock)
+  const tokenProbe = createTokenProbe(transport, clock)
   const readNode = createNodeReader(transport, clock)
   const hints = startChangeHints(follower)
   const serviceWatches = new Set<ServiceWatch>()
@@ -130,12 +130,12 @@ export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): Co
     follower,
     readAgentSelf: () => readAgentSelf(transport),
     watchService(name, onChange, last) {
-      const watch = watchOneService(name, onChange, {
+      const watch = new ServiceWatch(name, onChange, {
         ...options,
         follower,
         readNode,
         clock,
-        sight,
+        tokenProbe,
         last,
         established: [...listWatches].flatMap((list) => list.addressesOf(name)),
       })
@@ -200,24 +200,24 @@ function watchProblem({ path, problem, code, unreachable }: FollowHealth): Probl
   return [Problem.of(cause, 'HM_CONSUL_QUERY_FAILED', { message, subject })]
 }
 
-function createSight(transport: ConsulTransport, clock: Clock): Sight {
-  const lookedAtMs = new Map<string, number>()
-  const clearAtMs = new Map<string, number>()
+function createTokenProbe(transport: ConsulTransport, clock: Clock): TokenProbe {
+  const askedAtMs = new Map<string, number>()
+  const readAtMs = new Map<string, number>()
   return {
-    isClear: (datacenter = '', sinceMs) =>
-      (clearAtMs.get(datacenter) ?? Number.NEGATIVE_INFINITY) >= sinceMs,
-    look(datacenter = '') {
+    canRead: (datacenter = '', sinceMs) =>
+      (readAtMs.get(datacenter) ?? Number.NEGATIVE_INFINITY) >= sinceMs,
+    ask(datacenter = '') {
       const nowMs = clock.monotonicMs()
-      if (nowMs - (lookedAtMs.get(datacenter) ?? Number.NEGATIVE_INFINITY) < SIGHT_MS) return
-      lookedAtMs.set(datacenter, nowMs)
+      if (nowMs - (askedAtMs.get(datacenter) ?? Number.NEGATIVE_INFINITY) < TOKEN_PROBE_MS) return
+      askedAtMs.set(datacenter, nowMs)
       const query = datacenter === '' ? '' : `?dc=${encodeURIComponent(datacenter)}`
       transport.call('GET', `/v1/catalog/services${query}`, { levels: NAME_LEVELS }).then(
         (answer) => {
           // Consul's own servers are always in the catalog: an empty one means that we may not read it.
           if (decodeServiceNames(requireOk(answer, 'reading services').body).length > 0)
-            clearAtMs.set(datacenter, clock.monotonicMs())
+            readAtMs.set(datacenter, clock.monotonicMs())
         },
-        // Not seeing is the point; the watches report what is wrong.
+        // That it cannot read is the answer; the watches report what is wrong.
         () => undefined,
       )
     },

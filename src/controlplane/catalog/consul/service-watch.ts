@@ -29,31 +29,20 @@ import {
 } from './instances.ts'
 import type { NodeReader } from './node-reader.ts'
 
-/** A watch that can say what is odd about its answers. */
-export interface ServiceWatch extends Watch {
-  problems(): readonly string[]
-  /** Claims that are not met, one sentence each. */
-  warnings(): readonly string[]
-  /** Which check keeps an instance from passing, by endpoint key. */
-  failing(): ReadonlyMap<string, string>
-  /** Where instances are believed to listen in the agent's own datacenter. */
-  addresses(): readonly InstanceAddress[]
-}
-
 /**
- * Whether the token sees any service at all: lost rights show as empty lists, not as errors. Asked for another
+ * Whether the token may read any service at all: lost rights show as empty lists, not as errors. Asked for another
  * datacenter, or for the agent's own when it is undefined.
  */
-export interface Sight {
-  /** Looks again when the last look is old. */
-  look(datacenter: string | undefined): void
-  /** Whether the last look, not older than `sinceMs`, saw something. */
-  isClear(datacenter: string | undefined, sinceMs: number): boolean
+export interface TokenProbe {
+  /** Asks again when the last answer is old. */
+  ask(datacenter: string | undefined): void
+  /** Whether the last answer, not older than `sinceMs`, named a service. */
+  canRead(datacenter: string | undefined, sinceMs: number): boolean
 }
 
 /** What a watch needs to know. */
 export interface ServiceWatchOptions {
-  readonly sight: Sight
+  readonly tokenProbe: TokenProbe
   readonly follower: Follower
   readonly readNode: NodeReader
   readonly clock: Clock
@@ -65,8 +54,8 @@ export interface ServiceWatchOptions {
   readonly established?: readonly InstanceAddress[] | undefined
 }
 
-/** How long it is remembered whether the token sees any service, milliseconds. */
-export const SIGHT_MS = 5_000
+/** How long an answer of the {@link TokenProbe} counts, milliseconds. */
+export const TOKEN_PROBE_MS = 5_000
 
 /** Chain and first target are waited for so long; then what else is known has to do. Milliseconds. */
 const PATIENCE_MS = 2_000
@@ -90,63 +79,140 @@ interface TargetWatch {
   instances: DecodedHealth | undefined
 }
 
-/** Follows `name` until it is closed; `onChange` gets every state that differs from the last. */
-export function watchOneService(
-  name: string,
-  onChange: (service: CatalogService) => void,
-  options: ServiceWatchOptions,
-): ServiceWatch {
-  const { follower } = options
-  const itself: ChainTarget = {
-    service: name,
-    datacenter: options.datacenter ?? '',
-    isRemote: false,
-    filter: undefined,
-    onlyPassing: false,
-  }
+/** Follows one service until it is closed. */
+export class ServiceWatch implements Watch {
+  readonly #name: string
+  readonly #onChange: (service: CatalogService) => void
+  readonly #options: ServiceWatchOptions
+  /** What the service is while its chain leads nowhere else. */
+  readonly #itself: ChainTarget
   /** By path. */
-  const watches = new Map<string, TargetWatch>()
+  readonly #targetWatches = new Map<string, TargetWatch>()
   /** By datacenter; '' is the agent's own. */
-  const instanceWatches = new Map<string, InstanceWatch>()
-  let chain: DecodedChain | undefined
-  let targets: readonly ChainTarget[] = [itself]
-  let virtualIps: readonly string[] = []
-  let isPatient = true
-  let awaitsInstances = true
-  let patience: NodeJS.Timeout | undefined
-  let published: string | undefined
-  let isClosed = false
+  readonly #instanceWatches = new Map<string, InstanceWatch>()
+  readonly #chainWatch: FollowWatch
+  readonly #instanceTimer: NodeJS.Timeout
+  #chain: DecodedChain | undefined
+  #targets: readonly ChainTarget[]
+  #virtualIps: readonly string[] = []
+  #isPatient = true
+  #awaitsInstances = true
+  #graceTimer: NodeJS.Timeout | undefined
+  #published: string | undefined
+  #isClosed = false
 
-  function publish(): void {
-    if (chain === undefined || isClosed) return
-    const answers = targets.map((target) => watches.get(pathOf(target))?.instances)
+  /** `onChange` gets every state that differs from the last. */
+  constructor(
+    name: string,
+    onChange: (service: CatalogService) => void,
+    options: ServiceWatchOptions,
+  ) {
+    this.#name = name
+    this.#onChange = onChange
+    this.#options = options
+    this.#itself = {
+      service: name,
+      datacenter: options.datacenter ?? '',
+      isRemote: false,
+      filter: undefined,
+      onlyPassing: false,
+    }
+    this.#targets = [this.#itself]
+    // Most chains lead to the service itself: its instances are asked for at once.
+    this.#openTarget(this.#itself)
+    this.#openAllInstances()
+    this.#chainWatch = options.follower.follow(
+      `/v1/discovery-chain/${encodeURIComponent(name)}`,
+      (body) => this.#takeChain(body === undefined ? defaultChain : decodeChain(name, body)),
+      { priority: 'cold' },
+    )
+    this.#startGracePeriod()
+    this.#instanceTimer = setTimeout(() => {
+      this.#awaitsInstances = false
+      this.#publish()
+    }, INSTANCE_PATIENCE_MS)
+  }
+
+  problems(): readonly string[] {
+    return [
+      ...(this.#chain?.problems ?? []),
+      ...[...this.#targetWatches.values()].flatMap(({ instances }) => instances?.problems ?? []),
+    ]
+  }
+
+  /** Claims that are not met, one sentence each. */
+  warnings(): readonly string[] {
+    return [...this.#instanceWatches.values()].flatMap(({ claims, listed, warnings }) => [
+      ...(listed?.problems ?? []),
+      ...warnings,
+      ...claims.warnings(),
+    ])
+  }
+
+  /** Which check keeps an instance from passing, by endpoint key. */
+  failing(): ReadonlyMap<string, string> {
+    return new Map(
+      [...this.#targetWatches.values()].flatMap(({ instances }) => [...(instances?.failing ?? [])]),
+    )
+  }
+
+  /** Where instances are believed to listen in the agent's own datacenter. */
+  addresses(): readonly InstanceAddress[] {
+    return this.#instanceWatches.get('')?.claims.believed() ?? []
+  }
+
+  close(): void {
+    this.#isClosed = true
+    clearTimeout(this.#graceTimer)
+    clearTimeout(this.#instanceTimer)
+    this.#chainWatch.close()
+    for (const { watch } of this.#targetWatches.values()) watch.close()
+    for (const opened of this.#instanceWatches.values()) closeInstances(opened)
+  }
+
+  #publish(): void {
+    const chain = this.#chain
+    if (chain === undefined || this.#isClosed) return
+    const answers = this.#targets.map((target) => this.#answerOf(target))
     // Sending everybody to the failover because it answered a moment earlier would be wrong.
-    if (answers[0] === undefined && isPatient) return
+    if (answers[0] === undefined && this.#isPatient) return
     if (answers.every((answer) => answer === undefined)) return
     // Only what is believed will be captured: it should be in the first answer.
-    if (published === undefined && awaitsInstances && !isSettled(instanceWatches.get(''))) return
+    if (
+      this.#published === undefined &&
+      this.#awaitsInstances &&
+      !isSettled(this.#instanceWatches.get(''))
+    )
+      return
     const service: CatalogService = {
-      name,
+      name: this.#name,
       protocol: chain.protocol,
       connectTimeoutMs: chain.connectTimeoutMs,
-      virtualIps,
-      endpoints: combine(targets, answers.map(placed)),
-      addresses: [...instanceWatches].flatMap(([datacenter, { claims }]) =>
+      virtualIps: this.#virtualIps,
+      endpoints: combine(
+        this.#targets,
+        answers.map((answer, position) => this.#placed(answer, position)),
+      ),
+      addresses: [...this.#instanceWatches].flatMap(([datacenter, { claims }]) =>
         claims.believed().map((address) => asOf(datacenter, address)),
       ),
     }
     const mark = JSON.stringify(service)
-    if (mark === published) return
-    published = mark
-    onChange(service)
+    if (mark === this.#published) return
+    this.#published = mark
+    this.#onChange(service)
+  }
+
+  #answerOf(target: ChainTarget): DecodedHealth | undefined {
+    return this.#targetWatches.get(pathOf(target))?.instances
   }
 
   /** A target's answer with the addresses of the instances that its proxies stand for. */
-  function placed(answer: DecodedHealth | undefined, position: number): DecodedHealth | undefined {
-    const target = targets[position]
-    if (answer === undefined || target === undefined || target.service !== name) return answer
-    const own = instanceWatches.get(target.isRemote ? target.datacenter : '')
-    const { endpoints, problems } = placeEndpoints(name, answer.endpoints, [
+  #placed(answer: DecodedHealth | undefined, position: number): DecodedHealth | undefined {
+    const target = this.#targets[position]
+    if (answer === undefined || target === undefined || target.service !== this.#name) return answer
+    const own = this.#instanceWatches.get(target.isRemote ? target.datacenter : '')
+    const { endpoints, problems } = placeEndpoints(this.#name, answer.endpoints, [
       // What was believed and is gone from the list is where it was, if its proxy is still there.
       ...(own?.claims.believed() ?? []).map(asInstance),
       ...(own?.listed?.instances ?? []),
@@ -155,17 +221,70 @@ export function watchOneService(
     return { ...answer, endpoints }
   }
 
-  function openInstances(datacenter: string): void {
-    if (instanceWatches.has(datacenter)) return
+  /** Follows what the chain leads to, and nothing else. */
+  #takeChain(chain: DecodedChain): void {
+    this.#chain = chain
+    this.#targets = chain.targets ?? [this.#itself]
+    const wanted = new Set(this.#targets.map(pathOf))
+    for (const [path, { watch }] of this.#targetWatches)
+      if (!wanted.has(path)) {
+        watch.close()
+        this.#targetWatches.delete(path)
+      }
+    for (const target of this.#targets) this.#openTarget(target)
+    this.#openAllInstances()
+    const [first = this.#itself] = this.#targets
+    if (this.#answerOf(first) === undefined) this.#startGracePeriod()
+    this.#publish()
+  }
+
+  #openTarget(target: ChainTarget): void {
+    const path = pathOf(target)
+    if (this.#targetWatches.has(path)) return
+    const withoutSuddenLoss = createLossFilter(target, this.#options)
+    const opened: TargetWatch = {
+      instances: undefined,
+      watch: this.#options.follower.follow(
+        path,
+        (body) => {
+          opened.instances = withoutSuddenLoss(body)
+          // Others' virtual addresses lead to those others.
+          if (path === pathOf(this.#itself)) this.#virtualIps = opened.instances.virtualIps
+          this.#publish()
+        },
+        // The agent's summary of services is about its own datacenter.
+        target.isRemote ? {} : { subject: target.service },
+      ),
+    }
+    this.#targetWatches.set(path, opened)
+  }
+
+  /** The service's own instances, here and where its chain leads to it elsewhere. */
+  #openAllInstances(): void {
+    const wanted = new Set([
+      '',
+      ...this.#targets
+        .filter(({ service, isRemote }) => service === this.#name && isRemote)
+        .map(({ datacenter }) => datacenter),
+    ])
+    for (const [datacenter, opened] of this.#instanceWatches)
+      if (!wanted.has(datacenter)) {
+        closeInstances(opened)
+        this.#instanceWatches.delete(datacenter)
+      }
+    for (const datacenter of wanted) this.#openInstances(datacenter)
+  }
+
+  #openInstances(datacenter: string): void {
+    if (this.#instanceWatches.has(datacenter)) return
+    const name = this.#name
+    const { clock, follower, readNode, last, established } = this.#options
     const isRemote = datacenter !== ''
     const claims = judgeClaims(name, {
-      clock: options.clock,
-      readNode: (node) => options.readNode(node, isRemote ? datacenter : undefined),
-      last: [
-        ...addressesOf(options.last, datacenter),
-        ...(isRemote ? [] : (options.established ?? [])),
-      ],
-      onChange: publish,
+      clock,
+      readNode: (node) => readNode(node, isRemote ? datacenter : undefined),
+      last: [...addressesOf(last, datacenter), ...(isRemote ? [] : (established ?? []))],
+      onChange: () => this.#publish(),
     })
     const opened: InstanceWatch = {
       claims,
@@ -176,114 +295,22 @@ export function watchOneService(
         (body) => {
           opened.listed = decodeInstances(name, body, { isRemote })
           claims.take(opened.listed.instances)
-          publish()
+          this.#publish()
         },
         { priority: 'cold', ...(!isRemote && { subject: name }) },
       ),
     }
-    instanceWatches.set(datacenter, opened)
+    this.#instanceWatches.set(datacenter, opened)
   }
 
-  /** The service's own instances, here and where its chain leads to it elsewhere. */
-  function openAllInstances(): void {
-    const wanted = new Set([
-      '',
-      ...targets
-        .filter(({ service, isRemote }) => service === name && isRemote)
-        .map(({ datacenter }) => datacenter),
-    ])
-    for (const [datacenter, opened] of instanceWatches)
-      if (!wanted.has(datacenter)) {
-        closeInstances(opened)
-        instanceWatches.delete(datacenter)
-      }
-    for (const datacenter of wanted) openInstances(datacenter)
-  }
-
-  function openTarget(target: ChainTarget): void {
-    const path = pathOf(target)
-    if (watches.has(path)) return
-    const judge = createJudge(target, options)
-    const opened: TargetWatch = {
-      instances: undefined,
-      watch: follower.follow(
-        path,
-        (body) => {
-          opened.instances = judge(body)
-          // Others' virtual addresses lead to those others.
-          if (path === pathOf(itself)) virtualIps = opened.instances.virtualIps
-          publish()
-        },
-        // The agent's summary of services is about its own datacenter.
-        target.isRemote ? {} : { subject: target.service },
-      ),
-    }
-    watches.set(path, opened)
-  }
-
-  function beImpatientLater(): void {
-    isPatient = true
-    clearTimeout(patience)
-    patience = setTimeout(() => {
-      isPatient = false
-      chain ??= chainWithout(name, options.last)
-      publish()
+  #startGracePeriod(): void {
+    this.#isPatient = true
+    clearTimeout(this.#graceTimer)
+    this.#graceTimer = setTimeout(() => {
+      this.#isPatient = false
+      this.#chain ??= chainWithout(this.#name, this.#options.last)
+      this.#publish()
     }, PATIENCE_MS)
-  }
-
-  /** Follows what the chain leads to, and nothing else. */
-  function take(next: DecodedChain): void {
-    chain = next
-    targets = next.targets ?? [itself]
-    const wanted = new Set(targets.map(pathOf))
-    for (const [path, { watch }] of watches)
-      if (!wanted.has(path)) {
-        watch.close()
-        watches.delete(path)
-      }
-    for (const target of targets) openTarget(target)
-    openAllInstances()
-    const [first = itself] = targets
-    if (watches.get(pathOf(first))?.instances === undefined) beImpatientLater()
-    publish()
-  }
-
-  // Most chains lead to the service itself: its instances are asked for at once.
-  openTarget(itself)
-  openAllInstances()
-  const chainWatch = follower.follow(
-    `/v1/discovery-chain/${encodeURIComponent(name)}`,
-    (body) => take(body === undefined ? defaultChain : decodeChain(name, body)),
-    { priority: 'cold' },
-  )
-  beImpatientLater()
-  const instancePatience = setTimeout(() => {
-    awaitsInstances = false
-    publish()
-  }, INSTANCE_PATIENCE_MS)
-
-  return {
-    problems: () => [
-      ...(chain?.problems ?? []),
-      ...[...watches.values()].flatMap(({ instances }) => instances?.problems ?? []),
-    ],
-    warnings: () =>
-      [...instanceWatches.values()].flatMap(({ claims, listed, warnings }) => [
-        ...(listed?.problems ?? []),
-        ...warnings,
-        ...claims.warnings(),
-      ]),
-    failing: () =>
-      new Map([...watches.values()].flatMap(({ instances }) => [...(instances?.failing ?? [])])),
-    addresses: () => instanceWatches.get('')?.claims.believed() ?? [],
-    close() {
-      isClosed = true
-      clearTimeout(patience)
-      clearTimeout(instancePatience)
-      chainWatch.close()
-      for (const { watch } of watches.values()) watch.close()
-      for (const opened of instanceWatches.values()) closeInstances(opened)
-    },
   }
 }
 
@@ -364,12 +391,12 @@ function remembered(target: ChainTarget, last: CatalogService | undefined): read
 }
 
 /** Reads the answers about one target, and refuses those that are to be doubted. */
-function createJudge(
+function createLossFilter(
   target: ChainTarget,
   options: ServiceWatchOptions,
 ): (body: unknown) => DecodedHealth {
-  const { clock, sight } = options
-  let believed = remembered(target, options.last)
+  const { clock, tokenProbe } = options
+  let trusted = remembered(target, options.last)
   const place = {
     node: options.node,
     datacenter: target.isRemote ? target.datacenter : options.datacenter,
@@ -381,22 +408,22 @@ function createJudge(
     const after = decodeHealth(target.service, body, place)
     // An agent that comes back with others hears of their return last: until then they are as good as gone.
     const there = after.endpoints.filter(({ key }) => !after.awayKeys.has(key))
-    if (isDoubtful(believed, there)) {
+    if (isDoubtful(trusted, there)) {
       doubtedAtMs ??= clock.monotonicMs()
-      sight.look(elsewhere)
+      tokenProbe.ask(elsewhere)
       const isOld = clock.monotonicMs() - doubtedAtMs >= DOUBT_MS
-      if (!isOld || !sight.isClear(elsewhere, doubtedAtMs - SIGHT_MS))
+      if (!isOld || !tokenProbe.canRead(elsewhere, doubtedAtMs - TOKEN_PROBE_MS))
         throw new MeshError(
           'HM_CONSUL_ANSWER_DOUBTED',
           `Consul suddenly names ${there.length} instances of ${target.service} whose nodes it hears from in place of ` +
-            `${believed.length}: ` +
+            `${trusted.length}: ` +
             (isOld
               ? 'the token seems to have lost service:read, so that is not believed'
               : 'asking again before that is believed'),
         )
     }
     doubtedAtMs = undefined
-    believed = there
+    trusted = there
     return after
   }
 }
