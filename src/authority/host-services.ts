@@ -42,9 +42,9 @@ function fromFile(path: string, log: Log): HostServices {
   return {
     runsService: (host, name) =>
       new Promise((resolve) => {
-        const watch = catalog.watchService(name, ({ endpoints }) => {
+        const watch = catalog.watchService(name, ({ clusters }) => {
           watch.close()
-          resolve(endpoints.some(({ node }) => node === host))
+          resolve(clusters[0].endpoints.some(({ node }) => node === host))
         })
       }),
     [Symbol.asyncDispose]: () => catalog[Symbol.asyncDispose](),

@@ -274,7 +274,7 @@ function serviceEntry(
     datacenter: service.datacenter,
     protocol: service.protocol,
     virtualIps: service.virtualIps,
-    endpoints: service.endpoints.map((endpoint) => ({
+    endpoints: service.clusters[0].endpoints.map((endpoint) => ({
       id: endpoint.id,
       node: endpoint.node,
       address: formatAddress(endpoint.tunnel),

@@ -60,9 +60,9 @@ export function instanceSets(
 const NOWHERE: ReadonlySet<string> = new Set()
 
 /** Where a proxy that is not known to be away serves the instance. */
-function servedAddresses({ name, endpoints }: MeshService): ReadonlySet<string> {
+function servedAddresses({ name, clusters }: MeshService): ReadonlySet<string> {
   const served = new Set<string>()
-  for (const { application, service, health } of endpoints)
+  for (const { application, service, health } of clusters[0].endpoints)
     if (application !== undefined && service === name && health !== 'critical')
       served.add(formatAddress(application))
   return served

@@ -7,46 +7,26 @@ import { z } from 'zod'
 import { writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
 import { errorCode, MeshError } from '../lib/errors.ts'
 import { readTextFile } from '../lib/read-text-file.ts'
-import { FACTS_FORMAT, FACTS_VERSION, type HostFacts } from '../model/facts.ts'
+import { FACTS_FORMAT, FACTS_VERSION, type HostFacts, type PolicyFacts } from '../model/facts.ts'
+import {
+  localServiceSchema,
+  type Members,
+  meshServiceSchema,
+  policyMembers,
+  selectorSchema,
+} from '../model/schema.ts'
 
 /** Beyond it is no document of ours: the admin API makes none so large. */
 const MAX_BYTES = 64 * 1_024 * 1_024
 
-const address = z.looseObject({ ip: z.string(), port: z.number() })
-
-const selector = z.union([
-  z.looseObject({ kind: z.literal('cgroup'), path: z.string() }),
-  z.looseObject({ kind: z.literal('user'), user: z.string() }),
-  z.looseObject({ kind: z.literal('sourceAddress'), ip: z.string() }),
-])
-
-const intention = z.looseObject({
-  source: z.string(),
-  destination: z.string(),
-  action: z.enum(['allow', 'deny']).optional(),
-  precedence: z.number(),
-})
-
-const endpoint = z.looseObject({
-  key: z.string(),
-  service: z.string(),
-  datacenter: z.string(),
-  priority: z.number(),
-  id: z.string(),
-  node: z.string(),
-  tunnel: address,
-  application: address.optional(),
-  health: z.enum(['passing', 'warning', 'critical']),
-  weight: z.number(),
-  local: z.boolean(),
-})
-
 const names = z.array(z.string())
 
-/** Loose: what a newer version adds does not matter to this one. */
+/** Loose beyond the model: what a newer version adds does not matter to this one. */
 const facts = z.looseObject({
   format: z.literal(FACTS_FORMAT),
-  formatVersion: z.literal(FACTS_VERSION),
+  formatVersion: z.literal(FACTS_VERSION, {
+    error: ({ input }) => `it is ${String(input)}, and this hostmesh reads ${FACTS_VERSION}`,
+  }),
   writtenAt: z.iso.datetime(),
   node: z.string(),
   datacenter: z.string(),
@@ -59,35 +39,14 @@ const facts = z.looseObject({
     ageMs: z.number().nullable(),
     problems: names,
   }),
-  services: z.array(
-    z.looseObject({
-      name: z.string(),
-      datacenter: z.string(),
-      virtualIps: names,
-      protocol: z.string(),
-      connectTimeoutMs: z.number(),
-      endpoints: z.array(endpoint),
-      addresses: z.array(address).default([]),
-    }),
-  ),
+  services: z.array(meshServiceSchema),
   policies: z.array(
-    z.looseObject({
-      destination: z.string(),
+    z.object({
+      ...policyMembers,
       origin: z.enum(['snapshot', 'catalog']),
-      intentions: z.array(intention),
-      defaultPolicy: z.enum(['allow', 'deny']),
-    }),
+    } satisfies Members<PolicyFacts>),
   ),
-  local: z.array(
-    z.looseObject({
-      name: z.string(),
-      id: z.string(),
-      target: address.optional(),
-      selector: selector.optional(),
-      capturePort: z.number().optional(),
-      upstreams: z.array(z.looseObject({ destination: z.string(), bind: address.optional() })),
-    }),
-  ),
+  local: z.array(localServiceSchema),
   domains: names,
   capture: z.looseObject({
     mode: z.enum(['off', 'on']),
@@ -96,7 +55,7 @@ const facts = z.looseObject({
     backend: z.enum(['nftables', 'iptables']).nullable().optional(),
     plan: z
       .looseObject({
-        workloads: z.array(z.looseObject({ selector, capturePort: z.number() })),
+        workloads: z.array(z.looseObject({ selector: selectorSchema, capturePort: z.number() })),
         defaultCapturePort: z.number().optional(),
         refusesUnknownAtInstances: z.boolean().optional(),
         sparesOpenConnections: z.boolean().optional(),

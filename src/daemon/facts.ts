@@ -74,7 +74,10 @@ export async function collectFacts(
   // A redirect leads to another service, and the rules for that one decide.
   const wanted = new Set([
     ...(scope === 'all' ? [] : [scope.service ?? '']),
-    ...asked.flatMap(({ name, endpoints }) => [name, ...endpoints.map((each) => each.service)]),
+    ...asked.flatMap(({ name, clusters }) => [
+      name,
+      ...clusters[0].endpoints.map((each) => each.service),
+    ]),
   ])
   const elsewhere = [...wanted].filter(
     (name) => name !== '' && snapshot?.policies.has(name) !== true,

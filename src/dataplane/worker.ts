@@ -390,7 +390,7 @@ class Worker {
     endpoints: readonly string[],
   ): Promise<readonly ProbeResult[]> {
     const service = this.snapshot.services.get(name)
-    const asked = service?.endpoints.filter(({ key }) => endpoints.includes(key)) ?? []
+    const asked = service?.clusters[0].endpoints.filter(({ key }) => endpoints.includes(key)) ?? []
     return Promise.all(
       asked.flatMap((endpoint) =>
         service === undefined ? [] : probe(this.plane, source, service, endpoint),
@@ -404,7 +404,7 @@ class Worker {
     const asked = name === undefined ? [...services.values()] : [services.get(name)]
     const loads = []
     for (const service of asked)
-      for (const endpoint of service?.endpoints ?? []) {
+      for (const endpoint of service?.clusters[0].endpoints ?? []) {
         const standing = this.plane.balancer.peek(endpoint)
         if (standing !== undefined) loads.push({ endpoint: endpoint.key, ...standing })
         if (loads.length >= MAX_LOADS) return loads

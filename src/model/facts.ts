@@ -22,7 +22,7 @@ import type { MeshService, ServicePolicy } from './snapshot.ts'
 export const FACTS_FORMAT = 'hostmesh-snapshot'
 
 /** Raised when a reader of the old form would be misled. */
-export const FACTS_VERSION = 1
+export const FACTS_VERSION = 2
 
 /** `/v1/snapshot`: the facts of a host. */
 export interface HostFacts {

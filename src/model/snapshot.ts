@@ -7,21 +7,18 @@
  * is what {@link diffSnapshots} relies on to send only what changed.
  */
 import type { SocketAddress } from './address.ts'
-import type { Endpoint } from './endpoint.ts'
 import type { DefaultPolicy, Intention } from './intention.ts'
+import type { Routing } from './route.ts'
 
-/** One service of the mesh and all its instances. */
-export interface MeshService {
+/** One service of the mesh: its first cluster takes bytes that nobody parses. */
+export interface MeshService extends Routing {
   readonly name: string
-  /** This host's own: where the name was looked up. What serves it says its own. */
+  /** This host's own: where the name was looked up. Clusters and endpoints say their own. */
   readonly datacenter: string
   /** Addresses that exist only for capture, canonical; empty when the service has none. */
   readonly virtualIps: readonly string[]
   /** From service-defaults; 'tcp' when nothing says otherwise. Traffic is opaque bytes whatever it says. */
   readonly protocol: string
-  readonly connectTimeoutMs: number
-  /** Of the service itself, or of those that it is redirected and fails over to; in the order of their priority. */
-  readonly endpoints: readonly Endpoint[]
   /**
    * Where instances of this very service listen, with a usable endpoint or without: callers that dial one mean the
    * mesh. Sorted; no two services of a snapshot have the same one.

@@ -54,11 +54,13 @@ export function serviceOfServerName(
   if (offered.has(service)) return service
   const [subset = ''] = service.split('.', 1)
   const rest = service.slice(subset.length + 1)
-  return SUBSET_NAME.test(subset) && isServiceName(rest) && offered.has(rest) ? rest : undefined
+  return isSubsetName(subset) && isServiceName(rest) && offered.has(rest) ? rest : undefined
 }
 
-/** What Consul takes as the name of a subset: one DNS label. */
-const SUBSET_NAME = /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/
+/** Whether a name can be one of a subset: Consul takes one DNS label. */
+export function isSubsetName(name: string): boolean {
+  return /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/.test(name)
+}
 
 /** Whether a name can be a mesh service: what fits a SPIFFE path and a server name, no pattern characters. */
 export function isServiceName(name: string): boolean {

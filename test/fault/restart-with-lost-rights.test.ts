@@ -84,7 +84,7 @@ describe('a restart with a token without rights', () => {
     }
 
     assertWhole(): void {
-      assert.equal(this.service?.endpoints.length, 1)
+      assert.equal(this.service?.clusters[0].endpoints.length, 1)
       assert.equal(this.service?.protocol, 'http')
       assert.equal(this.policies[0]?.intentions[0]?.action, 'allow')
       assert.deepEqual(this.names, ['db'])

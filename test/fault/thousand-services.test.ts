@@ -155,7 +155,7 @@ test('a thousand services converge and stay current within the limits of Consul'
             discovery
               .current()
               .services.get(name)
-              ?.endpoints.some(({ node }) => node === `far-${30 + round}`),
+              ?.clusters[0].endpoints.some(({ node }) => node === `far-${30 + round}`),
             `${name} has its new instance`,
           )
       },

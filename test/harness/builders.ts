@@ -2,8 +2,10 @@
  * Parts of the model and of a catalog's answers, everything about them ordinary but for what a test says.
  */
 import type { CatalogService } from '../../src/controlplane/catalog/catalog.ts'
+import type { Cluster } from '../../src/model/cluster.ts'
 import type { Endpoint } from '../../src/model/endpoint.ts'
 import { type Intention, precedenceOf } from '../../src/model/intention.ts'
+import { directRouting } from '../../src/model/route.ts'
 import type { MeshService } from '../../src/model/snapshot.ts'
 
 /** An instance by its key, `<node>/<service id>`: `b/db-2` is an instance of `db`. */
@@ -25,28 +27,39 @@ export function endpoint(key: string, parts: Partial<Endpoint> = {}): Endpoint {
   }
 }
 
-/** A service as the data plane has it, at the addresses of its instances. */
-export function meshService(name: string, parts: Partial<MeshService> = {}): MeshService {
+type ClusterParts = Partial<Pick<Cluster, 'connectTimeoutMs' | 'endpoints'>>
+
+/** A service as the data plane has it, at the addresses of its instances; led nowhere else unless clusters are given. */
+export function meshService(
+  name: string,
+  { connectTimeoutMs = 5_000, endpoints = [], ...parts }: Partial<MeshService> & ClusterParts = {},
+): MeshService {
+  const { datacenter = 'dc1' } = parts
   return {
     name,
-    datacenter: 'dc1',
+    datacenter,
     virtualIps: [],
     protocol: 'tcp',
-    connectTimeoutMs: 5_000,
-    endpoints: [],
-    addresses: parts.endpoints?.flatMap(({ application }) => application ?? []) ?? [],
+    ...directRouting(name, { datacenter, connectTimeoutMs, endpoints }),
+    addresses: endpoints.flatMap(({ application }) => application ?? []),
     ...parts,
   }
 }
 
 /** What a catalog says of a service; without instances unless they are given. */
-export function catalogService(name: string, parts: Partial<CatalogService> = {}): CatalogService {
+export function catalogService(
+  name: string,
+  {
+    connectTimeoutMs = 5_000,
+    endpoints = [],
+    ...parts
+  }: Partial<CatalogService> & ClusterParts = {},
+): CatalogService {
   return {
     name,
     protocol: 'tcp',
-    connectTimeoutMs: 5_000,
     virtualIps: [],
-    endpoints: [],
+    ...directRouting(name, { connectTimeoutMs, endpoints }),
     addresses: [],
     ...parts,
   }

@@ -126,7 +126,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
     world.agent.answer(CHAIN, indexed(7, { Chain: { Protocol: 'http' } }))
     await eventually('service', () => seen[0])
     assert.equal(seen[0]?.protocol, 'http')
-    assert.equal(seen[0]?.endpoints.length, 2)
+    assert.equal(seen[0]?.clusters[0].endpoints.length, 2)
   })
 
   test('without a chain the service still arrives, as tcp', async () => {
@@ -137,14 +137,14 @@ describe('the Consul catalog', { concurrency: true }, () => {
     world.catalog.watchService('db', (service) => seen.push(service))
     await eventually('service', () => seen[0], 4_000)
     assert.equal(seen[0]?.protocol, 'tcp')
-    assert.equal(seen[0]?.connectTimeoutMs, 5_000)
+    assert.equal(seen[0]?.clusters[0].connectTimeoutMs, 5_000)
     assert.match(world.catalog.health().problems.join('\n'), /discovery-chain\/db/)
   })
 
   test('an empty answer that comes once takes no instance away', async () => {
     await using world = await setUp()
     const counts: number[] = []
-    world.catalog.watchService('db', (service) => counts.push(service.endpoints.length))
+    world.catalog.watchService('db', (service) => counts.push(service.clusters[0].endpoints.length))
     world.agent.answer(CHAIN, indexed(7, { Chain: {} }))
     world.agent.answer(HEALTH, indexed(7, instances(3)), indexed(8, []), indexed(9, instances(3)))
     await eventually('three reads', () => world.agent.requestsFor(HEALTH).length >= 4)
@@ -155,7 +155,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
     const clock = hurried(HURRY)
     await using world = await setUp({ clock })
     const counts: number[] = []
-    world.catalog.watchService('db', (service) => counts.push(service.endpoints.length))
+    world.catalog.watchService('db', (service) => counts.push(service.clusters[0].endpoints.length))
     world.agent.answer(CHAIN, indexed(7, { Chain: {} }))
     world.agent.answer(HEALTH, indexed(7, instances(3)))
     world.agent.always(HEALTH, () => indexed(8, []))
@@ -178,7 +178,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
     world.agent.always(HEALTH, () => indexed(8, instances(2)))
     world.catalog.watchService('db', (service) => seen.push(service), last)
     await eventually('an answer', () => seen.length > 0)
-    assert.equal(seen[0]?.endpoints.length, 2)
+    assert.equal(seen[0]?.clusters[0].endpoints.length, 2)
     assert.equal(seen.length, 1)
   })
 
@@ -191,7 +191,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
     world.catalog.watchService('db', (service) => seen.push(service), last)
     await eventually('service', () => seen[0], 4_000)
     assert.equal(seen[0]?.protocol, 'http')
-    assert.equal(seen[0]?.connectTimeoutMs, 700)
+    assert.equal(seen[0]?.clusters[0].connectTimeoutMs, 700)
   })
 
   test('a list of services that is empty, at the start too, takes no name away', async () => {
@@ -260,7 +260,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
     await using world = await setUp()
     world.agent.always('/v1/catalog/services', () => indexed(1, {}))
     const counts: number[] = []
-    world.catalog.watchService('db', (service) => counts.push(service.endpoints.length))
+    world.catalog.watchService('db', (service) => counts.push(service.clusters[0].endpoints.length))
     world.agent.answer(CHAIN, indexed(7, { Chain: {} }))
     world.agent.answer(HEALTH, indexed(7, instances(1)))
     world.agent.always(HEALTH, () => indexed(8, []))
@@ -286,7 +286,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
     const seen: string[] = []
     world.agent.answer(CHAIN, indexed(7, { Chain: {} }))
     world.agent.answer(HEALTH, serf('passing'), serf('critical'), serf('passing'))
-    world.catalog.watchService('db', ({ endpoints }) => {
+    world.catalog.watchService('db', ({ clusters: [{ endpoints }] }) => {
       seen.push(endpoints.map(({ health }) => health).join())
     })
     await eventually('back', () => world.agent.requestsFor(HEALTH)[3])

@@ -89,7 +89,7 @@ async function setUp() {
   )
   const seen: CatalogService[] = []
   const keys = (): string[] =>
-    (seen.at(-1)?.endpoints ?? []).map(({ key, priority }) => `${key} ${priority}`)
+    (seen.at(-1)?.clusters[0].endpoints ?? []).map(({ key, priority }) => `${key} ${priority}`)
   /** Answers once for each datacenter, then blocks. */
   const answerOnce = (path: string, answers: Record<string, unknown>): void => {
     agent.always(path, ({ query }: SeenRequest) => {
@@ -122,7 +122,11 @@ describe('a service whose chain leads elsewhere', { concurrency: true }, () => {
     world.catalog.watchService('db', (service) => world.seen.push(service))
     await eventually('service', () => world.seen[0])
     assert.deepEqual(
-      world.seen[0]?.endpoints.map(({ key, service, datacenter }) => [key, service, datacenter]),
+      world.seen[0]?.clusters[0].endpoints.map(({ key, service, datacenter }) => [
+        key,
+        service,
+        datacenter,
+      ]),
       [['dc2/n1/api', 'api', 'dc2']],
     )
     assert.equal(world.seen[0]?.name, 'db')
@@ -172,7 +176,7 @@ describe('a service whose chain leads elsewhere', { concurrency: true }, () => {
     world.catalog.watchService('db', (service) => world.seen.push(service))
     await eventually('all three', () => world.keys().length === 3)
     assert.deepEqual(
-      world.seen.at(-1)?.endpoints.map(({ tunnel }) => `${tunnel.ip}:${tunnel.port}`),
+      world.seen.at(-1)?.clusters[0].endpoints.map(({ tunnel }) => `${tunnel.ip}:${tunnel.port}`),
       ['10.0.0.1:15443', '203.0.113.5:8443', '198.51.100.1:15443'],
     )
   })
@@ -243,6 +247,62 @@ describe('a service whose chain leads elsewhere', { concurrency: true }, () => {
     assert.deepEqual(world.keys(), ['n1/db 0', 'n2/db 0'])
   })
 
+  test('has every split of its chain, the heaviest first, and one that has never answered not at all', async () => {
+    await using world = await setUp()
+    const target = (ServiceSubset: string): object => ({
+      Service: 'db',
+      Namespace: 'default',
+      Datacenter: 'dc1',
+      ServiceSubset,
+      Subset: { Filter: ServiceSubset },
+    })
+    const resolver = (Target: string): object => ({ Type: 'resolver', Resolver: { Target } })
+    const Splits = [
+      { Weight: 10, NextNode: 'v2' },
+      { Weight: 90, NextNode: 'v1' },
+    ]
+    world.agent.answer(
+      CHAIN,
+      indexed(7, {
+        Chain: {
+          Datacenter: 'dc1',
+          Protocol: 'http',
+          StartNode: 's',
+          Nodes: { s: { Type: 'splitter', Splits }, v1: resolver('v1'), v2: resolver('v2') },
+          Targets: { v1: target('v1'), v2: target('v2') },
+        },
+      }),
+    )
+    let isThere = false
+    world.agent.always(HEALTH, ({ query }) => {
+      const filter = query.get('filter')
+      if (filter === 'v2' && !isThere) return { status: 500, body: 'no leader' }
+      return query.get('index') === '0' ? indexed(5, [instance(`n-${filter}`)]) : undefined
+    })
+    world.catalog.watchService('db', (service) => world.seen.push(service))
+    const told = (): unknown[] => {
+      const { routes = [], clusters = [] } = world.seen.at(-1) ?? {}
+      return [
+        clusters.map(({ name, endpoints }) => [name, endpoints.map(({ key }) => key).join()]),
+        routes.flatMap((route) => route.clusters.map(({ cluster, weight }) => [cluster, weight])),
+      ]
+    }
+    await eventually('the heaviest', () => world.seen[0])
+    assert.deepEqual(told(), [[['db:v1', 'n-v1/db']], [['db:v1', 90]]])
+    isThere = true
+    await eventually('the other', () => world.seen[1], 15_000)
+    assert.deepEqual(told(), [
+      [
+        ['db:v1', 'n-v1/db'],
+        ['db:v2', 'n-v2/db'],
+      ],
+      [
+        ['db:v2', 10],
+        ['db:v1', 90],
+      ],
+    ])
+  })
+
   test('follows a change of its chain and no longer what it has left', async () => {
     await using world = await setUp()
     world.answerOnce(HEALTH, { dc1: [instance('n1')] })
@@ -253,7 +313,7 @@ describe('a service whose chain leads elsewhere', { concurrency: true }, () => {
     world.agent.answer(CHAIN, indexed(8, chain({ service: 'api' })))
     await eventually('the other', () => world.keys().join() === 'n2/api 0')
     assert.deepEqual(
-      world.seen.map(({ endpoints }) => endpoints.length),
+      world.seen.map(({ clusters: [{ endpoints }] }) => endpoints.length),
       [1, 1],
       'never without an instance in between',
     )

@@ -84,7 +84,7 @@ describe('on a current Consul', () => {
     catalog.watchService('db', (service) => {
       latest = service
     })
-    await eventually(() => assert.equal(latest?.connectTimeoutMs, 1_500))
+    await eventually(() => assert.equal(latest?.clusters[0].connectTimeoutMs, 1_500))
     const { Chain } = (await mesh.catalog.server.get('/v1/discovery-chain/db')) as {
       Chain: { Targets: object }
     }

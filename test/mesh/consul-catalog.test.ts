@@ -110,12 +110,16 @@ describe('the Consul catalog with a real Consul', () => {
     catalog.watchService('cache', (service) => {
       latest = service
     })
-    await eventually(() => assert.equal(latest?.endpoints.length, 0))
+    await eventually(() => assert.equal(latest?.clusters[0].endpoints.length, 0))
     await joinElsewhere('cache', 'far-1', '10.7.0.1')
-    await eventually(() => assert.equal(latest?.endpoints.length, 1), { withinMs: 2_000 })
+    await eventually(() => assert.equal(latest?.clusters[0].endpoints.length, 1), {
+      withinMs: 2_000,
+    })
     await joinElsewhere('cache', 'far-2', '10.7.0.2')
-    await eventually(() => assert.equal(latest?.endpoints.length, 2), { withinMs: 2_000 })
-    assert.deepEqual(latest?.endpoints[0], {
+    await eventually(() => assert.equal(latest?.clusters[0].endpoints.length, 2), {
+      withinMs: 2_000,
+    })
+    assert.deepEqual(latest?.clusters[0].endpoints[0], {
       key: 'far-1/cache-proxy',
       id: 'cache-proxy',
       node: 'far-1',
@@ -129,11 +133,15 @@ describe('the Consul catalog with a real Consul', () => {
       local: false,
     })
     assert.equal(latest?.protocol, 'tcp')
-    assert.equal(latest?.connectTimeoutMs, 5_000)
+    assert.equal(latest?.clusters[0].connectTimeoutMs, 5_000)
     await leaveElsewhere('far-1')
-    await eventually(() => assert.equal(latest?.endpoints.length, 1), { withinMs: 3_000 })
+    await eventually(() => assert.equal(latest?.clusters[0].endpoints.length, 1), {
+      withinMs: 3_000,
+    })
     await leaveElsewhere('far-2')
-    await eventually(() => assert.equal(latest?.endpoints.length, 0), { withinMs: 15_000 })
+    await eventually(() => assert.equal(latest?.clusters[0].endpoints.length, 0), {
+      withinMs: 15_000,
+    })
     assert.deepEqual(catalog.health().problems, [])
   })
 
@@ -149,8 +157,58 @@ describe('the Consul catalog with a real Consul', () => {
     await write({ Kind: 'service-resolver', Name: 'api', ConnectTimeout: '7s' })
     await eventually(() => {
       assert.equal(latest?.protocol, 'http')
-      assert.equal(latest?.connectTimeoutMs, 7_000)
+      assert.equal(latest?.clusters[0].connectTimeoutMs, 7_000)
     })
+  })
+
+  test('splits arrive with their weights and subsets, and of routes the one that catches everything', async () => {
+    await using catalog = open()
+    let latest: CatalogService | undefined
+    catalog.watchService('shop', (service) => {
+      latest = service
+    })
+    const write = (entry: object): Promise<void> =>
+      consul.server.put('/v1/config', { Name: 'shop', ...entry })
+    await write({ Kind: 'service-defaults', Protocol: 'http' })
+    await write({
+      Kind: 'service-resolver',
+      Subsets: {
+        v1: { Filter: 'Service.Meta.version == v1' },
+        v2: { Filter: 'v2 in Service.Tags' },
+      },
+      Failover: { v2: { Service: 'shop', ServiceSubset: 'v1' } },
+    })
+    await write({
+      Kind: 'service-splitter',
+      Splits: [
+        { Weight: 25, ServiceSubset: 'v1' },
+        { Weight: 75, ServiceSubset: 'v2' },
+      ],
+    })
+    await write({
+      Kind: 'service-router',
+      Routes: [{ Match: { HTTP: { PathPrefix: '/cart' } }, Destination: { ServiceSubset: 'v1' } }],
+    })
+    const splits = [
+      { cluster: 'shop:v1', weight: 25 },
+      { cluster: 'shop:v2', weight: 75 },
+    ]
+    await eventually(() => {
+      assert.deepEqual(latest?.routes, [{ match: { kind: 'any' }, clusters: splits }])
+      assert.deepEqual(
+        latest.clusters.map(({ name, service, datacenter, subset }) => [
+          name,
+          service,
+          datacenter,
+          subset,
+        ]),
+        [
+          ['shop:v2', 'shop', 'dc1', 'v2'],
+          ['shop:v1', 'shop', 'dc1', 'v1'],
+        ],
+      )
+    })
+    assert.deepEqual(catalog.health().problems, [])
   })
 
   test('an intention that is created, changed and deleted arrives within two seconds each', async () => {
@@ -246,9 +304,11 @@ describe('the Consul catalog with a real Consul', () => {
       latest = now
     })
     const becomes = (health: string): Promise<void> =>
-      eventually(() => assert.equal(latest?.endpoints[0]?.health, health), { withinMs: 5_000 })
+      eventually(() => assert.equal(latest?.clusters[0].endpoints[0]?.health, health), {
+        withinMs: 5_000,
+      })
     await becomes('passing')
-    assert.equal(latest?.endpoints[0]?.key, 'a/db')
+    assert.equal(latest?.clusters[0].endpoints[0]?.key, 'a/db')
     await agent.put('/v1/agent/check/fail/db-ttl', undefined)
     await becomes('critical')
     await agent.put('/v1/agent/check/pass/db-ttl', undefined)
@@ -277,7 +337,9 @@ describe('the Consul catalog with a real Consul', () => {
       latest = now
     })
     const becomes = (health: string): Promise<void> =>
-      eventually(() => assert.equal(latest?.endpoints[0]?.health, health), { withinMs: 12_000 })
+      eventually(() => assert.equal(latest?.clusters[0].endpoints[0]?.health, health), {
+        withinMs: 12_000,
+      })
     await becomes('passing')
     await application.kill()
     await becomes('critical')
@@ -313,8 +375,8 @@ describe('the Consul catalog with a real Consul', () => {
       policies = now
     })
     await eventually(() => {
-      assert.equal(services.get('cache')?.endpoints.length, 1)
-      assert.equal(services.get('db')?.endpoints[0]?.health, 'passing')
+      assert.equal(services.get('cache')?.clusters[0].endpoints.length, 1)
+      assert.equal(services.get('db')?.clusters[0].endpoints[0]?.health, 'passing')
       assert.equal(policies.length, 1)
     })
     const callsBefore = calls
@@ -344,7 +406,7 @@ describe('the Consul catalog with a real Consul', () => {
     await joinElsewhere('cache', 'far-2', '10.7.0.2')
     await eventually(
       () => {
-        assert.equal(services.get('cache')?.endpoints.length, 2)
+        assert.equal(services.get('cache')?.clusters[0].endpoints.length, 2)
         assert.equal(policies[0]?.intentions[0]?.source, 'web')
         assert.deepEqual(catalog.health().problems, [])
         assert.ok((catalog.health().lastGoodAtMs ?? 0) > goodAtMs)
@@ -401,7 +463,7 @@ describe('the Consul catalog with ACLs that deny by default', () => {
       policies = now
     })
     await eventually(() => {
-      assert.equal(service?.endpoints.length, 1)
+      assert.equal(service?.clusters[0].endpoints.length, 1)
       assert.deepEqual(policies, [{ destination: 'db', intentions: [], defaultPolicy: 'deny' }])
     })
     assert.equal((await catalog.readAgentSelf()).nodeName, 'server')
@@ -429,7 +491,7 @@ describe('the Consul catalog with ACLs that deny by default', () => {
     await catalog.register([local('db', 5_432)], TUNNEL_PORT)
     const counts: number[] = []
     const policies: unknown[] = []
-    catalog.watchService('db', (now) => counts.push(now.endpoints.length))
+    catalog.watchService('db', (now) => counts.push(now.clusters[0].endpoints.length))
     catalog.watchPolicies(['db'], (now) => policies.push(now))
     await eventually(() => {
       assert.equal(counts.at(-1), 1)

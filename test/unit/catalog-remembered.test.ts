@@ -289,7 +289,7 @@ describe('a remembered catalog', () => {
     const scene = new Scene()
     const catalog = scene.start()
     const seen: number[] = []
-    catalog.watchService('db', (answer) => seen.push(answer.endpoints.length))
+    catalog.watchService('db', (answer) => seen.push(answer.clusters[0].endpoints.length))
     scene.inner.give.get('db')?.(service('db', 'a'))
     const leaving = catalog.deregister()
     scene.inner.give.get('db')?.(service('db'))
@@ -297,7 +297,7 @@ describe('a remembered catalog', () => {
     await catalog[Symbol.asyncDispose]()
     assert.deepEqual(seen, [1, 0], 'the running daemon does hear of it')
     const next = scene.start()
-    next.watchService('db', (answer) => seen.push(answer.endpoints.length))
+    next.watchService('db', (answer) => seen.push(answer.clusters[0].endpoints.length))
     await turn()
     assert.deepEqual(seen, [1, 0, 1])
   })

@@ -8,13 +8,14 @@ import {
   compile,
   nothingCompiled,
 } from '../../src/controlplane/discovery/compile.ts'
+import type { Cluster } from '../../src/model/cluster.ts'
 import type { Endpoint } from '../../src/model/endpoint.ts'
 import { type Intention, precedenceOf } from '../../src/model/intention.ts'
 import type { LocalService } from '../../src/model/service.ts'
 import { applyDelta, diffSnapshots, emptySnapshot } from '../../src/model/snapshot.ts'
 import { catalogService, endpoint, intention as rule } from '../harness/builders.ts'
 
-function service(name: string, change: Partial<CatalogService> = {}): CatalogService {
+function service(name: string, change: Parameters<typeof catalogService>[1] = {}): CatalogService {
   return catalogService(name, { endpoints: [endpoint(`host-b/${name}`)], ...change })
 }
 
@@ -50,7 +51,7 @@ test('an instance is local when its node is ours and its ID is that of a service
     nothingCompiled,
   )
   assert.deepEqual(
-    snapshot.services.get('db')?.endpoints.map((one) => [one.key, one.local]),
+    snapshot.services.get('db')?.clusters[0].endpoints.map((one) => [one.key, one.local]),
     [
       ['host-a/db', true],
       ['host-a/db-sidecar', false],
@@ -67,7 +68,7 @@ test('an instance of our node is not local to a workload that only calls', () =>
     ),
     nothingCompiled,
   )
-  assert.equal(snapshot.services.get('db')?.endpoints[0]?.local, false)
+  assert.equal(snapshot.services.get('db')?.clusters[0].endpoints[0]?.local, false)
 })
 
 test('rules are sorted by precedence, foreign ones left out, and of equal ones deny comes first', () => {
@@ -206,7 +207,9 @@ test('a broken instance costs that instance, and is named', () => {
     nothingCompiled,
   )
   assert.deepEqual(
-    snapshot.services.get('db')?.endpoints.map((one) => [one.key, one.weight, one.application?.ip]),
+    snapshot.services
+      .get('db')
+      ?.clusters[0].endpoints.map((one) => [one.key, one.weight, one.application?.ip]),
     [
       ['c/db', 1, '10.0.0.7'],
       ['d/db', 1, undefined],
@@ -235,15 +238,15 @@ test('a broken service keeps its instances but not an address that another servi
   )
   assert.deepEqual(snapshot.services.get('web')?.virtualIps, ['240.0.0.1'])
   assert.deepEqual(snapshot.services.get('db')?.virtualIps, [])
-  assert.equal(snapshot.services.get('db')?.endpoints.length, 1)
+  assert.equal(snapshot.services.get('db')?.clusters[0].endpoints.length, 1)
 })
 
 test('a service that starts to run here becomes local though the catalog says nothing new', () => {
   const db = service('db', { endpoints: [endpoint('host-a/db')] })
   const first = compile(input({}, db), nothingCompiled)
   const second = compile(input({ localServices: [local('db')] }, db), first)
-  assert.equal(first.snapshot.services.get('db')?.endpoints[0]?.local, false)
-  assert.equal(second.snapshot.services.get('db')?.endpoints[0]?.local, true)
+  assert.equal(first.snapshot.services.get('db')?.clusters[0].endpoints[0]?.local, false)
+  assert.equal(second.snapshot.services.get('db')?.clusters[0].endpoints[0]?.local, true)
 })
 
 test('a service that no certificate can name is left out and named; the others stay', () => {
@@ -314,13 +317,35 @@ const anyEndpoint = fc
     weight: anyNumber,
   })
   .map((one): Endpoint => ({ ...one, key: `${one.node}/${one.id}`, local: false }))
+const anyCluster = fc.record(
+  {
+    name: fc.constantFrom('x', 'y'),
+    service: name,
+    datacenter: fc.constantFrom('', 'dc2'),
+    subset: fc.constantFrom(undefined, 'v1'),
+    connectTimeoutMs: anyNumber,
+    endpoints: fc.array(anyEndpoint, { maxLength: 5 }),
+  },
+  plain,
+)
+const anyRoute = fc.record(
+  {
+    match: fc.constant({ kind: 'any' as const }),
+    clusters: fc.array(
+      fc.record({ cluster: fc.constantFrom('x', 'y', 'gone'), weight: anyNumber }, plain),
+    ),
+  },
+  plain,
+)
 const anyService = fc.record(
   {
     name,
     protocol: fc.string(),
-    connectTimeoutMs: anyNumber,
     virtualIps: fc.array(fc.constantFrom('240.0.0.1', '240.0.0.2', 'fdc6::1')),
-    endpoints: fc.array(anyEndpoint, { maxLength: 5 }),
+    routes: fc.array(anyRoute, { maxLength: 3 }),
+    clusters: fc
+      .tuple(anyCluster, fc.array(anyCluster, { maxLength: 2 }))
+      .map(([first, others]): [Cluster, ...Cluster[]] => [first, ...others]),
     addresses: fc.array(
       fc.record(
         {
@@ -373,6 +398,45 @@ const anyInput = fc
       ...services,
     ),
   )
+
+test('the first cluster is the heaviest of the last route that matches everything, of equal ones the first', () => {
+  const split = (...weights: readonly number[]) => ({
+    match: { kind: 'any' as const },
+    clusters: weights.map((weight, i) => ({ cluster: `v${i}`, weight })),
+  })
+  const [v0, v1, v2] = ['v0', 'v1', 'v2'].map((part) => ({
+    ...service('db').clusters[0],
+    name: part,
+    subset: part,
+  }))
+  assert.ok(v0 !== undefined && v1 !== undefined && v2 !== undefined)
+  const clusters = [v0, v1, v2] as const
+  for (const [routes, order] of [
+    [[split(10, 90, 0)], ['v1', 'v0', 'v2']],
+    [[split(50, 50)], ['v0', 'v1', 'v2']],
+    [
+      [split(0, 0, 1), split(2, 2, 1)],
+      ['v0', 'v1', 'v2'],
+    ],
+    [
+      [split(1), split(0, 1, 2)],
+      ['v2', 'v0', 'v1'],
+    ],
+    [[], ['v0', 'v1', 'v2']],
+  ] as const) {
+    const { snapshot } = compile(
+      input({}, service('db', { routes, clusters: [...clusters] })),
+      nothingCompiled,
+    )
+    const compiled = snapshot.services.get('db')
+    assert.deepEqual(
+      compiled?.clusters.map((cluster) => cluster.name),
+      order,
+    )
+    assert.equal(compiled.clusters[0].datacenter, 'dc1')
+    assert.equal(compiled.routes, routes)
+  }
+})
 
 test('compile never throws, and equal input gives the same snapshot back', () => {
   fc.assert(
@@ -446,7 +510,7 @@ test('an instance of another service or datacenter is local only where this host
       },
       nothingCompiled,
     )
-    return snapshot.services.get('old-db')?.endpoints[0]?.local
+    return snapshot.services.get('old-db')?.clusters[0].endpoints[0]?.local
   }
   assert.equal(at({ service: 'db', datacenter: '' }), true, 'redirected to our own')
   assert.equal(at({ service: 'db', datacenter: 'dc1' }), true)
@@ -467,7 +531,7 @@ test('instances come in the order of their priority, whatever order the catalog 
     nothingCompiled,
   )
   assert.deepEqual(
-    snapshot.services.get('db')?.endpoints.map((one) => [one.id, one.datacenter]),
+    snapshot.services.get('db')?.clusters[0].endpoints.map((one) => [one.id, one.datacenter]),
     [
       ['b', 'dc1'],
       ['c', 'dc2'],

@@ -11,6 +11,7 @@ import {
   MAX_TARGETS,
 } from '../../src/controlplane/catalog/consul/discovery-chain.ts'
 import { errorCode } from '../../src/lib/errors.ts'
+import type { Route } from '../../src/model/route.ts'
 
 const SUFFIX = 'internal.ba23d348-d165-abd5-ee24-68d8a5ee095e.consul'
 
@@ -116,28 +117,135 @@ function resolved(parts: {
 }
 
 describe('a discovery chain', () => {
-  test('leads past router and splitter to the targets of the last route and the heaviest split', () => {
-    assert.deepEqual(decodeChain('api', { Chain: apiChain() }), {
-      protocol: 'http',
+  test('is told with every split of the route that catches everything, the heaviest first', () => {
+    const backup = {
+      service: 'api-backup',
+      datacenter: 'dc2',
+      isRemote: true,
+      subset: undefined,
+      filter: undefined,
+      onlyPassing: false,
+    }
+    const version = (subset: string, onlyPassing: boolean): object => ({
+      name: `api:${subset}`,
+      service: 'api',
+      datacenter: 'dc1',
+      subset,
       connectTimeoutMs: 7_000,
       targets: [
         {
           service: 'api',
           datacenter: 'dc1',
           isRemote: false,
-          filter: 'Service.Meta.version == v1',
-          onlyPassing: true,
+          subset,
+          filter: `Service.Meta.version == ${subset}`,
+          onlyPassing,
         },
+        backup,
+      ],
+    })
+    assert.deepEqual(decodeChain('api', { Chain: apiChain() }), {
+      protocol: 'http',
+      routes: [
         {
-          service: 'api-backup',
-          datacenter: 'dc2',
-          isRemote: true,
-          filter: undefined,
-          onlyPassing: false,
+          match: { kind: 'any' },
+          clusters: [
+            { cluster: 'api:v2', weight: 10 },
+            { cluster: 'api:v1', weight: 90 },
+          ],
         },
       ],
+      clusters: [version('v1', true), version('v2', false)],
       problems: [],
     })
+  })
+
+  test('is told with every route that matches everything, however Consul writes that', () => {
+    const everything = [
+      {},
+      { Definition: {} },
+      { Definition: { Match: { HTTP: null } } },
+      {
+        Definition: { Match: { HTTP: { PathPrefix: '/', Header: null, CaseInsensitive: false } } },
+      },
+    ]
+    const something = [
+      { PathPrefix: '/x' },
+      { PathPrefix: '/', Methods: ['GET'] },
+      { Header: [{ Name: 'x', Present: true }] },
+      { PathExact: '/', PathPrefix: '/' },
+      { Unknown: 1 },
+      'odd',
+    ].map((HTTP) => ({ Definition: { Match: { HTTP } } }))
+    const routesWith = (route: object): readonly Route[] => {
+      const chain = JSON.parse(JSON.stringify(apiChain())) as {
+        Nodes: { 'router:api.default': { Routes: object[] } }
+      }
+      chain.Nodes['router:api.default'].Routes[0] = {
+        ...route,
+        NextNode: 'resolver:admin.default.dc1',
+      }
+      return decodeChain('api', { Chain: chain }).routes
+    }
+    for (const route of everything)
+      assert.deepEqual(
+        routesWith(route).map(({ clusters }) => clusters.map(({ cluster }) => cluster)),
+        [['admin'], ['api:v2', 'api:v1']],
+        JSON.stringify(route),
+      )
+    for (const route of something) assert.equal(routesWith(route).length, 1, JSON.stringify(route))
+  })
+
+  test('goes without a split that is not usable or has no room, and says nothing: no byte went there', () => {
+    const resolver = (Target: string, Targets: readonly string[] = []): object => ({
+      Type: 'resolver',
+      Resolver: { Target, Failover: { Targets } },
+    })
+    const split = (Weight: number, NextNode: string): object => ({ Weight, NextNode })
+    const chain = (...Splits: readonly object[]): unknown => ({
+      Chain: {
+        Datacenter: 'dc1',
+        StartNode: 's',
+        Nodes: {
+          s: { Type: 'splitter', Splits },
+          far: resolver('far', ['db', 'db', 'db', 'db']),
+          more: resolver('more', ['db', 'db', 'db']),
+          db: resolver('db'),
+          same: resolver('db'),
+          team: resolver('team'),
+          odd: resolver('odd'),
+        },
+        Targets: {
+          far: target('db.default.dc2', { MeshGateway: { Mode: 'local' } }),
+          more: target('db.default.dc3'),
+          db: target('db.default.dc1'),
+          team: target('db.team.dc1', { Namespace: 'team' }),
+          odd: target('db.default.dc1', { ServiceSubset: 'V 1', Subset: {} }),
+        },
+      },
+    })
+    const told = (...splits: readonly object[]): readonly string[] => {
+      const { routes, clusters, problems } = decodeChain('db', chain(...splits))
+      assert.deepEqual(problems, [])
+      assert.ok(clusters.flatMap(({ targets }) => targets).length <= MAX_TARGETS)
+      return [
+        clusters.map((cluster) => cluster.name).join(' '),
+        ...(routes[0]?.clusters.map(({ cluster, weight }) => `${cluster} ${weight}`) ?? []),
+      ]
+    }
+    assert.deepEqual(told(split(1, 'gone'), split(1, 'team'), split(1, 'odd'), split(9, 'db')), [
+      'db',
+      'db 9',
+    ])
+    assert.deepEqual(told(split(5, 'db'), split(3, 'far'), split(2, 'more')), [
+      'db dc2/db',
+      'db 5',
+      'dc2/db 3',
+    ])
+    assert.deepEqual(
+      told(split(5, 'db'), split(3, 'same'), split(Number.POSITIVE_INFINITY, 'more')),
+      ['db dc3/db', 'db 5', 'db 3', 'dc3/db 0'],
+    )
   })
 
   test('of a redirect leads to the other service', () => {
@@ -148,7 +256,7 @@ describe('a discovery chain', () => {
     }
     const decoded = decodeChain('old-api', { Chain: chain })
     assert.deepEqual(
-      decoded.targets?.map(({ service, datacenter }) => `${service} ${datacenter}`),
+      decoded.clusters[0].targets.map(({ service, datacenter }) => `${service} ${datacenter}`),
       ['api dc1', 'api-backup dc2'],
     )
   })
@@ -202,7 +310,7 @@ describe('a discovery chain', () => {
   })
 
   test('without a start means the service itself, as tcp and with five seconds unless it says otherwise', () => {
-    assert.deepEqual(decodeChain('db', { Chain: {} }), defaultChain)
+    assert.deepEqual(decodeChain('db', { Chain: {} }, 'dc1'), defaultChain('db', 'dc1'))
     assert.equal(decodeChain('db', { Chain: { Protocol: 'http' } }).protocol, 'http')
     assert.equal(decodeChain('db', { Chain: { Protocol: 'HT\nTP' } }).protocol, 'tcp')
     assert.throws(() => decodeChain('db', {}), { code: 'HM_CONSUL_ANSWER_MALFORMED' })
@@ -210,7 +318,7 @@ describe('a discovery chain', () => {
 
   test('with a timeout of zero, or of a day, gets one that works', () => {
     const timeout = (ConnectTimeout: unknown): number =>
-      decodeChain('db', resolved({ resolver: { ConnectTimeout } })).connectTimeoutMs
+      decodeChain('db', resolved({ resolver: { ConnectTimeout } })).clusters[0].connectTimeoutMs
     assert.equal(timeout('250ms'), 250)
     assert.equal(timeout('0s'), 5_000)
     assert.equal(timeout('soon'), 5_000)
@@ -230,7 +338,7 @@ describe('a discovery chain', () => {
           targets: { t1: target('db.default.dc1'), t2: elsewhere },
         }),
       )
-      assert.equal(decoded.targets?.length, 1)
+      assert.equal(decoded.clusters[0].targets.length, 1)
       assert.equal(decoded.problems.length, 1)
     }
   })
@@ -255,7 +363,7 @@ describe('a discovery chain', () => {
         targets: Object.fromEntries(names.map((name) => [name, target('db.default.dc1')])),
       }),
     )
-    assert.equal(decoded.targets?.length, MAX_TARGETS)
+    assert.equal(decoded.clusters[0].targets.length, MAX_TARGETS)
     assert.equal(decoded.problems.length, 1)
   })
 

@@ -106,7 +106,7 @@ test('SRV gives the port that most instances have, and the addresses beside it',
 })
 
 test('a service whose applications nobody knows the port of has no SRV record', () => {
-  const service = meshService('db', { ...db, endpoints: [listening('b/db-1', undefined)] })
+  const service = meshService('db', { endpoints: [listening('b/db-1', undefined)] })
   const reply = ask('db.mesh', 'SRV', { db: { kind: 'service', service } })
   assert.equal(reply.rcode, rcodes.noError)
   assert.deepEqual(reply.answers, [])

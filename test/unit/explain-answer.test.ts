@@ -7,6 +7,7 @@ import { withoutProbe } from '../../src/daemon/explain/answer.ts'
 import { explain } from '../../src/daemon/explain/explain.ts'
 import type { Explanation } from '../../src/model/explanation.ts'
 import type { HostFacts, OutcomeFacts, ProbeFacts } from '../../src/model/facts.ts'
+import { meshService } from '../harness/builders.ts'
 import { facts, NOW } from './explain-fixtures.ts'
 
 function asked(parts: Partial<HostFacts>): Explanation {
@@ -162,10 +163,12 @@ describe('the host itself', () => {
 
 test('a probe that asks nobody says so, and why nobody would be picked', () => {
   const { services } = facts({})
-  const dead = services.map((service) => ({
-    ...service,
-    endpoints: service.endpoints.map((each) => ({ ...each, health: 'critical' as const })),
-  }))
+  const dead = services.map(({ name, virtualIps, clusters: [{ endpoints }] }) =>
+    meshService(name, {
+      virtualIps,
+      endpoints: endpoints.map((each) => ({ ...each, health: 'critical' })),
+    }),
+  )
   const road = asked({ services: dead })
   assert.equal(road.verdict, 'unreachable')
   assert.match(road.next.join(), /Which health check fails.*hostmesh services db.*on host-/)

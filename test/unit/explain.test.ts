@@ -317,6 +317,7 @@ test('what is no destination is a usage error', () => {
 
 test('facts go through a file unchanged as far as explaining goes; broken files are refused by name', () => {
   const read = parseFacts(JSON.stringify(facts()), 'f.json')
+  const db = facts().services[0]
   for (const [from, to] of [
     ['web', 'db'],
     ['web', 'vault'],
@@ -326,8 +327,12 @@ test('facts go through a file unchanged as far as explaining goes; broken files 
   for (const [text, why] of [
     ['{', /f\.json: it is no JSON/],
     ['{}', /format/],
-    [JSON.stringify({ ...facts(), formatVersion: 2 }), /formatVersion/],
+    [
+      JSON.stringify({ ...facts(), formatVersion: 1 }),
+      /formatVersion: it is 1, and this hostmesh reads 2$/,
+    ],
     [JSON.stringify({ ...facts(), services: [{ name: 'x' }] }), /services\.0/],
+    [JSON.stringify({ ...facts(), services: [{ ...db, clusters: [] }] }), /services\.0\.clusters/],
   ] as const)
     assert.throws(() => parseFacts(text, 'f.json'), { code: 'HM_SNAPSHOT_INVALID', message: why })
 })

@@ -9,6 +9,7 @@ import {
   decodeCatalog,
   policyOf,
 } from '../../src/controlplane/catalog/file/decode.ts'
+import { catalogService, endpoint } from '../harness/builders.ts'
 
 function contentOf(text: string): CatalogContent {
   const decoded = decodeCatalog(text, 'c.yaml')
@@ -28,28 +29,8 @@ const DB = `services:
 `
 
 test('an instance with only a node and an address gets the defaults', () => {
-  assert.deepEqual(contentOf(DB).serviceByName.get('db'), {
-    name: 'db',
-    protocol: 'tcp',
-    connectTimeoutMs: 5_000,
-    virtualIps: [],
-    endpoints: [
-      {
-        key: 'host-b/db',
-        service: 'db',
-        datacenter: '',
-        priority: 0,
-        id: 'db',
-        node: 'host-b',
-        tunnel: { ip: '10.0.0.7', port: 15_443 },
-        application: undefined,
-        health: 'passing',
-        weight: 1,
-        local: false,
-      },
-    ],
-    addresses: [],
-  })
+  const endpoints = [endpoint('host-b/db', { datacenter: '', application: undefined })]
+  assert.deepEqual(contentOf(DB).serviceByName.get('db'), catalogService('db', { endpoints }))
 })
 
 test('every key of an instance is taken', () => {
@@ -61,33 +42,43 @@ test('every key of an instance is taken', () => {
     Instances:
       - {Node: b, ID: db-2, Address: '::ffff:10.0.0.7', Port: 1, ServiceAddress: 'FD00::7', ServicePort: 5432, Status: warning, Weight: 3}
 `)
+  const application = { ip: 'fd00::7', port: 5432 }
   assert.deepEqual(content.serviceByName.get('db'), {
     name: 'db',
     protocol: 'http2',
-    connectTimeoutMs: 250,
     virtualIps: ['240.0.0.5', 'fdc6::5'],
-    endpoints: [
+    routes: [{ match: { kind: 'any' }, clusters: [{ cluster: 'db', weight: 1 }] }],
+    clusters: [
       {
-        key: 'b/db-2',
+        name: 'db',
         service: 'db',
         datacenter: '',
-        priority: 0,
-        id: 'db-2',
-        node: 'b',
-        tunnel: { ip: '10.0.0.7', port: 1 },
-        application: { ip: 'fd00::7', port: 5432 },
-        health: 'warning',
-        weight: 3,
-        local: false,
+        subset: undefined,
+        connectTimeoutMs: 250,
+        endpoints: [
+          {
+            key: 'b/db-2',
+            service: 'db',
+            datacenter: '',
+            priority: 0,
+            id: 'db-2',
+            node: 'b',
+            tunnel: { ip: '10.0.0.7', port: 1 },
+            application,
+            health: 'warning',
+            weight: 3,
+            local: false,
+          },
+        ],
       },
     ],
-    addresses: [{ ip: 'fd00::7', port: 5432, node: 'b', since: 0 }],
+    addresses: [{ ...application, node: 'b', since: 0 }],
   })
 })
 
 test('the address of the application is that of the host unless given', () => {
   const text = DB.replace('10.0.0.7}', '10.0.0.7, ServicePort: 5432}')
-  assert.deepEqual(contentOf(text).serviceByName.get('db')?.endpoints[0]?.application, {
+  assert.deepEqual(contentOf(text).serviceByName.get('db')?.clusters[0].endpoints[0]?.application, {
     ip: '10.0.0.7',
     port: 5432,
   })
@@ -265,6 +256,6 @@ test('the example in docs/file-catalog.md is sound', () => {
   const document = readFileSync(resolve(import.meta.dirname, '../../docs/file-catalog.md'), 'utf8')
   const text = /```yaml\n([\s\S]*?)```/.exec(document)?.[1] ?? ''
   const content = contentOf(text)
-  assert.equal(content.serviceByName.get('db')?.endpoints.length, 1)
+  assert.equal(content.serviceByName.get('db')?.clusters[0].endpoints.length, 1)
   assert.equal(content.intentions.length, 2)
 })

@@ -38,7 +38,7 @@ const db = (...ips: string[]): string =>
     .join('')}`
 
 const addressesOf = (service: CatalogService | undefined): string[] | undefined =>
-  service?.endpoints.map((endpoint) => endpoint.tunnel.ip)
+  service?.clusters[0].endpoints.map((endpoint) => endpoint.tunnel.ip)
 
 test('a broken or missing file at start is an error that names every problem', () => {
   const path = newPath()
@@ -78,7 +78,7 @@ test('a service that the file does not know has no endpoints', async () => {
   catalog.watchService('other', (service) => {
     answer = service
   })
-  await eventually(() => assert.deepEqual(answer?.endpoints, []))
+  await eventually(() => assert.deepEqual(answer?.clusters[0].endpoints, []))
 })
 
 test('a file replaced by renaming is seen within a second, again and again', async () => {
@@ -388,7 +388,7 @@ test('what the file lists no more stays an address of its service, over restarts
     })
     await eventually(() => assert.equal(answer?.addresses.length, 2))
     assert.deepEqual(
-      answer?.endpoints.map(({ application }) => application?.port),
+      answer?.clusters[0].endpoints.map(({ application }) => application?.port),
       [8081],
     )
   })

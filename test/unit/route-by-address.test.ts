@@ -182,7 +182,11 @@ test('whatever the changes, every address of a known service is found, and none 
 test('the address of an instance stays with its own service, whoever else is redirected to it', () => {
   const index = new AddressIndex()
   const shared = { ...at('n/api', '10.0.0.9'), service: 'api' }
-  index.apply(delta([{ ...service('old-api', ['240.0.0.1']), endpoints: [shared] }]))
+  index.apply(
+    delta([
+      meshService('old-api', { virtualIps: ['240.0.0.1'], endpoints: [shared], addresses: [] }),
+    ]),
+  )
   assert.equal(index.find({ ip: '10.0.0.9', port: 80 }), undefined)
   index.apply(delta([service('api', ['240.0.0.2'], [shared])]))
   assert.equal(index.find({ ip: '10.0.0.9', port: 80 })?.service, 'api')
@@ -192,12 +196,13 @@ test('the address of an instance that no endpoint serves stays that of its servi
   const index = new AddressIndex()
   const address = { ip: '10.0.0.5', port: 5432 }
   const served = service('db', ['240.0.0.1'], [at('a/db', address.ip, address.port)])
-  index.apply(delta([{ ...served, endpoints: [] }]))
+  const withoutProxy = { ...served, clusters: service('db', []).clusters }
+  index.apply(delta([withoutProxy]))
   const unserved = { service: 'db', endpointKey: undefined, isUnserved: true }
   assert.deepEqual(index.find(address), unserved)
   index.apply(delta([served]))
   assert.deepEqual(index.find(address), { service: 'db', endpointKey: 'a/db' })
-  index.apply(delta([{ ...served, endpoints: [] }]))
+  index.apply(delta([withoutProxy]))
   assert.deepEqual(index.find(address), unserved)
   index.apply(delta([], ['db']))
   assert.equal(index.find(address), undefined)

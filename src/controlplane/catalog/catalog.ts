@@ -6,9 +6,9 @@
  * answer.
  */
 import type { SocketAddress } from '../../model/address.ts'
-import type { Endpoint } from '../../model/endpoint.ts'
 import type { DefaultPolicy, Intention } from '../../model/intention.ts'
 import type { Problem } from '../../model/problem.ts'
+import type { Routing } from '../../model/route.ts'
 import type { LocalService } from '../../model/service.ts'
 
 /** An address at which an instance of a service listens, whether a proxy stands for it or not. */
@@ -30,18 +30,16 @@ export const YIELDING = Number.MAX_SAFE_INTEGER
 export const DISPUTED = YIELDING - 1
 
 /**
- * What a catalog says of one service. Its endpoints are those that its traffic goes to: of other services or
- * datacenters where it is redirected or fails over to them. `local` is left false: compile() decides it.
+ * What a catalog says of one service. Its clusters are those that its traffic goes to: of other services or
+ * datacenters where it is redirected to them. `local` of endpoints is left false: compile() decides it.
  * Plain JSON, because it is remembered on disk; who changes its shape, that of a policy, of the list or of their
  * parts raises `CATALOG_STATE_VERSION` in remembered.ts.
  */
-export interface CatalogService {
+export interface CatalogService extends Routing {
   readonly name: string
   readonly protocol: string
-  readonly connectTimeoutMs: number
   /** The catalog's own virtual addresses for it, canonical; often none. */
   readonly virtualIps: readonly string[]
-  readonly endpoints: readonly Endpoint[]
   /** Where its own instances listen, those that no endpoint serves at the moment included. */
   readonly addresses: readonly InstanceAddress[]
 }
@@ -121,7 +119,7 @@ export interface Catalog extends AsyncDisposable {
   health(): CatalogHealth
   /**
    * Which health check keeps each instance of a followed service from passing, and what it says, by
-   * {@link Endpoint.key}: one printable sentence, as old as the check's last change. Left out where checks are unknown.
+   * `Endpoint.key`: one printable sentence, as old as the check's last change. Left out where checks are unknown.
    */
   failingChecks?(): ReadonlyMap<string, string>
 }

@@ -11,6 +11,7 @@
  */
 import { z } from 'zod'
 import { formatAddress } from '../../model/address.ts'
+import type { Members } from '../../model/schema.ts'
 import { type InstanceAddress, YIELDING } from './catalog.ts'
 
 /** So long Consul itself lists a node that does not answer any more, milliseconds. */
@@ -23,13 +24,13 @@ const MAX_GONE = 256
 export type KnownAddresses = ReadonlyMap<string, InstanceAddress>
 
 /** An address as it is kept for the next run. */
-export const storedAddress = z.object({
+export const storedAddress: z.ZodType<InstanceAddress> = z.object({
   ip: z.string(),
   port: z.number(),
   node: z.string(),
   since: z.number(),
   goneSinceMs: z.exactOptional(z.number()),
-})
+} satisfies Members<InstanceAddress>)
 
 /** What two addresses have in common that are the same. */
 export function keyOf(address: Pick<InstanceAddress, 'ip' | 'port' | 'node'>): string {

@@ -9,6 +9,7 @@ import { z } from 'zod'
 import { type Clock, systemClock } from '../../lib/clock.ts'
 import type { StateFile } from '../../lib/state-file.ts'
 import { Problem } from '../../model/problem.ts'
+import { type Members, policyMembers, routingMembers } from '../../model/schema.ts'
 import type {
   Catalog,
   CatalogHealth,
@@ -20,7 +21,7 @@ import type {
 import { storedAddress } from './known-addresses.ts'
 
 /** Version of what is remembered: raised with every change in the shape of a service, policy or list. */
-export const CATALOG_STATE_VERSION = 2
+export const CATALOG_STATE_VERSION = 3
 
 /** Longest body of the file, bytes. */
 export const MAX_CATALOG_STATE_BYTES = 32 * 1024 * 1024
@@ -397,54 +398,24 @@ function members(object: Readonly<Record<string, unknown>>): string {
   return JSON.stringify(object).slice(1, -1)
 }
 
-const address = z.looseObject({ ip: z.string(), port: z.number() })
-
-const listedService = z.object({
+const listedService: z.ZodType<ListedService> = z.object({
   name: z.string(),
   virtualIps: z.array(z.string()),
   addresses: z.exactOptional(z.array(storedAddress)),
   goneSinceMs: z.exactOptional(z.number()),
-})
+} satisfies Members<ListedService>)
 
-/**
- * What every reader relies on. The checksum says that we wrote it and the version that it has the shape of
- * today; members that are not named here are kept as they are.
- */
-const serviceShape = z.looseObject({
+const catalogService: z.ZodType<CatalogService> = z.object({
   name: z.string(),
   protocol: z.string(),
-  connectTimeoutMs: z.number(),
   virtualIps: z.array(z.string()),
-  endpoints: z.array(
-    z.looseObject({
-      key: z.string(),
-      id: z.string(),
-      node: z.string(),
-      service: z.string(),
-      datacenter: z.string(),
-      priority: z.number(),
-      tunnel: address,
-      application: address.optional(),
-      health: z.enum(['passing', 'warning', 'critical']),
-      weight: z.number(),
-      local: z.boolean(),
-    }),
-  ),
+  ...routingMembers,
   addresses: z.array(storedAddress),
-})
+} satisfies Members<CatalogService>)
 
-const policyShape = z.looseObject({
-  destination: z.string(),
-  intentions: z.array(
-    z.looseObject({
-      source: z.string(),
-      destination: z.string(),
-      action: z.enum(['allow', 'deny']).optional(),
-      precedence: z.number(),
-    }),
-  ),
-  defaultPolicy: z.enum(['allow', 'deny']),
-})
+const catalogPolicy: z.ZodType<CatalogPolicy> = z.object(
+  policyMembers satisfies Members<CatalogPolicy>,
+)
 
 const storedCatalog = z.object({
   source: z.string(),
@@ -453,14 +424,14 @@ const storedCatalog = z.object({
   policies: z.array(
     z.object({
       confirmedAtMs: z.number(),
-      policy: z.custom<CatalogPolicy>((value) => policyShape.safeParse(value).success),
+      policy: catalogPolicy,
     }),
   ),
   services: z.array(
     z.object({
       confirmedAtMs: z.number(),
       followedAtMs: z.number(),
-      service: z.custom<CatalogService>((value) => serviceShape.safeParse(value).success),
+      service: catalogService,
     }),
   ),
 })

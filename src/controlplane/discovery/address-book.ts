@@ -183,7 +183,9 @@ export class AddressBook {
       const answer = followed.get(name)
       return (
         listed.get(name)?.length === 0 ||
-        (answer !== undefined && answer.virtualIps.length === 0 && answer.endpoints.length > 0)
+        (answer !== undefined &&
+          answer.virtualIps.length === 0 &&
+          answer.clusters[0].endpoints.length > 0)
       )
     }
     for (const name of new Set([...followed.keys(), ...listed.keys()])) {

@@ -8,8 +8,10 @@
  */
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import { formatAddress, isPort, isUndialable, type SocketAddress } from '../../model/address.ts'
+import type { Cluster } from '../../model/cluster.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { Intention } from '../../model/intention.ts'
+import { DEFAULT_CONNECT_TIMEOUT_MS, opaqueClusterOf } from '../../model/route.ts'
 import type { LocalService } from '../../model/service.ts'
 import {
   emptySnapshot,
@@ -82,10 +84,8 @@ export const nothingCompiled: Compiled = {
   parts: new Map(),
 }
 
-/** Beyond this a service keeps its last good instances: no real service has so many, a broken catalog may. */
+/** With more in one cluster a service keeps its last good instances: no real one has so many, a broken catalog may. */
 const MAX_ENDPOINTS = 5_000
-
-const DEFAULT_CONNECT_TIMEOUT_MS = 5_000
 
 /** The next snapshot. `previous` is the outcome of the last compile, or {@link nothingCompiled}. */
 export function compile(input: CompileInput, previous: Compiled): Compiled {
@@ -179,9 +179,11 @@ function compileService(
     isStructurallyEqual(previous.addresses, addresses)
   )
     return previous
-  const problems: ServiceProblem[] = []
-  const compiled = toMeshService(given, (message) =>
-    problems.push({ service: name, code: 'HM_CATALOG_ENTRY_UNUSABLE', message }),
+  // Clusters may have instances in common.
+  const messages = new Set<string>()
+  const compiled = toMeshService(given, (message) => messages.add(message))
+  const problems = [...messages].map(
+    (message): ServiceProblem => ({ service: name, code: 'HM_CATALOG_ENTRY_UNUSABLE', message }),
   )
   const before = previous?.service
   // A service that broke keeps its instances, but never an address that is another's by now.
@@ -199,41 +201,64 @@ function toMeshService(
     report(`Service ${JSON.stringify(name)} is left out: no certificate can carry that name`)
     return undefined
   }
-  if (source.endpoints.length > MAX_ENDPOINTS) {
+  const count = Math.max(...source.clusters.map(({ endpoints }) => endpoints.length))
+  if (count > MAX_ENDPOINTS) {
     report(
-      `Service ${name} has ${source.endpoints.length} instances; at most ${MAX_ENDPOINTS} are taken, so the last good ones stay`,
+      `Service ${name} has ${count} instances; at most ${MAX_ENDPOINTS} are taken, so the last good ones stay`,
     )
     return undefined
   }
-  let connectTimeoutMs = source.connectTimeoutMs
+  const { protocol, routes, clusters } = source
+  const compiled = (cluster: Cluster): Cluster =>
+    toCluster(cluster, host, { service: name, addresses, report })
+  const opaque = opaqueClusterOf(routes)
+  const first = clusters.find((cluster) => cluster.name === opaque) ?? clusters[0]
+  const others = clusters.filter((cluster) => cluster !== first)
+  return {
+    name,
+    datacenter: host.datacenter,
+    virtualIps,
+    protocol,
+    routes,
+    clusters: [compiled(first), ...others.map(compiled)],
+    addresses,
+  }
+}
+
+/** What is known of the service that a cluster serves. */
+interface ClusterContext {
+  readonly service: string
+  readonly addresses: readonly SocketAddress[]
+  readonly report: (message: string) => void
+}
+
+function toCluster(cluster: Cluster, host: Host, context: ClusterContext): Cluster {
+  const { name, service, subset } = cluster
+  let { connectTimeoutMs } = cluster
   if (!(connectTimeoutMs > 0 && Number.isFinite(connectTimeoutMs))) {
-    report(
-      `Service ${name} has no usable connect timeout; ${DEFAULT_CONNECT_TIMEOUT_MS} ms is used`,
+    context.report(
+      `Service ${context.service} has no usable connect timeout; ${DEFAULT_CONNECT_TIMEOUT_MS} ms is used`,
     )
     connectTimeoutMs = DEFAULT_CONNECT_TIMEOUT_MS
   }
   return {
     name,
-    datacenter: host.datacenter,
-    virtualIps,
-    protocol: source.protocol,
+    service,
+    datacenter: cluster.datacenter === '' ? host.datacenter : cluster.datacenter,
+    subset,
     connectTimeoutMs,
-    endpoints: toEndpoints(source, host, { addresses, report }),
-    addresses,
+    endpoints: toEndpoints(cluster.endpoints, host, context),
   }
 }
 
 function toEndpoints(
-  source: CatalogService,
+  listed: readonly Endpoint[],
   host: Host,
-  {
-    addresses,
-    report,
-  }: { readonly addresses: readonly SocketAddress[]; readonly report: (message: string) => void },
+  { service, addresses, report }: ClusterContext,
 ): readonly Endpoint[] {
   const own = new Set(addresses.map(formatAddress))
   const endpointByKey = new Map<string, Endpoint>()
-  for (const endpoint of source.endpoints) {
+  for (const endpoint of listed) {
     const { key, tunnel, application, weight } = endpoint
     if (!isDialable(tunnel)) {
       report(`Instance ${key} is left out: no host answers at ${formatAddress(tunnel)}`)
@@ -257,7 +282,7 @@ function toEndpoints(
       application:
         application !== undefined &&
         isDialable(application) &&
-        (endpoint.service !== source.name || own.has(formatAddress(application)))
+        (endpoint.service !== service || own.has(formatAddress(application)))
           ? application
           : undefined,
       weight: weight >= 1 && Number.isFinite(weight) ? weight : 1,

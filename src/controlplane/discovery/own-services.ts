@@ -22,7 +22,7 @@ export function ownServiceProblems(
   return localServices.flatMap((local) => {
     const service = services.get(local.name)
     if (local.target === undefined || service === undefined) return []
-    const here = service.endpoints.filter(
+    const here = service.clusters[0].endpoints.filter(
       ({ node, service: name }) => node === nodeName && name === local.name,
     )
     const endpoint = here.find(({ id }) => id === local.id)
@@ -41,7 +41,7 @@ function absence(
   nodeName: string,
 ): Problem | undefined {
   // Traffic that is led to other services or subsets is not this host's to judge.
-  if (here.length === 0 && service.endpoints.some((other) => other.service !== name))
+  if (here.length === 0 && service.clusters[0].endpoints.some((other) => other.service !== name))
     return undefined
   const others = here.map((other) => `"${other.id}"`).join(', ')
   return new Problem(

@@ -260,7 +260,8 @@ class RunningDiscovery implements Discovery {
         : { kind: 'unavailable' }
     }
     // Followed, but the mesh does not list it any more, and the last instance is gone: that was it.
-    const isGone = service.endpoints.length === 0 && this.#watchSet.listed()?.has(name) === false
+    const isGone =
+      service.clusters[0].endpoints.length === 0 && this.#watchSet.listed()?.has(name) === false
     return isGone ? this.#unknown(name) : { kind: 'service', service }
   }
 

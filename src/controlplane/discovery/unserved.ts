@@ -30,9 +30,9 @@ export function unservedWarnings(
   })
 }
 
-function unservedAddresses({ name, addresses, endpoints }: MeshService): readonly string[] {
+function unservedAddresses({ name, addresses, clusters }: MeshService): readonly string[] {
   const served = new Set(
-    endpoints.flatMap(({ application, service }) =>
+    clusters[0].endpoints.flatMap(({ application, service }) =>
       application === undefined || service !== name ? [] : [formatAddress(application)],
     ),
   )

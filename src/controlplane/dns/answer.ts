@@ -150,7 +150,7 @@ function answerPort(
 /** The port that most instances' applications have: a virtual address has every port. */
 function applicationPort(service: MeshService): number | undefined {
   const ports = Map.groupBy(
-    service.endpoints.flatMap(({ application }) =>
+    service.clusters[0].endpoints.flatMap(({ application }) =>
       application === undefined ? [] : [application],
     ),
     ({ port }) => port,

@@ -65,7 +65,7 @@ function enter(facts: HostFacts, caller: LocalService, target: Target): Entrance
     wanted: name,
     // A service that is not known, or has no instance, fails at a station of its own, with better advice.
     failure:
-      service === undefined || service.endpoints.length === 0
+      service === undefined || service.clusters[0].endpoints.length === 0
         ? undefined
         : {
             summary: `${caller.name} has no way to dial ${name}`,
@@ -79,7 +79,7 @@ function addressOf(
   service: MeshService | undefined,
   port: number | undefined,
 ): SocketAddress | undefined {
-  const applications = service?.endpoints.flatMap(({ application }) =>
+  const applications = service?.clusters[0].endpoints.flatMap(({ application }) =>
     application === undefined ? [] : [application],
   )
   const usual = port ?? applications?.[0]?.port ?? 80

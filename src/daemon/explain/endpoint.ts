@@ -21,7 +21,7 @@ export function describeEndpoints(
   service: MeshService,
   pinned: Endpoint | undefined,
 ): readonly Endpoint[] {
-  const choices = choicesOf(facts, service.endpoints, pinned)
+  const choices = choicesOf(facts, service.clusters[0].endpoints, pinned)
   const byCost = (left: EndpointChoice, right: EndpointChoice): number =>
     Number(left.excluded !== null) - Number(right.excluded !== null) ||
     (left.cost ?? 0) - (right.cost ?? 0)
@@ -29,7 +29,7 @@ export function describeEndpoints(
   const keys = new Set(
     choices.filter(({ excluded }) => excluded === null).map(({ endpoint }) => endpoint),
   )
-  const chosen = service.endpoints.filter(({ key }) => keys.has(key))
+  const chosen = service.clusters[0].endpoints.filter(({ key }) => keys.has(key))
   const details = draft.endpoints.map((choice) => endpointText(choice, service))
   const [first] = chosen
   if (first === undefined) {
@@ -56,7 +56,8 @@ export function describeEndpoints(
 }
 
 /** Where to look when nobody would be picked. */
-function nextOf({ name, endpoints }: MeshService): readonly string[] {
+function nextOf({ name, clusters }: MeshService): readonly string[] {
+  const [{ endpoints }] = clusters
   const critical = endpoints.filter(({ health }) => health === 'critical')
   if (endpoints.length === 0)
     return [`See whether ${name} is registered: hostmesh services ${name}`]

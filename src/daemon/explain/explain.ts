@@ -67,7 +67,7 @@ function explainPair(facts: HostFacts, from: string, to: string): Explanation {
   draft.service = service.name
   const chosen = describeEndpoints(draft, facts, service, found.pinned)
   // When nobody would be picked, the rest is told as if somebody were.
-  const meant = chosen.length > 0 ? chosen : firstOf(service.endpoints)
+  const meant = chosen.length > 0 ? chosen : firstOf(service.clusters[0].endpoints)
   const reached = reachedBy(service, meant)
   const remote = meant.filter(({ local }) => !local)
   describeCertificate(draft, facts, {
@@ -108,7 +108,7 @@ function explainArrival(facts: HostFacts, asked: Asked, name: string | undefined
   describeRemoteCaller(draft, facts, from)
   describeLeaf(draft, facts, { service: name, role: 'Callers are shown' })
   describeArrivingTunnel(draft, facts, { source: from, destination: name })
-  const chosen = service.endpoints.filter(({ local }) => local)
+  const chosen = service.clusters[0].endpoints.filter(({ local }) => local)
   const evidence = arrivalEvidence(facts, from, name)
   describePolicy(draft, facts, { source: from, service, chosen, isHere: true })
   describeOwnDelivery(draft, facts, instances)

@@ -6,6 +6,7 @@ import { AddressIndex, type AddressRoute } from '../../dataplane/route/by-addres
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
 import type { HostFacts } from '../../model/facts.ts'
+import { directRouting } from '../../model/route.ts'
 import type { MeshService } from '../../model/snapshot.ts'
 import { isCalled } from './caller.ts'
 import { doorAt } from './doors.ts'
@@ -44,8 +45,7 @@ export function ownService(facts: HostFacts, name: string): MeshService {
     datacenter: facts.datacenter,
     virtualIps: [],
     protocol: 'tcp',
-    connectTimeoutMs: 0,
-    endpoints: [],
+    ...directRouting(name, { datacenter: facts.datacenter }),
     addresses: [],
   }
 }
@@ -83,7 +83,7 @@ export function describeRoute(
     )
     return undefined
   }
-  const pinned = service.endpoints.find(({ key }) => key === route.endpointKey)
+  const pinned = service.clusters[0].endpoints.find(({ key }) => key === route.endpointKey)
   if (route.isUnserved === true) {
     draft.station('route', 'bad', `${text} is an instance of ${service.name} that no proxy serves`)
     draft.fail(
@@ -102,7 +102,7 @@ export function describeRoute(
         : `by the address of its instance ${pinned.key}`
   const what = typeof wanted === 'string' ? '' : `${text} is `
   draft.station('route', 'good', `${what}service ${service.name}, ${how}`, [
-    `Protocol ${service.protocol}, datacenter ${service.datacenter}, connect timeout ${service.connectTimeoutMs} ms`,
+    `Protocol ${service.protocol}, datacenter ${service.datacenter}, connect timeout ${service.clusters[0].connectTimeoutMs} ms`,
   ])
   return { service, pinned }
 }

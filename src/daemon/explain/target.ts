@@ -42,9 +42,9 @@ export function readTarget(facts: HostFacts, text: string): Target {
 
 /** The port that is meant when only an address is given. */
 function usualPort(facts: HostFacts, ip: string): number {
-  for (const { virtualIps, endpoints } of facts.services) {
+  for (const { virtualIps, clusters } of facts.services) {
     const isVirtual = virtualIps.includes(ip)
-    for (const { application } of endpoints)
+    for (const { application } of clusters[0].endpoints)
       if (application !== undefined && (isVirtual || application.ip === ip)) return application.port
   }
   return 80

@@ -22,7 +22,7 @@ export function describeTunnel(
 ): void {
   const { source, service, remote } = asked
   if (remote.length === 0) {
-    const isNobody = service.endpoints.length === 0
+    const isNobody = service.clusters[0].endpoints.length === 0
     draft.station(
       'tunnel',
       'none',

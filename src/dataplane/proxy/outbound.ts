@@ -172,7 +172,7 @@ function route(plane: Plane, wanted: string | SocketAddress): Target | undefined
   if (found.isUnserved === true) return { service, pinned: undefined, unserved: wanted }
   const { endpointKey } = found
   if (endpointKey === undefined) return { service, pinned: undefined }
-  const pinned = service.endpoints.find((endpoint) => endpoint.key === endpointKey)
+  const pinned = service.clusters[0].endpoints.find((endpoint) => endpoint.key === endpointKey)
   return pinned === undefined ? { service, pinned, unserved: wanted } : { service, pinned }
 }
 
@@ -217,9 +217,10 @@ async function reachAnInstance(
     target.pinned === undefined &&
     tried.size < MAX_TRIES &&
     performance.now() < giveUpAtMs &&
-    plane.balancer.hasOther(target.service.endpoints, tried)
+    plane.balancer.hasOther(target.service.clusters[0].endpoints, tried)
   while (tried.size < MAX_TRIES && (tried.size === 0 || performance.now() < giveUpAtMs)) {
-    const endpoint = target.pinned ?? plane.balancer.pick(target.service.endpoints, tried)
+    const endpoint =
+      target.pinned ?? plane.balancer.pick(target.service.clusters[0].endpoints, tried)
     if (endpoint === undefined || tried.has(endpoint.key)) break
     tried.add(endpoint.key)
     connection.askedMs = performance.now()
@@ -259,7 +260,7 @@ function noteFailure(plane: Plane, service: MeshService, endpoint: Endpoint, err
   if (cost === undefined && !mayTryAnother(error)) return
   const reason = describeError(error)
   const failure = cost === undefined ? undefined : { cost, reason }
-  if (!plane.balancer.failed(endpoint, service.endpoints, failure)) return
+  if (!plane.balancer.failed(endpoint, service.clusters[0].endpoints, failure)) return
   plane.workerCounters.inc('outlierEjections')
   plane.log.warn('Instance is avoided', { service: service.name, endpoint: endpoint.key, reason })
 }
@@ -327,7 +328,7 @@ async function tunnelTo(
     datacenter: endpoint.datacenter,
     address: endpoint.tunnel,
     credential,
-    timeoutMs: Math.min(plane.timeouts.connectMs, service.connectTimeoutMs),
+    timeoutMs: Math.min(plane.timeouts.connectMs, service.clusters[0].connectTimeoutMs),
     again: () =>
       downstream.isGone || mayMove()
         ? undefined

@@ -228,7 +228,7 @@ async function ask(
     datacenter: endpoint.datacenter,
     address: endpoint.tunnel,
     credential,
-    timeoutMs: Math.min(PROBE_MS, plane.timeouts.connectMs, service.connectTimeoutMs),
+    timeoutMs: Math.min(PROBE_MS, plane.timeouts.connectMs, service.clusters[0].connectTimeoutMs),
   })
   if (reached.kind === 'session') return await askStream(reached.session, endpoint)
   const { socket } = reached

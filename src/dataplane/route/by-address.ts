@@ -72,7 +72,7 @@ export class AddressIndex {
  */
 function instancesOf(service: MeshService): Map<string, string | undefined> {
   const keys = new Map<string, string | undefined>()
-  for (const endpoint of service.endpoints) {
+  for (const endpoint of service.clusters[0].endpoints) {
     if (endpoint.application === undefined || endpoint.service !== service.name) continue
     const address = formatAddress(endpoint.application)
     if (!keys.has(address)) keys.set(address, endpoint.key)

@@ -1,17 +1,26 @@
 /**
- * From Consul's compiled discovery chain of a service to the targets that its traffic goes to. Pure.
+ * From Consul's compiled discovery chain of a service to routes, clusters and the targets they are made of. Pure.
  *
  * ```
- *   StartNode -> router --last route--> splitter --heaviest split--> resolver -> Target, Failover.Targets
+ *   StartNode -> router --routes--> splitter --weights--> resolver -> Target, Failover.Targets
  * ```
  *
  * Names of nodes and targets are opaque (three parts on Consul 1.8, four on newer): they are looked up,
- * never taken apart. Bytes are not parsed yet, so only one way through routers and splitters can be taken: the
- * route that catches everything, and the split that gets most.
+ * never taken apart. Of a router only routes that match everything are told: conditions on requests come with HTTP.
+ * What bytes without a protocol take, the heaviest split of the last route, must be usable. Any other leg that is not,
+ * or for which {@link MAX_TARGETS} leaves no room, is left out: nothing is sent there yet.
  */
-import { MeshError } from '../../../lib/errors.ts'
+import { errorCode, MeshError } from '../../../lib/errors.ts'
 import { isRecord, member, shown } from '../../../lib/json-value.ts'
-import { isServiceName } from '../../../model/spiffe-id.ts'
+import type { Cluster } from '../../../model/cluster.ts'
+import {
+  catchAllTo,
+  DEFAULT_CONNECT_TIMEOUT_MS,
+  heaviestOf,
+  type Route,
+} from '../../../model/route.ts'
+import { isServiceName, isSubsetName } from '../../../model/spiffe-id.ts'
+import { isPresent } from '../permission.ts'
 import { malformed, parseGoDuration } from './decode.ts'
 
 /** Where traffic goes: some instances of one service in one datacenter. */
@@ -20,32 +29,54 @@ export interface ChainTarget {
   readonly datacenter: string
   /** Whether that is another datacenter than the chain was compiled for. */
   readonly isRemote: boolean
-  /** Which instances, in Consul's filter language; undefined means all. */
+  /** Consul's name for a part of the instances; undefined means all. */
+  readonly subset: string | undefined
+  /** Which those are, in Consul's filter language; undefined means all. */
   readonly filter: string | undefined
   /** Whether instances with warnings are left out as well. */
   readonly onlyPassing: boolean
 }
 
+/** A cluster, before anybody has asked which instances its targets have. */
+export interface ChainCluster extends Omit<Cluster, 'endpoints'> {
+  /** The first takes the traffic, the others in their order when it has nobody. */
+  readonly targets: readonly [ChainTarget, ...ChainTarget[]]
+}
+
 /** What a discovery chain says of a service. */
 export interface DecodedChain {
   readonly protocol: string
-  readonly connectTimeoutMs: number
-  /** The first takes the traffic, the others in their order when it has nobody. Undefined: the service itself. */
-  readonly targets: readonly ChainTarget[] | undefined
+  readonly routes: readonly Route[]
+  /** What the routes lead to; the first takes bytes that nobody parses. */
+  readonly clusters: readonly [ChainCluster, ...ChainCluster[]]
   /** What cannot be done as the chain says, one sentence each. */
   readonly problems: readonly string[]
 }
 
-/** Consul's own defaults, for a service without config entries. */
-export const defaultChain: DecodedChain = {
-  protocol: 'tcp',
-  connectTimeoutMs: 5_000,
-  targets: undefined,
-  problems: [],
+/** Consul's own defaults, for a service without config entries: everything goes to its instances. */
+export function defaultChain(service: string, datacenter = ''): DecodedChain {
+  const itself: ChainTarget = {
+    service,
+    datacenter,
+    isRemote: false,
+    subset: undefined,
+    filter: undefined,
+    onlyPassing: false,
+  }
+  const cluster = clusterOf([itself], DEFAULT_CONNECT_TIMEOUT_MS)
+  return {
+    protocol: 'tcp',
+    routes: [catchAllTo(cluster.name)],
+    clusters: [cluster],
+    problems: [],
+  }
 }
 
-/** Targets followed for one service, failover included: each costs a blocking query. */
+/** Targets followed for one service, all its clusters and their failover included: each costs a blocking query. */
 export const MAX_TARGETS = 8
+
+/** Legs of splitters that are looked at, of all routes: far more than there can be targets. */
+const MAX_LEGS = 100
 
 /** No chain that Consul compiles is as deep: splitters are flattened. */
 const MAX_STEPS = 32
@@ -54,30 +85,128 @@ const MAX_STEPS = 32
 const MAX_FILTER_CHARS = 2_048
 
 /**
- * Reads `/v1/discovery-chain/<service>`. A chain without a start means the service itself.
+ * Reads `/v1/discovery-chain/<service>`. A chain without a start means the service itself, in `datacenter`.
  * @throws MeshError HM_CONSUL_ANSWER_MALFORMED for what is no chain, HM_CONSUL_CHAIN_UNUSABLE for one that leads nowhere.
  */
-export function decodeChain(service: string, body: unknown): DecodedChain {
+export function decodeChain(service: string, body: unknown, datacenter = ''): DecodedChain {
   const chain = member(body, 'Chain')
   if (!isRecord(chain)) throw malformed(`chain of ${service}`, 'an object "Chain"', body)
-  const protocol = member(chain, 'Protocol')
-  const common = {
-    protocol:
-      typeof protocol === 'string' && /^[a-z0-9._-]{1,32}$/.test(protocol)
-        ? protocol
-        : defaultChain.protocol,
-  }
+  const given = member(chain, 'Protocol')
+  const protocol = typeof given === 'string' && /^[a-z0-9._-]{1,32}$/.test(given) ? given : 'tcp'
   const start = member(chain, 'StartNode')
-  if (start === undefined || start === '') return { ...defaultChain, ...common }
-  const resolver = resolverFrom(service, chain, start)
-  const timeoutMs = parseGoDuration(member(resolver, 'ConnectTimeout')) ?? 0
+  if (start === undefined || start === '') return { ...defaultChain(service, datacenter), protocol }
+
+  const routes = routesOf(chain, start)
   const problems: string[] = []
+  const main = heaviestOf(routes.at(-1) ?? [])?.next
+  const first = clusterAt(service, chain, main, problems)
+  const clusters: [ChainCluster, ...ChainCluster[]] = [first]
+  const nameByNode = new Map<unknown, string>([[main, first.name]])
+  let room = MAX_TARGETS - first.targets.length
+  for (const { next } of routes.toReversed().flat().slice(0, MAX_LEGS)) {
+    const cluster = nameByNode.has(next) ? undefined : clusterUnlessUnusable(service, chain, next)
+    if (cluster === undefined) continue
+    if (!clusters.some(({ name }) => name === cluster.name)) {
+      if (cluster.targets.length > room) continue
+      room -= cluster.targets.length
+      clusters.push(cluster)
+    }
+    nameByNode.set(next, cluster.name)
+  }
+  const told = routes.flatMap((legs): Route[] => {
+    const shares = legs.flatMap(({ next, weight }) => {
+      const cluster = nameByNode.get(next)
+      return cluster === undefined ? [] : [{ cluster, weight }]
+    })
+    return shares.length === 0 ? [] : [{ match: { kind: 'any' }, clusters: shares }]
+  })
+  return { protocol, routes: told, clusters, problems }
+}
+
+/** One way out of a splitter. */
+interface Leg {
+  /** The name of a node, if the chain is as it should be. */
+  readonly next: unknown
+  readonly weight: number
+}
+
+/** The legs of each route that matches everything. Consul ends a router with one that does. */
+function routesOf(chain: unknown, start: unknown): readonly (readonly Leg[])[] {
+  const node = nodeAt(chain, start)
+  if (member(node, 'Type') !== 'router') return [legsOf(chain, start)]
+  const routes = listOf(member(node, 'Routes'))
+  return routes
+    .filter((route, position) => position === routes.length - 1 || matchesAll(route))
+    .map((route) => legsOf(chain, member(route, 'NextNode')))
+}
+
+/** Whether a route has no condition but the path that every path begins with. */
+function matchesAll(route: unknown): boolean {
+  const http = member(member(member(route, 'Definition'), 'Match'), 'HTTP')
+  if (!isPresent(http)) return true
+  return (
+    isRecord(http) &&
+    Object.entries(http).every(([key, value]) =>
+      key === 'PathPrefix' ? value === '/' || value === '' : !isPresent(value),
+    )
+  )
+}
+
+function legsOf(chain: unknown, name: unknown): readonly Leg[] {
+  const node = nodeAt(chain, name)
+  if (member(node, 'Type') !== 'splitter') return [{ next: name, weight: 1 }]
+  return listOf(member(node, 'Splits')).map((split) => {
+    // Consul leaves a weight of 0 out.
+    const weight = member(split, 'Weight')
+    return {
+      next: member(split, 'NextNode'),
+      weight: typeof weight === 'number' && Number.isFinite(weight) ? Math.max(0, weight) : 0,
+    }
+  })
+}
+
+function nodeAt(chain: unknown, name: unknown): unknown {
+  return typeof name === 'string' ? member(member(chain, 'Nodes'), name) : undefined
+}
+
+/** The cluster of the resolver that a node is or leads to. */
+function clusterAt(
+  service: string,
+  chain: Record<string, unknown>,
+  node: unknown,
+  problems: string[],
+): ChainCluster {
+  const resolver = resolverFrom(service, chain, node)
+  const timeoutMs = parseGoDuration(member(resolver, 'ConnectTimeout')) ?? 0
+  return clusterOf(
+    targetsOf(service, chain, resolver, problems),
+    timeoutMs === 0 ? DEFAULT_CONNECT_TIMEOUT_MS : Math.min(timeoutMs, 300_000),
+  )
+}
+
+function clusterUnlessUnusable(
+  service: string,
+  chain: Record<string, unknown>,
+  node: unknown,
+): ChainCluster | undefined {
+  try {
+    return clusterAt(service, chain, node, [])
+  } catch (error) {
+    if (errorCode(error) === 'HM_CONSUL_CHAIN_UNUSABLE') return undefined
+    throw error
+  }
+}
+
+function clusterOf(targets: ChainCluster['targets'], connectTimeoutMs: number): ChainCluster {
+  const [{ service, datacenter, isRemote, subset }] = targets
+  const part = subset === undefined ? '' : `:${subset}`
   return {
-    ...common,
-    connectTimeoutMs:
-      timeoutMs === 0 ? defaultChain.connectTimeoutMs : Math.min(timeoutMs, 300_000),
-    targets: targetsOf(service, chain, resolver, problems),
-    problems,
+    name: `${isRemote ? `${datacenter}/` : ''}${service}${part}`,
+    service,
+    datacenter,
+    subset,
+    connectTimeoutMs,
+    targets,
   }
 }
 
@@ -86,13 +215,12 @@ function resolverFrom(
   chain: Record<string, unknown>,
   start: unknown,
 ): Record<string, unknown> {
-  const nodes = member(chain, 'Nodes')
   const seen = new Set<unknown>()
   let name = start
   while (typeof name === 'string' && seen.size < MAX_STEPS) {
     if (seen.has(name)) throw unusable(service, `it comes back to its node ${shown(name)}`)
     seen.add(name)
-    const node = member(nodes, name)
+    const node = nodeAt(chain, name)
     if (!isRecord(node))
       throw unusable(service, `it names a node ${shown(name)} that it does not have`)
     const resolver = member(node, 'Resolver')
@@ -104,7 +232,7 @@ function resolverFrom(
         name = member(listOf(member(node, 'Routes')).at(-1), 'NextNode')
         break
       case 'splitter':
-        name = member(heaviestOf(listOf(member(node, 'Splits'))), 'NextNode')
+        name = heaviestOf(legsOf(chain, name))?.next
         break
       default:
         throw unusable(service, `its node ${shown(name)} is of type ${shown(member(node, 'Type'))}`)
@@ -116,30 +244,15 @@ function resolverFrom(
   )
 }
 
-/** Of equal ones the first. */
-function heaviestOf(splits: readonly unknown[]): unknown {
-  let heaviest: unknown
-  let most = Number.NEGATIVE_INFINITY
-  for (const split of splits) {
-    const weight = member(split, 'Weight')
-    // Consul leaves a weight of 0 out.
-    const share = typeof weight === 'number' ? weight : 0
-    if (share <= most) continue
-    most = share
-    heaviest = split
-  }
-  return heaviest
-}
-
 function targetsOf(
   service: string,
   chain: Record<string, unknown>,
   resolver: Record<string, unknown>,
   problems: string[],
-): readonly ChainTarget[] {
+): ChainCluster['targets'] {
   const primary = targetOf(service, chain, member(resolver, 'Target'), problems)
   if (typeof primary === 'string') throw unusable(service, primary)
-  const targets = [primary]
+  const targets: [ChainTarget, ...ChainTarget[]] = [primary]
   const failover = listOf(member(member(resolver, 'Failover'), 'Targets'))
   for (const name of failover.slice(0, MAX_TARGETS - 1)) {
     const target = targetOf(service, chain, name, problems)
@@ -172,8 +285,11 @@ function targetOf(
   for (const key of ['Namespace', 'Partition', 'Peer'])
     if (!['', 'default', undefined].includes(asText(member(target, key))))
       return `its target ${shown(name)} is in another ${key.toLowerCase()}, which is not supported`
-  const subset = member(target, 'Subset')
-  const filter = member(subset, 'Filter') ?? ''
+  const subset = member(target, 'ServiceSubset') ?? ''
+  if (typeof subset !== 'string' || (subset !== '' && !isSubsetName(subset)))
+    return `its target ${shown(name)} has no usable subset`
+  const instances = member(target, 'Subset')
+  const filter = member(instances, 'Filter') ?? ''
   if (typeof filter !== 'string' || filter.length > MAX_FILTER_CHARS)
     return `the filter of its target ${shown(name)} is not usable`
   const home = member(chain, 'Datacenter')
@@ -187,8 +303,9 @@ function targetOf(
     service: to,
     datacenter,
     isRemote,
+    subset: subset === '' ? undefined : subset,
     filter: filter === '' ? undefined : filter,
-    onlyPassing: member(subset, 'OnlyPassing') === true,
+    onlyPassing: member(instances, 'OnlyPassing') === true,
   }
 }
 

@@ -9,12 +9,14 @@
  */
 import type { Clock } from '../../../lib/clock.ts'
 import { MeshError } from '../../../lib/errors.ts'
+import type { Cluster } from '../../../model/cluster.ts'
 import type { Endpoint } from '../../../model/endpoint.ts'
 import { type CatalogService, type InstanceAddress, type Watch, YIELDING } from '../catalog.ts'
 import type { Follower, FollowWatch } from './blocking-query.ts'
 import { type Claims, judgeClaims } from './claims.ts'
 import { type DecodedHealth, decodeHealth } from './decode.ts'
 import {
+  type ChainCluster,
   type ChainTarget,
   type DecodedChain,
   decodeChain,
@@ -69,14 +71,14 @@ interface InstanceWatch {
   readonly claims: Claims
   /** The last good answer. */
   listed: DecodedInstances | undefined
-  /** Sentences about proxies that stand for no instance. */
-  warnings: readonly string[]
 }
 
 interface TargetWatch {
   readonly watch: FollowWatch
   /** The last good answer. */
   instances: DecodedHealth | undefined
+  /** Sentences about proxies that stand for no instance. */
+  warnings: readonly string[]
 }
 
 /** Follows one service until it is closed. */
@@ -84,16 +86,16 @@ export class ServiceWatch implements Watch {
   readonly #name: string
   readonly #onChange: (service: CatalogService) => void
   readonly #options: ServiceWatchOptions
-  /** What the service is while its chain leads nowhere else. */
-  readonly #itself: ChainTarget
+  /** What the service is while nothing leads it elsewhere. */
+  readonly #usualChain: DecodedChain
   /** By path. */
   readonly #targetWatches = new Map<string, TargetWatch>()
   /** By datacenter; '' is the agent's own. */
   readonly #instanceWatches = new Map<string, InstanceWatch>()
   readonly #chainWatch: FollowWatch
   readonly #instanceTimer: NodeJS.Timeout
+  /** Undefined until it has been read, or waited for long enough. */
   #chain: DecodedChain | undefined
-  #targets: readonly ChainTarget[]
   #virtualIps: readonly string[] = []
   #isPatient = true
   #awaitsInstances = true
@@ -110,20 +112,15 @@ export class ServiceWatch implements Watch {
     this.#name = name
     this.#onChange = onChange
     this.#options = options
-    this.#itself = {
-      service: name,
-      datacenter: options.datacenter ?? '',
-      isRemote: false,
-      filter: undefined,
-      onlyPassing: false,
-    }
-    this.#targets = [this.#itself]
+    this.#usualChain = defaultChain(name, options.datacenter)
     // Most chains lead to the service itself: its instances are asked for at once.
-    this.#openTarget(this.#itself)
-    this.#openAllInstances()
+    this.#followTargets(this.#usualChain)
     this.#chainWatch = options.follower.follow(
       `/v1/discovery-chain/${encodeURIComponent(name)}`,
-      (body) => this.#takeChain(body === undefined ? defaultChain : decodeChain(name, body)),
+      (body) =>
+        this.#takeChain(
+          body === undefined ? this.#usualChain : decodeChain(name, body, options.datacenter),
+        ),
       { priority: 'cold' },
     )
     this.#startGracePeriod()
@@ -142,11 +139,13 @@ export class ServiceWatch implements Watch {
 
   /** Claims that are not met, one sentence each. */
   warnings(): readonly string[] {
-    return [...this.#instanceWatches.values()].flatMap(({ claims, listed, warnings }) => [
-      ...(listed?.problems ?? []),
-      ...warnings,
-      ...claims.warnings(),
-    ])
+    return [
+      ...[...this.#instanceWatches.values()].flatMap(({ claims, listed }) => [
+        ...(listed?.problems ?? []),
+        ...claims.warnings(),
+      ]),
+      ...[...this.#targetWatches.values()].flatMap(({ warnings }) => warnings),
+    ]
   }
 
   /** Which check keeps an instance from passing, by endpoint key. */
@@ -173,10 +172,12 @@ export class ServiceWatch implements Watch {
   #publish(): void {
     const chain = this.#chain
     if (chain === undefined || this.#isClosed) return
-    const answers = this.#targets.map((target) => this.#answerOf(target))
+    const [main] = chain.clusters
     // Sending everybody to the failover because it answered a moment earlier would be wrong.
-    if (answers[0] === undefined && this.#isPatient) return
-    if (answers.every((answer) => answer === undefined)) return
+    if (this.#isPatient && this.#instancesOf(main.targets[0]) === undefined) return
+    const clusters = chain.clusters.flatMap((cluster) => this.#answered(cluster) ?? [])
+    const [first, ...others] = clusters
+    if (first?.name !== main.name) return
     // Only what is believed will be captured: it should be in the first answer.
     if (
       this.#published === undefined &&
@@ -184,15 +185,16 @@ export class ServiceWatch implements Watch {
       !isSettled(this.#instanceWatches.get(''))
     )
       return
+    const names = new Set(clusters.map((cluster) => cluster.name))
     const service: CatalogService = {
       name: this.#name,
       protocol: chain.protocol,
-      connectTimeoutMs: chain.connectTimeoutMs,
       virtualIps: this.#virtualIps,
-      endpoints: combine(
-        this.#targets,
-        answers.map((answer, position) => this.#placed(answer, position)),
-      ),
+      routes: chain.routes.flatMap(({ match, clusters: shares }) => {
+        const known = shares.filter(({ cluster }) => names.has(cluster))
+        return known.length === 0 ? [] : [{ match, clusters: known }]
+      }),
+      clusters: [first, ...others],
       addresses: [...this.#instanceWatches].flatMap(([datacenter, { claims }]) =>
         claims.believed().map((address) => asOf(datacenter, address)),
       ),
@@ -203,53 +205,78 @@ export class ServiceWatch implements Watch {
     this.#onChange(service)
   }
 
-  #answerOf(target: ChainTarget): DecodedHealth | undefined {
+  #instancesOf(target: ChainTarget): DecodedHealth | undefined {
     return this.#targetWatches.get(pathOf(target))?.instances
   }
 
-  /** A target's answer with the addresses of the instances that its proxies stand for. */
-  #placed(answer: DecodedHealth | undefined, position: number): DecodedHealth | undefined {
-    const target = this.#targets[position]
-    if (answer === undefined || target === undefined || target.service !== this.#name) return answer
+  /** A cluster with the instances of its targets; undefined before the first of them has answered. */
+  #answered({ targets, ...cluster }: ChainCluster): Cluster | undefined {
+    const answers = targets.map((target) => this.#placedEndpoints(target))
+    if (answers.every((answer) => answer === undefined)) return undefined
+    return { ...cluster, endpoints: combine(targets, answers) }
+  }
+
+  /** A target's instances, those of the service itself with the addresses that its proxies stand for. */
+  #placedEndpoints(target: ChainTarget): readonly Endpoint[] | undefined {
+    const watch = this.#targetWatches.get(pathOf(target))
+    if (watch?.instances === undefined || target.service !== this.#name)
+      return watch?.instances?.endpoints
     const own = this.#instanceWatches.get(target.isRemote ? target.datacenter : '')
-    const { endpoints, problems } = placeEndpoints(this.#name, answer.endpoints, [
+    const { endpoints, problems } = placeEndpoints(this.#name, watch.instances.endpoints, [
       // What was believed and is gone from the list is where it was, if its proxy is still there.
       ...(own?.claims.believed() ?? []).map(asInstance),
       ...(own?.listed?.instances ?? []),
     ])
-    if (own !== undefined) own.warnings = own.listed === undefined ? [] : problems
-    return { ...answer, endpoints }
+    watch.warnings = own?.listed === undefined ? [] : problems
+    return endpoints
   }
 
-  /** Follows what the chain leads to, and nothing else. */
   #takeChain(chain: DecodedChain): void {
     this.#chain = chain
-    this.#targets = chain.targets ?? [this.#itself]
-    const wanted = new Set(this.#targets.map(pathOf))
-    for (const [path, { watch }] of this.#targetWatches)
-      if (!wanted.has(path)) {
-        watch.close()
-        this.#targetWatches.delete(path)
-      }
-    for (const target of this.#targets) this.#openTarget(target)
-    this.#openAllInstances()
-    const [first = this.#itself] = this.#targets
-    if (this.#answerOf(first) === undefined) this.#startGracePeriod()
+    this.#followTargets(chain)
+    if (this.#instancesOf(chain.clusters[0].targets[0]) === undefined) this.#startGracePeriod()
     this.#publish()
   }
 
-  #openTarget(target: ChainTarget): void {
+  /** Follows what the chain leads to, and nothing else. */
+  #followTargets({ clusters }: DecodedChain): void {
+    const paths = new Set(clusters.flatMap((cluster) => cluster.targets.map(pathOf)))
+    for (const [path, { watch }] of this.#targetWatches)
+      if (!paths.has(path)) {
+        watch.close()
+        this.#targetWatches.delete(path)
+      }
+    for (const cluster of clusters)
+      for (const target of cluster.targets) this.#openTarget(target, cluster.name)
+    // Its own instances, here and where bytes go to it elsewhere: callers mean the mesh by their addresses.
+    const datacenters = new Set([
+      '',
+      ...clusters[0].targets
+        .filter(({ service, isRemote }) => service === this.#name && isRemote)
+        .map(({ datacenter }) => datacenter),
+    ])
+    for (const [datacenter, opened] of this.#instanceWatches)
+      if (!datacenters.has(datacenter)) {
+        closeInstances(opened)
+        this.#instanceWatches.delete(datacenter)
+      }
+    for (const datacenter of datacenters) this.#openInstances(datacenter)
+  }
+
+  #openTarget(target: ChainTarget, cluster: string): void {
     const path = pathOf(target)
     if (this.#targetWatches.has(path)) return
-    const withoutSuddenLoss = createLossFilter(target, this.#options)
+    const withoutSuddenLoss = createLossFilter(target, cluster, this.#options)
+    const isOwn = path === pathOf(this.#usualChain.clusters[0].targets[0])
     const opened: TargetWatch = {
       instances: undefined,
+      warnings: [],
       watch: this.#options.follower.follow(
         path,
         (body) => {
           opened.instances = withoutSuddenLoss(body)
           // Others' virtual addresses lead to those others.
-          if (path === pathOf(this.#itself)) this.#virtualIps = opened.instances.virtualIps
+          if (isOwn) this.#virtualIps = opened.instances.virtualIps
           this.#publish()
         },
         // The agent's summary of services is about its own datacenter.
@@ -257,22 +284,6 @@ export class ServiceWatch implements Watch {
       ),
     }
     this.#targetWatches.set(path, opened)
-  }
-
-  /** The service's own instances, here and where its chain leads to it elsewhere. */
-  #openAllInstances(): void {
-    const wanted = new Set([
-      '',
-      ...this.#targets
-        .filter(({ service, isRemote }) => service === this.#name && isRemote)
-        .map(({ datacenter }) => datacenter),
-    ])
-    for (const [datacenter, opened] of this.#instanceWatches)
-      if (!wanted.has(datacenter)) {
-        closeInstances(opened)
-        this.#instanceWatches.delete(datacenter)
-      }
-    for (const datacenter of wanted) this.#openInstances(datacenter)
   }
 
   #openInstances(datacenter: string): void {
@@ -289,7 +300,6 @@ export class ServiceWatch implements Watch {
     const opened: InstanceWatch = {
       claims,
       listed: undefined,
-      warnings: [],
       watch: follower.follow(
         `/v1/catalog/service/${encodeURIComponent(name)}${isRemote ? `?dc=${encodeURIComponent(datacenter)}` : ''}`,
         (body) => {
@@ -308,7 +318,7 @@ export class ServiceWatch implements Watch {
     clearTimeout(this.#graceTimer)
     this.#graceTimer = setTimeout(() => {
       this.#isPatient = false
-      this.#chain ??= chainWithout(this.#name, this.#options.last)
+      this.#chain ??= chainWithout(this.#usualChain, this.#options.last)
       this.#publish()
     }, PATIENCE_MS)
   }
@@ -358,11 +368,11 @@ function pathOf(target: ChainTarget): string {
 /** The endpoints of all targets; one that several targets have belongs to the first of them. */
 function combine(
   targets: readonly ChainTarget[],
-  answers: readonly (DecodedHealth | undefined)[],
+  answers: readonly (readonly Endpoint[] | undefined)[],
 ): readonly Endpoint[] {
   const endpointByKey = new Map<string, Endpoint>()
   for (const [priority, { onlyPassing }] of targets.entries())
-    for (const endpoint of answers[priority]?.endpoints ?? []) {
+    for (const endpoint of answers[priority] ?? []) {
       if (endpointByKey.has(endpoint.key)) continue
       if (onlyPassing && endpoint.health !== 'passing') continue
       endpointByKey.set(endpoint.key, { ...endpoint, priority })
@@ -374,17 +384,26 @@ function combine(
  * What holds of a chain that has not been read in time; undefined to go on waiting: a service that was led
  * elsewhere must not be taken for itself.
  */
-function chainWithout(name: string, last: CatalogService | undefined): DecodedChain | undefined {
-  if (last === undefined) return defaultChain
-  if (last.endpoints.some(({ service, priority }) => service !== name || priority > 0))
+function chainWithout(
+  usual: DecodedChain,
+  last: CatalogService | undefined,
+): DecodedChain | undefined {
+  if (last === undefined) return usual
+  const [{ connectTimeoutMs, endpoints }] = last.clusters
+  if (endpoints.some(({ service, priority }) => service !== last.name || priority > 0))
     return undefined
-  const { protocol, connectTimeoutMs } = last
-  return { ...defaultChain, protocol, connectTimeoutMs }
+  const [itself] = usual.clusters
+  return { ...usual, protocol: last.protocol, clusters: [{ ...itself, connectTimeoutMs }] }
 }
 
-/** The instances of a target in the answer of an earlier run. */
-function remembered(target: ChainTarget, last: CatalogService | undefined): readonly Endpoint[] {
-  return (last?.endpoints ?? []).filter(
+/** The instances of a cluster's target in the answer of an earlier run. */
+function remembered(
+  target: ChainTarget,
+  cluster: string,
+  last: CatalogService | undefined,
+): readonly Endpoint[] {
+  const known = last?.clusters.find(({ name }) => name === cluster)?.endpoints ?? []
+  return known.filter(
     ({ service, datacenter }) =>
       service === target.service && (target.datacenter === '' || datacenter === target.datacenter),
   )
@@ -393,10 +412,11 @@ function remembered(target: ChainTarget, last: CatalogService | undefined): read
 /** Reads the answers about one target, and refuses those that are to be doubted. */
 function createLossFilter(
   target: ChainTarget,
+  cluster: string,
   options: ServiceWatchOptions,
 ): (body: unknown) => DecodedHealth {
   const { clock, tokenProbe } = options
-  let trusted = remembered(target, options.last)
+  let trusted = remembered(target, cluster, options.last)
   const place = {
     node: options.node,
     datacenter: target.isRemote ? target.datacenter : options.datacenter,

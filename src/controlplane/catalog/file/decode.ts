@@ -11,6 +11,7 @@ import {
 } from '../../../lib/yaml-document.ts'
 import type { Endpoint } from '../../../model/endpoint.ts'
 import { type DefaultPolicy, type Intention, precedenceOf } from '../../../model/intention.ts'
+import { directRouting } from '../../../model/route.ts'
 import type { CatalogPolicy, CatalogService } from '../catalog.ts'
 import { decodePermission } from '../permission.ts'
 import { type CatalogFile, catalogFileSchema } from './schema.ts'
@@ -75,9 +76,8 @@ function toService(service: FileService, position: number): CatalogService {
   return {
     name: service.Name,
     protocol: service.Protocol,
-    connectTimeoutMs: service.ConnectTimeout,
     virtualIps: service.VirtualAddresses,
-    endpoints,
+    ...directRouting(service.Name, { connectTimeoutMs: service.ConnectTimeout, endpoints }),
     addresses: endpoints.flatMap(({ application, node }) =>
       application === undefined ? [] : [{ ...application, node, since: position }],
     ),

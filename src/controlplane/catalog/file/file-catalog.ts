@@ -344,7 +344,7 @@ class FileCatalog implements Catalog {
       if (service.target === undefined) return []
       const endpoint = this.#content.serviceByName
         .get(service.name)
-        ?.endpoints.find((candidate) => candidate.key === `${node}/${service.id}`)
+        ?.clusters[0].endpoints.find((candidate) => candidate.key === `${node}/${service.id}`)
       if (endpoint === undefined)
         return says(
           `Service ${service.name} of this host is not in ${path}: it lists no instance with Node ${node} and ID ${service.id}`,

@@ -4,6 +4,7 @@
  * The file is the operator's word: what it lists is believed at once, and has an address before whatever was there.
  * What it lists no more is refused and not passed by: applications go on dialing it, and an edit is soon made.
  */
+import { directRouting } from '../../../model/route.ts'
 import { type CatalogService, type InstanceAddress, type ListedService } from '../catalog.ts'
 import {
   ageAddresses,
@@ -60,14 +61,7 @@ export function serviceOf({ content, known }: KnownContent, name: string): Catal
   const listed = content.serviceByName.get(name)
   const addresses = sortedAddresses(known.get(name) ?? new Map())
   if (listed !== undefined) return { ...listed, addresses }
-  return {
-    name,
-    protocol: 'tcp',
-    connectTimeoutMs: 5_000,
-    virtualIps: [],
-    endpoints: [],
-    addresses,
-  }
+  return { name, protocol: 'tcp', virtualIps: [], ...directRouting(name), addresses }
 }
 
 /** All services, those that are gone included, sorted by name. */
