@@ -31,7 +31,7 @@ const facts = z.looseObject({
   node: z.string(),
   datacenter: z.string(),
   addresses: names,
-  networks: names.default([]),
+  networks: names,
   awaited: names,
   snapshotVersion: z.number(),
   catalog: z.looseObject({
@@ -52,7 +52,7 @@ const facts = z.looseObject({
     mode: z.enum(['off', 'on']),
     inSync: z.boolean().nullable(),
     problems: names,
-    backend: z.enum(['nftables', 'iptables']).nullable().optional(),
+    backend: z.enum(['nftables', 'iptables']).nullable(),
     plan: z
       .looseObject({
         workloads: z.array(z.looseObject({ selector: selectorSchema, capturePort: z.number() })),
@@ -101,50 +101,42 @@ const facts = z.looseObject({
       ejectedFor: z.string().nullable(),
     }),
   ),
-  problems: z
-    .array(
-      z.looseObject({
-        code: z.string(),
-        message: z.string(),
-        hint: z.string(),
-        blocks: z.boolean(),
-      }),
-    )
-    .optional(),
-  outcomes: z
-    .array(
-      z.looseObject({
-        direction: z.enum(['outbound', 'inbound']),
-        source: z.string(),
-        target: z.string(),
-        okAt: z.iso.datetime().nullable(),
-        failure: z
-          .looseObject({
-            at: z.iso.datetime(),
-            flag: z.string(),
-            code: z.string(),
-            reason: z.string(),
-          })
-          .nullable(),
-      }),
-    )
-    .optional(),
-  listeners: z
-    .array(z.looseObject({ address: z.string(), isListening: z.boolean().nullable() }))
-    .optional(),
-  probes: z
-    .array(
-      z.looseObject({
-        endpoint: z.string(),
-        kind: z.enum(['answered', 'handshake', 'old', 'failed']),
-        verdict: z.string().nullable(),
-        application: z.enum(['unknown', 'listens', 'silent']).nullable(),
-        flag: z.string().nullable(),
-        reason: z.string(),
-        tookMs: z.number(),
-      }),
-    )
-    .optional(),
+  problems: z.array(
+    z.looseObject({
+      code: z.string(),
+      message: z.string(),
+      hint: z.string(),
+      blocks: z.boolean(),
+    }),
+  ),
+  outcomes: z.array(
+    z.looseObject({
+      direction: z.enum(['outbound', 'inbound']),
+      source: z.string(),
+      target: z.string(),
+      okAt: z.iso.datetime().nullable(),
+      failure: z
+        .looseObject({
+          at: z.iso.datetime(),
+          flag: z.string(),
+          code: z.string(),
+          reason: z.string(),
+        })
+        .nullable(),
+    }),
+  ),
+  listeners: z.array(z.looseObject({ address: z.string(), isListening: z.boolean().nullable() })),
+  probes: z.array(
+    z.looseObject({
+      endpoint: z.string(),
+      kind: z.enum(['answered', 'handshake', 'old', 'failed']),
+      verdict: z.string().nullable(),
+      application: z.enum(['unknown', 'listens', 'silent']).nullable(),
+      flag: z.string().nullable(),
+      reason: z.string(),
+      tookMs: z.number(),
+    }),
+  ),
 })
 
 /**

@@ -35,7 +35,7 @@ export interface HostFacts {
   readonly datacenter: string
   /** This host's own IP addresses, canonical. */
   readonly addresses: readonly string[]
-  /** The networks that its devices are in, `172.17.0.1/16`; empty in documents of older versions. */
+  /** The networks that its devices are in, `172.17.0.1/16`. */
   readonly networks: readonly string[]
   readonly ready: boolean
   readonly awaited: StatusDocument['awaited']
@@ -52,14 +52,14 @@ export interface HostFacts {
   readonly tunnels: readonly TunnelEntry[]
   /** What the balancers of the workers have learned; endpoints nobody tried are absent. */
   readonly loads: readonly LoadFacts[]
-  /** As `hostmesh status` shows them. A file of an older version has none of this and the following. */
-  readonly problems?: readonly ProblemEntry[]
+  /** As `hostmesh status` shows them. */
+  readonly problems: readonly ProblemEntry[]
   /** What became of the last connections of each pair. */
-  readonly outcomes?: readonly OutcomeFacts[]
+  readonly outcomes: readonly OutcomeFacts[]
   /** Whether somebody listens where the services of this host are delivered. */
-  readonly listeners?: readonly ListenerFacts[]
+  readonly listeners: readonly ListenerFacts[]
   /** What the daemons of instances were asked for this document. */
-  readonly probes?: readonly ProbeFacts[]
+  readonly probes: readonly ProbeFacts[]
 }
 
 /** The latest success and the latest failure of one pair, in one worker. */
@@ -118,8 +118,8 @@ export interface PolicyFacts extends ServicePolicy {
 export interface CaptureFacts extends CaptureStatus {
   /** Workloads as the kernel matches them now (users by number, no cgroup that does not exist); null while off. */
   readonly plan: CapturePlanFacts | null
-  /** What diverts; null while nothing does, absent in documents of older versions. */
-  readonly backend?: 'nftables' | 'iptables' | null
+  /** What diverts; null while nothing does. */
+  readonly backend: 'nftables' | 'iptables' | null
 }
 
 /** A capture plan, as `controlplane/capture/rules.ts` has it. */

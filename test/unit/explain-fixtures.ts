@@ -100,6 +100,7 @@ export function facts(parts: Partial<HostFacts> = {}): HostFacts {
       mode: 'on',
       inSync: true,
       problems: [],
+      backend: 'nftables',
       plan: {
         workloads: [
           { selector: { kind: 'cgroup', path: 'system.slice/web.service' }, capturePort: 15_100 },
@@ -149,6 +150,10 @@ export function facts(parts: Partial<HostFacts> = {}): HostFacts {
         ejectedFor: null,
       },
     ],
+    problems: [],
+    outcomes: [],
+    listeners: [],
+    probes: [],
     ...parts,
   }
 }

@@ -34,7 +34,7 @@ export function evidenceOf(
   endpoints: readonly Endpoint[],
 ): readonly Evidence[] {
   return endpoints.flatMap(({ key }) => {
-    const probe = facts.probes?.find(({ endpoint }) => endpoint === key)
+    const probe = facts.probes.find(({ endpoint }) => endpoint === key)
     return probe === undefined ? met(facts, 'outbound', source, key) : [told(probe)]
   })
 }
@@ -147,7 +147,7 @@ function met(
   target: string,
 ): readonly Evidence[] {
   const nowMs = Date.parse(facts.writtenAt)
-  const known = (facts.outcomes ?? []).filter(
+  const known = facts.outcomes.filter(
     (each) => each.direction === direction && each.source === source && each.target === target,
   )
   const okAtMs = latest(known.map(({ okAt }) => okAt))

@@ -57,7 +57,7 @@ function describeTargets(
 ): void {
   const addresses = targets.map(formatAddress)
   const silent = addresses.filter((address) =>
-    facts.listeners?.some((each) => each.address === address && each.isListening === false),
+    facts.listeners.some((each) => each.address === address && each.isListening === false),
   )
   const details = silent.map((address) => `Nobody listens at ${address}`)
   const isDown = silent.length > 0 && silent.length === addresses.length

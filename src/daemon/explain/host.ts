@@ -11,7 +11,7 @@ const NEEDED: ReadonlySet<string> = new Set(['the workers', 'a worker', 'the cap
 
 /** Writes down the problems; ends the road when the host takes no connections. */
 export function describeHost(draft: Draft, facts: HostFacts): void {
-  const { node, draining, awaited, problems = [] } = facts
+  const { node, draining, awaited, problems } = facts
   const missing = awaited.filter((name) => NEEDED.has(name))
   const lines = problems.map(problemText)
   const hints = problems.filter(({ blocks }) => blocks).map(({ hint }) => hint)
@@ -30,7 +30,7 @@ export function describeHost(draft: Draft, facts: HostFacts): void {
 
 /** Why peers will not believe this host; undefined when it knows no reason. */
 export function expulsion(facts: HostFacts): ProblemEntry | undefined {
-  return facts.problems?.find(({ code }) => code === 'HM_CA_HOST_REFUSED')
+  return facts.problems.find(({ code }) => code === 'HM_CA_HOST_REFUSED')
 }
 
 function problemText({ code, message }: ProblemEntry): string {
