@@ -3,6 +3,8 @@
  */
 import { type FSWatcher, statSync, watch } from 'node:fs'
 import { sleep } from '../../lib/abort.ts'
+import { systemClock } from '../../lib/clock.ts'
+import { WakeableLoop } from '../../lib/wakeable-loop.ts'
 import type { WatchKernel } from './kernel-changes.ts'
 
 /** Upkeep never runs more often than this, however many cgroups come and go. */
@@ -40,33 +42,34 @@ export function startUpkeep(options: {
   readonly isOwn: () => boolean
   readonly pass: (sinceVerifyMs: number, isChanged: boolean) => Promise<boolean>
 }): Upkeep {
+  const { folders, everyMs } = options
   const stopped = new AbortController()
-  let wake = new AbortController()
+  const { signal } = stopped
   /** When everything is to be looked at because of what was heard. */
   let lookAt = Infinity
+  let verifiedAt = performance.now()
   const watchers = new Map<string, WatchedFolder>()
-  const kernel = options.watch?.(() => {
-    lookAt = Math.min(lookAt, performance.now() + (options.isOwn() ? ECHO_LOOK_MS : 0))
-    wake.abort()
-  })
-  const loop = async (): Promise<void> => {
-    let verifiedAt = performance.now()
-    while (!stopped.signal.aborted) {
-      const waitMs = Math.min(options.everyMs, Math.max(0, lookAt - performance.now()))
-      // What came into a new folder before it was watched is seen by looking at once.
-      if (!watchFolders(options.folders, watchers, () => wake.abort()))
-        await sleep(waitMs, AbortSignal.any([stopped.signal, wake.signal]))
-      if (stopped.signal.aborted) break
-      wake = new AbortController()
+  const wake = (): void => loop.wake()
+  const loop = new WakeableLoop({
+    clock: systemClock,
+    signal,
+    firstPauseMs: watchFolders(folders, watchers, wake) ? 0 : everyMs,
+    async pass() {
       const isChanged = lookAt <= performance.now()
       if (isChanged) lookAt = Infinity
       if (await options.pass(performance.now() - verifiedAt, isChanged))
         verifiedAt = performance.now()
       const pauseMs = isChanged ? MIN_LOOK_PAUSE_MS : MIN_UPKEEP_PAUSE_MS
-      await sleep(Math.min(pauseMs, options.everyMs), stopped.signal)
-    }
-  }
-  void loop()
+      await sleep(Math.min(pauseMs, everyMs), signal)
+      // What came into a new folder before it was watched is seen by looking at once.
+      if (signal.aborted || watchFolders(folders, watchers, wake)) return 0
+      return Math.min(everyMs, Math.max(0, lookAt - performance.now()))
+    },
+  })
+  const kernel = options.watch?.(() => {
+    lookAt = Math.min(lookAt, performance.now() + (options.isOwn() ? ECHO_LOOK_MS : 0))
+    wake()
+  })
   return {
     stop: () => {
       stopped.abort()
