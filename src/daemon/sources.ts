@@ -3,10 +3,7 @@
  */
 import type { Config } from '../config/schema.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
-import {
-  type ConsulCatalog,
-  createConsulCatalog,
-} from '../controlplane/catalog/consul/consul-catalog.ts'
+import { ConsulCatalog } from '../controlplane/catalog/consul/consul-catalog.ts'
 import { createFileCatalog } from '../controlplane/catalog/file/file-catalog.ts'
 import { createBuiltinSource } from '../controlplane/identity/builtin-ca.ts'
 import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
@@ -36,7 +33,7 @@ export function openCatalog(
       log.child('catalog'),
     )
   }
-  return createConsulCatalog(
+  return new ConsulCatalog(
     {
       ...config.catalog,
       node: config.node.name,

@@ -6,7 +6,7 @@ import assert from 'node:assert/strict'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import type { CatalogPolicy, CatalogService } from '../../src/controlplane/catalog/catalog.ts'
-import { createConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
+import { ConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
 import {
   CATALOG_STATE_VERSION,
   MAX_CATALOG_STATE_BYTES,
@@ -54,7 +54,7 @@ describe('a restart with a token without rights', () => {
     names: readonly string[] | undefined
 
     constructor() {
-      const inner = createConsulCatalog(
+      const inner = new ConsulCatalog(
         {
           address: server.address,
           token: token.secret,

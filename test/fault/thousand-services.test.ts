@@ -10,7 +10,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
 
-import { createConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
+import { ConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
 import { startDiscovery } from '../../src/controlplane/discovery/publisher.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import { CONSUL_HOST, ConsulAgent, LONE_SERVER } from '../harness/consul.ts'
@@ -119,7 +119,7 @@ test('a thousand services converge and stay current within the limits of Consul'
   const socketPath = join(folder, 'counted.sock')
   const counter = undo.use(await startCounter(socketPath, agent.socketPath))
   const catalog = undo.use(
-    createConsulCatalog({ address: `unix://${socketPath}`, requestTimeout: 10_000 }, silentLog),
+    new ConsulCatalog({ address: `unix://${socketPath}`, requestTimeout: 10_000 }, silentLog),
   )
   const discovery = undo.use(
     startDiscovery(

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, test } from 'node:test'
 import { gzipSync } from 'node:zlib'
-import { createFollower } from '../../src/controlplane/catalog/consul/blocking-query.ts'
+import { Follower } from '../../src/controlplane/catalog/consul/blocking-query.ts'
 import { createTransport } from '../../src/controlplane/catalog/consul/transport.ts'
 import type { Clock } from '../../src/lib/clock.ts'
 import { MeshError } from '../../src/lib/errors.ts'
@@ -27,7 +27,7 @@ async function setUp(
   const { tokenFile, ...followerOptions } = options
   const agent = await startFakeAgent()
   const transport = createTransport({ address: agent.address, requestTimeout: 2_000, tokenFile })
-  const follower = createFollower(transport, {
+  const follower = new Follower(transport, {
     log: silentLog,
     ...followerOptions,
   })

@@ -9,7 +9,7 @@ import type {
   CatalogService,
   ListedService,
 } from '../../src/controlplane/catalog/catalog.ts'
-import { createConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
+import { ConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
 import type { Clock } from '../../src/lib/clock.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import type { LocalService } from '../../src/model/service.ts'
@@ -45,7 +45,7 @@ async function setUp(
   agent.always(INSTANCES, ({ query }) =>
     (query.get('index') ?? '0') === '0' ? indexed(1, []) : undefined,
   )
-  const catalog = createConsulCatalog(
+  const catalog = new ConsulCatalog(
     { address: agent.address, requestTimeout: 2_000, ...options },
     silentLog,
   )
@@ -215,9 +215,9 @@ describe('the Consul catalog', { concurrency: true }, () => {
     world.agent.always('/v1/catalog/services', () => indexed(1, { consul: [], db: [], web: [] }))
     const seen: (readonly ListedService[])[] = []
     world.catalog.watchServiceList((services) => seen.push(services), listed('db', 'web'))
-    await eventually('a look at each', () => {
-      return world.agent.requestsFor('/v1/catalog/connect/web').length > 0
-    })
+    await eventually('a look at each', () =>
+      ['db', 'web'].every((name) => world.agent.requestsFor(`/v1/catalog/connect/${name}`)[0]),
+    )
     isMesh = true
     await eventually('names', () => seen[0], 6_000)
     assert.deepEqual(seen, [listed('db', 'web')])
@@ -608,7 +608,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
     agent.always('/v1/agent/service/register', () => ({}))
     agent.always('/v1/agent/service/deregister/db', () => ({}))
     const options = { address: agent.address, token: 'secret', requestTimeout: 2_000 }
-    await using catalog = createConsulCatalog(options, silentLog)
+    await using catalog = new ConsulCatalog(options, silentLog)
     catalog.watchService('db', () => undefined)
     await catalog.register([db], 15_443)
     await catalog.deregister()
@@ -621,7 +621,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
 
   test('the problem of an agent that is away is told once, whatever the number of watches', async () => {
     const options = { address: 'http://127.0.0.1:1', requestTimeout: 2_000 }
-    await using catalog = createConsulCatalog(options, silentLog)
+    await using catalog = new ConsulCatalog(options, silentLog)
     for (const name of ['a', 'b', 'c']) catalog.watchService(name, () => undefined)
     await eventually('problems', () => catalog.health().problems.length > 0)
     assert.equal(catalog.health().problems.length, 1)

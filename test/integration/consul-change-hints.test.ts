@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { createFollower } from '../../src/controlplane/catalog/consul/blocking-query.ts'
+import { Follower } from '../../src/controlplane/catalog/consul/blocking-query.ts'
 import { startChangeHints } from '../../src/controlplane/catalog/consul/change-hints.ts'
 import { createTransport } from '../../src/controlplane/catalog/consul/transport.ts'
 import { silentLog } from '../../src/lib/log.ts'
@@ -15,7 +15,7 @@ const SUMMARY = '/v1/internal/ui/services'
 async function setUp() {
   const agent = await startFakeAgent()
   const transport = createTransport({ address: agent.address, requestTimeout: 2_000 })
-  const follower = createFollower(transport, { log: silentLog, maxBlocking: 1 })
+  const follower = new Follower(transport, { log: silentLog, maxBlocking: 1 })
   const hints = startChangeHints(follower)
   return {
     agent,

@@ -3,10 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import {
-  createRegistrar,
-  type Registrar,
-} from '../../src/controlplane/catalog/consul/registration.ts'
+import { Registrar } from '../../src/controlplane/catalog/consul/registration.ts'
 import { planRegistration } from '../../src/controlplane/catalog/consul/registration-plan.ts'
 import { createTransport } from '../../src/controlplane/catalog/consul/transport.ts'
 import { silentLog } from '../../src/lib/log.ts'
@@ -54,7 +51,7 @@ async function afterCrash(): Promise<
   agent.always('/v1/agent/checks', () => ({ body: {} }))
   for (const service of [db, web])
     for (const as of ['pass', 'warn', 'fail']) agent.always(pathOf(service, as), () => ({}))
-  const registrar = createRegistrar({ transport, log: silentLog, clock, lookMs: LOOK_MS })
+  const registrar = new Registrar({ transport, log: silentLog, clock, lookMs: LOOK_MS })
   started.defer(() => registrar.close())
   await eventually('the first look', () => clock.sleeping > 0)
   const beats = (service: LocalService, as?: string): number =>

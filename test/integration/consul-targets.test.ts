@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import type { CatalogService } from '../../src/controlplane/catalog/catalog.ts'
-import { createConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
+import { ConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import { eventually, indexed, type SeenRequest, startFakeAgent } from './consul-fake-agent.ts'
 
@@ -83,7 +83,7 @@ async function setUp() {
   const agent = await startFakeAgent()
   agent.always('/v1/agent/services', () => ({ body: {} }))
   agent.always('/v1/catalog/services', () => indexed(1, { consul: [] }))
-  const catalog = createConsulCatalog(
+  const catalog = new ConsulCatalog(
     { address: agent.address, requestTimeout: 2_000, datacenter: 'dc1' },
     silentLog,
   )

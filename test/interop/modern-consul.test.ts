@@ -7,7 +7,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import type { CatalogPolicy, CatalogService } from '../../src/controlplane/catalog/catalog.ts'
-import { createConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
+import { ConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import type { Consul } from '../harness/consul.ts'
 import { definitionWithSidecar, EnvoySidecar, FOR_ENVOYS } from '../harness/envoy-sidecar.ts'
@@ -76,7 +76,7 @@ describe('on a current Consul', () => {
       ConnectTimeout: '1500ms',
     })
     const { socketPath } = mesh.catalog.agent('b')
-    await using catalog = createConsulCatalog(
+    await using catalog = new ConsulCatalog(
       { address: `unix://${socketPath}`, requestTimeout: 10_000, node: 'b' },
       silentLog,
     )
@@ -273,7 +273,7 @@ describe('where ACLs deny by default', () => {
       SecretID: READER_TOKEN,
       Policies: [{ Name: 'reader' }],
     })
-    await using catalog = createConsulCatalog(
+    await using catalog = new ConsulCatalog(
       {
         address: `unix://${agent.socketPath}`,
         token: READER_TOKEN,

@@ -8,10 +8,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
-import {
-  createFollower,
-  type Follower,
-} from '../../src/controlplane/catalog/consul/blocking-query.ts'
+import { Follower } from '../../src/controlplane/catalog/consul/blocking-query.ts'
 import {
   type ConsulTransport,
   createTransport,
@@ -50,7 +47,7 @@ describe('with a real Consul agent', () => {
     })
     await agent.ready()
     transport = createTransport({ address: `unix://${agent.socketPath}`, requestTimeout: 10_000 })
-    follower = createFollower(transport, { log: silentLog })
+    follower = new Follower(transport, { log: silentLog })
     source = createConsulSource({ follower, log: silentLog, datacenter: 'dc1' })
     source.watchRoots((bundle) => bundles.push(bundle))
     watch('web')

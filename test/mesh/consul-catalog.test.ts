@@ -8,10 +8,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import type { CatalogPolicy, CatalogService } from '../../src/controlplane/catalog/catalog.ts'
-import {
-  type ConsulCatalog,
-  createConsulCatalog,
-} from '../../src/controlplane/catalog/consul/consul-catalog.ts'
+import { ConsulCatalog } from '../../src/controlplane/catalog/consul/consul-catalog.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import type { LocalService } from '../../src/model/service.ts'
 import { AclServer } from '../harness/acl-server.ts'
@@ -64,7 +61,7 @@ describe('the Consul catalog with a real Consul', () => {
 
   function open(): ConsulCatalog {
     const address = `unix://${agent.socketPath}`
-    return createConsulCatalog({ address, requestTimeout: 10_000, node: 'a' }, silentLog)
+    return new ConsulCatalog({ address, requestTimeout: 10_000, node: 'a' }, silentLog)
   }
 
   /** Instances that Connect callers see, by the server's own view. */
@@ -448,7 +445,7 @@ describe('the Consul catalog with ACLs that deny by default', () => {
   async function catalogWith(name: string, rules: readonly string[]): Promise<ConsulCatalog> {
     const { secret } = await server.acl.createToken(name, rules)
     const options = { address: server.address, token: secret, requestTimeout: 10_000 }
-    return createConsulCatalog(options, silentLog)
+    return new ConsulCatalog(options, silentLog)
   }
 
   test('the rights that the manual names are enough, and the default policy is deny', async () => {

@@ -9,6 +9,7 @@ import { createHash } from 'node:crypto'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, errorCode, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
+import { WakeableLoop } from '../../../lib/wakeable-loop.ts'
 import { FailureLog } from './failure-log.ts'
 import {
   type FailureKind,
@@ -16,6 +17,7 @@ import {
   nextQuery,
   type Pace,
   type QueryOutcome,
+  type QueryState,
   waitSeconds,
 } from './query-state.ts'
 import { ruleFor } from './rights.ts'
@@ -59,32 +61,6 @@ export interface FollowOptions {
   readonly levels?: number
 }
 
-/** Watches on one agent. */
-export interface Follower {
-  /**
-   * Follows `path` (`/v1/…`, with its query if it has one). `onAnswer` gets the parsed body of every answer
-   * whose content differs from the last, and undefined for "not found". It may throw to refuse an answer; then
-   * it gets the next one whatever it says.
-   */
-  follow(path: string, onAnswer: (body: unknown) => void, options?: FollowOptions): FollowWatch
-  /** Of all open watches. */
-  health(): readonly FollowHealth[]
-  /**
-   * Asks again at once for those watches on `subjects` that have no place to wait in, because somebody else
-   * has seen a change there. Watches that wait at the agent hear of it by themselves.
-   */
-  refresh(subjects: Iterable<string>): void
-  /** How many watches poll at the moment, for want of a place to wait in. */
-  pollingCount(): number
-  /**
-   * Asks anew for all watches, those that wait and those that sit out a failure: the token is another, or what
-   * was wrong with the agent is over, and no waiting request would notice that.
-   */
-  retry(): void
-  /** Ends all watches. */
-  close(): void
-}
-
 /** What a follower is built from. */
 export interface FollowerOptions {
   readonly log: Log
@@ -109,231 +85,277 @@ const MAX_ELEMENTS = 20_000
 /** Spreads the watches that wake up together when the agent is back. */
 const RECOVERY_SPREAD_MS = 500
 
-/** A follower over `transport`. The transport stays the caller's. */
-export function createFollower(transport: ConsulTransport, options: FollowerOptions): Follower {
-  const { log, clock = systemClock, random = systemRandom } = options
-  const watches = new Set<FollowWatch>()
-  const asleepUnreachable = new Set<() => void>()
-  const asleepRefused = new Set<() => void>()
-  /** What calls off a request that is under way, to make it again. */
-  const restarters = new Set<() => void>()
-  /** What asks again at once, by subject. */
-  const refreshers = new Map<string, Set<() => void>>()
-  let pollingCount = 0
-  let freePlaces = options.maxBlocking ?? WATCH_SOCKETS - POLLING_SOCKETS
-  let reachable = true
+/** Watches on one agent, over a transport that stays the caller's. */
+export class Follower {
+  readonly #agent: SharedAgent
+  readonly #stopListening: () => void
 
-  const noteReachable = (): void => {
-    if (!reachable) log.info('Consul answers again', { address: transport.address })
-    reachable = true
-    // The agent is back for one watch, so it is back for all: none sits out its back-off.
-    for (const wake of asleepUnreachable) wake()
-    asleepUnreachable.clear()
-  }
-  const noteUnreachable = (problem: string): void => {
-    if (reachable) log.warn('Consul does not answer; the last good state stays', { problem })
-    reachable = false
-  }
-
-  async function nap(
-    ms: number,
-    kind: FailureKind | undefined,
-    signal: AbortSignal,
-  ): Promise<void> {
-    if (ms <= 0) return
-    if (kind === undefined || kind === 'limited') {
-      await clock.sleep(ms, signal)
-      return
+  constructor(transport: ConsulTransport, options: FollowerOptions) {
+    const { log, clock = systemClock, random = systemRandom } = options
+    this.#agent = {
+      transport,
+      log,
+      clock,
+      random,
+      watches: new Set(),
+      freePlaces: options.maxBlocking ?? WATCH_SOCKETS - POLLING_SOCKETS,
+      isReachable: true,
     }
-    const asleep = kind === 'unreachable' ? asleepUnreachable : asleepRefused
-    const woken = new AbortController()
-    const wake = (): void => woken.abort()
-    asleep.add(wake)
-    await clock.sleep(ms, AbortSignal.any([signal, woken.signal]))
-    asleep.delete(wake)
-    if (woken.signal.aborted) await clock.sleep(random() * RECOVERY_SPREAD_MS, signal)
+    // A request that waits does so in the name of the token it was made with, and that one is about to be deleted.
+    this.#stopListening = transport.onTokenChange(() => this.retry())
   }
 
-  function retry(): void {
-    for (const restart of restarters) restart()
-    for (const asleep of [asleepUnreachable, asleepRefused]) {
-      for (const wake of asleep) wake()
-      asleep.clear()
-    }
-  }
-
-  // A request that waits does so in the name of the token it was made with, and that one is about to be deleted.
-  const stopListening = transport.onTokenChange(retry)
-
-  function takePlace(priority: Priority): boolean {
-    if (freePlaces <= RESERVED[priority]) return false
-    freePlaces -= 1
-    return true
-  }
-
-  function follow(
+  /**
+   * Follows `path` (`/v1/…`, with its query if it has one). `onAnswer` gets the parsed body of every answer
+   * whose content differs from the last, and undefined for "not found". It may throw to refuse an answer; then
+   * it gets the next one whatever it says.
+   */
+  follow(
     path: string,
     onAnswer: (body: unknown) => void,
-    followOptions: FollowOptions = {},
+    options: FollowOptions = {},
   ): FollowWatch {
-    const closing = new AbortController()
-    const { signal } = closing
-    let health: FollowHealth = {
-      path,
-      lastGoodAtMs: undefined,
-      problem: undefined,
-      code: undefined,
-      unreachable: false,
-    }
-    const failures = new FailureLog(clock)
-    let seen: string | undefined
-    let isRefused = false
-    /** Whether somebody saw a change since the last request left. */
-    let isOutdated = false
-    let wakePolling: (() => void) | undefined
-    const refresher = (): void => {
-      isOutdated = true
-      wakePolling?.()
-    }
-    const unregister = register(refreshers, followOptions.subject, refresher)
-
-    /** One request; whatever is wrong with it is thrown. */
-    async function ask(
-      index: bigint,
-      mayBlock: boolean,
-      callSignal: AbortSignal,
-    ): Promise<QueryOutcome> {
-      const waitS = waitSeconds(random)
-      const startedAtMs = clock.monotonicMs()
-      const answer = await transport.call(
-        'GET',
-        withQuery(path, index, mayBlock ? waitS : undefined),
-        {
-          pool: 'watch',
-          // Consul adds up to a sixteenth to the wait.
-          timeoutMs: mayBlock ? (waitS * 1_000 * 17) / 16 + 10_000 : transport.requestTimeoutMs,
-          signal: callSignal,
-          levels: followOptions.levels,
-        },
-      )
-      requireUsable(answer, path, seen !== undefined)
-      const mark = fingerprint(answer.body)
-      const changed = isRefused || mark !== seen
-      isRefused = true
-      if (changed && !signal.aborted) onAnswer(answer.body)
-      isRefused = false
-      seen = mark
-      const tookMs = clock.monotonicMs() - startedAtMs
-      return { kind: 'answer', index: answer.index, changed, mayBlock, tookMs }
-    }
-
-    /** Undefined when the request was called off to be made again. */
-    async function attempt(index: bigint): Promise<QueryOutcome | undefined> {
-      const hasPlace = takePlace(followOptions.priority ?? 'hot')
-      isOutdated = false
-      const restarting = new AbortController()
-      const restart = (): void => restarting.abort()
-      restarters.add(restart)
-      try {
-        const callSignal = AbortSignal.any([signal, restarting.signal])
-        const outcome = await ask(hasPlace ? index : 0n, hasPlace, callSignal)
-        if (failures.recover()) log.info('Watch recovered', { path })
-        health = {
-          path,
-          lastGoodAtMs: clock.monotonicMs(),
-          problem: undefined,
-          code: undefined,
-          unreachable: false,
-        }
-        noteReachable()
-        return outcome
-      } catch (error) {
-        const kind = failureKind(error)
-        if (signal.aborted) return { kind }
-        if (restarting.signal.aborted) return undefined
-        const problem = describeError(error)
-        const unreachable = kind === 'unreachable'
-        if (unreachable) noteUnreachable(problem)
-        else if (failures.isNews(problem))
-          log[errorCode(error) === 'HM_CONSUL_ANSWER_DOUBTED' ? 'info' : 'warn'](
-            'Watch failed; its last good answer stays',
-            { path, problem },
-          )
-        health = { ...health, problem, code: errorCode(error), unreachable }
-        return { kind }
-      } finally {
-        restarters.delete(restart)
-        if (hasPlace) freePlaces += 1
-      }
-    }
-
-    async function napBetweenPolls(ms: number): Promise<void> {
-      if (isOutdated) return
-      const woken = new AbortController()
-      wakePolling = () => woken.abort()
-      pollingCount += 1
-      await clock.sleep(ms, AbortSignal.any([signal, woken.signal]))
-      pollingCount -= 1
-      wakePolling = undefined
-    }
-
-    async function run(): Promise<void> {
-      let state = firstQuery(clock.monotonicMs(), random, followOptions.pace)
-      while (!signal.aborted) {
-        const outcome = await attempt(state.index)
-        if (outcome === undefined) {
-          state = { ...state, index: 0n }
-          await clock.sleep(random() * RECOVERY_SPREAD_MS, signal)
-          continue
-        }
-        const next = nextQuery(state, outcome, clock.monotonicMs(), random)
-        state = next.state
-        if (outcome.kind === 'answer' && !outcome.mayBlock) await napBetweenPolls(next.delayMs)
-        else await nap(next.delayMs, outcome.kind === 'answer' ? undefined : outcome.kind, signal)
-      }
-    }
-
-    const watch: FollowWatch = {
-      health: () => health,
-      close() {
-        watches.delete(watch)
-        unregister()
-        closing.abort()
-      },
-    }
-    watches.add(watch)
-    // The first request leaves in the next turn, so that onAnswer never runs inside follow().
-    setImmediate(() => void run())
+    const watch = new PathWatch(path, onAnswer, options, this.#agent)
+    this.#agent.watches.add(watch)
     return watch
   }
 
-  return {
-    follow,
-    health: () => [...watches].map((watch) => watch.health()),
-    refresh(subjects) {
-      for (const subject of subjects)
-        for (const refresher of refreshers.get(subject) ?? []) refresher()
-    },
-    pollingCount: () => pollingCount,
-    retry,
-    close() {
-      stopListening()
-      for (const watch of watches) watch.close()
-    },
+  /** Of all open watches. */
+  health(): readonly FollowHealth[] {
+    return [...this.#agent.watches].map((watch) => watch.health())
+  }
+
+  /**
+   * Asks again at once for those watches on `subjects` that have no place to wait in, because somebody else
+   * has seen a change there. Watches that wait at the agent hear of it by themselves.
+   */
+  refresh(subjects: Iterable<string>): void {
+    const changed = new Set(subjects)
+    for (const watch of this.#agent.watches)
+      if (watch.subject !== undefined && changed.has(watch.subject)) watch.refresh()
+  }
+
+  /** How many watches poll at the moment, for want of a place to wait in. */
+  pollingCount(): number {
+    return [...this.#agent.watches].filter((watch) => watch.isPolling).length
+  }
+
+  /**
+   * Asks anew for all watches, those that wait and those that sit out a failure: the token is another, or what
+   * was wrong with the agent is over, and no waiting request would notice that.
+   */
+  retry(): void {
+    for (const watch of this.#agent.watches) watch.retry()
+  }
+
+  /** Ends all watches. */
+  close(): void {
+    this.#stopListening()
+    for (const watch of this.#agent.watches) watch.close()
   }
 }
 
-function register(
-  refreshers: Map<string, Set<() => void>>,
-  subject: string | undefined,
-  refresher: () => void,
-): () => void {
-  if (subject === undefined) return () => undefined
-  const ofSubject = refreshers.get(subject) ?? new Set()
-  refreshers.set(subject, ofSubject.add(refresher))
-  return () => {
-    ofSubject.delete(refresher)
-    if (ofSubject.size === 0) refreshers.delete(subject)
+/** What the watches of one agent share. */
+interface SharedAgent {
+  readonly transport: ConsulTransport
+  readonly log: Log
+  readonly clock: Clock
+  readonly random: Random
+  readonly watches: Set<PathWatch>
+  /** How many more requests may wait at the agent. */
+  freePlaces: number
+  isReachable: boolean
+}
+
+/** What a watch pauses for: the time of its next poll, the end of a failure, or only not to ask too often. */
+type Pause = 'poll' | 'unreachable' | 'refused' | 'pace'
+
+/** Follows one path. */
+class PathWatch implements FollowWatch {
+  readonly subject: string | undefined
+  readonly #path: string
+  readonly #onAnswer: (body: unknown) => void
+  readonly #options: FollowOptions
+  readonly #agent: SharedAgent
+  readonly #closing = new AbortController()
+  readonly #failures: FailureLog
+  readonly #loop: WakeableLoop
+  #query: QueryState
+  #health: FollowHealth
+  /** Of the last good answer. */
+  #fingerprint: string | undefined
+  /** Whether the last answer was refused by whoever watches. */
+  #isRefused = false
+  /** Whether somebody saw a change since the last request left. */
+  #isOutdated = false
+  /** Calls off the request that is under way, to make it again. */
+  #restarting: AbortController | undefined
+  /** Undefined while a request is under way. */
+  #pause: Pause | undefined
+  /** Whether the next request leaves together with those of other watches, and so a little later. */
+  #isSpread = false
+
+  constructor(
+    path: string,
+    onAnswer: (body: unknown) => void,
+    options: FollowOptions,
+    agent: SharedAgent,
+  ) {
+    const { clock, random } = agent
+    this.subject = options.subject
+    this.#path = path
+    this.#onAnswer = onAnswer
+    this.#options = options
+    this.#agent = agent
+    this.#failures = new FailureLog(clock)
+    this.#query = firstQuery(clock.monotonicMs(), random, options.pace)
+    this.#health = { path, lastGoodAtMs: undefined, ...NO_PROBLEM }
+    const { signal } = this.#closing
+    this.#loop = new WakeableLoop({ clock, signal, pass: () => this.#request() })
+  }
+
+  health(): FollowHealth {
+    return this.#health
+  }
+
+  get isPolling(): boolean {
+    return this.#pause === 'poll'
+  }
+
+  close(): void {
+    this.#agent.watches.delete(this)
+    this.#closing.abort()
+  }
+
+  refresh(): void {
+    this.#isOutdated = true
+    if (this.#pause === 'poll') this.#loop.wake()
+  }
+
+  retry(): void {
+    this.#restarting?.abort()
+    this.wakeFrom('unreachable')
+    this.wakeFrom('refused')
+  }
+
+  /** Asks again soon if it sits out such a failure. */
+  wakeFrom(pause: 'unreachable' | 'refused'): void {
+    if (this.#pause !== pause) return
+    this.#isSpread = true
+    this.#loop.wake()
+  }
+
+  /** One request; returns how long to wait for the next. */
+  async #request(): Promise<number> {
+    const { clock, random } = this.#agent
+    const { signal } = this.#closing
+    this.#pause = undefined
+    if (this.#isSpread) await clock.sleep(random() * RECOVERY_SPREAD_MS, signal)
+    this.#isSpread = false
+    if (signal.aborted) return 0
+    const mayBlock = this.#takePlace()
+    const restarting = new AbortController()
+    this.#restarting = restarting
+    this.#isOutdated = false
+    try {
+      const outcome = await this.#ask(mayBlock, AbortSignal.any([signal, restarting.signal]))
+      this.#noteAnswer()
+      return this.#next(outcome)
+    } catch (error) {
+      if (signal.aborted) return 0
+      if (!restarting.signal.aborted) return this.#next({ kind: this.#noteFailure(error) })
+      this.#query = { ...this.#query, index: 0n }
+      this.#isSpread = true
+      return 0
+    } finally {
+      this.#restarting = undefined
+      if (mayBlock) this.#agent.freePlaces += 1
+    }
+  }
+
+  #takePlace(): boolean {
+    if (this.#agent.freePlaces <= RESERVED[this.#options.priority ?? 'hot']) return false
+    this.#agent.freePlaces -= 1
+    return true
+  }
+
+  /** Whatever is wrong with the answer is thrown. */
+  async #ask(mayBlock: boolean, signal: AbortSignal): Promise<QueryOutcome> {
+    const { transport, clock, random } = this.#agent
+    const waitS = waitSeconds(random)
+    const startedAtMs = clock.monotonicMs()
+    const path = mayBlock
+      ? withQuery(this.#path, this.#query.index, waitS)
+      : withQuery(this.#path, 0n, undefined)
+    const answer = await transport.call('GET', path, {
+      pool: 'watch',
+      // Consul adds up to a sixteenth to the wait.
+      timeoutMs: mayBlock ? (waitS * 1_000 * 17) / 16 + 10_000 : transport.requestTimeoutMs,
+      signal,
+      levels: this.#options.levels,
+    })
+    requireUsable(answer, this.#path, this.#fingerprint !== undefined)
+    const mark = fingerprint(answer.body)
+    const changed = this.#isRefused || mark !== this.#fingerprint
+    this.#isRefused = true
+    if (changed && !this.#closing.signal.aborted) this.#onAnswer(answer.body)
+    this.#isRefused = false
+    this.#fingerprint = mark
+    const tookMs = clock.monotonicMs() - startedAtMs
+    return { kind: 'answer', index: answer.index, changed, mayBlock, tookMs }
+  }
+
+  #noteAnswer(): void {
+    const { log, clock, transport, watches } = this.#agent
+    if (this.#failures.recover()) log.info('Watch recovered', { path: this.#path })
+    this.#health = { path: this.#path, lastGoodAtMs: clock.monotonicMs(), ...NO_PROBLEM }
+    if (this.#agent.isReachable) return
+    this.#agent.isReachable = true
+    log.info('Consul answers again', { address: transport.address })
+    // It is back for one watch, so it is back for all: none sits out its back-off.
+    for (const watch of watches) watch.wakeFrom('unreachable')
+  }
+
+  #noteFailure(error: unknown): FailureKind {
+    const { log, isReachable } = this.#agent
+    const kind = failureKind(error)
+    const code = errorCode(error)
+    const problem = describeError(error)
+    if (kind === 'unreachable') {
+      if (isReachable) log.warn('Consul does not answer; the last good state stays', { problem })
+      this.#agent.isReachable = false
+    } else if (this.#failures.isNews(problem))
+      log[code === 'HM_CONSUL_ANSWER_DOUBTED' ? 'info' : 'warn'](
+        'Watch failed; its last good answer stays',
+        { path: this.#path, problem },
+      )
+    this.#health = { ...this.#health, problem, code, unreachable: kind === 'unreachable' }
+    return kind
+  }
+
+  /** Returns how long to wait, and notes what for. */
+  #next(outcome: QueryOutcome): number {
+    const { clock, random } = this.#agent
+    const { state, delayMs } = nextQuery(this.#query, outcome, clock.monotonicMs(), random)
+    this.#query = state
+    this.#pause = pauseAfter(outcome)
+    return this.#pause === 'poll' && this.#isOutdated ? 0 : delayMs
+  }
+}
+
+const NO_PROBLEM = { problem: undefined, code: undefined, unreachable: false }
+
+function pauseAfter(outcome: QueryOutcome): Pause {
+  switch (outcome.kind) {
+    case 'answer':
+      return outcome.mayBlock ? 'pace' : 'poll'
+    case 'limited':
+      return 'pace'
+    case 'forbidden':
+      return 'refused'
+    case 'refused':
+    case 'unreachable':
+      return outcome.kind
   }
 }
 

@@ -7,16 +7,24 @@ import { type Clock, type Random, systemClock, systemRandom } from '../../../lib
 import { isErrorCode, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
 import { Problem, type ProblemCode } from '../../../model/problem.ts'
-import type { Catalog, CatalogHealth, Watch } from '../catalog.ts'
-import { createFollower, type Follower, type FollowHealth } from './blocking-query.ts'
-import { SUMMARY_PATH, startChangeHints } from './change-hints.ts'
+import type { LocalService } from '../../../model/service.ts'
+import type {
+  Catalog,
+  CatalogHealth,
+  CatalogPolicy,
+  CatalogService,
+  ListedService,
+  Watch,
+} from '../catalog.ts'
+import { Follower, type FollowHealth } from './blocking-query.ts'
+import { type ChangeHints, SUMMARY_PATH, startChangeHints } from './change-hints.ts'
 import { type AgentSelf, decodeAgentSelf, decodeServiceNames, NAME_LEVELS } from './decode.ts'
-import { type IntentionWatch, subjectOf, watchIntentions } from './intentions.ts'
-import { createNodeReader } from './node-reader.ts'
-import { startPulse } from './pulse.ts'
-import { createRegistrar } from './registration.ts'
+import { IntentionWatch, subjectOf } from './intentions.ts'
+import { createNodeReader, type NodeReader } from './node-reader.ts'
+import { Pulse } from './pulse.ts'
+import { Registrar } from './registration.ts'
 import { AGENT_RULE } from './rights.ts'
-import { type ServiceListWatch, watchServiceList } from './service-list.ts'
+import { ServiceListWatch } from './service-list.ts'
 import { ServiceWatch, TOKEN_PROBE_MS, type TokenProbe } from './service-watch.ts'
 import {
   type ConsulAddress,
@@ -39,144 +47,192 @@ export interface ConsulCatalogOptions extends ConsulAddress {
   readonly random?: Random
 }
 
-/** A catalog, and what else the same agent is good for. */
-export interface ConsulCatalog extends Catalog {
-  /** For the certificate source, which follows the same agent. */
-  readonly follower: Follower
-  /** Asks the agent who it is. @throws MeshError HM_CONSUL_UNREACHABLE, HM_CONSUL_FORBIDDEN and others */
-  readAgentSelf(): Promise<AgentSelf>
-}
-
 /** Problems in {@link CatalogHealth}; the rest is in the log. */
 const MAX_PROBLEMS = 50
 
 /**
- * Opens the catalog; nothing has been asked yet when it returns, and an agent that is down is no error.
- * @throws MeshError HM_CONSUL_ADDRESS_INVALID, HM_CONSUL_CA_UNREADABLE, HM_CONSUL_TOKEN_UNREADABLE,
- * HM_CONSUL_TOKEN_INVALID
+ * The catalog of one agent, and what else the same agent is good for. Nothing has been asked yet when it is made, and an agent
+ * that is down is no error.
  */
-export function createConsulCatalog(options: ConsulCatalogOptions, log: Log): ConsulCatalog {
-  const { clock = systemClock, random = systemRandom } = options
-  const transport = createTransport(options, clock)
-  const parts = { transport, log, clock, random }
-  const follower = createFollower(transport, parts)
-  const registrar = createRegistrar({ ...parts, nodeAddress: options.nodeAddress })
-  const tokenProbe = createTokenProbe(transport, clock)
-  const readNode = createNodeReader(transport, clock)
-  const hints = startChangeHints(follower)
-  const serviceWatches = new Set<ServiceWatch>()
-  const watchByName = new Map<string, ServiceWatch>()
-  const intentionWatches = new Set<IntentionWatch>()
-  const listWatches = new Set<ServiceListWatch>()
-  const pulse = startPulse({
-    ...parts,
-    wantsAll: () => listWatches.size > 0,
-    onHealed() {
-      for (const watch of listWatches) watch.recheck()
-      follower.retry()
-    },
-  })
+export class ConsulCatalog implements Catalog {
+  readonly description: string
+  /** For the certificate source, which follows the same agent. */
+  readonly follower: Follower
+  readonly #options: ConsulCatalogOptions
+  readonly #parts: {
+    readonly transport: ConsulTransport
+    readonly log: Log
+    readonly clock: Clock
+    readonly random: Random
+  }
+  readonly #registrar: Registrar
+  readonly #tokenProbe: TokenProbe
+  readonly #readNode: NodeReader
+  readonly #hints: ChangeHints
+  readonly #pulse: Pulse
+  readonly #serviceWatches = new Set<ServiceWatch>()
+  readonly #watchByName = new Map<string, ServiceWatch>()
+  readonly #intentionWatches = new Set<IntentionWatch>()
+  readonly #listWatches = new Set<ServiceListWatch>()
 
-  function kept<W extends Watch>(watch: W, watches: Set<W>): Watch {
-    watches.add(watch)
+  /**
+   * @throws MeshError HM_CONSUL_ADDRESS_INVALID, HM_CONSUL_CA_UNREADABLE, HM_CONSUL_TOKEN_UNREADABLE,
+   * HM_CONSUL_TOKEN_INVALID
+   */
+  constructor(options: ConsulCatalogOptions, log: Log) {
+    const { clock = systemClock, random = systemRandom, nodeAddress } = options
+    const transport = createTransport(options, clock)
+    const parts = { transport, log, clock, random }
+    this.description = `consul ${options.address}`
+    this.#options = options
+    this.#parts = parts
+    this.follower = new Follower(transport, parts)
+    this.#registrar = new Registrar({ ...parts, nodeAddress })
+    this.#tokenProbe = createTokenProbe(transport, clock)
+    this.#readNode = createNodeReader(transport, clock)
+    this.#hints = startChangeHints(this.follower)
+    this.#pulse = new Pulse({
+      ...parts,
+      wantsAll: () => this.#listWatches.size > 0,
+      onHealed: () => {
+        for (const watch of this.#listWatches) watch.recheck()
+        this.follower.retry()
+      },
+    })
+  }
+
+  /** Asks the agent who it is. @throws MeshError HM_CONSUL_UNREACHABLE, HM_CONSUL_FORBIDDEN and others */
+  readAgentSelf(): Promise<AgentSelf> {
+    return readAgentSelf(this.#parts.transport)
+  }
+
+  watchService(
+    name: string,
+    onChange: (service: CatalogService) => void,
+    last?: CatalogService,
+  ): Watch {
+    const watch = new ServiceWatch(name, onChange, {
+      ...this.#options,
+      follower: this.follower,
+      readNode: this.#readNode,
+      clock: this.#parts.clock,
+      tokenProbe: this.#tokenProbe,
+      last,
+      established: [...this.#listWatches].flatMap((list) => list.addressesOf(name)),
+    })
+    this.#watchByName.set(name, watch)
+    const opened = kept(watch, this.#serviceWatches)
     return {
-      close() {
-        watches.delete(watch)
-        watch.close()
+      close: () => {
+        // The list goes on with what is believed.
+        for (const list of this.#listWatches) list.adopt(name, watch.addresses())
+        if (this.#watchByName.get(name) === watch) this.#watchByName.delete(name)
+        opened.close()
       },
     }
   }
 
-  function health(): CatalogHealth {
+  watchServiceList(
+    onChange: (services: readonly ListedService[]) => void,
+    last?: readonly ListedService[],
+  ): Watch {
+    const watch = new ServiceListWatch(onChange, {
+      ...this.#parts,
+      readNode: this.#readNode,
+      followed: (name) => this.#watchByName.get(name)?.addresses(),
+      follower: this.follower,
+      last,
+    })
+    return kept(watch, this.#listWatches)
+  }
+
+  watchPolicies(
+    destinations: readonly string[],
+    onChange: (policies: readonly CatalogPolicy[]) => void,
+    last?: readonly CatalogPolicy[],
+  ): Watch {
+    const options = { ...this.#parts, follower: this.follower, last }
+    return kept(new IntentionWatch(destinations, onChange, options), this.#intentionWatches)
+  }
+
+  async register(services: readonly LocalService[], tunnelPort: number): Promise<void> {
+    if (this.#options.register !== false) await this.#registrar.register(services, tunnelPort)
+  }
+
+  deregister(): Promise<void> {
+    return this.#registrar.deregister()
+  }
+
+  leave(): void {
+    this.#registrar.leave()
+  }
+
+  health(): CatalogHealth {
+    const watches = this.follower.health()
     const goodAtMs = [
-      registrar.lastGoodAtMs(),
-      ...follower.health().map((watch) => watch.lastGoodAtMs),
+      this.#registrar.lastGoodAtMs(),
+      ...watches.map(({ lastGoodAtMs }) => lastGoodAtMs),
     ].filter((ms) => ms !== undefined)
-    const problems = [
-      ...follower.health().flatMap(watchProblem),
-      ...named('HM_CONSUL_CREDENTIAL_UNUSABLE', transport.problems()),
-      ...named(
-        'HM_CONSUL_INCOMPLETE',
-        [pulse.problem()].filter((problem) => problem !== undefined),
-      ),
-      ...named('HM_CONSUL_NOT_REGISTERED', registrar.problems()),
-      ...named(
-        'HM_CATALOG_ENTRY_UNUSABLE',
-        [...serviceWatches].flatMap((watch) => watch.problems()),
-      ),
-      ...[...intentionWatches].flatMap((watch) => watch.problems()),
-      ...named(
-        'HM_CONSUL_INCOMPLETE',
-        [...listWatches].flatMap((watch) => watch.problems()),
-      ),
-      ...named(
-        'HM_CATALOG_TOO_LARGE',
-        [...listWatches].flatMap((watch) => watch.excess()),
-      ),
-    ]
+    const problems = this.#problems(watches)
     const distinct = new Map(problems.toReversed().map((problem) => [problem.message, problem]))
     return {
       lastGoodAtMs: goodAtMs.length === 0 ? undefined : Math.max(...goodAtMs),
       problems: [...distinct.values()].toReversed().slice(0, MAX_PROBLEMS),
       warnings: [
-        ...new Set([...serviceWatches, ...listWatches].flatMap((watch) => watch.warnings())),
+        ...new Set(
+          [...this.#serviceWatches, ...this.#listWatches].flatMap((watch) => watch.warnings()),
+        ),
       ].slice(0, MAX_PROBLEMS),
-      lastContactMs: pulse.lastContactMs(),
+      lastContactMs: this.#pulse.lastContactMs(),
     }
   }
 
-  return {
-    description: `consul ${options.address}`,
-    follower,
-    readAgentSelf: () => readAgentSelf(transport),
-    watchService(name, onChange, last) {
-      const watch = new ServiceWatch(name, onChange, {
-        ...options,
-        follower,
-        readNode,
-        clock,
-        tokenProbe,
-        last,
-        established: [...listWatches].flatMap((list) => list.addressesOf(name)),
-      })
-      watchByName.set(name, watch)
-      const opened = kept(watch, serviceWatches)
-      return {
-        close() {
-          // The list goes on with what is believed.
-          for (const list of listWatches) list.adopt(name, watch.addresses())
-          if (watchByName.get(name) === watch) watchByName.delete(name)
-          opened.close()
-        },
-      }
-    },
-    watchServiceList: (onChange, last) =>
-      kept(
-        watchServiceList(onChange, {
-          ...parts,
-          readNode,
-          followed: (name) => watchByName.get(name)?.addresses(),
-          follower,
-          last,
-        }),
-        listWatches,
+  failingChecks(): ReadonlyMap<string, string> {
+    return new Map([...this.#serviceWatches].flatMap((watch) => [...watch.failing()]))
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#registrar.close()
+    this.#hints.close()
+    this.#pulse.close()
+    for (const watches of [this.#serviceWatches, this.#intentionWatches, this.#listWatches])
+      for (const watch of watches) watch.close()
+    this.follower.close()
+    this.#parts.transport[Symbol.dispose]()
+  }
+
+  #problems(watches: readonly FollowHealth[]): readonly Problem[] {
+    const lists = [...this.#listWatches]
+    const hidden = [this.#pulse.problem()].filter((problem) => problem !== undefined)
+    return [
+      ...watches.flatMap(watchProblem),
+      ...named('HM_CONSUL_CREDENTIAL_UNUSABLE', this.#parts.transport.problems()),
+      ...named('HM_CONSUL_INCOMPLETE', hidden),
+      ...named('HM_CONSUL_NOT_REGISTERED', this.#registrar.problems()),
+      ...named(
+        'HM_CATALOG_ENTRY_UNUSABLE',
+        [...this.#serviceWatches].flatMap((watch) => watch.problems()),
       ),
-    watchPolicies: (destinations, onChange, last) =>
-      kept(watchIntentions(destinations, onChange, { ...parts, follower, last }), intentionWatches),
-    register: async (services, tunnelPort) => {
-      if (options.register !== false) await registrar.register(services, tunnelPort)
-    },
-    deregister: () => registrar.deregister(),
-    leave: () => registrar.leave(),
-    health,
-    failingChecks: () => new Map([...serviceWatches].flatMap((watch) => [...watch.failing()])),
-    async [Symbol.asyncDispose]() {
-      registrar.close()
-      hints.close()
-      pulse.close()
-      for (const watch of [...serviceWatches, ...intentionWatches, ...listWatches]) watch.close()
-      follower.close()
-      transport[Symbol.dispose]()
+      ...[...this.#intentionWatches].flatMap((watch) => watch.problems()),
+      ...named(
+        'HM_CONSUL_INCOMPLETE',
+        lists.flatMap((list) => list.problems()),
+      ),
+      ...named(
+        'HM_CATALOG_TOO_LARGE',
+        lists.flatMap((list) => list.excess()),
+      ),
+    ]
+  }
+}
+
+/** Keeps `watch` among `watches` until it is closed. */
+function kept<W extends Watch>(watch: W, watches: Set<W>): Watch {
+  watches.add(watch)
+  return {
+    close() {
+      watches.delete(watch)
+      watch.close()
     },
   }
 }

@@ -6,10 +6,11 @@
  * where `/match` carries an index it is followed itself. Either way a wake-up only says "read again",
  * and a read happens every {@link REREAD_MS} even without one: a list filtered by ACL never wakes.
  */
-import { backoffMs } from '../../../lib/backoff.ts'
+import { Retry } from '../../../lib/backoff.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, errorCode } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
+import { WakeableLoop } from '../../../lib/wakeable-loop.ts'
 import type { DefaultPolicy, Intention } from '../../../model/intention.ts'
 import { Problem } from '../../../model/problem.ts'
 import type { CatalogPolicy, Watch } from '../catalog.ts'
@@ -20,13 +21,6 @@ import { FailureLog } from './failure-log.ts'
 import { FAILURE_BACKOFF } from './query-state.ts'
 import { AGENT_RULE, readRule } from './rights.ts'
 import { type ConsulAnswer, type ConsulTransport, requireOk } from './transport.ts'
-
-/** A running watch of intentions. */
-export interface IntentionWatch extends Watch {
-  /** What is wrong now: what cannot be read, and what was read and cannot be obeyed. */
-  problems(): readonly Problem[]
-  lastGoodAtMs(): number | undefined
-}
 
 /** What the watch is built from. */
 export interface IntentionOptions {
@@ -52,183 +46,207 @@ const NAMES_PER_CALL = 100
 
 const LIST_PATH = '/v1/connect/intentions'
 
-/**
- * Follows the rules for `destinations`. `onChange` gets those whose rules are known, all of them every
- * time; a destination that is missing has never been read, and must be treated as denied.
- */
-export function watchIntentions(
-  destinations: readonly string[],
-  onChange: (policies: readonly CatalogPolicy[]) => void,
-  options: IntentionOptions,
-): IntentionWatch {
-  const { transport, follower, log, clock = systemClock, random = systemRandom } = options
-  const closing = new AbortController()
-  const { signal } = closing
-  const rulesByDestination = new Map<string, readonly Intention[]>()
-  const problemByBatch = new Map<string, Problem>()
-  const failuresByBatch = new Map<string, FailureLog>()
-  let decodeProblems: string[] = []
-  let matchBlocks = false
-  let toldDefaultPolicy: DefaultPolicy | undefined
-  const remembered = new Set(options.last?.map((policy) => policy.destination))
-  let defaultPolicy: DefaultPolicy | undefined = options.last?.[0]?.defaultPolicy
-  let defaultProblem: Problem | undefined
-  let selfReadAtMs = Number.NEGATIVE_INFINITY
-  let lastGoodAtMs: number | undefined
-  let published: string | undefined
-  let wakeUp: FollowWatch | undefined
-  let wakePath: string | undefined
-  let napping = new AbortController()
-  let isWoken = false
+/** What came of one `/match`. */
+type BatchResult = 'good' | 'failed' | 'forbidden'
 
-  function wake(): void {
-    isWoken = true
-    napping.abort()
+/** Follows the rules for a set of destinations. */
+export class IntentionWatch implements Watch {
+  readonly #destinations: readonly string[]
+  readonly #onChange: (policies: readonly CatalogPolicy[]) => void
+  readonly #options: IntentionOptions
+  readonly #clock: Clock
+  readonly #random: Random
+  readonly #retry: Retry
+  readonly #closing = new AbortController()
+  readonly #loop: WakeableLoop | undefined
+  readonly #stopListening: () => void
+  readonly #rulesByDestination = new Map<string, readonly Intention[]>()
+  readonly #problemByBatch = new Map<string, Problem>()
+  readonly #failuresByBatch = new Map<string, FailureLog>()
+  #decodeProblems: string[] = []
+  #matchBlocks = false
+  /** By the header of an answer. */
+  #toldDefaultPolicy: DefaultPolicy | undefined
+  readonly #remembered: ReadonlySet<string>
+  #defaultPolicy: DefaultPolicy | undefined
+  #defaultProblem: Problem | undefined
+  #selfReadAtMs = Number.NEGATIVE_INFINITY
+  #lastGoodAtMs: number | undefined
+  #published: string | undefined
+  #wakeUp: FollowWatch | undefined
+  #wakePath: string | undefined
+
+  /**
+   * `onChange` gets those destinations whose rules are known, all of them every time; one that is missing has never
+   * been read, and must be treated as denied.
+   */
+  constructor(
+    destinations: readonly string[],
+    onChange: (policies: readonly CatalogPolicy[]) => void,
+    options: IntentionOptions,
+  ) {
+    const { clock = systemClock, random = systemRandom } = options
+    this.#destinations = destinations
+    this.#onChange = onChange
+    this.#options = options
+    this.#clock = clock
+    this.#random = random
+    this.#retry = new Retry(FAILURE_BACKOFF, clock, random)
+    this.#remembered = new Set(options.last?.map((policy) => policy.destination))
+    this.#defaultPolicy = options.last?.[0]?.defaultPolicy
+    const { signal } = this.#closing
+    if (destinations.length > 0)
+      this.#loop = new WakeableLoop({ clock, signal, pass: () => this.#read() })
+    this.#stopListening = options.transport.onTokenChange(() => this.#loop?.wake())
   }
 
-  function followWakeUps(path: string): void {
-    if (path === wakePath || signal.aborted) return
-    wakeUp?.close()
-    wakePath = path
-    wakeUp = follower.follow(path, wake, { priority: 'urgent' })
+  /** What is wrong now: what cannot be read, and what was read and cannot be obeyed. */
+  problems(): readonly Problem[] {
+    return [
+      ...this.#problemByBatch.values(),
+      ...this.#decodeProblems.map(
+        (message) =>
+          new Problem('HM_INTENTION_UNSUPPORTED', message, { subject: subjectOf(message) }),
+      ),
+      ...(this.#defaultProblem === undefined ? [] : [this.#defaultProblem]),
+    ]
+  }
+
+  lastGoodAtMs(): number | undefined {
+    return this.#lastGoodAtMs
+  }
+
+  close(): void {
+    this.#closing.abort()
+    this.#stopListening()
+    this.#wakeUp?.close()
+  }
+
+  /** Reads all rules; returns how long to wait before the next read. */
+  async #read(): Promise<number> {
+    this.#decodeProblems = []
+    const results = await Promise.all(
+      batches(this.#destinations).map((names) => this.#readBatch(names)),
+    )
+    const isGood = results.every((result) => result === 'good')
+    if (results.some((result) => result !== 'failed')) await this.#readDefaultPolicy()
+    this.#publish()
+    if (isGood && this.#matchBlocks) this.#followWakeUps(matchPath(this.#destinations))
+    else if (isGood || this.#wakePath === undefined || results.includes('forbidden'))
+      this.#followWakeUps(LIST_PATH)
+    if (!isGood) return this.#retry.failed()
+    this.#retry.reset()
+    return (this.#options.rereadMs ?? REREAD_MS) * (0.8 + 0.2 * this.#random())
   }
 
   /** One `/match` for `names`; keeps what is known when it fails. */
-  async function readBatch(names: readonly string[]): Promise<'good' | 'failed' | 'forbidden'> {
+  async #readBatch(names: readonly string[]): Promise<BatchResult> {
     const key = names.join(' ')
     try {
-      const answer = await readMatch(names)
+      const answer = await this.#readMatch(names)
       const decoded = decodeIntentions(names, answer.body)
       for (const [destination, rules] of decoded.byDestination)
-        rulesByDestination.set(destination, rules)
-      decodeProblems.push(...decoded.problems)
-      problemByBatch.delete(key)
-      failuresByBatch.delete(key)
-      lastGoodAtMs = clock.monotonicMs()
-      matchBlocks = answer.index !== undefined
-      toldDefaultPolicy = parseDefaultPolicy(answer.defaultAclPolicy)
+        this.#rulesByDestination.set(destination, rules)
+      this.#decodeProblems.push(...decoded.problems)
+      this.#problemByBatch.delete(key)
+      this.#failuresByBatch.delete(key)
+      this.#lastGoodAtMs = this.#clock.monotonicMs()
+      this.#matchBlocks = answer.index !== undefined
+      this.#toldDefaultPolicy = parseDefaultPolicy(answer.defaultAclPolicy)
       return 'good'
     } catch (error) {
-      if (signal.aborted) return 'failed'
+      if (this.#closing.signal.aborted) return 'failed'
       const isForbidden = errorCode(error) === 'HM_CONSUL_FORBIDDEN'
       // One destination without rights must not cost the others: ask for each by itself.
       if (isForbidden && names.length > 1) {
-        problemByBatch.delete(key)
-        await Promise.all(names.map((name) => readBatch([name])))
+        this.#problemByBatch.delete(key)
+        await Promise.all(names.map((name) => this.#readBatch([name])))
         return 'forbidden'
       }
-      const subject = `Intentions for ${names.slice(0, 5).join(', ')}`
-      const problem = readProblem(error, subject)
-      const failures = failuresByBatch.get(key) ?? new FailureLog(clock)
-      failuresByBatch.set(key, failures)
-      if (failures.isNews(problem.message))
-        log.warn('Cannot read intentions; the last good ones stay', { problem: problem.message })
-      problemByBatch.set(key, problem)
+      this.#noteFailure(key, readProblem(error, `Intentions for ${names.slice(0, 5).join(', ')}`))
       return isForbidden ? 'forbidden' : 'failed'
     }
   }
 
-  async function readMatch(names: readonly string[]): Promise<ConsulAnswer> {
+  async #readMatch(names: readonly string[]): Promise<ConsulAnswer> {
     const path = matchPath(names)
     const what = 'reading the intentions'
     const rule = names.slice(0, 5).map(readRule).join(' ')
-    const first = await transport.call('GET', path, { signal })
+    const { signal } = this.#closing
+    const first = await this.#options.transport.call('GET', path, { signal })
     // Without a leader only a stale read is answered. It may be older than what we know, so it is only
     // good enough while we know nothing.
     const isUnknown = (name: string): boolean =>
-      !rulesByDestination.has(name) && !remembered.has(name)
+      !this.#rulesByDestination.has(name) && !this.#remembered.has(name)
     if (first.status === 500 && names.some(isUnknown))
-      return requireOk(await transport.call('GET', `${path}&stale`, { signal }), what, rule)
+      return requireOk(
+        await this.#options.transport.call('GET', `${path}&stale`, { signal }),
+        what,
+        rule,
+      )
     return requireOk(first, what, rule)
   }
 
-  async function readDefaultPolicy(): Promise<void> {
-    if (toldDefaultPolicy !== undefined) {
-      defaultPolicy = toldDefaultPolicy
-      defaultProblem = undefined
+  #noteFailure(batch: string, problem: Problem): void {
+    const failures = this.#failuresByBatch.get(batch) ?? new FailureLog(this.#clock)
+    this.#failuresByBatch.set(batch, failures)
+    if (failures.isNews(problem.message))
+      this.#options.log.warn('Cannot read intentions; the last good ones stay', {
+        problem: problem.message,
+      })
+    this.#problemByBatch.set(batch, problem)
+  }
+
+  async #readDefaultPolicy(): Promise<void> {
+    if (this.#toldDefaultPolicy !== undefined) {
+      this.#defaultPolicy = this.#toldDefaultPolicy
+      this.#defaultProblem = undefined
       return
     }
-    const isFresh = clock.monotonicMs() - selfReadAtMs < SELF_EVERY_MS
-    if (isFresh && defaultPolicy !== undefined) return
+    const isFresh = this.#clock.monotonicMs() - this.#selfReadAtMs < SELF_EVERY_MS
+    if (isFresh && this.#defaultPolicy !== undefined) return
+    const { signal } = this.#closing
     try {
-      const answer = await transport.call('GET', '/v1/agent/self', { signal })
+      const answer = await this.#options.transport.call('GET', '/v1/agent/self', { signal })
       const self = decodeAgentSelf(requireOk(answer, 'reading the default policy', AGENT_RULE).body)
-      selfReadAtMs = clock.monotonicMs()
-      defaultPolicy = self.defaultPolicy ?? defaultPolicy
-      defaultProblem =
+      this.#selfReadAtMs = this.#clock.monotonicMs()
+      this.#defaultPolicy = self.defaultPolicy ?? this.#defaultPolicy
+      this.#defaultProblem =
         self.defaultPolicy === undefined
           ? new Problem('HM_CONSUL_INCOMPLETE', DEFAULT_UNKNOWN, { subject: DEFAULT_SUBJECT })
           : undefined
     } catch (error) {
       if (signal.aborted) return
-      defaultProblem = readProblem(
+      this.#defaultProblem = readProblem(
         error,
         DEFAULT_SUBJECT,
-        defaultPolicy === undefined
+        this.#defaultPolicy === undefined
           ? DEFAULT_UNKNOWN
-          : `Default policy "${defaultPolicy}" stays, it cannot be read again`,
+          : `Default policy "${this.#defaultPolicy}" stays, it cannot be read again`,
       )
     }
   }
 
-  function publish(): void {
-    const policies = destinations
-      .map((destination) => ({ destination, intentions: rulesByDestination.get(destination) }))
-      .filter((policy) => policy.intentions !== undefined)
-      .map(
-        ({ destination, intentions = [] }): CatalogPolicy => ({
-          destination,
-          intentions,
-          // Not knowing is no reason to let anybody in.
-          defaultPolicy: defaultPolicy ?? 'deny',
-        }),
-      )
+  #publish(): void {
+    const policies = this.#destinations.flatMap((destination): CatalogPolicy | [] => {
+      const intentions = this.#rulesByDestination.get(destination)
+      if (intentions === undefined) return []
+      // Not knowing is no reason to let anybody in.
+      return { destination, intentions, defaultPolicy: this.#defaultPolicy ?? 'deny' }
+    })
     const mark = JSON.stringify(policies)
-    if (mark === published || policies.length === 0 || signal.aborted) return
-    published = mark
-    onChange(policies)
+    if (mark === this.#published || policies.length === 0 || this.#closing.signal.aborted) return
+    this.#published = mark
+    this.#onChange(policies)
   }
 
-  async function run(): Promise<void> {
-    let failures = 0
-    while (!signal.aborted) {
-      isWoken = false
-      decodeProblems = []
-      const results = await Promise.all(batches(destinations).map(readBatch))
-      const isGood = results.every((result) => result === 'good')
-      if (results.some((result) => result !== 'failed')) await readDefaultPolicy()
-      failures = isGood ? 0 : failures + 1
-      publish()
-      if (isGood && matchBlocks) followWakeUps(matchPath(destinations))
-      else if (isGood || wakePath === undefined || results.includes('forbidden'))
-        followWakeUps(LIST_PATH)
-      if (isWoken) continue
-      napping = new AbortController()
-      const rereadMs = (options.rereadMs ?? REREAD_MS) * (0.8 + 0.2 * random())
-      await clock.sleep(
-        isGood ? rereadMs : backoffMs(failures, FAILURE_BACKOFF, random),
-        AbortSignal.any([signal, napping.signal]),
-      )
-    }
-  }
-
-  if (destinations.length > 0) setImmediate(() => void run())
-  const stopListening = transport.onTokenChange(wake)
-  return {
-    problems: () => [
-      ...problemByBatch.values(),
-      ...decodeProblems.map(
-        (message) =>
-          new Problem('HM_INTENTION_UNSUPPORTED', message, { subject: subjectOf(message) }),
-      ),
-      ...(defaultProblem === undefined ? [] : [defaultProblem]),
-    ],
-    lastGoodAtMs: () => lastGoodAtMs,
-    close() {
-      closing.abort()
-      stopListening()
-      wakeUp?.close()
-    },
+  #followWakeUps(path: string): void {
+    if (path === this.#wakePath || this.#closing.signal.aborted) return
+    this.#wakeUp?.close()
+    this.#wakePath = path
+    this.#wakeUp = this.#options.follower.follow(path, () => this.#loop?.wake(), {
+      priority: 'urgent',
+    })
   }
 }
 

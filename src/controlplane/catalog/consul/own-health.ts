@@ -1,8 +1,10 @@
 /**
- * How the services of this host are, by what their checks at the agent say: what the TTL checks of their proxies are told. Pure.
+ * How the services of this host are, by what their checks at the agent say: what the TTL checks of their proxies are told. Pure but
+ * for a clock.
  *
  * An agent that starts has a check as critical, without a word, until it has run. That is no news of its service.
  */
+import type { Clock } from '../../../lib/clock.ts'
 import { isRecord, member } from '../../../lib/json-value.ts'
 import type { Health } from '../../../model/endpoint.ts'
 import { malformed, worstCheck, worstHealth } from './decode.ts'
@@ -16,6 +18,56 @@ export interface OwnHealth {
   readonly critical: readonly string[]
   /** IDs of the checks that say something, whatever their state. */
   readonly speaking: ReadonlySet<string>
+}
+
+/** How a service is that its operator took away. */
+export const WITHDRAWN: OwnHealth = {
+  health: 'critical',
+  failing: 'Service is not registered',
+  critical: [],
+  speaking: new Set(),
+}
+
+/**
+ * A service whose checks have not run since its agent started is as well as before, for so long: an agent runs a check for the
+ * first time at any moment of its interval. Milliseconds.
+ */
+const NOT_RUN_MS = 10_000
+
+/** How each service was at the last look that told. */
+export class OwnHealthHistory {
+  readonly #clock: Clock
+  #byId: ReadonlyMap<string, OwnHealth> = new Map()
+  /** When the checks of a service were first found not to have run. */
+  readonly #notRunSinceMs = new Map<string, number>()
+
+  constructor(clock: Clock) {
+    this.#clock = clock
+  }
+
+  /** Undefined for one of which the last look told nothing. */
+  of(id: string): OwnHealth | undefined {
+    return this.#byId.get(id)
+  }
+
+  /** Takes what a look has told, in place of what was known. */
+  take(read: ReadonlyMap<string, OwnHealth>, withdrawn: ReadonlySet<string>): void {
+    this.#byId = new Map(
+      [...read].map(([id, now]) => [id, withdrawn.has(id) ? WITHDRAWN : this.#judge(id, now)]),
+    )
+  }
+
+  #judge(id: string, now: OwnHealth): OwnHealth {
+    const before = this.of(id)
+    if (before === undefined || !hasNotRun(before, now)) {
+      this.#notRunSinceMs.delete(id)
+      return now
+    }
+    const nowMs = this.#clock.monotonicMs()
+    const sinceMs = this.#notRunSinceMs.get(id) ?? nowMs
+    this.#notRunSinceMs.set(id, sinceMs)
+    return nowMs - sinceMs < NOT_RUN_MS ? before : now
+  }
 }
 
 /**

@@ -9,18 +9,10 @@
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, errorCode } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
+import { WakeableLoop } from '../../../lib/wakeable-loop.ts'
 import { decodeServiceNames, NAME_LEVELS } from './decode.ts'
 import { NODE_RULE, SERVICES_RULE } from './rights.ts'
 import { type ConsulAnswer, type ConsulTransport, NEW_TOKEN, requireOk } from './transport.ts'
-
-/** A running pulse. */
-export interface Pulse {
-  /** What is wrong now, one sentence; undefined when nothing is. */
-  problem(): string | undefined
-  /** How long ago the answering server had last heard from its leader, milliseconds; undefined when not known. */
-  lastContactMs(): number | undefined
-  close(): void
-}
 
 /** What the pulse is built from. */
 export interface PulseOptions {
@@ -42,74 +34,88 @@ const LEADERLESS_MS = 5_000
 
 const SERVERS_PATH = '/v1/catalog/service/consul?stale'
 
-/** Starts at once and goes on until it is closed. The transport stays the caller's. */
-export function startPulse(options: PulseOptions): Pulse {
-  const { transport, log, clock = systemClock, random = systemRandom } = options
-  const closing = new AbortController()
-  const { signal } = closing
-  let napping = new AbortController()
-  let problem: string | undefined
-  let lastContact: { readonly ms: number; readonly atMs: number } | undefined
+/** Asks at once and goes on until it is closed. The transport stays the caller's. */
+export class Pulse {
+  readonly #options: PulseOptions
+  readonly #clock: Clock
+  readonly #random: Random
+  readonly #closing = new AbortController()
+  readonly #stopListening: () => void
+  #problem: string | undefined
+  #lastContact: { readonly ms: number; readonly atMs: number } | undefined
 
-  function note(now: string | undefined): void {
-    if (now === problem) return
-    if (now === undefined) log.info('Consul answers in full again', { was: problem })
-    else log.warn('Consul does not answer in full; the last good state stays', { problem: now })
-    const isOver = problem !== undefined && now === undefined
-    problem = now
-    if (isOver) options.onHealed()
+  constructor(options: PulseOptions) {
+    this.#options = options
+    this.#clock = options.clock ?? systemClock
+    this.#random = options.random ?? systemRandom
+    const loop = new WakeableLoop({
+      clock: this.#clock,
+      signal: this.#closing.signal,
+      pass: () => this.#beat(),
+    })
+    this.#stopListening = options.transport.onTokenChange(() => loop.wake())
   }
 
-  async function beat(): Promise<void> {
+  /** What is wrong now, one sentence; undefined when nothing is. */
+  problem(): string | undefined {
+    return this.#problem
+  }
+
+  /** How long ago the answering server had last heard from its leader, milliseconds; undefined when not known. */
+  lastContactMs(): number | undefined {
+    if (this.#lastContact === undefined) return undefined
+    const { ms, atMs } = this.#lastContact
+    return ms + Math.round(this.#clock.monotonicMs() - atMs)
+  }
+
+  close(): void {
+    this.#stopListening()
+    this.#closing.abort()
+  }
+
+  async #beat(): Promise<number> {
+    const { transport, wantsAll } = this.#options
+    const { signal } = this.#closing
     try {
       const answer = await transport.call('GET', SERVERS_PATH, { signal })
       if (answer.lastContactMs !== undefined)
-        lastContact = { ms: answer.lastContactMs, atMs: clock.monotonicMs() }
-      note(await verdict(answer))
+        this.#lastContact = { ms: answer.lastContactMs, atMs: this.#clock.monotonicMs() }
+      this.#note(await this.#judge(answer))
     } catch (error) {
       // No answer, or a bad one: the watches say so by themselves.
-      if (errorCode(error) !== 'HM_CONSUL_FORBIDDEN' || signal.aborted) return
-      // Newer Consul refuses where 1.8 shows an empty list.
-      if (/ACL not found/i.test(describeError(error))) note(UNKNOWN_TOKEN)
-      else note(options.wantsAll() ? BLIND : undefined)
+      if (errorCode(error) === 'HM_CONSUL_FORBIDDEN' && !signal.aborted) {
+        // Newer Consul refuses where 1.8 shows an empty list.
+        if (/ACL not found/i.test(describeError(error))) this.#note(UNKNOWN_TOKEN)
+        else this.#note(wantsAll() ? BLIND : undefined)
+      }
     }
+    return EVERY_MS * (0.8 + 0.2 * this.#random())
   }
 
-  async function verdict(answer: ConsulAnswer): Promise<string | undefined> {
+  async #judge(answer: ConsulAnswer): Promise<string | undefined> {
+    const { transport, wantsAll } = this.#options
     const servers = requireOk(answer, "reading Consul's own servers").body
     if ((answer.lastContactMs ?? 0) > LEADERLESS_MS) return LEADERLESS
     if (!Array.isArray(servers) || servers.length > 0) return undefined
     const listed = await transport.call('GET', '/v1/catalog/services?stale', {
-      signal,
+      signal: this.#closing.signal,
       levels: NAME_LEVELS,
     })
     const names = decodeServiceNames(requireOk(listed, 'reading services').body)
     if (names.includes('consul')) return NODELESS
     // A policy may show the few services that a host uses; their watches say when one is missing.
-    return names.length === 0 || options.wantsAll() ? BLIND : undefined
+    return names.length === 0 || wantsAll() ? BLIND : undefined
   }
 
-  async function run(): Promise<void> {
-    while (!signal.aborted) {
-      napping = new AbortController()
-      await beat()
-      const pauseMs = EVERY_MS * (0.8 + 0.2 * random())
-      await clock.sleep(pauseMs, AbortSignal.any([signal, napping.signal]))
-    }
-  }
-
-  const stopListening = transport.onTokenChange(() => napping.abort())
-  setImmediate(() => void run())
-  return {
-    problem: () => problem,
-    lastContactMs: () =>
-      lastContact === undefined
-        ? undefined
-        : lastContact.ms + Math.round(clock.monotonicMs() - lastContact.atMs),
-    close() {
-      stopListening()
-      closing.abort()
-    },
+  #note(problem: string | undefined): void {
+    const { log, onHealed } = this.#options
+    const was = this.#problem
+    if (problem === was) return
+    this.#problem = problem
+    if (problem === undefined) {
+      log.info('Consul answers in full again', { was })
+      onHealed()
+    } else log.warn('Consul does not answer in full; the last good state stays', { problem })
   }
 }
 

@@ -1,0 +1,139 @@
+/**
+ * Which of the names that Consul has are services of the mesh: those for which somebody answers Connect.
+ *
+ * Each name is asked about once, and again when its answer is old, when a service named after it (`<name>-…`, as
+ * proxies are) appears, or when another name has its address. A name of which Consul says what nobody can use keeps
+ * its last answer, and is no reason not to ask about the others.
+ */
+import type { Clock, Random } from '../../../lib/clock.ts'
+import { eachAtOnce } from '../../../lib/each-at-once.ts'
+import { describeError, errorCode } from '../../../lib/errors.ts'
+import { type DecodedConnect, decodeConnect } from './decode.ts'
+import { type ConsulTransport, requireOk } from './transport.ts'
+
+/** What Consul said of one name. */
+interface NameAnswer extends DecodedConnect {
+  readonly askedAtMs: number
+  readonly untilMs: number
+}
+
+/** What the answers are asked with. */
+export interface NameAnswersOptions {
+  readonly transport: ConsulTransport
+  readonly clock: Clock
+  readonly random: Random
+  /** Ends all asking. */
+  readonly signal: AbortSignal
+}
+
+/** An answer that is no good to anybody: a matter of that name alone. */
+const UNUSABLE: ReadonlySet<string> = new Set([
+  'HM_CONSUL_ANSWER_TOO_LARGE',
+  'HM_CONSUL_ANSWER_TOO_DEEP',
+  'HM_CONSUL_ANSWER_MALFORMED',
+])
+
+/** Names of such answers that are told. */
+const MAX_TOLD = 5
+
+/** An answer about a name holds this long, milliseconds. */
+const ANSWER_MS = 300_000
+
+/** Questions under way at once. */
+export const CONCURRENCY = 3
+
+/** The answers about all names. */
+export class NameAnswers {
+  readonly #options: NameAnswersOptions
+  readonly #byName = new Map<string, NameAnswer>()
+  /** Why what Consul says of a name cannot be used. */
+  readonly #unusable = new Map<string, string>()
+
+  constructor(options: NameAnswersOptions) {
+    this.#options = options
+  }
+
+  of(name: string): NameAnswer | undefined {
+    return this.#byName.get(name)
+  }
+
+  /** Asks about those of `names` whose answer is old or missing, and about any whose address another has got. */
+  async refresh(names: readonly string[]): Promise<void> {
+    const { clock, signal } = this.#options
+    const nowMs = clock.monotonicMs()
+    const due = names.filter((name) => (this.#byName.get(name)?.untilMs ?? 0) <= nowMs)
+    await eachAtOnce(due, CONCURRENCY, signal, (name) => this.#ask(name))
+    await eachAtOnce(this.#outdated(nowMs), CONCURRENCY, signal, (name) => this.#ask(name))
+  }
+
+  /** Forgets all but these. */
+  retain(names: ReadonlySet<string>): void {
+    for (const answers of [this.#byName, this.#unusable])
+      for (const name of answers.keys()) if (!names.has(name)) answers.delete(name)
+  }
+
+  /** Asks anew about `name`. */
+  forget(name: string): void {
+    this.#byName.delete(name)
+  }
+
+  /** Asks anew about all names that are not of the mesh. */
+  recheckOthers(): void {
+    for (const [name, { isMesh }] of this.#byName) if (!isMesh) this.#byName.delete(name)
+  }
+
+  /** `web-api-hostmesh` may be the proxy of `web-api` or of `web`: asks anew about both. */
+  recheckParents(name: string): void {
+    for (let dash = name.lastIndexOf('-'); dash > 0; dash = name.lastIndexOf('-', dash - 1)) {
+      const parent = name.slice(0, dash)
+      if (this.#byName.get(parent)?.isMesh === false) this.#byName.delete(parent)
+    }
+  }
+
+  /** What is known of the name stays. @throws `error` when it is not a matter of the name alone */
+  noteUnusable(name: string, error: unknown): void {
+    if (!UNUSABLE.has(errorCode(error))) throw error
+    this.#unusable.set(name, describeError(error))
+  }
+
+  /** Names of which Consul says what nobody can use, in one sentence. */
+  warnings(): readonly string[] {
+    if (this.#unusable.size === 0) return []
+    const told = [...this.#unusable].slice(0, MAX_TOLD).map(([name, why]) => `${name} (${why})`)
+    const more = this.#unusable.size > MAX_TOLD ? ` and ${this.#unusable.size - MAX_TOLD} more` : ''
+    return [`Cannot read what Consul has of service ${told.join(', ')}${more}`]
+  }
+
+  async #ask(name: string): Promise<void> {
+    const { transport, clock, random, signal } = this.#options
+    const path = `/v1/catalog/connect/${encodeURIComponent(name)}?stale`
+    const known = this.#byName.get(name)
+    let answer: DecodedConnect = known ?? { isMesh: false, virtualIps: [] }
+    let askedAtMs = known?.askedAtMs ?? Number.NEGATIVE_INFINITY
+    try {
+      const { body } = requireOk(await transport.call('GET', path, { signal }), `reading ${path}`)
+      answer = decodeConnect(name, body)
+      askedAtMs = clock.monotonicMs()
+      this.#unusable.delete(name)
+    } catch (error) {
+      this.noteUnusable(name, error)
+    }
+    const untilMs = clock.monotonicMs() + ANSWER_MS * (0.8 + 0.4 * random())
+    this.#byName.set(name, { ...answer, askedAtMs, untilMs })
+  }
+
+  /**
+   * Names asked about before `sinceMs` that have an address which another name has by an answer since: Consul gives
+   * the address of a service that has lost its last proxy to the next one.
+   */
+  #outdated(sinceMs: number): readonly string[] {
+    const answers = [...this.#byName]
+    const newIps = new Set(
+      answers.flatMap(([, { virtualIps, askedAtMs }]) => (askedAtMs >= sinceMs ? virtualIps : [])),
+    )
+    return answers
+      .filter(([, { askedAtMs }]) => askedAtMs < sinceMs)
+      .filter(([, { virtualIps }]) => virtualIps.some((ip) => newIps.has(ip)))
+      .map(([name]) => name)
+  }
+}
