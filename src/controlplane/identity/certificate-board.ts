@@ -36,6 +36,8 @@ interface ServiceEntry {
   isRefused: boolean
   leaf: Leaf | undefined
   readonly subscriptions: Set<Subscription>
+  /** What brings its offers while somebody watches it. */
+  origin: Disposable | undefined
 }
 
 /** Never the name of a service: those have no spaces. */
@@ -43,17 +45,17 @@ const ROOTS = 'the roots'
 
 /** Holds what a source found; the source offers, the daemon watches. */
 export class CertificateBoard implements Disposable {
-  private readonly options: CertificateBoardOptions
-  private readonly entryByService = new Map<string, ServiceEntry>()
-  private readonly rootSubscriptions = new Set<Subscription>()
-  private readonly problemBySubject = new Map<string, Problem>()
-  private readonly timer: NodeJS.Timeout
-  private bundle: TrustBundle | undefined
+  readonly #options: CertificateBoardOptions
+  readonly #entryByService = new Map<string, ServiceEntry>()
+  readonly #rootSubscriptions = new Set<Subscription>()
+  readonly #problemBySubject = new Map<string, Problem>()
+  readonly #timer: NodeJS.Timeout
+  #bundle: TrustBundle | undefined
 
   constructor(options: CertificateBoardOptions) {
-    this.options = options
-    this.timer = setInterval(() => this.recheck(), RECHECK_MS)
-    this.timer.unref()
+    this.#options = options
+    this.#timer = setInterval(() => this.#recheck(), RECHECK_MS)
+    this.#timer.unref()
   }
 
   /**
@@ -65,23 +67,23 @@ export class CertificateBoard implements Disposable {
     try {
       bundle = read()
     } catch (thrown) {
-      this.setProblem(ROOTS, thrown)
+      this.#setProblem(ROOTS, thrown)
       return false
     }
-    this.clearProblem(ROOTS)
-    if (isStructurallyEqual(bundle, this.bundle)) return true
-    if (this.bundle !== undefined && this.bundle.trustDomain !== bundle.trustDomain)
-      this.options.log.warn('The trust domain has changed', {
-        from: this.bundle.trustDomain,
+    this.#clearProblem(ROOTS)
+    if (isStructurallyEqual(bundle, this.#bundle)) return true
+    if (this.#bundle !== undefined && this.#bundle.trustDomain !== bundle.trustDomain)
+      this.#options.log.warn('The trust domain has changed', {
+        from: this.#bundle.trustDomain,
         to: bundle.trustDomain,
       })
-    this.bundle = bundle
-    this.options.log.info('Roots taken', {
+    this.#bundle = bundle
+    this.#options.log.info('Roots taken', {
       trustDomain: bundle.trustDomain,
       roots: bundle.rootsPem.length,
     })
-    for (const subscription of this.rootSubscriptions) subscription.notify()
-    for (const service of this.entryByService.keys()) this.judge(service)
+    for (const subscription of this.#rootSubscriptions) subscription.notify()
+    for (const service of this.#entryByService.keys()) this.#judge(service)
     return true
   }
 
@@ -90,55 +92,77 @@ export class CertificateBoard implements Disposable {
    * throws, names the failure and returns false.
    */
   offerLeaf(service: string, read: () => LeafCandidate): boolean {
-    const entry = this.entryOf(service)
+    const entry = this.#entryOf(service)
     try {
       entry.offer = read()
     } catch (thrown) {
       entry.offer = undefined
       entry.isRefused = false
-      this.setProblem(service, thrown)
+      this.#setProblem(service, thrown)
       return false
     }
-    this.judge(service)
+    this.#judge(service)
     return true
   }
 
-  /** Calls back with the current leaf, in a later turn, and with each new one. */
-  watchLeaf(service: string, onLeaf: (leaf: Leaf) => void): CertificateWatch {
-    const entry = this.entryOf(service)
-    return subscribe(entry.subscriptions, () => entry.leaf, onLeaf)
+  /**
+   * Calls back with the current leaf, in a later turn, and with each new one. The first watch of a service calls `open`
+   * to have its leaf offered; when the last is closed, what `open` returned is disposed and the service forgotten.
+   */
+  watchLeaf(
+    service: string,
+    onLeaf: (leaf: Leaf) => void,
+    open?: () => Disposable,
+  ): CertificateWatch {
+    const entry = this.#entryOf(service)
+    if (entry.subscriptions.size === 0) entry.origin = open?.()
+    const watch = subscribe(entry.subscriptions, () => entry.leaf, onLeaf)
+    let isOpen = true
+    return {
+      close: () => {
+        if (!isOpen) return
+        isOpen = false
+        watch.close()
+        if (entry.subscriptions.size > 0) return
+        entry.origin?.[Symbol.dispose]()
+        if (this.#entryByService.get(service) === entry) this.forget(service)
+      },
+    }
   }
 
   /** Calls back with the current roots, in a later turn, and with each new set. */
   watchRoots(onRoots: (bundle: TrustBundle) => void): CertificateWatch {
-    return subscribe(this.rootSubscriptions, () => this.bundle, onRoots)
+    return subscribe(this.#rootSubscriptions, () => this.#bundle, onRoots)
   }
 
-  /** Forgets a service that nobody follows any more. */
+  /** Forgets what was offered for a service, and what was wrong with it. */
   forget(service: string): void {
-    this.entryByService.delete(service)
-    this.problemBySubject.delete(service)
+    this.#entryByService.delete(service)
+    this.#problemBySubject.delete(service)
   }
 
   /** Everything that is wrong now. */
   problems(): readonly Problem[] {
-    const nowMs = this.options.clock.wallMs()
-    const ending = [...this.entryByService].flatMap(([service, { leaf }]) => {
+    const nowMs = this.#options.clock.wallMs()
+    const ending = [...this.#entryByService].flatMap(([service, { leaf }]) => {
       if (leaf === undefined) return []
-      return this.endingProblem(service, leaf, nowMs) ?? []
+      return this.#endingProblem(service, leaf, nowMs) ?? []
     })
-    return [...this.problemBySubject.values(), ...ending]
+    return [...this.#problemBySubject.values(), ...ending]
   }
 
   [Symbol.dispose](): void {
-    clearInterval(this.timer)
-    for (const entry of this.entryByService.values()) entry.subscriptions.clear()
-    this.rootSubscriptions.clear()
+    clearInterval(this.#timer)
+    for (const { subscriptions, origin } of this.#entryByService.values()) {
+      subscriptions.clear()
+      origin?.[Symbol.dispose]()
+    }
+    this.#rootSubscriptions.clear()
   }
 
-  private endingProblem(service: string, leaf: Leaf, nowMs: number): Problem | undefined {
+  #endingProblem(service: string, leaf: Leaf, nowMs: number): Problem | undefined {
     // What is said of the newest offer says the same or more.
-    if (this.problemBySubject.get(service)?.code === 'HM_CERT_EXPIRED') return undefined
+    if (this.#problemBySubject.get(service)?.code === 'HM_CERT_EXPIRED') return undefined
     const leftMs = leaf.notAfterMs - nowMs
     const end = new Date(leaf.notAfterMs).toISOString()
     const details = { subject: service }
@@ -155,7 +179,7 @@ export class CertificateBoard implements Disposable {
         `The certificate of ${service} is valid from ${new Date(leaf.notBeforeMs).toISOString()}, and the clock of this host says ${new Date(nowMs).toISOString()}: peers refuse it`,
         details,
       )
-    if (leftMs > (leaf.notAfterMs - leaf.notBeforeMs) * this.options.renewalOverdueShare)
+    if (leftMs > (leaf.notAfterMs - leaf.notBeforeMs) * this.#options.renewalOverdueShare)
       return undefined
     return new Problem(
       'HM_CERT_NOT_RENEWED',
@@ -164,35 +188,35 @@ export class CertificateBoard implements Disposable {
     )
   }
 
-  private recheck(): void {
-    for (const [service, entry] of this.entryByService) if (entry.isRefused) this.judge(service)
+  #recheck(): void {
+    for (const [service, entry] of this.#entryByService) if (entry.isRefused) this.#judge(service)
   }
 
-  private judge(service: string): void {
-    const entry = this.entryOf(service)
+  #judge(service: string): void {
+    const entry = this.#entryOf(service)
     const { offer } = entry
     if (offer === undefined) return
-    if (this.bundle === undefined) {
+    if (this.#bundle === undefined) {
       entry.isRefused = true
       return
     }
     let leaf: Leaf
     try {
       leaf = readLeaf(
-        { datacenter: this.options.datacenter, ...offer },
-        this.bundle,
-        this.options.clock.wallMs(),
+        { datacenter: this.#options.datacenter, ...offer },
+        this.#bundle,
+        this.#options.clock.wallMs(),
       )
     } catch (thrown) {
       entry.isRefused = true
-      this.setProblem(service, thrown)
+      this.#setProblem(service, thrown)
       return
     }
     entry.isRefused = false
-    this.clearProblem(service)
+    this.#clearProblem(service)
     if (isStructurallyEqual(leaf, entry.leaf)) return
     entry.leaf = leaf
-    this.options.log.info('Certificate taken', {
+    this.#options.log.info('Certificate taken', {
       service,
       spiffeId: leaf.spiffeId,
       serialNumber: leaf.serialNumber,
@@ -201,29 +225,35 @@ export class CertificateBoard implements Disposable {
     for (const subscription of entry.subscriptions) subscription.notify()
   }
 
-  private entryOf(service: string): ServiceEntry {
-    let entry = this.entryByService.get(service)
+  #entryOf(service: string): ServiceEntry {
+    let entry = this.#entryByService.get(service)
     if (entry === undefined) {
-      entry = { offer: undefined, isRefused: false, leaf: undefined, subscriptions: new Set() }
-      this.entryByService.set(service, entry)
+      entry = {
+        offer: undefined,
+        isRefused: false,
+        leaf: undefined,
+        subscriptions: new Set(),
+        origin: undefined,
+      }
+      this.#entryByService.set(service, entry)
     }
     return entry
   }
 
-  private setProblem(subject: string, thrown: unknown): void {
+  #setProblem(subject: string, thrown: unknown): void {
     const problem = Problem.of(thrown, 'HM_CERT_REFUSED', { subject })
     // Some texts contain the time; another kind of failure is worth another line.
-    if (this.problemBySubject.get(subject)?.code !== problem.code)
-      this.options.log.warn('Certificate refused; the last good one stays', {
+    if (this.#problemBySubject.get(subject)?.code !== problem.code)
+      this.#options.log.warn('Certificate refused; the last good one stays', {
         subject,
         problem: problem.message,
       })
-    this.problemBySubject.set(subject, problem)
+    this.#problemBySubject.set(subject, problem)
   }
 
-  private clearProblem(subject: string): void {
-    if (this.problemBySubject.delete(subject))
-      this.options.log.info('Certificate problem is over', { subject })
+  #clearProblem(subject: string): void {
+    if (this.#problemBySubject.delete(subject))
+      this.#options.log.info('Certificate problem is over', { subject })
   }
 }
 

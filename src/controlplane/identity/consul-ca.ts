@@ -59,7 +59,6 @@ export function createConsulSource(options: ConsulSourceOptions): CertificateSou
     datacenter,
     renewalOverdueShare: RENEWAL_OVERDUE_SHARE,
   })
-  const followed = new Map<string, { readonly query: CertificateWatch; watches: number }>()
 
   const rootsQuery = follower.follow(ROOTS_PATH, (body) =>
     board.offerRoots(() => {
@@ -69,42 +68,23 @@ export function createConsulSource(options: ConsulSourceOptions): CertificateSou
     }),
   )
 
-  function followLeaf(service: string): CertificateWatch {
-    return follower.follow(`${LEAF_PATH}${encodeURIComponent(service)}`, (body) =>
+  function followLeaf(service: string): Disposable {
+    const query = follower.follow(`${LEAF_PATH}${encodeURIComponent(service)}`, (body) =>
       board.offerLeaf(service, () => {
         const answer = parse(leafAnswer, body, `the certificate of ${service}`)
         return { service, certificatePem: answer.CertPEM, privateKeyPem: answer.PrivateKeyPEM }
       }),
     )
+    return { [Symbol.dispose]: () => query.close() }
   }
 
   return {
     description: 'Consul Connect CA',
-    watchLeaf(service, onLeaf) {
-      const entry = followed.get(service) ?? { query: followLeaf(service), watches: 0 }
-      followed.set(service, entry)
-      entry.watches += 1
-      const watch = board.watchLeaf(service, onLeaf)
-      let isOpen = true
-      return {
-        close() {
-          if (!isOpen) return
-          isOpen = false
-          watch.close()
-          entry.watches -= 1
-          if (entry.watches > 0) return
-          entry.query.close()
-          followed.delete(service)
-          board.forget(service)
-        },
-      }
-    },
+    watchLeaf: (service, onLeaf) => board.watchLeaf(service, onLeaf, () => followLeaf(service)),
     watchRoots: (onRoots) => board.watchRoots(onRoots),
     problems: () => board.problems(),
     async [Symbol.asyncDispose]() {
       rootsQuery.close()
-      for (const { query } of followed.values()) query.close()
-      followed.clear()
       board[Symbol.dispose]()
     },
   }

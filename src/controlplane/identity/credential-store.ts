@@ -11,16 +11,34 @@
  * Key and certificate share a file, so that there is no moment at which they do not belong together. All
  * files are 0600 and replaced whole. Reading judges nothing but the form.
  */
+import type { X509Certificate } from 'node:crypto'
 import { existsSync, mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { MeshError } from '../../lib/errors.ts'
+import type { Log } from '../../lib/log.ts'
 import { readTextFile } from '../../lib/read-text-file.ts'
 import { bundleAnswer, type CaBundle, MAX_ANSWER_BYTES } from '../../model/ca-protocol.ts'
+import { Problem } from '../../model/problem.ts'
 import { isServiceName } from '../../model/spiffe-id.ts'
 import { writeFileAtomically } from './atomic-file.ts'
 import type { HostCredential } from './ca-client.ts'
 import { readKeyFile } from './host-directory.ts'
+import { parseCertificates } from './x509.ts'
+
+/** A certificate that we have, also as an object for those who look at it again and again. */
+export interface HeldCredential {
+  readonly credential: HostCredential
+  readonly certificate: X509Certificate
+}
+
+/** @throws MeshError HM_CA_ANSWER_MALFORMED and those of {@link parseCertificates} */
+export function holdCredential(credential: HostCredential): HeldCredential {
+  const [certificate] = parseCertificates(credential.certificatePem, 'the answer of the CA')
+  if (certificate === undefined)
+    throw new MeshError('HM_CA_ANSWER_MALFORMED', 'The CA sent no certificate')
+  return { credential, certificate }
+}
 
 const storedBundle = z.object({ server: z.string(), bundle: bundleAnswer })
 
@@ -30,13 +48,16 @@ export interface StoredBundle {
   readonly bundle: CaBundle
 }
 
-/** The directory of one host. */
+/** The directory of one host. Writing never throws: a full disk is a problem of the next restart, not of the traffic of now. */
 export class CredentialStore {
-  private readonly directory: string
+  readonly #directory: string
+  readonly #log: Log
+  #problem: Problem | undefined
 
   /** Makes the directory if need be. @throws MeshError HM_CERT_STORE_UNWRITABLE */
-  constructor(directory: string) {
-    this.directory = directory
+  constructor(directory: string, log: Log) {
+    this.#directory = directory
+    this.#log = log
     try {
       mkdirSync(join(directory, 'services'), { recursive: true, mode: 0o700 })
     } catch (cause) {
@@ -44,19 +65,24 @@ export class CredentialStore {
     }
   }
 
+  /** Why the last write failed; undefined when it did not. */
+  get problem(): Problem | undefined {
+    return this.#problem
+  }
+
   /** @throws MeshError HM_FILE_UNREADABLE, HM_CERT_KEY_EXPOSED, HM_CERT_UNREADABLE */
   readHost(): HostCredential | undefined {
-    return readCredential(this.hostFile())
+    return readCredential(this.#hostFile())
   }
 
   /** @throws MeshError as {@link CredentialStore.readHost} */
   readService(service: string): HostCredential | undefined {
-    return isServiceName(service) ? readCredential(this.serviceFile(service)) : undefined
+    return isServiceName(service) ? readCredential(this.#serviceFile(service)) : undefined
   }
 
   /** @throws MeshError HM_FILE_UNREADABLE, HM_CERT_UNREADABLE */
   readBundle(): StoredBundle | undefined {
-    const path = this.bundleFile()
+    const path = this.#bundleFile()
     if (!existsSync(path)) return undefined
     const { text } = readTextFile(path, MAX_ANSWER_BYTES)
     try {
@@ -66,38 +92,41 @@ export class CredentialStore {
     }
   }
 
-  /** @throws MeshError HM_CERT_STORE_UNWRITABLE */
   writeHost(credential: HostCredential): void {
-    this.write(this.hostFile(), credential.privateKeyPem + credential.certificatePem)
+    this.#write(this.#hostFile(), credential.privateKeyPem + credential.certificatePem)
   }
 
-  /** @throws MeshError HM_CERT_STORE_UNWRITABLE */
   writeService(service: string, credential: HostCredential): void {
-    this.write(this.serviceFile(service), credential.privateKeyPem + credential.certificatePem)
+    this.#write(this.#serviceFile(service), credential.privateKeyPem + credential.certificatePem)
   }
 
-  /** @throws MeshError HM_CERT_STORE_UNWRITABLE */
   writeBundle(stored: StoredBundle): void {
-    this.write(this.bundleFile(), JSON.stringify(stored))
+    this.#write(this.#bundleFile(), JSON.stringify(stored))
   }
 
-  private hostFile(): string {
-    return join(this.directory, 'host.pem')
+  #hostFile(): string {
+    return join(this.#directory, 'host.pem')
   }
 
-  private serviceFile(service: string): string {
-    return join(this.directory, 'services', `${service}.pem`)
+  #serviceFile(service: string): string {
+    return join(this.#directory, 'services', `${service}.pem`)
   }
 
-  private bundleFile(): string {
-    return join(this.directory, 'bundle.json')
+  #bundleFile(): string {
+    return join(this.#directory, 'bundle.json')
   }
 
-  private write(path: string, text: string): void {
+  #write(path: string, text: string): void {
     try {
       writeFileAtomically(path, text, { mode: 0o600, existing: 'replace' })
+      this.#problem = undefined
     } catch (cause) {
-      throw unwritable(path, cause)
+      const problem = Problem.of(unwritable(path, cause), 'HM_CERT_NOT_KEPT')
+      if (this.#problem === undefined)
+        this.#log.error('Certificates cannot be kept: a restart would need the CA', {
+          problem: problem.message,
+        })
+      this.#problem = problem
     }
   }
 }

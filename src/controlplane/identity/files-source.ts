@@ -71,7 +71,7 @@ export function createFilesSource(options: FilesSourceOptions): CertificateSourc
     renewalOverdueShare: RENEWAL_OVERDUE_SHARE,
   })
   const signatureBySubject = new Map<string, string>()
-  const watchesByService = new Map<string, number>()
+  const watched = new Set<string>()
 
   /** `read` says whether it could; what could not be read is tried again, changed or not. */
   function readIfChanged(subject: string, files: readonly string[], read: () => boolean): void {
@@ -92,38 +92,30 @@ export function createFilesSource(options: FilesSourceOptions): CertificateSourc
     )
   }
 
-  function look(): void {
+  /** Reads the files of a service until it is disposed. */
+  function openLeaf(service: string): Disposable {
+    watched.add(service)
+    lookAtLeaf(service)
+    // The first leaf may be what says which trust domain the roots are of.
     lookAtRoots()
-    for (const service of watchesByService.keys()) lookAtLeaf(service)
+    return {
+      [Symbol.dispose]() {
+        watched.delete(service)
+        signatureBySubject.delete(service)
+      },
+    }
   }
 
   lookAtRoots()
-  const timer = setInterval(look, pollMs)
+  const timer = setInterval(() => {
+    lookAtRoots()
+    for (const service of watched) lookAtLeaf(service)
+  }, pollMs)
   timer.unref()
 
   return {
     description: layout.description,
-    watchLeaf(service, onLeaf) {
-      lookAtLeaf(service)
-      // The first leaf may be what says which trust domain the roots are of.
-      lookAtRoots()
-      watchesByService.set(service, (watchesByService.get(service) ?? 0) + 1)
-      const watch = board.watchLeaf(service, onLeaf)
-      let isOpen = true
-      return {
-        close() {
-          if (!isOpen) return
-          isOpen = false
-          watch.close()
-          const left = (watchesByService.get(service) ?? 1) - 1
-          watchesByService.set(service, left)
-          if (left > 0) return
-          watchesByService.delete(service)
-          signatureBySubject.delete(service)
-          board.forget(service)
-        },
-      }
-    },
+    watchLeaf: (service, onLeaf) => board.watchLeaf(service, onLeaf, () => openLeaf(service)),
     watchRoots: (onRoots) => board.watchRoots(onRoots),
     problems: () => board.problems(),
     async [Symbol.asyncDispose]() {

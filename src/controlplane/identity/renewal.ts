@@ -53,6 +53,11 @@ export function renewalOf(facts: RenewalFacts, nowMs: number): Renewal {
   return { state: nowMs >= dueAtMs ? 'due' : 'fresh', dueAtMs }
 }
 
+/** Whether a certificate should have been renewed long since. */
+export function isOverdue({ state }: Renewal): boolean {
+  return state === 'overdue' || state === 'expired'
+}
+
 /** In [0, 1), the same for the same certificate wherever it is asked; serial numbers are random. */
 export function jitterOf(serialNumber: string): number {
   const tail = Number.parseInt(serialNumber.slice(-8), 16)

@@ -1,0 +1,70 @@
+/**
+ * Follows the bundle of the CA by a long poll: what is revoked, and which roots there are. Its answer is also how this host
+ * learns that the CA still knows it.
+ */
+import { Retry } from '../../lib/backoff.ts'
+import type { Clock, Random } from '../../lib/clock.ts'
+import { WakeableLoop } from '../../lib/wakeable-loop.ts'
+import {
+  type CaConnection,
+  isNetworkFailure,
+  REFUSED_BACKOFF,
+  UNREACHABLE_BACKOFF,
+} from './ca-connection.ts'
+import type { Enrollment } from './enrollment.ts'
+import type { TrustedBundle } from './trusted-bundle.ts'
+
+/** What the bundle is followed with. */
+export interface BundleFollowerOptions {
+  readonly connection: CaConnection
+  readonly bundle: TrustedBundle
+  readonly enrollment: Enrollment
+  readonly clock: Clock
+  readonly random: Random
+  /** Ends the following. */
+  readonly signal: AbortSignal
+}
+
+/** How soon it is looked again whether there is a CA to ask, milliseconds. */
+const LOOK_MS = 250
+
+/** The least time between two questions that brought nothing, milliseconds. */
+const IDLE_MS = 1_000
+
+/** Follows from now on; resolves when `signal` has aborted and the last poll has ended. */
+export function followBundle(options: BundleFollowerOptions): Promise<void> {
+  const { clock, random, signal } = options
+  const retry = new Retry(UNREACHABLE_BACKOFF, clock, random)
+  return new WakeableLoop({ clock, signal, pass: () => poll(options, retry) }).ended
+}
+
+/** One poll; returns how long to wait for the next. */
+async function poll(options: BundleFollowerOptions, retry: Retry): Promise<number> {
+  const { connection, bundle, enrollment, clock, signal } = options
+  const host = enrollment.validHost
+  const { current } = bundle
+  if (host === undefined || current === undefined || connection.address === undefined)
+    return LOOK_MS
+  const { client } = connection
+  const askedAtMs = clock.monotonicMs()
+  try {
+    // After a failure an answer at once, not in half a minute: it says that the CA is back.
+    const using = { have: retry.isFailing ? '' : current.id, roots: current.rootsId }
+    const answer = await client.bundle(bundle.trust, host.credential, using)
+    bundle.take(answer, client.address)
+    retry.reset()
+    enrollment.noteAccepted()
+    // One that we cannot use, or a server that does not wait: not a reason to ask without end.
+    const isNews = answer.id === bundle.current?.id && answer.id !== using.have
+    return isNews ? 0 : IDLE_MS - (clock.monotonicMs() - askedAtMs)
+  } catch (thrown) {
+    if (signal.aborted) return 0
+    if (isNetworkFailure(thrown)) {
+      connection.noteFailure(thrown)
+      return retry.failed()
+    }
+    // A credential that was replaced while the poll was open closes its connections.
+    if (host === enrollment.host) enrollment.noteRefusal(thrown)
+    return retry.failed(REFUSED_BACKOFF)
+  }
+}

@@ -1,0 +1,309 @@
+/**
+ * Makes this host a member of the mesh with a join token, and keeps it one: its own certificate, with which it asks the CA
+ * for everything else.
+ *
+ * ```
+ *   stranger --join token--> member --half of life, new root--> member (new key)
+ *                             |  ^
+ *    the CA says: it is over  |  | renewed
+ *                             v  |
+ *                            ended          refused: from member and ended, when the CA does not know us
+ *                                                    (any more); to member by a new token, or when it knows us again
+ * ```
+ */
+import { Retry } from '../../lib/backoff.ts'
+import type { Clock, Random } from '../../lib/clock.ts'
+import { errorCode, MeshError } from '../../lib/errors.ts'
+import type { Log } from '../../lib/log.ts'
+import type { JoinToken } from '../../model/join-token.ts'
+import { Problem } from '../../model/problem.ts'
+import { CaClient, type HostCredential } from './ca-client.ts'
+import { type CaConnection, isNetworkFailure, REFUSED_BACKOFF } from './ca-connection.ts'
+import { type CredentialStore, type HeldCredential, holdCredential } from './credential-store.ts'
+import { makeSigningRequest, type SigningRequest } from './csr.ts'
+import { isOverdue } from './renewal.ts'
+import { readTokenFile } from './token-file.ts'
+import type { TrustedBundle } from './trusted-bundle.ts'
+
+/** What enrolling needs. */
+export interface EnrollmentOptions {
+  /** The name by which this host is known; the token must be for it. */
+  readonly host: string
+  readonly tokenFile: string | undefined
+  readonly connection: CaConnection
+  readonly bundle: TrustedBundle
+  readonly store: CredentialStore
+  readonly log: Log
+  readonly clock: Clock
+  readonly random: Random
+  /** What fails after it has aborted has not failed. */
+  readonly signal: AbortSignal
+  /** There is something to do at once. */
+  readonly onChange: () => void
+  /** What the CA has refused to this host before, it may grant now. */
+  readonly onEnrolled: () => void
+}
+
+/** How this host stands with the CA. Only a stranger has no certificate. */
+type Membership =
+  | { readonly state: 'stranger' }
+  | { readonly state: 'member'; readonly host: HeldCredential }
+  /** The CA says that the certificate has ended, whatever our clock says. */
+  | { readonly state: 'ended'; readonly host: HeldCredential }
+  /**
+   * The CA does not know us, or is not the one we know. What we have stays: the refusal may be that of an impostor, or of a
+   * CA that is put right again.
+   */
+  | { readonly state: 'refused'; readonly host: HeldCredential; readonly isEnded: boolean }
+
+/** The membership of this host. */
+export class Enrollment {
+  readonly #options: EnrollmentOptions
+  readonly #retry: Retry
+  #membership: Membership = { state: 'stranger' }
+  #problem: Problem | undefined
+  #isAlarmed = false
+  /** The key of a token whose answer may have been lost: the CA gives it out to that key alone. */
+  #pending: { readonly tokenId: string; readonly request: SigningRequest } | undefined
+  /** The last token that the CA has judged, and whether it was refused. */
+  #judgedTokenId: string | undefined
+  #refusedTokenId: string | undefined
+
+  constructor(options: EnrollmentOptions) {
+    this.#options = options
+    this.#retry = new Retry(REFUSED_BACKOFF, options.clock, options.random)
+  }
+
+  /** The host's own certificate; undefined while it is a stranger. */
+  get host(): HeldCredential | undefined {
+    return this.#membership.state === 'stranger' ? undefined : this.#membership.host
+  }
+
+  /** The same, unless it has ended by our clock. */
+  get validHost(): HeldCredential | undefined {
+    const { host } = this
+    if (host === undefined) return undefined
+    const hasEnded = host.certificate.validToDate.getTime() <= this.#options.clock.wallMs()
+    return hasEnded ? undefined : host
+  }
+
+  /** What is wrong with being a member, and with the certificate of the host. */
+  problems(): readonly Problem[] {
+    const membership = this.#problem !== undefined && this.#isInDoubt() ? [this.#problem] : []
+    return [...membership, ...this.#certificateProblem()]
+  }
+
+  /** Uses what an earlier run has kept. @throws MeshError HM_CA_ANSWER_MALFORMED */
+  restore(credential: HostCredential): void {
+    this.#membership = { state: 'member', host: holdCredential(credential) }
+  }
+
+  /** Does what is due: enrolls, or renews the certificate. */
+  async freshen(): Promise<void> {
+    // Whoever has just brought a new token is waiting for us.
+    if (!this.#retry.isDue && !this.#hasUnjudgedToken()) return
+    try {
+      const membership = this.#membership
+      if (membership.state === 'stranger' || this.#mayEnroll()) await this.#enroll()
+      else if (isEnded(membership) || this.#isRenewalDue(membership.host))
+        await this.#renew(membership.host)
+      else return
+      this.noteAccepted()
+    } catch (thrown) {
+      this.#noteFailure(thrown)
+    }
+  }
+
+  /** One line in the log when renewal is overdue. */
+  alarm(): void {
+    const { host } = this
+    if (host === undefined || this.#isAlarmed) return
+    if (!isOverdue(this.#options.bundle.renewalOf(host))) return
+    this.#isAlarmed = true
+    this.#options.log.error('The certificate of this host ends soon and cannot be renewed', {
+      notAfter: host.certificate.validToDate.toISOString(),
+    })
+  }
+
+  /** What was refused may be tried at once. */
+  hurry(): void {
+    this.#retry.hurry()
+  }
+
+  /** The CA knows us. */
+  noteAccepted(): void {
+    this.#retry.reset()
+    if (this.#membership.state === 'refused') {
+      const { host, isEnded: hasEnded } = this.#membership
+      this.#membership = { state: hasEnded ? 'ended' : 'member', host }
+    }
+    if (this.#problem !== undefined) this.#options.log.info('This host is a member of the mesh')
+    this.#problem = undefined
+    this.#options.connection.noteAnswer()
+  }
+
+  /** The CA has refused a call that was made with the certificate of this host; what does not concern it is passed over. */
+  noteRefusal(thrown: unknown): void {
+    const membership = this.#membership
+    const code = errorCode(thrown)
+    if (membership.state === 'stranger') return
+    if (code === 'HM_CA_HOST_EXPIRED') {
+      this.#membership =
+        membership.state === 'refused'
+          ? { ...membership, isEnded: true }
+          : { state: 'ended', host: membership.host }
+      this.#options.onChange()
+    } else if (isMembershipRefused(code)) this.#noteFailure(thrown)
+  }
+
+  async #enroll(): Promise<void> {
+    const { connection, bundle, log, host } = this.#options
+    const token = this.#readToken()
+    if (token.id === this.#refusedTokenId)
+      throw new MeshError(
+        'HM_CA_TOKEN_REFUSED',
+        `The CA has refused the join token in ${this.#options.tokenFile}`,
+        { hint: `Put a new one there: hostmesh ca token --host ${host}` },
+      )
+    connection.locate(token.address)
+    // The CA that we know may be gone for good: the newest word on where it is is that of the token.
+    const client = connection.isElsewhere(token.address)
+      ? new CaClient(token.address)
+      : connection.client
+    if (this.#pending?.tokenId !== token.id)
+      this.#pending = { tokenId: token.id, request: makeSigningRequest() }
+    const { csrPem, privateKeyPem } = this.#pending.request
+    try {
+      const trust = await client.fetchRoot(token)
+      const answer = await client.enroll(trust, token, csrPem)
+      const held = holdCredential({ certificatePem: answer.certificate, privateKeyPem })
+      connection.replace(client)
+      bundle.take(answer.bundle, client.address)
+      this.#takeHost(held)
+    } catch (thrown) {
+      if (client.address !== connection.address) client[Symbol.dispose]()
+      if (errorCode(thrown) === 'HM_CA_TOKEN_REFUSED') this.#refusedTokenId = token.id
+      if (!isNetworkFailure(thrown)) this.#judgedTokenId = token.id
+      throw thrown
+    }
+    this.#pending = undefined
+    this.#judgedTokenId = token.id
+    this.#options.onEnrolled()
+    log.info('Enrolled', { server: client.address, host })
+  }
+
+  async #renew(held: HeldCredential): Promise<void> {
+    const { connection, bundle } = this.#options
+    const { client } = connection
+    const { csrPem, privateKeyPem } = makeSigningRequest()
+    const answer = await client.renew(bundle.trust, held.credential, csrPem)
+    const renewed = holdCredential({ certificatePem: answer.certificate, privateKeyPem })
+    bundle.take(answer.bundle, client.address)
+    this.#takeHost(renewed)
+  }
+
+  #takeHost(host: HeldCredential): void {
+    const { store, log, onChange } = this.#options
+    store.writeHost(host.credential)
+    this.#membership = { state: 'member', host }
+    this.#isAlarmed = false
+    log.info('Host certificate taken', {
+      serialNumber: host.certificate.serialNumber,
+      notAfter: host.certificate.validToDate.toISOString(),
+    })
+    onChange()
+  }
+
+  #noteFailure(thrown: unknown): void {
+    if (this.#options.signal.aborted) return
+    if (isNetworkFailure(thrown)) {
+      this.#options.connection.noteFailure(thrown)
+      return
+    }
+    this.#retry.failed()
+    const problem = Problem.of(thrown, 'HM_CERT_NOT_ISSUED', { subject: 'this host' })
+    if (this.#problem?.message !== problem.message)
+      this.#options.log.warn('This host is not a member of the mesh, or not for long', {
+        problem: problem.message,
+      })
+    this.#problem = problem
+    const membership = this.#membership
+    if (membership.state !== 'stranger' && isMembershipRefused(errorCode(thrown)))
+      this.#membership = {
+        state: 'refused',
+        host: membership.host,
+        isEnded: isEnded(membership),
+      }
+  }
+
+  #readToken(): JoinToken {
+    return readTokenFile(this.#options.tokenFile, this.#options.host)
+  }
+
+  /** Whether there is a token for a CA that has refused us, or for one elsewhere, that was not refused itself. */
+  #mayEnroll(): boolean {
+    const { connection } = this.#options
+    const isRefused = this.#membership.state === 'refused'
+    if (!isRefused && connection.problem === undefined) return false
+    try {
+      const token = this.#readToken()
+      return (
+        (isRefused || connection.isElsewhere(token.address)) && token.id !== this.#refusedTokenId
+      )
+    } catch {
+      return false
+    }
+  }
+
+  /** Whether a host that needs a token has one that the CA has not judged. */
+  #hasUnjudgedToken(): boolean {
+    if (this.#membership.state === 'member' || this.#membership.state === 'ended') return false
+    try {
+      return this.#readToken().id !== this.#judgedTokenId
+    } catch {
+      return false
+    }
+  }
+
+  #isRenewalDue(host: HeldCredential): boolean {
+    const { state } = this.#options.bundle.renewalOf(host)
+    return state !== 'fresh' && state !== 'notYetValid'
+  }
+
+  /** Whether what was last wrong still matters: not when a clock that was ahead is right again. */
+  #isInDoubt(): boolean {
+    const membership = this.#membership
+    if (membership.state !== 'member' || this.#options.connection.problem !== undefined) return true
+    return this.#options.bundle.renewalOf(membership.host).state !== 'fresh'
+  }
+
+  #certificateProblem(): readonly Problem[] {
+    const { host } = this
+    if (host === undefined) return []
+    const { state } = this.#options.bundle.renewalOf(host)
+    if (state === 'fresh' || state === 'due') return []
+    const { validFromDate, validToDate } = host.certificate
+    const says: Record<typeof state, string> = {
+      overdue: 'ends soon and has not been renewed',
+      expired: 'has ended',
+      notYetValid: 'does not hold yet',
+    }
+    const nowText = new Date(this.#options.clock.wallMs()).toISOString()
+    return [
+      new Problem(
+        state === 'overdue' ? 'HM_CERT_NOT_RENEWED' : 'HM_CERT_ENDED',
+        `The certificate of this host ${says[state]}: it is valid from ${validFromDate.toISOString()} to ${validToDate.toISOString()}, and the clock of this host says ${nowText}`,
+        { subject: 'this host' },
+      ),
+    ]
+  }
+}
+
+function isEnded(membership: Membership): boolean {
+  return membership.state === 'ended' || (membership.state === 'refused' && membership.isEnded)
+}
+
+/** Whether the CA says that it does not know us, or is not the CA we know. */
+function isMembershipRefused(code: string): boolean {
+  return code === 'HM_CA_HOST_REFUSED' || code === 'HM_CA_UNTRUSTED'
+}

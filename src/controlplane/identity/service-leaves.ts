@@ -1,0 +1,168 @@
+/**
+ * The certificates of the services of this host: asked of the CA, renewed, and kept on disk.
+ */
+import { Retry } from '../../lib/backoff.ts'
+import type { Clock, Random } from '../../lib/clock.ts'
+import { eachAtOnce } from '../../lib/each-at-once.ts'
+import { describeError } from '../../lib/errors.ts'
+import type { Log } from '../../lib/log.ts'
+import { Problem } from '../../model/problem.ts'
+import type { HostCredential } from './ca-client.ts'
+import { type CaConnection, isNetworkFailure, REFUSED_BACKOFF } from './ca-connection.ts'
+import type { CertificateBoard } from './certificate-board.ts'
+import { type CredentialStore, type HeldCredential, holdCredential } from './credential-store.ts'
+import { makeSigningRequest } from './csr.ts'
+import type { Enrollment } from './enrollment.ts'
+import { isOverdue } from './renewal.ts'
+import type { TrustedBundle } from './trusted-bundle.ts'
+import { readLeaf } from './x509.ts'
+
+/** What leaves are asked for and kept with. */
+export interface ServiceLeavesOptions {
+  readonly connection: CaConnection
+  readonly bundle: TrustedBundle
+  readonly enrollment: Enrollment
+  readonly store: CredentialStore
+  readonly board: CertificateBoard
+  /** Leaves for another datacenter are refused; any will do unless given. */
+  readonly datacenter: string | undefined
+  readonly log: Log
+  readonly clock: Clock
+  readonly random: Random
+  /** Ends all asking. */
+  readonly signal: AbortSignal
+  /** There is something to do at once. */
+  readonly onChange: () => void
+}
+
+/** One service that somebody watches. */
+interface Entry {
+  held: HeldCredential | undefined
+  readonly retry: Retry
+  problem: Problem | undefined
+  isAlarmed: boolean
+}
+
+/** Certificates asked for at the same time. */
+const PARALLEL_SIGNS = 4
+
+/** The leaves of all services that are watched. */
+export class ServiceLeaves {
+  readonly #options: ServiceLeavesOptions
+  readonly #entries = new Map<string, Entry>()
+
+  constructor(options: ServiceLeavesOptions) {
+    this.#options = options
+  }
+
+  /** Keeps the leaf of `service` fresh until it is disposed; begins with the one on disk. */
+  open(service: string): Disposable {
+    const { clock, random, onChange } = this.#options
+    this.#entries.set(service, {
+      held: this.#restore(service),
+      retry: new Retry(REFUSED_BACKOFF, clock, random),
+      problem: undefined,
+      isAlarmed: false,
+    })
+    onChange()
+    return { [Symbol.dispose]: () => this.#entries.delete(service) }
+  }
+
+  /** Asks for those that are due. */
+  async freshen(): Promise<void> {
+    const { connection, signal } = this.#options
+    const due = [...this.#entries].filter(
+      ([, entry]) => entry.retry.isDue && this.#isWanting(entry),
+    )
+    await eachAtOnce(due, PARALLEL_SIGNS, signal, async ([service, entry]) => {
+      if (connection.isDue) await this.#sign(service, entry)
+    })
+  }
+
+  /** What was refused may be tried at once. */
+  hurry(): void {
+    for (const { retry } of this.#entries.values()) retry.hurry()
+  }
+
+  /** Of those that the CA refuses. */
+  problems(): readonly Problem[] {
+    // One that is good for long again, such as after a clock went back, was refused nothing that matters.
+    return [...this.#entries.values()].flatMap((entry) =>
+      entry.problem !== undefined && this.#isWanting(entry) ? entry.problem : [],
+    )
+  }
+
+  /** One line in the log for each whose renewal is overdue. */
+  alarm(): void {
+    for (const [service, entry] of this.#entries) {
+      if (entry.held === undefined || entry.isAlarmed) continue
+      if (!isOverdue(this.#options.bundle.renewalOf(entry.held))) continue
+      entry.isAlarmed = true
+      this.#options.log.error('The certificate of a service ends soon and cannot be renewed', {
+        service,
+        notAfter: entry.held.certificate.validToDate.toISOString(),
+      })
+    }
+  }
+
+  #restore(service: string): HeldCredential | undefined {
+    const { store, board, log } = this.#options
+    try {
+      const credential = store.readService(service)
+      if (credential === undefined) return undefined
+      const held = holdCredential(credential)
+      board.offerLeaf(service, () => ({ service, ...credential }))
+      return held
+    } catch (thrown) {
+      log.warn('Cannot use the certificate on disk; asking the CA', {
+        service,
+        error: describeError(thrown),
+      })
+      return undefined
+    }
+  }
+
+  /** Whether a service needs another certificate than the one it has. */
+  #isWanting({ held }: Entry): boolean {
+    if (held === undefined) return true
+    const { state, dueAtMs } = this.#options.bundle.renewalOf(held)
+    if (state === 'notYetValid') return false
+    return state !== 'fresh' || this.#options.clock.wallMs() >= dueAtMs
+  }
+
+  async #sign(service: string, entry: Entry): Promise<void> {
+    const { connection, bundle, enrollment, signal } = this.#options
+    const { host } = enrollment
+    if (host === undefined) return
+    try {
+      const { csrPem, privateKeyPem } = makeSigningRequest()
+      const request = { service, csr: csrPem }
+      const certificatePem = await connection.client.sign(bundle.trust, host.credential, request)
+      connection.noteAnswer()
+      this.#take(service, entry, { certificatePem, privateKeyPem })
+      entry.retry.reset()
+      entry.problem = undefined
+    } catch (thrown) {
+      if (signal.aborted) return
+      if (isNetworkFailure(thrown)) {
+        connection.noteFailure(thrown)
+        return
+      }
+      enrollment.noteRefusal(thrown)
+      entry.retry.failed()
+      const message = `No new certificate for ${service}: ${describeError(thrown)}`
+      entry.problem = Problem.of(thrown, 'HM_CERT_NOT_ISSUED', { message, subject: service })
+    }
+  }
+
+  /** Takes a leaf that holds; one that does not stays with the CA, and what we have stays in use. */
+  #take(service: string, entry: Entry, credential: HostCredential): void {
+    const { bundle, store, board, datacenter, clock } = this.#options
+    const leaf = { service, ...credential }
+    readLeaf({ ...leaf, datacenter }, bundle.roots, clock.wallMs())
+    store.writeService(service, credential)
+    entry.held = holdCredential(credential)
+    entry.isAlarmed = false
+    board.offerLeaf(service, () => leaf)
+  }
+}
