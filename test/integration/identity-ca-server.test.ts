@@ -251,6 +251,10 @@ test('certificates are renewed at half of their life, each with a new key, and n
     const next = host.leaves[index + 1]
     if (next !== undefined) assert.ok(next.notBeforeMs < leaf.notAfterMs, 'the next came in time')
   }
+  assert.deepEqual(
+    fixture.lines.filter((line) => line.startsWith('The CA does not answer')),
+    [],
+  )
 })
 
 test('a directory that cannot be written to is named, and renewal goes on without it', async () => {

@@ -58,13 +58,13 @@ async function poll(options: BundleFollowerOptions, retry: Retry): Promise<numbe
     const isNews = answer.id === bundle.current?.id && answer.id !== using.have
     return isNews ? 0 : IDLE_MS - (clock.monotonicMs() - askedAtMs)
   } catch (thrown) {
-    if (signal.aborted) return 0
+    // A credential that was replaced while the poll was open has its connections closed: the CA had no part in it.
+    if (signal.aborted || host !== enrollment.host) return 0
     if (isNetworkFailure(thrown)) {
       connection.noteFailure(thrown)
       return retry.failed()
     }
-    // A credential that was replaced while the poll was open closes its connections.
-    if (host === enrollment.host) enrollment.noteRefusal(thrown)
+    enrollment.noteRefusal(thrown)
     return retry.failed(REFUSED_BACKOFF)
   }
 }
