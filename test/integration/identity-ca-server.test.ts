@@ -339,6 +339,20 @@ test('a host whose CA is gone for good is a member of the one that a new token n
   await comeBack()
 })
 
+test('a host certificate whose bundle is lost is of no use: a new token makes the host a member again', async () => {
+  await using fixture = await Fixture.create()
+  fixture.putToken('a')
+  const first = fixture.host('a')
+  await eventually(() => assert.equal(first.leaves.length, 1))
+  await first.source[Symbol.asyncDispose]()
+  rmSync(join(fixture.folder, 'host-a', 'bundle.json'))
+  const second = fixture.host('a')
+  await eventually(() => assert.match(second.source.problems().join(), /the join token/))
+  fixture.putToken('a')
+  await eventually(() => assert.deepEqual(second.source.problems(), []))
+  assert.ok(second.leaves.length > 0)
+})
+
 test('a new token is tried at once, however long a refused host was to wait', async () => {
   await using fixture = await Fixture.create()
   fixture.putToken('a')

@@ -134,10 +134,11 @@ class BuiltinSource implements CertificateSource {
   #restore(): void {
     try {
       const stored = this.#store.readBundle()
-      if (stored !== undefined) {
-        this.#connection.locate(stored.server)
-        this.#bundle.restore(stored)
-      }
+      if (stored === undefined) return
+      this.#connection.locate(stored.server)
+      this.#bundle.restore(stored)
+      // Without a bundle nothing is known of the CA that a certificate is good for.
+      if (this.#bundle.current === undefined) return
       const credential = this.#store.readHost()
       if (credential !== undefined) this.#enrollment.restore(credential)
     } catch (thrown) {
