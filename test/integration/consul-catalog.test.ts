@@ -407,6 +407,26 @@ describe('the Consul catalog', { concurrency: true }, () => {
     assert.equal(problem?.code, 'HM_CONSUL_FORBIDDEN')
   })
 
+  test('a right that was missing for one destination is no problem any more when it is there', async () => {
+    await using world = await setUp()
+    let isAllowed = false
+    answerPolicies(world.agent, () => ({}), 'deny')
+    world.agent.always(MATCH, (request) =>
+      request.query.getAll('name').includes('secret') && !isAllowed
+        ? { status: 403, body: 'Permission denied' }
+        : { body: { db: [rule('allow')], secret: null } },
+    )
+    world.agent.answer(LIST, indexed(1, []))
+    const seen: (readonly CatalogPolicy[])[] = []
+    world.catalog.watchPolicies(['db', 'secret'], (policies) => seen.push(policies))
+    const problems = (): string => world.catalog.health().problems.join('\n')
+    await eventually('refusal', () => problems().includes('Intentions for secret'))
+    isAllowed = true
+    world.agent.answer(LIST, indexed(2, ['changed']))
+    await eventually('all policies', () => seen.at(-1)?.length === 2)
+    await eventually('no problem', () => problems() === '')
+  })
+
   test('malformed intentions change nothing', async () => {
     await using world = await setUp()
     let body: unknown = { db: [rule('deny')] }

@@ -148,8 +148,11 @@ export class IntentionWatch implements Watch {
       for (const [destination, rules] of decoded.byDestination)
         this.#rulesByDestination.set(destination, rules)
       this.#decodeProblems.push(...decoded.problems)
-      this.#problemByBatch.delete(key)
-      this.#failuresByBatch.delete(key)
+      // Of those as well that were asked for by themselves for want of a right.
+      for (const batch of [key, ...names]) {
+        this.#problemByBatch.delete(batch)
+        this.#failuresByBatch.delete(batch)
+      }
       this.#lastGoodAtMs = this.#clock.monotonicMs()
       this.#matchBlocks = answer.index !== undefined
       this.#toldDefaultPolicy = parseDefaultPolicy(answer.defaultAclPolicy)
