@@ -43,7 +43,7 @@ function fromFile(path: string, log: Log): HostServices {
     runsService: (host, name) =>
       new Promise((resolve) => {
         const watch = catalog.watchService(name, ({ clusters }) => {
-          watch.close()
+          watch[Symbol.dispose]()
           resolve(clusters[0].endpoints.some(({ node }) => node === host))
         })
       }),

@@ -508,14 +508,14 @@ export class Daemon implements Incumbent {
       this.#pool.setRoots(bundle)
       this.#awaitedParts.roots.release()
     })
-    parts.defer(() => rootsWatch.close())
+    parts.use(rootsWatch)
     for (const name of this.serviceNames()) {
       const watch = source.watchLeaf(name, (leaf) => {
         this.#leaves.set(name, leaf)
         this.#pool.setLeaf(leaf)
         this.#awaitedParts.certificates.get(name)?.release()
       })
-      parts.defer(() => watch.close())
+      parts.use(watch)
     }
   }
 

@@ -165,7 +165,7 @@ function askPolicies(
     const settle = (policies: readonly CatalogPolicy[]): void => {
       clearTimeout(deadline)
       // The answer may come before watchPolicies() has returned the watch.
-      setImmediate(() => watch.close())
+      setImmediate(() => watch[Symbol.dispose]())
       resolve(policies)
     }
     const deadline = setTimeout(() => settle([]), POLICY_TIMEOUT_MS)

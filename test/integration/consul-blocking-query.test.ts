@@ -36,7 +36,7 @@ async function setUp(
     transport,
     follower,
     async [Symbol.asyncDispose]() {
-      follower.close()
+      follower[Symbol.dispose]()
       transport[Symbol.dispose]()
       await agent[Symbol.asyncDispose]()
     },
@@ -286,7 +286,7 @@ describe('following a path', { concurrency: true }, () => {
     world.agent.answer('/v1/a', indexed(7, [1]))
     const watch = world.follower.follow('/v1/a', (body) => bodies.push(body))
     await eventually('second request', () => world.agent.requestsFor('/v1/a')[1])
-    watch.close()
+    watch[Symbol.dispose]()
     world.agent.answer('/v1/a', indexed(8, [2]))
     await new Promise((resolve) => setTimeout(resolve, 100))
     assert.deepEqual(bodies, [[1]])

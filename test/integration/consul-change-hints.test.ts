@@ -21,8 +21,8 @@ async function setUp() {
     agent,
     follower,
     async [Symbol.asyncDispose]() {
-      hints.close()
-      follower.close()
+      hints[Symbol.dispose]()
+      follower[Symbol.dispose]()
       transport[Symbol.dispose]()
       await agent[Symbol.asyncDispose]()
     },

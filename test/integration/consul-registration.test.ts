@@ -51,8 +51,9 @@ async function afterCrash(): Promise<
   agent.always('/v1/agent/checks', () => ({ body: {} }))
   for (const service of [db, web])
     for (const as of ['pass', 'warn', 'fail']) agent.always(pathOf(service, as), () => ({}))
-  const registrar = new Registrar({ transport, log: silentLog, clock, lookMs: LOOK_MS })
-  started.defer(() => registrar.close())
+  const registrar = started.use(
+    new Registrar({ transport, log: silentLog, clock, lookMs: LOOK_MS }),
+  )
   await eventually('the first look', () => clock.sleeping > 0)
   const beats = (service: LocalService, as?: string): number =>
     agent.requestsFor(pathOf(service, as)).length

@@ -87,7 +87,7 @@ describe('the memory of a daemon', () => {
 
   test('answers older than state.maxStale are called stale, remembered or not', async () => {
     const HOUR_MS = 3_600_000
-    const silent = { close: () => undefined }
+    const silent = { [Symbol.dispose]: () => undefined }
     let goodAtMs: number | undefined
     let give: (service: CatalogService) => void = () => assert.fail('not watched')
     const inner: Catalog = {

@@ -118,8 +118,8 @@ test('a second watch hears the current leaf, and a closed one hears nothing more
   const late: Leaf[] = []
   const watch = source.watchLeaf('web', (leaf) => late.push(leaf))
   await eventually(() => assert.equal(late.length, 1))
-  watch.close()
-  watch.close()
+  watch[Symbol.dispose]()
+  watch[Symbol.dispose]()
   fixture.issue()
   await eventually(() => assert.equal(fixture.leaves.length, 2))
   assert.equal(late.length, 1)

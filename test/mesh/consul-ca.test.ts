@@ -56,7 +56,7 @@ describe('with a real Consul agent', () => {
 
   after(async () => {
     await source?.[Symbol.asyncDispose]()
-    follower?.close()
+    follower?.[Symbol.dispose]()
     transport?.[Symbol.dispose]()
     await agent?.[Symbol.asyncDispose]()
     await network?.[Symbol.asyncDispose]()

@@ -10,7 +10,6 @@ import type {
   CatalogPolicy,
   CatalogService,
   ListedService,
-  Watch,
 } from '../../src/controlplane/catalog/catalog.ts'
 import {
   type RememberedCatalog,
@@ -39,27 +38,27 @@ class ScriptedCatalog implements Catalog {
     name: string,
     onChange: (service: CatalogService) => void,
     last?: CatalogService,
-  ): Watch {
+  ): Disposable {
     this.give.set(name, onChange)
     this.lastByService.set(name, last)
-    return { close: () => this.give.delete(name) }
+    return { [Symbol.dispose]: () => this.give.delete(name) }
   }
   watchServiceList(
     onChange: (services: readonly ListedService[]) => void,
     last?: readonly ListedService[],
-  ): Watch {
+  ): Disposable {
     this.giveList = onChange
     this.lastList = last
-    return { close: () => undefined }
+    return { [Symbol.dispose]: () => undefined }
   }
   watchPolicies(
     _destinations: readonly string[],
     onChange: (policies: readonly CatalogPolicy[]) => void,
     last?: readonly CatalogPolicy[],
-  ): Watch {
+  ): Disposable {
     this.givePolicies = onChange
     this.lastPolicies = last
-    return { close: () => undefined }
+    return { [Symbol.dispose]: () => undefined }
   }
   async register(): Promise<void> {}
   async deregister(): Promise<void> {}
@@ -174,9 +173,9 @@ describe('a remembered catalog', () => {
     await scene.run([service('db', 'b')], [policy('db')])
     const catalog = scene.start()
     const fail = (): never => assert.fail('called')
-    catalog.watchService('db', fail).close()
-    catalog.watchServiceList(fail).close()
-    catalog.watchPolicies(['db'], fail).close()
+    catalog.watchService('db', fail)[Symbol.dispose]()
+    catalog.watchServiceList(fail)[Symbol.dispose]()
+    catalog.watchPolicies(['db'], fail)[Symbol.dispose]()
     await turn()
   })
 

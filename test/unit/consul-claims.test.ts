@@ -181,7 +181,7 @@ describe('which claims are believed', () => {
     assert.equal(claims.isSettled(), true)
     await take(instance(7))
     assert.deepEqual(asked, ['b'])
-    claims.close()
+    claims[Symbol.dispose]()
   })
 
   test('a node that cannot be asked is named as long as it is not, and nothing is believed of it', async () => {
@@ -197,7 +197,7 @@ describe('which claims are believed', () => {
     answer = [there('db', 7)]
     assert.equal((await take(instance(7))).length, 1)
     assert.deepEqual(claims.warnings(), [])
-    claims.close()
+    claims[Symbol.dispose]()
   })
 
   test('a claim to where another service was registered before is refused and named, mesh or not', async () => {
@@ -206,7 +206,7 @@ describe('which claims are believed', () => {
       assert.deepEqual(await take(instance(7)), [])
       assert.equal(claims.isSettled(), true)
       assert.match(claims.warnings()[0] ?? '', /claims 10\.0\.0\.2:5432, where service legacy/)
-      claims.close()
+      claims[Symbol.dispose]()
     }
   })
 
@@ -220,7 +220,7 @@ describe('which claims are believed', () => {
       assert.deepEqual(await take(mine), [{ ...ADDRESS, node: 'b', since: DISPUTED }])
       assert.equal(claims.isSettled(), true)
       assert.match(claims.warnings()[0] ?? '', /where service evil is registered, too.*refused/)
-      claims.close()
+      claims[Symbol.dispose]()
     }
   })
 
@@ -228,11 +228,11 @@ describe('which claims are believed', () => {
     const before = scene(() => [there('db', 3), there('evil', 7, { changed: 12 })])
     assert.equal((await before.take(instance(3, { changed: 6 })))[0]?.since, 3)
     assert.deepEqual(before.claims.warnings(), [])
-    before.claims.close()
+    before.claims[Symbol.dispose]()
     const last = [{ ...ADDRESS, node: 'b', since: 7 }]
     const established = scene(() => [there('db', 7), there('evil', 3, { changed: 12 })], last)
     assert.deepEqual(await established.take(instance(7)), last)
-    established.claims.close()
+    established.claims[Symbol.dispose]()
   })
 
   test('a dispute is over when the other has gone', async () => {
@@ -243,21 +243,21 @@ describe('which claims are believed', () => {
     assert.deepEqual(await take(instance(7)), [{ ...ADDRESS, node: 'b', since: 7 }])
     assert.deepEqual(claims.warnings(), [])
     assert.equal(asked.length, 2)
-    claims.close()
+    claims[Symbol.dispose]()
   })
 
   test('services at other ports and addresses of the node are no rivals', async () => {
     const others = [there('x', 1, { port: 80 }), there('y', 1, { ip: '10.0.0.3' })]
     const { claims, take } = scene(() => [there('db', 7), ...others])
     assert.equal((await take(instance(7))).length, 1)
-    claims.close()
+    claims[Symbol.dispose]()
   })
 
   test('an answer that does not know the instance yet settles nothing', async () => {
     const { claims, take } = scene(() => [])
     assert.deepEqual(await take(instance(7)), [])
     assert.equal(claims.isSettled(), false)
-    claims.close()
+    claims[Symbol.dispose]()
   })
 
   test('what an earlier run believed is believed at once, whoever is there by now', async () => {
@@ -266,7 +266,7 @@ describe('which claims are believed', () => {
     assert.deepEqual(claims.believed(), last)
     assert.deepEqual(await take(instance(12)), last, 'registered anew, but not a newcomer')
     assert.deepEqual(asked, [])
-    claims.close()
+    claims[Symbol.dispose]()
   })
 
   test('an instance that is gone keeps its place for an hour, its address for three days', async () => {
@@ -280,7 +280,7 @@ describe('which claims are believed', () => {
     assert.deepEqual(await take(), [{ ...ADDRESS, node: 'b', since: YIELDING, goneSinceMs }])
     pass(FORGET_MS)
     assert.deepEqual(await take(), [])
-    claims.close()
+    claims[Symbol.dispose]()
   })
 
   test('back within the hour it is what it was, and later like a new one', async () => {
@@ -293,7 +293,7 @@ describe('which claims are believed', () => {
     await second.take()
     assert.deepEqual(await second.take(instance(20)), [{ ...ADDRESS, node: 'b', since: 20 }])
     assert.deepEqual(second.asked, ['b'])
-    second.claims.close()
+    second.claims[Symbol.dispose]()
   })
 
   test('back after the hour it stays of the mesh while it is asked whose the address is', async () => {
@@ -309,6 +309,6 @@ describe('which claims are believed', () => {
       [{ ...ADDRESS, since: YIELDING }],
     )
     assert.deepEqual(await take(instance(20)), [{ ...ADDRESS, node: 'b', since: 20 }])
-    claims.close()
+    claims[Symbol.dispose]()
   })
 })

@@ -7,7 +7,6 @@ import type {
   CatalogPolicy,
   CatalogService,
   ListedService,
-  Watch,
 } from '../../src/controlplane/catalog/catalog.ts'
 import type { Problem } from '../../src/model/problem.ts'
 import type { LocalService } from '../../src/model/service.ts'
@@ -22,17 +21,17 @@ export class HandCatalog implements Catalog {
   givePolicies: (policies: readonly CatalogPolicy[]) => void = () => assert.fail('no policy watch')
   giveList: ((services: readonly ListedService[]) => void) | undefined
 
-  watchService(name: string, onChange: (service: CatalogService) => void): Watch {
+  watchService(name: string, onChange: (service: CatalogService) => void): Disposable {
     assert.ok(!this.services.has(name), `${name} is watched twice`)
     this.services.set(name, onChange)
     this.everOpened.set(name, onChange)
-    return { close: () => this.services.delete(name) }
+    return { [Symbol.dispose]: () => this.services.delete(name) }
   }
 
-  watchServiceList(onChange: (services: readonly ListedService[]) => void): Watch {
+  watchServiceList(onChange: (services: readonly ListedService[]) => void): Disposable {
     this.giveList = onChange
     return {
-      close: () => {
+      [Symbol.dispose]: () => {
         this.giveList = undefined
       },
     }
@@ -41,11 +40,11 @@ export class HandCatalog implements Catalog {
   watchPolicies(
     destinations: readonly string[],
     onChange: (policies: readonly CatalogPolicy[]) => void,
-  ): Watch {
+  ): Disposable {
     this.policyDestinations = destinations
     this.givePolicies = onChange
     return {
-      close: () => {
+      [Symbol.dispose]: () => {
         this.policyDestinations = undefined
       },
     }

@@ -70,7 +70,7 @@ test('a service is followed from its first use on, and only if the mesh lists it
   assert.equal(set.use('db'), 'followed')
   assert.equal(set.use('db'), 'followed')
   assert.deepEqual([...catalog.services.keys()], ['web', 'cache', 'db'])
-  set.close()
+  set[Symbol.dispose]()
   assert.equal(catalog.services.size, 0)
   assert.equal(catalog.giveList, undefined)
 })
@@ -81,7 +81,7 @@ test('what somebody has just asked for does not make the host unready', () => {
   catalog.giveNames(['db'])
   set.use('db')
   assert.deepEqual(set.awaited(), ['web', 'cache'])
-  set.close()
+  set[Symbol.dispose]()
 })
 
 test('in mode upstreams only what is declared is known, and nothing is listed', () => {
@@ -89,7 +89,7 @@ test('in mode upstreams only what is declared is known, and nothing is listed', 
   assert.equal(catalog.giveList, undefined)
   assert.equal(set.use('cache'), 'followed')
   assert.equal(set.use('db'), 'unknown')
-  set.close()
+  set[Symbol.dispose]()
 })
 
 test('a service that nobody has used for the idle time is let go; used, needed and connected ones stay', async () => {
@@ -115,7 +115,7 @@ test('a service that nobody has used for the idle time is let go; used, needed a
   clock.pass(130)
   await eventually(() => assert.deepEqual([...catalog.services.keys()], ['web', 'cache']))
   assert.equal(set.use('db'), 'followed', 'and is followed again')
-  set.close()
+  set[Symbol.dispose]()
 })
 
 test('of too many services the least recently used one is let go', () => {
@@ -127,7 +127,7 @@ test('of too many services the least recently used one is let go', () => {
   assert.deepEqual([...catalog.services.keys()], ['web', 'cache', 'a', 'c', 'd'])
   set.use('e')
   assert.deepEqual([...catalog.services.keys()], ['web', 'cache', 'a', 'd', 'e'])
-  set.close()
+  set[Symbol.dispose]()
 })
 
 test('asking for any number of names lets go of none that is connected to', () => {

@@ -68,7 +68,7 @@ test('own services with a target and all upstreams are watched, each once', () =
   })
   assert.deepEqual([...catalog.services.keys()], ['web', 'api', 'db', 'cache'])
   assert.equal(catalog.giveList, undefined)
-  set.close()
+  set[Symbol.dispose]()
   assert.equal(catalog.services.size, 0)
 })
 
@@ -93,7 +93,7 @@ test('mode all follows the list of names: new ones are opened, gone ones closed,
   assert.ok(changes > before)
   assert.deepEqual([...catalog.services.keys()].toSorted(), ['db', 'web', 'y'])
   assert.deepEqual([...set.services.keys()].toSorted(), ['db', 'web'])
-  set.close()
+  set[Symbol.dispose]()
   assert.equal(catalog.services.size, 0)
   assert.equal(catalog.giveList, undefined)
 })
@@ -105,7 +105,7 @@ test('an answer that was under way when its watch was closed is dropped', () => 
   catalog.giveNames([])
   catalog.everOpened.get('x')?.(service('x'))
   assert.equal(set.services.size, 0)
-  set.close()
+  set[Symbol.dispose]()
 })
 
 test('no more than the limit is followed; what is needed comes first and what is open stays', () => {
@@ -126,7 +126,7 @@ test('no more than the limit is followed; what is needed comes first and what is
   assert.deepEqual(new Set(catalog.services.keys()), open)
   catalog.giveNames(listed.slice(0, 10))
   assert.deepEqual(set.problems(), [])
-  set.close()
+  set[Symbol.dispose]()
 })
 
 test('services that are gone are followed last: they cost no service of the mesh its place', () => {
@@ -141,7 +141,7 @@ test('services that are gone are followed last: they cost no service of the mesh
   assert.equal(catalog.services.size, MAX_WATCHED_SERVICES)
   assert.ok(listed.every(({ name }) => catalog.services.has(name)))
   assert.ok(catalog.services.has('a-1'))
-  set.close()
+  set[Symbol.dispose]()
 })
 
 test('many answers at once become one snapshot', async () => {

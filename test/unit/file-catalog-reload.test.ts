@@ -67,7 +67,7 @@ test('the first answer comes by itself, after the watch is returned', async () =
   })
   assert.equal(answer, undefined)
   await eventually(() => assert.deepEqual(addressesOf(answer), ['10.0.0.1']))
-  watch.close()
+  watch[Symbol.dispose]()
 })
 
 test('a service that the file does not know has no endpoints', async () => {
@@ -263,11 +263,10 @@ test('a closed watch and a disposed catalog say nothing more', async () => {
   const catalog = createFileCatalog({ path, node: 'a' }, silentLog)
   let closedAnswers = 0
   let openAnswers = 0
-  catalog
-    .watchService('db', () => {
-      closedAnswers += 1
-    })
-    .close()
+  const closed = catalog.watchService('db', () => {
+    closedAnswers += 1
+  })
+  closed[Symbol.dispose]()
   catalog.watchService('db', () => {
     openAnswers += 1
   })
@@ -372,7 +371,7 @@ async function listsDbAt(
       wanted,
     )
   })
-  watch.close()
+  watch[Symbol.dispose]()
 }
 
 test('what the file lists no more stays an address of its service, over restarts too', async () => {

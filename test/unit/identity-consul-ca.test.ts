@@ -26,7 +26,7 @@ class Scene implements AsyncDisposable {
         follow: (path, onAnswer) => {
           assert.ok(!this.open.has(path), `${path} is followed twice`)
           this.open.set(path, onAnswer)
-          return { close: () => this.open.delete(path) }
+          return { [Symbol.dispose]: () => this.open.delete(path) }
         },
       },
       log: silentLog,
@@ -35,7 +35,7 @@ class Scene implements AsyncDisposable {
     this.source.watchRoots((bundle) => this.bundles.push(bundle))
   }
 
-  watchWeb(): { close(): void } {
+  watchWeb(): Disposable {
     return this.source.watchLeaf('web', (leaf) => this.leaves.push(leaf))
   }
 
@@ -90,10 +90,10 @@ test('roots are followed at once, a leaf while it is watched', async () => {
   const first = scene.watchWeb()
   const second = scene.watchWeb()
   assert.deepEqual([...scene.open.keys()], [ROOTS, WEB])
-  first.close()
-  first.close()
+  first[Symbol.dispose]()
+  first[Symbol.dispose]()
   assert.ok(scene.open.has(WEB))
-  second.close()
+  second[Symbol.dispose]()
   assert.ok(!scene.open.has(WEB))
   scene.watchWeb()
   assert.ok(scene.open.has(WEB))

@@ -21,13 +21,13 @@ class ScriptedSource implements CertificateSource {
   readonly description: string = 'Consul Connect CA'
   readonly leaves = new Map<string, (leaf: Leaf) => void>()
   giveRoots: (bundle: TrustBundle) => void = () => assert.fail('no watch')
-  watchLeaf(service: string, onLeaf: (leaf: Leaf) => void): { close(): void } {
+  watchLeaf(service: string, onLeaf: (leaf: Leaf) => void): Disposable {
     this.leaves.set(service, onLeaf)
-    return { close: () => this.leaves.delete(service) }
+    return { [Symbol.dispose]: () => this.leaves.delete(service) }
   }
-  watchRoots(onRoots: (bundle: TrustBundle) => void): { close(): void } {
+  watchRoots(onRoots: (bundle: TrustBundle) => void): Disposable {
     this.giveRoots = onRoots
-    return { close: () => undefined }
+    return { [Symbol.dispose]: () => undefined }
   }
   problems(): readonly Problem[] {
     return []

@@ -77,12 +77,7 @@ export interface CatalogHealth {
   readonly lastContactMs?: number | undefined
 }
 
-/** A running watch; closing it stops its calls. */
-export interface Watch {
-  close(): void
-}
-
-/** Where services, instances and intentions come from. */
+/** Where services, instances and intentions come from. Watches run until they are disposed. */
 export interface Catalog extends AsyncDisposable {
   /** A few words for status: `consul http://127.0.0.1:8500`, `file /etc/hostmesh/catalog.yaml`. */
   readonly description: string
@@ -95,18 +90,18 @@ export interface Catalog extends AsyncDisposable {
     name: string,
     onChange: (service: CatalogService) => void,
     last?: CatalogService,
-  ): Watch
+  ): Disposable
   /** Follows which services the mesh has, sorted by name. `last` as above. */
   watchServiceList(
     onChange: (services: readonly ListedService[]) => void,
     last?: readonly ListedService[],
-  ): Watch
+  ): Disposable
   /** Follows the rules for these destinations. `last` as above. */
   watchPolicies(
     destinations: readonly string[],
     onChange: (policies: readonly CatalogPolicy[]) => void,
     last?: readonly CatalogPolicy[],
-  ): Watch
+  ): Disposable
   /**
    * Makes this host's services known, each reachable at `tunnelPort`, and keeps them known until
    * {@link Catalog.deregister}. Services without a target are not registered.

@@ -16,7 +16,6 @@ import type {
   CatalogPolicy,
   CatalogService,
   ListedService,
-  Watch,
 } from './catalog.ts'
 import { storedAddress } from './known-addresses.ts'
 
@@ -124,7 +123,7 @@ class Memory implements RememberedCatalog {
     this.#timer.unref()
   }
 
-  watchService(name: string, onChange: (service: CatalogService) => void): Watch {
+  watchService(name: string, onChange: (service: CatalogService) => void): Disposable {
     const known = this.#entryByService.get(name)
     let isOpen = true
     let isAnswered = false
@@ -144,18 +143,18 @@ class Memory implements RememberedCatalog {
         if (isOpen && !isAnswered) onChange(known.service)
       })
     return {
-      close: () => {
+      [Symbol.dispose]: () => {
         if (!isOpen) return
         isOpen = false
         this.#countWatch(name, -1)
         const entry = this.#entryByService.get(name)
         if (entry !== undefined) entry.followedAtMs = this.#clock.wallMs()
-        watch.close()
+        watch[Symbol.dispose]()
       },
     }
   }
 
-  watchServiceList(onChange: (services: readonly ListedService[]) => void): Watch {
+  watchServiceList(onChange: (services: readonly ListedService[]) => void): Disposable {
     const known = this.#list
     let isDone = false
     const watch = this.#inner.watchServiceList((services) => {
@@ -169,9 +168,9 @@ class Memory implements RememberedCatalog {
         if (!isDone) onChange(known)
       })
     return {
-      close: () => {
+      [Symbol.dispose]: () => {
         isDone = true
-        watch.close()
+        watch[Symbol.dispose]()
       },
     }
   }
@@ -179,7 +178,7 @@ class Memory implements RememberedCatalog {
   watchPolicies(
     destinations: readonly string[],
     onChange: (policies: readonly CatalogPolicy[]) => void,
-  ): Watch {
+  ): Disposable {
     const known = destinations.flatMap((name) => this.#policyByDestination.get(name)?.policy ?? [])
     for (const destination of destinations) this.#destinations.add(destination)
     let isOpen = true
@@ -202,9 +201,9 @@ class Memory implements RememberedCatalog {
         if (isOpen && still.length > 0) onChange(still)
       })
     return {
-      close: () => {
+      [Symbol.dispose]: () => {
         isOpen = false
-        watch.close()
+        watch[Symbol.dispose]()
       },
     }
   }

@@ -152,12 +152,13 @@ class RunningDiscovery implements Discovery {
       onListed: () => this.#listChanged(),
       ...options.onDemand,
     })
-    this.#closing.defer(() => this.#watchSet.close())
+    this.#closing.use(this.#watchSet)
     const destinations = policyDestinations(localServices)
     this.#arePoliciesAwaited = destinations.length > 0
     if (this.#arePoliciesAwaited) {
-      const watch = catalog.watchPolicies(destinations, (policies) => this.#takePolicies(policies))
-      this.#closing.defer(() => watch.close())
+      this.#closing.use(
+        catalog.watchPolicies(destinations, (policies) => this.#takePolicies(policies)),
+      )
     }
     this.#closing.defer(() => clearTimeout(this.#timer))
     this.#closing.defer(() => this.#lookAgain())

@@ -11,13 +11,7 @@ import { type Clock, systemClock } from '../../lib/clock.ts'
 import { fairOrder } from '../../lib/fair-order.ts'
 import { Problem } from '../../model/problem.ts'
 import type { LocalService } from '../../model/service.ts'
-import type {
-  Catalog,
-  CatalogService,
-  InstanceAddress,
-  ListedService,
-  Watch,
-} from '../catalog/catalog.ts'
+import type { Catalog, CatalogService, InstanceAddress, ListedService } from '../catalog/catalog.ts'
 
 /**
  * Follow only what this host offers and names as upstream; beside these, every service that is used; or
@@ -32,7 +26,7 @@ export type WatchMode = 'upstreams' | 'on-demand' | 'all'
 export type Use = 'followed' | 'unknown' | 'undecided'
 
 /** The open watches of one host. */
-export interface WatchSet {
+export interface WatchSet extends Disposable {
   /** The last answer for each watched service that has had one. */
   readonly services: ReadonlyMap<string, CatalogService>
   /** Services that are watched, answered or not. */
@@ -52,7 +46,6 @@ export interface WatchSet {
   awaited(): readonly string[]
   /** One sentence each; empty when every wanted service is watched. */
   problems(): readonly Problem[]
-  close(): void
 }
 
 /** What a watch set is opened with. */
@@ -98,12 +91,12 @@ class OpenWatchSet implements WatchSet {
   readonly #idleMs: number
   readonly #maxOnDemand: number
   readonly #needed: ReadonlySet<string>
-  readonly #watches = new Map<string, Watch>()
+  readonly #watches = new Map<string, Disposable>()
   /** When each service that is followed on demand was last used, the least recently used first. */
   readonly #usedAtMs = new Map<string, number>()
   /** Those of them that connections have gone to; the others were asked for. */
   readonly #connected = new Set<string>()
-  readonly #list: Watch | undefined
+  readonly #list: Disposable | undefined
   readonly #sweeper: NodeJS.Timeout | undefined
   #listed: ReadonlyMap<string, readonly string[]> | undefined
   #addresses: ReadonlyMap<string, readonly InstanceAddress[]> = new Map()
@@ -184,11 +177,11 @@ class OpenWatchSet implements WatchSet {
         ]
   }
 
-  close(): void {
+  [Symbol.dispose](): void {
     this.#isClosed = true
     clearInterval(this.#sweeper)
-    this.#list?.close()
-    for (const watch of this.#watches.values()) watch.close()
+    this.#list?.[Symbol.dispose]()
+    for (const watch of this.#watches.values()) watch[Symbol.dispose]()
     this.#watches.clear()
     this.#usedAtMs.clear()
     this.#connected.clear()
@@ -259,7 +252,7 @@ class OpenWatchSet implements WatchSet {
   #letGo(names: readonly string[]): void {
     let hasLost = false
     for (const name of names) {
-      this.#watches.get(name)?.close()
+      this.#watches.get(name)?.[Symbol.dispose]()
       this.#watches.delete(name)
       this.#usedAtMs.delete(name)
       this.#connected.delete(name)

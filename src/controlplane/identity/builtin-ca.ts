@@ -15,7 +15,7 @@ import type { Problem } from '../../model/problem.ts'
 import { followBundle } from './bundle-follower.ts'
 import { CaConnection } from './ca-connection.ts'
 import { CertificateBoard } from './certificate-board.ts'
-import type { CertificateSource, CertificateWatch } from './certificate-source.ts'
+import type { CertificateSource } from './certificate-source.ts'
 import { CredentialStore } from './credential-store.ts'
 import { Enrollment } from './enrollment.ts'
 import { ServiceLeaves } from './service-leaves.ts'
@@ -105,11 +105,11 @@ class BuiltinSource implements CertificateSource {
     return `hostmesh CA at ${this.#connection.address ?? 'the address of the join token'}`
   }
 
-  watchLeaf(service: string, onLeaf: (leaf: Leaf) => void): CertificateWatch {
+  watchLeaf(service: string, onLeaf: (leaf: Leaf) => void): Disposable {
     return this.#board.watchLeaf(service, onLeaf, () => this.#leaves.open(service))
   }
 
-  watchRoots(onRoots: (bundle: TrustBundle) => void): CertificateWatch {
+  watchRoots(onRoots: (bundle: TrustBundle) => void): Disposable {
     return this.#board.watchRoots(onRoots)
   }
 

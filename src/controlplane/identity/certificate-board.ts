@@ -11,7 +11,6 @@ import type { Log } from '../../lib/log.ts'
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import type { Leaf, TrustBundle } from '../../model/certificate.ts'
 import { Problem } from '../../model/problem.ts'
-import type { CertificateWatch } from './certificate-source.ts'
 import { type LeafCandidate, readLeaf } from './x509.ts'
 
 /** What a board is built from. */
@@ -107,22 +106,18 @@ export class CertificateBoard implements Disposable {
 
   /**
    * Calls back with the current leaf, in a later turn, and with each new one. The first watch of a service calls `open`
-   * to have its leaf offered; when the last is closed, what `open` returned is disposed and the service forgotten.
+   * to have its leaf offered; when the last is disposed, what `open` returned is disposed and the service forgotten.
    */
-  watchLeaf(
-    service: string,
-    onLeaf: (leaf: Leaf) => void,
-    open?: () => Disposable,
-  ): CertificateWatch {
+  watchLeaf(service: string, onLeaf: (leaf: Leaf) => void, open?: () => Disposable): Disposable {
     const entry = this.#entryOf(service)
     if (entry.subscriptions.size === 0) entry.origin = open?.()
     const watch = subscribe(entry.subscriptions, () => entry.leaf, onLeaf)
     let isOpen = true
     return {
-      close: () => {
+      [Symbol.dispose]: () => {
         if (!isOpen) return
         isOpen = false
-        watch.close()
+        watch[Symbol.dispose]()
         if (entry.subscriptions.size > 0) return
         entry.origin?.[Symbol.dispose]()
         if (this.#entryByService.get(service) === entry) this.forget(service)
@@ -131,7 +126,7 @@ export class CertificateBoard implements Disposable {
   }
 
   /** Calls back with the current roots, in a later turn, and with each new set. */
-  watchRoots(onRoots: (bundle: TrustBundle) => void): CertificateWatch {
+  watchRoots(onRoots: (bundle: TrustBundle) => void): Disposable {
     return subscribe(this.#rootSubscriptions, () => this.#bundle, onRoots)
   }
 
@@ -261,7 +256,7 @@ function subscribe<Value>(
   subscriptions: Set<Subscription>,
   current: () => Value | undefined,
   onValue: (value: Value) => void,
-): CertificateWatch {
+): Disposable {
   let told: Value | undefined
   const subscription: Subscription = {
     notify() {
@@ -277,7 +272,7 @@ function subscribe<Value>(
     if (subscriptions.has(subscription)) subscription.notify()
   })
   return {
-    close() {
+    [Symbol.dispose]() {
       subscriptions.delete(subscription)
     },
   }

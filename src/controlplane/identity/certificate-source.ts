@@ -5,19 +5,14 @@
 import type { Leaf, TrustBundle } from '../../model/certificate.ts'
 import type { Problem } from '../../model/problem.ts'
 
-/** A running watch; closing it stops its calls. */
-export interface CertificateWatch {
-  close(): void
-}
-
-/** Where leaf certificates and roots come from. Keeps the last good ones when its origin fails. */
+/** Where leaf certificates and roots come from. Keeps the last good ones when its origin fails; watches run until they are disposed. */
 export interface CertificateSource extends AsyncDisposable {
   /** A few words for status. */
   readonly description: string
   /** Follows one service's leaf: called at first issue and at every renewal, with validated PEM only. */
-  watchLeaf(service: string, onLeaf: (leaf: Leaf) => void): CertificateWatch
+  watchLeaf(service: string, onLeaf: (leaf: Leaf) => void): Disposable
   /** Follows the roots. */
-  watchRoots(onRoots: (bundle: TrustBundle) => void): CertificateWatch
+  watchRoots(onRoots: (bundle: TrustBundle) => void): Disposable
   /** What is wrong now; empty when nothing is. */
   problems(): readonly Problem[]
 }

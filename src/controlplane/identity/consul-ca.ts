@@ -11,7 +11,7 @@ import { type Clock, systemClock } from '../../lib/clock.ts'
 import { MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
 import { CertificateBoard } from './certificate-board.ts'
-import type { CertificateSource, CertificateWatch } from './certificate-source.ts'
+import type { CertificateSource } from './certificate-source.ts'
 import { readRoots } from './x509.ts'
 
 /** What this source needs of Consul: blocking queries, without the connection and its token. */
@@ -20,7 +20,7 @@ export interface ConsulFollower {
    * Calls `onAnswer` with each changed body of `path`, parsed; with undefined for "not found"; never with an
    * error, and never inside follow().
    */
-  follow(path: string, onAnswer: (body: unknown) => void): CertificateWatch
+  follow(path: string, onAnswer: (body: unknown) => void): Disposable
 }
 
 /** What the source is built from. */
@@ -69,13 +69,12 @@ export function createConsulSource(options: ConsulSourceOptions): CertificateSou
   )
 
   function followLeaf(service: string): Disposable {
-    const query = follower.follow(`${LEAF_PATH}${encodeURIComponent(service)}`, (body) =>
+    return follower.follow(`${LEAF_PATH}${encodeURIComponent(service)}`, (body) =>
       board.offerLeaf(service, () => {
         const answer = parse(leafAnswer, body, `the certificate of ${service}`)
         return { service, certificatePem: answer.CertPEM, privateKeyPem: answer.PrivateKeyPEM }
       }),
     )
-    return { [Symbol.dispose]: () => query.close() }
   }
 
   return {
@@ -84,7 +83,7 @@ export function createConsulSource(options: ConsulSourceOptions): CertificateSou
     watchRoots: (onRoots) => board.watchRoots(onRoots),
     problems: () => board.problems(),
     async [Symbol.asyncDispose]() {
-      rootsQuery.close()
+      rootsQuery[Symbol.dispose]()
       board[Symbol.dispose]()
     },
   }

@@ -11,7 +11,7 @@ import type { Log } from '../../lib/log.ts'
 import type { StateFile } from '../../lib/state-file.ts'
 import type { Leaf, TrustBundle } from '../../model/certificate.ts'
 import { CertificateBoard } from './certificate-board.ts'
-import type { CertificateSource, CertificateWatch } from './certificate-source.ts'
+import type { CertificateSource } from './certificate-source.ts'
 import { readRoots } from './x509.ts'
 
 /** Version of what is remembered: raised with every change of its shape. */
@@ -113,9 +113,9 @@ export function rememberCertificates(
   /** Follows memory until the inner source has spoken for `subject`, and the inner source from then on. */
   function follow<Value>(
     subject: string,
-    open: (origin: Origin, take: (value: Value) => void) => CertificateWatch,
+    open: (origin: Origin, take: (value: Value) => void) => Disposable,
     onValue: (value: Value) => void,
-  ): CertificateWatch {
+  ): Disposable {
     const memory = open(earlier, (value) => {
       if (confirmed.has(subject)) return
       unconfirmed.add(subject)
@@ -130,9 +130,9 @@ export function rememberCertificates(
       save()
     })
     return {
-      close() {
-        memory.close()
-        current.close()
+      [Symbol.dispose]() {
+        memory[Symbol.dispose]()
+        current[Symbol.dispose]()
       },
     }
   }

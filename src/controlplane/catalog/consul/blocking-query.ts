@@ -23,10 +23,8 @@ import {
 import { ruleFor } from './rights.ts'
 import { type ConsulAnswer, type ConsulTransport, requireOk, WATCH_SOCKETS } from './transport.ts'
 
-/** A running watch. */
-export interface FollowWatch {
-  /** Ends it; the call in flight is given up and `onAnswer` is not called again. */
-  close(): void
+/** A running watch. When it is disposed the call in flight is given up, and `onAnswer` is not called again. */
+export interface FollowWatch extends Disposable {
   health(): FollowHealth
 }
 
@@ -86,7 +84,7 @@ const MAX_ELEMENTS = 20_000
 const RECOVERY_SPREAD_MS = 500
 
 /** Watches on one agent, over a transport that stays the caller's. */
-export class Follower {
+export class Follower implements Disposable {
   readonly #agent: SharedAgent
   readonly #stopListening: () => void
 
@@ -149,9 +147,9 @@ export class Follower {
   }
 
   /** Ends all watches. */
-  close(): void {
+  [Symbol.dispose](): void {
     this.#stopListening()
-    for (const watch of this.#agent.watches) watch.close()
+    for (const watch of this.#agent.watches) watch[Symbol.dispose]()
   }
 }
 
@@ -222,7 +220,7 @@ class PathWatch implements FollowWatch {
     return this.#pause === 'poll'
   }
 
-  close(): void {
+  [Symbol.dispose](): void {
     this.#agent.watches.delete(this)
     this.#closing.abort()
   }

@@ -10,11 +10,6 @@
 import { isRecord } from '../../../lib/json-value.ts'
 import type { Follower, FollowWatch } from './blocking-query.ts'
 
-/** Running hints; closing ends the query. */
-export interface ChangeHints {
-  close(): void
-}
-
 /** How often it is looked whether watches have to poll, milliseconds. */
 const LOOK_MS = 2_000
 
@@ -25,7 +20,7 @@ const HINT_PACE = { everyMs: 200, maxIdleMs: 1_000 }
 export const SUMMARY_PATH = '/v1/internal/ui/services'
 
 /** Follows the summary while any watch of `follower` polls. The follower stays the caller's. */
-export function startChangeHints(follower: Follower): ChangeHints {
+export function startChangeHints(follower: Follower): Disposable {
   let query: FollowWatch | undefined
   let known: ReadonlyMap<string, string> | undefined
 
@@ -43,7 +38,7 @@ export function startChangeHints(follower: Follower): ChangeHints {
         { priority: 'urgent', pace: HINT_PACE },
       )
     } else if (!isNeeded && query !== undefined) {
-      query.close()
+      query[Symbol.dispose]()
       query = undefined
     }
   }
@@ -51,9 +46,9 @@ export function startChangeHints(follower: Follower): ChangeHints {
   const timer = setInterval(look, LOOK_MS)
   timer.unref()
   return {
-    close() {
+    [Symbol.dispose]() {
       clearInterval(timer)
-      query?.close()
+      query?.[Symbol.dispose]()
     },
   }
 }

@@ -48,7 +48,7 @@ export interface ClaimsOptions {
 }
 
 /** The claims of one service. */
-export interface Claims {
+export interface Claims extends Disposable {
   /** What the catalog lists now. */
   take(instances: readonly PlainInstance[]): void
   /** Sorted. */
@@ -59,7 +59,6 @@ export interface Claims {
   adopt(addresses: readonly InstanceAddress[]): void
   /** Claims that are refused, and those that cannot be judged, one sentence each. */
   warnings(): readonly string[]
-  close(): void
 }
 
 /** Judges the claims of `service`. */
@@ -166,7 +165,7 @@ export function judgeClaims(service: string, options: ClaimsOptions): Claims {
       for (const address of addresses) believed.set(keyOf(address), address)
     },
     warnings: () => [...refusals.values(), ...notAsked()],
-    close() {
+    [Symbol.dispose]() {
       isClosed = true
       clearTimeout(timer)
     },

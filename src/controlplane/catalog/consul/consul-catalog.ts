@@ -14,10 +14,9 @@ import type {
   CatalogPolicy,
   CatalogService,
   ListedService,
-  Watch,
 } from '../catalog.ts'
 import { Follower, type FollowHealth } from './blocking-query.ts'
-import { type ChangeHints, SUMMARY_PATH, startChangeHints } from './change-hints.ts'
+import { SUMMARY_PATH, startChangeHints } from './change-hints.ts'
 import { type AgentSelf, decodeAgentSelf, decodeServiceNames, NAME_LEVELS } from './decode.ts'
 import { IntentionWatch, subjectOf } from './intentions.ts'
 import { createNodeReader, type NodeReader } from './node-reader.ts'
@@ -68,7 +67,7 @@ export class ConsulCatalog implements Catalog {
   readonly #registrar: Registrar
   readonly #tokenProbe: TokenProbe
   readonly #readNode: NodeReader
-  readonly #hints: ChangeHints
+  readonly #hints: Disposable
   readonly #pulse: Pulse
   readonly #serviceWatches = new Set<ServiceWatch>()
   readonly #watchByName = new Map<string, ServiceWatch>()
@@ -110,7 +109,7 @@ export class ConsulCatalog implements Catalog {
     name: string,
     onChange: (service: CatalogService) => void,
     last?: CatalogService,
-  ): Watch {
+  ): Disposable {
     const watch = new ServiceWatch(name, onChange, {
       ...this.#options,
       follower: this.follower,
@@ -123,11 +122,11 @@ export class ConsulCatalog implements Catalog {
     this.#watchByName.set(name, watch)
     const opened = kept(watch, this.#serviceWatches)
     return {
-      close: () => {
+      [Symbol.dispose]: () => {
         // The list goes on with what is believed.
         for (const list of this.#listWatches) list.adopt(name, watch.addresses())
         if (this.#watchByName.get(name) === watch) this.#watchByName.delete(name)
-        opened.close()
+        opened[Symbol.dispose]()
       },
     }
   }
@@ -135,7 +134,7 @@ export class ConsulCatalog implements Catalog {
   watchServiceList(
     onChange: (services: readonly ListedService[]) => void,
     last?: readonly ListedService[],
-  ): Watch {
+  ): Disposable {
     const watch = new ServiceListWatch(onChange, {
       ...this.#parts,
       readNode: this.#readNode,
@@ -150,7 +149,7 @@ export class ConsulCatalog implements Catalog {
     destinations: readonly string[],
     onChange: (policies: readonly CatalogPolicy[]) => void,
     last?: readonly CatalogPolicy[],
-  ): Watch {
+  ): Disposable {
     const options = { ...this.#parts, follower: this.follower, last }
     return kept(new IntentionWatch(destinations, onChange, options), this.#intentionWatches)
   }
@@ -192,12 +191,12 @@ export class ConsulCatalog implements Catalog {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#registrar.close()
-    this.#hints.close()
-    this.#pulse.close()
+    this.#registrar[Symbol.dispose]()
+    this.#hints[Symbol.dispose]()
+    this.#pulse[Symbol.dispose]()
     for (const watches of [this.#serviceWatches, this.#intentionWatches, this.#listWatches])
-      for (const watch of watches) watch.close()
-    this.follower.close()
+      for (const watch of watches) watch[Symbol.dispose]()
+    this.follower[Symbol.dispose]()
     this.#parts.transport[Symbol.dispose]()
   }
 
@@ -226,13 +225,13 @@ export class ConsulCatalog implements Catalog {
   }
 }
 
-/** Keeps `watch` among `watches` until it is closed. */
-function kept<W extends Watch>(watch: W, watches: Set<W>): Watch {
+/** Keeps `watch` among `watches` until it is disposed. */
+function kept<W extends Disposable>(watch: W, watches: Set<W>): Disposable {
   watches.add(watch)
   return {
-    close() {
+    [Symbol.dispose]() {
       watches.delete(watch)
-      watch.close()
+      watch[Symbol.dispose]()
     },
   }
 }

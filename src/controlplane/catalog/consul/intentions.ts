@@ -13,7 +13,7 @@ import type { Log } from '../../../lib/log.ts'
 import { WakeableLoop } from '../../../lib/wakeable-loop.ts'
 import type { DefaultPolicy, Intention } from '../../../model/intention.ts'
 import { Problem } from '../../../model/problem.ts'
-import type { CatalogPolicy, Watch } from '../catalog.ts'
+import type { CatalogPolicy } from '../catalog.ts'
 import { type Follower, type FollowWatch, failureKind } from './blocking-query.ts'
 import { decodeAgentSelf, parseDefaultPolicy } from './decode.ts'
 import { decodeIntentions } from './decode-intentions.ts'
@@ -50,7 +50,7 @@ const LIST_PATH = '/v1/connect/intentions'
 type BatchResult = 'good' | 'failed' | 'forbidden'
 
 /** Follows the rules for a set of destinations. */
-export class IntentionWatch implements Watch {
+export class IntentionWatch implements Disposable {
   readonly #destinations: readonly string[]
   readonly #onChange: (policies: readonly CatalogPolicy[]) => void
   readonly #options: IntentionOptions
@@ -116,10 +116,10 @@ export class IntentionWatch implements Watch {
     return this.#lastGoodAtMs
   }
 
-  close(): void {
+  [Symbol.dispose](): void {
     this.#closing.abort()
     this.#stopListening()
-    this.#wakeUp?.close()
+    this.#wakeUp?.[Symbol.dispose]()
   }
 
   /** Reads all rules; returns how long to wait before the next read. */
@@ -245,7 +245,7 @@ export class IntentionWatch implements Watch {
 
   #followWakeUps(path: string): void {
     if (path === this.#wakePath || this.#closing.signal.aborted) return
-    this.#wakeUp?.close()
+    this.#wakeUp?.[Symbol.dispose]()
     this.#wakePath = path
     this.#wakeUp = this.#options.follower.follow(path, () => this.#loop?.wake(), {
       priority: 'urgent',

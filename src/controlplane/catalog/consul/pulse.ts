@@ -34,8 +34,8 @@ const LEADERLESS_MS = 5_000
 
 const SERVERS_PATH = '/v1/catalog/service/consul?stale'
 
-/** Asks at once and goes on until it is closed. The transport stays the caller's. */
-export class Pulse {
+/** Asks at once and goes on until it is disposed. The transport stays the caller's. */
+export class Pulse implements Disposable {
   readonly #options: PulseOptions
   readonly #clock: Clock
   readonly #random: Random
@@ -68,7 +68,7 @@ export class Pulse {
     return ms + Math.round(this.#clock.monotonicMs() - atMs)
   }
 
-  close(): void {
+  [Symbol.dispose](): void {
     this.#stopListening()
     this.#closing.abort()
   }

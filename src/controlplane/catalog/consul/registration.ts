@@ -58,7 +58,7 @@ const RETRY = { minMs: 300, maxMs: 1_000 }
 export const DEREGISTER_MS = 5_000
 
 /** Keeps registrations in place. It looks at the agent at once and from then on, also with nothing to register. */
-export class Registrar {
+export class Registrar implements Disposable {
   readonly #options: RegistrarOptions
   readonly #clock: Clock
   readonly #agent: AgentServices
@@ -129,7 +129,7 @@ export class Registrar {
   }
 
   /** Stops keeping; what is registered stays, and turns critical when its TTL check runs out. */
-  close(): void {
+  [Symbol.dispose](): void {
     this.#closing.abort()
   }
 

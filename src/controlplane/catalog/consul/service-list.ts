@@ -18,7 +18,7 @@ import { describeError, MeshError } from '../../../lib/errors.ts'
 import { fairOrder } from '../../../lib/fair-order.ts'
 import type { Log } from '../../../lib/log.ts'
 import { WakeableLoop } from '../../../lib/wakeable-loop.ts'
-import type { InstanceAddress, ListedService, Watch } from '../catalog.ts'
+import type { InstanceAddress, ListedService } from '../catalog.ts'
 import { FORGET_MS } from '../known-addresses.ts'
 import type { Follower, FollowWatch } from './blocking-query.ts'
 import { type Claims, judgeClaims } from './claims.ts'
@@ -59,7 +59,7 @@ const MAX_NAMES = 5_000
 const SWEEP_MS = 15_000
 
 /** Follows the list of services. */
-export class ServiceListWatch implements Watch {
+export class ServiceListWatch implements Disposable {
   readonly #onChange: (services: readonly ListedService[]) => void
   readonly #options: ServiceListOptions
   readonly #clock: Clock
@@ -140,10 +140,10 @@ export class ServiceListWatch implements Watch {
     return this.#members.get(name)?.claims.believed() ?? []
   }
 
-  close(): void {
+  [Symbol.dispose](): void {
     this.#closing.abort()
-    this.#listing.close()
-    for (const { claims } of this.#members.values()) claims.close()
+    this.#listing[Symbol.dispose]()
+    for (const { claims } of this.#members.values()) claims[Symbol.dispose]()
   }
 
   /** @throws MeshError HM_CONSUL_ANSWER_DOUBTED */
@@ -224,7 +224,7 @@ export class ServiceListWatch implements Watch {
       if (present.has(name)) continue
       member.goneSinceMs ??= nowMs
       if (nowMs - member.goneSinceMs < FORGET_MS) continue
-      member.claims.close()
+      member.claims[Symbol.dispose]()
       this.#members.delete(name)
     }
   }

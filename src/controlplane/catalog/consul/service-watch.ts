@@ -11,7 +11,7 @@ import type { Clock } from '../../../lib/clock.ts'
 import { MeshError } from '../../../lib/errors.ts'
 import type { Cluster } from '../../../model/cluster.ts'
 import type { Endpoint } from '../../../model/endpoint.ts'
-import { type CatalogService, type InstanceAddress, type Watch, YIELDING } from '../catalog.ts'
+import { type CatalogService, type InstanceAddress, YIELDING } from '../catalog.ts'
 import type { Follower, FollowWatch } from './blocking-query.ts'
 import { type Claims, judgeClaims } from './claims.ts'
 import { type DecodedHealth, decodeHealth } from './decode.ts'
@@ -81,8 +81,8 @@ interface TargetWatch {
   warnings: readonly string[]
 }
 
-/** Follows one service until it is closed. */
-export class ServiceWatch implements Watch {
+/** Follows one service until it is disposed. */
+export class ServiceWatch implements Disposable {
   readonly #name: string
   readonly #onChange: (service: CatalogService) => void
   readonly #options: ServiceWatchOptions
@@ -160,12 +160,12 @@ export class ServiceWatch implements Watch {
     return this.#instanceWatches.get('')?.claims.believed() ?? []
   }
 
-  close(): void {
+  [Symbol.dispose](): void {
     this.#isClosed = true
     clearTimeout(this.#graceTimer)
     clearTimeout(this.#instanceTimer)
-    this.#chainWatch.close()
-    for (const { watch } of this.#targetWatches.values()) watch.close()
+    this.#chainWatch[Symbol.dispose]()
+    for (const { watch } of this.#targetWatches.values()) watch[Symbol.dispose]()
     for (const opened of this.#instanceWatches.values()) closeInstances(opened)
   }
 
@@ -243,7 +243,7 @@ export class ServiceWatch implements Watch {
     const paths = new Set(clusters.flatMap((cluster) => cluster.targets.map(pathOf)))
     for (const [path, { watch }] of this.#targetWatches)
       if (!paths.has(path)) {
-        watch.close()
+        watch[Symbol.dispose]()
         this.#targetWatches.delete(path)
       }
     for (const cluster of clusters)
@@ -325,8 +325,8 @@ export class ServiceWatch implements Watch {
 }
 
 function closeInstances({ watch, claims }: InstanceWatch): void {
-  watch.close()
-  claims.close()
+  watch[Symbol.dispose]()
+  claims[Symbol.dispose]()
 }
 
 function isSettled(watch: InstanceWatch | undefined): boolean {

@@ -23,7 +23,6 @@ import type {
   CatalogPolicy,
   CatalogService,
   ListedService,
-  Watch,
 } from '../catalog.ts'
 import { type CatalogContent, decodeCatalog, emptyCatalog, policyOf } from './decode.ts'
 import {
@@ -128,18 +127,18 @@ class FileCatalog implements Catalog {
     this.#poll.unref()
   }
 
-  watchService(name: string, onChange: (service: CatalogService) => void): Watch {
+  watchService(name: string, onChange: (service: CatalogService) => void): Disposable {
     return this.#follow((now) => serviceOf(now, name), onChange)
   }
 
-  watchServiceList(onChange: (services: readonly ListedService[]) => void): Watch {
+  watchServiceList(onChange: (services: readonly ListedService[]) => void): Disposable {
     return this.#follow(listOf, onChange)
   }
 
   watchPolicies(
     destinations: readonly string[],
     onChange: (policies: readonly CatalogPolicy[]) => void,
-  ): Watch {
+  ): Disposable {
     return this.#follow(
       ({ content }) => destinations.map((destination) => policyOf(content, destination)),
       onChange,
@@ -177,7 +176,7 @@ class FileCatalog implements Catalog {
   }
 
   /** Reports `select` of the content now (but not before the caller has its watch) and on change. */
-  #follow<T>(select: (now: KnownContent) => T, onChange: (answer: T) => void): Watch {
+  #follow<T>(select: (now: KnownContent) => T, onChange: (answer: T) => void): Disposable {
     let last: { readonly answer: T } | undefined
     const report: Report = () => {
       const answer = select({ content: this.#content, known: this.#known })
@@ -189,7 +188,7 @@ class FileCatalog implements Catalog {
     setImmediate(() => {
       if (this.#reports.has(report) && last === undefined) report()
     })
-    return { close: () => this.#reports.delete(report) }
+    return { [Symbol.dispose]: () => this.#reports.delete(report) }
   }
 
   #watchFolder(): FSWatcher | undefined {
