@@ -17,7 +17,7 @@ import { CaConnection } from './ca-connection.ts'
 import { CertificateBoard } from './certificate-board.ts'
 import type { CertificateSource } from './certificate-source.ts'
 import { CredentialStore } from './credential-store.ts'
-import { Enrollment } from './enrollment.ts'
+import { type CaParts, Enrollment } from './enrollment.ts'
 import { ServiceLeaves } from './service-leaves.ts'
 import { TrustedBundle } from './trusted-bundle.ts'
 
@@ -52,11 +52,8 @@ export function createBuiltinSource(options: BuiltinSourceOptions): CertificateS
 }
 
 class BuiltinSource implements CertificateSource {
-  readonly #log: Log
-  readonly #store: CredentialStore
   readonly #board: CertificateBoard
-  readonly #connection: CaConnection
-  readonly #bundle: TrustedBundle
+  readonly #parts: CaParts
   readonly #enrollment: Enrollment
   readonly #leaves: ServiceLeaves
   readonly #closing = new AbortController()
@@ -78,16 +75,13 @@ class BuiltinSource implements CertificateSource {
     })
     const connection = new CaConnection({ log, clock, random, server, onBack })
     const bundle = new TrustedBundle({ board, store, log, clock, onChange })
-    const parts = { connection, bundle, store, board, log, clock, random, signal, onChange }
+    const parts = { connection, bundle, store, log, clock, random, signal, onChange }
     const onEnrolled = (): void => this.#leaves.hurry()
     const enrollment = new Enrollment({ ...parts, host, tokenFile, onEnrolled })
-    this.#log = log
-    this.#store = store
     this.#board = board
-    this.#connection = connection
-    this.#bundle = bundle
+    this.#parts = parts
     this.#enrollment = enrollment
-    this.#leaves = new ServiceLeaves({ ...parts, enrollment, datacenter })
+    this.#leaves = new ServiceLeaves({ ...parts, enrollment, board, datacenter })
     this.#restore()
     this.#loop = new WakeableLoop({
       clock,
@@ -98,11 +92,11 @@ class BuiltinSource implements CertificateSource {
         return TICK_MS
       },
     })
-    this.#followed = followBundle({ ...parts, enrollment })
+    this.#followed = followBundle(parts, enrollment)
   }
 
   get description(): string {
-    return `hostmesh CA at ${this.#connection.address ?? 'the address of the join token'}`
+    return `hostmesh CA at ${this.#parts.connection.address ?? 'the address of the join token'}`
   }
 
   watchLeaf(service: string, onLeaf: (leaf: Leaf) => void): Disposable {
@@ -114,35 +108,37 @@ class BuiltinSource implements CertificateSource {
   }
 
   problems(): readonly Problem[] {
+    const { connection, store } = this.#parts
     return [
-      ...[this.#connection.problem].filter((problem) => problem !== undefined),
+      connection.problem,
       ...this.#enrollment.problems(),
-      ...[this.#store.problem].filter((problem) => problem !== undefined),
+      store.problem,
       ...this.#leaves.problems(),
       ...this.#board.problems(),
-    ]
+    ].filter((problem) => problem !== undefined)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closing.abort()
-    this.#connection[Symbol.dispose]()
+    this.#parts.connection[Symbol.dispose]()
     await Promise.all([this.#loop.ended, this.#followed])
     this.#board[Symbol.dispose]()
   }
 
   /** What an earlier life left. Damage is named and mended by asking the CA again. */
   #restore(): void {
+    const { connection, bundle, store, log } = this.#parts
     try {
-      const stored = this.#store.readBundle()
+      const stored = store.readBundle()
       if (stored === undefined) return
-      this.#connection.locate(stored.server)
-      this.#bundle.restore(stored)
+      connection.locate(stored.server)
+      bundle.restore(stored)
       // Without a bundle nothing is known of the CA that a certificate is good for.
-      if (this.#bundle.current === undefined) return
-      const credential = this.#store.readHost()
+      if (bundle.current === undefined) return
+      const credential = store.readHost()
       if (credential !== undefined) this.#enrollment.restore(credential)
     } catch (thrown) {
-      this.#log.warn('Cannot use what is left of an earlier life; asking the CA', {
+      log.warn('Cannot use what is left of an earlier life; asking the CA', {
         error: describeError(thrown),
       })
     }
@@ -152,7 +148,7 @@ class BuiltinSource implements CertificateSource {
   async #freshen(): Promise<number> {
     this.#leaves.alarm()
     this.#enrollment.alarm()
-    if (this.#connection.isDue) {
+    if (this.#parts.connection.isDue) {
       await this.#enrollment.freshen()
       if (this.#enrollment.validHost !== undefined) await this.#leaves.freshen()
     }

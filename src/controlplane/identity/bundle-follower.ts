@@ -3,27 +3,9 @@
  * learns that the CA still knows it.
  */
 import { Retry } from '../../lib/backoff.ts'
-import type { Clock, Random } from '../../lib/clock.ts'
 import { WakeableLoop } from '../../lib/wakeable-loop.ts'
-import {
-  type CaConnection,
-  isNetworkFailure,
-  REFUSED_BACKOFF,
-  UNREACHABLE_BACKOFF,
-} from './ca-connection.ts'
-import type { Enrollment } from './enrollment.ts'
-import type { TrustedBundle } from './trusted-bundle.ts'
-
-/** What the bundle is followed with. */
-export interface BundleFollowerOptions {
-  readonly connection: CaConnection
-  readonly bundle: TrustedBundle
-  readonly enrollment: Enrollment
-  readonly clock: Clock
-  readonly random: Random
-  /** Ends the following. */
-  readonly signal: AbortSignal
-}
+import { isNetworkFailure, REFUSED_BACKOFF, UNREACHABLE_BACKOFF } from './ca-connection.ts'
+import type { CaParts, Enrollment } from './enrollment.ts'
 
 /** How soon it is looked again whether there is a CA to ask, milliseconds. */
 const LOOK_MS = 250
@@ -31,16 +13,16 @@ const LOOK_MS = 250
 /** The least time between two questions that brought nothing, milliseconds. */
 const IDLE_MS = 1_000
 
-/** Follows from now on; resolves when `signal` has aborted and the last poll has ended. */
-export function followBundle(options: BundleFollowerOptions): Promise<void> {
-  const { clock, random, signal } = options
+/** Follows from now on; resolves when `signal` of the parts has aborted and the last poll has ended. */
+export function followBundle(parts: CaParts, enrollment: Enrollment): Promise<void> {
+  const { clock, random, signal } = parts
   const retry = new Retry(UNREACHABLE_BACKOFF, clock, random)
-  return new WakeableLoop({ clock, signal, pass: () => poll(options, retry) }).ended
+  return new WakeableLoop({ clock, signal, pass: () => poll(parts, enrollment, retry) }).ended
 }
 
 /** One poll; returns how long to wait for the next. */
-async function poll(options: BundleFollowerOptions, retry: Retry): Promise<number> {
-  const { connection, bundle, enrollment, clock, signal } = options
+async function poll(parts: CaParts, enrollment: Enrollment, retry: Retry): Promise<number> {
+  const { connection, bundle, clock, signal } = parts
   const host = enrollment.validHost
   const { current } = bundle
   if (host === undefined || current === undefined || connection.address === undefined)

@@ -25,21 +25,25 @@ import { isOverdue } from './renewal.ts'
 import { readTokenFile } from './token-file.ts'
 import type { TrustedBundle } from './trusted-bundle.ts'
 
-/** What enrolling needs. */
-export interface EnrollmentOptions {
-  /** The name by which this host is known; the token must be for it. */
-  readonly host: string
-  readonly tokenFile: string | undefined
+/** What the parts of the built-in source share. */
+export interface CaParts {
   readonly connection: CaConnection
   readonly bundle: TrustedBundle
   readonly store: CredentialStore
   readonly log: Log
   readonly clock: Clock
   readonly random: Random
-  /** What fails after it has aborted has not failed. */
+  /** Ends all asking; what fails after it has aborted has not failed. */
   readonly signal: AbortSignal
   /** There is something to do at once. */
   readonly onChange: () => void
+}
+
+/** What enrolling needs. */
+export interface EnrollmentOptions extends CaParts {
+  /** The name by which this host is known; the token must be for it. */
+  readonly host: string
+  readonly tokenFile: string | undefined
   /** What the CA has refused to this host before, it may grant now. */
   readonly onEnrolled: () => void
 }

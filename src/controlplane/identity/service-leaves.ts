@@ -2,37 +2,24 @@
  * The certificates of the services of this host: asked of the CA, renewed, and kept on disk.
  */
 import { Retry } from '../../lib/backoff.ts'
-import type { Clock, Random } from '../../lib/clock.ts'
 import { eachAtOnce } from '../../lib/each-at-once.ts'
 import { describeError } from '../../lib/errors.ts'
-import type { Log } from '../../lib/log.ts'
 import { Problem } from '../../model/problem.ts'
 import type { HostCredential } from './ca-client.ts'
-import { type CaConnection, isNetworkFailure, REFUSED_BACKOFF } from './ca-connection.ts'
+import { isNetworkFailure, REFUSED_BACKOFF } from './ca-connection.ts'
 import type { CertificateBoard } from './certificate-board.ts'
-import { type CredentialStore, type HeldCredential, holdCredential } from './credential-store.ts'
+import { type HeldCredential, holdCredential } from './credential-store.ts'
 import { makeSigningRequest } from './csr.ts'
-import type { Enrollment } from './enrollment.ts'
+import type { CaParts, Enrollment } from './enrollment.ts'
 import { isOverdue } from './renewal.ts'
-import type { TrustedBundle } from './trusted-bundle.ts'
 import { readLeaf } from './x509.ts'
 
 /** What leaves are asked for and kept with. */
-export interface ServiceLeavesOptions {
-  readonly connection: CaConnection
-  readonly bundle: TrustedBundle
+export interface ServiceLeavesOptions extends CaParts {
   readonly enrollment: Enrollment
-  readonly store: CredentialStore
   readonly board: CertificateBoard
   /** Leaves for another datacenter are refused; any will do unless given. */
   readonly datacenter: string | undefined
-  readonly log: Log
-  readonly clock: Clock
-  readonly random: Random
-  /** Ends all asking. */
-  readonly signal: AbortSignal
-  /** There is something to do at once. */
-  readonly onChange: () => void
 }
 
 /** One service that somebody watches. */
