@@ -21,8 +21,9 @@ import {
   rmSync,
   statSync,
 } from 'node:fs'
-import { open, rename, rm, stat } from 'node:fs/promises'
+import { rm } from 'node:fs/promises'
 import { dirname } from 'node:path'
+import { replaceFile, temporaryOf } from './atomic-file.ts'
 import { type Clock, systemClock } from './clock.ts'
 import { describeError, errorCode } from './errors.ts'
 import type { Log } from './log.ts'
@@ -314,32 +315,6 @@ function readOwnFile(path: string, maxBytes: number): Buffer | undefined {
   } finally {
     closeSync(descriptor)
   }
-}
-
-function temporaryOf(path: string): string {
-  return `${path}.tmp`
-}
-
-/** Through a temporary file beside it: a reader sees the old content or the new, never a part. */
-async function replaceFile(path: string, parts: readonly Buffer[]): Promise<void> {
-  const temporary = temporaryOf(path)
-  // One that a killed process left behind.
-  await rm(temporary, { force: true })
-  try {
-    await using file = await open(temporary, 'wx', 0o600)
-    const folder = await stat(dirname(path))
-    // Started as root by hand, it must not lock out the unit's own user.
-    if (process.geteuid?.() === 0 && folder.uid !== 0) await file.chown(folder.uid, folder.gid)
-    for (const part of parts) await file.appendFile(part)
-    await file.sync()
-    await rename(temporary, path)
-  } catch (thrown) {
-    // It may be half a file of keys.
-    await rm(temporary, { force: true }).catch(() => undefined)
-    throw thrown
-  }
-  await using folder = await open(dirname(path), constants.O_RDONLY | constants.O_DIRECTORY)
-  await folder.sync()
 }
 
 function parse(text: string): unknown {

@@ -14,11 +14,11 @@
 import { existsSync, mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { z } from 'zod'
+import { writeFileAtomically } from '../../lib/atomic-file.ts'
 import { MeshError } from '../../lib/errors.ts'
 import { readTextFile } from '../../lib/read-text-file.ts'
 import { bundleAnswer, type CaBundle, MAX_ANSWER_BYTES } from '../../model/ca-protocol.ts'
 import { isServiceName } from '../../model/spiffe-id.ts'
-import { writeFileAtomically } from './atomic-file.ts'
 import type { HostCredential } from './ca-client.ts'
 import { readKeyFile } from './host-directory.ts'
 
