@@ -206,11 +206,6 @@ export async function chosenBackend(
   return selectBackend(config.capture.backend, { workloads }, run)
 }
 
-/** Whether plaintext to a service may pass where the mesh cannot carry it. */
-export function isPermissive({ capture }: Config, service: string): boolean {
-  return capture.permissive.includes('*') || capture.permissive.includes(service)
-}
-
 /**
  * Applies the rules of a configuration once; the daemon fills the sets of instances. Returns what could
  * not be captured, one sentence each.

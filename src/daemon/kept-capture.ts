@@ -63,7 +63,7 @@ const keptAddress = z.object({
 })
 
 /** The shape of kept ports. */
-export const keptPorts = z.object({
+const keptPorts = z.object({
   ports: z.array(z.object({ kind: z.enum(['tcp', 'udp']), address: keptAddress })),
   plainInbound: z
     .object({ targets: z.array(keptAddress), refuses: z.boolean() })

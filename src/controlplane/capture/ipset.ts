@@ -24,13 +24,7 @@ export const MAX_INSTANCE_ADDRESSES = 262_144
 export type SetMembers = ReadonlySet<string>
 
 /** All kinds of sets. */
-export const setKinds: readonly SetKind[] = [
-  'instances',
-  'permitted',
-  'guarded',
-  'spared',
-  'intact',
-]
+const setKinds: readonly SetKind[] = ['instances', 'permitted', 'guarded', 'spared', 'intact']
 
 /** One set of ours. */
 export interface OwnSet {

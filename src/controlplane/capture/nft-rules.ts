@@ -90,7 +90,7 @@ const SYN = 'tcp flags & (fin | syn | rst | ack) == syn'
 const RESET = 'reject with tcp reset'
 
 /** Connections that can be open at a time at instance addresses, of each family. */
-export const MAX_OPEN = 524_288
+const MAX_OPEN = 524_288
 
 /** An entry of `open` goes so long after the caller's FIN: the longest that a closed socket waits for the other side. */
 const FIN_SECONDS = 65
@@ -186,13 +186,7 @@ export function renderCaptureTable(
  * Counted connections: refused at virtual and instance addresses, let out as permitted, refused for want of room, kept
  * waiting.
  */
-export const COUNTERS = [
-  'refused_virtual',
-  'refused_instance',
-  'permitted',
-  'full',
-  'waited',
-] as const
+const COUNTERS = ['refused_virtual', 'refused_instance', 'permitted', 'full', 'waited'] as const
 
 /** Holds {@link WAITING_ELEMENT} while somebody watches for units that start. */
 const WAITING = '  map waiting {\n    type inet_proto : verdict\n  }\n'
@@ -389,7 +383,7 @@ function familySets({ spareSeconds }: NftSettings): (family: Family) => string[]
  * Sets of instances: whose first segments are diverted, whose later segments may be those of captured connections,
  * whose connections are being listed, who may be reached without the mesh.
  */
-export const INSTANCE_SETS = ['instances', 'known', 'coming', 'permitted'] as const
+const INSTANCE_SETS = ['instances', 'known', 'coming', 'permitted'] as const
 
 /** Those of them that the guard has. */
 export const GUARD_SETS = ['instances', 'known', 'permitted'] as const

@@ -87,7 +87,7 @@ const WITHDRAWN: OwnHealth = {
 }
 
 /** Deadline of deregister(), milliseconds. */
-export const DEREGISTER_MS = 5_000
+const DEREGISTER_MS = 5_000
 
 /** A registrar. It looks at the agent at once and from then on, also with nothing to register. */
 export function createRegistrar(options: RegistrarOptions): Registrar {
