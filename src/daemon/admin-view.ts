@@ -61,9 +61,9 @@ export function createAdminView(host: Host, exposition: Exposition): AdminView {
     status: async () => statusOf(host, (await host.pool.connections(0)).countByWorker),
     services: async () => {
       const ejections = ejectionsByKey(await host.pool.ejections())
-      const { control } = host.now()
-      const failing = control?.catalog.failingChecks?.() ?? new Map<string, string>()
-      const services = [...(control?.discovery.current().services.values() ?? [])]
+      const { catalog, discovery } = host.now().mesh
+      const failing = catalog.failingChecks?.() ?? new Map<string, string>()
+      const services = [...discovery.current().services.values()]
       return {
         services: services.map((service) => serviceEntry(service, ejections, failing)),
         local: host.services.map(localEntry),
@@ -84,7 +84,7 @@ export function createAdminView(host: Host, exposition: Exposition): AdminView {
       const source = isProbed ? proberOf(host, from) : from
       const bare = await facts({ service: undefined })
       const service = serviceAskedFor(bare, from, to, (ip, port) =>
-        host.now().control?.discovery.ownerOf(ip, port),
+        host.now().mesh.discovery.ownerOf(ip, port),
       )
       const road = explain(service === undefined ? bare : await facts({ service }), question)
       const endpoints = road.endpoints.flatMap(({ endpoint, excluded }) =>
@@ -180,8 +180,9 @@ function certsOf({ bundle, leaves }: HostMoment): CertsDocument {
 
 function statusOf(host: Host, countByWorker: readonly number[]): StatusDocument {
   const moment = host.now()
-  const { awaited, control, rules, dns, problems } = moment
-  const health = control?.catalog.health()
+  const { awaited, rules, dns, problems } = moment
+  const { memory, catalog, certificates, discovery } = moment.mesh
+  const health = catalog.health()
   return {
     version: host.version,
     node: moment.node,
@@ -194,17 +195,17 @@ function statusOf(host: Host, countByWorker: readonly number[]): StatusDocument 
     reload: moment.reload,
     workers: host.pool.statuses((worker) => countByWorker[worker] ?? 0),
     catalog: {
-      description: control?.catalog.description ?? '',
+      description: catalog.description,
       ageMs:
-        health?.lastGoodAtMs === undefined
+        health.lastGoodAtMs === undefined
           ? null
           : Math.max(0, Math.round(performance.now() - health.lastGoodAtMs)),
-      lastContactMs: health?.lastContactMs ?? null,
-      problems: messages(health?.problems),
+      lastContactMs: health.lastContactMs ?? null,
+      problems: messages(health.problems),
     },
     certificates: {
-      description: control?.certificates.description ?? '',
-      problems: messages(control?.certificates.problems()),
+      description: certificates.description,
+      problems: messages(certificates.problems()),
     },
     capture: {
       mode: host.captureMode,
@@ -212,11 +213,11 @@ function statusOf(host: Host, countByWorker: readonly number[]): StatusDocument 
       details: captureDetails(rules.condition),
       problems: messages(rules.problems),
     },
-    state: moment.state,
+    state: memory.status(),
     dns: { address: dns === undefined ? null : formatAddress(dns.address) },
-    snapshotVersion: control?.discovery.current().version ?? 0,
+    snapshotVersion: discovery.current().version,
     problems,
-    warnings: control?.discovery.warnings() ?? [],
+    warnings: discovery.warnings(),
   }
 }
 
@@ -243,7 +244,7 @@ function captureDetails(condition: CaptureCondition | undefined): [string, strin
   return details
 }
 
-function messages(problems: readonly Problem[] = []): readonly string[] {
+function messages(problems: readonly Problem[]): readonly string[] {
   return problems.map(({ message }) => message)
 }
 
