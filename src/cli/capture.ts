@@ -20,6 +20,7 @@ import {
   showCapture,
 } from '../daemon/capture-operations.ts'
 import type { ServicesDocument } from '../model/admin.ts'
+import { backendTraits } from '../model/capture-backend.ts'
 import { daemonPid, fetchDocument } from './admin-client.ts'
 import { renderTable } from './render/table.ts'
 
@@ -166,7 +167,9 @@ function stateLines(state: CaptureState): string[] {
     ruleTable(state.rules),
     '',
     ...(backend === undefined ? [] : [`Diverted by ${backend.kind}: ${backend.reason}`]),
-    ...(backend?.kind === 'iptables' ? ['What that cannot do: docs/capture.md, "What stays"'] : []),
+    ...(backend !== undefined && backendTraits[backend.kind].limits !== undefined
+      ? ['What that cannot do: docs/capture.md, "What stays"']
+      : []),
     `Instance addresses: ${v4} IPv4, ${v6} IPv6`,
     `Refused callers without identity: ${counts.refusedVirtual} at virtual addresses, ${counts.refusedInstance} at instances`,
     ...count(counts.permitted, 'Passed without the mesh (capture.permissive)'),

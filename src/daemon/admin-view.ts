@@ -16,6 +16,7 @@ import type {
   StatusDocument,
   TunnelEntry,
 } from '../model/admin.ts'
+import { backendTraits } from '../model/capture-backend.ts'
 import type { HostFacts } from '../model/facts.ts'
 import type { Problem } from '../model/problem.ts'
 import type { LocalService } from '../model/service.ts'
@@ -221,10 +222,6 @@ function statusOf(host: Host, countByWorker: readonly number[]): StatusDocument 
   }
 }
 
-/** What REDIRECT cannot do: docs/capture.md, "What stays". */
-const IPTABLES_LIMITS =
-  'connections are tracked: a full table (nf_conntrack_max) and NOTRACK rules refuse them'
-
 /** What is to be known of capture: which way it diverts, what it spares, what holds meanwhile. */
 function captureDetails(condition: CaptureCondition | undefined): [string, string][] {
   if (condition?.backend === undefined) return []
@@ -235,7 +232,8 @@ function captureDetails(condition: CaptureCondition | undefined): [string, strin
     'Guard',
     `in place${guarded}${isGuardHeld ? '' : ', not held against a flush by others'}`,
   ])
-  if (backend.kind === 'iptables') details.push(['Limits', IPTABLES_LIMITS])
+  const { limits } = backendTraits[backend.kind]
+  if (limits !== undefined) details.push(['Limits', limits])
   if (counts?.spared !== undefined)
     details.push(['Spared', `${counts.spared} connections, open since before capture`])
   if (counts !== undefined && counts.permitted > 0)

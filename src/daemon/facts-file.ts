@@ -6,6 +6,7 @@ import { z } from 'zod'
 import { writeNamedFile } from '../lib/atomic-file.ts'
 import { errorCode, MeshError } from '../lib/errors.ts'
 import { readTextFile } from '../lib/read-text-file.ts'
+import { backendKinds } from '../model/capture-backend.ts'
 import { FACTS_FORMAT, FACTS_VERSION, type HostFacts, type PolicyFacts } from '../model/facts.ts'
 import {
   localServiceSchema,
@@ -51,7 +52,7 @@ const facts = z.looseObject({
     mode: z.enum(['off', 'on']),
     inSync: z.boolean().nullable(),
     problems: names,
-    backend: z.enum(['nftables', 'iptables']).nullable(),
+    backend: z.enum(backendKinds).nullable(),
     plan: z
       .looseObject({
         workloads: z.array(z.looseObject({ selector: selectorSchema, capturePort: z.number() })),

@@ -15,6 +15,7 @@ import { formatAddress } from '../../model/address.ts'
 import { cidrContains, parseCidr } from '../../model/cidr.ts'
 import { Problem } from '../../model/problem.ts'
 import type {
+  BackendSettings,
   BackendState,
   CaptureBackend,
   CaptureCounts,
@@ -44,17 +45,15 @@ import {
 } from './iptables.ts'
 import {
   type IptablesSettings,
-  iptablesGuard,
   iptablesRules,
   REFUSE_CHAIN,
-  type SetKind,
   setNames,
   type TableRules,
   UNITS_CHAIN,
 } from './iptables-rules.ts'
 import { clearNativeFilters, passNativeFilters, redirectedWords } from './native-filters.ts'
 import { countRefusals } from './refusals.ts'
-import { ensureRangeRoute, loopbackFamilies, rangeRouteDrift } from './routing.ts'
+import { ensureRangeRoute, loopbackFamilies, rangeRouteDrift, rangeRoutes } from './routing.ts'
 import { type CapturePlan, capturePorts, type Family, families, virtualNetwork } from './rules.ts'
 import {
   firstDifference,
@@ -82,13 +81,6 @@ const FINAL_CODES: ReadonlySet<string> = new Set([
   'HM_CAPTURE_TIMEOUT',
 ])
 
-/** What the backend is made with. */
-export interface IptablesBackendSettings {
-  /** How long a connection from before capture is spared, seconds. */
-  readonly spareSeconds: number
-  readonly sparesWhileUsed: boolean
-}
-
 type Members = Record<Family, SetMembers>
 
 /** The iptables backend. */
@@ -96,7 +88,7 @@ export class IptablesBackend implements CaptureBackend {
   readonly kind = 'iptables'
   readonly #run: RunCommand
   readonly #log: Log
-  readonly #settings: IptablesBackendSettings
+  readonly #settings: BackendSettings
   #wanted: Record<'instances' | 'permitted', Members> | undefined
   /** What sets hold as far as this process knows. */
   #synced = new Map<string, SetMembers>()
@@ -107,7 +99,7 @@ export class IptablesBackend implements CaptureBackend {
   /** Whether somebody renews the rules when a unit starts. */
   #isKept = false
 
-  constructor(run: RunCommand, log: Log, settings: IptablesBackendSettings) {
+  constructor(run: RunCommand, log: Log, settings: BackendSettings) {
     this.#run = run
     this.#log = log
     this.#settings = settings
@@ -551,64 +543,37 @@ export class IptablesBackend implements CaptureBackend {
   }
 }
 
-/**
- * Puts the guard in place alone. Its plan may name units that do not run yet: whatever starts beside or below where they
- * will be is refused at instances until a daemon applies the plan.
- */
-export async function applyIptablesGuard(
-  run: RunCommand,
-  resolved: ResolvedPlan,
-  given: { readonly settings: IptablesBackendSettings; readonly addresses: MeshAddresses },
-): Promise<void> {
-  const { plan, cgroups, problems } = resolved
-  const active = activeFamilies()
-  const members: Partial<Record<SetKind, Members>> = {
-    guarded: setMembers(given.addresses.instances),
-    permitted: setMembers(given.addresses.permitted),
-    intact: EVERY_ADDRESS,
-  }
-  const sets = activeSets().map((set) => {
-    const wanted = members[set.kind]?.[set.family]
-    return wanted === undefined ? renderCreate(set) : renderReplace(set, wanted)
-  })
-  await restoreSets(run, sets.join(''))
-  const settings = {
-    ...given.settings,
-    cgroups,
-    waits: false,
-    // Only where a unit is missing may somebody be it who is in no cgroup that is known.
-    refusesUnseen: problems.length > 0,
-  }
-  for (const family of active) {
-    const present = ownRules(await readRules(run, defaultTools[family]))
-    const filter = present.filter(({ table }) => table === 'filter')
-    const wanted = iptablesGuard(plan, family, settings)
-    await applyRules(run, defaultTools[family], renderRestore([wanted], filter))
-    if (hasRoutes(family)) await ensureRangeRoute(run, family, virtualNetwork(plan, family))
-  }
+/** Everything that applying a plan on a host without rules of ours would do, as a shell would. */
+export function previewIptables(
+  { plan, cgroups }: ResolvedPlan,
+  { spareSeconds, sparesWhileUsed }: BackendSettings,
+): string {
+  const sets = ownSets
+    .map((set) =>
+      set.kind === 'intact' ? renderReplace(set, EVERY_ADDRESS[set.family]) : renderCreate(set),
+    )
+    .join('')
+  const settings = { spareSeconds, sparesWhileUsed, cgroups, waits: false, refusesUnseen: false }
+  const [v4 = '', v6 = ''] = families.map((family) =>
+    renderRestore(iptablesRules(plan, family, settings), []),
+  )
+  const routes = families.flatMap((family) =>
+    rangeRoutes(virtualNetwork(plan, family)).map(
+      (words) => `# ip ${family === 'v4' ? '-4' : '-6'} ${words.join(' ')}\n`,
+    ),
+  )
+  return `${routes.join('')}# ipset restore -exist\n${sets}\n# iptables-restore --noflush\n${v4}\n# ip6tables-restore --noflush\n${v6}`
 }
 
-/** Removes the guard alone, and leaves what diverts. Returns whether it was there. */
-export async function removeIptablesGuard(run: RunCommand): Promise<boolean> {
-  let removed = false
-  for (const family of activeFamilies()) {
-    const present = ownRules(await readRules(run, defaultTools[family]))
-    const filter = present.filter(({ table }) => table === 'filter')
-    if (isEmpty(filter)) continue
-    await applyRules(run, defaultTools[family], renderClear(filter))
-    removed = true
-  }
-  return removed
-}
-
-async function restoreSets(run: RunCommand, text: string): Promise<void> {
+/** Feeds ipset. @throws MeshError HM_CAPTURE_* */
+export async function restoreSets(run: RunCommand, text: string): Promise<void> {
   if (text === '') return
   const result = await run('ipset', ['restore', '-exist'], text)
   if (result.status !== 0) throw toolError('ipset', 'fill the sets', result, text)
 }
 
 /** The sets of the families that this host has. */
-function activeSets(): readonly OwnSet[] {
+export function activeSets(): readonly OwnSet[] {
   const active = activeFamilies()
   return ownSets.filter(({ family }) => active.includes(family))
 }
@@ -627,12 +592,12 @@ function endText(end: string): string {
  * IPv6 is left out on a host whose kernel has none: nobody can open such a socket. Not where loopback alone lacks it: native
  * tables are of both families in any case, here the guard of IPv6 would be missing.
  */
-function activeFamilies(): readonly Family[] {
+export function activeFamilies(): readonly Family[] {
   return existsSync('/proc/net/if_inet6') ? families : ['v4']
 }
 
 /** Where loopback has no address of a family no route can lead there; the guard is there all the same. */
-function hasRoutes(family: Family): boolean {
+export function hasRoutes(family: Family): boolean {
   return loopbackFamilies().includes(family)
 }
 

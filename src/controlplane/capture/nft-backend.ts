@@ -17,6 +17,7 @@ import {
 import { cidrContains, parseCidr } from '../../model/cidr.ts'
 import { Problem } from '../../model/problem.ts'
 import type {
+  BackendSettings,
   BackendState,
   CaptureBackend,
   CaptureCounts,
@@ -29,7 +30,6 @@ import { marksInIptables, marksInRuleset } from './foreign-marks.ts'
 import { clearNativeFilters, markedWords, passNativeFilters } from './native-filters.ts'
 import {
   applyNft,
-  checkNft,
   hasElement,
   namesIn,
   readCounters,
@@ -39,8 +39,8 @@ import {
   type SetName,
   setKey,
   tableIn,
-  takesLines,
 } from './nft.ts'
+import { cgroupPrefix } from './nft-obstacle.ts'
 import {
   CAPTURE_TABLE,
   cgroupElements,
@@ -61,35 +61,27 @@ import {
   clearRouting,
   ensureRouting,
   loopbackFamilies,
-  type RoutingSettings,
   routesBackByMark,
   routingCommands,
   routingDrift,
   type WantedRouting,
 } from './routing.ts'
-import { type CapturePlan, capturePorts, type Family, families, virtualNetwork } from './rules.ts'
+import { type CapturePlan, type Family, families, virtualNetwork } from './rules.ts'
 import {
   abandoned,
   acceptedAt,
   destroySockets,
   listSockets,
-  redirectedAt,
   type SocketEnds,
   uncaptured,
 } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
-/** What the backend is made with. */
-export interface NftBackendSettings extends RoutingSettings {
-  /** How long a connection from before capture is spared, seconds. */
-  readonly spareSeconds: number
-  readonly sparesWhileUsed: boolean
-}
-
 /** Most addresses of one family; a catalog beyond it is a mistake, and the kernel's memory is finite. */
 const MAX_INSTANCE_ADDRESSES = 262_144
 
-const NUMBERS: Record<Family, '4' | '6'> = { v4: '4', v6: '6' }
+/** What the names of sets end in. */
+export const NUMBERS: Record<Family, '4' | '6'> = { v4: '4', v6: '6' }
 
 /** Sets whose elements we decide, in both tables. */
 const STATIC_SETS = families.flatMap((family) => [
@@ -109,7 +101,7 @@ interface Members {
 export class NftBackend implements CaptureBackend {
   readonly kind = 'nftables'
   readonly #run: RunCommand
-  readonly #settings: NftBackendSettings
+  readonly #settings: BackendSettings
   #wanted: Record<Family, Members> | undefined
   /** What both tables looked like when they were as planned. */
   #listing: string | undefined
@@ -123,7 +115,7 @@ export class NftBackend implements CaptureBackend {
   /** Filters of others that drop what is diverted. */
   #blocking: readonly Problem[] = []
 
-  constructor(run: RunCommand, settings: NftBackendSettings) {
+  constructor(run: RunCommand, settings: BackendSettings) {
     this.#run = run
     this.#settings = settings
   }
@@ -565,89 +557,11 @@ function bothTables(ruleset: string): string | undefined {
   return capture === undefined || guard === undefined ? undefined : capture + guard
 }
 
-/**
- * Puts the guard in place alone. Its plan may name units that do not run yet: whatever starts beside or below where they
- * will be is refused at instances until a daemon applies the plan.
- */
-export async function applyGuard(
+/** What of a table is there; undefined when it is not. */
+export async function presentTable(
   run: RunCommand,
-  resolved: ResolvedPlan,
-  given: {
-    readonly settings: NftBackendSettings
-    readonly addresses: MeshAddresses
-  },
-): Promise<void> {
-  const { text, sets } = guardOf(resolved, { ...given, table: GUARD_TABLE })
-  const present = await presentTable(run, GUARD_TABLE)
-  await applyNft(run, renderReplacement(GUARD_TABLE, text, present) + renderElements(sets))
-}
-
-/** The guard under any name, and what its sets are to hold. */
-export function guardOf(
-  resolved: ResolvedPlan,
-  given: {
-    readonly settings: NftBackendSettings
-    readonly addresses: MeshAddresses
-    readonly table: string
-    /** Who diverts. */
-    readonly by?: 'tproxy' | 'redirect'
-  },
-): { readonly text: string; readonly sets: readonly NftElements[] } {
-  const { table } = given
-  const settings = nftSettingsOf(resolved, given.settings)
-  const members = membersOf(given.addresses)
-  const addresses = families.flatMap((family) => {
-    const n = NUMBERS[family]
-    const { instances, permitted } = members[family]
-    return [
-      { name: `instances${n}`, elements: [...instances] },
-      { name: `known${n}`, elements: [...instances] },
-      { name: `permitted${n}`, elements: [...permitted] },
-    ].map((set) => ({ ...set, table, kind: 'set' as const }))
-  })
-  const units = cgroupElements(resolved.plan, settings)
-    .filter((set) => set.table === GUARD_TABLE)
-    .map((set) => ({ ...set, table }))
-  return {
-    text: renderGuardTable(resolved.plan, settings, table, given.by),
-    sets: [...units, ...addresses],
-  }
-}
-
-/**
- * Connections at instance addresses that are captured now, as a guard knows them: those that the daemon's user has accepted. (Its
- * own record may hold hundreds of thousands of closed ones, which takes nft longer to print than a start may last.) After
- * REDIRECT those of containers are not among them: the guard asks tracking.
- */
-export async function readCaptured(
-  run: RunCommand,
-  plan: CapturePlan,
-  given: { readonly addresses: MeshAddresses; readonly by: 'tproxy' | 'redirect' },
-): Promise<readonly NftElements[]> {
-  const sockets = await listSockets(run)
-  const members = membersOf(given.addresses)
-  return families.map((family) => {
-    const { instances } = members[family]
-    return {
-      table: GUARD_TABLE,
-      kind: 'set',
-      name: `open${NUMBERS[family]}`,
-      elements:
-        given.by === 'tproxy'
-          ? acceptedAt(sockets, plan.daemonUid, instances)
-          : redirectedAt(sockets, capturePorts(plan), instances),
-    }
-  })
-}
-
-/** Removes the guard alone. Returns whether it was there. */
-export async function removeGuard(run: RunCommand): Promise<boolean> {
-  if ((await readTable(run, GUARD_TABLE)) === undefined) return false
-  await applyNft(run, `delete table inet ${GUARD_TABLE}\n`)
-  return true
-}
-
-async function presentTable(run: RunCommand, table: string): Promise<PresentTable | undefined> {
+  table: string,
+): Promise<PresentTable | undefined> {
   const listing = await readTable(run, table)
   if (listing === undefined) return undefined
   const names = (kind: 'chain' | 'map' | 'set'): string[] => namesIn(listing, kind)
@@ -655,7 +569,7 @@ async function presentTable(run: RunCommand, table: string): Promise<PresentTabl
 }
 
 /** Everything that applying a plan on a host without rules of ours would do, as a shell would. */
-export function previewNft(resolved: ResolvedPlan, settings: NftBackendSettings): string {
+export function previewNft(resolved: ResolvedPlan, settings: BackendSettings): string {
   const nft = nftSettingsOf(resolved, settings)
   const text = [
     renderGuardTable(resolved.plan, nft),
@@ -670,27 +584,10 @@ export function previewNft(resolved: ResolvedPlan, settings: NftBackendSettings)
   return `${routing.join('')}# nft -f -\n${text}`
 }
 
-/** Why this host cannot use native tables, in one sentence; undefined when it can. Changes nothing. */
-export async function nftObstacle(
-  run: RunCommand,
-  cgroupRoot: string | undefined,
-): Promise<string | undefined> {
-  if (cgroupRoot !== undefined && cgroupPrefix(cgroupRoot) === undefined)
-    return `cgroup v2 is mounted at ${cgroupRoot}, where nft does not look`
-  try {
-    const problem = await checkNft(run, PROBE)
-    if (problem !== undefined) return `nft or the kernel cannot do it: ${problem}`
-    return (await takesLines(run)) ? undefined : 'nft was built without its interactive mode'
-  } catch (error) {
-    if (error instanceof MeshError && error.code === 'HM_CAPTURE_TOOL_MISSING')
-      return 'nft is not installed'
-    throw error
-  }
-}
-
-function nftSettingsOf(
+/** What tables are made with. */
+export function nftSettingsOf(
   { cgroups, cgroupRoot = '' }: ResolvedPlan,
-  { mark, spareSeconds, sparesWhileUsed }: NftBackendSettings,
+  { mark, spareSeconds, sparesWhileUsed }: BackendSettings,
 ): NftSettings {
   const prefix = cgroupPrefix(cgroupRoot) ?? ''
   return { mark, spareSeconds, sparesWhileUsed, cgroups, cgroupPrefix: prefix }
@@ -699,7 +596,7 @@ function nftSettingsOf(
 function routingOf(
   plan: CapturePlan,
   family: Family,
-  { mark, priority, table }: RoutingSettings,
+  { mark, priority, table }: BackendSettings,
 ): WantedRouting {
   const containers = routesBackByMark(family)
     ? plan.workloads.flatMap(({ selector }) =>
@@ -711,41 +608,8 @@ function routingOf(
   return { mark, priority, table, family, range: virtualNetwork(plan, family), containers }
 }
 
-/** Everything that our tables ask of nft and of the kernel. */
-const PROBE = `table inet hostmesh_probe {
-  map units { type cgroupsv2 : verdict; }
-  set none { type cgroupsv2; }
-  set open { type ipv4_addr . inet_service; size 8; flags dynamic,timeout; timeout 1h; }
-  chain first {
-    socket cgroupv2 level 1 vmap @units
-    socket cgroupv2 level 1 != @none drop
-    meta priority set 1:1
-    fib daddr type local return
-    delete @open { ip saddr . tcp sport }
-    update @open { ip saddr . tcp sport timeout 5s }
-    meta l4proto tcp reject with tcp reset
-  }
-  chain output { type route hook output priority mangle + 10; tcp flags syn goto first
-  }
-  chain prerouting { type filter hook prerouting priority 20; socket transparent 1 accept
-    meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:1 accept
-    meta l4proto tcp reject with tcp reset
-  }
-}
-`
-
-/** Where nft looks for cgroups. */
-const NFT_CGROUP_ROOT = '/sys/fs/cgroup'
-
-/** How nft names cgroups below this root; undefined when it cannot. */
-function cgroupPrefix(root: string): string | undefined {
-  if (root === NFT_CGROUP_ROOT || root === '') return ''
-  return root.startsWith(`${NFT_CGROUP_ROOT}/`)
-    ? `${root.slice(NFT_CGROUP_ROOT.length + 1)}/`
-    : undefined
-}
-
-function membersOf({ instances, permitted }: MeshAddresses): Record<Family, Members> {
+/** The elements of sets, by family. @throws MeshError HM_CAPTURE_INSTANCES_INVALID */
+export function membersOf({ instances, permitted }: MeshAddresses): Record<Family, Members> {
   const all = { instances: split(instances), permitted: split(permitted) }
   const of = (family: Family): Members => ({
     instances: all.instances[family],
