@@ -44,7 +44,7 @@ export interface Plane {
   /** What became of the last connections. */
   readonly outcomes: Outcomes
   readonly probes: ProbeLimit
-  /** The view to act on: take it once per connection. */
+  /** The view to act on now: take it once for each decision. */
   snapshot(): Snapshot
   /** Something was refused because a limit was reached. */
   noteLimit(limit: LimitName): void
