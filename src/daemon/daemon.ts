@@ -14,6 +14,7 @@ import { startDiscovery } from '../controlplane/discovery/publisher.ts'
 import { type DnsServer, startDnsServer } from '../controlplane/dns/server.ts'
 import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
 import { capturedService } from '../dataplane/doors.ts'
+import { sleep } from '../lib/abort.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import { duplicateDescriptor, isPortFree } from '../lib/listening-socket.ts'
 import type { Log } from '../lib/log.ts'
@@ -325,7 +326,7 @@ export class Daemon implements Incumbent {
     this.#draining = true
     this.#stopping.abort()
     const control = this.#prepared()
-    await within(STOP_STEP_TIMEOUT_MS, control.catalog.deregister())
+    await Promise.race([control.catalog.deregister(), sleep(STOP_STEP_TIMEOUT_MS)])
     await this.#rules.suspend(control)
     await this.#pool.drain(this.#config.timeouts.drain)
   }
@@ -568,13 +569,4 @@ function capturePorts(inherited: ReadonlyMap<string, number>): ReadonlyMap<strin
     if (service !== undefined) ports.set(service, port)
   }
   return ports
-}
-
-async function within(timeoutMs: number, work: Promise<void>): Promise<void> {
-  let timer: NodeJS.Timeout | undefined
-  const deadline = new Promise<void>((resolve) => {
-    timer = setTimeout(resolve, timeoutMs)
-  })
-  await Promise.race([work, deadline])
-  clearTimeout(timer)
 }

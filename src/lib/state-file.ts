@@ -26,6 +26,7 @@ import { dirname } from 'node:path'
 import { replaceFile, temporaryOf } from './atomic-file.ts'
 import { type Clock, systemClock } from './clock.ts'
 import { describeError, errorCode } from './errors.ts'
+import { member, parseJson } from './json-value.ts'
 import type { Log } from './log.ts'
 
 /** What a state file is opened with. */
@@ -259,7 +260,7 @@ class OpenStateFile implements StateFile {
     if (end < 0) return 'it has no first line'
     const header = bytes.toString('utf8', 0, end + 1)
     const body = bytes.subarray(end + 1)
-    const claimed = parse(header)
+    const claimed = parseJson(header)
     const { format, version } = this.#options
     if (member(claimed, 'format') !== format) return `it does not say that it is ${format}`
     if (member(claimed, 'version') !== version) return `it is not of version ${version}`
@@ -268,7 +269,7 @@ class OpenStateFile implements StateFile {
     // The whole line is compared: there is one way to write it, and anything else is damage.
     if (Number.isNaN(writtenAtMs) || header !== this.#header(String(writtenAt), body))
       return 'its checksum is wrong'
-    const parsed = parse(body.toString('utf8'))
+    const parsed = parseJson(body)
     return parsed === undefined ? 'it is not JSON' : { body: parsed, writtenAtMs }
   }
 
@@ -315,17 +316,4 @@ function readOwnFile(path: string, maxBytes: number): Buffer | undefined {
   } finally {
     closeSync(descriptor)
   }
-}
-
-function parse(text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    return undefined
-  }
-}
-
-function member(value: unknown, key: string): unknown {
-  if (typeof value !== 'object' || value === null) return undefined
-  return new Map(Object.entries(value)).get(key)
 }
