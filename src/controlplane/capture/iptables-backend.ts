@@ -32,7 +32,6 @@ import {
   renderReplace,
   renderSpare,
   renderUpdate,
-  type SetMembers,
   setMembers,
 } from './ipset.ts'
 import {
@@ -63,6 +62,7 @@ import {
   renderRestore,
   type SavedRules,
 } from './saved-rules.ts'
+import { isSameSet, type SetMembers } from './set-members.ts'
 import { destroySockets, listSockets, redirectedPairs, unredirected } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
@@ -599,10 +599,6 @@ export function activeFamilies(): readonly Family[] {
 /** Where loopback has no address of a family no route can lead there; the guard is there all the same. */
 export function hasRoutes(family: Family): boolean {
   return loopbackFamilies().includes(family)
-}
-
-function isSameSet(a: ReadonlySet<string> | undefined, b: ReadonlySet<string>): boolean {
-  return a?.size === b.size && [...b].every((member) => a.has(member))
 }
 
 function isSameMap(a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>): boolean {

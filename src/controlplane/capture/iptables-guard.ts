@@ -3,13 +3,14 @@
  */
 import type { BackendSettings, MeshAddresses } from './backend.ts'
 import type { RunCommand } from './command.ts'
-import { EVERY_ADDRESS, renderCreate, renderReplace, type SetMembers, setMembers } from './ipset.ts'
+import { EVERY_ADDRESS, renderCreate, renderReplace, setMembers } from './ipset.ts'
 import { applyRules, defaultTools, readRules } from './iptables.ts'
 import { activeFamilies, activeSets, hasRoutes, restoreSets } from './iptables-backend.ts'
 import { iptablesGuard, type SetKind } from './iptables-rules.ts'
 import { ensureRangeRoute } from './routing.ts'
 import { type Family, virtualNetwork } from './rules.ts'
 import { isEmpty, ownRules, renderClear, renderRestore } from './saved-rules.ts'
+import type { SetMembers } from './set-members.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
 /**

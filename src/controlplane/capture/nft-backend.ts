@@ -5,15 +5,10 @@
  * becomes one of an instance is announced first (`coming`), so that connections which are open to it are listed
  * without a gap; one that is none any more stays `known` until nobody is connected to it.
  */
-import { describeError, MeshError } from '../../lib/errors.ts'
+import { describeError } from '../../lib/errors.ts'
 import { ownAddresses } from '../../lib/own-addresses.ts'
-import {
-  canonicalIp,
-  formatAddress,
-  isIpv6,
-  isLoopback,
-  isUndialable,
-} from '../../model/address.ts'
+import { recordOf } from '../../lib/record.ts'
+import { canonicalIp, formatAddress, isIpv6 } from '../../model/address.ts'
 import { cidrContains, parseCidr } from '../../model/cidr.ts'
 import { Problem } from '../../model/problem.ts'
 import type {
@@ -67,6 +62,7 @@ import {
   type WantedRouting,
 } from './routing.ts'
 import { type CapturePlan, type Family, families, virtualNetwork } from './rules.ts'
+import { isSameSet, membersByFamily, type SetMembers } from './set-members.ts'
 import {
   abandoned,
   acceptedAt,
@@ -77,9 +73,6 @@ import {
 } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
-/** Most addresses of one family; a catalog beyond it is a mistake, and the kernel's memory is finite. */
-const MAX_INSTANCE_ADDRESSES = 262_144
-
 /** What the names of sets end in. */
 export const NUMBERS: Record<Family, '4' | '6'> = { v4: '4', v6: '6' }
 
@@ -89,12 +82,10 @@ const STATIC_SETS = families.flatMap((family) => [
   ...GUARD_SETS.map((name) => ({ table: GUARD_TABLE, name: `${name}${NUMBERS[family]}` })),
 ])
 
-type Elements = ReadonlySet<string>
-
 /** The members of one family's sets. */
 interface Members {
-  readonly instances: Elements
-  readonly permitted: Elements
+  readonly instances: SetMembers
+  readonly permitted: SetMembers
 }
 
 /** The nftables backend. */
@@ -106,7 +97,7 @@ export class NftBackend implements CaptureBackend {
   /** What both tables looked like when they were as planned. */
   #listing: string | undefined
   /** What our sets hold, as far as this process knows. */
-  #held: ReadonlyMap<string, Elements> | undefined
+  #held: ReadonlyMap<string, SetMembers> | undefined
   #problems: readonly Problem[] = []
   /** Containers whose way back is looked for by the mark. */
   #waysBack: readonly string[] = []
@@ -327,7 +318,8 @@ export class NftBackend implements CaptureBackend {
     this.#held = present
     for (const family of families) {
       const n = NUMBERS[family]
-      const of = (name: string): Elements => present.get(`${GUARD_TABLE} ${name}${n}`) ?? new Set()
+      const of = (name: string): SetMembers =>
+        present.get(`${GUARD_TABLE} ${name}${n}`) ?? new Set()
       // Another process than the daemon does not know the addresses; but both tables must hold the same.
       const { instances, permitted } = this.#wanted?.[family] ?? {
         instances: of('instances'),
@@ -336,8 +328,8 @@ export class NftBackend implements CaptureBackend {
       for (const table of [CAPTURE_TABLE, GUARD_TABLE]) {
         const known = present.get(`${table} known${n}`) ?? new Set()
         const isHeld =
-          isSame(present.get(`${table} instances${n}`), instances) &&
-          isSame(present.get(`${table} permitted${n}`), permitted) &&
+          isSameSet(present.get(`${table} instances${n}`), instances) &&
+          isSameSet(present.get(`${table} permitted${n}`), permitted) &&
           [...instances].every((element) => known.has(element))
         if (!isHeld) return `a set of addresses of table ${table} (IP${family}) holds others`
       }
@@ -392,7 +384,7 @@ export class NftBackend implements CaptureBackend {
   }
 
   /** Elements of {@link STATIC_SETS}, by {@link setKey}. */
-  async #readStatic(): Promise<ReadonlyMap<string, Elements>> {
+  async #readStatic(): Promise<ReadonlyMap<string, SetMembers>> {
     const held = await readSets(this.#run, STATIC_SETS)
     return new Map([...held].map(([key, elements]) => [key, new Set(elements)]))
   }
@@ -406,7 +398,7 @@ export class NftBackend implements CaptureBackend {
     const announced: string[] = []
     const changes: string[] = []
     const added = new Set<string>()
-    const change = (table: string, name: string, to: Elements, keeps: boolean): string[] => {
+    const change = (table: string, name: string, to: SetMembers, keeps: boolean): string[] => {
       const now = present.get(`${table} ${name}`) ?? new Set()
       const more = [...to].filter((element) => !now.has(element))
       const less = keeps ? [] : [...now].filter((element) => !to.has(element))
@@ -608,40 +600,16 @@ function routingOf(
   return { mark, priority, table, family, range: virtualNetwork(plan, family), containers }
 }
 
-/** The elements of sets, by family. @throws MeshError HM_CAPTURE_INSTANCES_INVALID */
+/** The elements of sets, by family. @throws as {@link membersByFamily} */
 export function membersOf({ instances, permitted }: MeshAddresses): Record<Family, Members> {
-  const all = { instances: split(instances), permitted: split(permitted) }
-  const of = (family: Family): Members => ({
+  const all = {
+    instances: membersByFamily(instances, instanceElement),
+    permitted: membersByFamily(permitted, instanceElement),
+  }
+  return recordOf(families, (family) => ({
     instances: all.instances[family],
     permitted: all.permitted[family],
-  })
-  return { v4: of('v4'), v6: of('v6') }
-}
-
-function split(addresses: MeshAddresses['instances']): Record<Family, Elements> {
-  const members = { v4: new Set<string>(), v6: new Set<string>() }
-  for (const address of addresses) {
-    const ip = canonicalIp(address.ip)
-    if (ip === undefined)
-      throw new MeshError(
-        'HM_CAPTURE_INSTANCES_INVALID',
-        `Cannot capture the instance address ${JSON.stringify(address.ip)}: not an IP address`,
-      )
-    if (isLoopback(ip) || isUndialable(ip)) continue
-    members[isIpv6(ip) ? 'v6' : 'v4'].add(instanceElement(ip, address.port))
-  }
-  const most = Math.max(members.v4.size, members.v6.size)
-  if (most > MAX_INSTANCE_ADDRESSES)
-    throw new MeshError(
-      'HM_CAPTURE_INSTANCES_INVALID',
-      `Cannot capture ${most} instance addresses: the limit is ${MAX_INSTANCE_ADDRESSES}`,
-      { hint: 'Follow only the services that this host calls (catalog.watch: upstreams)' },
-    )
-  return members
-}
-
-function isSame(a: Elements | undefined, b: Elements): boolean {
-  return a?.size === b.size && [...b].every((element) => a.has(element))
+  }))
 }
 
 function firstDifferentLine(wanted: string, now: string): string | undefined {
