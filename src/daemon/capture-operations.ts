@@ -28,7 +28,7 @@ import type { LocalService } from '../model/service.ts'
 import { KEPT_CAPTURE, KEPT_PORTS, readKeptCapture, readKeptPorts } from './kept-capture.ts'
 
 export type { CaptureState, ClearReport } from '../controlplane/capture/capture.ts'
-export { GUARD_TABLE } from '../controlplane/capture/nft-rules.ts'
+export { GUARD_TABLE } from '../controlplane/capture/nft-words.ts'
 
 /** The rules of a configuration, written out. */
 export interface CapturePreview {

@@ -58,7 +58,6 @@ const facts = z.looseObject({
         workloads: z.array(z.looseObject({ selector: selectorSchema, capturePort: z.number() })),
         defaultCapturePort: z.number().optional(),
         refusesUnknownAtInstances: z.boolean().optional(),
-        sparesOpenConnections: z.boolean().optional(),
         virtualRange: z.string(),
         virtualRange6: z.string(),
         daemonUid: z.number(),

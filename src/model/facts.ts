@@ -131,7 +131,6 @@ export interface CapturePlanFacts {
   }[]
   readonly defaultCapturePort?: number | undefined
   readonly refusesUnknownAtInstances?: boolean
-  readonly sparesOpenConnections?: boolean
   readonly virtualRange: string
   readonly virtualRange6: string
   readonly daemonUid: number

@@ -35,23 +35,19 @@ import {
   setKey,
   tableIn,
 } from './nft.ts'
-import { cgroupPrefix } from './nft-obstacle.ts'
+import { cgroupElements } from './nft-cgroups.ts'
 import {
-  CAPTURE_TABLE,
-  cgroupElements,
   changeLines,
-  GUARD_SETS,
-  GUARD_TABLE,
   instanceElement,
   type NftElements,
-  type NftSettings,
   type PresentTable,
-  renderCaptureTable,
   renderElements,
-  renderGuardTable,
   renderReplacement,
-  WAITING_ELEMENT,
-} from './nft-rules.ts'
+} from './nft-elements.ts'
+import { renderGuardTable } from './nft-guard-rules.ts'
+import { cgroupPrefix } from './nft-obstacle.ts'
+import { renderCaptureTable, WAITING_ELEMENT } from './nft-rules.ts'
+import { CAPTURE_TABLE, GUARD_SETS, GUARD_TABLE, type NftSettings } from './nft-words.ts'
 import {
   clearRouting,
   ensureRouting,

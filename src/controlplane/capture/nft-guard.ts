@@ -6,14 +6,10 @@ import type { BackendSettings, MeshAddresses } from './backend.ts'
 import type { RunCommand } from './command.ts'
 import { applyNft, readTable } from './nft.ts'
 import { membersOf, NUMBERS, nftSettingsOf, presentTable } from './nft-backend.ts'
-import {
-  cgroupElements,
-  GUARD_TABLE,
-  type NftElements,
-  renderElements,
-  renderGuardTable,
-  renderReplacement,
-} from './nft-rules.ts'
+import { cgroupElements } from './nft-cgroups.ts'
+import { type NftElements, renderElements, renderReplacement } from './nft-elements.ts'
+import { renderGuardTable } from './nft-guard-rules.ts'
+import { GUARD_TABLE } from './nft-words.ts'
 import { type CapturePlan, capturePorts, families } from './rules.ts'
 import { acceptedAt, listSockets, redirectedAt } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
