@@ -16,7 +16,7 @@ import type { TunnelPool } from '../tunnel/pool.ts'
 import type { Arrivals } from './arrivals.ts'
 import type { ConnectionTable } from './connection-table.ts'
 import type { Outcomes } from './outcomes.ts'
-import type { ProbeLimit } from './probe.ts'
+import type { ProbeLimit } from './probe-limit.ts'
 
 /** Deadlines of a connection, milliseconds. */
 export interface PlaneTimeouts {
