@@ -35,9 +35,6 @@ export type MetricName = keyof typeof METRICS
 /** The figures of one sample. */
 export type Reading = Partial<Record<MetricName, number>>
 
-/** All metric names, in the order of {@link METRICS}. */
-export const METRIC_NAMES: readonly MetricName[] = Object.keys(METRICS) as MetricName[]
-
 /** `value` with as many decimals as its metric deserves and thousands separated. */
 export function formatValue(metric: MetricName, value: number): string {
   return value.toLocaleString('en-US', {

@@ -44,9 +44,14 @@ const steps: readonly Step[] = [
     command: [
       'sh',
       '-ec',
-      'for f in scripts/*.sh scripts/hostmesh; do sh -n "$f"; done; bash -n .ci/run',
+      'for f in scripts/*.sh scripts/setup/*.sh scripts/hostmesh; do sh -n "$f"; done; bash -n .ci/run',
     ],
     hint: 'the line above names the file and line',
+  },
+  {
+    name: 'sources',
+    command: [...node, 'scripts/check-source.ts'],
+    hint: 'mend the claim or the code; an export that nobody imports goes, or stays in its file',
   },
   {
     name: 'docs',

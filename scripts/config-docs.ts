@@ -34,7 +34,7 @@ export function withKeyTable(document: string): string {
 }
 
 /** Every key of the configuration as a Markdown table. */
-export function keyTable(): string {
+function keyTable(): string {
   const schema = z.toJSONSchema(configSchema, { io: 'input' })
   const rows = rowsOf(schema, '', '').map(
     ({ key, type, fallback, meaning }) => `| ${[key, type, fallback, meaning].join(' | ')} |`,

@@ -2,7 +2,6 @@
 # Installs what one purpose needs and is missing, then runs a script on the pinned Node.
 #
 #   sh scripts/setup.sh [check|test|demo|bench|fleet|interop] [FILE ARGS...]
-#   sh scripts/setup.sh --print-bullseye-source CODENAME FILE...
 #
 # Started by npm under whatever Node the machine has, so it is POSIX sh and needs only npm. When
 # nothing is missing it prints nothing and takes a few milliseconds. Debian packages are installed
@@ -21,8 +20,6 @@ envoy_version=1.40.0
 modern_sums="$root/test/interop/consul.sum"
 modern_version=$(sed -n '1s/^[^ ]* v\([0-9.]*\) .*/\1/p' "$modern_sums")
 modern_go=1.25.3
-bullseye_source=/etc/apt/sources.list.d/hostmesh-bullseye.sources
-bullseye_pin=/etc/apt/preferences.d/hostmesh-bullseye
 machine_root="$cache/fleet/root"
 # What a test machine has beside Debian's least: as a server of a fleet, before hostmesh comes. The last is for firewalld:
 # debootstrap does not find what only provides a package.
@@ -40,214 +37,31 @@ fail() {
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# ---------------------------------------------------------------- Consul's source
-
-# Prints, as one deb822 stanza, the machine's own Debian source with its suite replaced by bullseye.
-# Every option that makes the entry trusted or reachable (keyring, Trusted, Architectures) is kept.
-# Prints nothing and returns 1 when no entry among FILE... is Debian's own for CODENAME.
-print_bullseye_source() {
-  codename=$1
-  shift
-  [ "$#" -gt 0 ] || return 1
-  awk -v codename="$codename" '
-    function words(text, into) { gsub(/[\n\t]/, " ", text); return split(text, into, " ") }
-    function contains(text, wanted,   list, i, n) {
-      n = words(text, list)
-      for (i = 1; i <= n; i++) if (list[i] == wanted) return 1
-      return 0
-    }
-    # Third parties publish "bookworm main" too: the keyring and the path tell Debian from them.
-    function consider(   list, i, n, uris, score, signed) {
-      n = words(field["uris"], list)
-      for (i = 1; i <= n; i++) if (list[i] !~ /^cdrom:/) uris = uris (uris == "" ? "" : " ") list[i]
-      signed = field["signed-by"]
-      if (uris == "" || tolower(field["enabled"]) == "no") return
-      if (!contains(field["types"], "deb") || !contains(field["components"], "main")) return
-      if (contains(field["suites"], codename)) score = 1
-      else if (contains(field["suites"], "stable") || contains(field["suites"], "oldstable")) score = 0
-      else return
-      if (signed ~ /debian-archive/) score += 6
-      else if (signed == "") score += 2
-      if (uris ~ /\/debian(\.list)?\/?( |$)/) score += 4
-      if (score < 2 || score <= best) return
-      best = score
-      stanza = "Types: deb\nURIs: " uris "\nSuites: bullseye\nComponents: main"
-      if (field["architectures"] != "") stanza = stanza "\nArchitectures: " field["architectures"]
-      if (field["trusted"] != "") stanza = stanza "\nTrusted: " field["trusted"]
-      if (signed != "") stanza = stanza "\nSigned-By:" (signed ~ /^\n/ ? "" : " ") signed
-    }
-    function flush_stanza() { consider(); split("", field); name = "" }
-    FNR == 1 { flush_stanza(); deb822 = (FILENAME ~ /\.sources$/) }
-    { sub(/\r$/, "") }
-    /^[ \t]*#/ { next }
-    deb822 && /^[ \t]*$/ { flush_stanza(); next }
-    deb822 && /^[ \t]/ { if (name != "") field[name] = field[name] "\n" $0; next }
-    deb822 {
-      at = index($0, ":")
-      name = tolower(substr($0, 1, at - 1))
-      value = substr($0, at + 1)
-      gsub(/^[ \t]+|[ \t]+$/, "", value)
-      field[name] = value
-      next
-    }
-    $1 == "deb" {
-      split("", field)
-      field["types"] = "deb"
-      line = $0
-      if (match(line, /\[[^]]*\]/)) {
-        n = split(substr(line, RSTART + 1, RLENGTH - 2), option, /[ \t]+/)
-        for (i = 1; i <= n; i++) {
-          at = index(option[i], "=")
-          value = substr(option[i], at + 1)
-          gsub(/,/, " ", value)
-          key = tolower(substr(option[i], 1, at - 1))
-          field[key == "arch" ? "architectures" : key] = value
-        }
-        line = substr(line, 1, RSTART - 1) " " substr(line, RSTART + RLENGTH)
-      }
-      sub(/[ \t]#.*$/, "", line)
-      n = split(line, part, /[ \t]+/)
-      field["uris"] = part[2]
-      field["suites"] = part[3]
-      for (i = 4; i <= n; i++) field["components"] = field["components"] " " part[i]
-      flush_stanza()
-    }
-    END { flush_stanza(); if (stanza == "") exit 1; print stanza }
-  ' "$@"
-}
-
-# shellcheck disable=SC1091 # a file of the machine
-machine_codename() { (. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}"); }
-
-# print_machine_source CODENAME: print_bullseye_source, from the apt configuration of this machine.
-print_machine_source() {
-  codename=$1
-  set --
-  for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
-    if [ -f "$file" ] && [ "$file" != "$bullseye_source" ]; then set -- "$@" "$file"; fi
-  done
-  print_bullseye_source "$codename" "$@" || {
-    say "no Debian source for '$codename' with component main in /etc/apt" >&2
-    return 1
-  }
-}
-
-# Consul 1.8.7 is in bullseye and in no later Debian. The pin keeps that suite from ever replacing
-# or adding any other package of this machine.
-add_bullseye_source() {
-  codename=$(machine_codename)
-  # On bullseye itself the pin would lame the machine's own suite, and is not needed.
-  if [ "$codename" = bullseye ]; then apt-get update -q; return; fi
-  stanza=$(print_machine_source "$codename") || return 1
-  {
-    say '# Written by hostmesh scripts/setup.sh: Consul, and nothing else, comes from this suite.'
-    say "# Remove it together with $bullseye_pin."
-    say "$stanza"
-  } >"$bullseye_source" || return 1
-  {
-    say '# Written by hostmesh scripts/setup.sh. Never install anything but consul from bullseye.'
-    say 'Package: *'
-    say 'Pin: release n=bullseye'
-    say 'Pin-Priority: 1'
-    say ''
-    say 'Package: consul'
-    say 'Pin: release n=bullseye'
-    say 'Pin-Priority: 990'
-  } >"$bullseye_pin" || return 1
-  apt-get update -q -o "Dir::Etc::sourcelist=$bullseye_source" -o Dir::Etc::sourceparts=- \
-    -o APT::Get::List-Cleanup=0
-}
-
-consul_is_offered() { LC_ALL=C apt-cache policy consul 2>/dev/null | grep -q 'Candidate: [0-9]'; }
-
-install_consul() {
-  if ! consul_is_offered; then
-    if ! add_bullseye_source || ! consul_is_offered; then
-      rm -f "$bullseye_source" "$bullseye_pin"
-      say 'the Debian source of this machine does not offer the package consul in suite bullseye'
-      return 1
-    fi
-  fi
-  apt_install consul && consul version
-}
-
-# ---------------------------------------------------------------- a root of test machines
-
-# The tree that test machines boot from, of the machine's own suite and mirror. They never write to it.
-make_machine_root() {
-  codename=$(machine_codename)
-  stanza=$(print_machine_source "$codename") || return 1
-  mirror=$(printf '%s\n' "$stanza" | sed -n 's/^URIs: *\([^ ]*\).*/\1/p')
-  keyring=$(printf '%s\n' "$stanza" | sed -n 's/^Signed-By: *\(\/[^ ]*\).*/\1/p')
-  set -- --variant=minbase "--include=$machine_packages"
-  if [ -n "$keyring" ]; then set -- "$@" "--keyring=$keyring"; fi
-  if printf '%s\n' "$stanza" | grep -qi '^Trusted: *yes'; then set -- "$@" --no-check-gpg; fi
-  mkdir -p "$cache/fleet"
-  # Once more: of some two hundred downloads a busy mirror may fail one. What was fetched is not fetched again.
-  mkdir -p "$cache/fleet/packages"
-  for attempt in 1 2; do
-    rm -rf "$machine_root" "$machine_root.new"
-    if debootstrap "$@" "--cache-dir=$cache/fleet/packages" "$codename" "$machine_root.new" "$mirror"; then break; fi
-    tail -n 5 "$machine_root.new/debootstrap/debootstrap.log" 2>/dev/null
-    [ "$attempt" = 1 ] || return 1
-  done
-  rm -rf "$cache/fleet/packages"
-  # A test starts the firewall it wants, no machine does; and nobody needs sessions with a manager of their own.
-  sed -i '/pam_systemd/d' "$machine_root.new/etc/pam.d/common-session"
-  rm -f "$machine_root.new"/etc/systemd/system/*/ufw.service "$machine_root.new"/etc/systemd/system/*/firewalld.service
-  # Each machine makes its own at its first boot, and none needs the downloaded packages.
-  : >"$machine_root.new/etc/machine-id"
-  rm -rf "$machine_root.new/var/cache/apt/archives" "$machine_root.new/var/lib/apt/lists"
-  say "$machine_packages" >"$machine_root.new/etc/hostmesh-test-machine"
-  mv "$machine_root.new" "$machine_root"
-}
-
 # ---------------------------------------------------------------- what is missing
 
-# want COMMAND PACKAGE: notes PACKAGE as missing unless COMMAND is there.
-want() { has "$1" || packages="$packages $2"; }
+# Commands or paths, each with the Debian package that has it where that has another name.
+in_demo='iptables nft:nftables ipset ip:iproute2 conntrack nginx redis-server redis-cli:redis-tools psql:postgresql-client
+  /usr/lib/postgresql/*/bin/postgres:postgresql tcpdump nsenter:util-linux setpriv:util-linux openssl curl sysctl:procps'
+in_test='systemd-analyze:systemd systemd-sysusers:systemd systemd-tmpfiles:systemd /usr/bin/python3:python3 perl:perl-base faketime
+  getent:libc-bin go:golang-go dnsmasq:dnsmasq-base dig:bind9-dnsutils
+  /usr/share/gocode/src/github.com/hashicorp/yamux:golang-github-hashicorp-yamux-dev'
+in_bench='ip:iproute2 iptables nft:nftables ipset nginx haproxy wrk openssl'
+in_fleet='systemd-nspawn:systemd-container debootstrap ansible-playbook:ansible-core ansible-lint ssh:openssh-client
+  dnsmasq:dnsmasq-base dig:bind9-dnsutils ip:iproute2 iptables nft:nftables ipset nsenter:util-linux'
 
-exists() { [ -e "$1" ]; }
+# want COMMAND[:PACKAGE]...: adds to $packages what is missing.
+want() {
+  for pair in "$@"; do
+    case $pair in
+      /*) set -- ${pair%%:*}; [ -e "$1" ] ;;
+      *) has "${pair%%:*}" ;;
+    esac || packages="$packages ${pair#*:}"
+  done
+}
 
 nginx_has_stream() {
-  exists /usr/lib/nginx/modules/ngx_stream_module.so ||
+  [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] ||
     { has nginx && nginx -V 2>&1 | grep -Eq -- '--with-stream( |$)'; }
-}
-
-want_for_demo() {
-  want iptables iptables
-  want nft nftables
-  want ipset ipset
-  want ip iproute2
-  want conntrack conntrack
-  want nginx nginx
-  want redis-server redis-server
-  want redis-cli redis-tools
-  want psql postgresql-client
-  set -- /usr/lib/postgresql/*/bin/postgres
-  exists "$1" || packages="$packages postgresql"
-  want tcpdump tcpdump
-  want nsenter util-linux
-  want setpriv util-linux
-  want openssl openssl
-  want curl curl
-  want sysctl procps
-}
-
-want_for_fleet() {
-  want systemd-nspawn systemd-container
-  want debootstrap debootstrap
-  want ansible-playbook ansible-core
-  want ansible-lint ansible-lint
-  want ssh openssh-client
-  want dnsmasq dnsmasq-base
-  want dig bind9-dnsutils
-  want ip iproute2
-  want iptables iptables
-  want nft nftables
-  want ipset ipset
-  want nsenter util-linux
-  [ "$(cat "$machine_root/etc/hostmesh-test-machine" 2>/dev/null)" = "$machine_packages" ] || needs_root=1
 }
 
 # Sets $packages (Debian packages to install) and $needs_{npm,consul,modern,envoy,root} (1 or empty).
@@ -255,49 +69,25 @@ find_missing() {
   packages='' needs_npm='' needs_consul='' needs_modern='' needs_envoy='' needs_root=''
   [ "$(cat "$lock_stamp" 2>/dev/null)" = "$(cksum <"$root/package-lock.json")" ] &&
     [ -x "$pinned_node" ] || needs_npm=1
-  case $purpose in
-    check) ;;
-    unit) want openssl openssl ;;
-    demo | demo-consul) want_for_demo ;;
-    test | bench | interop | all) want_for_demo ;;
-  esac
-  case $purpose in
-    test | all)
-      want systemd-analyze systemd
-      want systemd-sysusers systemd
-      want systemd-tmpfiles systemd
-      want /usr/bin/python3 python3
-      want perl perl-base
-      want faketime faketime
-      want getent libc-bin
-      want go golang-go
-      want dnsmasq dnsmasq-base
-      want dig bind9-dnsutils
-      exists /usr/share/gocode/src/github.com/hashicorp/yamux ||
-        packages="$packages golang-github-hashicorp-yamux-dev"
+  # Lists of words: split, and patterns only in paths.
+  # shellcheck disable=SC2086
+  {
+    case $purpose in unit) want openssl ;; demo* | test | bench | interop | all) want $in_demo ;; esac
+    case $purpose in test | all) want $in_test ;; esac
+    case $purpose in bench* | all)
+      want $in_bench
+      nginx_has_stream || packages="$packages libnginx-mod-stream"
       ;;
-  esac
-  case $purpose in
-    bench | bench-quick | all)
-      want_for_bench
+    esac
+    case $purpose in fleet | all)
+      want $in_fleet
+      [ "$(cat "$machine_root/etc/hostmesh-test-machine" 2>/dev/null)" = "$machine_packages" ] || needs_root=1
       ;;
-  esac
-  case $purpose in fleet | all) want_for_fleet ;; esac
+    esac
+  }
   case $purpose in test | demo-consul | all) has consul || needs_consul=1 ;; esac
-  case $purpose in bench | interop | all) exists "$envoy" || needs_envoy=1 ;; esac
+  case $purpose in bench | interop | all) [ -e "$envoy" ] || needs_envoy=1 ;; esac
   if [ "$purpose" = interop ] && [ ! -x "$modern_consul" ]; then needs_modern=1; fi
-}
-
-want_for_bench() {
-  want ip iproute2
-  want iptables iptables
-  want nft nftables
-  want ipset ipset
-  want nginx nginx
-  nginx_has_stream || packages="$packages libnginx-mod-stream"
-  want haproxy haproxy
-  want wrk wrk
-  want openssl openssl
 }
 
 # ---------------------------------------------------------------- steps
@@ -373,21 +163,16 @@ npm_install() {
   cksum <package-lock.json >"$lock_stamp"
 }
 
-apt_install() {
-  DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l apt-get install -q -y --no-install-recommends \
-    -o DPkg::Lock::Timeout=300 "$@"
-}
-
 apt_install_listed() {
   # A dead third-party source must not stop us when the packages are there all the same.
   apt-get update -q || say 'apt-get update failed; trying with the package lists at hand'
-  apt_install "$@"
+  sh "$root/scripts/setup/apt-install.sh" "$@"
 }
 
 # The packages' daemons belong to whoever runs this machine, not to us: keep them from starting now
 # (policy-rc.d, unless the machine has its own) and at the next boot (disable).
 forbid_service_starts() {
-  if exists "$policy_rc"; then
+  if [ -e "$policy_rc" ]; then
     if grep -q 'hostmesh set-up' "$policy_rc"; then wrote_policy_rc=1; fi
     return 0
   fi
@@ -456,12 +241,6 @@ link_interop_programs() {
 }
 
 # ---------------------------------------------------------------- main
-
-if [ "${1:-}" = --print-bullseye-source ]; then
-  shift
-  print_bullseye_source "$@"
-  exit
-fi
 
 purpose=${1:-all}
 [ "$#" -eq 0 ] || shift
@@ -571,7 +350,8 @@ if [ -n "$needs_npm$packages$needs_consul$needs_modern$needs_envoy$needs_root" ]
   fi
   if [ -n "$needs_consul" ]; then
     run_step 'Consul 1.8.7 (Debian suite bullseye, this package alone)' \
-      'put any consul binary from 1.8 on the PATH, then run this again' install_consul
+      'put any consul binary from 1.8 on the PATH, then run this again' \
+      sh "$root/scripts/setup/install-consul.sh"
     disable_new_services consul
   fi
   if [ -n "$needs_envoy" ]; then
@@ -585,7 +365,7 @@ if [ -n "$needs_npm$packages$needs_consul$needs_modern$needs_envoy$needs_root" ]
   if [ -n "$needs_root" ]; then
     run_step 'Root of the test machines (Debian, 320 MB in .cache/fleet/root)' \
       'check that the Debian mirror of this machine is reachable (apt-get update), then run this again' \
-      make_machine_root
+      sh "$root/scripts/setup/make-machine-root.sh" "$machine_root" "$machine_packages"
   fi
   clean_up
   trap - EXIT INT TERM HUP

@@ -33,7 +33,7 @@ export const ECHO_THROUGH = 20_900
 export const ECHO_DIRECT = 20_901
 
 /** The ports that stand for instances. */
-export const INSTANCE_PORTS = [20_910, 20_911] as const
+const INSTANCE_PORTS = [20_910, 20_911] as const
 
 const INSTANCE_ADDRESS = '10.88.0.1'
 const EXECUTABLE = resolve(import.meta.dirname, '../../scripts/hostmesh')

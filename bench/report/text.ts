@@ -47,7 +47,7 @@ function metricLines(metric: MetricName, rows: readonly Row[]): readonly (readon
 }
 
 /** Joins cells to lines: the first column to the left, the others to the right. */
-export function alignColumns(lines: readonly (readonly string[])[]): string {
+function alignColumns(lines: readonly (readonly string[])[]): string {
   const widths: number[] = []
   for (const cells of lines)
     for (const [column, cell] of cells.entries())
@@ -103,7 +103,7 @@ export function verdictTable(verdicts: readonly Verdict[]): string {
 }
 
 /** One word for a verdict. */
-export function verdictWord(passed: boolean, aimReached: boolean): string {
+function verdictWord(passed: boolean, aimReached: boolean): string {
   if (aimReached) return 'PASS, aim'
   return passed ? 'PASS' : 'short'
 }

@@ -29,7 +29,7 @@ export function requireTool(name: string): string {
 }
 
 /** Whether `path` is there and may be executed. */
-export function isExecutable(path: string): boolean {
+function isExecutable(path: string): boolean {
   try {
     accessSync(path, constants.X_OK)
     return true

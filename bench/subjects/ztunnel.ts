@@ -15,7 +15,7 @@ import { findTool } from '../site/tools.ts'
 import { type Entry, type Site, type Subject, startHop } from './subject.ts'
 
 /** The variable of the environment that names the binary. */
-export const ZTUNNEL_VARIABLE = 'HOSTMESH_BENCH_ZTUNNEL'
+const ZTUNNEL_VARIABLE = 'HOSTMESH_BENCH_ZTUNNEL'
 
 /** Where it takes diverted connections, built in. */
 const OUTBOUND_PORT = 15_001

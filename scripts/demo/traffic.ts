@@ -78,7 +78,7 @@ export function redis(
 }
 
 /** One SQL statement, answered without decoration. */
-export function psql(caller: Service, target: Target, ...sql: string[]): Promise<CommandResult> {
+function psql(caller: Service, target: Target, ...sql: string[]): Promise<CommandResult> {
   return caller.exec(
     [
       'psql',
@@ -101,7 +101,7 @@ export function psql(caller: Service, target: Target, ...sql: string[]): Promise
 }
 
 /** @throws with what the program said, unless it succeeded. */
-export function succeed(result: CommandResult): CommandResult {
+function succeed(result: CommandResult): CommandResult {
   if (result.code !== 0)
     throw new Error(`A client failed with ${result.code}: ${result.stderr || result.stdout}`)
   return result

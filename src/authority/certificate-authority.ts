@@ -54,7 +54,7 @@ export interface CaLifetimes {
 }
 
 /** What the CA does unless told otherwise. */
-export const DEFAULT_LIFETIMES: CaLifetimes = {
+const DEFAULT_LIFETIMES: CaLifetimes = {
   leafMs: 24 * 3_600_000,
   hostMs: 7 * 86_400_000,
   graceMs: 7 * 86_400_000,

@@ -16,11 +16,11 @@ import {
   closeServer,
   errorDocument,
   type JsonAnswer,
-  parseJson,
   readBody,
   readError,
   replyJson,
 } from '../lib/json-http.ts'
+import { parseJson } from '../lib/json-value.ts'
 import { silentLog } from '../lib/log.ts'
 import { http } from '../lib/node-http.ts'
 import { CertificateAuthority } from './certificate-authority.ts'

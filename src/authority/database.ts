@@ -9,7 +9,7 @@ import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { DatabaseSync, type SQLInputValue, type StatementSync } from 'node:sqlite'
 import { pathToFileURL } from 'node:url'
-import { syncFolder, writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
+import { writeFileAtomically } from '../lib/atomic-file.ts'
 import { errorCode, MeshError } from '../lib/errors.ts'
 
 /** Runs a statement and returns how many rows it has changed; `values` stand for the question marks in it. */
@@ -86,7 +86,6 @@ export function createDatabase(
   } finally {
     sqlite.close()
   }
-  syncFolder(directory)
 }
 
 /** The open database of one CA. Whoever changes it holds the lock of the directory. */

@@ -5,7 +5,6 @@
  * judge it before the first file is touched.
  */
 import { existsSync, mkdirSync } from 'node:fs'
-import { writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
 import {
   leafFiles,
   readHostRoots,
@@ -13,6 +12,7 @@ import {
   rootFiles,
 } from '../controlplane/identity/host-directory.ts'
 import { parseCertificates, readLeaf, readRoots } from '../controlplane/identity/x509.ts'
+import { writeFileAtomically } from '../lib/atomic-file.ts'
 import { MeshError } from '../lib/errors.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import { issueLeaf, LEAF_LIFETIME_MS, requireDatacenter } from './issue-certificate.ts'

@@ -16,7 +16,6 @@
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { basename, join } from 'node:path'
-import { syncFolder, writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
 import { readKeyFile } from '../controlplane/identity/host-directory.ts'
 import {
   isTrustDomain,
@@ -24,6 +23,7 @@ import {
   parseCertificates,
   parsePrivateKey,
 } from '../controlplane/identity/x509.ts'
+import { writeFileAtomically } from '../lib/atomic-file.ts'
 import { errorCode, MeshError } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
 import { readTextFile } from '../lib/read-text-file.ts'
@@ -281,7 +281,6 @@ function writeRoot(directory: string, name: string, trustDomain: string, nowMs: 
   const root = issueRoot(trustDomain, { nowMs, lifetimeMs: ROOT_LIFETIME_MS })
   writeFileAtomically(files.privateKey, root.privateKeyPem, { mode: 0o600, existing: 'fail' })
   writeFileAtomically(files.certificate, root.certificatePem, { mode: 0o644, existing: 'fail' })
-  syncFolder(directory)
 }
 
 /** Reads a root, and checks that its key and certificate belong together. */

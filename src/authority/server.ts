@@ -15,14 +15,8 @@ import type { z } from 'zod'
 import { systemClock } from '../lib/clock.ts'
 import { describeError, MeshError } from '../lib/errors.ts'
 import { FairConnections } from '../lib/fair-connections.ts'
-import {
-  BodyTooLong,
-  closeServer,
-  parseJson,
-  portOf,
-  readBody,
-  replyJson,
-} from '../lib/json-http.ts'
+import { BodyTooLong, closeServer, portOf, readBody, replyJson } from '../lib/json-http.ts'
+import { parseJson } from '../lib/json-value.ts'
 import type { Log } from '../lib/log.ts'
 import type { SocketAddress } from '../model/address.ts'
 import {

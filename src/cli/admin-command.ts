@@ -2,6 +2,7 @@
  * What the commands that show one admin document have in common: options, fetching, table or JSON.
  */
 import { Command, Option } from 'commander'
+import { member } from '../lib/json-value.ts'
 import { DEFAULT_ADDRESS, fetchDocument } from './admin-client.ts'
 
 /** How a document is printed. */
@@ -43,12 +44,12 @@ export function hasKey(
   key: string,
   isOfKind: (field: unknown) => boolean,
 ): boolean {
-  return (
-    typeof value === 'object' &&
-    value !== null &&
-    Object.hasOwn(value, key) &&
-    isOfKind(Reflect.get(value, key))
-  )
+  return isOfKind(member(value, key))
+}
+
+/** Prints lines. */
+export function printLines(lines: readonly string[]): void {
+  console.log(lines.join('\n'))
 }
 
 /** Prints a document as it came. */

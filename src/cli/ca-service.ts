@@ -8,7 +8,8 @@ import type { CaStatus, RotationStatus } from '../authority/status.ts'
 import { parseDuration } from '../lib/duration.ts'
 import { MeshError } from '../lib/errors.ts'
 import type { LogLevel } from '../lib/log.ts'
-import { outputOption, printJson } from './admin-command.ts'
+import { outputOption, printJson, printLines } from './admin-command.ts'
+import { formatTime } from './render/format.ts'
 import { renderTable } from './render/table.ts'
 
 interface ServeOptions {
@@ -111,7 +112,7 @@ function tokenCommand(): Command {
         const { directory, host, service: services, datacenter, ttl: ttlMs, address } = options
         const request = { host, services, datacenter, ttlMs, address }
         const { token } = await runCommand(directory, { do: 'token', ...request })
-        print([token])
+        printLines([token])
       },
     )
 }
@@ -124,7 +125,7 @@ function statusCommand(): Command {
     .action(async (options: { directory: string; output: 'table' | 'json' }) => {
       const status = await runCommand(options.directory, { do: 'status' })
       if (options.output === 'json') printJson(status)
-      else print(describeStatus(status))
+      else printLines(describeStatus(status))
     })
 }
 
@@ -134,12 +135,12 @@ function describeStatus(status: CaStatus): string[] {
     `Address        ${status.address ?? 'never served'}`,
     ...status.roots.map(
       ({ id, notAfterMs }) =>
-        `Root           ${id.slice(0, 16)}, ends ${time(notAfterMs)}${id === status.activeRoot ? ', signs' : ''}`,
+        `Root           ${id.slice(0, 16)}, ends ${formatTime(notAfterMs)}${id === status.activeRoot ? ', signs' : ''}`,
     ),
     `Rotation       ${status.rotation.phase}`,
     `Certificates   ${status.certificates} of hosts not expired, ${status.revoked} of them revoked (those of hostmesh ca issue are not listed)`,
     ...status.openTokens.map(
-      ({ host, expiresAtMs }) => `Open token     ${host}, until ${time(expiresAtMs)}`,
+      ({ host, expiresAtMs }) => `Open token     ${host}, until ${formatTime(expiresAtMs)}`,
     ),
     `Refused joins  ${status.failedEnrollments} since the start`,
     '',
@@ -150,7 +151,7 @@ function describeStatus(status: CaStatus): string[] {
         datacenter,
         services.join(',') || '-',
         String(certificates),
-        time(notAfterMs),
+        formatTime(notAfterMs),
       ]),
     ),
   ]
@@ -171,7 +172,7 @@ function revokeCommand(): Command {
             hint: 'Give --host, --service or --serial',
           })
         const { serials } = await runCommand(directory, { do: 'revoke', ...request })
-        print([`Revoked ${serials.length} certificates`, ...serials.map((one) => `  ${one}`)])
+        printLines([`Revoked ${serials.length} certificates`, ...serials.map((one) => `  ${one}`)])
       },
     )
 }
@@ -199,7 +200,7 @@ function rotateCommand(): Command {
           force: options.force === true,
         })
         if (options.output === 'json') printJson(status)
-        else print(describeRotation(status))
+        else printLines(describeRotation(status))
       })
     rotate.addCommand(command)
   }
@@ -256,12 +257,4 @@ function durationOption(flags: string, meaning: string, defaultText: string): Op
       return ms
     })
     .default(parseDuration(defaultText), defaultText)
-}
-
-function time(ms: number): string {
-  return `${new Date(ms).toISOString().slice(0, 19)}Z`
-}
-
-function print(lines: readonly string[]): void {
-  console.log(lines.join('\n'))
 }

@@ -10,7 +10,9 @@ import {
   showCa,
 } from '../authority/operations.ts'
 import { formatDuration, parseDuration } from '../lib/duration.ts'
+import { printLines } from './admin-command.ts'
 import { caServiceCommands } from './ca-service.ts'
+import { formatTime } from './render/format.ts'
 
 /** Least lifetime that leaves time to carry the files to a host. */
 const MIN_LIFETIME_MS = 60_000
@@ -33,7 +35,7 @@ export function caCommand(): Command {
     .requiredOption('--directory <dir>', 'directory of the CA; keep it off the hosts of the mesh')
     .requiredOption('--trust-domain <name>', 'name of the mesh, such as mesh.example.com')
     .action((options: { directory: string; trustDomain: string }) => {
-      print([
+      printLines([
         'Made a certificate authority',
         ...describe(initCa(options.directory, options.trustDomain)),
       ])
@@ -61,11 +63,11 @@ export function caCommand(): Command {
         out: options.out,
         lifetimeMs: options.lifetime,
       })
-      print([
+      printLines([
         `Issued ${count(issued.leaves.length, 'certificate')}; the host trusts ${count(issued.roots, 'root')} of ${issued.trustDomain}`,
         ...issued.leaves.map(
           (leaf) =>
-            `  ${leaf.spiffeId}, expires ${time(leaf.notAfterMs)}, serial ${leaf.serialNumber}`,
+            `  ${leaf.spiffeId}, expires ${formatTime(leaf.notAfterMs)}, serial ${leaf.serialNumber}`,
         ),
         'Wrote',
         ...issued.paths.map((path) => `  ${path}`),
@@ -75,7 +77,7 @@ export function caCommand(): Command {
     .description('Show a certificate authority')
     .requiredOption('--directory <dir>', 'directory of the CA')
     .action((options: { directory: string }) => {
-      print([
+      printLines([
         `Certificate authority in ${options.directory}`,
         ...describe(showCa(options.directory)),
       ])
@@ -91,7 +93,7 @@ function describe(facts: AuthorityFacts): string[] {
     `  subject       ${facts.subject}`,
     `  serial        ${facts.serialNumber}`,
     `  sha256        ${facts.fingerprint}`,
-    `  valid         ${time(facts.notBeforeMs)} to ${time(facts.notAfterMs)}`,
+    `  valid         ${formatTime(facts.notBeforeMs)} to ${formatTime(facts.notAfterMs)}`,
   ]
 }
 
@@ -104,14 +106,6 @@ function parseLifetime(text: string): number {
   return ms
 }
 
-function time(ms: number): string {
-  return `${new Date(ms).toISOString().slice(0, 19)}Z`
-}
-
 function count(n: number, noun: string): string {
   return `${n} ${noun}${n === 1 ? '' : 's'}`
-}
-
-function print(lines: readonly string[]): void {
-  console.log(lines.join('\n'))
 }

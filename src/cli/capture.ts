@@ -20,7 +20,9 @@ import {
   showCapture,
 } from '../daemon/capture-operations.ts'
 import type { ServicesDocument } from '../model/admin.ts'
+import { backendTraits } from '../model/capture-backend.ts'
 import { daemonPid, fetchDocument } from './admin-client.ts'
+import { renderTable } from './render/table.ts'
 
 /** The `capture` command and its subcommands. */
 export function captureCommand(): Command {
@@ -104,8 +106,7 @@ function guardCommand(): Command {
       const { rules, counts } = await showCapture(undefined)
       // That of iptables is what we have in its filter table.
       const own = rules.filter(({ table }) => table === GUARD_TABLE || table === 'filter')
-      for (const line of own.length === 0 ? ['There is no guard'] : ruleLines(own))
-        console.log(line)
+      console.log(own.length === 0 ? 'There is no guard' : ruleTable(own))
       const isIptables = own.some(({ table }) => table === 'filter')
       const atVirtual = isIptables ? counts.refusedVirtual : 0
       if (own.length > 0) console.log(`Refused: ${(counts.guarded ?? 0) + atVirtual}`)
@@ -163,10 +164,12 @@ function stateLines(state: CaptureState): string[] {
   const count = (value: number | undefined, what: string): string[] =>
     value === undefined ? [] : [`${what}: ${value}`]
   return [
-    ...ruleLines(state.rules),
+    ruleTable(state.rules),
     '',
     ...(backend === undefined ? [] : [`Diverted by ${backend.kind}: ${backend.reason}`]),
-    ...(backend?.kind === 'iptables' ? ['What that cannot do: docs/capture.md, "What stays"'] : []),
+    ...(backend !== undefined && backendTraits[backend.kind].limits !== undefined
+      ? ['What that cannot do: docs/capture.md, "What stays"']
+      : []),
     `Instance addresses: ${v4} IPv4, ${v6} IPv6`,
     `Refused callers without identity: ${counts.refusedVirtual} at virtual addresses, ${counts.refusedInstance} at instances`,
     ...count(counts.permitted, 'Passed without the mesh (capture.permissive)'),
@@ -180,7 +183,7 @@ function stateLines(state: CaptureState): string[] {
   ]
 }
 
-function ruleLines(rules: CaptureState['rules']): string[] {
+function ruleTable(rules: CaptureState['rules']): string {
   // What is counted by name, and not by rule, is said below.
   const isCounted = rules.some(({ packets }) => packets !== null)
   const rows = rules.map(({ family, table, chain, packets, bytes, rule }) => [
@@ -191,17 +194,5 @@ function ruleLines(rules: CaptureState['rules']): string[] {
     rule,
   ])
   const counted = isCounted ? ['PACKETS', 'BYTES'] : []
-  return alignColumns([['FAMILY', 'TABLE', 'CHAIN', ...counted, 'RULE'], ...rows])
-}
-
-function alignColumns(rows: readonly (readonly string[])[]): string[] {
-  const widths = (rows[0] ?? []).map((_, column) =>
-    Math.max(...rows.map((row) => row[column]?.length ?? 0)),
-  )
-  return rows.map((row) =>
-    row
-      .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-      .join('  ')
-      .trimEnd(),
-  )
+  return renderTable(['FAMILY', 'TABLE', 'CHAIN', ...counted, 'RULE'], rows)
 }

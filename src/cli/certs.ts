@@ -37,7 +37,7 @@ function only(document: CertsDocument, service: string): CertsDocument {
 }
 
 /** The certificates for people. */
-export function renderCerts(document: CertsDocument, nowMs: number): string {
+function renderCerts(document: CertsDocument, nowMs: number): string {
   const leaves =
     document.leaves.length === 0
       ? 'This host has no certificates'

@@ -36,7 +36,7 @@ async function showRefused(addr: string, output: AdminOptions['output']): Promis
 }
 
 /** The refused connections for people, newest first. */
-export function renderRefused(document: RefusedDocument, nowMs: number): string {
+function renderRefused(document: RefusedDocument, nowMs: number): string {
   return renderTable(
     ['ID', 'DIRECTION', 'SOURCE', 'DESTINATION', 'FROM', 'ASKED FOR', 'AGE', 'FLAG', 'REASON'],
     document.refused.map((refused) => [
@@ -54,7 +54,7 @@ export function renderRefused(document: RefusedDocument, nowMs: number): string 
 }
 
 /** The connections for people. */
-export function renderConnections(document: ConnectionsDocument, nowMs: number): string {
+function renderConnections(document: ConnectionsDocument, nowMs: number): string {
   return renderTable(
     [
       'ID',

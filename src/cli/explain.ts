@@ -7,8 +7,8 @@ import { MeshError } from '../lib/errors.ts'
 import type { Explanation, Verdict } from '../model/explanation.ts'
 import { fetchDocument } from './admin-client.ts'
 import { type AdminOptions, adminCommand, hasKey, printJson } from './admin-command.ts'
-import { renderExplanation } from './explanation.ts'
 import { type ExitCode, exitCodes } from './failure.ts'
+import { renderExplanation } from './render/explanation.ts'
 
 interface ExplainOptions extends AdminOptions {
   readonly from?: string

@@ -21,7 +21,7 @@ export function peersCommand(): Command {
 }
 
 /** The tunnels for people. */
-export function renderPeers(document: PeersDocument, nowMs: number): string {
+function renderPeers(document: PeersDocument, nowMs: number): string {
   return renderTable(
     [
       'SOURCE',

@@ -42,7 +42,7 @@ function only(document: ServicesDocument, name: string): ServicesDocument {
 }
 
 /** All services in two tables: those of the mesh, and those of this host. */
-export function renderServices(document: ServicesDocument): string {
+function renderServices(document: ServicesDocument): string {
   const mesh = renderTable(
     ['SERVICE', 'PROTOCOL', 'HEALTHY', 'VIRTUAL ADDRESS'],
     document.services.map((service) => [
@@ -58,7 +58,7 @@ export function renderServices(document: ServicesDocument): string {
 }
 
 /** One service: its instances, and what this host runs of it. */
-export function renderService(document: ServicesDocument): string {
+function renderService(document: ServicesDocument): string {
   const parts = document.services.map((service) =>
     service.endpoints.length === 0
       ? `Service ${service.name} has no instances`

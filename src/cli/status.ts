@@ -91,7 +91,7 @@ function isStatusDocument(value: unknown): value is StatusDocument {
 }
 
 /** The status for people. */
-export function renderStatus(status: StatusDocument, nowMs: number): string {
+function renderStatus(status: StatusDocument, nowMs: number): string {
   const { problems } = status
   const uptime = formatSince(status.startedAt, nowMs)
   const { catalog, certificates, capture, dns } = status

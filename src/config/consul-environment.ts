@@ -1,6 +1,6 @@
 /**
  * The environment variables that Consul's own command reads, as far as they say where the agent is and how
- * to talk to it. They fill what the file leaves out. Pure.
+ * to talk to it. They fill what the file leaves out.
  *
  * One that asks for what hostmesh does not do is an error, not a silence: with CONSUL_HTTP_SSL_VERIFY=false
  * the certificate of the agent, and with it the token, would be anybody's.

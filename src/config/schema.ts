@@ -9,6 +9,7 @@
 import { z } from 'zod'
 import { DURATION_PATTERN, formatDuration, parseDuration } from '../lib/duration.ts'
 import { canonicalIp } from '../model/address.ts'
+import { backendKinds } from '../model/capture-backend.ts'
 import { isServiceName } from '../model/spiffe-id.ts'
 
 /** A duration in the file, milliseconds in the value; encodes back to text for `config show`. */
@@ -232,7 +233,7 @@ export const configSchema = z.strictObject({
         .default('off')
         .describe('`on` diverts connections to mesh services by rules of the kernel'),
       backend: z
-        .enum(['auto', 'nftables', 'iptables'])
+        .enum(['auto', ...backendKinds])
         .default('auto')
         .describe(
           'What diverts: `nftables` (TPROXY), or `iptables` (REDIRECT and connection tracking) for hosts that cannot; `auto` finds out',

@@ -19,30 +19,22 @@ import { closeServer, errorDocument, portOf, reply } from '../lib/json-http.ts'
 import type { Log } from '../lib/log.ts'
 import { http } from '../lib/node-http.ts'
 import { isLoopback, type SocketAddress } from '../model/address.ts'
-import type {
-  CertsDocument,
-  ConnectionsDocument,
-  PeersDocument,
-  RefusedDocument,
-  ServicesDocument,
-  StatusDocument,
-} from '../model/admin.ts'
+import type { AdminDocuments } from '../model/admin.ts'
 import type { Explanation } from '../model/explanation.ts'
 import type { HostFacts } from '../model/facts.ts'
 
+type DocumentMakers = {
+  readonly [Name in keyof AdminDocuments]: () => Promise<AdminDocuments[Name]>
+}
+
 /** What the API shows. Each call makes a fresh document; one that throws becomes an answer 500. */
-export interface AdminView {
-  status(): Promise<StatusDocument>
-  services(): Promise<ServicesDocument>
-  peers(): Promise<PeersDocument>
-  connections(): Promise<ConnectionsDocument>
-  certs(): Promise<CertsDocument>
-  refused(): Promise<RefusedDocument>
-  snapshot(): Promise<HostFacts>
+export interface AdminView extends DocumentMakers {
+  /** `/v1/snapshot` */
+  readonly snapshot: () => Promise<HostFacts>
   /** `query` is the text behind the question mark, `from=web&to=db` or `connection=0-17`. */
-  explain(query: string): Promise<Explanation>
+  readonly explain: (query: string) => Promise<Explanation>
   /** Prometheus text, format 0.0.4. */
-  metrics(): Promise<string>
+  readonly metrics: () => Promise<string>
 }
 
 /** Where `/metrics` is served. */
@@ -152,16 +144,14 @@ function adminRoutes(view: AdminView): Routes {
     contentType: JSON_TYPE,
     render: async (query) => `${JSON.stringify(await makeDocument(query))}\n`,
   })
+  const { metrics: _, explain, ...documents } = view
   return new Map([
     ...metricsRoutes(view),
-    ['/v1/status', json(() => view.status())],
-    ['/v1/services', json(() => view.services())],
-    ['/v1/peers', json(() => view.peers())],
-    ['/v1/connections', json(() => view.connections())],
-    ['/v1/certs', json(() => view.certs())],
-    ['/v1/refused', json(() => view.refused())],
-    ['/v1/snapshot', json(() => view.snapshot())],
-    ['/v1/explain', { ...json((query) => view.explain(query)), takesQuery: true }],
+    ...Object.entries(documents).map(([name, make]): [string, Route] => [
+      `/v1/${name}`,
+      json(make),
+    ]),
+    ['/v1/explain', { ...json(explain), takesQuery: true }],
   ])
 }
 

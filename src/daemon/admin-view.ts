@@ -16,6 +16,7 @@ import type {
   StatusDocument,
   TunnelEntry,
 } from '../model/admin.ts'
+import { backendTraits } from '../model/capture-backend.ts'
 import type { HostFacts } from '../model/facts.ts'
 import type { Problem } from '../model/problem.ts'
 import type { LocalService } from '../model/service.ts'
@@ -61,9 +62,9 @@ export function createAdminView(host: Host, exposition: Exposition): AdminView {
     status: async () => statusOf(host, (await host.pool.connections(0)).countByWorker),
     services: async () => {
       const ejections = ejectionsByKey(await host.pool.ejections())
-      const { control } = host.now()
-      const failing = control?.catalog.failingChecks?.() ?? new Map<string, string>()
-      const services = [...(control?.discovery.current().services.values() ?? [])]
+      const { catalog, discovery } = host.now().mesh
+      const failing = catalog.failingChecks?.() ?? new Map<string, string>()
+      const services = [...discovery.current().services.values()]
       return {
         services: services.map((service) => serviceEntry(service, ejections, failing)),
         local: host.services.map(localEntry),
@@ -84,7 +85,7 @@ export function createAdminView(host: Host, exposition: Exposition): AdminView {
       const source = isProbed ? proberOf(host, from) : from
       const bare = await facts({ service: undefined })
       const service = serviceAskedFor(bare, from, to, (ip, port) =>
-        host.now().control?.discovery.ownerOf(ip, port),
+        host.now().mesh.discovery.ownerOf(ip, port),
       )
       const road = explain(service === undefined ? bare : await facts({ service }), question)
       const endpoints = road.endpoints.flatMap(({ endpoint, excluded }) =>
@@ -180,8 +181,9 @@ function certsOf({ bundle, leaves }: HostMoment): CertsDocument {
 
 function statusOf(host: Host, countByWorker: readonly number[]): StatusDocument {
   const moment = host.now()
-  const { awaited, control, rules, dns, problems } = moment
-  const health = control?.catalog.health()
+  const { awaited, rules, dns, problems } = moment
+  const { memory, catalog, certificates, discovery } = moment.mesh
+  const health = catalog.health()
   return {
     version: host.version,
     node: moment.node,
@@ -194,17 +196,17 @@ function statusOf(host: Host, countByWorker: readonly number[]): StatusDocument 
     reload: moment.reload,
     workers: host.pool.statuses((worker) => countByWorker[worker] ?? 0),
     catalog: {
-      description: control?.catalog.description ?? '',
+      description: catalog.description,
       ageMs:
-        health?.lastGoodAtMs === undefined
+        health.lastGoodAtMs === undefined
           ? null
           : Math.max(0, Math.round(performance.now() - health.lastGoodAtMs)),
-      lastContactMs: health?.lastContactMs ?? null,
-      problems: messages(health?.problems),
+      lastContactMs: health.lastContactMs ?? null,
+      problems: messages(health.problems),
     },
     certificates: {
-      description: control?.certificates.description ?? '',
-      problems: messages(control?.certificates.problems()),
+      description: certificates.description,
+      problems: messages(certificates.problems()),
     },
     capture: {
       mode: host.captureMode,
@@ -212,17 +214,13 @@ function statusOf(host: Host, countByWorker: readonly number[]): StatusDocument 
       details: captureDetails(rules.condition),
       problems: messages(rules.problems),
     },
-    state: moment.state,
+    state: memory.status(),
     dns: { address: dns === undefined ? null : formatAddress(dns.address) },
-    snapshotVersion: control?.discovery.current().version ?? 0,
+    snapshotVersion: discovery.current().version,
     problems,
-    warnings: control?.discovery.warnings() ?? [],
+    warnings: discovery.warnings(),
   }
 }
-
-/** What REDIRECT cannot do: docs/capture.md, "What stays". */
-const IPTABLES_LIMITS =
-  'connections are tracked: a full table (nf_conntrack_max) and NOTRACK rules refuse them'
 
 /** What is to be known of capture: which way it diverts, what it spares, what holds meanwhile. */
 function captureDetails(condition: CaptureCondition | undefined): [string, string][] {
@@ -234,7 +232,8 @@ function captureDetails(condition: CaptureCondition | undefined): [string, strin
     'Guard',
     `in place${guarded}${isGuardHeld ? '' : ', not held against a flush by others'}`,
   ])
-  if (backend.kind === 'iptables') details.push(['Limits', IPTABLES_LIMITS])
+  const { limits } = backendTraits[backend.kind]
+  if (limits !== undefined) details.push(['Limits', limits])
   if (counts?.spared !== undefined)
     details.push(['Spared', `${counts.spared} connections, open since before capture`])
   if (counts !== undefined && counts.permitted > 0)
@@ -243,7 +242,7 @@ function captureDetails(condition: CaptureCondition | undefined): [string, strin
   return details
 }
 
-function messages(problems: readonly Problem[] = []): readonly string[] {
+function messages(problems: readonly Problem[]): readonly string[] {
   return problems.map(({ message }) => message)
 }
 

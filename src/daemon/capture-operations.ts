@@ -6,53 +6,29 @@ import { existsSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { hostIdentity, localServices } from '../config/local-services.ts'
 import type { Config } from '../config/schema.ts'
-import type { ChosenBackend } from '../controlplane/capture/backend.ts'
+import type { BackendSettings, ChosenBackend } from '../controlplane/capture/backend.ts'
+import { backends, selectBackend } from '../controlplane/capture/backends.ts'
 import {
   type CaptureOptions,
   type CaptureState,
   type ClearReport,
   createCapture,
-  selectBackend,
 } from '../controlplane/capture/capture.ts'
 import {
   createCommandRunner,
   ignoreMissingTool,
   type RunCommand,
 } from '../controlplane/capture/command.ts'
-import {
-  EVERY_ADDRESS,
-  ownSets,
-  renderCreate,
-  renderReplace,
-} from '../controlplane/capture/ipset.ts'
-import {
-  applyIptablesGuard,
-  removeIptablesGuard,
-} from '../controlplane/capture/iptables-backend.ts'
-import { iptablesRules } from '../controlplane/capture/iptables-rules.ts'
-import {
-  applyGuard,
-  type NftBackendSettings,
-  previewNft,
-  removeGuard,
-} from '../controlplane/capture/nft-backend.ts'
 import { applyPortGuard, removePortGuard } from '../controlplane/capture/port-guard.ts'
 import type { GuardedPort, PlainInbound } from '../controlplane/capture/port-rules.ts'
-import { rangeRoutes } from '../controlplane/capture/routing.ts'
-import { type CapturePlan, families, virtualNetwork } from '../controlplane/capture/rules.ts'
-import { renderRestore } from '../controlplane/capture/saved-rules.ts'
-import {
-  findCgroupRoot,
-  findDaemonUid,
-  type ResolvedPlan,
-  resolvePlan,
-} from '../controlplane/capture/workloads.ts'
+import type { CapturePlan } from '../controlplane/capture/rules.ts'
+import { findCgroupRoot, findDaemonUid, resolvePlan } from '../controlplane/capture/workloads.ts'
 import { MeshError } from '../lib/errors.ts'
 import type { LocalService } from '../model/service.ts'
 import { KEPT_CAPTURE, KEPT_PORTS, readKeptCapture, readKeptPorts } from './kept-capture.ts'
 
 export type { CaptureState, ClearReport } from '../controlplane/capture/capture.ts'
-export { GUARD_TABLE } from '../controlplane/capture/nft-rules.ts'
+export { GUARD_TABLE } from '../controlplane/capture/nft-words.ts'
 
 /** The rules of a configuration, written out. */
 export interface CapturePreview {
@@ -113,12 +89,8 @@ export async function previewCapture(
   const plan = await planBeside(config, daemon, run)
   const resolved = await resolvePlan(plan, run, await findCgroupRoot())
   const { kind, reason } = await selectBackend(config.capture.backend, plan, run)
-  const text =
-    kind === 'nftables'
-      ? previewNft(resolved, nftSettings(config))
-      : previewIptables(resolved, config)
   return {
-    text: `# ${kind}: ${reason}\n${text}`,
+    text: `# ${kind}: ${reason}\n${backends[kind].preview(resolved, nftSettings(config))}`,
     problems: resolved.problems.map(({ message }) => message),
   }
 }
@@ -159,27 +131,8 @@ export function earlierPorts({ state }: Config): readonly GuardedPort[] {
   }
 }
 
-function previewIptables({ plan, cgroups }: ResolvedPlan, config: Config): string {
-  const sets = ownSets
-    .map((set) =>
-      set.kind === 'intact' ? renderReplace(set, EVERY_ADDRESS[set.family]) : renderCreate(set),
-    )
-    .join('')
-  const { spareSeconds, sparesWhileUsed } = nftSettings(config)
-  const settings = { spareSeconds, sparesWhileUsed, cgroups, waits: false, refusesUnseen: false }
-  const [v4 = '', v6 = ''] = families.map((family) =>
-    renderRestore(iptablesRules(plan, family, settings), []),
-  )
-  const routes = families.flatMap((family) =>
-    rangeRoutes(virtualNetwork(plan, family)).map(
-      (words) => `# ip ${family === 'v4' ? '-4' : '-6'} ${words.join(' ')}\n`,
-    ),
-  )
-  return `${routes.join('')}# ipset restore -exist\n${sets}\n# iptables-restore --noflush\n${v4}\n# ip6tables-restore --noflush\n${v6}`
-}
-
 /** What native tables of a configuration are made with beside the plan. */
-export function nftSettings({ capture }: Config): NftBackendSettings {
+export function nftSettings({ capture }: Config): BackendSettings {
   return {
     mark: capture.mark,
     priority: capture.rulePriority,
@@ -204,11 +157,6 @@ export async function chosenBackend(
     selector === undefined || capturePort === undefined ? [] : [{ selector, capturePort }],
   )
   return selectBackend(config.capture.backend, { workloads }, run)
-}
-
-/** Whether plaintext to a service may pass where the mesh cannot carry it. */
-export function isPermissive({ capture }: Config, service: string): boolean {
-  return capture.permissive.includes('*') || capture.permissive.includes(service)
 }
 
 /**
@@ -251,8 +199,7 @@ export async function guardFromFile(
 async function applyKeptGuard(path: string, run: RunCommand): Promise<string[]> {
   const kept = readKeptCapture(path)
   const resolved = await resolvePlan(kept.plan, run, await findCgroupRoot())
-  if (kept.backend === 'iptables') await applyIptablesGuard(run, resolved, kept)
-  else await applyGuard(run, resolved, kept)
+  await backends[kept.backend].applyGuard(run, resolved, kept)
   return resolved.problems.map(({ message }) =>
     message.replace(/^Connections of (.*) are not captured: /, 'Not known yet, $1: '),
   )
@@ -261,7 +208,8 @@ async function applyKeptGuard(path: string, run: RunCommand): Promise<string[]> 
 /** Removes the guard and that of the ports, not what diverts. Returns whether one was there. */
 export async function clearGuard(run: RunCommand = createCommandRunner()): Promise<boolean> {
   let removed = false
-  for (const remove of [removePortGuard, removeGuard, removeIptablesGuard])
+  const guards = Object.values(backends).map(({ removeGuard }) => removeGuard)
+  for (const remove of [removePortGuard, ...guards])
     await ignoreMissingTool([], async () => {
       if (await remove(run)) removed = true
     })

@@ -14,7 +14,7 @@ export interface InstanceSets {
 }
 
 /** In `capture.permissive`: every service. */
-export const EVERY_SERVICE = '*'
+const EVERY_SERVICE = '*'
 
 /** What else decides. */
 export interface InstanceSetOptions {

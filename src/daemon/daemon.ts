@@ -14,6 +14,7 @@ import { startDiscovery } from '../controlplane/discovery/publisher.ts'
 import { type DnsServer, startDnsServer } from '../controlplane/dns/server.ts'
 import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
 import { capturedService } from '../dataplane/doors.ts'
+import { sleep } from '../lib/abort.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import { duplicateDescriptor, isPortFree } from '../lib/listening-socket.ts'
 import type { Log } from '../lib/log.ts'
@@ -31,11 +32,17 @@ import { WorkerTotals } from '../telemetry/totals.ts'
 import { startAdminServer } from './admin-server.ts'
 import { createAdminView } from './admin-view.ts'
 import type { Incumbent } from './hand-over.ts'
-import { type ControlPlane, type Host, readMetrics } from './host.ts'
+import {
+  type ControlPlane,
+  type Host,
+  type MeshKnowledge,
+  NOTHING_KNOWN,
+  readMetrics,
+} from './host.ts'
 import { HostRules } from './host-rules.ts'
 import { limitProblems } from './limit-problems.ts'
 import type { ListeningSockets, PlannedSocket } from './listening-sockets.ts'
-import { Memory, NOTHING_KEPT } from './memory.ts'
+import { Memory } from './memory.ts'
 import { hostProblems, ProblemWatch } from './problems.ts'
 import { type Blocker, Readiness, untilNothingAwaited } from './readiness.ts'
 import { registerWhenServed } from './register-when-served.ts'
@@ -151,9 +158,9 @@ export class Daemon implements Incumbent {
       log,
       sockets,
       onUse: (message) => {
-        const discovery = this.#control?.discovery
-        if (message.kind === 'wanted') discovery?.wanted(message.address.ip, message.address.port)
-        else discovery?.used(message.services)
+        const { discovery } = this.#mesh
+        if (message.kind === 'wanted') discovery.wanted(message.address.ip, message.address.port)
+        else discovery.used(message.services)
       },
     })
     this.#host = {
@@ -169,12 +176,11 @@ export class Daemon implements Incumbent {
         isDraining: this.#draining,
         problems: this.#problems.look(),
         reload: this.reloads(),
-        state: this.#control?.memory.status() ?? NOTHING_KEPT,
         rules: this.#rules.view(),
         leaves: [...this.#leaves.values()],
         bundle: this.#bundle,
         dns: this.#dns,
-        control: this.#control,
+        mesh: this.#mesh,
         logLinesLost: options.logLinesLost(),
         eventLoopLagMs: this.#eventLoopLagMs,
       }),
@@ -192,7 +198,7 @@ export class Daemon implements Incumbent {
   awaited(): readonly string[] {
     const workers = this.#pool.statuses(() => 0)
     const hasWorker = workers.length === 0 || workers.some(({ state }) => state === 'running')
-    const awaited = [...this.#readiness.awaited(), ...(this.#control?.discovery.awaited() ?? [])]
+    const awaited = [...this.#readiness.awaited(), ...this.#mesh.discovery.awaited()]
     return hasWorker || awaited.includes(WORKERS) ? awaited : [...awaited, 'a worker']
   }
 
@@ -319,8 +325,9 @@ export class Daemon implements Incumbent {
   async stop(): Promise<void> {
     this.#draining = true
     this.#stopping.abort()
-    await within(STOP_STEP_TIMEOUT_MS, this.#control?.catalog.deregister())
-    if (this.#control !== undefined) await this.#rules.suspend(this.#control)
+    const control = this.#prepared()
+    await Promise.race([control.catalog.deregister(), sleep(STOP_STEP_TIMEOUT_MS)])
+    await this.#rules.suspend(control)
     await this.#pool.drain(this.#config.timeouts.drain)
   }
 
@@ -330,6 +337,10 @@ export class Daemon implements Incumbent {
     this.#stopping.abort()
     this.#leavesRules = true
     await this.#pool.drainForRestart(this.#config.timeouts.restartGrace)
+  }
+
+  get #mesh(): MeshKnowledge {
+    return this.#control ?? NOTHING_KNOWN
   }
 
   #prepared(): ControlPlane {
@@ -342,26 +353,22 @@ export class Daemon implements Incumbent {
     const { ownPorts, condition, problems } = this.#rules.view()
     const reloadProblem = this.reloadProblem()
     const portProblem = unreservedPorts(ownPorts, localPortRange(), reservedPorts())
-    const control = this.#control
+    const { memory, catalog, certificates, discovery } = this.#mesh
     return hostProblems({
       awaited: this.awaited(),
       isDraining: this.#draining,
       workers: this.#pool.statuses(() => 0),
       captureInSync: condition?.inSync,
       captureProblems: problems,
-      stateParts: (control?.memory.status() ?? NOTHING_KEPT).parts,
+      stateParts: memory.status().parts,
       others: [
         ...(reloadProblem === undefined ? [] : [reloadProblem]),
         ...(portProblem === undefined ? [] : [portProblem]),
         ...sockets.problems(),
-        ...(control === undefined
-          ? []
-          : [
-              ...control.certificates.problems(),
-              ...control.catalog.health().problems,
-              ...control.discovery.problems(),
-              ...control.memory.problems(),
-            ]),
+        ...certificates.problems(),
+        ...catalog.health().problems,
+        ...discovery.problems(),
+        ...memory.problems(),
         ...limitProblems(this.#pool.pressures()),
       ],
     })
@@ -562,14 +569,4 @@ function capturePorts(inherited: ReadonlyMap<string, number>): ReadonlyMap<strin
     if (service !== undefined) ports.set(service, port)
   }
   return ports
-}
-
-async function within(timeoutMs: number, work: Promise<void> | undefined): Promise<void> {
-  if (work === undefined) return
-  let timer: NodeJS.Timeout | undefined
-  const deadline = new Promise<void>((resolve) => {
-    timer = setTimeout(resolve, timeoutMs)
-  })
-  await Promise.race([work, deadline])
-  clearTimeout(timer)
 }

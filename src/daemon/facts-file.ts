@@ -2,11 +2,11 @@
  * Reads the facts that `hostmesh snapshot` wrote, on any machine. What explain() walks through is checked
  * here, so that a file which was cut off or edited is refused with its first fault, not half believed.
  */
-import { realpathSync, statSync, writeFileSync } from 'node:fs'
 import { z } from 'zod'
-import { writeFileAtomically } from '../controlplane/identity/atomic-file.ts'
+import { writeNamedFile } from '../lib/atomic-file.ts'
 import { errorCode, MeshError } from '../lib/errors.ts'
 import { readTextFile } from '../lib/read-text-file.ts'
+import { backendKinds } from '../model/capture-backend.ts'
 import { FACTS_FORMAT, FACTS_VERSION, type HostFacts, type PolicyFacts } from '../model/facts.ts'
 import {
   localServiceSchema,
@@ -52,13 +52,12 @@ const facts = z.looseObject({
     mode: z.enum(['off', 'on']),
     inSync: z.boolean().nullable(),
     problems: names,
-    backend: z.enum(['nftables', 'iptables']).nullable(),
+    backend: z.enum(backendKinds).nullable(),
     plan: z
       .looseObject({
         workloads: z.array(z.looseObject({ selector: selectorSchema, capturePort: z.number() })),
         defaultCapturePort: z.number().optional(),
         refusesUnknownAtInstances: z.boolean().optional(),
-        sparesOpenConnections: z.boolean().optional(),
         virtualRange: z.string(),
         virtualRange6: z.string(),
         daemonUid: z.number(),
@@ -168,20 +167,10 @@ export function parseFacts(text: string, name: string): HostFacts {
   return parsed.data as unknown as HostFacts
 }
 
-/**
- * Writes facts, readable by the owner alone: they draw a map of the mesh. Replaces the file whole; a device or a pipe is
- * written to and stays what it is.
- */
+/** Writes facts, readable by the owner alone: they draw a map of the mesh. */
 export function writeFacts(path: string, document: object): void {
-  const text = `${JSON.stringify(document, null, 2)}\n`
   try {
-    const there = statSync(path, { throwIfNoEntry: false })
-    if (there !== undefined && !there.isFile()) writeFileSync(path, text)
-    else
-      writeFileAtomically(there === undefined ? path : realpathSync(path), text, {
-        mode: 0o600,
-        existing: 'replace',
-      })
+    writeNamedFile(path, `${JSON.stringify(document, null, 2)}\n`, 0o600)
   } catch (error) {
     throw new MeshError('HM_SNAPSHOT_WRITE_FAILED', `Cannot write ${path}: ${errorCode(error)}`, {
       cause: error,

@@ -64,13 +64,13 @@ export async function collectFacts(
   const { status, certs, tunnels } = sources
   // A connection would make this host follow the service: so does the question what would become of one.
   if (scope !== 'all' && scope.service !== undefined)
-    await host.now().control?.discovery.lookup(scope.service, FIRST_ANSWER_MS)
-  const { control, rules: hostRules, bundle } = host.now()
-  const snapshot = control?.discovery.current()
-  const known = [...(snapshot?.services.values() ?? [])]
-  const own = [...(snapshot?.policies.values() ?? [])]
+    await host.now().mesh.discovery.lookup(scope.service, FIRST_ANSWER_MS)
+  const { mesh, rules: hostRules, bundle } = host.now()
+  const snapshot = mesh.discovery.current()
+  const known = [...snapshot.services.values()]
+  const own = [...snapshot.policies.values()]
   const asked =
-    scope === 'all' ? known : [snapshot?.services.get(scope.service ?? '')].filter(isKnown)
+    scope === 'all' ? known : [snapshot.services.get(scope.service ?? '')].filter(isKnown)
   // A redirect leads to another service, and the rules for that one decide.
   const wanted = new Set([
     ...(scope === 'all' ? [] : [scope.service ?? '']),
@@ -79,16 +79,14 @@ export async function collectFacts(
       ...clusters[0].endpoints.map((each) => each.service),
     ]),
   ])
-  const elsewhere = [...wanted].filter(
-    (name) => name !== '' && snapshot?.policies.has(name) !== true,
-  )
+  const elsewhere = [...wanted].filter((name) => name !== '' && !snapshot.policies.has(name))
   // A service of this host whose rules are not loaded must show as such.
   const offered = new Set(
     host.services.filter(({ target }) => target !== undefined).map(({ name }) => name),
   )
   const [rules, loads, outcomes, listeners, probes] = await Promise.all([
     askPolicies(
-      control?.catalog,
+      mesh.catalog,
       elsewhere.filter((name) => !offered.has(name)).slice(0, MAX_POLICIES),
     ),
     scope === 'all' || scope.service !== undefined
@@ -157,10 +155,10 @@ function isKnown(service: MeshService | undefined): service is MeshService {
 
 /** The catalog's rules for destinations of other hosts; empty when it does not say in time. */
 function askPolicies(
-  catalog: Catalog | undefined,
+  catalog: Pick<Catalog, 'watchPolicies'>,
   destinations: readonly string[],
 ): Promise<readonly CatalogPolicy[]> {
-  if (catalog === undefined || destinations.length === 0) return Promise.resolve([])
+  if (destinations.length === 0) return Promise.resolve([])
   return new Promise((resolve) => {
     const settle = (policies: readonly CatalogPolicy[]): void => {
       clearTimeout(deadline)

@@ -5,9 +5,10 @@ import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import type { Discovery } from '../controlplane/discovery/publisher.ts'
 import type { DnsServer } from '../controlplane/dns/server.ts'
 import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
-import type { ProblemEntry, ReloadStatus, StateStatus } from '../model/admin.ts'
+import type { ProblemEntry, ReloadStatus } from '../model/admin.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import type { LocalService } from '../model/service.ts'
+import { emptySnapshot } from '../model/snapshot.ts'
 import type { HostReading } from '../telemetry/host-reading.ts'
 import type { RulesView } from './host-rules.ts'
 import type { Memory } from './memory.ts'
@@ -19,6 +20,39 @@ export interface ControlPlane {
   readonly catalog: Catalog
   readonly certificates: CertificateSource
   readonly discovery: Discovery
+}
+
+/** As much of it as is asked for documents, explain and metrics. */
+export interface MeshKnowledge {
+  readonly memory: Pick<Memory, 'status' | 'problems'>
+  readonly catalog: Pick<Catalog, 'description' | 'health' | 'failingChecks' | 'watchPolicies'>
+  readonly certificates: Pick<CertificateSource, 'description' | 'problems'>
+  readonly discovery: Omit<Discovery, 'virtualAddresses' | 'dormant' | typeof Symbol.asyncDispose>
+}
+
+/** In the first moments of a start: the admin API is there before anything is opened. */
+export const NOTHING_KNOWN: MeshKnowledge = {
+  memory: { status: () => ({ directory: '', parts: [], problems: [] }), problems: () => [] },
+  catalog: {
+    description: '',
+    health: () => ({ lastGoodAtMs: undefined, problems: [] }),
+    watchPolicies: (_destinations, onChange) => {
+      onChange([])
+      return { [Symbol.dispose]: () => undefined }
+    },
+  },
+  certificates: { description: '', problems: () => [] },
+  discovery: {
+    current: () => emptySnapshot,
+    problems: () => [],
+    warnings: () => [],
+    awaited: () => [],
+    lookup: async () => ({ kind: 'unavailable' }),
+    ownerOf: () => undefined,
+    wanted: () => undefined,
+    used: () => undefined,
+    watchedServices: () => 0,
+  },
 }
 
 /** A host. */
@@ -42,14 +76,12 @@ export interface HostMoment {
   /** The one list of what is wrong. */
   readonly problems: readonly ProblemEntry[]
   readonly reload: ReloadStatus
-  readonly state: StateStatus
   readonly rules: RulesView
   readonly leaves: readonly Leaf[]
   readonly bundle: TrustBundle | undefined
   /** Undefined while the resolver is off. */
   readonly dns: DnsServer | undefined
-  /** Undefined in the first moments of a start. */
-  readonly control: ControlPlane | undefined
+  readonly mesh: MeshKnowledge
   /** Of the main thread. */
   readonly logLinesLost: number
   readonly eventLoopLagMs: number
@@ -71,20 +103,20 @@ export function readinessOf({
 /** What the metrics of the main thread are made from. */
 export function readMetrics(host: Host): HostReading {
   const moment = host.now()
-  const { control, rules, dns, leaves, logLinesLost, eventLoopLagMs } = moment
-  const health = control?.catalog.health()
+  const { mesh, rules, dns, leaves, logLinesLost, eventLoopLagMs } = moment
+  const health = mesh.catalog.health()
   const workers = host.pool.statuses(() => 0)
   const counts = rules.condition?.counts
   return {
     ...readinessOf(moment),
     problems: countByCode(moment.problems),
-    snapshotVersion: control?.discovery.current().version ?? 0,
-    catalogLastSuccessMs: wallClockOf(health?.lastGoodAtMs),
-    state: moment.state,
-    consulLastContactMs: health?.lastContactMs,
+    snapshotVersion: mesh.discovery.current().version,
+    catalogLastSuccessMs: wallClockOf(health.lastGoodAtMs),
+    state: mesh.memory.status(),
+    consulLastContactMs: health.lastContactMs,
     captureInSync: rules.condition?.inSync,
     dnsQueries: dns?.counts(),
-    watchedServices: control?.discovery.watchedServices() ?? 0,
+    watchedServices: mesh.discovery.watchedServices(),
     unknownCallersRefused: counts && {
       virtual: counts.refusedVirtual,
       instance: counts.refusedInstance,

@@ -4,13 +4,13 @@
  */
 import { existsSync } from 'node:fs'
 import { z } from 'zod'
-import type { BackendKind, MeshAddresses } from '../controlplane/capture/backend.ts'
-import type { NftBackendSettings } from '../controlplane/capture/nft-backend.ts'
+import type { BackendSettings, MeshAddresses } from '../controlplane/capture/backend.ts'
 import type { PortPlan } from '../controlplane/capture/port-rules.ts'
 import type { CapturePlan } from '../controlplane/capture/rules.ts'
 import { MeshError } from '../lib/errors.ts'
 import { silentLog } from '../lib/log.ts'
 import { openStateFile, type StateFile } from '../lib/state-file.ts'
+import { type BackendKind, backendKinds } from '../model/capture-backend.ts'
 
 /** The file's name in the state directory, what its first line calls it, and its version. */
 export const KEPT_CAPTURE = { name: 'capture', version: 1, maxBytes: 64 * 1024 * 1024 } as const
@@ -23,7 +23,7 @@ export interface KeptCapture {
   /** What diverted, and has the guard. */
   readonly backend: BackendKind
   readonly plan: CapturePlan
-  readonly settings: NftBackendSettings
+  readonly settings: BackendSettings
   readonly addresses: MeshAddresses
 }
 
@@ -37,7 +37,7 @@ const addresses = z.array(z.object({ ip: z.string(), port: z.int() }))
 
 /** The shape of what is kept. */
 export const keptCapture = z.object({
-  backend: z.enum(['nftables', 'iptables']).default('nftables'),
+  backend: z.enum(backendKinds).default('nftables'),
   plan: z.object({
     workloads: z.array(z.object({ selector, capturePort: z.int() })),
     defaultCapturePort: z.int().optional(),
@@ -63,7 +63,7 @@ const keptAddress = z.object({
 })
 
 /** The shape of kept ports. */
-export const keptPorts = z.object({
+const keptPorts = z.object({
   ports: z.array(z.object({ kind: z.enum(['tcp', 'udp']), address: keptAddress })),
   plainInbound: z
     .object({ targets: z.array(keptAddress), refuses: z.boolean() })

@@ -57,9 +57,6 @@ const NODE_VERSION = 1
 const storedAddresses = z.record(z.string(), z.array(z.string()).max(8))
 const storedNode = z.object({ source: z.string(), nodeName: z.string().min(1) })
 
-/** The status before there is a memory. */
-export const NOTHING_KEPT: StateStatus = { directory: '', parts: [], problems: [] }
-
 /** Who the agent says it is. */
 interface NamedCatalog extends Pick<Catalog, 'description'> {
   readAgentSelf(): Promise<{ readonly nodeName: string }>

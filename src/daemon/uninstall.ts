@@ -19,7 +19,8 @@ import {
 import { basename, dirname, join } from 'node:path'
 import { parseDocument } from 'yaml'
 import { SYSTEM_PATH } from '../controlplane/capture/command.ts'
-import { describeError } from '../lib/errors.ts'
+import { describeError, errorCode } from '../lib/errors.ts'
+import { member } from '../lib/json-value.ts'
 import { stateNames } from './state-files.ts'
 import { unitOf } from './stop-cause.ts'
 
@@ -263,16 +264,16 @@ interface Named {
 function namedByConfig(config: unknown): Named {
   const text = (...keys: readonly string[]): string | undefined => {
     let value = config
-    for (const key of keys) value = memberOf(value, key)
+    for (const key of keys) value = member(value, key)
     return typeof value === 'string' && value.startsWith('/') ? value : undefined
   }
-  const services = memberOf(config, 'services')
+  const services = member(config, 'services')
   const names = (Array.isArray(services) ? services : [])
-    .map((service) => memberOf(service, 'name'))
+    .map((service) => member(service, 'name'))
     .filter((name) => typeof name === 'string')
   const state = text('state', 'directory')
   const directory = text('certificates', 'directory')
-  const isBuiltin = memberOf(memberOf(config, 'certificates'), 'kind') === 'builtin'
+  const isBuiltin = member(member(config, 'certificates'), 'kind') === 'builtin'
   const patterns = [text('certificates', 'key'), text('certificates', 'certificate')]
   const certificateNames = isBuiltin
     ? ['host.pem', 'bundle.json', 'services']
@@ -302,12 +303,6 @@ function readLoosely(path: string): unknown {
   } catch {
     return undefined
   }
-}
-
-function memberOf(value: unknown, key: string): unknown {
-  return typeof value === 'object' && value !== null && Object.hasOwn(value, key)
-    ? Reflect.get(value, key)
-    : undefined
 }
 
 /** Those that exist, of a path that may end in `*`. */
@@ -344,7 +339,7 @@ function removeIfEmpty(path: string): boolean {
     rmdirSync(path)
     return true
   } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOTEMPTY') return false
+    if (errorCode(error) === 'ENOTEMPTY') return false
     throw error
   }
 }

@@ -149,12 +149,6 @@ export class WorkerPool {
     }))
   }
 
-  /** {@link prepare} and {@link listen}. */
-  async start(): Promise<void> {
-    await this.prepare()
-    await this.listen()
-  }
-
   /** Starts all workers, which take what they are fed and accept nothing yet. @throws MeshError HM_WORKER_FAILED */
   async prepare(): Promise<void> {
     // Before anything is waited for: a pool that is ended meanwhile ends it, too.

@@ -4,6 +4,7 @@
 import type { Config } from '../config/schema.ts'
 import type { ChosenBackend } from '../controlplane/capture/backend.ts'
 import { loopbackFamilies } from '../controlplane/capture/routing.ts'
+import { backendTraits } from '../model/capture-backend.ts'
 import type { LocalService } from '../model/service.ts'
 import { readProcessLimits, tunnelShare, workerShare } from './resources.ts'
 import type { WorkerPoolOptions } from './worker-pool.ts'
@@ -22,7 +23,7 @@ export function workerSettings(
 ): WorkerPoolOptions['settings'] {
   const { timeouts, limits } = config
   const processLimits = readProcessLimits()
-  const isTransparent = backend?.kind === 'nftables'
+  const isTransparent = backend !== undefined && backendTraits[backend.kind].divertsBy === 'tproxy'
   // REDIRECT leads containers to the address of their bridge; everybody else comes to loopback.
   const needsAnyAddress =
     !isTransparent && services.some(({ selector }) => selector?.kind === 'sourceAddress')

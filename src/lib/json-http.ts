@@ -6,7 +6,7 @@ import { once } from 'node:events'
 import type { ClientRequest, IncomingMessage, RequestOptions, ServerResponse } from 'node:http'
 import type { Server, Socket } from 'node:net'
 import { type ErrorCode, isErrorCode, MeshError } from './errors.ts'
-import { member } from './json-value.ts'
+import { member, parseJson } from './json-value.ts'
 
 /** What a server said. */
 export interface JsonAnswer {
@@ -37,15 +37,6 @@ export async function readBody(message: AsyncIterable<Buffer>, maxBytes: number)
     chunks.push(chunk)
   }
   return Buffer.concat(chunks)
-}
-
-/** The value of JSON text; undefined when it is none. */
-export function parseJson(text: Buffer | string): unknown {
-  try {
-    return JSON.parse(text.toString())
-  } catch {
-    return undefined
-  }
 }
 
 /**

@@ -157,9 +157,7 @@ export function setReading(socket: Socket, wanted: boolean): void {
  */
 export function carriedBytes(socket: Socket): number | undefined {
   // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- see readDirect
-  const handle = (socket as unknown as { readonly _handle?: { readonly _parent?: unknown } | null })
-    ._handle
-  const carrier = handle?._parent
+  const carrier = (socket as unknown as WithHandle)._handle?._parent
   if (typeof carrier !== 'object' || carrier === null || !('bytesRead' in carrier)) return undefined
   return typeof carrier.bytesRead === 'number' ? carrier.bytesRead : undefined
 }

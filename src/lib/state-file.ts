@@ -21,10 +21,12 @@ import {
   rmSync,
   statSync,
 } from 'node:fs'
-import { open, rename, rm, stat } from 'node:fs/promises'
+import { rm } from 'node:fs/promises'
 import { dirname } from 'node:path'
+import { replaceFile, temporaryOf } from './atomic-file.ts'
 import { type Clock, systemClock } from './clock.ts'
 import { describeError, errorCode } from './errors.ts'
+import { member, parseJson } from './json-value.ts'
 import type { Log } from './log.ts'
 
 /** What a state file is opened with. */
@@ -258,7 +260,7 @@ class OpenStateFile implements StateFile {
     if (end < 0) return 'it has no first line'
     const header = bytes.toString('utf8', 0, end + 1)
     const body = bytes.subarray(end + 1)
-    const claimed = parse(header)
+    const claimed = parseJson(header)
     const { format, version } = this.#options
     if (member(claimed, 'format') !== format) return `it does not say that it is ${format}`
     if (member(claimed, 'version') !== version) return `it is not of version ${version}`
@@ -267,7 +269,7 @@ class OpenStateFile implements StateFile {
     // The whole line is compared: there is one way to write it, and anything else is damage.
     if (Number.isNaN(writtenAtMs) || header !== this.#header(String(writtenAt), body))
       return 'its checksum is wrong'
-    const parsed = parse(body.toString('utf8'))
+    const parsed = parseJson(body)
     return parsed === undefined ? 'it is not JSON' : { body: parsed, writtenAtMs }
   }
 
@@ -314,43 +316,4 @@ function readOwnFile(path: string, maxBytes: number): Buffer | undefined {
   } finally {
     closeSync(descriptor)
   }
-}
-
-function temporaryOf(path: string): string {
-  return `${path}.tmp`
-}
-
-/** Through a temporary file beside it: a reader sees the old content or the new, never a part. */
-async function replaceFile(path: string, parts: readonly Buffer[]): Promise<void> {
-  const temporary = temporaryOf(path)
-  // One that a killed process left behind.
-  await rm(temporary, { force: true })
-  try {
-    await using file = await open(temporary, 'wx', 0o600)
-    const folder = await stat(dirname(path))
-    // Started as root by hand, it must not lock out the unit's own user.
-    if (process.geteuid?.() === 0 && folder.uid !== 0) await file.chown(folder.uid, folder.gid)
-    for (const part of parts) await file.appendFile(part)
-    await file.sync()
-    await rename(temporary, path)
-  } catch (thrown) {
-    // It may be half a file of keys.
-    await rm(temporary, { force: true }).catch(() => undefined)
-    throw thrown
-  }
-  await using folder = await open(dirname(path), constants.O_RDONLY | constants.O_DIRECTORY)
-  await folder.sync()
-}
-
-function parse(text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    return undefined
-  }
-}
-
-function member(value: unknown, key: string): unknown {
-  if (typeof value !== 'object' || value === null) return undefined
-  return new Map(Object.entries(value)).get(key)
 }

@@ -75,7 +75,7 @@ export function parseYamlDocument<T>(text: string, schema: z.ZodType<T>): Parsed
 }
 
 /** `file:line:column: path: message`, without the parts that the problem does not have. */
-export function formatProblem(fileName: string, problem: DocumentProblem): string {
+function formatProblem(fileName: string, problem: DocumentProblem): string {
   const place =
     problem.position === undefined ? '' : `:${problem.position.line}:${problem.position.column}`
   const path = formatPath(problem.path)
@@ -96,7 +96,7 @@ export function formatProblems(fileName: string, problems: readonly DocumentProb
 }
 
 /** `services[0].upstreams[1].bindPort`. */
-export function formatPath(path: DocumentPath): string {
+function formatPath(path: DocumentPath): string {
   return path
     .map((step, index) =>
       typeof step === 'number' ? `[${step}]` : `${index === 0 ? '' : '.'}${step}`,

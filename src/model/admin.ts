@@ -6,6 +6,16 @@
  */
 import type { ResponseFlag } from './response-flag.ts'
 
+/** The documents, each at `/v1/` and its name. */
+export interface AdminDocuments {
+  readonly status: StatusDocument
+  readonly services: ServicesDocument
+  readonly peers: PeersDocument
+  readonly connections: ConnectionsDocument
+  readonly refused: RefusedDocument
+  readonly certs: CertsDocument
+}
+
 /** `/v1/status`: is this host well, and if not, why. */
 export interface StatusDocument {
   readonly version: string

@@ -14,6 +14,7 @@ import type {
   StatusDocument,
   TunnelEntry,
 } from './admin.ts'
+import type { BackendKind } from './capture-backend.ts'
 import type { ResponseFlag } from './response-flag.ts'
 import type { LocalService, WorkloadSelector } from './service.ts'
 import type { MeshService, ServicePolicy } from './snapshot.ts'
@@ -119,7 +120,7 @@ export interface CaptureFacts extends CaptureStatus {
   /** Workloads as the kernel matches them now (users by number, no cgroup that does not exist); null while off. */
   readonly plan: CapturePlanFacts | null
   /** What diverts; null while nothing does. */
-  readonly backend: 'nftables' | 'iptables' | null
+  readonly backend: BackendKind | null
 }
 
 /** A capture plan, as `controlplane/capture/rules.ts` has it. */
@@ -130,7 +131,6 @@ export interface CapturePlanFacts {
   }[]
   readonly defaultCapturePort?: number | undefined
   readonly refusesUnknownAtInstances?: boolean
-  readonly sparesOpenConnections?: boolean
   readonly virtualRange: string
   readonly virtualRange6: string
   readonly daemonUid: number

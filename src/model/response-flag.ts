@@ -1,5 +1,6 @@
 /**
- * How a connection ended: one table for error codes, counters, access log and the admin API.
+ * How a connection ended, in the words that counters, access log and the admin API share; which failure ends in which is
+ * ending.ts.
  *
  * The flags are Envoy's where Envoy has one, so that dashboards and habits carry over.
  */

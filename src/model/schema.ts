@@ -23,7 +23,7 @@ function orUndefined<T>(schema: z.ZodType<T>): z.ZodType<T | undefined> {
 const names = z.array(z.string())
 const action = z.enum(['allow', 'deny'])
 
-export const addressSchema: z.ZodType<SocketAddress> = z.object({
+const addressSchema: z.ZodType<SocketAddress> = z.object({
   ip: z.string(),
   port: z.number(),
 } satisfies Members<SocketAddress>)

@@ -37,6 +37,37 @@ export type Column =
       readonly boundsSeconds: readonly number[]
     }
 
+type ColumnOf<Kind extends Column['kind']> = Extract<Column, { readonly kind: Kind }>
+
+/** Makes columns whose metrics are in one section, each from the metric's name and what it means. */
+interface ColumnMakers {
+  count(name: string, help: string): ColumnOf<'count'>
+  gauge(name: string, help: string): ColumnOf<'gauge'>
+  /** A gauge that is told for each worker alone. */
+  threadGauge(name: string, help: string): ColumnOf<'gauge'>
+  split<const Value extends string>(
+    name: string,
+    help: string,
+    by: { readonly label: string; readonly values: readonly Value[]; readonly always?: Value },
+  ): ColumnOf<'split'> & { readonly values: readonly Value[] }
+  histogram(name: string, help: string, boundsSeconds: readonly number[]): ColumnOf<'histogram'>
+}
+
+/** The makers of one section. */
+export function columnsIn(group: MetricGroup): ColumnMakers {
+  return {
+    count: (name, help) => ({ kind: 'count', metric: { group, name, help } }),
+    gauge: (name, help) => ({ kind: 'gauge', metric: { group, name, help } }),
+    threadGauge: (name, help) => ({ kind: 'gauge', by: 'thread', metric: { group, name, help } }),
+    split: (name, help, by) => ({ kind: 'split', ...by, metric: { group, name, help } }),
+    histogram: (name, help, boundsSeconds) => ({
+      kind: 'histogram',
+      boundsSeconds,
+      metric: { group, name, help },
+    }),
+  }
+}
+
 /** The columns of a row, by the name that the code uses. */
 export type Columns = Readonly<Record<string, Column>>
 

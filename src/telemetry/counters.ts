@@ -10,7 +10,7 @@
  * row per reporter, whose services are called `other`.
  */
 import { type ResponseFlag, responseFlags } from '../model/response-flag.ts'
-import { bucketOf, type Columns, Layout, type NameOf, type ValueOf } from './columns.ts'
+import { bucketOf, type Columns, columnsIn, Layout, type NameOf, type ValueOf } from './columns.ts'
 
 /** Who counted: the host of the calling service or the host of the called one. */
 export type Reporter = 'source' | 'destination'
@@ -35,221 +35,126 @@ function isFlag(text: string): text is ResponseFlag {
   return Object.hasOwn(responseFlags, text)
 }
 
+const connections = columnsIn('Connections')
+const tunnels = columnsIn('Tunnels')
+
 /** What is counted of a service pair. */
 export const trafficColumns = {
-  opened: {
-    kind: 'count',
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_tcp_connections_opened_total',
-      help: 'Connections accepted, by service pair',
-    },
-  },
-  closed: {
-    kind: 'split',
-    label: 'response_flags',
-    values: trafficFlags,
-    always: '-',
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_tcp_connections_closed_total',
-      help: 'Connections ended, by service pair and response flag',
-    },
-  },
-  connectFailures: {
-    kind: 'count',
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_tcp_connect_failures_total',
-      help: 'Failed tries to reach an instance; the connection may have succeeded on another',
-    },
-  },
-  sentBytes: {
-    kind: 'count',
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_tcp_sent_bytes_total',
-      help: 'Bytes towards the destination service',
-    },
-  },
-  receivedBytes: {
-    kind: 'count',
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_tcp_received_bytes_total',
-      help: 'Bytes from the destination service',
-    },
-  },
-  duration: {
-    kind: 'histogram',
+  opened: connections.count(
+    'hostmesh_tcp_connections_opened_total',
+    'Connections accepted, by service pair',
+  ),
+  closed: connections.split(
+    'hostmesh_tcp_connections_closed_total',
+    'Connections ended, by service pair and response flag',
+    { label: 'response_flags', values: trafficFlags, always: '-' },
+  ),
+  connectFailures: connections.count(
+    'hostmesh_tcp_connect_failures_total',
+    'Failed tries to reach an instance; the connection may have succeeded on another',
+  ),
+  sentBytes: connections.count(
+    'hostmesh_tcp_sent_bytes_total',
+    'Bytes towards the destination service',
+  ),
+  receivedBytes: connections.count(
+    'hostmesh_tcp_received_bytes_total',
+    'Bytes from the destination service',
+  ),
+  duration: connections.histogram(
+    'hostmesh_tcp_connection_duration_seconds',
+    'How long ended connections were open',
     // From one exchange to a connection kept for a day.
-    boundsSeconds: [0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 30, 60, 300, 1_800, 3_600, 86_400],
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_tcp_connection_duration_seconds',
-      help: 'How long ended connections were open',
-    },
-  },
-} as const satisfies Columns
+    [0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 30, 60, 300, 1_800, 3_600, 86_400],
+  ),
+} satisfies Columns
 
 /** The cells of a service pair. */
 export const trafficLayout: Layout<typeof trafficColumns> = new Layout(trafficColumns)
 
 /** What is counted of a worker that has no service pair. */
 export const workerColumns = {
-  acceptedConnections: {
-    kind: 'count',
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_accepted_connections_total',
-      help: 'TCP connections accepted on any data-plane port, before anything is known of them',
+  acceptedConnections: connections.count(
+    'hostmesh_accepted_connections_total',
+    'TCP connections accepted on any data-plane port, before anything is known of them',
+  ),
+  captureRefused: connections.count(
+    'hostmesh_capture_refused_total',
+    'Connections refused because their original destination is a port of hostmesh itself',
+  ),
+  outlierEjections: connections.count(
+    'hostmesh_outlier_ejections_total',
+    'Times an instance was ejected because connections to it failed, each worker for itself',
+  ),
+  ejectedEndpoints: connections.threadGauge(
+    'hostmesh_outlier_ejected_endpoints',
+    'Instances that a data-plane worker avoids now because connections to them failed',
+  ),
+  overflow: connections.count(
+    'hostmesh_overflow_total',
+    'Connections and streams refused because a limit of this host was reached',
+  ),
+  limitRefusals: connections.split(
+    'hostmesh_limit_refusals_total',
+    'Streams, connections and handshakes refused or broken off because a caller had its share of something',
+    {
+      label: 'limit',
+      values: ['barred', 'descriptors', 'handshakes', 'memory', 'streams', 'tunnels'],
     },
-  },
-  captureRefused: {
-    kind: 'count',
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_capture_refused_total',
-      help: 'Connections refused because their original destination is a port of hostmesh itself',
+  ),
+  heldBytes: connections.gauge(
+    'hostmesh_held_bytes',
+    'Memory for bytes on their way that a reader leaves waiting',
+  ),
+  connectionDescriptors: connections.gauge(
+    'hostmesh_connection_descriptors',
+    'File descriptors that connections, tunnels and handshakes have',
+  ),
+  barredCallers: connections.gauge(
+    'hostmesh_barred_callers',
+    'Callers that are refused at the handshake for now, by destination and worker, for breaking the tunnel protocol too often',
+  ),
+  tunnelHandshakes: tunnels.count(
+    'hostmesh_tunnel_handshakes_total',
+    'TLS handshakes with peers that succeeded, in both directions',
+  ),
+  tunnelHandshakeFailures: tunnels.count(
+    'hostmesh_tunnel_handshake_failures_total',
+    'TLS handshakes with peers that failed, in both directions',
+  ),
+  tunnelSessionsActive: tunnels.gauge(
+    'hostmesh_tunnel_sessions_active',
+    'Tunnel sessions open now',
+  ),
+  tunnelSessionsClosed: tunnels.split(
+    'hostmesh_tunnel_sessions_closed_total',
+    'Tunnel sessions that ended, by reason',
+    {
+      label: 'reason',
+      values: ['drained', 'expired', 'lost', 'revoked', 'silent', 'untrusted', 'violation'],
     },
-  },
-  outlierEjections: {
-    kind: 'count',
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_outlier_ejections_total',
-      help: 'Times an instance was ejected because connections to it failed, each worker for itself',
-    },
-  },
-  ejectedEndpoints: {
-    kind: 'gauge',
-    by: 'thread',
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_outlier_ejected_endpoints',
-      help: 'Instances that a data-plane worker avoids now because connections to them failed',
-    },
-  },
-  overflow: {
-    kind: 'count',
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_overflow_total',
-      help: 'Connections and streams refused because a limit of this host was reached',
-    },
-  },
-  limitRefusals: {
-    kind: 'split',
-    label: 'limit',
-    values: ['barred', 'descriptors', 'handshakes', 'memory', 'streams', 'tunnels'],
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_limit_refusals_total',
-      help: 'Streams, connections and handshakes refused or broken off because a caller had its share of something',
-    },
-  },
-  heldBytes: {
-    kind: 'gauge',
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_held_bytes',
-      help: 'Memory for bytes on their way that a reader leaves waiting',
-    },
-  },
-  connectionDescriptors: {
-    kind: 'gauge',
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_connection_descriptors',
-      help: 'File descriptors that connections, tunnels and handshakes have',
-    },
-  },
-  barredCallers: {
-    kind: 'gauge',
-    metric: {
-      group: 'Connections',
-      name: 'hostmesh_barred_callers',
-      help: 'Callers that are refused at the handshake for now, by destination and worker, for breaking the tunnel protocol too often',
-    },
-  },
-  tunnelHandshakes: {
-    kind: 'count',
-    metric: {
-      group: 'Tunnels',
-      name: 'hostmesh_tunnel_handshakes_total',
-      help: 'TLS handshakes with peers that succeeded, in both directions',
-    },
-  },
-  tunnelHandshakeFailures: {
-    kind: 'count',
-    metric: {
-      group: 'Tunnels',
-      name: 'hostmesh_tunnel_handshake_failures_total',
-      help: 'TLS handshakes with peers that failed, in both directions',
-    },
-  },
-  tunnelSessionsActive: {
-    kind: 'gauge',
-    metric: {
-      group: 'Tunnels',
-      name: 'hostmesh_tunnel_sessions_active',
-      help: 'Tunnel sessions open now',
-    },
-  },
-  tunnelSessionsClosed: {
-    kind: 'split',
-    label: 'reason',
-    values: ['drained', 'expired', 'lost', 'revoked', 'silent', 'untrusted', 'violation'],
-    metric: {
-      group: 'Tunnels',
-      name: 'hostmesh_tunnel_sessions_closed_total',
-      help: 'Tunnel sessions that ended, by reason',
-    },
-  },
-  tunnelStreamsActive: {
-    kind: 'gauge',
-    metric: {
-      group: 'Tunnels',
-      name: 'hostmesh_tunnel_streams_active',
-      help: 'Tunnel streams open now',
-    },
-  },
-  tunnelStreamsOpened: {
-    kind: 'count',
-    metric: {
-      group: 'Tunnels',
-      name: 'hostmesh_tunnel_streams_opened_total',
-      help: 'Tunnel streams opened, in both directions',
-    },
-  },
-  tunnelStreamsReset: {
-    kind: 'count',
-    metric: {
-      group: 'Tunnels',
-      name: 'hostmesh_tunnel_streams_reset_total',
-      help: 'Tunnel streams that ended by a reset, from either side',
-    },
-  },
-  protocolErrors: {
-    kind: 'count',
-    metric: {
-      group: 'Tunnels',
-      name: 'hostmesh_tunnel_protocol_errors_total',
-      help: 'Tunnel sessions closed because the peer broke the protocol',
-    },
-  },
-  tunnelRoundTrip: {
-    kind: 'histogram',
-    boundsSeconds: [0.000_1, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1],
-    metric: {
-      group: 'Tunnels',
-      name: 'hostmesh_tunnel_rtt_seconds',
-      help: 'Round trips of keepalive pings to peers',
-    },
-  },
-  eventLoopDelayMs: { kind: 'gauge' },
-  logLinesLost: { kind: 'count' },
-} as const satisfies Columns
+  ),
+  tunnelStreamsActive: tunnels.gauge('hostmesh_tunnel_streams_active', 'Tunnel streams open now'),
+  tunnelStreamsOpened: tunnels.count(
+    'hostmesh_tunnel_streams_opened_total',
+    'Tunnel streams opened, in both directions',
+  ),
+  tunnelStreamsReset: tunnels.count(
+    'hostmesh_tunnel_streams_reset_total',
+    'Tunnel streams that ended by a reset, from either side',
+  ),
+  protocolErrors: tunnels.count(
+    'hostmesh_tunnel_protocol_errors_total',
+    'Tunnel sessions closed because the peer broke the protocol',
+  ),
+  tunnelRoundTrip: tunnels.histogram(
+    'hostmesh_tunnel_rtt_seconds',
+    'Round trips of keepalive pings to peers',
+    [0.000_1, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1],
+  ),
+  eventLoopDelayMs: { kind: 'gauge' as const },
+  logLinesLost: { kind: 'count' as const },
+} satisfies Columns
 
 /** The cells of a worker. */
 export const workerLayout: Layout<typeof workerColumns> = new Layout(workerColumns)

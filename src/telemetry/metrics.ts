@@ -6,7 +6,7 @@
  * then `other`), response flags, threads; never an address, a path or anything else that a peer chooses.
  */
 import { readdir } from 'node:fs/promises'
-import type { Column, Columns, Layout, MetricHead } from './columns.ts'
+import type { Column, Columns, Layout, MetricGroup, MetricHead } from './columns.ts'
 import { type TrafficLabels, trafficLayout, workerLayout } from './counters.ts'
 import type { HostReading } from './host-reading.ts'
 import type { TrafficTotal } from './totals.ts'
@@ -53,301 +53,224 @@ const typeByKind = {
   histogram: 'histogram',
 } as const
 
+type MetricMaker = (
+  name: string,
+  help: string,
+  collect: Metric['collect'],
+  labels?: readonly string[],
+) => Metric
+
+/** Makes the metrics of one section that the main thread knows. */
+function metricsIn(group: MetricGroup): Readonly<Record<'gauge' | 'counter', MetricMaker>> {
+  const of =
+    (type: Metric['type']): MetricMaker =>
+    (name, help, collect, labels = []) => ({ group, name, type, help, labels, collect })
+  return { gauge: of('gauge'), counter: of('counter') }
+}
+
+const ofConnections = metricsIn('Connections')
+const ofHost = metricsIn('Host')
+const ofProcess = metricsIn('Process')
+
 const hostMetrics: readonly Metric[] = [
-  {
-    group: 'Connections',
-    name: 'hostmesh_tcp_connections_active',
-    type: 'gauge',
-    help: 'Connections open now, by service pair',
-    labels: PAIR_LABELS,
-    collect: ({ traffic }) =>
-      traffic.map((row) => ({ value: row.active, labels: pairLabels(row.labels) })),
-  },
-  {
-    group: 'Connections',
-    name: 'hostmesh_tcp_connections_lost_total',
-    type: 'counter',
-    help: 'Connections that were open when their worker crashed',
-    labels: PAIR_LABELS,
-    collect: ({ traffic }) =>
-      traffic.map((row) => ({ value: row.lost, labels: pairLabels(row.labels) })),
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_ready',
-    type: 'gauge',
-    help: '1 when this host does all that it is there for, else 0: a problem says why not',
-    labels: [],
-    collect: ({ host }) => Number(host.ready),
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_serving',
-    type: 'gauge',
-    help: '1 when this host takes traffic, else 0 (starting or draining)',
-    labels: [],
-    collect: ({ host }) => Number(host.serving),
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_problems',
-    type: 'gauge',
-    help: 'Problems of this host as hostmesh status shows them, by code; a code that it does not have is absent',
-    labels: ['code'],
-    collect: ({ host }) => [...host.problems].map(([code, value]) => ({ value, labels: { code } })),
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_snapshot_version',
-    type: 'gauge',
-    help: 'Version of the snapshot that this host acts on; 0 before the first',
-    labels: [],
-    collect: ({ host }) => host.snapshotVersion,
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_catalog_last_success_timestamp_seconds',
-    type: 'gauge',
-    help: 'When the catalog last gave a good answer, seconds since the epoch; absent before the first',
-    labels: [],
-    collect: ({ host }) => secondsOf(host.catalogLastSuccessMs),
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_catalog_age_seconds',
-    type: 'gauge',
-    help: 'Since the last good answer of the catalog, of an earlier run if there was none in this; absent before the first',
-    labels: [],
-    collect: ({ host: { catalogLastSuccessMs: ms } }) =>
+  ofConnections.gauge(
+    'hostmesh_tcp_connections_active',
+    'Connections open now, by service pair',
+    ({ traffic }) => traffic.map((row) => ({ value: row.active, labels: pairLabels(row.labels) })),
+    PAIR_LABELS,
+  ),
+  ofConnections.counter(
+    'hostmesh_tcp_connections_lost_total',
+    'Connections that were open when their worker crashed',
+    ({ traffic }) => traffic.map((row) => ({ value: row.lost, labels: pairLabels(row.labels) })),
+    PAIR_LABELS,
+  ),
+  ofHost.gauge(
+    'hostmesh_ready',
+    '1 when this host does all that it is there for, else 0: a problem says why not',
+    ({ host }) => Number(host.ready),
+  ),
+  ofHost.gauge(
+    'hostmesh_serving',
+    '1 when this host takes traffic, else 0 (starting or draining)',
+    ({ host }) => Number(host.serving),
+  ),
+  ofHost.gauge(
+    'hostmesh_problems',
+    'Problems of this host as hostmesh status shows them, by code; a code that it does not have is absent',
+    ({ host }) => [...host.problems].map(([code, value]) => ({ value, labels: { code } })),
+    ['code'],
+  ),
+  ofHost.gauge(
+    'hostmesh_snapshot_version',
+    'Version of the snapshot that this host acts on; 0 before the first',
+    ({ host }) => host.snapshotVersion,
+  ),
+  ofHost.gauge(
+    'hostmesh_catalog_last_success_timestamp_seconds',
+    'When the catalog last gave a good answer, seconds since the epoch; absent before the first',
+    ({ host }) => secondsOf(host.catalogLastSuccessMs),
+  ),
+  ofHost.gauge(
+    'hostmesh_catalog_age_seconds',
+    'Since the last good answer of the catalog, of an earlier run if there was none in this; absent before the first',
+    ({ host: { catalogLastSuccessMs: ms } }) =>
       secondsOf(ms === undefined ? ms : Math.max(0, Date.now() - ms)),
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_consul_last_contact_seconds',
-    type: 'gauge',
-    help: 'Since the Consul server that answers last heard from its leader; asked every 7 s; absent without Consul',
-    labels: [],
-    collect: ({ host }) => secondsOf(host.consulLastContactMs),
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_state_remembered',
-    type: 'gauge',
-    help: 'Services, policies and certificates that the host acts on and that nothing has confirmed since its start',
-    labels: ['part'],
-    collect: ({ host }) =>
+  ),
+  ofHost.gauge(
+    'hostmesh_consul_last_contact_seconds',
+    'Since the Consul server that answers last heard from its leader; asked every 7 s; absent without Consul',
+    ({ host }) => secondsOf(host.consulLastContactMs),
+  ),
+  ofHost.gauge(
+    'hostmesh_state_remembered',
+    'Services, policies and certificates that the host acts on and that nothing has confirmed since its start',
+    ({ host }) =>
       host.state.parts.map(({ part, remembered }) => ({ value: remembered, labels: { part } })),
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_state_problems',
-    type: 'gauge',
-    help: 'Reasons why something is not kept for a restart, such as a full disk; 0 when all is',
-    labels: [],
-    collect: ({ host }) => host.state.problems.length,
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_certificate_expiry_timestamp_seconds',
-    type: 'gauge',
-    help: 'When the certificate in use for a local service ends, seconds since the epoch',
-    labels: ['service'],
-    collect: ({ host }) =>
+    ['part'],
+  ),
+  ofHost.gauge(
+    'hostmesh_state_problems',
+    'Reasons why something is not kept for a restart, such as a full disk; 0 when all is',
+    ({ host }) => host.state.problems.length,
+  ),
+  ofHost.gauge(
+    'hostmesh_certificate_expiry_timestamp_seconds',
+    'When the certificate in use for a local service ends, seconds since the epoch',
+    ({ host }) =>
       host.certificates.map(({ service, notAfterMs }) => ({
         value: notAfterMs / 1_000,
         labels: { service },
       })),
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_capture_repairs_total',
-    type: 'counter',
-    help: 'How often another program had changed the capture rules and they were applied again',
-    labels: [],
-    collect: ({ host }) => host.captureRepairs,
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_capture_rules_in_sync',
-    type: 'gauge',
-    help: '1 when the capture rules in the kernel are the wanted ones, else 0; absent while capture is off',
-    labels: [],
-    collect: ({ host: { captureInSync } }) =>
+    ['service'],
+  ),
+  ofHost.counter(
+    'hostmesh_capture_repairs_total',
+    'How often another program had changed the capture rules and they were applied again',
+    ({ host }) => host.captureRepairs,
+  ),
+  ofHost.gauge(
+    'hostmesh_capture_rules_in_sync',
+    '1 when the capture rules in the kernel are the wanted ones, else 0; absent while capture is off',
+    ({ host: { captureInSync } }) =>
       captureInSync === undefined ? captureInSync : Number(captureInSync),
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_dns_queries_total',
-    type: 'counter',
-    help: 'DNS questions to the resolver, by what became of them; absent while it is off',
-    labels: ['outcome'],
-    collect: ({ host }) =>
+  ),
+  ofHost.counter(
+    'hostmesh_dns_queries_total',
+    'DNS questions to the resolver, by what became of them; absent while it is off',
+    ({ host }) =>
       Object.entries(host.dnsQueries ?? {}).map(([outcome, value]) => ({
         value,
         labels: { outcome: snakeCase(outcome) },
       })),
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_watched_services',
-    type: 'gauge',
-    help: 'Services that this host follows in the catalog',
-    labels: [],
-    collect: ({ host }) => host.watchedServices,
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_unknown_callers_refused_total',
-    type: 'counter',
-    help: 'Connections of local processes without identity that the capture rules reset, by what was dialed: a virtual address or an instance; starts over when the rules are replaced',
-    labels: ['destination'],
-    collect: ({ host }) =>
+    ['outcome'],
+  ),
+  ofHost.gauge(
+    'hostmesh_watched_services',
+    'Services that this host follows in the catalog',
+    ({ host }) => host.watchedServices,
+  ),
+  ofHost.counter(
+    'hostmesh_unknown_callers_refused_total',
+    'Connections of local processes without identity that the capture rules reset, by what was dialed: a virtual address or an instance; starts over when the rules are replaced',
+    ({ host }) =>
       Object.entries(host.unknownCallersRefused ?? {}).map(([destination, value]) => ({
         value,
         labels: { destination },
       })),
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_capture_permitted_total',
-    type: 'counter',
-    help: 'Connections that the capture rules let out without the mesh because their service is named in capture.permissive; starts over when the rules are replaced',
-    labels: [],
-    collect: ({ host }) => host.captureCounts?.permitted,
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_capture_waited_total',
-    type: 'counter',
-    help: 'First segments of processes that had just started, dropped until it was known who they are; the kernel sends them again; by nftables only',
-    labels: [],
-    collect: ({ host }) => host.captureCounts?.waited,
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_capture_full_total',
-    type: 'counter',
-    help: 'Connections refused because more were open to instances than the sets of the kernel hold; by nftables only',
-    labels: [],
-    collect: ({ host }) => host.captureCounts?.full,
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_capture_guarded_total',
-    type: 'counter',
-    help: 'Packets that the guard refused: they would have left without the mesh',
-    labels: [],
-    collect: ({ host }) => host.captureCounts?.guarded,
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_plain_inbound_total',
-    type: 'counter',
-    help: 'Connections from other hosts that reached the port of a service of this host around the mesh, refused ones too (capture.plainInbound); by nftables only; starts over when the rules are replaced',
-    labels: [],
-    collect: ({ host }) => host.plainInbound,
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_capture_spared',
-    type: 'gauge',
-    help: 'Connections that were open before capture came and are spared',
-    labels: [],
-    collect: ({ host }) => host.captureCounts?.spared,
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_workers',
-    type: 'gauge',
-    help: 'Data-plane workers that are running',
-    labels: [],
-    collect: ({ host }) => host.workersRunning,
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_worker_restarts_total',
-    type: 'counter',
-    help: 'Data-plane workers replaced after a crash',
-    labels: [],
-    collect: ({ host }) => host.workerRestarts,
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_log_lines_lost_total',
-    type: 'counter',
-    help: 'Lines of the log that could not be written: a full disk, or a reader that is too slow or gone',
-    labels: [],
-    collect: ({ host, cells }) => host.logLinesLost + workerLayout.total(cells, 'logLinesLost'),
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_event_loop_lag_seconds',
-    type: 'gauge',
-    help: 'Longest delay of the event loop in the last 15 s; main, or the number of a data-plane worker',
-    labels: ['thread'],
-    collect: ({ host, cellsByWorker }) => [
+    ['destination'],
+  ),
+  ofHost.counter(
+    'hostmesh_capture_permitted_total',
+    'Connections that the capture rules let out without the mesh because their service is named in capture.permissive; starts over when the rules are replaced',
+    ({ host }) => host.captureCounts?.permitted,
+  ),
+  ofHost.counter(
+    'hostmesh_capture_waited_total',
+    'First segments of processes that had just started, dropped until it was known who they are; the kernel sends them again; by nftables only',
+    ({ host }) => host.captureCounts?.waited,
+  ),
+  ofHost.counter(
+    'hostmesh_capture_full_total',
+    'Connections refused because more were open to instances than the sets of the kernel hold; by nftables only',
+    ({ host }) => host.captureCounts?.full,
+  ),
+  ofHost.counter(
+    'hostmesh_capture_guarded_total',
+    'Packets that the guard refused: they would have left without the mesh',
+    ({ host }) => host.captureCounts?.guarded,
+  ),
+  ofHost.counter(
+    'hostmesh_plain_inbound_total',
+    'Connections from other hosts that reached the port of a service of this host around the mesh, refused ones too (capture.plainInbound); by nftables only; starts over when the rules are replaced',
+    ({ host }) => host.plainInbound,
+  ),
+  ofHost.gauge(
+    'hostmesh_capture_spared',
+    'Connections that were open before capture came and are spared',
+    ({ host }) => host.captureCounts?.spared,
+  ),
+  ofHost.gauge(
+    'hostmesh_workers',
+    'Data-plane workers that are running',
+    ({ host }) => host.workersRunning,
+  ),
+  ofHost.counter(
+    'hostmesh_worker_restarts_total',
+    'Data-plane workers replaced after a crash',
+    ({ host }) => host.workerRestarts,
+  ),
+  ofHost.counter(
+    'hostmesh_log_lines_lost_total',
+    'Lines of the log that could not be written: a full disk, or a reader that is too slow or gone',
+    ({ host, cells }) => host.logLinesLost + workerLayout.total(cells, 'logLinesLost'),
+  ),
+  ofHost.gauge(
+    'hostmesh_event_loop_lag_seconds',
+    'Longest delay of the event loop in the last 15 s; main, or the number of a data-plane worker',
+    ({ host, cellsByWorker }) => [
       { value: host.eventLoopLagMs / 1_000, labels: { thread: 'main' } },
       ...[...cellsByWorker].map(([worker, cells]) => ({
         value: workerLayout.total(cells, 'eventLoopDelayMs') / 1_000,
         labels: { thread: String(worker) },
       })),
     ],
-  },
-  {
-    group: 'Host',
-    name: 'hostmesh_build_info',
-    type: 'gauge',
-    help: '1; the labels say what runs',
-    labels: ['version', 'node_version'],
-    collect: ({ version }) => [{ value: 1, labels: { version, node_version: process.version } }],
-  },
-  {
-    group: 'Process',
-    name: 'hostmesh_process_cpu_seconds_total',
-    type: 'counter',
-    help: 'CPU time of the whole process, user and system',
-    labels: [],
-    collect: () => {
+    ['thread'],
+  ),
+  ofHost.gauge(
+    'hostmesh_build_info',
+    '1; the labels say what runs',
+    ({ version }) => [{ value: 1, labels: { version, node_version: process.version } }],
+    ['version', 'node_version'],
+  ),
+  ofProcess.counter(
+    'hostmesh_process_cpu_seconds_total',
+    'CPU time of the whole process, user and system',
+    () => {
       const { user, system } = process.cpuUsage()
       return (user + system) / 1e6
     },
-  },
-  {
-    group: 'Process',
-    name: 'hostmesh_process_resident_memory_bytes',
-    type: 'gauge',
-    help: 'Resident memory of the whole process',
-    labels: [],
-    collect: () => process.memoryUsage.rss(),
-  },
-  {
-    group: 'Process',
-    name: 'hostmesh_process_heap_used_bytes',
-    type: 'gauge',
-    help: "JavaScript heap in use in the main thread; workers' heaps are not in it",
-    labels: [],
-    collect: () => process.memoryUsage().heapUsed,
-  },
-  {
-    group: 'Process',
-    name: 'hostmesh_process_open_fds',
-    type: 'gauge',
-    help: 'Open file descriptors of the process',
-    labels: [],
-    collect: async () => {
-      const names = await readdir('/proc/self/fd').catch(() => undefined)
-      // One more than are open otherwise: the directory itself, while it is read.
-      return names === undefined ? undefined : names.length - 1
-    },
-  },
-  {
-    group: 'Process',
-    name: 'hostmesh_process_start_time_seconds',
-    type: 'gauge',
-    help: 'When the process started, seconds since the epoch',
-    labels: [],
-    collect: () => performance.timeOrigin / 1_000,
-  },
+  ),
+  ofProcess.gauge(
+    'hostmesh_process_resident_memory_bytes',
+    'Resident memory of the whole process',
+    () => process.memoryUsage.rss(),
+  ),
+  ofProcess.gauge(
+    'hostmesh_process_heap_used_bytes',
+    "JavaScript heap in use in the main thread; workers' heaps are not in it",
+    () => process.memoryUsage().heapUsed,
+  ),
+  ofProcess.gauge('hostmesh_process_open_fds', 'Open file descriptors of the process', async () => {
+    const names = await readdir('/proc/self/fd').catch(() => undefined)
+    // One more than are open otherwise: the directory itself, while it is read.
+    return names === undefined ? undefined : names.length - 1
+  }),
+  ofProcess.gauge(
+    'hostmesh_process_start_time_seconds',
+    'When the process started, seconds since the epoch',
+    () => performance.timeOrigin / 1_000,
+  ),
 ]
 
 /** All metrics, in the order of docs/metrics.md. */

@@ -5,7 +5,7 @@
  */
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
-import type { BackendKind } from '../../src/controlplane/capture/backend.ts'
+import type { BackendKind } from '../../src/model/capture-backend.ts'
 
 import { eventually, within } from '../harness/eventually.ts'
 import { type Mesh, startMesh } from '../harness/mesh.ts'

@@ -21,7 +21,7 @@ import type { Instance, TestCatalog } from './test-catalog.ts'
 export const CONSUL_HOST = 'consul'
 
 /** The datacenter of a host that is given no other. */
-export const PRIMARY_DATACENTER = 'dc1'
+const PRIMARY_DATACENTER = 'dc1'
 
 /** Name of the host that a datacenter's server runs on. */
 export function consulHostOf(datacenter: string): string {

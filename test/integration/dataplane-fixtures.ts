@@ -173,7 +173,8 @@ export async function startHost(options: HostOptions): Promise<TestHost> {
   pool.setRoots(authority.bundle)
   for (const name of new Set(options.services.map((service) => service.name)))
     pool.setLeaf(leafOf(name))
-  await pool.start()
+  await pool.prepare()
+  await pool.listen()
   let current: Snapshot = emptySnapshot
   return {
     tunnelPort,

@@ -154,7 +154,7 @@ export interface SessionEnd {
   readonly shed: { streams: number; memory: number }
 }
 
-export const sessionOptions: Omit<SessionOptions, 'lane'> = {
+const sessionOptions: Omit<SessionOptions, 'lane'> = {
   maxStreams: 10_000,
   keepaliveMs: 10_000,
 }

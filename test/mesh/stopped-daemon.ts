@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import type { BackendKind } from '../../src/controlplane/capture/backend.ts'
+import type { BackendKind } from '../../src/model/capture-backend.ts'
 import { eventually } from '../harness/eventually.ts'
 import type { Host } from '../harness/host.ts'
 import { type Mesh, startMesh } from '../harness/mesh.ts'

@@ -11,7 +11,7 @@ import {
 const MIB = 1_048_576
 
 /** Limits that nothing here reaches, but for those given. */
-export const plenty = { heldBytes: 1_024 * MIB, descriptors: 1_000_000, sessions: 10_000 }
+const plenty = { heldBytes: 1_024 * MIB, descriptors: 1_000_000, sessions: 10_000 }
 
 /** Accounts of a worker at time 0; `exceeded` counts how often shedding was asked for. */
 export function makeAccounts(

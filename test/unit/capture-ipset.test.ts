@@ -5,12 +5,12 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import * as fc from 'fast-check'
 import {
-  MAX_INSTANCE_ADDRESSES,
   renderCreate,
   renderReplace,
   renderUpdate,
   setMembers,
 } from '../../src/controlplane/capture/ipset.ts'
+import { MAX_INSTANCE_ADDRESSES } from '../../src/controlplane/capture/set-members.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 
 describe('setMembers()', () => {

@@ -11,14 +11,11 @@ import {
   setNames,
   type TableRules,
 } from '../../src/controlplane/capture/iptables-rules.ts'
-import {
-  cgroupElements,
-  type NftSettings,
-  renderCaptureTable,
-  renderElements,
-  renderGuardTable,
-  renderReplacement,
-} from '../../src/controlplane/capture/nft-rules.ts'
+import { cgroupElements } from '../../src/controlplane/capture/nft-cgroups.ts'
+import { renderElements, renderReplacement } from '../../src/controlplane/capture/nft-elements.ts'
+import { renderGuardTable } from '../../src/controlplane/capture/nft-guard-rules.ts'
+import { renderCaptureTable } from '../../src/controlplane/capture/nft-rules.ts'
+import type { NftSettings } from '../../src/controlplane/capture/nft-words.ts'
 import {
   type CapturePlan,
   captureRules,

@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { renderExplanation } from '../../src/cli/explanation.ts'
+import { renderExplanation } from '../../src/cli/render/explanation.ts'
 import { explain } from '../../src/daemon/explain/explain.ts'
 import { facts, NOW, policy } from './explain-fixtures.ts'
 

@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Outcomes } from '../../src/dataplane/proxy/outcomes.ts'
-import { ProbeLimit } from '../../src/dataplane/proxy/probe.ts'
+import { ProbeLimit } from '../../src/dataplane/proxy/probe-limit.ts'
 import { StreamResetError } from '../../src/dataplane/tunnel/stream.ts'
 import { MeshError } from '../../src/lib/errors.ts'
 

@@ -1,17 +1,19 @@
 /**
- * scripts/setup.sh finds Debian's own entry among a machine's apt sources and derives bullseye from it.
+ * The set-up finds Debian's own entry among a machine's apt sources and derives bullseye from it.
  *
  * The samples are entries as Debian, its cloud images, mirrors and third parties write them. What goes
  * wrong here would put a foreign repository, or an unsigned one, into a machine's sources.
  */
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { globSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { after, test } from 'node:test'
 
-const setup = resolve(import.meta.dirname, '../../scripts/setup.sh')
+const scripts = resolve(import.meta.dirname, '../../scripts')
+const setup = join(scripts, 'setup.sh')
+const aptSource = join(scripts, 'setup/apt-source.ts')
 const folder = mkdtempSync(join(tmpdir(), 'hostmesh-setup-source-'))
 after(() => rmSync(folder, { recursive: true }))
 
@@ -22,9 +24,7 @@ function derive(codename: string, files: Readonly<Record<string, string>>): stri
     writeFileSync(path, text)
     return path
   })
-  const run = spawnSync('sh', [setup, '--print-bullseye-source', codename, ...paths], {
-    encoding: 'utf8',
-  })
+  const run = spawnSync(process.execPath, [aptSource, codename, ...paths], { encoding: 'utf8' })
   assert.equal(run.stderr, '')
   assert.equal(run.status === 0, run.stdout !== '', `status ${run.status} with '${run.stdout}'`)
   return run.status === 0 ? run.stdout.trimEnd() : undefined
@@ -162,8 +162,12 @@ test('a source that follows "stable" serves when none names the release', () => 
 })
 
 test('no mirror or registry is named by the set-up itself', () => {
-  const text = spawnSync('cat', [setup], { encoding: 'utf8' }).stdout
-  assert.doesNotMatch(text, /https?:\/\/|\b(?:deb|ftp|archive)\.debian|npmjs|pypi/)
+  for (const path of [setup, ...globSync(join(scripts, 'setup/*'))])
+    assert.doesNotMatch(
+      readFileSync(path, 'utf8'),
+      /https?:\/\/|\b(?:deb|ftp|archive)\.debian|npmjs|pypi/,
+      path,
+    )
 })
 
 test('an unknown purpose is refused with the list of known ones', () => {

@@ -25,6 +25,11 @@ export function formatSince(time: string, nowMs: number): string {
   return Number.isNaN(atMs) ? '?' : formatAge(nowMs - atMs)
 }
 
+/** A moment, to the second: `2027-01-31T12:00:00Z`. */
+export function formatTime(wallMs: number): string {
+  return `${new Date(wallMs).toISOString().slice(0, 19)}Z`
+}
+
 /** A size: `512B`, `1.5KiB`, `20MiB`. */
 export function formatBytes(bytes: number): string {
   const units = ['KiB', 'MiB', 'GiB', 'TiB', 'PiB']

@@ -1,17 +1,12 @@
 /**
- * What a way of diverting connections must be able to do, and which way a host uses.
- *
- *     nftables   TPROXY by a native table: no connection tracking, a guard of its own. Where the host can.
- *     iptables   REDIRECT by iptables and ipset: older hosts, and containers whose bridge calls iptables
+ * What a way of diverting connections must be able to do. Which there are, and which one a host uses, is backends.ts.
  */
 import type { SocketAddress } from '../../model/address.ts'
+import type { BackendKind } from '../../model/capture-backend.ts'
 import type { Problem } from '../../model/problem.ts'
-import type { RunCommand } from './command.ts'
-import type { CapturePlan, Family } from './rules.ts'
+import type { RoutingSettings } from './routing.ts'
+import type { Family } from './rules.ts'
 import type { ResolvedPlan } from './workloads.ts'
-
-/** The ways. */
-export type BackendKind = 'nftables' | 'iptables'
 
 /** What a configuration may ask for. */
 export type BackendChoice = BackendKind | 'auto'
@@ -20,6 +15,13 @@ export type BackendChoice = BackendKind | 'auto'
 export interface ChosenBackend {
   readonly kind: BackendKind
   readonly reason: string
+}
+
+/** What a configuration says of the rules beside the plan; a backend takes what it has a use for. */
+export interface BackendSettings extends RoutingSettings {
+  /** How long a connection from before capture is spared, seconds. */
+  readonly spareSeconds: number
+  readonly sparesWhileUsed: boolean
 }
 
 /** One rule of ours as the kernel has it. */
@@ -91,32 +93,4 @@ export interface CaptureBackend {
   /** Removes rules and sets of ours, but no routes; returns whether there were any. Notes say what could not be looked at. */
   clear(notes: string[]): Promise<boolean>
   problems(): readonly Problem[]
-}
-
-/** What {@link chooseBackend} must know of a plan. */
-export type BackendNeeds = Pick<CapturePlan, 'workloads'>
-
-/** Decides by what the host can do. `probe` says why native tables cannot be used; undefined when they can. */
-export async function chooseBackend(
-  choice: BackendChoice,
-  needs: BackendNeeds,
-  run: RunCommand,
-  probe: (run: RunCommand) => Promise<string | undefined>,
-): Promise<ChosenBackend> {
-  if (choice !== 'auto') return { kind: choice, reason: `capture.backend is ${choice}` }
-  const hasContainers = needs.workloads.some(({ selector }) => selector.kind === 'sourceAddress')
-  if (hasContainers && (await bridgeCallsIptables(run)))
-    return {
-      kind: 'iptables',
-      reason:
-        'a workload is a container (identity.sourceAddress), and net.bridge.bridge-nf-call-iptables is 1: TPROXY does not work behind such a bridge',
-    }
-  const obstacle = await probe(run)
-  if (obstacle !== undefined) return { kind: 'iptables', reason: obstacle }
-  return { kind: 'nftables', reason: 'nft and the kernel of this host can do it' }
-}
-
-async function bridgeCallsIptables(run: RunCommand): Promise<boolean> {
-  const { status, stdout } = await run('cat', ['/proc/sys/net/bridge/bridge-nf-call-iptables'])
-  return status === 0 && stdout.trim() === '1'
 }

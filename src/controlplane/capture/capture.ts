@@ -7,27 +7,24 @@
 import { sleep } from '../../lib/abort.ts'
 import { describeError, errorCode } from '../../lib/errors.ts'
 import { type Log, silentLog } from '../../lib/log.ts'
+import { recordOf } from '../../lib/record.ts'
+import { type BackendKind, backendKinds, backendTraits } from '../../model/capture-backend.ts'
 import { Problem } from '../../model/problem.ts'
 import type {
   BackendChoice,
+  BackendSettings,
   CaptureBackend,
   CaptureCounts,
   ChosenBackend,
   MeshAddresses,
   ShownRule,
 } from './backend.ts'
-import { chooseBackend } from './backend.ts'
+import { backends, selectBackend } from './backends.ts'
 import { createCommandRunner, ignoreMissingTool, type RunCommand } from './command.ts'
 import { HeldGuard } from './held-guard.ts'
-import { IptablesBackend } from './iptables-backend.ts'
 import type { WatchKernel } from './kernel-changes.ts'
-import {
-  guardOf,
-  NftBackend,
-  type NftBackendSettings,
-  nftObstacle,
-  readCaptured,
-} from './nft-backend.ts'
+import { guardOf, readCaptured } from './nft-guard.ts'
+import { nftObstacle } from './nft-obstacle.ts'
 import { clearRouting } from './routing.ts'
 import type { CapturePlan, Family } from './rules.ts'
 import type { TableOwner } from './table-owner.ts'
@@ -47,7 +44,7 @@ export interface CaptureOptions {
   readonly run?: RunCommand
   /** What diverts; `auto` unless given. */
   readonly backend?: BackendChoice
-  readonly nft?: NftBackendSettings
+  readonly nft?: BackendSettings
   /**
    * Keep the rules in place after apply(): look at them this often, and when `watch` tells of a change. Left out: apply
    * once and be done.
@@ -146,22 +143,12 @@ const MAX_REPAIRS = 4
 const UNHEARD_LOOK_MS = 2_000
 
 /** What native tables are made with unless a configuration says otherwise. */
-export const defaultNftSettings: NftBackendSettings = {
+export const defaultNftSettings: BackendSettings = {
   mark: 0x1000,
   priority: 5,
   table: 213,
   spareSeconds: 3_600,
   sparesWhileUsed: false,
-}
-
-/** Which backend a plan gets on this host. */
-export async function selectBackend(
-  choice: BackendChoice,
-  plan: Pick<CapturePlan, 'workloads'>,
-  run: RunCommand = createCommandRunner(),
-): Promise<ChosenBackend> {
-  const root = await findCgroupRoot()
-  return chooseBackend(choice, plan, run, () => nftObstacle(run, root))
 }
 
 /** Capture by the tools of this host. */
@@ -173,7 +160,7 @@ class KernelCapture implements Capture {
   readonly #run: RunCommand
   readonly #log: Log
   readonly #options: CaptureOptions
-  readonly #backends: Record<CaptureBackend['kind'], CaptureBackend>
+  readonly #backends: Record<BackendKind, CaptureBackend>
   #chosen: ChosenBackend | undefined
   /** Whether what another backend left behind has been looked for. */
   #isAlone = false
@@ -197,10 +184,10 @@ class KernelCapture implements Capture {
     this.#options = options
     this.#run = options.run ?? createCommandRunner()
     this.#log = (options.log ?? silentLog).child('capture')
-    this.#backends = {
-      nftables: new NftBackend(this.#run, options.nft ?? defaultNftSettings),
-      iptables: new IptablesBackend(this.#run, this.#log, options.nft ?? defaultNftSettings),
-    }
+    const settings = options.nft ?? defaultNftSettings
+    this.#backends = recordOf(backendKinds, (kind) =>
+      backends[kind].create(this.#run, this.#log, settings),
+    )
   }
 
   apply(plan: CapturePlan): Promise<void> {
@@ -332,11 +319,10 @@ class KernelCapture implements Capture {
     const held = (this.#held ??= new HeldGuard(owner, (words) => {
       this.#log.warn('The guard is not held against a flush by others', { words })
     }))
-    const by: 'redirect' | 'tproxy' = this.#chosen?.kind === 'iptables' ? 'redirect' : 'tproxy'
     const given = {
       settings: this.#options.nft ?? defaultNftSettings,
       addresses: this.#addresses ?? { instances: [], permitted: [] },
-      by,
+      by: backendTraits[this.#backend().kind].divertsBy,
     }
     const isNew = !held.isHeld || owner.isWornOut
     const open = isNew ? await readCaptured(this.#run, resolved.plan, given) : []
@@ -359,13 +345,14 @@ class KernelCapture implements Capture {
 
   /** For a process that knows no plan: the one whose rules are there. */
   async #presentBackend(): Promise<CaptureBackend> {
-    const { nftables, iptables } = this.#backends
-    try {
-      return (await nftables.show()).rules.length > 0 ? nftables : iptables
-    } catch (error) {
-      if (errorCode(error) === 'HM_CAPTURE_TOOL_MISSING') return iptables
-      throw error
-    }
+    const { iptables, ...others } = this.#backends
+    for (const backend of Object.values(others))
+      try {
+        if ((await backend.show()).rules.length > 0) return backend
+      } catch (error) {
+        if (errorCode(error) !== 'HM_CAPTURE_TOOL_MISSING') throw error
+      }
+    return iptables
   }
 
   /** What another backend left behind would divert, too. */
@@ -435,7 +422,7 @@ class KernelCapture implements Capture {
           if (this.#upkeep !== upkeep) return false
           const isHeard =
             this.#resolved !== undefined &&
-            this.#chosen?.kind === 'nftables' &&
+            backends[this.#backend().kind].hearsChanges &&
             every.watch !== undefined
           const dueMs = isHeard
             ? Math.max(every.verifyEveryMs, pauseAfterLookMs(this.#lookMs))

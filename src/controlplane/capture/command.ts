@@ -1,6 +1,6 @@
 /**
- * Runs the kernel's own tools (nft, iptables, ipset, ip, ss, id) with a deadline. The only place of capture that
- * starts a process, and the function to replace when rules belong into another network namespace.
+ * Runs the kernel's own tools (nft, iptables, ipset, ip, ss, id) with a deadline. Capture starts no other process but the nft
+ * that owns tables (table-owner.ts); this is the function to replace when rules belong into another network namespace.
  */
 import { spawn } from 'node:child_process'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'

@@ -10,7 +10,7 @@ import {
   type PresentTable,
   renderElements,
   renderReplacement,
-} from './nft-rules.ts'
+} from './nft-elements.ts'
 import type { OwnedTable, OwnerLink, TableOwner } from './table-owner.ts'
 
 /** What the table is to be: its text, and the elements of its sets. */

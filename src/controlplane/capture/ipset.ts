@@ -5,32 +5,13 @@
  * and deleted in place, large ones are built beside it and swapped in, so that no connection meets a
  * half-filled set.
  */
-import { MeshError } from '../../lib/errors.ts'
-import {
-  canonicalIp,
-  isIpv6,
-  isLoopback,
-  isPort,
-  isUndialable,
-  type SocketAddress,
-} from '../../model/address.ts'
+import type { SocketAddress } from '../../model/address.ts'
 import { type SetKind, setNames } from './iptables-rules.ts'
 import { type Family, families } from './rules.ts'
-
-/** Most addresses of one family; a catalog beyond it is a mistake, and the kernel's memory is finite. */
-export const MAX_INSTANCE_ADDRESSES = 262_144
-
-/** Addresses of one family as set members, `10.0.0.7,tcp:5432`. */
-export type SetMembers = ReadonlySet<string>
+import { MAX_INSTANCE_ADDRESSES, membersByFamily, type SetMembers } from './set-members.ts'
 
 /** All kinds of sets. */
-export const setKinds: readonly SetKind[] = [
-  'instances',
-  'permitted',
-  'guarded',
-  'spared',
-  'intact',
-]
+const setKinds: readonly SetKind[] = ['instances', 'permitted', 'guarded', 'spared', 'intact']
 
 /** One set of ours. */
 export interface OwnSet {
@@ -58,31 +39,9 @@ export function nextSetName(name: string): string {
   return `${name}_next`
 }
 
-/**
- * The members of both sets. Loopback, multicast and unspecified addresses are left out: they mean another
- * machine on every host, and the rules let loopback pass anyway.
- * @throws MeshError HM_CAPTURE_INSTANCES_INVALID when an address is none, or there are too many.
- */
+/** Members of sets that rules look a destination up in, `10.0.0.7,tcp:5432`. @throws as {@link membersByFamily} */
 export function setMembers(addresses: Iterable<SocketAddress>): Record<Family, SetMembers> {
-  const members = { v4: new Set<string>(), v6: new Set<string>() }
-  for (const address of addresses) {
-    const ip = canonicalIp(address.ip)
-    if (ip === undefined || !isPort(address.port))
-      throw new MeshError(
-        'HM_CAPTURE_INSTANCES_INVALID',
-        `Cannot capture the instance address ${JSON.stringify(`${address.ip}:${address.port}`)}: not an IP address and port`,
-      )
-    if (isLoopback(ip) || isUndialable(ip)) continue
-    members[isIpv6(ip) ? 'v6' : 'v4'].add(`${ip},tcp:${address.port}`)
-  }
-  const most = Math.max(members.v4.size, members.v6.size)
-  if (most > MAX_INSTANCE_ADDRESSES)
-    throw new MeshError(
-      'HM_CAPTURE_INSTANCES_INVALID',
-      `Cannot capture ${most} instance addresses: the limit is ${MAX_INSTANCE_ADDRESSES}`,
-      { hint: 'Follow only the services that this host calls (catalog.watch: upstreams)' },
-    )
-  return members
+  return membersByFamily(addresses, (ip, port) => `${ip},tcp:${port}`)
 }
 
 /** Makes the set if it is not there; leaves its members alone. */

@@ -3,18 +3,14 @@
  *
  * apply() is all or nothing over both families: it looks at what is there, applies IPv4 then IPv6, reads the
  * rules back, and on any failure puts back what was there before. Foreign rules are never written, only read.
- *
- * An address that becomes one of an instance is diverted first and guarded last: what is open to it in between began
- * before, and is spared.
+ * What is known of addresses is in sets (kernel-sets.ts).
  */
-import { existsSync } from 'node:fs'
-import { sleep } from '../../lib/abort.ts'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
-import { formatAddress } from '../../model/address.ts'
 import { cidrContains, parseCidr } from '../../model/cidr.ts'
 import { Problem } from '../../model/problem.ts'
 import type {
+  BackendSettings,
   BackendState,
   CaptureBackend,
   CaptureCounts,
@@ -22,40 +18,20 @@ import type {
   ShownRule,
 } from './backend.ts'
 import { ignoreMissingTool, type RunCommand } from './command.ts'
-import {
-  EVERY_ADDRESS,
-  nextSetName,
-  type OwnSet,
-  ownSets,
-  renderCreate,
-  renderReplace,
-  renderSpare,
-  renderUpdate,
-  type SetMembers,
-  setMembers,
-} from './ipset.ts'
-import {
-  allTools,
-  applyRules,
-  defaultTools,
-  type IptablesTools,
-  readRules,
-  toolError,
-} from './iptables.ts'
+import { EVERY_ADDRESS, ownSets, renderCreate, renderReplace } from './ipset.ts'
+import { allTools, applyRules, defaultTools, type IptablesTools, readRules } from './iptables.ts'
 import {
   type IptablesSettings,
-  iptablesGuard,
   iptablesRules,
   REFUSE_CHAIN,
-  type SetKind,
-  setNames,
   type TableRules,
   UNITS_CHAIN,
 } from './iptables-rules.ts'
+import { activeFamilies, KernelSets } from './kernel-sets.ts'
 import { clearNativeFilters, passNativeFilters, redirectedWords } from './native-filters.ts'
 import { countRefusals } from './refusals.ts'
-import { ensureRangeRoute, loopbackFamilies, rangeRouteDrift } from './routing.ts'
-import { type CapturePlan, capturePorts, type Family, families, virtualNetwork } from './rules.ts'
+import { ensureRangeRoute, loopbackFamilies, rangeRouteDrift, rangeRoutes } from './routing.ts'
+import { type CapturePlan, type Family, families, virtualNetwork } from './rules.ts'
 import {
   firstDifference,
   isEmpty,
@@ -64,15 +40,11 @@ import {
   renderRestore,
   type SavedRules,
 } from './saved-rules.ts'
-import { destroySockets, listSockets, redirectedPairs, unredirected } from './sockets.ts'
+import { destroySockets, listSockets, redirectedPairs } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
 /** Other programs may change rules between our look and our change: look again this often. */
 const MAX_ATTEMPTS = 4
-
-/** A set stays in use for a moment after its last rule went. */
-const DESTROY_DEADLINE_MS = 3_000
-const DESTROY_RETRY_MS = 20
 
 /** Failures that trying again cannot mend. */
 const FINAL_CODES: ReadonlySet<string> = new Set([
@@ -82,24 +54,13 @@ const FINAL_CODES: ReadonlySet<string> = new Set([
   'HM_CAPTURE_TIMEOUT',
 ])
 
-/** What the backend is made with. */
-export interface IptablesBackendSettings {
-  /** How long a connection from before capture is spared, seconds. */
-  readonly spareSeconds: number
-  readonly sparesWhileUsed: boolean
-}
-
-type Members = Record<Family, SetMembers>
-
 /** The iptables backend. */
 export class IptablesBackend implements CaptureBackend {
   readonly kind = 'iptables'
   readonly #run: RunCommand
   readonly #log: Log
-  readonly #settings: IptablesBackendSettings
-  #wanted: Record<'instances' | 'permitted', Members> | undefined
-  /** What sets hold as far as this process knows. */
-  #synced = new Map<string, SetMembers>()
+  readonly #settings: BackendSettings
+  readonly #sets: KernelSets
   #resolved: ResolvedPlan | undefined
   #routeProblems: readonly Problem[] = []
   /** Native filters of others that drop what is diverted. */
@@ -107,10 +68,11 @@ export class IptablesBackend implements CaptureBackend {
   /** Whether somebody renews the rules when a unit starts. */
   #isKept = false
 
-  constructor(run: RunCommand, log: Log, settings: IptablesBackendSettings) {
+  constructor(run: RunCommand, log: Log, settings: BackendSettings) {
     this.#run = run
     this.#log = log
     this.#settings = settings
+    this.#sets = new KernelSets(run, settings.spareSeconds)
   }
 
   async apply(resolved: ResolvedPlan): Promise<void> {
@@ -132,11 +94,11 @@ export class IptablesBackend implements CaptureBackend {
     if (this.#resolved !== undefined) await this.#renewUnits(this.#resolved)
   }
 
-  async setAddresses({ instances, permitted }: MeshAddresses): Promise<void> {
-    this.#wanted = { instances: setMembers(instances), permitted: setMembers(permitted) }
+  async setAddresses(addresses: MeshAddresses): Promise<void> {
+    this.#sets.want(addresses)
     if (this.#resolved === undefined) return
-    await this.#divertSets()
-    await this.#guardSets(this.#resolved.plan)
+    await this.#sets.divert()
+    await this.#sets.guard(this.#resolved.plan)
   }
 
   async drift(resolved: ResolvedPlan): Promise<string | undefined> {
@@ -152,16 +114,16 @@ export class IptablesBackend implements CaptureBackend {
     }
     // Who only looks changes nothing.
     if (this.#resolved !== undefined) await this.#passFilters()
-    return this.#setDrift()
+    return this.#sets.drift()
   }
 
   async show(): Promise<BackendState> {
     const rules = await this.#shownRules()
     const instances = {
-      v4: (await this.#readSet(setNames.instances.v4))?.size,
-      v6: (await this.#readSet(setNames.instances.v6))?.size,
+      v4: await this.#sets.instances('v4'),
+      v6: await this.#sets.instances('v6'),
     }
-    const spared = await this.#spared()
+    const spared = await this.#sets.spared()
     return { rules, instances, counts: await this.#countsOf(rules), spared }
   }
 
@@ -171,13 +133,12 @@ export class IptablesBackend implements CaptureBackend {
 
   async clear(notes: string[]): Promise<boolean> {
     this.#resolved = undefined
-    this.#synced.clear()
     this.#routeProblems = []
     this.#blocking = []
     let removed = await clearNativeFilters(this.#run, redirectedWords)
     for (const family of activeFamilies())
       if (await this.#clearFamily(family, notes)) removed = true
-    if (await this.#destroySets(notes)) removed = true
+    if (await this.#sets.destroy(notes)) removed = true
     return removed
   }
 
@@ -227,13 +188,13 @@ export class IptablesBackend implements CaptureBackend {
       const isRenewed = !isSameMap(resolved[ids], former?.[ids] ?? new Map())
       for (const family of active)
         before.set(family, ownRules(await readRules(this.#run, defaultTools[family])))
-      await this.#divertSets()
+      await this.#sets.divert()
       for (const family of active) {
         const present = before.get(family) ?? []
         if (isRenewed || firstDifference(wanted[family], present) !== undefined)
           await this.#converge(family, wanted[family], present)
       }
-      await this.#guardSets(resolved.plan)
+      await this.#sets.guard(resolved.plan)
     } catch (error) {
       this.#resolved = former
       await this.#rollBack(before)
@@ -309,84 +270,7 @@ export class IptablesBackend implements CaptureBackend {
         })
       }
     }
-    if ([...before.values()].every(isEmpty)) {
-      this.#synced.clear()
-      await this.#destroySets([]).catch(() => undefined)
-    }
-  }
-
-  /** Makes all sets exist, and those that nat looks into hold what is wanted once that is known. */
-  async #divertSets(): Promise<void> {
-    for (const set of activeSets()) {
-      const { kind, family } = set
-      const wanted =
-        kind === 'instances' || kind === 'permitted' ? this.#wanted?.[kind][family] : undefined
-      if (kind === 'intact') await this.#fill(set, EVERY_ADDRESS[family])
-      else if (wanted === undefined) await this.#restoreSets(renderCreate(set))
-      else await this.#fill(set, wanted)
-    }
-  }
-
-  /** Guards what is diverted; what is open to addresses that were not guarded, and not diverted, is spared. */
-  async #guardSets(plan: CapturePlan): Promise<void> {
-    const wanted = this.#wanted?.instances
-    if (wanted === undefined) return
-    const guarded = activeSets().filter(({ kind }) => kind === 'guarded')
-    const isNew = new Set<string>()
-    for (const { name, family } of guarded) {
-      const present = (await this.#readSet(name)) ?? new Set()
-      for (const member of wanted[family])
-        if (!present.has(member)) isNew.add(member.replace(',tcp:', ' . '))
-    }
-    if (isNew.size > 0) await this.#spare(plan, isNew)
-    for (const set of guarded) await this.#fill(set, wanted[set.family])
-  }
-
-  async #spare(plan: CapturePlan, addresses: ReadonlySet<string>): Promise<void> {
-    const { spareSeconds } = this.#settings
-    if (spareSeconds <= 0) return
-    const open = unredirected(await listSockets(this.#run), capturePorts(plan))
-    const lines = activeSets()
-      .filter(({ kind }) => kind === 'spared')
-      .map((set) => {
-        const members = open
-          .filter(({ family, peer }) => family === set.family && addresses.has(peer))
-          .map(({ local, peer }) => sparedMember(local, peer))
-        return renderSpare(set, members, spareSeconds)
-      })
-    await this.#restoreSets(lines.join(''))
-  }
-
-  /** Makes a set hold exactly these. */
-  async #fill(set: OwnSet, wanted: SetMembers): Promise<void> {
-    const { name } = set
-    const synced = this.#synced.get(name)
-    const isIntact = synced !== undefined && isSameSet(await this.#readSet(name), synced)
-    const update = isIntact ? renderUpdate(name, synced, wanted) : undefined
-    if (update === '') return
-    this.#synced.delete(name)
-    await this.#restoreSets(update ?? renderReplace(set, wanted))
-    this.#synced.set(name, wanted)
-  }
-
-  /** The first set that holds something else than it should; undefined when there is none. */
-  async #setDrift(): Promise<string | undefined> {
-    for (const { name, kind, family } of activeSets()) {
-      if (kind === 'spared') continue
-      const present = await this.#readSet(name)
-      // Another process than the daemon does not know the addresses; but both must hold the same.
-      const wanted =
-        kind === 'intact'
-          ? EVERY_ADDRESS[family]
-          : (this.#synced.get(name) ??
-            (kind === 'guarded' ? await this.#readSet(setNames.instances[family]) : present))
-      if (present !== undefined && wanted !== undefined && isSameSet(present, wanted)) continue
-      this.#synced.delete(name)
-      return present === undefined
-        ? `the set ${name} is missing`
-        : `the set ${name} holds other addresses`
-    }
-    return undefined
+    if ([...before.values()].every(isEmpty)) await this.#sets.destroy([]).catch(() => undefined)
   }
 
   async #shownRules(): Promise<ShownRule[]> {
@@ -397,50 +281,7 @@ export class IptablesBackend implements CaptureBackend {
   }
 
   async #countsOf(rules: readonly ShownRule[]): Promise<CaptureCounts> {
-    let spared = 0
-    for (const { name, kind } of activeSets())
-      if (kind === 'spared') spared += (await this.#readSet(name))?.size ?? 0
-    return { ...countRefusals(rules), full: undefined, spared }
-  }
-
-  /** Spared connections that are open; a set names no port of the destination. */
-  async #spared(): Promise<string[]> {
-    const sets = activeSets().filter(({ kind }) => kind === 'spared')
-    const members = new Set<string>()
-    for (const { name } of sets)
-      for (const member of (await this.#readSet(name)) ?? []) members.add(member)
-    if (members.size === 0) return []
-    const guarded = await this.#guardedAddresses()
-    return (await listSockets(this.#run))
-      .filter(({ local, peer }) => guarded.has(peer) && members.has(sparedMember(local, peer)))
-      .map(({ local, peer }) => `${endText(local)} > ${endText(peer)}`)
-  }
-
-  async #guardedAddresses(): Promise<ReadonlySet<string>> {
-    const guarded = new Set<string>()
-    for (const { name, kind } of activeSets())
-      if (kind === 'guarded')
-        for (const member of (await this.#readSet(name)) ?? [])
-          guarded.add(member.replace(',tcp:', ' . '))
-    return guarded
-  }
-
-  #restoreSets(text: string): Promise<void> {
-    return restoreSets(this.#run, text)
-  }
-
-  /** Members of a set; undefined when there is none. */
-  async #readSet(name: string): Promise<SetMembers | undefined> {
-    try {
-      const result = await this.#run('ipset', ['save', name])
-      if (result.status !== 0) return undefined
-      return new Set(
-        [...result.stdout.matchAll(/^add \S+ (\S+)/gm)].map(([, member = '']) => member),
-      )
-    } catch (error) {
-      if (errorCode(error) === 'HM_CAPTURE_TOOL_MISSING') return undefined
-      throw error
-    }
+    return { ...countRefusals(rules), full: undefined, spared: await this.#sets.sparedCount() }
   }
 
   async #clearFamily(family: Family, notes: string[]): Promise<boolean> {
@@ -513,7 +354,7 @@ export class IptablesBackend implements CaptureBackend {
       const cidr = parseCidr(/ -d (\S+) /.exec(line)?.[1] ?? '')
       return cidr === undefined ? [] : [cidr]
     })
-    const guarded = await this.#guardedAddresses()
+    const guarded = await this.#sets.guardedAddresses()
     const isMesh = (peer: string): boolean =>
       guarded.has(peer) || ranges.some((range) => cidrContains(range, peer.split(' . ')[0] ?? ''))
     await ignoreMissingTool(notes, async () => {
@@ -522,122 +363,33 @@ export class IptablesBackend implements CaptureBackend {
       if (problem !== undefined) notes.push(problem)
     })
   }
-
-  async #destroySets(notes: string[]): Promise<boolean> {
-    let removed = false
-    await ignoreMissingTool(notes, async () => {
-      const listed = await this.#run('ipset', ['list', '-name'])
-      if (listed.status !== 0) throw toolError('ipset', 'list the sets', listed)
-      const present = new Set(listed.stdout.split('\n'))
-      const own = ownSets.flatMap(({ name }) => [nextSetName(name), name])
-      for (const name of own) {
-        if (!present.has(name)) continue
-        await this.#destroySet(name)
-        removed = true
-      }
-    })
-    return removed
-  }
-
-  async #destroySet(name: string): Promise<void> {
-    const deadline = performance.now() + DESTROY_DEADLINE_MS
-    for (;;) {
-      const result = await this.#run('ipset', ['destroy', name])
-      if (result.status === 0 || /does not exist/.test(result.stderr)) return
-      if (!/in use/.test(result.stderr) || performance.now() > deadline)
-        throw toolError('ipset', `destroy the set ${name}`, result)
-      await sleep(DESTROY_RETRY_MS)
-    }
-  }
 }
 
-/**
- * Puts the guard in place alone. Its plan may name units that do not run yet: whatever starts beside or below where they
- * will be is refused at instances until a daemon applies the plan.
- */
-export async function applyIptablesGuard(
-  run: RunCommand,
-  resolved: ResolvedPlan,
-  given: { readonly settings: IptablesBackendSettings; readonly addresses: MeshAddresses },
-): Promise<void> {
-  const { plan, cgroups, problems } = resolved
-  const active = activeFamilies()
-  const members: Partial<Record<SetKind, Members>> = {
-    guarded: setMembers(given.addresses.instances),
-    permitted: setMembers(given.addresses.permitted),
-    intact: EVERY_ADDRESS,
-  }
-  const sets = activeSets().map((set) => {
-    const wanted = members[set.kind]?.[set.family]
-    return wanted === undefined ? renderCreate(set) : renderReplace(set, wanted)
-  })
-  await restoreSets(run, sets.join(''))
-  const settings = {
-    ...given.settings,
-    cgroups,
-    waits: false,
-    // Only where a unit is missing may somebody be it who is in no cgroup that is known.
-    refusesUnseen: problems.length > 0,
-  }
-  for (const family of active) {
-    const present = ownRules(await readRules(run, defaultTools[family]))
-    const filter = present.filter(({ table }) => table === 'filter')
-    const wanted = iptablesGuard(plan, family, settings)
-    await applyRules(run, defaultTools[family], renderRestore([wanted], filter))
-    if (hasRoutes(family)) await ensureRangeRoute(run, family, virtualNetwork(plan, family))
-  }
-}
-
-/** Removes the guard alone, and leaves what diverts. Returns whether it was there. */
-export async function removeIptablesGuard(run: RunCommand): Promise<boolean> {
-  let removed = false
-  for (const family of activeFamilies()) {
-    const present = ownRules(await readRules(run, defaultTools[family]))
-    const filter = present.filter(({ table }) => table === 'filter')
-    if (isEmpty(filter)) continue
-    await applyRules(run, defaultTools[family], renderClear(filter))
-    removed = true
-  }
-  return removed
-}
-
-async function restoreSets(run: RunCommand, text: string): Promise<void> {
-  if (text === '') return
-  const result = await run('ipset', ['restore', '-exist'], text)
-  if (result.status !== 0) throw toolError('ipset', 'fill the sets', result, text)
-}
-
-/** The sets of the families that this host has. */
-function activeSets(): readonly OwnSet[] {
-  const active = activeFamilies()
-  return ownSets.filter(({ family }) => active.includes(family))
-}
-
-/** Both ends of a connection, `a . 1` and `b . 2`, as a set has them. */
-function sparedMember(local: string, peer: string): string {
-  return `${local.replace(' . ', ',tcp:')},${peer.split(' . ')[0]}`
-}
-
-function endText(end: string): string {
-  const [ip = '', port] = end.split(' . ')
-  return formatAddress({ ip, port: Number(port) })
-}
-
-/**
- * IPv6 is left out on a host whose kernel has none: nobody can open such a socket. Not where loopback alone lacks it: native
- * tables are of both families in any case, here the guard of IPv6 would be missing.
- */
-function activeFamilies(): readonly Family[] {
-  return existsSync('/proc/net/if_inet6') ? families : ['v4']
+/** Everything that applying a plan on a host without rules of ours would do, as a shell would. */
+export function previewIptables(
+  { plan, cgroups }: ResolvedPlan,
+  { spareSeconds, sparesWhileUsed }: BackendSettings,
+): string {
+  const sets = ownSets
+    .map((set) =>
+      set.kind === 'intact' ? renderReplace(set, EVERY_ADDRESS[set.family]) : renderCreate(set),
+    )
+    .join('')
+  const settings = { spareSeconds, sparesWhileUsed, cgroups, waits: false, refusesUnseen: false }
+  const [v4 = '', v6 = ''] = families.map((family) =>
+    renderRestore(iptablesRules(plan, family, settings), []),
+  )
+  const routes = families.flatMap((family) =>
+    rangeRoutes(virtualNetwork(plan, family)).map(
+      (words) => `# ip ${family === 'v4' ? '-4' : '-6'} ${words.join(' ')}\n`,
+    ),
+  )
+  return `${routes.join('')}# ipset restore -exist\n${sets}\n# iptables-restore --noflush\n${v4}\n# ip6tables-restore --noflush\n${v6}`
 }
 
 /** Where loopback has no address of a family no route can lead there; the guard is there all the same. */
-function hasRoutes(family: Family): boolean {
+export function hasRoutes(family: Family): boolean {
   return loopbackFamilies().includes(family)
-}
-
-function isSameSet(a: ReadonlySet<string> | undefined, b: ReadonlySet<string>): boolean {
-  return a?.size === b.size && [...b].every((member) => a.has(member))
 }
 
 function isSameMap(a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>): boolean {

@@ -5,18 +5,14 @@
  * becomes one of an instance is announced first (`coming`), so that connections which are open to it are listed
  * without a gap; one that is none any more stays `known` until nobody is connected to it.
  */
-import { describeError, MeshError } from '../../lib/errors.ts'
+import { describeError } from '../../lib/errors.ts'
 import { ownAddresses } from '../../lib/own-addresses.ts'
-import {
-  canonicalIp,
-  formatAddress,
-  isIpv6,
-  isLoopback,
-  isUndialable,
-} from '../../model/address.ts'
+import { recordOf } from '../../lib/record.ts'
+import { canonicalIp, formatAddress, isIpv6 } from '../../model/address.ts'
 import { cidrContains, parseCidr } from '../../model/cidr.ts'
 import { Problem } from '../../model/problem.ts'
 import type {
+  BackendSettings,
   BackendState,
   CaptureBackend,
   CaptureCounts,
@@ -29,7 +25,6 @@ import { marksInIptables, marksInRuleset } from './foreign-marks.ts'
 import { clearNativeFilters, markedWords, passNativeFilters } from './native-filters.ts'
 import {
   applyNft,
-  checkNft,
   hasElement,
   namesIn,
   readCounters,
@@ -39,57 +34,43 @@ import {
   type SetName,
   setKey,
   tableIn,
-  takesLines,
 } from './nft.ts'
+import { cgroupElements } from './nft-cgroups.ts'
 import {
-  CAPTURE_TABLE,
-  cgroupElements,
   changeLines,
-  GUARD_SETS,
-  GUARD_TABLE,
   instanceElement,
   type NftElements,
-  type NftSettings,
   type PresentTable,
-  renderCaptureTable,
   renderElements,
-  renderGuardTable,
   renderReplacement,
-  WAITING_ELEMENT,
-} from './nft-rules.ts'
+} from './nft-elements.ts'
+import { renderGuardTable } from './nft-guard-rules.ts'
+import { cgroupPrefix } from './nft-obstacle.ts'
+import { renderCaptureTable, WAITING_ELEMENT } from './nft-rules.ts'
+import { CAPTURE_TABLE, GUARD_SETS, GUARD_TABLE, type NftSettings } from './nft-words.ts'
 import {
   clearRouting,
   ensureRouting,
   loopbackFamilies,
-  type RoutingSettings,
   routesBackByMark,
   routingCommands,
   routingDrift,
   type WantedRouting,
 } from './routing.ts'
-import { type CapturePlan, capturePorts, type Family, families, virtualNetwork } from './rules.ts'
+import { type CapturePlan, type Family, families, virtualNetwork } from './rules.ts'
+import { isSameSet, membersByFamily, type SetMembers } from './set-members.ts'
 import {
   abandoned,
   acceptedAt,
   destroySockets,
   listSockets,
-  redirectedAt,
   type SocketEnds,
   uncaptured,
 } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
-/** What the backend is made with. */
-export interface NftBackendSettings extends RoutingSettings {
-  /** How long a connection from before capture is spared, seconds. */
-  readonly spareSeconds: number
-  readonly sparesWhileUsed: boolean
-}
-
-/** Most addresses of one family; a catalog beyond it is a mistake, and the kernel's memory is finite. */
-const MAX_INSTANCE_ADDRESSES = 262_144
-
-const NUMBERS: Record<Family, '4' | '6'> = { v4: '4', v6: '6' }
+/** What the names of sets end in. */
+export const NUMBERS: Record<Family, '4' | '6'> = { v4: '4', v6: '6' }
 
 /** Sets whose elements we decide, in both tables. */
 const STATIC_SETS = families.flatMap((family) => [
@@ -97,24 +78,22 @@ const STATIC_SETS = families.flatMap((family) => [
   ...GUARD_SETS.map((name) => ({ table: GUARD_TABLE, name: `${name}${NUMBERS[family]}` })),
 ])
 
-type Elements = ReadonlySet<string>
-
 /** The members of one family's sets. */
 interface Members {
-  readonly instances: Elements
-  readonly permitted: Elements
+  readonly instances: SetMembers
+  readonly permitted: SetMembers
 }
 
 /** The nftables backend. */
 export class NftBackend implements CaptureBackend {
   readonly kind = 'nftables'
   readonly #run: RunCommand
-  readonly #settings: NftBackendSettings
+  readonly #settings: BackendSettings
   #wanted: Record<Family, Members> | undefined
   /** What both tables looked like when they were as planned. */
   #listing: string | undefined
   /** What our sets hold, as far as this process knows. */
-  #held: ReadonlyMap<string, Elements> | undefined
+  #held: ReadonlyMap<string, SetMembers> | undefined
   #problems: readonly Problem[] = []
   /** Containers whose way back is looked for by the mark. */
   #waysBack: readonly string[] = []
@@ -123,7 +102,7 @@ export class NftBackend implements CaptureBackend {
   /** Filters of others that drop what is diverted. */
   #blocking: readonly Problem[] = []
 
-  constructor(run: RunCommand, settings: NftBackendSettings) {
+  constructor(run: RunCommand, settings: BackendSettings) {
     this.#run = run
     this.#settings = settings
   }
@@ -335,7 +314,8 @@ export class NftBackend implements CaptureBackend {
     this.#held = present
     for (const family of families) {
       const n = NUMBERS[family]
-      const of = (name: string): Elements => present.get(`${GUARD_TABLE} ${name}${n}`) ?? new Set()
+      const of = (name: string): SetMembers =>
+        present.get(`${GUARD_TABLE} ${name}${n}`) ?? new Set()
       // Another process than the daemon does not know the addresses; but both tables must hold the same.
       const { instances, permitted } = this.#wanted?.[family] ?? {
         instances: of('instances'),
@@ -344,8 +324,8 @@ export class NftBackend implements CaptureBackend {
       for (const table of [CAPTURE_TABLE, GUARD_TABLE]) {
         const known = present.get(`${table} known${n}`) ?? new Set()
         const isHeld =
-          isSame(present.get(`${table} instances${n}`), instances) &&
-          isSame(present.get(`${table} permitted${n}`), permitted) &&
+          isSameSet(present.get(`${table} instances${n}`), instances) &&
+          isSameSet(present.get(`${table} permitted${n}`), permitted) &&
           [...instances].every((element) => known.has(element))
         if (!isHeld) return `a set of addresses of table ${table} (IP${family}) holds others`
       }
@@ -400,7 +380,7 @@ export class NftBackend implements CaptureBackend {
   }
 
   /** Elements of {@link STATIC_SETS}, by {@link setKey}. */
-  async #readStatic(): Promise<ReadonlyMap<string, Elements>> {
+  async #readStatic(): Promise<ReadonlyMap<string, SetMembers>> {
     const held = await readSets(this.#run, STATIC_SETS)
     return new Map([...held].map(([key, elements]) => [key, new Set(elements)]))
   }
@@ -414,7 +394,7 @@ export class NftBackend implements CaptureBackend {
     const announced: string[] = []
     const changes: string[] = []
     const added = new Set<string>()
-    const change = (table: string, name: string, to: Elements, keeps: boolean): string[] => {
+    const change = (table: string, name: string, to: SetMembers, keeps: boolean): string[] => {
       const now = present.get(`${table} ${name}`) ?? new Set()
       const more = [...to].filter((element) => !now.has(element))
       const less = keeps ? [] : [...now].filter((element) => !to.has(element))
@@ -565,89 +545,11 @@ function bothTables(ruleset: string): string | undefined {
   return capture === undefined || guard === undefined ? undefined : capture + guard
 }
 
-/**
- * Puts the guard in place alone. Its plan may name units that do not run yet: whatever starts beside or below where they
- * will be is refused at instances until a daemon applies the plan.
- */
-export async function applyGuard(
+/** What of a table is there; undefined when it is not. */
+export async function presentTable(
   run: RunCommand,
-  resolved: ResolvedPlan,
-  given: {
-    readonly settings: NftBackendSettings
-    readonly addresses: MeshAddresses
-  },
-): Promise<void> {
-  const { text, sets } = guardOf(resolved, { ...given, table: GUARD_TABLE })
-  const present = await presentTable(run, GUARD_TABLE)
-  await applyNft(run, renderReplacement(GUARD_TABLE, text, present) + renderElements(sets))
-}
-
-/** The guard under any name, and what its sets are to hold. */
-export function guardOf(
-  resolved: ResolvedPlan,
-  given: {
-    readonly settings: NftBackendSettings
-    readonly addresses: MeshAddresses
-    readonly table: string
-    /** Who diverts. */
-    readonly by?: 'tproxy' | 'redirect'
-  },
-): { readonly text: string; readonly sets: readonly NftElements[] } {
-  const { table } = given
-  const settings = nftSettingsOf(resolved, given.settings)
-  const members = membersOf(given.addresses)
-  const addresses = families.flatMap((family) => {
-    const n = NUMBERS[family]
-    const { instances, permitted } = members[family]
-    return [
-      { name: `instances${n}`, elements: [...instances] },
-      { name: `known${n}`, elements: [...instances] },
-      { name: `permitted${n}`, elements: [...permitted] },
-    ].map((set) => ({ ...set, table, kind: 'set' as const }))
-  })
-  const units = cgroupElements(resolved.plan, settings)
-    .filter((set) => set.table === GUARD_TABLE)
-    .map((set) => ({ ...set, table }))
-  return {
-    text: renderGuardTable(resolved.plan, settings, table, given.by),
-    sets: [...units, ...addresses],
-  }
-}
-
-/**
- * Connections at instance addresses that are captured now, as a guard knows them: those that the daemon's user has accepted. (Its
- * own record may hold hundreds of thousands of closed ones, which takes nft longer to print than a start may last.) After
- * REDIRECT those of containers are not among them: the guard asks tracking.
- */
-export async function readCaptured(
-  run: RunCommand,
-  plan: CapturePlan,
-  given: { readonly addresses: MeshAddresses; readonly by: 'tproxy' | 'redirect' },
-): Promise<readonly NftElements[]> {
-  const sockets = await listSockets(run)
-  const members = membersOf(given.addresses)
-  return families.map((family) => {
-    const { instances } = members[family]
-    return {
-      table: GUARD_TABLE,
-      kind: 'set',
-      name: `open${NUMBERS[family]}`,
-      elements:
-        given.by === 'tproxy'
-          ? acceptedAt(sockets, plan.daemonUid, instances)
-          : redirectedAt(sockets, capturePorts(plan), instances),
-    }
-  })
-}
-
-/** Removes the guard alone. Returns whether it was there. */
-export async function removeGuard(run: RunCommand): Promise<boolean> {
-  if ((await readTable(run, GUARD_TABLE)) === undefined) return false
-  await applyNft(run, `delete table inet ${GUARD_TABLE}\n`)
-  return true
-}
-
-async function presentTable(run: RunCommand, table: string): Promise<PresentTable | undefined> {
+  table: string,
+): Promise<PresentTable | undefined> {
   const listing = await readTable(run, table)
   if (listing === undefined) return undefined
   const names = (kind: 'chain' | 'map' | 'set'): string[] => namesIn(listing, kind)
@@ -655,7 +557,7 @@ async function presentTable(run: RunCommand, table: string): Promise<PresentTabl
 }
 
 /** Everything that applying a plan on a host without rules of ours would do, as a shell would. */
-export function previewNft(resolved: ResolvedPlan, settings: NftBackendSettings): string {
+export function previewNft(resolved: ResolvedPlan, settings: BackendSettings): string {
   const nft = nftSettingsOf(resolved, settings)
   const text = [
     renderGuardTable(resolved.plan, nft),
@@ -670,27 +572,10 @@ export function previewNft(resolved: ResolvedPlan, settings: NftBackendSettings)
   return `${routing.join('')}# nft -f -\n${text}`
 }
 
-/** Why this host cannot use native tables, in one sentence; undefined when it can. Changes nothing. */
-export async function nftObstacle(
-  run: RunCommand,
-  cgroupRoot: string | undefined,
-): Promise<string | undefined> {
-  if (cgroupRoot !== undefined && cgroupPrefix(cgroupRoot) === undefined)
-    return `cgroup v2 is mounted at ${cgroupRoot}, where nft does not look`
-  try {
-    const problem = await checkNft(run, PROBE)
-    if (problem !== undefined) return `nft or the kernel cannot do it: ${problem}`
-    return (await takesLines(run)) ? undefined : 'nft was built without its interactive mode'
-  } catch (error) {
-    if (error instanceof MeshError && error.code === 'HM_CAPTURE_TOOL_MISSING')
-      return 'nft is not installed'
-    throw error
-  }
-}
-
-function nftSettingsOf(
+/** What tables are made with. */
+export function nftSettingsOf(
   { cgroups, cgroupRoot = '' }: ResolvedPlan,
-  { mark, spareSeconds, sparesWhileUsed }: NftBackendSettings,
+  { mark, spareSeconds, sparesWhileUsed }: BackendSettings,
 ): NftSettings {
   const prefix = cgroupPrefix(cgroupRoot) ?? ''
   return { mark, spareSeconds, sparesWhileUsed, cgroups, cgroupPrefix: prefix }
@@ -699,7 +584,7 @@ function nftSettingsOf(
 function routingOf(
   plan: CapturePlan,
   family: Family,
-  { mark, priority, table }: RoutingSettings,
+  { mark, priority, table }: BackendSettings,
 ): WantedRouting {
   const containers = routesBackByMark(family)
     ? plan.workloads.flatMap(({ selector }) =>
@@ -711,73 +596,16 @@ function routingOf(
   return { mark, priority, table, family, range: virtualNetwork(plan, family), containers }
 }
 
-/** Everything that our tables ask of nft and of the kernel. */
-const PROBE = `table inet hostmesh_probe {
-  map units { type cgroupsv2 : verdict; }
-  set none { type cgroupsv2; }
-  set open { type ipv4_addr . inet_service; size 8; flags dynamic,timeout; timeout 1h; }
-  chain first {
-    socket cgroupv2 level 1 vmap @units
-    socket cgroupv2 level 1 != @none drop
-    meta priority set 1:1
-    fib daddr type local return
-    delete @open { ip saddr . tcp sport }
-    update @open { ip saddr . tcp sport timeout 5s }
-    meta l4proto tcp reject with tcp reset
+/** The elements of sets, by family. @throws as {@link membersByFamily} */
+export function membersOf({ instances, permitted }: MeshAddresses): Record<Family, Members> {
+  const all = {
+    instances: membersByFamily(instances, instanceElement),
+    permitted: membersByFamily(permitted, instanceElement),
   }
-  chain output { type route hook output priority mangle + 10; tcp flags syn goto first
-  }
-  chain prerouting { type filter hook prerouting priority 20; socket transparent 1 accept
-    meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:1 accept
-    meta l4proto tcp reject with tcp reset
-  }
-}
-`
-
-/** Where nft looks for cgroups. */
-const NFT_CGROUP_ROOT = '/sys/fs/cgroup'
-
-/** How nft names cgroups below this root; undefined when it cannot. */
-function cgroupPrefix(root: string): string | undefined {
-  if (root === NFT_CGROUP_ROOT || root === '') return ''
-  return root.startsWith(`${NFT_CGROUP_ROOT}/`)
-    ? `${root.slice(NFT_CGROUP_ROOT.length + 1)}/`
-    : undefined
-}
-
-function membersOf({ instances, permitted }: MeshAddresses): Record<Family, Members> {
-  const all = { instances: split(instances), permitted: split(permitted) }
-  const of = (family: Family): Members => ({
+  return recordOf(families, (family) => ({
     instances: all.instances[family],
     permitted: all.permitted[family],
-  })
-  return { v4: of('v4'), v6: of('v6') }
-}
-
-function split(addresses: MeshAddresses['instances']): Record<Family, Elements> {
-  const members = { v4: new Set<string>(), v6: new Set<string>() }
-  for (const address of addresses) {
-    const ip = canonicalIp(address.ip)
-    if (ip === undefined)
-      throw new MeshError(
-        'HM_CAPTURE_INSTANCES_INVALID',
-        `Cannot capture the instance address ${JSON.stringify(address.ip)}: not an IP address`,
-      )
-    if (isLoopback(ip) || isUndialable(ip)) continue
-    members[isIpv6(ip) ? 'v6' : 'v4'].add(instanceElement(ip, address.port))
-  }
-  const most = Math.max(members.v4.size, members.v6.size)
-  if (most > MAX_INSTANCE_ADDRESSES)
-    throw new MeshError(
-      'HM_CAPTURE_INSTANCES_INVALID',
-      `Cannot capture ${most} instance addresses: the limit is ${MAX_INSTANCE_ADDRESSES}`,
-      { hint: 'Follow only the services that this host calls (catalog.watch: upstreams)' },
-    )
-  return members
-}
-
-function isSame(a: Elements | undefined, b: Elements): boolean {
-  return a?.size === b.size && [...b].every((element) => a.has(element))
+  }))
 }
 
 function firstDifferentLine(wanted: string, now: string): string | undefined {

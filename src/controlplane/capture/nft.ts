@@ -110,7 +110,7 @@ export async function hasElement(
 }
 
 /** Reads what `nft list set` prints, any number of times. Pure. */
-export function parseSets(text: string): ReadonlyMap<string, string[]> {
+function parseSets(text: string): ReadonlyMap<string, string[]> {
   const sets = new Map<string, string[]>()
   for (const listed of text.split(/^(?=.*\btable inet \S+ \{$)/m)) {
     const table = /\btable inet (\S+) \{\n/.exec(listed)?.[1]
@@ -142,7 +142,7 @@ function firstLine({ stderr, status }: CommandResult): string {
 }
 
 /** The error of an nft that ended badly, with what to do about it as far as its words tell. */
-export function nftError(intent: string, result: CommandResult): MeshError {
+function nftError(intent: string, result: CommandResult): MeshError {
   const words = result.stderr.trim().replaceAll(/\s*\n\s*/g, '; ') || `status ${result.status}`
   if (/Operation not permitted|must be root/i.test(result.stderr))
     return new MeshError('HM_CAPTURE_PERMISSION_DENIED', `nft could not ${intent}: ${words}`, {

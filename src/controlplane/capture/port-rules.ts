@@ -6,6 +6,7 @@
  * the daemon listens at another one and what was sent to the first is led there.
  */
 import { isLoopback, type SocketAddress } from '../../model/address.ts'
+import { type AddChain, chainText } from './nft-words.ts'
 
 /** Our table. */
 export const PORT_TABLE = 'hostmesh_ports'
@@ -58,9 +59,7 @@ export function renderPortTable({ ports, plainInbound }: PortPlan, table = PORT_
   // A copy comes after the table itself: its counters are the ones that are read.
   const priority = table === PORT_TABLE ? PREROUTING_PRIORITY : PREROUTING_PRIORITY + 1
   const chains: string[] = []
-  const chain = (name: string, lines: readonly string[]): void => {
-    chains.push(`  chain ${name} {\n${lines.map((line) => `    ${line}\n`).join('')}  }\n`)
-  }
+  const chain: AddChain = (name, lines) => void chains.push(chainText(name, lines))
   const [tcp, udp] = [ofKind(ports, 'tcp'), ofKind(ports, 'udp')]
   chain('ours', ['socket transparent 1 accept', ...REFUSE])
   for (const port of udp) movedChain(port, chain)
@@ -161,10 +160,7 @@ function movedDatagram({ address: { ip, port }, movedTo }: GuardedPort): string[
   )
 }
 
-function movedChain(
-  { address: { port }, movedTo }: GuardedPort,
-  chain: (name: string, lines: readonly string[]) => void,
-): void {
+function movedChain({ address: { port }, movedTo }: GuardedPort, chain: AddChain): void {
   if (movedTo === undefined) return
   chain(`moved_${port}_${movedTo}`, [
     `udp dport set ${movedTo}`,

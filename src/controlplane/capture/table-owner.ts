@@ -11,7 +11,7 @@ import { TOOL_ENVIRONMENT } from './command.ts'
 export type StartNft = () => ChildProcess
 
 /** Starts nft in the network namespace of this process, out of reach of signals to its group: it ends with its input. */
-export function startNft(): ChildProcess {
+function startNft(): ChildProcess {
   return spawn('nft', ['-i'], {
     detached: true,
     env: TOOL_ENVIRONMENT,

@@ -151,7 +151,7 @@ function foldersAbove(plan: CapturePlan): Set<string> {
  * The number of a user given by name or number; undefined when there is none of that name.
  * @throws MeshError when the lookup itself cannot be made.
  */
-export async function findUid(user: string, run: RunCommand): Promise<number | undefined> {
+async function findUid(user: string, run: RunCommand): Promise<number | undefined> {
   if (/^\d+$/.test(user)) return Number(user)
   const result = await run('id', ['-u', '--', user])
   const uid = Number(result.stdout.trim() || Number.NaN)

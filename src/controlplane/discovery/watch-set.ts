@@ -71,10 +71,10 @@ export const MAX_WATCHED_SERVICES = 1_000
  * Services followed at once because they were used; one more ends the watch of the least recently used, of one that
  * was only asked for before any that was connected to: asking for many names must not cost others theirs.
  */
-export const MAX_ON_DEMAND = 500
+const MAX_ON_DEMAND = 500
 
 /** A service that was followed because it was used, and has not been used for so long, is let go. */
-export const IDLE_MS = 15 * 60_000
+const IDLE_MS = 15 * 60_000
 
 /** Unused services are looked for so many times within the time after which they are let go. */
 const SWEEPS = 15

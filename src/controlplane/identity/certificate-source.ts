@@ -1,6 +1,6 @@
 /**
- * What the daemon asks of a certificate source. `consul-ca.ts` (the agent's Connect CA), `builtin-ca.ts`
- * (`hostmesh ca serve`) and `files-source.ts` (files that somebody else keeps fresh) satisfy it.
+ * What the daemon asks of a certificate source: `consul-ca.ts` (the agent's Connect CA), `builtin-ca.ts` (a host of
+ * `hostmesh ca serve`) and `files-source.ts` (files, such as `hostmesh ca issue` writes).
  */
 import type { Leaf, TrustBundle } from '../../model/certificate.ts'
 import type { Problem } from '../../model/problem.ts'

@@ -10,7 +10,7 @@ import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { Draft } from './draft.ts'
 
 /** How long what a connection met is taken for what the next one will meet, milliseconds. */
-export const LATELY_MS = 300_000
+const LATELY_MS = 300_000
 
 /** What is known of one instance, or of one pair at its destination. */
 export interface Evidence {

@@ -5,6 +5,7 @@
  */
 import { type CaptureTrace, traceCapture } from '../../controlplane/capture/trace.ts'
 import { formatAddress, isIpv6, isLoopback, type SocketAddress } from '../../model/address.ts'
+import { backendTraits } from '../../model/capture-backend.ts'
 import { cidrContains, parseCidr } from '../../model/cidr.ts'
 import type { DoorChoice, Station } from '../../model/explanation.ts'
 import type { HostFacts } from '../../model/facts.ts'
@@ -107,7 +108,7 @@ function isNeighbor(
 ): boolean {
   const { selector } = caller
   if (selector?.kind !== 'sourceAddress' || addresses.includes(ip)) return false
-  if (capture.backend === 'iptables') return false
+  if (capture.backend !== null && backendTraits[capture.backend].seesBridges) return false
   return networks.some((text) => {
     const network = parseCidr(text)
     return network !== undefined && [selector.ip, ip].every((each) => cidrContains(network, each))

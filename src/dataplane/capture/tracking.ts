@@ -59,7 +59,7 @@ export function callerOf(socket: Socket): SocketAddress | undefined {
 }
 
 /** The message that destroys the socket with these two ends. */
-export function destructionOf(local: SocketAddress, peer: SocketAddress): Buffer {
+function destructionOf(local: SocketAddress, peer: SocketAddress): Buffer {
   const bytes = Buffer.alloc(DESTROY_BYTES)
   bytes.writeUInt32LE(DESTROY_BYTES, 0)
   bytes.writeUInt16LE(DESTROY_SOCKET, 4)
@@ -77,7 +77,7 @@ export function destructionOf(local: SocketAddress, peer: SocketAddress): Buffer
 }
 
 /** The message that asks for, or deletes, the connection which was opened between two addresses of one family. */
-export function trackingMessage(type: number, from: SocketAddress, to: SocketAddress): Buffer {
+function trackingMessage(type: number, from: SocketAddress, to: SocketAddress): Buffer {
   const isV6 = isIpv6(to.ip)
   const address = isV6 ? ADDRESSES.v6 : ADDRESSES.v4
   const tuple = attribute(

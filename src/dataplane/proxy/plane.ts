@@ -16,7 +16,7 @@ import type { TunnelPool } from '../tunnel/pool.ts'
 import type { Arrivals } from './arrivals.ts'
 import type { ConnectionTable } from './connection-table.ts'
 import type { Outcomes } from './outcomes.ts'
-import type { ProbeLimit } from './probe.ts'
+import type { ProbeLimit } from './probe-limit.ts'
 
 /** Deadlines of a connection, milliseconds. */
 export interface PlaneTimeouts {
@@ -44,7 +44,7 @@ export interface Plane {
   /** What became of the last connections. */
   readonly outcomes: Outcomes
   readonly probes: ProbeLimit
-  /** The view to act on: take it once per connection. */
+  /** The view to act on now: take it once for each decision. */
   snapshot(): Snapshot
   /** Something was refused because a limit was reached. */
   noteLimit(limit: LimitName): void

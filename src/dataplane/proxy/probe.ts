@@ -10,7 +10,6 @@ import type { Endpoint } from '../../model/endpoint.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { MeshService } from '../../model/snapshot.ts'
 import type { Receiver } from '../io/byte-stream.ts'
-import { type GroupShare, type Share, SharedLimit } from '../io/shared-limit.ts'
 import { evaluate } from '../policy/evaluate.ts'
 import type { Account } from '../tunnel/accounts.ts'
 import { encodePreface } from '../tunnel/preface.ts'
@@ -28,57 +27,11 @@ import { awaitPolicy, isPolicyAwaited, type Plane } from './plane.ts'
 /** How long one probe may take, and how long an answered stream may stay, milliseconds. */
 const PROBE_MS = 5_000
 
-/** Probes that a worker answers in a second: of one peer identity, and of all. */
-const MAX_PER_PEER = 5
-const MAX_PER_SECOND = 50
-
 /** How long a failed delivery speaks against an application that has had no connection since, milliseconds. */
 const DELIVERY_MEMORY_MS = 300_000
 
 /** A Connect peer that refuses our certificate says so after the handshake; it is listened to for so long. */
 const REFUSAL_MS = 500
-
-/** A peer may have as many as are left of the second. */
-const SHARE_FACTOR = 1
-
-/** Counts the probes of the second. */
-export class ProbeLimit {
-  private all = new SharedLimit(MAX_PER_SECOND, SHARE_FACTOR)
-  private readonly byPeer = new Map<string, Share>()
-  private readonly byHost = new Map<string, GroupShare>()
-  /** By peer and host. */
-  private readonly shares = new Map<string, Share>()
-  private second = 0
-
-  /** Whether one more of this peer, at the host of that name, may be answered now. `nowMs` is monotonic. */
-  take(peer: string, host: string, nowMs: number): boolean {
-    const second = Math.floor(nowMs / 1_000)
-    if (second !== this.second) {
-      this.second = second
-      this.all = new SharedLimit(MAX_PER_SECOND, SHARE_FACTOR)
-      this.byPeer.clear()
-      this.byHost.clear()
-      this.shares.clear()
-    }
-    const share = this.shareOf(peer, host)
-    if ((share.whole ?? share).used >= MAX_PER_PEER || !this.all.allows(share, 1)) return false
-    this.all.add(share, 1)
-    return true
-  }
-
-  private shareOf(peer: string, host: string): Share {
-    const key = `${peer} ${host}`
-    const known = this.shares.get(key)
-    if (known !== undefined) return known
-    const whole = this.byPeer.get(peer) ?? { used: 0 }
-    const group = this.byHost.get(host) ?? { used: 0, users: 0 }
-    const share = { used: 0, whole, group }
-    this.byPeer.set(peer, whole)
-    this.byHost.set(host, group)
-    this.shares.set(key, share)
-    return share
-  }
-}
 
 /** Who asks whether it would reach what. */
 interface Asked {

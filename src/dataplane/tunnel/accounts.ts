@@ -119,7 +119,7 @@ class Sum {
 }
 
 /** A host that callers come from: whoever has it may have the certificates of many services. */
-export class Origin extends Sum {
+class Origin extends Sum {
   readonly name: string
   /** What is done for all of them in one turn of the event loop. */
   readonly turns: TurnGroup = new TurnGroup()

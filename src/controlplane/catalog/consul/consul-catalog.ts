@@ -237,7 +237,7 @@ function kept<W extends Disposable>(watch: W, watches: Set<W>): Disposable {
 }
 
 /** Asks an agent who it is: node name, datacenter, address, version. One call, no retry. */
-export async function readAgentSelf(transport: ConsulTransport): Promise<AgentSelf> {
+async function readAgentSelf(transport: ConsulTransport): Promise<AgentSelf> {
   const answer = await transport.call('GET', '/v1/agent/self')
   return decodeAgentSelf(requireOk(answer, 'reading /v1/agent/self (agent:read)', AGENT_RULE).body)
 }

@@ -36,7 +36,7 @@ export interface IntentionOptions {
 }
 
 /** Without a wake-up, rules and default policy are read this often, milliseconds. */
-export const REREAD_MS = 30_000
+const REREAD_MS = 30_000
 
 /** `/v1/agent/self` is a large answer; where no header tells the default policy it is read this often. */
 const SELF_EVERY_MS = 30_000

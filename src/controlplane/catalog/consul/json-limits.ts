@@ -7,10 +7,10 @@
 import { MeshError } from '../../../lib/errors.ts'
 
 /** Most bytes of one answer, after decompression. */
-export const MAX_BODY_BYTES = 16 * 1024 * 1024
+const MAX_BODY_BYTES = 16 * 1024 * 1024
 
 /** Deepest nesting of objects and arrays; Consul's own answers stay below 12. */
-export const MAX_DEPTH = 32
+const MAX_DEPTH = 32
 
 /**
  * Most values of one answer. The 5,000 instances that a service may have are half of that; sixteen megabytes of

@@ -67,16 +67,16 @@ export interface NextQuery {
 export const FAILURE_BACKOFF = { minMs: 500, maxMs: 30_000 }
 
 /** A token that lacks a right gets it by a person's hand: no hurry. */
-export const FORBIDDEN_BACKOFF = { minMs: 5_000, maxMs: 30_000 }
+const FORBIDDEN_BACKOFF = { minMs: 5_000, maxMs: 30_000 }
 
 /** The agent asks for less. */
-export const LIMITED_BACKOFF = { minMs: 2_000, maxMs: 60_000 }
+const LIMITED_BACKOFF = { minMs: 2_000, maxMs: 60_000 }
 
 /** Requests at once after a quiet time: a deployment changes a service a few times in a row. */
 const BURST = 3
 
 /** What a watch on one service, or on anything as small, gets. */
-export const USUAL_PACE: Pace = { everyMs: 1_000, maxIdleMs: 5_000 }
+const USUAL_PACE: Pace = { everyMs: 1_000, maxIdleMs: 5_000 }
 
 /** An answer that took longer was worth its request. */
 const EARLY_MS = 10_000

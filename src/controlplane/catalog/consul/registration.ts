@@ -55,7 +55,7 @@ const BEAT_MS = 10_000
 const RETRY = { minMs: 300, maxMs: 1_000 }
 
 /** Deadline of deregister(), milliseconds. */
-export const DEREGISTER_MS = 5_000
+const DEREGISTER_MS = 5_000
 
 /** Keeps registrations in place. It looks at the agent at once and from then on, also with nothing to register. */
 export class Registrar implements Disposable {

@@ -1,9 +1,9 @@
 /**
  * An explanation for people: the verdict first, then station by station along the road, then what to do.
  */
-import type { Explanation, Station, Verdict } from '../model/explanation.ts'
-import { formatAge, formatSince } from './render/format.ts'
-import { paint, type Tone } from './render/table.ts'
+import type { Explanation, Station, Verdict } from '../../model/explanation.ts'
+import { formatAge, formatSince } from './format.ts'
+import { paint, type Tone } from './table.ts'
 
 const VERDICTS: Record<Verdict, { readonly text: string; readonly tone: Tone }> = {
   allowed: { text: 'ALLOWED', tone: 'good' },

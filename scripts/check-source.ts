@@ -1,0 +1,236 @@
+/**
+ * Checks that the sources keep what they say of themselves: `node scripts/check-source.ts [ROOT]`.
+ *
+ * What is exported is imported by somebody; a file whose header says "Pure." asks nothing of the system and no clock,
+ * nor does what it imports; what has one way has one (disk, native code, Node's undocumented fields, the environment);
+ * a guard of lint guards something that is there.
+ */
+import { globSync, readFileSync } from 'node:fs'
+import { dirname, join, normalize, resolve } from 'node:path'
+
+const root = resolve(process.argv[2] ?? join(import.meta.dirname, '..'))
+
+/** What only certain files may say, and which; `inside`: of that folder alone. */
+const reserved: readonly {
+  readonly what: string
+  readonly pattern: RegExp
+  readonly files: readonly string[]
+  readonly inside?: string
+}[] = [
+  {
+    what: 'a worker asks no disk, no DNS and no other program',
+    pattern: /'node:(?:fs|fs\/promises|dns|dns\/promises|http|https|child_process)'/,
+    files: [],
+    inside: 'src/dataplane/',
+  },
+  {
+    what: 'a file is written by src/lib/atomic-file.ts',
+    pattern: /\b(?:writeFile|appendFile|createWriteStream|renameSync|rename)(?:Sync)?\(|\.sync\(\)/,
+    files: [
+      'src/lib/atomic-file.ts',
+      // Sets aside what cannot be believed.
+      'src/lib/state-file.ts',
+      // An empty file, and a file of /proc.
+      'src/lib/systemd.ts',
+      'src/lib/thread-name.ts',
+    ],
+  },
+  {
+    what: 'native code is called through src/lib/native.ts',
+    pattern: /'koffi'|\bprocess\.(?:binding|dlopen)\b/,
+    files: ['src/lib/native.ts'],
+  },
+  {
+    what: 'what starts processes is listed here',
+    pattern: /'node:child_process'/,
+    files: [
+      'src/controlplane/capture/command.ts',
+      'src/controlplane/capture/table-owner.ts',
+      'src/daemon/admin-server.ts',
+      'src/daemon/config-check.ts',
+      'src/daemon/hand-over-link.ts',
+      'src/daemon/stop-cause.ts',
+      'src/daemon/uninstall.ts',
+    ],
+  },
+  {
+    what: "Node's undocumented fields are read by src/lib/node-internals.ts",
+    pattern: /\b_(?:handle|parent)\b|\bkBuffer\w*/,
+    files: ['src/lib/node-internals.ts'],
+  },
+]
+
+/** What a pure file does not say: it would ask the system, a clock or chance. */
+const impure =
+  /\b(?:Date\.now|performance\.now|Math\.random|setTimeout|setInterval|setImmediate|fetch)\(|\bnew Date\(\)|\bprocess\.\w/
+
+/** What of Node only computes. */
+const pureNames: ReadonlySet<string> = new Set([
+  'createHash',
+  'hash',
+  'isDeepStrictEqual',
+  'isIP',
+  'isIPv4',
+  'isIPv6',
+  'timingSafeEqual',
+])
+
+interface Import {
+  readonly names: readonly string[]
+  /** Everything may be used: a namespace, or an import at run time. */
+  readonly isWhole: boolean
+  readonly isType: boolean
+  readonly from: string
+}
+
+interface Source {
+  readonly path: string
+  /** Without comments. */
+  readonly code: string
+  readonly header: string
+  readonly imports: readonly Import[]
+}
+
+const sources = new Map(
+  globSync(['src/**/*.ts', 'test/**/*.ts', 'scripts/**/*.ts', 'bench/**/*.ts'], { cwd: root })
+    .toSorted()
+    .map((path) => [path, parse(path)]),
+)
+const problems = [...checkExports(), ...checkPure(), ...checkReserved(), ...checkLint()]
+for (const problem of problems) console.error(problem)
+process.exitCode = problems.length > 0 ? 1 : 0
+
+function parse(path: string): Source {
+  const text = readFileSync(join(root, path), 'utf8')
+  const header = /^(?:#!.*\n)?\/\*\*[\s\S]*?\*\//.exec(text)?.[0] ?? ''
+  const code = text.replaceAll(/^\s*\/\*\*[\s\S]*?\*\/|(?<![:'"`\w])\/\/ .*$/gm, '')
+  const imports: Import[] = []
+  const add = (words: string, clause: string, from: string): void => {
+    const isType = words.startsWith('type')
+    const named = /\{([^}]*)\}/.exec(clause)?.[1]
+    imports.push({
+      names: (named ?? '')
+        .split(',')
+        .map((word) =>
+          word
+            .trim()
+            .replace(/^type /, '')
+            .replace(/ as .*/, ''),
+        )
+        .filter((word) => word !== ''),
+      isWhole: named === undefined,
+      isType:
+        isType ||
+        (named !== undefined &&
+          named.split(',').every((word) => word.trim() === '' || /^\s*type /.test(word))),
+      from: from.startsWith('.') ? normalize(join(dirname(path), from)) : from,
+    })
+  }
+  for (const [, words = '', clause = '', from = ''] of code.matchAll(
+    /^(?:import|export) (type )?([^'"]*?)(?: from )?'([^']+)'$/gm,
+  ))
+    add(words, clause, from)
+  for (const [, from = ''] of code.matchAll(/\bimport\(\s*'([^']+)'/g)) add('', '*', from)
+  return { path, code, header, imports }
+}
+
+/** Exports that no other file imports. A type that its own file uses may stay: it is part of what others get. */
+function checkExports(): string[] {
+  const used = new Map<string, Set<string>>()
+  for (const source of sources.values())
+    for (const { names, isWhole, from } of source.imports) {
+      const target = sources.get(from)
+      if (target === undefined) continue
+      const set = used.get(from) ?? new Set()
+      used.set(from, set)
+      for (const name of names) set.add(name)
+      // Of a whole module what is used is what is named.
+      if (isWhole)
+        for (const { name } of exportsOf(target)) if (mentions(source.code, name) > 0) set.add(name)
+    }
+  return [...sources.values()].flatMap((source) =>
+    exportsOf(source)
+      .filter(({ name, kind }) => {
+        if (used.get(source.path)?.has(name) === true) return false
+        const isType = kind === 'interface' || kind === 'type'
+        return !(isType && mentions(source.code, name) > 1)
+      })
+      .map(({ name }) => `${source.path}: exports ${name}, which no other file imports`),
+  )
+}
+
+function exportsOf({ code }: Source): { readonly name: string; readonly kind: string }[] {
+  const declared =
+    /^export (?:declare |abstract |async )*(function\*?|const|let|class|interface|type) (\w+)/gm
+  return [...code.matchAll(declared)].map(([, kind = '', name = '']) => ({ name, kind }))
+}
+
+function mentions(code: string, name: string): number {
+  return code.match(new RegExp(`(?<![\\w$])${name}(?![\\w$])`, 'g'))?.length ?? 0
+}
+
+function checkPure(): string[] {
+  return [...sources.values()]
+    .filter(({ path, header }) => path.startsWith('src/') && /\bpure\b/i.test(header))
+    .flatMap((source) => {
+      const road = findImpure(source, new Set())
+      return road === undefined ? [] : [`${source.path}: says that it is pure, and is not: ${road}`]
+    })
+}
+
+/** What makes a file impure: itself, or what it imports to run. */
+function findImpure(source: Source, seen: Set<string>): string | undefined {
+  if (seen.has(source.path)) return undefined
+  seen.add(source.path)
+  const said = impure.exec(source.code)
+  if (said !== null) return `${source.path} says ${said[0]}`
+  for (const { from, isType, isWhole, names } of source.imports) {
+    if (isType) continue
+    if (from.startsWith('node:')) {
+      if (isWhole || !names.every((name) => pureNames.has(name)))
+        return `${source.path} imports ${from}`
+      continue
+    }
+    const target = sources.get(from)
+    const road = target === undefined ? undefined : findImpure(target, seen)
+    if (road !== undefined) return road
+  }
+  return undefined
+}
+
+function checkReserved(): string[] {
+  return [...sources.values()].flatMap(({ path, code }) =>
+    reserved
+      .filter(({ inside = 'src/', files }) => path.startsWith(inside) && !files.includes(path))
+      .filter(({ pattern }) => pattern.test(code))
+      .map(({ what, pattern }) => `${path}: ${what}, and here is ${pattern.exec(code)?.[0]}`),
+  )
+}
+
+/** Files and folders that .oxlintrc.json names are there, but for the room that is to come. */
+function checkLint(): string[] {
+  const config: {
+    overrides: {
+      files: string[]
+      rules: { 'no-restricted-imports'?: [string, { patterns: { group: string[] }[] }] }
+    }[]
+  } = JSON.parse(readFileSync(join(root, '.oxlintrc.json'), 'utf8'))
+  return config.overrides.flatMap(({ files, rules }) => {
+    const gone = files.filter((glob) => globSync(glob, { cwd: root }).length === 0)
+    const groups = (rules['no-restricted-imports']?.[1].patterns ?? []).flatMap(
+      ({ group }) => group,
+    )
+    for (const group of groups) {
+      if (!group.startsWith('!')) continue
+      const tail = group
+        .slice(1)
+        .replaceAll('../', '')
+        .replace(/\/\*\*$/, '')
+      const isThere = tail.includes('*') || globSync(`src/**/${tail}`, { cwd: root }).length > 0
+      if (!isThere) gone.push(group)
+    }
+    return gone
+      .filter((name) => !name.includes('aggregator'))
+      .map((name) => `.oxlintrc.json: '${name}' fits nothing that exists`)
+  })
+}

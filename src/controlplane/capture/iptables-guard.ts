@@ -1,0 +1,65 @@
+/**
+ * The guard of iptables by itself: put in place and removed without what diverts.
+ */
+import type { BackendSettings, MeshAddresses } from './backend.ts'
+import type { RunCommand } from './command.ts'
+import { EVERY_ADDRESS, renderCreate, renderReplace, setMembers } from './ipset.ts'
+import { applyRules, defaultTools, readRules } from './iptables.ts'
+import { hasRoutes } from './iptables-backend.ts'
+import { iptablesGuard, type SetKind } from './iptables-rules.ts'
+import { activeFamilies, activeSets, restoreSets } from './kernel-sets.ts'
+import { ensureRangeRoute } from './routing.ts'
+import { type Family, virtualNetwork } from './rules.ts'
+import { isEmpty, ownRules, renderClear, renderRestore } from './saved-rules.ts'
+import type { SetMembers } from './set-members.ts'
+import type { ResolvedPlan } from './workloads.ts'
+
+/**
+ * Puts the guard in place alone. Its plan may name units that do not run yet: whatever starts beside or below where they
+ * will be is refused at instances until a daemon applies the plan.
+ */
+export async function applyIptablesGuard(
+  run: RunCommand,
+  resolved: ResolvedPlan,
+  given: { readonly settings: BackendSettings; readonly addresses: MeshAddresses },
+): Promise<void> {
+  const { plan, cgroups, problems } = resolved
+  const active = activeFamilies()
+  const members: Partial<Record<SetKind, Record<Family, SetMembers>>> = {
+    guarded: setMembers(given.addresses.instances),
+    permitted: setMembers(given.addresses.permitted),
+    intact: EVERY_ADDRESS,
+  }
+  const sets = activeSets().map((set) => {
+    const wanted = members[set.kind]?.[set.family]
+    return wanted === undefined ? renderCreate(set) : renderReplace(set, wanted)
+  })
+  await restoreSets(run, sets.join(''))
+  const settings = {
+    ...given.settings,
+    cgroups,
+    waits: false,
+    // Only where a unit is missing may somebody be it who is in no cgroup that is known.
+    refusesUnseen: problems.length > 0,
+  }
+  for (const family of active) {
+    const present = ownRules(await readRules(run, defaultTools[family]))
+    const filter = present.filter(({ table }) => table === 'filter')
+    const wanted = iptablesGuard(plan, family, settings)
+    await applyRules(run, defaultTools[family], renderRestore([wanted], filter))
+    if (hasRoutes(family)) await ensureRangeRoute(run, family, virtualNetwork(plan, family))
+  }
+}
+
+/** Removes the guard alone, and leaves what diverts. Returns whether it was there. */
+export async function removeIptablesGuard(run: RunCommand): Promise<boolean> {
+  let removed = false
+  for (const family of activeFamilies()) {
+    const present = ownRules(await readRules(run, defaultTools[family]))
+    const filter = present.filter(({ table }) => table === 'filter')
+    if (isEmpty(filter)) continue
+    await applyRules(run, defaultTools[family], renderClear(filter))
+    removed = true
+  }
+  return removed
+}

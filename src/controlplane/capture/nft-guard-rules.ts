@@ -1,0 +1,175 @@
+/**
+ * The guard as a native nftables table. Pure.
+ */
+import { cgroupTree } from './nft-cgroups.ts'
+import { beforeCallers, sourcesOf } from './nft-rules.ts'
+import {
+  type AddChain,
+  chainText,
+  FIN_SECONDS,
+  GUARD_SETS,
+  GUARD_TABLE,
+  hasMark,
+  lacksMark,
+  MAX_OPEN,
+  type NftSettings,
+  RESET,
+  RST_SECONDS,
+  SYN,
+  words,
+} from './nft-words.ts'
+import {
+  BROADCAST,
+  type CapturePlan,
+  captureRules,
+  coversBroadcast,
+  type Family,
+  families,
+  virtualNetwork,
+} from './rules.ts'
+
+/**
+ * The guard: a table of its own that refuses whatever of a captured workload would reach a mesh address un-diverted.
+ *
+ *     output       after every filter of others; what has our mark has been diverted
+ *     input        what containers have open
+ *     forward      the same for containers
+ *     postrouting  the last look: what is marked, or goes to a virtual address, leaves by loopback or not at all
+ *
+ * It keeps its own record of captured connections, so that it also knows them when the table that diverts is gone.
+ */
+export function renderGuardTable(
+  plan: CapturePlan,
+  settings: NftSettings,
+  table = GUARD_TABLE,
+  by: 'tproxy' | 'redirect' = 'tproxy',
+): string {
+  const { mark } = settings
+  const chains: string[] = []
+  const chain: AddChain = (name, lines) => void chains.push(chainText(name, lines))
+  const users = plan.workloads.flatMap(({ selector }) =>
+    selector.kind === 'user' ? [Number(selector.user)] : [],
+  )
+  const refuse = `counter name refused meta l4proto tcp ${RESET}`
+  chain('refuse', [refuse])
+  const others = [
+    ...(users.length === 0 ? [] : [`meta skuid { ${users.join(', ')} } ${refuse}`]),
+    ...(plan.defaultCapturePort === undefined ? [] : [refuse]),
+  ]
+  const tree = cgroupTree(plan, settings)
+  for (const { selector, capturePort } of plan.workloads)
+    if (selector.kind === 'cgroup') chain(`caller_${capturePort}`, [refuse])
+  // Who has just started may be a workload.
+  for (const { name, lines } of tree.chains('refuse')) chain(name, lines)
+  chain('workload', tree.levels === 0 ? others : ['goto below_1'])
+  if (tree.levels > 0) chain('others', others)
+  chain('virtual', [
+    ...(coversBroadcast(virtualNetwork(plan, 'v4')) ? [`ip daddr ${BROADCAST} return`] : []),
+    // Segments of open connections go to loopback by their route.
+    `oif lo meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn return`,
+    refuse,
+    'counter name refused reject with icmpx port-unreachable',
+  ])
+  for (const family of families) {
+    const { n, tuple, destination } = words(family)
+    chain(`diverted${n}`, [
+      `${SYN} update @open${n} { ${tuple} } return`,
+      `tcp flags & rst == rst update @open${n} { ${tuple} timeout ${RST_SECONDS}s } return`,
+      `tcp flags & fin == fin update @open${n} { ${tuple} timeout ${FIN_SECONDS}s } return`,
+      // As in the table that diverts: a connection that is used is known for as long.
+      `tcp flags & psh == psh update @open${n} { ${tuple} }`,
+    ])
+    chain(`known${n}`, [
+      `${hasMark(mark)} goto diverted${n}`,
+      `${SYN} goto first${n}`,
+      `${tuple} @open${n} ${refuse}`,
+    ])
+    chain(`first${n}`, [
+      `delete @open${n} { ${tuple} }`,
+      `meta skuid ${plan.daemonUid} return`,
+      ...captureRules(plan, family)
+        .filter(({ hook, matches: [match] }) => hook === 'output' && match?.kind === 'ownPort')
+        .flatMap((rule) => beforeCallers(rule, words(family), '')),
+      `${destination} @permitted${n} return`,
+      `${destination} @instances${n} goto workload`,
+    ])
+  }
+  chain('output', [
+    'type filter hook output priority filter + 50; policy accept;',
+    ...(by === 'redirect' ? families.flatMap(redirectedLines) : []),
+    ...families.flatMap((family) => {
+      const { n, ip, destination } = words(family)
+      return [
+        `${destination} @known${n} goto known${n}`,
+        `${ip} daddr ${virtualNetwork(plan, family)} ${lacksMark(mark)} goto virtual`,
+      ]
+    }),
+  ])
+  chain('forward', [
+    'type filter hook forward priority filter + 50; policy accept;',
+    ...families.flatMap((family) => {
+      const { n, ip, destination } = words(family)
+      const sources = sourcesOf(plan, family).map((source) => source.ip)
+      const from = `${ip} saddr { ${sources.join(', ')} } ${destination} @instances${n}`
+      return [
+        `${ip} daddr ${virtualNetwork(plan, family)} ${refuse}`,
+        `${ip} daddr ${virtualNetwork(plan, family)} counter name refused reject with icmpx port-unreachable`,
+        ...(sources.length === 0
+          ? []
+          : [
+              `${words(family).tuple} @open${n} ${refuse}`,
+              ...(by === 'redirect' ? [`${from} ct status dnat ${refuse}`] : []),
+              `${destination} @permitted${n} return`,
+              // After REDIRECT it is tracking that tells what is captured: it knows what was open before, until it forgets.
+              `${from} ${by === 'redirect' ? 'ct state != established' : SYN} ${refuse}`,
+            ]),
+      ]
+    }),
+  ])
+  // What a container sends is diverted before it is forwarded, and comes in.
+  const captured = families.flatMap((family) => {
+    const { n, tuple, destination } = words(family)
+    if (sourcesOf(plan, family).length === 0) return []
+    return [
+      `iif != lo ${hasMark(mark)} ${destination} @known${n} tcp flags & (syn | psh) != 0 update @open${n} { ${tuple} }`,
+    ]
+  })
+  if (captured.length > 0)
+    chain('input', ['type filter hook input priority filter; policy accept;', ...captured])
+  chain('postrouting', [
+    'type filter hook postrouting priority 300; policy accept;',
+    'oif lo accept',
+    `meta l4proto tcp ${hasMark(mark)} counter name refused drop`,
+    ...families.flatMap((family) => {
+      const { n, ip, tuple, destination } = words(family)
+      const range = virtualNetwork(plan, family)
+      const except = coversBroadcast(range) ? ` ip daddr != ${BROADCAST}` : ''
+      return [
+        `${ip} daddr ${range}${except} counter name refused drop`,
+        // Others may have taken the mark after everything else, and sent it on its way anew.
+        `${destination} @known${n} ${tuple} @open${n} counter name refused drop`,
+      ]
+    }),
+  ])
+  const sets = families.flatMap((family) => {
+    const { n, type } = words(family)
+    return [
+      ...GUARD_SETS.map((name) => `  set ${name}${n} {\n    type ${type} . inet_service\n  }\n`),
+      `  set open${n} {\n    type ${type} . inet_service . ${type} . inet_service\n    size ${MAX_OPEN}\n    flags dynamic,timeout\n    timeout 1d\n  }\n`,
+    ]
+  })
+  const all = ['  counter refused {\n  }\n', ...sets, ...tree.sets, ...chains]
+  return `table inet ${table} {\n${all.join('')}}\n`
+}
+
+/** What REDIRECT has diverted has another destination already: tracking knows where it went. */
+function redirectedLines(family: Family): string[] {
+  const { n, ip, nfproto } = words(family)
+  const tuple = `${ip} saddr . tcp sport . ct original ${ip} daddr . ct original proto-dst`
+  const redirected = `meta nfproto ${nfproto} ct status dnat ct direction original`
+  return [
+    `${redirected} ${SYN} update @open${n} { ${tuple} }`,
+    `${redirected} tcp flags & psh == psh update @open${n} { ${tuple} }`,
+    `${redirected} tcp flags & (fin | rst) != 0 update @open${n} { ${tuple} timeout ${FIN_SECONDS}s }`,
+  ]
+}

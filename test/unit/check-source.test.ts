@@ -1,0 +1,84 @@
+/**
+ * What scripts/check-source.ts finds in a tree, and that it finds nothing in a sound one.
+ */
+import assert from 'node:assert/strict'
+import { spawnSync } from 'node:child_process'
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import { test } from 'node:test'
+
+const script = resolve(import.meta.dirname, '../../scripts/check-source.ts')
+
+/** A sound tree: a pure file, one that writes by the one way, and one that uses both. */
+const SOUND = {
+  'src/model/sum.ts': `/** Sums. Pure. */\nexport function sum(a: number, b: number): number {\n  return a + b\n}\n`,
+  'src/lib/atomic-file.ts': `/** Writes. */\nimport { writeFileSync } from 'node:fs'\n\nexport const write = (path: string): void => writeFileSync(path, '')\n`,
+  'src/main.ts': `/** Starts. */\nimport { write } from './lib/atomic-file.ts'\nimport { sum } from './model/sum.ts'\n\nwrite(String(sum(1, 2)))\n`,
+  '.oxlintrc.json': `{"overrides": [{"files": ["src/model/**"], "rules": {}}]}`,
+}
+
+/** The lines that are said of the tree with these files changed. */
+function check(changed: Readonly<Record<string, string>> = {}): string[] {
+  const root = mkdtempSync(join(tmpdir(), 'hostmesh-check-source-'))
+  try {
+    for (const [path, text] of Object.entries({ ...SOUND, ...changed })) {
+      mkdirSync(dirname(join(root, path)), { recursive: true })
+      writeFileSync(join(root, path), text)
+    }
+    const { stdout, stderr, status } = spawnSync(process.execPath, [script, root], {
+      encoding: 'utf8',
+    })
+    assert.equal(stdout, '')
+    assert.equal(status === 0, stderr === '')
+    return stderr.split('\n').filter((line) => line !== '')
+  } finally {
+    rmSync(root, { recursive: true })
+  }
+}
+
+test('nothing is said of a sound tree', () => {
+  assert.deepEqual(check(), [])
+})
+
+test('a file that calls itself pure is followed through what it imports to run', () => {
+  const found = check({
+    'src/model/sum.ts': `/** Sums. Pure. */\nimport { now } from './now.ts'\n\nexport const sum = (a: number, b: number): number => a + b + now()\n`,
+    'src/model/now.ts': `/** The time. */\nexport const now = (): number => Date.now()\n`,
+  })
+  assert.deepEqual(found, [
+    'src/model/sum.ts: says that it is pure, and is not: src/model/now.ts says Date.now(',
+  ])
+})
+
+test('types and what only computes leave a file pure', () => {
+  const found = check({
+    'src/model/sum.ts': `/** Sums. Pure. */\nimport { isIP } from 'node:net'\nimport type { Clock } from './clock.ts'\n\nexport const sum = (a: number, b: number, _clock?: Clock): number => a + b + isIP('')\n`,
+    'src/model/clock.ts': `/** A clock. */\nexport interface Clock {\n  readonly now: number\n}\n\nconsole.log(Date.now())\n`,
+  })
+  assert.deepEqual(found, [])
+})
+
+test('an export without an importer is named', () => {
+  const found = check({ 'src/lib/more.ts': `/** More. */\nexport const more = 1\n` })
+  assert.deepEqual(found, ['src/lib/more.ts: exports more, which no other file imports'])
+})
+
+test('a second way to disk is named', () => {
+  const found = check({
+    'src/main.ts': `${SOUND['src/main.ts']}\nimport { writeFileSync } from 'node:fs'\n\nwriteFileSync('a', 'b')\n`,
+  })
+  assert.deepEqual(found, [
+    'src/main.ts: a file is written by src/lib/atomic-file.ts, and here is writeFileSync(',
+  ])
+})
+
+test('a guard of lint for what is not there is named', () => {
+  const found = check({
+    '.oxlintrc.json': `{"overrides": [{"files": ["src/gone.ts"], "rules": {"no-restricted-imports": ["error", {"patterns": [{"group": ["../**", "!../model/moved.ts"]}]}]}}]}`,
+  })
+  assert.deepEqual(found, [
+    ".oxlintrc.json: 'src/gone.ts' fits nothing that exists",
+    ".oxlintrc.json: '!../model/moved.ts' fits nothing that exists",
+  ])
+})
