@@ -14,7 +14,7 @@ import { errorCode, MeshError } from '../../lib/errors.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import { startLocalDial } from '../deliver/dial-local.ts'
 import { localDial } from '../deliver/local-dial.ts'
-import type { ByteStream, Receiver, WriteResult } from '../io/byte-stream.ts'
+import type { ByteStream, WriteResult } from '../io/byte-stream.ts'
 import type { SocketStream } from '../io/socket-stream.ts'
 import { evaluate } from '../policy/evaluate.ts'
 import type { Account, Lane } from '../tunnel/accounts.ts'
@@ -24,6 +24,7 @@ import { TunnelStream } from '../tunnel/stream.ts'
 import type { Footing } from '../tunnel/trust.ts'
 import type { Arriving } from './arrivals.ts'
 import type { Connection } from './connection-table.ts'
+import { EarlyBytes } from './early-bytes.ts'
 import { inboundFlagOf, resetReasonOf } from './ending.ts'
 import { awaitPolicy, isPolicyAwaited, type Plane } from './plane.ts'
 import { answerProbe } from './probe.ts'
@@ -200,11 +201,11 @@ function join(
     hangUp(stream, flag)
   }
   connection.abort = abort
-  const first = early.rest()
-  if (first.length > 0) {
-    connection.sentBytes += first.length
-    plane.counters.sent(connection.row ?? 0, first.length)
-    local.write(first)
+  const { bytes } = early
+  if (bytes.length > 0) {
+    connection.sentBytes += bytes.length
+    plane.counters.sent(connection.row ?? 0, bytes.length)
+    local.write(bytes)
   }
   splice({
     connection,
@@ -225,46 +226,6 @@ function join(
 function hangUp(stream: ByteStream, flag: Parameters<typeof resetReasonOf>[0]): void {
   if (stream instanceof TunnelStream) stream.refuse(resetReasonOf(flag))
   else stream.reset()
-}
-
-/** What of the application's bytes has come before there is anybody to give them to. */
-class EarlyBytes implements Receiver {
-  protected bytes: Uint8Array = new Uint8Array(0)
-  private onGone: (() => void) | undefined
-
-  /** Application bytes that have been read already. */
-  rest(): Uint8Array {
-    return this.bytes
-  }
-
-  /** Calls `cancel` when the caller hangs up before the splice. */
-  whenGone(cancel: () => void): void {
-    this.onGone = cancel
-  }
-
-  onBytes(bytes: Uint8Array): WriteResult {
-    this.bytes =
-      this.bytes.length === 0
-        ? Uint8Array.prototype.slice.call(bytes)
-        : Buffer.concat([this.bytes, bytes])
-    return 0
-  }
-
-  onEnd(): void {
-    // The stream is paused by now; the splice is told when it starts to read.
-  }
-
-  onClosed(): void {
-    // Our side has not finished, so it cannot be over in order.
-  }
-
-  onReset(_reason: Error): void {
-    this.onGone?.()
-  }
-
-  onWritable(): void {
-    // Nothing is written before the splice.
-  }
 }
 
 /**

@@ -19,15 +19,15 @@ import { type CapturedBy, destinationOf } from '../capture/original-destination.
 import { callerOf, endIfForgotten, forgetRedirected } from '../capture/tracking.ts'
 import { dialLocal } from '../deliver/dial-local.ts'
 import { localDial } from '../deliver/local-dial.ts'
-import type { ByteStream, Receiver, WriteResult } from '../io/byte-stream.ts'
+import type { ByteStream } from '../io/byte-stream.ts'
 import { resetOnClose } from '../io/linger.ts'
 import { SocketStream } from '../io/socket-stream.ts'
 import { evaluate } from '../policy/evaluate.ts'
-import type { Account } from '../tunnel/accounts.ts'
 import { encodePreface } from '../tunnel/preface.ts'
 import type { Session } from '../tunnel/session.ts'
-import { type TunnelStream, UNCONFIRMED_LIMIT } from '../tunnel/stream.ts'
+import type { TunnelStream } from '../tunnel/stream.ts'
 import { addressOf, type Connection } from './connection-table.ts'
+import { ReplayableBytes } from './early-bytes.ts'
 import { asMeshError, failureCostOf, flagOf, isTunnelLoss, mayTryAnother } from './ending.ts'
 import { awaitPolicy, type Door, isPolicyAwaited, type Plane } from './plane.ts'
 import { logBrokenOff, refuse } from './refuse.ts'
@@ -64,15 +64,17 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
   }
   const connection = plane.connections.add('outbound', door.caller, account)
   plane.connections.useDescriptors(connection, 1)
-  const downstream = new Downstream(socket, account)
-  connection.local = downstream.stream
+  const downstream = new SocketStream(socket, 'shared')
+  downstream.chargeTo(account)
+  const early = new ReplayableBytes(downstream, account)
+  connection.local = downstream
   connection.caller = socket
-  if (door.capturedBy === 'redirect') downstream.stream.afterReset = trackedEnds(socket)
+  if (door.capturedBy === 'redirect') downstream.afterReset = trackedEnds(socket)
   // Named first, then assigned, here and below: docs/performance.md, "Garbage".
   const abort: Connection['abort'] = (_flag, reason) => {
     // The ending is recorded after the socket has gone, and that could not say its address any more.
     connection.downstream = addressOf(socket)
-    downstream.giveUp(reason)
+    early.giveUp(reason)
   }
   connection.abort = abort
   try {
@@ -81,14 +83,14 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
     const wanted = wantedBy(plane, socket, door, connection)
     const target = route(plane, wanted) ?? (await routeLater(plane, door.caller, wanted))
     plane.connections.know(connection, target.service.name)
-    const carrier = await reachAnInstance(plane, connection, downstream, target)
+    const carrier = await reachAnInstance(plane, connection, early, target)
     connection.endpoint = carrier.endpoint.key
     connection.state = 'open'
-    join(plane, connection, downstream, carrier)
+    join(plane, connection, { downstream, early, carrier })
   } catch (error) {
     refuse(plane, connection, error)
-    downstream.forget()
-    downstream.stream.reset()
+    early.release()
+    downstream.reset()
   }
 }
 
@@ -206,7 +208,7 @@ async function routeLater(
 async function reachAnInstance(
   plane: Plane,
   connection: Connection,
-  downstream: Downstream,
+  early: ReplayableBytes,
   target: Target,
 ): Promise<Carrier> {
   if (target.unserved !== undefined) throw withoutProxy(target.unserved, target.service.name)
@@ -228,7 +230,7 @@ async function reachAnInstance(
     try {
       const upstream = endpoint.local
         ? await deliverHere(plane, connection, endpoint)
-        : await tunnelTo(plane, connection, downstream, {
+        : await tunnelTo(plane, connection, early, {
             endpoint,
             service: target.service,
             mayMove,
@@ -237,13 +239,13 @@ async function reachAnInstance(
       plane.outcomes.succeeded('outbound', connection.source, endpoint.key)
       return { upstream, endpoint, service: target.service }
     } catch (error) {
-      if (!downstream.isGone) {
+      if (!early.isGone) {
         noteFailure(plane, target.service, endpoint, error)
         plane.outcomes.failed('outbound', connection.source, endpoint.key, error)
       }
       plane.balancer.finished(endpoint)
       if (connection.row !== undefined) plane.counters.connectFailed(connection.row)
-      if (!mayTryAnother(error) || downstream.isGone) throw error
+      if (!mayTryAnother(error) || early.isGone) throw error
       failure = error
     }
   }
@@ -306,7 +308,7 @@ async function deliverHere(
 async function tunnelTo(
   plane: Plane,
   connection: Connection,
-  downstream: Downstream,
+  early: ReplayableBytes,
   target: { endpoint: Endpoint; service: MeshService; mayMove: () => boolean },
 ): Promise<ByteStream> {
   const { endpoint, service, mayMove } = target
@@ -330,7 +332,7 @@ async function tunnelTo(
     credential,
     timeoutMs: Math.min(plane.timeouts.connectMs, service.clusters[0].connectTimeoutMs),
     again: () =>
-      downstream.isGone || mayMove()
+      early.isGone || mayMove()
         ? undefined
         : (plane.credentials.of(connection.source) ?? credential),
   }
@@ -339,9 +341,9 @@ async function tunnelTo(
     // A leaf that arrived while we waited is the one to go on with.
     request.credential = plane.credentials.of(connection.source) ?? credential
     const reached = plane.pool.ready(request) ?? (await plane.pool.reach(request))
-    if (downstream.isGone) {
+    if (early.isGone) {
       if (reached.kind === 'connection') reached.socket.destroy()
-      throw downstream.goneError()
+      throw early.goneError()
     }
     if (reached.kind === 'connection') {
       plane.connections.rest(connection, reached.footing)
@@ -360,7 +362,7 @@ async function tunnelTo(
       plane.workerCounters.inc('tunnelStreamsOpened')
       // Dialing the tunnel was a matter of this one connection; it says nothing of the next ones.
       connection.askedMs = performance.now()
-      return openStream(plane, connection, downstream, {
+      return openStream(plane, connection, early, {
         session: reached.session,
         endpoint,
         mayMove,
@@ -380,7 +382,7 @@ async function tunnelTo(
 function openStream(
   plane: Plane,
   connection: Connection,
-  downstream: Downstream,
+  early: ReplayableBytes,
   target: { session: Session; endpoint: Endpoint; mayMove: () => boolean },
 ): Promise<TunnelStream> {
   const stream: TunnelStream = target.session.open(
@@ -395,7 +397,7 @@ function openStream(
   return new Promise((resolve, reject) => {
     const deadline = setTimeout(() => {
       stream.refuse('timeout')
-      downstream.detach()
+      early.stopForwarding()
       reject(
         new MeshError(
           'HM_CONNECT_TIMEOUT',
@@ -405,7 +407,6 @@ function openStream(
     }, plane.timeouts.connectMs)
     const confirmed = (): void => {
       clearTimeout(deadline)
-      downstream.detach()
       resolve(stream)
     }
     stream.onConfirmed = confirmed
@@ -417,11 +418,11 @@ function openStream(
       onWritable: () => undefined,
       onReset: (reason) => {
         clearTimeout(deadline)
-        downstream.detach()
+        early.stopForwarding()
         reject(asMeshError(reason))
       },
     }
-    downstream.speakInto(stream, (gone) => {
+    early.forwardTo(stream, (gone) => {
       clearTimeout(deadline)
       stream.reset()
       reject(gone)
@@ -432,12 +433,10 @@ function openStream(
 function join(
   plane: Plane,
   connection: Connection,
-  downstream: Downstream,
-  carrier: Carrier,
+  parts: { downstream: SocketStream; early: ReplayableBytes; carrier: Carrier },
 ): void {
+  const { downstream, early, carrier } = parts
   const { upstream, endpoint, service } = carrier
-  // What stays as long as the connection holds this, not the early stage around it.
-  const { stream } = downstream
   const finish = (flag: Parameters<typeof plane.connections.end>[1], reason?: unknown): void => {
     plane.connections.end(connection, flag, reason)
     plane.balancer.finished(endpoint)
@@ -446,148 +445,38 @@ function join(
     logBrokenOff(plane, connection, flag, reason)
     finish(flag, reason)
     upstream.reset()
-    stream.reset()
+    downstream.reset()
   }
   connection.abort = abort
-  if (downstream.isGone) {
+  if (early.isGone) {
     upstream.reset()
-    throw downstream.goneError()
+    throw early.goneError()
   }
-  downstream.handOver(upstream, {
-    connection,
-    counters: plane.counters,
-    onEnding: (ending) => {
-      if (ending.kind === 'done') finish('-')
-      else if (ending.side === 'downstream') finish('DC', ending.reason)
-      else {
-        // The application breaking off is its own affair; a tunnel that broke under it is the instance's.
-        if (isTunnelLoss(ending.reason)) noteFailure(plane, service, endpoint, ending.reason)
-        const flag = flagOf(ending.reason)
-        logBrokenOff(plane, connection, flag, asMeshError(ending.reason))
-        finish(flag, ending.reason)
-      }
+  connection.sentBytes += early.bytes.length
+  plane.counters.sent(connection.row ?? 0, early.bytes.length)
+  early.handOver(upstream)
+  // Without a tunnel the chunk may be kept: this socket then reads into memory of its own, or what it reads is copied.
+  const mayKeep = upstream instanceof SocketStream
+  if (mayKeep && !early.isReading) downstream.useOwnMemory()
+  splice(
+    {
+      connection,
+      counters: plane.counters,
+      downstream,
+      upstream,
+      copies: mayKeep && early.isReading,
+      onEnding: (ending) => {
+        if (ending.kind === 'done') finish('-')
+        else if (ending.side === 'downstream') finish('DC', ending.reason)
+        else {
+          // An application reset is not counted against the instance; a tunnel that broke under it is.
+          if (isTunnelLoss(ending.reason)) noteFailure(plane, service, endpoint, ending.reason)
+          const flag = flagOf(ending.reason)
+          logBrokenOff(plane, connection, flag, asMeshError(ending.reason))
+          finish(flag, ending.reason)
+        }
+      },
     },
-  })
-}
-
-/** The parts of a splice that {@link Downstream.handOver} does not know by itself. */
-type HandOver = Pick<Parameters<typeof splice>[0], 'connection' | 'counters' | 'onEnding'>
-
-/**
- * The application's side until an instance has confirmed: notices when it hangs up, lets it speak early, and
- * remembers what it said.
- */
-class Downstream implements Receiver {
-  readonly stream: SocketStream
-  private readonly account: Account
-  private gone: MeshError | undefined
-  private said: Uint8Array[] = []
-  private saidBytes = 0
-  /** What of it the account knows of. */
-  private heldBytes = 0
-  private hasEnded = false
-  private isReading = false
-  private listener: TunnelStream | undefined
-  private onGone: ((reason: MeshError) => void) | undefined
-
-  constructor(socket: Socket, account: Account) {
-    this.stream = new SocketStream(socket, 'shared')
-    this.stream.receiver = this
-    this.stream.chargeTo(account)
-    this.account = account
-  }
-
-  /** Whether the application has hung up, or the connection was broken off. */
-  get isGone(): boolean {
-    return this.gone !== undefined
-  }
-
-  /** Why there is nobody to serve any more. */
-  goneError(): MeshError {
-    return this.gone ?? new MeshError('HM_CALLER_GONE', 'The caller hung up')
-  }
-
-  /** Ends the attempt from outside. */
-  giveUp(reason: MeshError): void {
-    this.gone = reason
-    this.onGone?.(reason)
-    this.stream.reset()
-  }
-
-  /** Lets the application speak into a stream that is not confirmed yet; all it said before is said again. */
-  speakInto(stream: TunnelStream, onGone: (reason: MeshError) => void): void {
-    this.listener = stream
-    this.onGone = onGone
-    this.say(stream, 0, UNCONFIRMED_LIMIT)
-    if (this.hasEnded && this.saidBytes <= UNCONFIRMED_LIMIT) stream.end()
-    this.isReading = true
-    if (this.saidBytes < UNCONFIRMED_LIMIT && !this.account.isTight) this.stream.resume()
-  }
-
-  /** The attempt is over, either way. */
-  detach(): void {
-    this.listener = undefined
-    this.onGone = undefined
-  }
-
-  /** An instance has confirmed: from here on the bytes run by themselves. */
-  handOver(upstream: ByteStream, parts: HandOver): void {
-    const saysAgain = this.isReading && upstream instanceof SocketStream
-    parts.connection.sentBytes += this.saidBytes
-    parts.counters.sent(parts.connection.row ?? 0, this.saidBytes)
-    if (this.isReading) this.say(upstream, saysAgain ? 0 : UNCONFIRMED_LIMIT, this.saidBytes)
-    if (this.hasEnded) upstream.end()
-    this.forget()
-    // Without a tunnel the chunk may be kept; this socket then reads into memory of its own.
-    if (!this.isReading && upstream instanceof SocketStream) this.stream.useOwnMemory()
-    splice({ ...parts, downstream: this.stream, upstream, copies: saysAgain }, this.hasEnded)
-  }
-
-  /** What was said is not needed any more. Called at least once, whatever becomes of the connection. */
-  forget(): void {
-    this.said = []
-    this.account.hold(-this.heldBytes)
-    this.heldBytes = 0
-  }
-
-  /** Writes what was said from one offset to another. */
-  private say(to: ByteStream, from: number, until: number): void {
-    let at = 0
-    for (const bytes of this.said) {
-      const part = bytes.subarray(Math.max(0, from - at), Math.max(0, until - at))
-      if (part.length > 0) to.write(part)
-      at += bytes.length
-    }
-  }
-
-  onBytes(bytes: Uint8Array): WriteResult {
-    const copy = Uint8Array.prototype.slice.call(bytes)
-    this.said.push(copy)
-    this.saidBytes += copy.length
-    // Many that speak to somebody who does not answer are listened to later.
-    if (this.saidBytes >= UNCONFIRMED_LIMIT || this.account.isTight) this.stream.pause()
-    this.heldBytes += copy.length
-    this.account.hold(copy.length)
-    if (this.listener !== undefined)
-      this.say(this.listener, this.saidBytes - copy.length, UNCONFIRMED_LIMIT)
-    return 0
-  }
-
-  onEnd(): void {
-    this.hasEnded = true
-    if (this.saidBytes <= UNCONFIRMED_LIMIT) this.listener?.end()
-  }
-
-  onClosed(): void {
-    // Our side has not finished, so it cannot be over in order.
-  }
-
-  onReset(reason: Error): void {
-    this.gone = new MeshError('HM_CALLER_GONE', 'The caller hung up', { cause: reason })
-    this.onGone?.(this.gone)
-  }
-
-  onWritable(): void {
-    // Nothing is written to the application before the splice.
-  }
+    early.hasEnded,
+  )
 }
