@@ -229,7 +229,7 @@ async function reachAnInstance(
     plane.balancer.started(endpoint)
     try {
       const upstream = endpoint.local
-        ? await deliverHere(plane, connection, endpoint)
+        ? await deliverHere(plane, connection, early, endpoint)
         : await tunnelTo(plane, connection, early, {
             endpoint,
             service: target.service,
@@ -271,6 +271,7 @@ function noteFailure(plane: Plane, service: MeshService, endpoint: Endpoint, err
 async function deliverHere(
   plane: Plane,
   connection: Connection,
+  early: ReplayableBytes,
   endpoint: Endpoint,
 ): Promise<ByteStream> {
   // Decided before anything is looked up: the policy is that of the service which is reached.
@@ -301,6 +302,10 @@ async function deliverHere(
   plane.connections.useDescriptors(connection, 2)
   const isFrugal = connection.account.isCrowd
   const upstream = await dialLocal({ ...dial, isFrugal }, plane.timeouts.connectMs, 'private')
+  if (early.isGone) {
+    upstream.reset()
+    throw early.goneError()
+  }
   upstream.chargeTo(connection.account)
   return upstream
 }
@@ -448,10 +453,6 @@ function join(
     downstream.reset()
   }
   connection.abort = abort
-  if (early.isGone) {
-    upstream.reset()
-    throw early.goneError()
-  }
   connection.sentBytes += early.bytes.length
   plane.counters.sent(connection.row ?? 0, early.bytes.length)
   early.handOver(upstream)
