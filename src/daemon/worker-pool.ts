@@ -20,7 +20,7 @@ import type {
   WorkerSettings,
   WorkerSocket,
 } from '../dataplane/protocol.ts'
-import type { ConnectionView } from '../dataplane/proxy/connection-table.ts'
+import type { ConnectionView } from '../dataplane/proxy/connection.ts'
 import type { Pressure } from '../dataplane/proxy/pressure.ts'
 import type { Refusal } from '../dataplane/proxy/refusals.ts'
 import { backoffMs } from '../lib/backoff.ts'

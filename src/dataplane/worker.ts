@@ -34,6 +34,7 @@ import { ACCEPTORS, Listeners } from './listeners.ts'
 import { evaluate } from './policy/evaluate.ts'
 import type { FromWorker, PeerView, ToWorker, WorkerSettings, WorkerSocket } from './protocol.ts'
 import { Arrivals } from './proxy/arrivals.ts'
+import { decidedFor } from './proxy/connection.ts'
 import { ConnectionTable } from './proxy/connection-table.ts'
 import { carryConnection, carryStream } from './proxy/inbound.ts'
 import { carryOutbound } from './proxy/outbound.ts'
@@ -415,10 +416,10 @@ class Worker {
   /** Intentions changed: live connections that they now deny are ended (Consul's own proxies leave them). */
   private recheckPolicies(): void {
     this.connections.abortWhere(
-      ({ isDecidedHere, source, destination, reached = destination }) =>
-        isDecidedHere &&
-        reached !== undefined &&
-        !evaluate(source, this.snapshot.policies.get(reached)).allow,
+      ({ source, stage }) => {
+        const service = decidedFor(stage)
+        return service !== undefined && !evaluate(source, this.snapshot.policies.get(service)).allow
+      },
       'DENY',
       new MeshError('HM_POLICY_DENIED', 'The intentions have changed and deny it now'),
     )
@@ -433,7 +434,7 @@ class Worker {
       const reason = objection(footing)
       if (reason !== undefined) session.disown(reason)
     }
-    this.connections.abortUnfounded(objection)
+    this.connections.abortUntrusted(objection)
   }
 
   /**
@@ -624,7 +625,7 @@ class Worker {
     this.arrivals.sweep(nowMs)
     this.guard.tick(nowMs)
     this.connections.sweep(nowMs)
-    this.connections.abortUnfounded((footing) =>
+    this.connections.abortUntrusted((footing) =>
       wallMs >= endOf(footing) ? expiry(footing, wallMs) : undefined,
     )
     this.pool.tick(nowMs, wallMs)

@@ -12,7 +12,7 @@
  */
 import { errorCode, MeshError } from '../../lib/errors.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
-import { startLocalDial } from '../deliver/dial-local.ts'
+import { type LocalDial, startLocalDial } from '../deliver/dial-local.ts'
 import { localDial } from '../deliver/local-dial.ts'
 import type { ByteStream, WriteResult } from '../io/byte-stream.ts'
 import type { SocketStream } from '../io/socket-stream.ts'
@@ -23,7 +23,7 @@ import { MAX_PREFACE_BYTES, type Preface, readPreface } from '../tunnel/preface.
 import { TunnelStream } from '../tunnel/stream.ts'
 import type { Footing } from '../tunnel/trust.ts'
 import type { Arriving } from './arrivals.ts'
-import type { Connection } from './connection-table.ts'
+import type { Connection, Delivering, Open, Refused } from './connection.ts'
 import { EarlyBytes } from './early-bytes.ts'
 import { inboundFlagOf, resetReasonOf } from './ending.ts'
 import { awaitPolicy, isPolicyAwaited, type Plane } from './plane.ts'
@@ -72,72 +72,99 @@ export async function carryConnection(plane: Plane, arrival: Arrival): Promise<v
   const early = new EarlyBytes()
   arrival.stream.receiver = early
   if (plane.isDraining()) hangUp(arrival.stream, 'DR')
-  else await carry(plane, arrival, { preface: undefined, early })
-}
-
-/** What has been read of an arrival. */
-interface Beginning {
-  readonly preface: Preface | undefined
-  readonly early: EarlyBytes
+  else await carry(plane, arrival, undefined, early)
 }
 
 /** From the policy on. A place among the connections is taken by those that it has allowed, and by nobody else. */
-async function carry(plane: Plane, arrival: Arrival, beginning: Beginning): Promise<void> {
-  const { stream } = arrival
+async function carry(
+  plane: Plane,
+  arrival: Arrival,
+  preface: Preface | undefined,
+  early: EarlyBytes,
+): Promise<void> {
+  const { stream, lane, destination, address: peer } = arrival
+  const source = arrival.peer.service
   const denial = denialOf(plane, arrival)
-  const { account } = arrival.lane
-  const hasRoom = plane.connections.hasRoom('inbound', arrival.peer.service, account)
-  if (denial === undefined && !hasRoom) {
+  if (denial === undefined && !plane.connections.hasRoom('inbound', source, lane.account)) {
     plane.workerCounters.inc('overflow')
-    if (plane.connections.isShortOfDescriptors(account)) plane.noteLimit('descriptors')
+    if (plane.connections.isShortOfDescriptors(lane.account)) plane.noteLimit('descriptors')
     hangUp(stream, 'UO')
     return
   }
-  const connection = enter(plane, arrival, beginning.preface)
-  if (denial !== undefined) {
-    arrival.lane.wasFutile(performance.now())
-    plane.outcomes.failed('inbound', arrival.peer.service, arrival.destination, denial)
-    hangUp(stream, refuse(plane, connection, denial))
+  const dial = denial === undefined ? dialFor(plane, arrival, preface) : undefined
+  if (dial === undefined) {
+    lane.wasFutile(performance.now())
+    turnAway(plane, arrival, preface, denial ?? notHere(preface?.instance ?? destination))
     return
   }
-  if (stream instanceof TunnelStream) connection.stream = stream
+  const row = rowOf(plane, arrival)
+  const endpoint = formatAddress(dial.target)
+  const stage: Delivering = { state: 'delivering', destination, row, peer, endpoint, stream }
+  const connection = enter(plane, arrival, preface, stage)
   try {
-    const local = await deliver(plane, connection, arrival, beginning)
-    plane.outcomes.delivered(connection.endpoint ?? '')
+    plane.connections.useDescriptors(connection, arrival.footing === undefined ? 1 : 2)
+    const dialing = startLocalDial(
+      { ...dial, isFrugal: lane.account.isCrowd },
+      plane.timeouts.connectMs,
+      stream instanceof TunnelStream ? 'shared' : 'private',
+    )
+    early.whenGone(dialing.cancel)
+    const local = await dialing.connected
+    local.chargeTo(lane.account)
+    plane.outcomes.delivered(endpoint)
     if (stream.isClosed) {
       local.reset()
       throw new MeshError('HM_CALLER_GONE', 'The caller hung up')
     }
     if (stream instanceof TunnelStream) stream.confirm()
-    connection.state = 'open'
-    plane.outcomes.succeeded('inbound', arrival.peer.service, arrival.destination)
-    join(plane, connection, { stream, local, early: beginning.early })
+    plane.outcomes.succeeded('inbound', source, destination)
+    join(plane, connection, { stage, stream, local, early })
   } catch (error) {
-    plane.outcomes.failed('inbound', arrival.peer.service, arrival.destination, error)
-    if (connection.endpoint !== undefined && errorCode(error).startsWith('HM_DELIVER_'))
-      plane.outcomes.undelivered(connection.endpoint, error)
+    plane.outcomes.failed('inbound', source, destination, error)
+    if (errorCode(error).startsWith('HM_DELIVER_')) plane.outcomes.undelivered(endpoint, error)
     hangUp(stream, refuse(plane, connection, error))
   }
 }
 
 /** Enters an arrival into the table, before anything else is done for it. */
-function enter(plane: Plane, arrival: Arrival, preface: Preface | undefined): Connection {
-  const { stream, peer } = arrival
-  const connection = plane.connections.add('inbound', peer.service, arrival.lane.account)
-  plane.connections.know(connection, arrival.destination)
-  connection.peer = arrival.address
-  connection.downstream = preface?.source ?? arrival.address
+function enter(
+  plane: Plane,
+  arrival: Arrival,
+  preface: Preface | undefined,
+  stage: Refused | Delivering,
+): Connection {
+  const { stream, peer, lane, address, footing } = arrival
+  const from = preface?.source ?? address
+  const connection = plane.connections.add('inbound', peer.service, lane.account, from)
   connection.wanted = preface?.destination
+  plane.connections.setDestination(connection, stage)
   // Named first, then assigned, here and below: docs/performance.md, "Garbage".
   const abort: Connection['abort'] = (flag, reason) => {
     plane.connections.end(connection, flag, reason)
     hangUp(stream, flag)
   }
   connection.abort = abort
-  if (arrival.footing === undefined) return connection
-  plane.connections.rest(connection, arrival.footing)
+  if (footing === undefined) return connection
+  plane.connections.bindCertificates(connection, footing)
   plane.connections.useDescriptors(connection, 1)
   return connection
+}
+
+/** Ends an arrival for which no application is dialed. */
+function turnAway(
+  plane: Plane,
+  arrival: Arrival,
+  preface: Preface | undefined,
+  error: MeshError,
+): void {
+  const { stream, destination, address: peer } = arrival
+  plane.outcomes.failed('inbound', arrival.peer.service, destination, error)
+  const stage: Refused = { state: 'refused', destination, row: rowOf(plane, arrival), peer }
+  hangUp(stream, refuse(plane, enter(plane, arrival, preface, stage), error))
+}
+
+function rowOf(plane: Plane, { peer, destination }: Arrival): number {
+  return plane.counters.row('destination', peer.service, destination)
 }
 
 /** Why the caller may not reach the service; undefined when it may. */
@@ -151,49 +178,54 @@ function denialOf(plane: Plane, arrival: Arrival): MeshError | undefined {
   )
 }
 
-async function deliver(
+/** How the instance is dialed that is meant; undefined when this host has none. */
+function dialFor(
   plane: Plane,
-  connection: Connection,
-  arrival: Arrival,
-  beginning: Beginning,
-): Promise<SocketStream> {
-  const { destination, lane } = arrival
-  const { preface, early } = beginning
+  { destination, peer, address }: Arrival,
+  preface: Preface | undefined,
+): LocalDial | undefined {
   const instance = plane.localInstance(destination, preface?.instance)
-  const local =
+  return (
     instance &&
     localDial(instance, {
-      service: connection.source,
-      address: connection.downstream,
-      wanted: connection.wanted,
+      service: peer.service,
+      address: preface?.source ?? address,
+      wanted: preface?.destination,
     })
-  if (local === undefined) {
-    lane.wasFutile(performance.now())
-    throw new MeshError(
-      'HM_DELIVER_UNKNOWN',
-      `Cannot deliver to ${preface?.instance ?? destination}: this host's configuration has no such service`,
-    )
-  }
-  connection.endpoint = formatAddress(local.target)
-  plane.connections.useDescriptors(connection, arrival.footing === undefined ? 1 : 2)
-  const dial = startLocalDial(
-    { ...local, isFrugal: lane.account.isCrowd },
-    plane.timeouts.connectMs,
-    preface === undefined ? 'private' : 'shared',
   )
-  early.whenGone(dial.cancel)
-  const stream = await dial.connected
-  stream.chargeTo(lane.account)
-  connection.local = stream
-  return stream
+}
+
+function notHere(instance: string): MeshError {
+  return new MeshError(
+    'HM_DELIVER_UNKNOWN',
+    `Cannot deliver to ${instance}: this host's configuration has no such service`,
+  )
 }
 
 function join(
   plane: Plane,
   connection: Connection,
-  parts: { stream: TunnelStream | SocketStream; local: SocketStream; early: EarlyBytes },
+  parts: {
+    readonly stage: Delivering
+    readonly stream: TunnelStream | SocketStream
+    readonly local: SocketStream
+    readonly early: EarlyBytes
+  },
 ): void {
-  const { stream, local, early } = parts
+  const { stream, local } = parts
+  const { bytes } = parts.early
+  const { destination, row, endpoint, peer } = parts.stage
+  const stage: Open = {
+    state: 'open',
+    destination,
+    row,
+    endpoint,
+    peer,
+    decidedFor: destination,
+    stream,
+    local,
+  }
+  connection.stage = stage
   const abort: Connection['abort'] = (flag, reason) => {
     logBrokenOff(plane, connection, flag, reason)
     plane.connections.end(connection, flag, reason)
@@ -201,14 +233,14 @@ function join(
     hangUp(stream, flag)
   }
   connection.abort = abort
-  const { bytes } = early
   if (bytes.length > 0) {
     connection.sentBytes += bytes.length
-    plane.counters.sent(connection.row ?? 0, bytes.length)
+    plane.counters.sent(row, bytes.length)
     local.write(bytes)
   }
   splice({
     connection,
+    stage,
     counters: plane.counters,
     downstream: stream,
     upstream: local,
@@ -317,7 +349,7 @@ class StreamArrival extends EarlyBytes implements Arriving {
     if (!arrival.stream.isClosed && !turns.claim(CONNECTION_COST))
       await turns.later(CONNECTION_COST)
     plane.arrivals.delete(this)
-    if (!arrival.stream.isClosed) await carry(plane, arrival, { preface, early: this })
+    if (!arrival.stream.isClosed) await carry(plane, arrival, preface, this)
   }
 
   /** Thousands may come to nothing at the same moment: each is told when it is its caller's turn. */
@@ -336,8 +368,6 @@ class StreamArrival extends EarlyBytes implements Arriving {
 
   private refuseNow(error: MeshError): void {
     const { plane, arrival } = this
-    if (arrival.stream.isClosed) return
-    plane.outcomes.failed('inbound', arrival.peer.service, arrival.destination, error)
-    hangUp(arrival.stream, refuse(plane, enter(plane, arrival, undefined), error))
+    if (!arrival.stream.isClosed) turnAway(plane, arrival, undefined, error)
   }
 }

@@ -1,54 +1,31 @@
 /**
  * The story of a connection that a local application opens.
  *
- *   take      who calls (which door it came through) and what it asked for (the kernel knows)
+ *   take      who calls (which listener it came through) and what it asked for (the kernel knows)
  *   route     which service that is
- *   balance   which instance, and another one when that cannot be reached
- *   carry     on this host: deliver; elsewhere: a stream of the tunnel, or a Connect peer's connection
+ *   reach     an instance of it, on this host or through a tunnel (reach.ts)
  *   splice    bytes both ways until both sides are done
  *
- * The application may speak before an instance has confirmed: what it says goes along with the opening of
- * the stream and is kept until the confirmation, so that it can be said again to another instance.
+ * The application may speak before an instance has confirmed: early-bytes.ts.
  */
 import type { Socket } from 'node:net'
-import { describeError, MeshError } from '../../lib/errors.ts'
+import { MeshError } from '../../lib/errors.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
-import type { Endpoint } from '../../model/endpoint.ts'
-import type { MeshService } from '../../model/snapshot.ts'
 import { type CapturedBy, destinationOf } from '../capture/original-destination.ts'
 import { callerOf, endIfForgotten, forgetRedirected } from '../capture/tracking.ts'
-import { dialLocal } from '../deliver/dial-local.ts'
-import { localDial } from '../deliver/local-dial.ts'
-import type { ByteStream } from '../io/byte-stream.ts'
-import { resetOnClose } from '../io/linger.ts'
 import { SocketStream } from '../io/socket-stream.ts'
-import { evaluate } from '../policy/evaluate.ts'
-import { encodePreface } from '../tunnel/preface.ts'
-import type { Session } from '../tunnel/session.ts'
-import type { TunnelStream } from '../tunnel/stream.ts'
-import { addressOf, type Connection } from './connection-table.ts'
+import { addressOf, type Connection, type Open } from './connection.ts'
 import { ReplayableBytes } from './early-bytes.ts'
-import { asMeshError, failureCostOf, flagOf, isTunnelLoss, mayTryAnother } from './ending.ts'
-import { awaitPolicy, type Door, isPolicyAwaited, type Plane } from './plane.ts'
+import { asMeshError, flagOf, isTunnelLoss } from './ending.ts'
+import type { Door, Plane } from './plane.ts'
+import { noteFailure, Reach, type Reached, type Target } from './reach.ts'
 import { logBrokenOff, refuse } from './refuse.ts'
 import { splice } from './splice.ts'
 
-/** Instances tried for one connection. */
-const MAX_TRIES = 3
-
-/** A service, and the one instance that is meant when the application asked for its address. */
-interface Target {
-  readonly service: MeshService
-  readonly pinned: Endpoint | undefined
+/** What was asked for. */
+interface Route extends Target {
   /** The address that was asked for, when no endpoint serves the instance there. */
   readonly unserved?: SocketAddress
-}
-
-/** A way to the application at the other end. */
-interface Carrier {
-  readonly upstream: ByteStream
-  readonly endpoint: Endpoint
-  readonly service: MeshService
 }
 
 /** Carries one accepted connection (paused, half-open allowed) to its end. Never rejects. */
@@ -62,31 +39,30 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
     forget?.()
     return
   }
-  const connection = plane.connections.add('outbound', door.caller, account)
+  const connection = plane.connections.add('outbound', door.caller, account, socket)
   plane.connections.useDescriptors(connection, 1)
   const downstream = new SocketStream(socket, 'shared')
   downstream.chargeTo(account)
-  const early = new ReplayableBytes(downstream, account)
-  connection.local = downstream
-  connection.caller = socket
   if (door.capturedBy === 'redirect') downstream.afterReset = trackedEnds(socket)
+  const early = new ReplayableBytes(downstream, account)
   // Named first, then assigned, here and below: docs/performance.md, "Garbage".
   const abort: Connection['abort'] = (_flag, reason) => {
     // The ending is recorded after the socket has gone, and that could not say its address any more.
-    connection.downstream = addressOf(socket)
+    connection.from = addressOf(socket)
     early.giveUp(reason)
   }
   connection.abort = abort
   try {
-    // What is there is taken without a promise: each costs more than the decision itself.
+    // Fast path: no await when everything is there. Each costs more than the decision itself.
     if (plane.snapshot().version === 0) await firstSnapshot(plane)
     const wanted = wantedBy(plane, socket, door, connection)
     const target = route(plane, wanted) ?? (await routeLater(plane, door.caller, wanted))
-    plane.connections.know(connection, target.service.name)
-    const carrier = await reachAnInstance(plane, connection, early, target)
-    connection.endpoint = carrier.endpoint.key
-    connection.state = 'open'
-    join(plane, connection, { downstream, early, carrier })
+    const destination = target.service.name
+    const reach = new Reach(plane, connection, early, target)
+    const { row } = reach
+    plane.connections.setDestination(connection, { state: 'reaching', destination, row, reach })
+    if (target.unserved !== undefined) throw withoutProxy(target.unserved, destination)
+    join(plane, connection, { downstream, early, reached: await reach.run(), target, row })
   } catch (error) {
     refuse(plane, connection, error)
     early.release()
@@ -162,7 +138,7 @@ function isOwn(
 }
 
 /** By the snapshot of the moment; undefined when that knows no such service. */
-function route(plane: Plane, wanted: string | SocketAddress): Target | undefined {
+function route(plane: Plane, wanted: string | SocketAddress): Route | undefined {
   const { services } = plane.snapshot()
   if (typeof wanted === 'string') {
     const service = services.get(wanted)
@@ -194,7 +170,7 @@ async function routeLater(
   plane: Plane,
   caller: string,
   wanted: string | SocketAddress,
-): Promise<Target> {
+): Promise<Route> {
   const later = await plane.until(() => {
     const found = route(plane, wanted)
     if (found === undefined && typeof wanted !== 'string') plane.want(caller, wanted)
@@ -205,243 +181,33 @@ async function routeLater(
   throw new MeshError('HM_ROUTE_UNKNOWN', `Cannot route to ${text}: no mesh service is known there`)
 }
 
-async function reachAnInstance(
-  plane: Plane,
-  connection: Connection,
-  early: ReplayableBytes,
-  target: Target,
-): Promise<Carrier> {
-  if (target.unserved !== undefined) throw withoutProxy(target.unserved, target.service.name)
-  const tried = new Set<string>()
-  let failure: unknown
-  const giveUpAtMs = connection.startedMs + 2 * plane.timeouts.connectMs
-  const mayMove = (): boolean =>
-    target.pinned === undefined &&
-    tried.size < MAX_TRIES &&
-    performance.now() < giveUpAtMs &&
-    plane.balancer.hasOther(target.service.clusters[0].endpoints, tried)
-  while (tried.size < MAX_TRIES && (tried.size === 0 || performance.now() < giveUpAtMs)) {
-    const endpoint =
-      target.pinned ?? plane.balancer.pick(target.service.clusters[0].endpoints, tried)
-    if (endpoint === undefined || tried.has(endpoint.key)) break
-    tried.add(endpoint.key)
-    connection.askedMs = performance.now()
-    plane.balancer.started(endpoint)
-    try {
-      const upstream = endpoint.local
-        ? await deliverHere(plane, connection, early, endpoint)
-        : await tunnelTo(plane, connection, early, {
-            endpoint,
-            service: target.service,
-            mayMove,
-          })
-      plane.balancer.succeeded(endpoint, performance.now() - connection.askedMs)
-      plane.outcomes.succeeded('outbound', connection.source, endpoint.key)
-      return { upstream, endpoint, service: target.service }
-    } catch (error) {
-      if (!early.isGone) {
-        noteFailure(plane, target.service, endpoint, error)
-        plane.outcomes.failed('outbound', connection.source, endpoint.key, error)
-      }
-      plane.balancer.finished(endpoint)
-      if (connection.row !== undefined) plane.counters.connectFailed(connection.row)
-      if (!mayTryAnother(error) || early.isGone) throw error
-      failure = error
-    }
-  }
-  if (failure !== undefined) throw asMeshError(failure)
-  throw new MeshError(
-    'HM_BALANCE_NO_ENDPOINT',
-    `Cannot reach ${target.service.name}: it has no healthy instance`,
-  )
-}
-
-/** Tells the balancer what a failure says against the instance. */
-function noteFailure(plane: Plane, service: MeshService, endpoint: Endpoint, error: unknown): void {
-  const cost = failureCostOf(error)
-  if (cost === undefined && !mayTryAnother(error)) return
-  const reason = describeError(error)
-  const failure = cost === undefined ? undefined : { cost, reason }
-  if (!plane.balancer.failed(endpoint, service.clusters[0].endpoints, failure)) return
-  plane.workerCounters.inc('outlierEjections')
-  plane.log.warn('Instance is avoided', { service: service.name, endpoint: endpoint.key, reason })
-}
-
-/** The instance runs on this host: no tunnel, but the same policy. */
-async function deliverHere(
-  plane: Plane,
-  connection: Connection,
-  early: ReplayableBytes,
-  endpoint: Endpoint,
-): Promise<ByteStream> {
-  // Decided before anything is looked up: the policy is that of the service which is reached.
-  connection.reached = endpoint.service
-  if (isPolicyAwaited(plane, endpoint.service)) await awaitPolicy(plane, endpoint.service)
-  const decision = evaluate(connection.source, plane.snapshot().policies.get(endpoint.service))
-  if (!decision.allow)
-    throw new MeshError(
-      'HM_POLICY_DENIED',
-      `Denied ${connection.source} -> ${endpoint.service}: ${decision.reason}`,
-    )
-  const local = plane.localInstance(endpoint.service, endpoint.id)
-  const dial =
-    local &&
-    localDial(local, {
-      service: connection.source,
-      // Asked of the kernel only where somebody wants to know.
-      address: local.delivery?.proxyHeader === true ? addressOf(connection.caller) : undefined,
-      wanted: connection.wanted,
-    })
-  if (dial === undefined)
-    throw new MeshError(
-      'HM_DELIVER_UNKNOWN',
-      `Cannot deliver to ${endpoint.id}: this host's configuration has no such service`,
-    )
-  connection.peer = undefined
-  connection.isDecidedHere = true
-  plane.connections.useDescriptors(connection, 2)
-  const isFrugal = connection.account.isCrowd
-  const upstream = await dialLocal({ ...dial, isFrugal }, plane.timeouts.connectMs, 'private')
-  if (early.isGone) {
-    upstream.reset()
-    throw early.goneError()
-  }
-  upstream.chargeTo(connection.account)
-  return upstream
-}
-
-async function tunnelTo(
-  plane: Plane,
-  connection: Connection,
-  early: ReplayableBytes,
-  target: { endpoint: Endpoint; service: MeshService; mayMove: () => boolean },
-): Promise<ByteStream> {
-  const { endpoint, service, mayMove } = target
-  const credential =
-    plane.credentials.of(connection.source) ??
-    (await plane.until(() => plane.credentials.of(connection.source), plane.timeouts.readyMs))
-  if (credential === undefined)
-    throw new MeshError(
-      'HM_TLS_NOT_READY',
-      `Cannot call as ${connection.source}: ${plane.credentials.lacks(connection.source)}`,
-      { hint: 'hostmesh certs shows what is missing' },
-    )
-  connection.peer = endpoint.tunnel
-  connection.reached = endpoint.service
-  connection.isDecidedHere = false
-  const request = {
-    source: connection.source,
-    destination: endpoint.service,
-    datacenter: endpoint.datacenter,
-    address: endpoint.tunnel,
-    credential,
-    timeoutMs: Math.min(plane.timeouts.connectMs, service.clusters[0].connectTimeoutMs),
-    again: () =>
-      early.isGone || mayMove()
-        ? undefined
-        : (plane.credentials.of(connection.source) ?? credential),
-  }
-  const giveUpAtMs = performance.now() + plane.timeouts.connectMs
-  for (;;) {
-    // A leaf that arrived while we waited is the one to go on with.
-    request.credential = plane.credentials.of(connection.source) ?? credential
-    const reached = plane.pool.ready(request) ?? (await plane.pool.reach(request))
-    if (early.isGone) {
-      if (reached.kind === 'connection') reached.socket.destroy()
-      throw early.goneError()
-    }
-    if (reached.kind === 'connection') {
-      plane.connections.rest(connection, reached.footing)
-      resetOnClose(reached.socket)
-      plane.connections.useDescriptors(connection, 2)
-      const upstream = new SocketStream(reached.socket, 'private')
-      upstream.chargeTo(connection.account)
-      return upstream
-    }
-    if (reached.session.isSuspect && mayMove())
-      throw new MeshError(
-        'HM_TUNNEL_UNANSWERED',
-        `Cannot reach ${endpoint.key}: its host does not answer just now`,
-      )
-    if (reached.session.canOpen) {
-      plane.workerCounters.inc('tunnelStreamsOpened')
-      // Dialing the tunnel was a matter of this one connection; it says nothing of the next ones.
-      connection.askedMs = performance.now()
-      return openStream(plane, connection, early, {
-        session: reached.session,
-        endpoint,
-        mayMove,
-      })
-    }
-    // The session is at a limit, or was retired just now: then the pool dials another.
-    const leftMs = giveUpAtMs - performance.now()
-    if (leftMs <= 0)
-      throw new MeshError(
-        'HM_TUNNEL_FULL',
-        `Cannot reach ${endpoint.key}: the tunnel had no room for ${plane.timeouts.connectMs} ms`,
-      )
-    await reached.session.room(leftMs)
-  }
-}
-
-function openStream(
-  plane: Plane,
-  connection: Connection,
-  early: ReplayableBytes,
-  target: { session: Session; endpoint: Endpoint; mayMove: () => boolean },
-): Promise<TunnelStream> {
-  const stream: TunnelStream = target.session.open(
-    encodePreface({
-      source: connection.wanted === undefined ? undefined : addressOf(connection.caller),
-      destination: connection.wanted,
-      instance: target.endpoint.id,
-      traceparent: undefined,
-    }),
-  )
-  connection.stream = stream
-  return new Promise((resolve, reject) => {
-    const deadline = setTimeout(() => {
-      stream.refuse('timeout')
-      early.stopForwarding()
-      reject(
-        new MeshError(
-          'HM_CONNECT_TIMEOUT',
-          `Cannot reach ${target.endpoint.key}: no answer in ${plane.timeouts.connectMs} ms`,
-        ),
-      )
-    }, plane.timeouts.connectMs)
-    const confirmed = (): void => {
-      clearTimeout(deadline)
-      resolve(stream)
-    }
-    stream.onConfirmed = confirmed
-    stream.mayMove = target.mayMove
-    stream.receiver = {
-      onBytes: () => 0,
-      onEnd: () => undefined,
-      onClosed: () => undefined,
-      onWritable: () => undefined,
-      onReset: (reason) => {
-        clearTimeout(deadline)
-        early.stopForwarding()
-        reject(asMeshError(reason))
-      },
-    }
-    early.forwardTo(stream, (gone) => {
-      clearTimeout(deadline)
-      stream.reset()
-      reject(gone)
-    })
-  })
-}
-
 function join(
   plane: Plane,
   connection: Connection,
-  parts: { downstream: SocketStream; early: ReplayableBytes; carrier: Carrier },
+  parts: {
+    readonly downstream: SocketStream
+    readonly early: ReplayableBytes
+    readonly reached: Reached
+    readonly target: Target
+    readonly row: number
+  },
 ): void {
-  const { downstream, early, carrier } = parts
-  const { upstream, endpoint, service } = carrier
+  const { downstream, early, row } = parts
+  const { stream: upstream, endpoint, peer, certificates, decidedHere } = parts.reached
+  const { service } = parts.target
+  const stage: Open = {
+    state: 'open',
+    destination: service.name,
+    row,
+    endpoint: endpoint.key,
+    peer,
+    decidedFor: decidedHere ? endpoint.service : undefined,
+    stream: upstream,
+    local: downstream,
+  }
+  connection.stage = stage
+  if (certificates !== undefined) plane.connections.bindCertificates(connection, certificates)
+  if (upstream instanceof SocketStream) plane.connections.useDescriptors(connection, 2)
   const finish = (flag: Parameters<typeof plane.connections.end>[1], reason?: unknown): void => {
     plane.connections.end(connection, flag, reason)
     plane.balancer.finished(endpoint)
@@ -454,7 +220,7 @@ function join(
   }
   connection.abort = abort
   connection.sentBytes += early.bytes.length
-  plane.counters.sent(connection.row ?? 0, early.bytes.length)
+  plane.counters.sent(row, early.bytes.length)
   early.handOver(upstream)
   // Without a tunnel the chunk may be kept: this socket then reads into memory of its own, or what it reads is copied.
   const mayKeep = upstream instanceof SocketStream
@@ -462,6 +228,7 @@ function join(
   splice(
     {
       connection,
+      stage,
       counters: plane.counters,
       downstream,
       upstream,

@@ -3,9 +3,8 @@
  * with the same fields in either direction. Its bytes are the affair of whoever carries it.
  */
 import { describeError, errorCode, type MeshError } from '../../lib/errors.ts'
-import { formatAddress } from '../../model/address.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
-import type { Connection } from './connection-table.ts'
+import { type Connection, destinationOf, endpointOf, peerOf, textOf } from './connection.ts'
 import { flagOf } from './ending.ts'
 import type { Plane } from './plane.ts'
 
@@ -38,14 +37,13 @@ export function logBrokenOff(
   plane.log.info('Connection broken off', { ...about(connection), flag, reason: reason.message })
 }
 
-function about(connection: Connection): Record<string, unknown> {
-  const { direction, source, destination, peer, wanted, endpoint } = connection
+function about({ direction, source, wanted, stage }: Connection): Record<string, unknown> {
   return {
     direction,
     source,
-    destination,
-    peer: peer === undefined ? undefined : formatAddress(peer),
-    wanted: wanted === undefined ? undefined : formatAddress(wanted),
-    endpoint,
+    destination: destinationOf(stage) ?? 'unknown',
+    peer: textOf(peerOf(stage)),
+    wanted: textOf(wanted),
+    endpoint: endpointOf(stage),
   }
 }
