@@ -65,7 +65,7 @@ export interface WorkerSettings {
   readonly workerMemory: SharedArrayBuffer
 }
 
-/** A listening socket that a worker accepts from, by the name of its door. The main thread keeps it. */
+/** A listening socket that a worker accepts from, by the name of its listener. The main thread keeps it. */
 export interface WorkerSocket {
   readonly name: string
   readonly fd: number

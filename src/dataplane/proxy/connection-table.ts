@@ -10,7 +10,7 @@ import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { TrafficCounters } from '../../telemetry/counters.ts'
 import { type Share, SharedLimit } from '../io/shared-limit.ts'
 import type { Account } from '../tunnel/accounts.ts'
-import type { Footing } from '../tunnel/trust.ts'
+import type { CertificatePair } from '../tunnel/trust.ts'
 import {
   type Connection,
   type ConnectionView,
@@ -48,7 +48,7 @@ export class ConnectionTable {
   private readonly outbound: Tally
   private readonly inbound: Tally
   /** The certificates of those that have a TLS connection to themselves; those of a tunnel are its session's. */
-  private readonly certificates = new Map<Connection, Footing>()
+  private readonly certificates = new Map<Connection, CertificatePair>()
   /** Services called since {@link takeCalled}. */
   private readonly called = new Set<string>()
   private readonly limits: ConnectionLimits
@@ -161,12 +161,12 @@ export class ConnectionTable {
   }
 
   /** The connection has a TLS connection to itself, and lasts no longer than the certificates of that. */
-  bindCertificates(connection: Connection, certificates: Footing): void {
+  bindCertificates(connection: Connection, certificates: CertificatePair): void {
     if (this.has(connection)) this.certificates.set(connection, certificates)
   }
 
   /** Breaks off the connections whose certificates `objection` finds fault with. */
-  abortUntrusted(objection: (certificates: Footing) => MeshError | undefined): void {
+  abortUntrusted(objection: (certificates: CertificatePair) => MeshError | undefined): void {
     for (const [connection, certificates] of Array.from(this.certificates)) {
       const reason = objection(certificates)
       if (reason !== undefined) connection.abort('TLS', reason)

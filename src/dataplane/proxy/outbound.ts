@@ -17,10 +17,10 @@ import { SocketStream } from '../io/socket-stream.ts'
 import { addressOf, type Connection, type Open } from './connection.ts'
 import { ReplayableBytes } from './early-bytes.ts'
 import { asMeshError, flagOf, isTunnelLoss } from './ending.ts'
-import type { Door, Plane } from './plane.ts'
 import { noteFailure, Reach, type Reached, type Target } from './reach.ts'
 import { logBrokenOff, refuse } from './refuse.ts'
 import { splice } from './splice.ts'
+import type { Listener, WorkerContext } from './worker-context.ts'
 
 /** What was asked for. */
 interface Route extends Target {
@@ -29,21 +29,25 @@ interface Route extends Target {
 }
 
 /** Carries one accepted connection (paused, half-open allowed) to its end. Never rejects. */
-export async function carryOutbound(plane: Plane, socket: Socket, door: Door): Promise<void> {
-  const account = plane.localAccount(door.caller)
-  if (!plane.connections.hasRoom('outbound', door.caller, account)) {
-    plane.workerCounters.inc('overflow')
-    if (plane.connections.isShortOfDescriptors(account)) plane.noteLimit('descriptors')
-    const forget = door.capturedBy === 'redirect' ? trackedEnds(socket) : undefined
+export async function carryOutbound(
+  context: WorkerContext,
+  socket: Socket,
+  listener: Listener,
+): Promise<void> {
+  const account = context.localAccount(listener.caller)
+  if (!context.connections.hasRoom('outbound', listener.caller, account)) {
+    context.workerCounters.inc('overflow')
+    if (context.connections.isShortOfDescriptors(account)) context.noteLimit('descriptors')
+    const forget = listener.capturedBy === 'redirect' ? trackedEnds(socket) : undefined
     socket.resetAndDestroy()
     forget?.()
     return
   }
-  const connection = plane.connections.add('outbound', door.caller, account, socket)
-  plane.connections.useDescriptors(connection, 1)
+  const connection = context.connections.add('outbound', listener.caller, account, socket)
+  context.connections.useDescriptors(connection, 1)
   const downstream = new SocketStream(socket, 'shared')
   downstream.chargeTo(account)
-  if (door.capturedBy === 'redirect') downstream.afterReset = trackedEnds(socket)
+  if (listener.capturedBy === 'redirect') downstream.afterReset = trackedEnds(socket)
   const early = new ReplayableBytes(downstream, account)
   // Named first, then assigned, here and below: docs/performance.md, "Garbage".
   const abort: Connection['abort'] = (_flag, reason) => {
@@ -54,43 +58,44 @@ export async function carryOutbound(plane: Plane, socket: Socket, door: Door): P
   connection.abort = abort
   try {
     // Fast path: no await when everything is there. Each costs more than the decision itself.
-    if (plane.snapshot().version === 0) await firstSnapshot(plane)
-    const wanted = wantedBy(plane, socket, door, connection)
-    const target = route(plane, wanted) ?? (await routeLater(plane, door.caller, wanted))
+    if (context.snapshot().version === 0) await firstSnapshot(context)
+    const wanted = wantedBy(context, socket, listener, connection)
+    const target = route(context, wanted) ?? (await routeLater(context, listener.caller, wanted))
     const destination = target.service.name
-    const reach = new Reach(plane, connection, early, target)
+    const reach = new Reach(context, connection, early, target)
     const { row } = reach
-    plane.connections.setDestination(connection, { state: 'reaching', destination, row, reach })
+    context.connections.setDestination(connection, { state: 'reaching', destination, row, reach })
     if (target.unserved !== undefined) throw withoutProxy(target.unserved, destination)
-    join(plane, connection, { downstream, early, reached: await reach.run(), target, row })
+    join(context, connection, { downstream, early, reached: await reach.run(), target, row })
   } catch (error) {
-    refuse(plane, connection, error)
+    refuse(context, connection, error)
     early.release()
     downstream.reset()
   }
 }
 
-async function firstSnapshot(plane: Plane): Promise<void> {
-  await plane.until(() => plane.snapshot().version > 0 || undefined, plane.timeouts.readyMs)
+async function firstSnapshot(context: WorkerContext): Promise<void> {
+  await context.until(() => context.snapshot().version > 0 || undefined, context.timeouts.readyMs)
 }
 
 /** What the application asked for: a service by name, or an address. */
 function wantedBy(
-  plane: Plane,
+  context: WorkerContext,
   socket: Socket,
-  door: Door,
+  listener: Listener,
   connection: Connection,
 ): string | SocketAddress {
-  if (door.destination !== undefined) return door.destination
-  const capturedBy = door.capturedBy ?? 'redirect'
+  if (listener.destination !== undefined) return listener.destination
+  const capturedBy = listener.capturedBy ?? 'redirect'
   const arrivedAt = destinationOf(socket, capturedBy)
-  const address = capturedBy === 'transparent' ? untranslated(plane, socket, arrivedAt) : arrivedAt
+  const address =
+    capturedBy === 'transparent' ? untranslated(context, socket, arrivedAt) : arrivedAt
   connection.wanted = address
-  if (address === undefined || isOwn(socket, address, { capturedBy, door: door.address })) {
-    plane.workerCounters.inc('captureRefused')
+  if (address === undefined || isOwn(socket, address, { capturedBy, listener: listener.address })) {
+    context.workerCounters.inc('captureRefused')
     throw new MeshError(
       'HM_CAPTURE_SELF',
-      `Refused a connection made to the capture port ${door.address.port} itself`,
+      `Refused a connection made to the capture port ${listener.address.port} itself`,
       { hint: 'Applications dial the service; only capture rules lead to a capture port' },
     )
   }
@@ -102,13 +107,13 @@ function wantedBy(
  * the kernel is asked what was dialed.
  */
 function untranslated(
-  plane: Plane,
+  context: WorkerContext,
   socket: Socket,
   arrivedAt: SocketAddress | undefined,
 ): SocketAddress | undefined {
-  if (arrivedAt === undefined || plane.routes.find(arrivedAt) !== undefined) return arrivedAt
+  if (arrivedAt === undefined || context.routes.find(arrivedAt) !== undefined) return arrivedAt
   const dialed = destinationOf(socket, 'redirect')
-  return dialed !== undefined && plane.routes.find(dialed) !== undefined ? dialed : arrivedAt
+  return dialed !== undefined && context.routes.find(dialed) !== undefined ? dialed : arrivedAt
 }
 
 /**
@@ -130,21 +135,21 @@ function trackedEnds(socket: Socket): (() => void) | undefined {
 function isOwn(
   socket: Socket,
   address: SocketAddress,
-  by: { readonly capturedBy: CapturedBy; readonly door: SocketAddress },
+  by: { readonly capturedBy: CapturedBy; readonly listener: SocketAddress },
 ): boolean {
-  if (address.port !== by.door.port) return false
-  if (by.capturedBy === 'transparent') return address.ip === by.door.ip
+  if (address.port !== by.listener.port) return false
+  if (by.capturedBy === 'transparent') return address.ip === by.listener.ip
   return address.ip === canonicalIp(socket.localAddress ?? '')
 }
 
 /** By the snapshot of the moment; undefined when that knows no such service. */
-function route(plane: Plane, wanted: string | SocketAddress): Route | undefined {
-  const { services } = plane.snapshot()
+function route(context: WorkerContext, wanted: string | SocketAddress): Route | undefined {
+  const { services } = context.snapshot()
   if (typeof wanted === 'string') {
     const service = services.get(wanted)
     return service === undefined ? undefined : { service, pinned: undefined }
   }
-  const found = plane.routes.find(wanted)
+  const found = context.routes.find(wanted)
   const service = found === undefined ? undefined : services.get(found.service)
   if (found === undefined || service === undefined) return undefined
   if (found.isUnserved === true) return { service, pinned: undefined, unserved: wanted }
@@ -167,22 +172,22 @@ function withoutProxy(wanted: SocketAddress, service: string): MeshError {
 
 /** Waits for a snapshot that knows it. */
 async function routeLater(
-  plane: Plane,
+  context: WorkerContext,
   caller: string,
   wanted: string | SocketAddress,
 ): Promise<Route> {
-  const later = await plane.until(() => {
-    const found = route(plane, wanted)
-    if (found === undefined && typeof wanted !== 'string') plane.want(caller, wanted)
+  const later = await context.until(() => {
+    const found = route(context, wanted)
+    if (found === undefined && typeof wanted !== 'string') context.want(caller, wanted)
     return found
-  }, plane.timeouts.readyMs)
+  }, context.timeouts.readyMs)
   if (later !== undefined) return later
   const text = typeof wanted === 'string' ? wanted : formatAddress(wanted)
   throw new MeshError('HM_ROUTE_UNKNOWN', `Cannot route to ${text}: no mesh service is known there`)
 }
 
 function join(
-  plane: Plane,
+  context: WorkerContext,
   connection: Connection,
   parts: {
     readonly downstream: SocketStream
@@ -206,21 +211,21 @@ function join(
     local: downstream,
   }
   connection.stage = stage
-  if (certificates !== undefined) plane.connections.bindCertificates(connection, certificates)
-  if (upstream instanceof SocketStream) plane.connections.useDescriptors(connection, 2)
-  const finish = (flag: Parameters<typeof plane.connections.end>[1], reason?: unknown): void => {
-    plane.connections.end(connection, flag, reason)
-    plane.balancer.finished(endpoint)
+  if (certificates !== undefined) context.connections.bindCertificates(connection, certificates)
+  if (upstream instanceof SocketStream) context.connections.useDescriptors(connection, 2)
+  const finish = (flag: Parameters<typeof context.connections.end>[1], reason?: unknown): void => {
+    context.connections.end(connection, flag, reason)
+    context.balancer.finished(endpoint)
   }
   const abort: Connection['abort'] = (flag, reason) => {
-    logBrokenOff(plane, connection, flag, reason)
+    logBrokenOff(context, connection, flag, reason)
     finish(flag, reason)
     upstream.reset()
     downstream.reset()
   }
   connection.abort = abort
   connection.sentBytes += early.bytes.length
-  plane.counters.sent(row, early.bytes.length)
+  context.counters.sent(row, early.bytes.length)
   early.handOver(upstream)
   // Without a tunnel the chunk may be kept: this socket then reads into memory of its own, or what it reads is copied.
   const mayKeep = upstream instanceof SocketStream
@@ -229,7 +234,7 @@ function join(
     {
       connection,
       stage,
-      counters: plane.counters,
+      counters: context.counters,
       downstream,
       upstream,
       copies: mayKeep && early.isReading,
@@ -238,9 +243,9 @@ function join(
         else if (ending.side === 'downstream') finish('DC', ending.reason)
         else {
           // An application reset is not counted against the instance; a tunnel that broke under it is.
-          if (isTunnelLoss(ending.reason)) noteFailure(plane, service, endpoint, ending.reason)
+          if (isTunnelLoss(ending.reason)) noteFailure(context, service, endpoint, ending.reason)
           const flag = flagOf(ending.reason)
-          logBrokenOff(plane, connection, flag, asMeshError(ending.reason))
+          logBrokenOff(context, connection, flag, asMeshError(ending.reason))
           finish(flag, ending.reason)
         }
       },

@@ -18,17 +18,19 @@ import { evaluate } from '../policy/evaluate.ts'
 import { encodePreface } from '../tunnel/preface.ts'
 import type { Session } from '../tunnel/session.ts'
 import type { TunnelStream } from '../tunnel/stream.ts'
-import type { Footing } from '../tunnel/trust.ts'
+import type { CertificatePair } from '../tunnel/trust.ts'
 import { addressOf, type Connection, type ReachProgress } from './connection.ts'
 import type { ReplayableBytes } from './early-bytes.ts'
 import { asMeshError, failureCostOf, mayTryAnother } from './ending.ts'
-import { awaitPolicy, isPolicyAwaited, type Plane } from './plane.ts'
+import { awaitPolicy, isPolicyAwaited, type WorkerContext } from './worker-context.ts'
 
 /** Instances tried for one caller. */
 const MAX_TRIES = 3
 
 /** For whom an instance is reached. */
-export type ReachCaller = Pick<Connection, 'source' | 'account' | 'from' | 'wanted' | 'startedMs'>
+export type ReachCaller = Readonly<
+  Pick<Connection, 'source' | 'account' | 'from' | 'wanted' | 'startedMs'>
+>
 
 /** A service, and the one instance that is meant when the application asked for its address. */
 export interface Target {
@@ -43,7 +45,7 @@ export interface Reached {
   /** Its tunnel address; undefined on this host. */
   readonly peer: SocketAddress | undefined
   /** Those of a TLS connection that it has to itself; a session answers for its streams. */
-  readonly certificates: Footing | undefined
+  readonly certificates: CertificatePair | undefined
   /** Whether the policy was applied on this host. */
   readonly decidedHere: boolean
 }
@@ -52,7 +54,7 @@ export interface Reached {
 export class Reach implements ReachProgress, Receiver {
   /** Row of the traffic counters for caller and service. */
   readonly row: number
-  private readonly plane: Plane
+  private readonly context: WorkerContext
   private readonly caller: ReachCaller
   private readonly early: ReplayableBytes
   private readonly target: Target
@@ -67,12 +69,12 @@ export class Reach implements ReachProgress, Receiver {
   /** Rejects what waits for the confirmation. */
   private onFailed: ((reason: Error) => void) | undefined
 
-  constructor(plane: Plane, caller: ReachCaller, early: ReplayableBytes, target: Target) {
-    this.plane = plane
+  constructor(context: WorkerContext, caller: ReachCaller, early: ReplayableBytes, target: Target) {
+    this.context = context
     this.caller = caller
     this.early = early
     this.target = target
-    this.row = plane.counters.row('source', caller.source, target.service.name)
+    this.row = context.counters.row('source', caller.source, target.service.name)
   }
 
   get peer(): SocketAddress | undefined {
@@ -89,29 +91,29 @@ export class Reach implements ReachProgress, Receiver {
 
   /** @throws MeshError: that of the last try, HM_BALANCE_NO_ENDPOINT, or why the caller has gone. */
   async run(): Promise<Reached> {
-    const { plane, caller, early, tried } = this
+    const { context, caller, early, tried } = this
     const { service, pinned } = this.target
     let failure: unknown
     while (tried.size === 0 || (tried.size < MAX_TRIES && this.hasTime())) {
-      const endpoint = pinned ?? plane.balancer.pick(service.clusters[0].endpoints, tried)
+      const endpoint = pinned ?? context.balancer.pick(service.clusters[0].endpoints, tried)
       if (endpoint === undefined || tried.has(endpoint.key)) break
       tried.add(endpoint.key)
       this.askedMs = performance.now()
-      plane.balancer.started(endpoint)
+      context.balancer.started(endpoint)
       try {
         const reached = await (endpoint.local
           ? this.deliverHere(endpoint)
           : this.tunnelTo(endpoint))
-        plane.balancer.succeeded(endpoint, performance.now() - this.askedMs)
-        plane.outcomes.succeeded('outbound', caller.source, endpoint.key)
+        context.balancer.succeeded(endpoint, performance.now() - this.askedMs)
+        context.outcomes.succeeded('outbound', caller.source, endpoint.key)
         return reached
       } catch (error) {
         if (!early.isGone) {
-          noteFailure(plane, service, endpoint, error)
-          plane.outcomes.failed('outbound', caller.source, endpoint.key, error)
+          noteFailure(context, service, endpoint, error)
+          context.outcomes.failed('outbound', caller.source, endpoint.key, error)
         }
-        plane.balancer.finished(endpoint)
-        plane.counters.connectFailed(this.row)
+        context.balancer.finished(endpoint)
+        context.counters.connectFailed(this.row)
         if (!mayTryAnother(error) || early.isGone) throw error
         failure = error
       }
@@ -124,8 +126,8 @@ export class Reach implements ReachProgress, Receiver {
   }
 
   private hasTime(): boolean {
-    const { caller, plane } = this
-    return performance.now() < caller.startedMs + 2 * plane.timeouts.connectMs
+    const { caller, context } = this
+    return performance.now() < caller.startedMs + 2 * context.timeouts.connectMs
   }
 
   /** Whether there is another instance to go to, should this one not answer. */
@@ -135,25 +137,25 @@ export class Reach implements ReachProgress, Receiver {
       pinned === undefined &&
       this.tried.size < MAX_TRIES &&
       this.hasTime() &&
-      this.plane.balancer.hasOther(service.clusters[0].endpoints, this.tried)
+      this.context.balancer.hasOther(service.clusters[0].endpoints, this.tried)
     )
   }
 
   /** The instance runs on this host: no tunnel, but the same policy. */
   private async deliverHere(endpoint: Endpoint): Promise<Reached> {
-    const { plane, caller, early } = this
+    const { context, caller, early } = this
     const { source, account } = caller
     this.endpoint = endpoint
     this.decidedHere = false
     // The policy is that of the service which is reached.
-    if (isPolicyAwaited(plane, endpoint.service)) await awaitPolicy(plane, endpoint.service)
-    const decision = evaluate(source, plane.snapshot().policies.get(endpoint.service))
+    if (isPolicyAwaited(context, endpoint.service)) await awaitPolicy(context, endpoint.service)
+    const decision = evaluate(source, context.snapshot().policies.get(endpoint.service))
     if (!decision.allow)
       throw new MeshError(
         'HM_POLICY_DENIED',
         `Denied ${source} -> ${endpoint.service}: ${decision.reason}`,
       )
-    const local = plane.localInstance(endpoint.service, endpoint.id)
+    const local = context.localInstance(endpoint.service, endpoint.id)
     const dial =
       local &&
       localDial(local, {
@@ -172,7 +174,7 @@ export class Reach implements ReachProgress, Receiver {
     descriptors.add(account.descriptors, 1)
     try {
       const isFrugal = account.isCrowd
-      const stream = await dialLocal({ ...dial, isFrugal }, plane.timeouts.connectMs, 'private')
+      const stream = await dialLocal({ ...dial, isFrugal }, context.timeouts.connectMs, 'private')
       if (early.isGone) {
         stream.reset()
         throw early.goneError()
@@ -186,15 +188,15 @@ export class Reach implements ReachProgress, Receiver {
   }
 
   private async tunnelTo(endpoint: Endpoint): Promise<Reached> {
-    const { plane, caller, early } = this
+    const { context, caller, early } = this
     const { source } = caller
     const credential =
-      plane.credentials.of(source) ??
-      (await plane.until(() => plane.credentials.of(source), plane.timeouts.readyMs))
+      context.credentials.of(source) ??
+      (await context.until(() => context.credentials.of(source), context.timeouts.readyMs))
     if (credential === undefined)
       throw new MeshError(
         'HM_TLS_NOT_READY',
-        `Cannot call as ${source}: ${plane.credentials.lacks(source)}`,
+        `Cannot call as ${source}: ${context.credentials.lacks(source)}`,
         { hint: 'hostmesh certs shows what is missing' },
       )
     this.endpoint = endpoint
@@ -206,17 +208,17 @@ export class Reach implements ReachProgress, Receiver {
       address: endpoint.tunnel,
       credential,
       timeoutMs: Math.min(
-        plane.timeouts.connectMs,
+        context.timeouts.connectMs,
         this.target.service.clusters[0].connectTimeoutMs,
       ),
       again: () =>
-        early.isGone || this.mayMove() ? undefined : (plane.credentials.of(source) ?? credential),
+        early.isGone || this.mayMove() ? undefined : (context.credentials.of(source) ?? credential),
     }
-    const giveUpAtMs = performance.now() + plane.timeouts.connectMs
+    const giveUpAtMs = performance.now() + context.timeouts.connectMs
     for (;;) {
       // A leaf that arrived while we waited is the one to go on with.
-      request.credential = plane.credentials.of(source) ?? credential
-      const way = plane.pool.ready(request) ?? (await plane.pool.reach(request))
+      request.credential = context.credentials.of(source) ?? credential
+      const way = context.pool.ready(request) ?? (await context.pool.reach(request))
       if (early.isGone) {
         if (way.kind === 'connection') way.socket.destroy()
         throw early.goneError()
@@ -225,7 +227,7 @@ export class Reach implements ReachProgress, Receiver {
         resetOnClose(way.socket)
         const stream = new SocketStream(way.socket, 'private')
         stream.chargeTo(caller.account)
-        const { footing: certificates } = way
+        const { certificates } = way
         return { stream, endpoint, peer: endpoint.tunnel, certificates, decidedHere: false }
       }
       if (way.session.isSuspect && this.mayMove())
@@ -234,7 +236,7 @@ export class Reach implements ReachProgress, Receiver {
           `Cannot reach ${endpoint.key}: its host does not answer just now`,
         )
       if (way.session.canOpen) {
-        plane.workerCounters.inc('tunnelStreamsOpened')
+        context.workerCounters.inc('tunnelStreamsOpened')
         // Dialing the tunnel was a matter of this one caller; it says nothing of the next ones.
         this.askedMs = performance.now()
         const stream = await this.openStream(way.session, endpoint)
@@ -251,7 +253,7 @@ export class Reach implements ReachProgress, Receiver {
       if (leftMs <= 0)
         throw new MeshError(
           'HM_TUNNEL_FULL',
-          `Cannot reach ${endpoint.key}: the tunnel had no room for ${plane.timeouts.connectMs} ms`,
+          `Cannot reach ${endpoint.key}: the tunnel had no room for ${context.timeouts.connectMs} ms`,
         )
       await way.session.room(leftMs)
     }
@@ -260,7 +262,7 @@ export class Reach implements ReachProgress, Receiver {
   /** Resolves when the far end has reached the application. */
   private openStream(session: Session, endpoint: Endpoint): Promise<TunnelStream> {
     const { caller, early } = this
-    const { connectMs } = this.plane.timeouts
+    const { connectMs } = this.context.timeouts
     const stream = session.open(
       encodePreface({
         source: caller.wanted === undefined ? undefined : addressOf(caller.from),
@@ -325,7 +327,7 @@ export class Reach implements ReachProgress, Receiver {
 
 /** Tells the balancer what a failure says against the instance. */
 export function noteFailure(
-  plane: Plane,
+  context: WorkerContext,
   service: MeshService,
   endpoint: Endpoint,
   error: unknown,
@@ -334,7 +336,7 @@ export function noteFailure(
   if (cost === undefined && !mayTryAnother(error)) return
   const reason = describeError(error)
   const failure = cost === undefined ? undefined : { cost, reason }
-  if (!plane.balancer.failed(endpoint, service.clusters[0].endpoints, failure)) return
-  plane.workerCounters.inc('outlierEjections')
-  plane.log.warn('Instance is avoided', { service: service.name, endpoint: endpoint.key, reason })
+  if (!context.balancer.failed(endpoint, service.clusters[0].endpoints, failure)) return
+  context.workerCounters.inc('outlierEjections')
+  context.log.warn('Instance is avoided', { service: service.name, endpoint: endpoint.key, reason })
 }
