@@ -5,14 +5,14 @@
  * instances are tried for it: what it says is forwarded before one has confirmed, and kept to be replayed to another one.
  */
 import { MeshError } from '../../lib/errors.ts'
-import type { ByteStream, Receiver, WriteResult } from '../io/byte-stream.ts'
+import { type ByteStream, IdleReceiver, type WriteResult } from '../io/byte-stream.ts'
 import type { Account } from '../tunnel/accounts.ts'
 import { UNCONFIRMED_LIMIT } from '../tunnel/stream.ts'
 
 const NO_BYTES = new Uint8Array(0)
 
-/** The receiver of a calling side until the splice. */
-export class EarlyBytes implements Receiver {
+/** The receiver of a calling side until the splice. An end of a paused stream is told to the splice. */
+export class EarlyBytes extends IdleReceiver {
   /** What has come. */
   bytes: Uint8Array = NO_BYTES
   /** Called when the caller hangs up. */
@@ -23,7 +23,7 @@ export class EarlyBytes implements Receiver {
     this.onGone = onGone
   }
 
-  onBytes(bytes: Uint8Array): WriteResult {
+  override onBytes(bytes: Uint8Array): WriteResult {
     const { length } = this.bytes
     const sum = length + bytes.length
     if (length === 0) {
@@ -41,20 +41,8 @@ export class EarlyBytes implements Receiver {
     return 0
   }
 
-  onEnd(): void {
-    // The stream is paused by now; the splice is told when it starts to read.
-  }
-
-  onClosed(): void {
-    // Our side has not finished, so it cannot be over in order.
-  }
-
-  onReset(reason: Error): void {
+  override onReset(reason: Error): void {
     this.onGone?.(reason)
-  }
-
-  onWritable(): void {
-    // Nothing is written before the splice.
   }
 }
 

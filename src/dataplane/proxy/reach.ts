@@ -11,7 +11,7 @@ import type { Endpoint } from '../../model/endpoint.ts'
 import type { MeshService } from '../../model/snapshot.ts'
 import { dialLocal } from '../deliver/dial-local.ts'
 import { localDial } from '../deliver/local-dial.ts'
-import type { Receiver, WriteResult } from '../io/byte-stream.ts'
+import { IdleReceiver } from '../io/byte-stream.ts'
 import { resetOnClose } from '../io/linger.ts'
 import { SocketStream } from '../io/socket-stream.ts'
 import { evaluate } from '../policy/evaluate.ts'
@@ -51,7 +51,7 @@ export interface Reached {
 }
 
 /** One way to an instance: made, run once, and asked meanwhile how far it is. */
-export class Reach implements ReachProgress, Receiver {
+export class Reach extends IdleReceiver implements ReachProgress {
   /** Row of the traffic counters for caller and service. */
   readonly row: number
   private readonly context: WorkerContext
@@ -70,6 +70,7 @@ export class Reach implements ReachProgress, Receiver {
   private onFailed: ((reason: Error) => void) | undefined
 
   constructor(context: WorkerContext, caller: ReachCaller, early: ReplayableBytes, target: Target) {
+    super()
     this.context = context
     this.caller = caller
     this.early = early
@@ -201,11 +202,12 @@ export class Reach implements ReachProgress, Receiver {
       )
     this.endpoint = endpoint
     this.decidedHere = false
+    const peer = endpoint.tunnel
     const request = {
       source,
       destination: endpoint.service,
       datacenter: endpoint.datacenter,
-      address: endpoint.tunnel,
+      address: peer,
       credential,
       timeoutMs: Math.min(
         context.timeouts.connectMs,
@@ -228,7 +230,7 @@ export class Reach implements ReachProgress, Receiver {
         const stream = new SocketStream(way.socket, 'private')
         stream.chargeTo(caller.account)
         const { certificates } = way
-        return { stream, endpoint, peer: endpoint.tunnel, certificates, decidedHere: false }
+        return { stream, endpoint, peer, certificates, decidedHere: false }
       }
       if (way.session.isSuspect && this.mayMove())
         throw new MeshError(
@@ -240,13 +242,7 @@ export class Reach implements ReachProgress, Receiver {
         // Dialing the tunnel was a matter of this one caller; it says nothing of the next ones.
         this.askedMs = performance.now()
         const stream = await this.openStream(way.session, endpoint)
-        return {
-          stream,
-          endpoint,
-          peer: endpoint.tunnel,
-          certificates: undefined,
-          decidedHere: false,
-        }
+        return { stream, endpoint, peer, certificates: undefined, decidedHere: false }
       }
       // The session is at a limit, or was retired just now: then the pool dials another.
       const leftMs = giveUpAtMs - performance.now()
@@ -303,25 +299,9 @@ export class Reach implements ReachProgress, Receiver {
     })
   }
 
-  onReset(reason: Error): void {
+  /** Of a stream that is not confirmed yet. */
+  override onReset(reason: Error): void {
     this.onFailed?.(asMeshError(reason))
-  }
-
-  onBytes(): WriteResult {
-    // Paused until the splice.
-    return 0
-  }
-
-  onEnd(): void {
-    // Told to the splice.
-  }
-
-  onClosed(): void {
-    // Our side has not finished.
-  }
-
-  onWritable(): void {
-    // The caller is read up to a limit, whatever the stream takes.
   }
 }
 
