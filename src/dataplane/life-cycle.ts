@@ -97,18 +97,6 @@ export class LifeCycle {
     post({ kind: 'drained' })
   }
 
-  /**
-   * The last act after a failure that nobody caught: applications must see a reset. Closed by the kernel
-   * when the thread is gone, a cut-off answer would look like a complete one.
-   */
-  crash(): void {
-    this.parts.context.connections.abortWhere(
-      () => true,
-      'UC',
-      new MeshError('HM_WORKER_FAILED', 'The data-plane worker has crashed'),
-    )
-  }
-
   private tick(): void {
     const { context, sessions, waiting, accounts, guard, pressure, memory, post } = this.parts
     const { connections, balancer, workerCounters } = context

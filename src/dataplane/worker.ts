@@ -62,7 +62,6 @@ const limitByCode: Partial<Record<string, LimitName>> = {
 /** The worker's parts, and what it has been told. */
 class Worker {
   private readonly post: (message: FromWorker) => void
-  private readonly credentials: Credentials
   private readonly routes = new AddressIndex()
   private readonly accounts: Accounts
   private readonly context: WorkerContext
@@ -179,7 +178,6 @@ class Worker {
     const { tellUseMs } = settings
     const parts = { context, sessions, listeners, waiting, accounts, guard, pressure, memory }
     this.lifeCycle = new LifeCycle({ ...parts, tellUseMs, post })
-    this.credentials = credentials
     this.accounts = accounts
     this.context = context
     this.sessions = sessions
@@ -198,12 +196,12 @@ class Worker {
         this.waiting.wake()
         return
       case 'leaf':
-        this.credentials.setLeaf(message.leaf)
+        this.context.credentials.setLeaf(message.leaf)
         this.sessions.dialed.renew(message.leaf.service, message.leaf.serialNumber)
         this.credentialsChanged()
         return
       case 'roots':
-        this.credentials.setBundle(message.bundle)
+        this.context.credentials.setBundle(message.bundle)
         this.recheckTrust()
         this.credentialsChanged()
         return
@@ -221,9 +219,16 @@ class Worker {
     }
   }
 
-  /** See {@link LifeCycle.crash}. */
+  /**
+   * The last act after a failure that nobody caught: applications must see a reset. Closed by the kernel
+   * when the thread is gone, a cut-off answer would look like a complete one.
+   */
   crash(): void {
-    this.lifeCycle.crash()
+    this.context.connections.abortWhere(
+      () => true,
+      'UC',
+      new MeshError('HM_WORKER_FAILED', 'The data-plane worker has crashed'),
+    )
   }
 
   /** Intentions changed: live connections that they now deny are ended (Consul's own proxies leave them). */
@@ -242,7 +247,7 @@ class Worker {
   private recheckTrust(): void {
     const nowMs = Date.now()
     const rejectionReason = (certificates: CertificatePair): MeshError | undefined =>
-      this.credentials.objection(certificates, nowMs)
+      this.context.credentials.objection(certificates, nowMs)
     this.sessions.endWhere(rejectionReason)
     this.context.connections.abortUntrusted(rejectionReason)
   }

@@ -48,14 +48,16 @@ export class EarlyBytes extends IdleReceiver {
 
 /** The same of a caller that may speak while instances are tried for it. */
 export class ReplayableBytes extends EarlyBytes {
+  /** Whether the caller has finished sending. */
+  hasEnded = false
+  /** Whether the source is read, or was. */
+  isReading = false
   private readonly source: ByteStream
   private readonly account: Account
   private target: ByteStream | undefined
   /** What {@link target} has been given. */
   private forwarded = 0
   private gone: MeshError | undefined
-  private ended = false
-  private reading = false
 
   /** Becomes the receiver of `source`, which is not read before {@link forwardTo}. */
   constructor(source: ByteStream, account: Account) {
@@ -68,16 +70,6 @@ export class ReplayableBytes extends EarlyBytes {
   /** Whether the caller has hung up, or was given up. */
   get isGone(): boolean {
     return this.gone !== undefined
-  }
-
-  /** Whether the caller has finished sending. */
-  get hasEnded(): boolean {
-    return this.ended
-  }
-
-  /** Whether the source has been read from. */
-  get isReading(): boolean {
-    return this.reading
   }
 
   /** Why there is nobody to serve any more. */
@@ -98,8 +90,8 @@ export class ReplayableBytes extends EarlyBytes {
     this.forwarded = 0
     this.onGone = onGone
     this.replay(UNCONFIRMED_LIMIT)
-    if (this.ended && this.bytes.length <= UNCONFIRMED_LIMIT) target.end()
-    this.reading = true
+    if (this.hasEnded && this.bytes.length <= UNCONFIRMED_LIMIT) target.end()
+    this.isReading = true
     if (this.bytes.length < UNCONFIRMED_LIMIT && !this.account.isTight) this.source.resume()
   }
 
@@ -115,7 +107,7 @@ export class ReplayableBytes extends EarlyBytes {
     this.target = target
     this.onGone = undefined
     this.replay(this.bytes.length)
-    if (this.ended) target.end()
+    if (this.hasEnded) target.end()
     this.release()
   }
 
@@ -135,7 +127,7 @@ export class ReplayableBytes extends EarlyBytes {
   }
 
   override onEnd(): void {
-    this.ended = true
+    this.hasEnded = true
     if (this.bytes.length <= UNCONFIRMED_LIMIT) this.target?.end()
   }
 

@@ -66,7 +66,7 @@ export async function carryOutbound(
     const { row } = reach
     context.connections.setDestination(connection, { state: 'reaching', destination, row, reach })
     if (target.unserved !== undefined) throw withoutProxy(target.unserved, destination)
-    join(context, connection, { downstream, early, reached: await reach.run(), target, row })
+    join(context, connection, { downstream, early, reach, reached: await reach.run() })
   } catch (error) {
     refuse(context, connection, error)
     early.release()
@@ -189,17 +189,12 @@ async function routeLater(
 function join(
   context: WorkerContext,
   connection: Connection,
-  parts: {
-    readonly downstream: SocketStream
-    readonly early: ReplayableBytes
-    readonly reached: Reached
-    readonly target: Target
-    readonly row: number
-  },
+  parts: { downstream: SocketStream; early: ReplayableBytes; reach: Reach; reached: Reached },
 ): void {
-  const { downstream, early, row } = parts
+  const { downstream, early } = parts
+  const { row, target } = parts.reach
+  const { service } = target
   const { stream: upstream, endpoint, peer, certificates, decidedHere } = parts.reached
-  const { service } = parts.target
   const stage: Open = {
     state: 'open',
     destination: service.name,

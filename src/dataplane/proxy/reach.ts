@@ -57,7 +57,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
   private readonly context: WorkerContext
   private readonly caller: ReachCaller
   private readonly early: ReplayableBytes
-  private readonly target: Target
+  readonly target: Target
   private readonly tried = new Set<string>()
   /** Monotonic: when the instance was asked that is tried now. */
   private askedMs = 0
