@@ -3,53 +3,12 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { type ByteStream, FULL, KEPT, type Receiver } from '../../src/dataplane/io/byte-stream.ts'
+import { FULL, KEPT } from '../../src/dataplane/io/byte-stream.ts'
 import type { Connection, Open } from '../../src/dataplane/proxy/connection.ts'
 import { type SpliceEnding, splice } from '../../src/dataplane/proxy/splice.ts'
 import { readTraffic, TrafficCounters, trafficLayout } from '../../src/telemetry/counters.ts'
 import { looseConnection, openStage } from '../integration/tunnel-fixtures.ts'
-
-class FakeStream implements ByteStream {
-  receiver: Receiver = {
-    onBytes: () => 0,
-    onEnd: () => undefined,
-    onClosed: () => undefined,
-    onReset: () => undefined,
-    onWritable: () => undefined,
-  }
-  isClosed = false
-  answer = 0
-  readonly asked: string[] = []
-  readonly given: Uint8Array[] = []
-
-  write(bytes: Uint8Array): number {
-    this.asked.push(`write ${Buffer.from(bytes).toString()}`)
-    this.given.push(bytes)
-    return this.answer
-  }
-
-  end(): void {
-    this.asked.push('end')
-  }
-
-  reset(): void {
-    this.asked.push('reset')
-    this.isClosed = true
-  }
-
-  pause(): void {
-    this.asked.push('pause')
-  }
-
-  resume(): void {
-    this.asked.push('resume')
-  }
-
-  /** What was asked since the last look. */
-  look(): string[] {
-    return this.asked.splice(0)
-  }
-}
+import { FakeStream } from './fake-stream.ts'
 
 interface Spliced {
   readonly caller: FakeStream
