@@ -163,7 +163,7 @@ export class Sessions {
   endWhere(rejectionReason: (certificates: CertificatePair) => MeshError | undefined): void {
     for (const { session, certificates } of [...this.dialed.list(), ...this.accepted]) {
       const reason = rejectionReason(certificates)
-      if (reason !== undefined) session.disown(reason)
+      if (reason !== undefined) session.close(reason)
     }
   }
 

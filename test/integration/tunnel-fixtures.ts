@@ -443,7 +443,7 @@ export class RawPeer implements AsyncDisposable {
     this.pings += 1
     const value = this.pings
     // These barriers must not add up to a flood.
-    Reflect.set(this.session, 'pingsThisSecond', 0)
+    Reflect.set(Reflect.get(this.session, 'rates') as object, 'pings', 0)
     this.send(header(PING, SYN, 0, value))
     await this.next(({ type, flags, length }) => type === PING && flags === ACK && length === value)
   }
