@@ -62,9 +62,9 @@ function reach(ports: readonly number[], action: 'allow' | 'deny' = 'allow') {
     wanted: undefined,
     startedMs: performance.now(),
   }
-  const service = snapshot.services.get('db')!
+  const [cluster] = snapshot.services.get('db')!.clusters
   return {
-    reach: new Reach(context, request, early, { service, pinned: undefined }),
+    reach: new Reach(context, request, early, { service: 'db', cluster, pinned: undefined }),
     early,
     account,
     inFlight: () => instances.map((each: Endpoint) => balancer.peek(each)?.inFlight),

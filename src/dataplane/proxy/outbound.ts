@@ -14,6 +14,7 @@ import { canonicalIp, formatAddress, type SocketAddress } from '../../model/addr
 import { type CapturedBy, destinationOf } from '../capture/original-destination.ts'
 import { callerOf, endIfForgotten, forgetRedirected } from '../capture/tracking.ts'
 import { SocketStream } from '../io/socket-stream.ts'
+import type { AddressRoute } from '../route/by-address.ts'
 import { addressOf, type Connection, type Open } from './connection.ts'
 import { ReplayableBytes } from './early-bytes.ts'
 import { asMeshError, flagOf, isTunnelLoss } from './ending.ts'
@@ -61,7 +62,7 @@ export async function carryOutbound(
     if (context.snapshot().version === 0) await firstSnapshot(context)
     const wanted = wantedBy(context, socket, listener, connection)
     const target = route(context, wanted) ?? (await routeLater(context, listener.caller, wanted))
-    const destination = target.service.name
+    const destination = target.service
     const reach = new Reach(context, connection, early, target)
     const { row } = reach
     context.connections.setDestination(connection, { state: 'reaching', destination, row, reach })
@@ -144,19 +145,21 @@ function isOwn(
 
 /** By the snapshot of the moment; undefined when that knows no such service. */
 function route(context: WorkerContext, wanted: string | SocketAddress): Route | undefined {
-  const { services } = context.snapshot()
-  if (typeof wanted === 'string') {
-    const service = services.get(wanted)
-    return service === undefined ? undefined : { service, pinned: undefined }
-  }
-  const found = context.routes.find(wanted)
-  const service = found === undefined ? undefined : services.get(found.service)
-  if (found === undefined || service === undefined) return undefined
-  if (found.isUnserved === true) return { service, pinned: undefined, unserved: wanted }
-  const { endpointKey } = found
-  if (endpointKey === undefined) return { service, pinned: undefined }
-  const pinned = service.clusters[0].endpoints.find((endpoint) => endpoint.key === endpointKey)
-  return pinned === undefined ? { service, pinned, unserved: wanted } : { service, pinned }
+  const found: AddressRoute | undefined =
+    typeof wanted === 'string'
+      ? { service: wanted, endpointKey: undefined }
+      : context.routes.find(wanted)
+  const known = found === undefined ? undefined : context.snapshot().services.get(found.service)
+  if (found === undefined || known === undefined) return undefined
+  const service = known.name
+  const [cluster] = known.clusters
+  const { endpointKey, isUnserved } = found
+  if (typeof wanted === 'string' || (endpointKey === undefined && isUnserved !== true))
+    return { service, cluster, pinned: undefined }
+  const pinned = cluster.endpoints.find((endpoint) => endpoint.key === endpointKey)
+  return pinned === undefined
+    ? { service, cluster, pinned, unserved: wanted }
+    : { service, cluster, pinned }
 }
 
 /** Another instance is not what was asked for, and the way past the mesh is not one. */
@@ -193,11 +196,10 @@ function join(
 ): void {
   const { downstream, early } = parts
   const { row, target } = parts.reach
-  const { service } = target
   const { stream: upstream, endpoint, peer, certificates, decidedHere } = parts.reached
   const stage: Open = {
     state: 'open',
-    destination: service.name,
+    destination: target.service,
     row,
     endpoint: endpoint.key,
     peer,
@@ -238,7 +240,7 @@ function join(
         else if (ending.side === 'downstream') finish('DC', ending.reason)
         else {
           // An application reset is not counted against the instance; a tunnel that broke under it is.
-          if (isTunnelLoss(ending.reason)) noteFailure(context, service, endpoint, ending.reason)
+          if (isTunnelLoss(ending.reason)) noteFailure(context, target, endpoint, ending.reason)
           const flag = flagOf(ending.reason)
           logBrokenOff(context, connection, flag, asMeshError(ending.reason))
           finish(flag, ending.reason)

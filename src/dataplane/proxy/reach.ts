@@ -7,8 +7,8 @@
  */
 import { describeError, MeshError } from '../../lib/errors.ts'
 import type { SocketAddress } from '../../model/address.ts'
+import type { Cluster } from '../../model/cluster.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
-import type { MeshService } from '../../model/snapshot.ts'
 import { dialLocal } from '../deliver/dial-local.ts'
 import { localDial } from '../deliver/local-dial.ts'
 import { IdleReceiver } from '../io/byte-stream.ts'
@@ -32,9 +32,13 @@ export type ReachCaller = Readonly<
   Pick<Connection, 'source' | 'account' | 'from' | 'wanted' | 'startedMs'>
 >
 
-/** A service, and the one instance that is meant when the application asked for its address. */
+/** Which instances will do. */
 export interface Target {
-  readonly service: MeshService
+  /** The called service. */
+  readonly service: string
+  /** Of its clusters the one that its routes lead to. */
+  readonly cluster: Cluster
+  /** The one instance that is meant when the application asked for its address. */
   readonly pinned: Endpoint | undefined
 }
 
@@ -75,7 +79,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
     this.caller = caller
     this.early = early
     this.target = target
-    this.row = context.counters.row('source', caller.source, target.service.name)
+    this.row = context.counters.row('source', caller.source, target.service)
   }
 
   get peer(): SocketAddress | undefined {
@@ -93,10 +97,10 @@ export class Reach extends IdleReceiver implements ReachProgress {
   /** @throws MeshError: that of the last try, HM_BALANCE_NO_ENDPOINT, or why the caller has gone. */
   async run(): Promise<Reached> {
     const { context, caller, early, tried } = this
-    const { service, pinned } = this.target
+    const { service, cluster, pinned } = this.target
     let failure: unknown
     while (tried.size === 0 || (tried.size < MAX_TRIES && this.hasTime())) {
-      const endpoint = pinned ?? context.balancer.pick(service.clusters[0].endpoints, tried)
+      const endpoint = pinned ?? context.balancer.pick(cluster.endpoints, tried)
       if (endpoint === undefined || tried.has(endpoint.key)) break
       tried.add(endpoint.key)
       this.askedMs = performance.now()
@@ -110,7 +114,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
         return reached
       } catch (error) {
         if (!early.isGone) {
-          noteFailure(context, service, endpoint, error)
+          noteFailure(context, this.target, endpoint, error)
           context.outcomes.failed('outbound', caller.source, endpoint.key, error)
         }
         context.balancer.finished(endpoint)
@@ -122,7 +126,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
     if (failure !== undefined) throw asMeshError(failure)
     throw new MeshError(
       'HM_BALANCE_NO_ENDPOINT',
-      `Cannot reach ${service.name}: it has no healthy instance`,
+      `Cannot reach ${service}: it has no healthy instance`,
     )
   }
 
@@ -133,12 +137,12 @@ export class Reach extends IdleReceiver implements ReachProgress {
 
   /** Whether there is another instance to go to, should this one not answer. */
   private mayMove(): boolean {
-    const { service, pinned } = this.target
+    const { cluster, pinned } = this.target
     return (
       pinned === undefined &&
       this.tried.size < MAX_TRIES &&
       this.hasTime() &&
-      this.context.balancer.hasOther(service.clusters[0].endpoints, this.tried)
+      this.context.balancer.hasOther(cluster.endpoints, this.tried)
     )
   }
 
@@ -209,10 +213,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
       datacenter: endpoint.datacenter,
       address: peer,
       credential,
-      timeoutMs: Math.min(
-        context.timeouts.connectMs,
-        this.target.service.clusters[0].connectTimeoutMs,
-      ),
+      timeoutMs: Math.min(context.timeouts.connectMs, this.target.cluster.connectTimeoutMs),
       again: () =>
         early.isGone || this.mayMove() ? undefined : (context.credentials.of(source) ?? credential),
     }
@@ -308,7 +309,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
 /** Tells the balancer what a failure says against the instance. */
 export function noteFailure(
   context: WorkerContext,
-  service: MeshService,
+  { service, cluster }: Target,
   endpoint: Endpoint,
   error: unknown,
 ): void {
@@ -316,7 +317,7 @@ export function noteFailure(
   if (cost === undefined && !mayTryAnother(error)) return
   const reason = describeError(error)
   const failure = cost === undefined ? undefined : { cost, reason }
-  if (!context.balancer.failed(endpoint, service.clusters[0].endpoints, failure)) return
+  if (!context.balancer.failed(endpoint, cluster.endpoints, failure)) return
   context.workerCounters.inc('outlierEjections')
-  context.log.warn('Instance is avoided', { service: service.name, endpoint: endpoint.key, reason })
+  context.log.warn('Instance is avoided', { service, endpoint: endpoint.key, reason })
 }
