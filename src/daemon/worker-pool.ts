@@ -12,7 +12,7 @@
  */
 import { Worker } from 'node:worker_threads'
 import type { Ejection } from '../dataplane/balance/outlier.ts'
-import { localDoors, tunnelDoors } from '../dataplane/doors.ts'
+import { localListeners, tunnelListeners } from '../dataplane/listener-plan.ts'
 import type {
   FromWorker,
   PeerView,
@@ -20,7 +20,7 @@ import type {
   WorkerSettings,
   WorkerSocket,
 } from '../dataplane/protocol.ts'
-import type { ConnectionView } from '../dataplane/proxy/connection-table.ts'
+import type { ConnectionView } from '../dataplane/proxy/connection.ts'
 import type { Pressure } from '../dataplane/proxy/pressure.ts'
 import type { Refusal } from '../dataplane/proxy/refusals.ts'
 import { backoffMs } from '../lib/backoff.ts'
@@ -169,10 +169,10 @@ export class WorkerPool {
   async listen(): Promise<void> {
     const planned = plannedSockets(this.options)
     for (const { id, sockets } of this.members)
-      for (const door of planned) {
-        const socket = { ...door, name: socketName(door.name, id) }
+      for (const listener of planned) {
+        const socket = { ...listener, name: socketName(listener.name, id) }
         const fd = this.sockets.take(socket)
-        if (fd !== undefined) sockets.push({ name: door.name, kept: socket.name, fd })
+        if (fd !== undefined) sockets.push({ name: listener.name, kept: socket.name, fd })
       }
     this.takeSurplus(planned)
     this.sockets.closeUnused()
@@ -188,13 +188,13 @@ export class WorkerPool {
    * kernel resets who waits in one that is closed, and who connects in that moment.
    */
   private takeSurplus(planned: readonly PlannedSocket[]): void {
-    const doors = new Map(planned.map((door) => [door.name, door]))
+    const listeners = new Map(planned.map((listener) => [listener.name, listener]))
     for (const kept of this.sockets.inheritedPorts().keys()) {
       const { name, worker } = partsOfSocketName(kept)
-      const door = doors.get(name)
+      const listener = listeners.get(name)
       const member = this.members[worker % this.members.length]
-      if (door === undefined || member === undefined) continue
-      const fd = this.sockets.takeInherited({ ...door, name: kept })
+      if (listener === undefined || member === undefined) continue
+      const fd = this.sockets.takeInherited({ ...listener, name: kept })
       if (fd !== undefined) member.sockets.push({ name, kept, fd })
     }
   }
@@ -559,10 +559,10 @@ export class WorkerPool {
   }
 }
 
-/** One for each door; each worker has them all, under a name of its own. */
+/** One for each listener; each worker has them all, under a name of its own. */
 function plannedSockets({ settings, maxSegment }: WorkerPoolOptions): readonly PlannedSocket[] {
   return [
-    ...localDoors(settings).map(({ name, address, kind }) => ({
+    ...localListeners(settings).map(({ name, address, kind }) => ({
       name,
       address,
       kind: 'tcp' as const,
@@ -571,7 +571,7 @@ function plannedSockets({ settings, maxSegment }: WorkerPoolOptions): readonly P
       // Without IPv6 nothing is diverted there either.
       isOptional: kind === 'capture' && isIpv6(address.ip),
     })),
-    ...tunnelDoors(settings).map(({ name, address }) => ({
+    ...tunnelListeners(settings).map(({ name, address }) => ({
       name,
       address,
       kind: 'tcp' as const,
@@ -587,8 +587,8 @@ function cannotStart({ id }: Member): MeshError {
 }
 
 /** Of a worker's socket among all of the host. */
-function socketName(door: string, worker: number): string {
-  return `${door}/${worker}`
+function socketName(listener: string, worker: number): string {
+  return `${listener}/${worker}`
 }
 
 /** The other way round; a worker that is no number for what is no worker's. */

@@ -2,24 +2,31 @@
  * The accepting half of a worker: servers on listening sockets that the main thread has opened and keeps.
  *
  * Each server works on a descriptor of its own of the same socket. Closing them gives up none: what arrives meanwhile waits
- * in the socket for whoever accepts next, a successor of this worker or of the whole process. A door has several sockets
+ * in the socket for whoever accepts next, a successor of this worker or of the whole process. A listener has several sockets
  * where an earlier daemon had more workers than this one.
  */
 import { createServer, type Server, type Socket } from 'node:net'
 import type { Server as TlsServer } from 'node:tls'
 import { MeshError } from '../lib/errors.ts'
 import { BACKLOG, duplicateDescriptor } from '../lib/listening-socket.ts'
-import type { LocalDoor, TunnelDoor } from './doors.ts'
 import { resetAcceptedOnClose } from './io/linger.ts'
+import type { LocalListener, TunnelListener } from './listener-plan.ts'
 import type { WorkerSocket } from './protocol.ts'
-import { createSideEntrance } from './tunnel/accept.ts'
+import {
+  type AcceptOptions,
+  createSideEntrance,
+  createTunnelServer,
+  setDefaultCredential,
+} from './tunnel/accept.ts'
 
 /** What accepted connections are given to. */
 export interface ListenersOptions {
-  readonly local: readonly LocalDoor[]
-  readonly tunnels: readonly { readonly door: TunnelDoor; readonly server: TlsServer }[]
+  readonly local: readonly LocalListener[]
+  readonly tunnels: readonly TunnelListener[]
   /** A connection of a local application: paused, half-open allowed. */
-  readonly onLocal: (socket: Socket, door: LocalDoor) => void
+  readonly onLocal: (socket: Socket, listener: LocalListener) => void
+  /** How peers are let in. */
+  readonly accept: Omit<AcceptOptions, 'services'>
 }
 
 /**
@@ -28,44 +35,61 @@ export interface ListenersOptions {
  */
 export const ACCEPTORS = 4
 
+/** A port where peers come in, and what answers there. */
+interface TunnelServer {
+  readonly name: string
+  readonly options: AcceptOptions
+  readonly server: TlsServer
+}
+
 /** The servers of one worker. */
 export class Listeners {
   private readonly options: ListenersOptions
+  private readonly tunnels: readonly TunnelServer[]
   private readonly servers: (Server | TlsServer)[] = []
   private isClosed = false
 
   constructor(options: ListenersOptions) {
     this.options = options
+    this.tunnels = options.tunnels.map(({ name, services }) => {
+      const accept = { ...options.accept, services }
+      return { name, options: accept, server: createTunnelServer(accept) }
+    })
+  }
+
+  /** Certificates have changed. */
+  renewCertificates(): void {
+    for (const { server, options } of this.tunnels) setDefaultCredential(server, options)
   }
 
   /**
-   * Accepts from now on. A door without a socket is not served: this host has no such addresses.
-   * @returns the descriptors that sockets beyond one for each door take, here and in the main thread
+   * Accepts from now on. A listener without a socket is not served: this host has no such addresses.
+   * @returns the descriptors that sockets beyond one for each listener take, here and in the main thread
    * @throws MeshError HM_LISTEN_FAILED
    */
   async open(sockets: readonly WorkerSocket[]): Promise<number> {
     const byName = Map.groupBy(sockets, ({ name }) => name)
     let surplus = 0
-    for (const door of this.options.local) {
-      const own = byName.get(door.name) ?? []
+    for (const listener of this.options.local) {
+      const own = byName.get(listener.name) ?? []
       if (own.length === 0) continue
       // A burst is spread over the sockets by the kernel.
       const acceptors = Math.ceil(ACCEPTORS / own.length)
       surplus += Math.max(0, own.length * (acceptors + 1) - (ACCEPTORS + 1))
       for (const { fd } of own) {
         for (let i = 0; i < acceptors; i += 1) {
-          const server = this.localServer(door)
-          await this.listen(server, fd, door.name)
+          const server = this.localServer(listener)
+          await this.listen(server, fd, listener.name)
           // Not at the tunnel ports: a handshake that is refused ends with an alert that must arrive.
           resetAcceptedOnClose(server)
         }
       }
     }
-    for (const { door, server } of this.options.tunnels) {
-      const own = byName.get(door.name) ?? []
+    for (const { name, server } of this.tunnels) {
+      const own = byName.get(name) ?? []
       surplus += Math.max(0, 2 * (own.length - 1))
       for (const [i, { fd }] of own.entries())
-        await this.listen(i === 0 ? server : createSideEntrance(server), fd, door.name)
+        await this.listen(i === 0 ? server : createSideEntrance(server), fd, name)
     }
     return surplus
   }
@@ -76,10 +100,10 @@ export class Listeners {
     for (const server of this.servers) server.close()
   }
 
-  private localServer(door: LocalDoor): Server {
+  private localServer(listener: LocalListener): Server {
     const { onLocal } = this.options
     return createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) =>
-      onLocal(socket, door),
+      onLocal(socket, listener),
     )
   }
 

@@ -10,7 +10,7 @@ import type { SnapshotDelta } from '../model/snapshot.ts'
 import type { TrafficLabels } from '../telemetry/counters.ts'
 import type { Ejection } from './balance/outlier.ts'
 import type { EndpointStanding } from './balance/picker.ts'
-import type { ConnectionView } from './proxy/connection-table.ts'
+import type { ConnectionView } from './proxy/connection.ts'
 import type { OutcomeView } from './proxy/outcomes.ts'
 import type { Pressure } from './proxy/pressure.ts'
 import type { ProbeResult } from './proxy/probe.ts'
@@ -65,7 +65,7 @@ export interface WorkerSettings {
   readonly workerMemory: SharedArrayBuffer
 }
 
-/** A listening socket that a worker accepts from, by the name of its door. The main thread keeps it. */
+/** A listening socket that a worker accepts from, by the name of its listener. The main thread keeps it. */
 export interface WorkerSocket {
   readonly name: string
   readonly fd: number

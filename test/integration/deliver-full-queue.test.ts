@@ -10,7 +10,16 @@ import {
   duplicateDescriptor,
   openListeningSocket,
 } from '../../src/lib/listening-socket.ts'
-import { freePort } from './dataplane-fixtures.ts'
+import { eventually, within } from '../harness/eventually.ts'
+import {
+  dial,
+  ending,
+  endpoint,
+  freePort,
+  localService,
+  snapshotOf,
+  startHost,
+} from './dataplane-fixtures.ts'
 
 /** A listening socket from which nobody accepts, with room for one, and full. */
 async function fullQueue(): Promise<{ port: number; fd: number; waiting: Socket[] }> {
@@ -67,4 +76,35 @@ test('nobody there is an error at once', async () => {
     dialLocal({ target: { ip: '127.0.0.1', port } }, 5_000, 'private'),
     (error) => errorCode(error) === 'HM_DELIVER_UNREACHABLE',
   )
+})
+
+test('a connection that is denied while it waits is not in flight any more', async () => {
+  await using undo = new AsyncDisposableStack()
+  const { port: target, fd, waiting } = await fullQueue()
+  const port = await freePort()
+  const host = undo.use(
+    await startHost({
+      services: [
+        localService('web', {
+          upstreams: [{ destination: 'db', bind: { ip: '127.0.0.1', port } }],
+        }),
+        localService('db', { target: { ip: '127.0.0.1', port: target } }),
+      ],
+    }),
+  )
+  const instances = [endpoint('db', host.tunnelPort, { local: true })]
+  const inFlight = async (): Promise<number[]> =>
+    (await host.pool.loads('db')).map((load) => load.inFlight)
+  await host.publish(snapshotOf('db', instances))
+  const caller = ending(await dial(port))
+  await eventually(async () => assert.deepEqual(await inFlight(), [1]))
+  await host.publish(snapshotOf('db', instances, [['web', 'deny']]))
+  assert.equal((await within(5_000, 'the reset', caller)).how, 'ECONNRESET')
+  const server = createServer((socket) => socket.destroy()).listen({ fd })
+  undo.defer(() => {
+    for (const socket of waiting) socket.destroy()
+    server.close()
+  })
+  await eventually(() => assert.deepEqual(host.closedByFlag('source'), { DENY: 1 }))
+  assert.deepEqual(await inFlight(), [0])
 })

@@ -8,7 +8,7 @@ import { type AddressInfo, connect, createServer, type Server, type Socket } fro
 import type { TLSSocket } from 'node:tls'
 import { readLeaf } from '../../src/controlplane/identity/x509.ts'
 import type { ByteStream, Receiver } from '../../src/dataplane/io/byte-stream.ts'
-import type { Connection } from '../../src/dataplane/proxy/connection-table.ts'
+import type { Connection, Open } from '../../src/dataplane/proxy/connection.ts'
 import { type SpliceEnding, splice } from '../../src/dataplane/proxy/splice.ts'
 import {
   type AcceptedPeer,
@@ -322,33 +322,38 @@ export class Collector implements Receiver {
   }
 }
 
+const NOTHING_HELD = { heldMemory: 0 }
+
+/** A stage of a carried connection in which bytes run. */
+export function openStage(row = 0): Open {
+  return {
+    state: 'open',
+    destination: 'db',
+    row,
+    endpoint: 'node/db',
+    peer: undefined,
+    decidedFor: undefined,
+    stream: NOTHING_HELD,
+    local: NOTHING_HELD,
+  }
+}
+
 /** A carried connection, as the table would make one; for splices without a table. */
-export function looseConnection(): Connection {
+export function looseConnection(stage: Open): Connection {
   return {
     id: 1,
     direction: 'outbound',
     source: 'web',
     account: looseAccount(),
-    descriptors: 0,
-    stream: undefined,
-    local: undefined,
-    destination: 'db',
-    caller: undefined,
-    downstream: undefined,
+    from: undefined,
     wanted: undefined,
-    endpoint: undefined,
-    peer: undefined,
-    state: 'open',
-    reached: undefined,
-    isDecidedHere: false,
-    footing: undefined,
+    stage,
+    descriptors: 0,
     openedAtMs: Date.now(),
+    startedMs: performance.now(),
     sentBytes: 0,
     receivedBytes: 0,
     abort: () => undefined,
-    startedMs: performance.now(),
-    askedMs: 0,
-    row: 0,
     sweptBytes: 0,
     quietSinceMs: 0,
     older: undefined,
@@ -359,14 +364,12 @@ export function looseConnection(): Connection {
 const looseCounters = new TrafficCounters(TrafficCounters.createMemory(), () => undefined)
 
 /** Splices two streams as the daemon does; resolves with the ending. */
-export function spliced(
-  downstream: ByteStream,
-  upstream: ByteStream,
-  connection: Connection = looseConnection(),
-): Promise<SpliceEnding> {
+export function spliced(downstream: ByteStream, upstream: ByteStream): Promise<SpliceEnding> {
+  const stage = openStage()
   return new Promise((resolve) => {
     splice({
-      connection,
+      connection: looseConnection(stage),
+      stage,
       counters: looseCounters,
       downstream,
       upstream,
@@ -440,7 +443,7 @@ export class RawPeer implements AsyncDisposable {
     this.pings += 1
     const value = this.pings
     // These barriers must not add up to a flood.
-    Reflect.set(this.session, 'pingsThisSecond', 0)
+    Reflect.set(Reflect.get(this.session, 'rates') as object, 'pings', 0)
     this.send(header(PING, SYN, 0, value))
     await this.next(({ type, flags, length }) => type === PING && flags === ACK && length === value)
   }

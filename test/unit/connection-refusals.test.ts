@@ -27,12 +27,12 @@ function makeTable(): ConnectionTable {
 
 test('only what was refused or broken off with a reason is remembered', () => {
   const table = makeTable()
-  const denied = table.add('outbound', 'web', account)
-  table.know(denied, 'db')
+  const denied = table.add('inbound', 'web', account, undefined)
+  table.setDestination(denied, { state: 'refused', destination: 'db', row: 2, peer: undefined })
   table.end(denied, 'DENY', new MeshError('HM_POLICY_DENIED', 'Denied web -> db'))
   for (const flag of ['-', 'DC'] as const)
-    table.end(table.add('outbound', 'web', account), flag, new Error())
-  table.end(table.add('outbound', 'web', account), 'UF')
+    table.end(table.add('outbound', 'web', account, undefined), flag, new Error())
+  table.end(table.add('outbound', 'web', account, undefined), 'UF')
   const refusals = table.refusals()
   assert.deepEqual(
     refusals.map(({ id, destination, flag, code, reason }) => [
@@ -50,7 +50,11 @@ test('only what was refused or broken off with a reason is remembered', () => {
 test('the last 256 are kept, newest first, and a long reason is cut', () => {
   const table = makeTable()
   for (let i = 1; i <= 300; i += 1)
-    table.end(table.add('outbound', 'web', account), 'UF', new Error(`${i} ${'x'.repeat(1_000)}`))
+    table.end(
+      table.add('outbound', 'web', account, undefined),
+      'UF',
+      new Error(`${i} ${'x'.repeat(1_000)}`),
+    )
   const refusals = table.refusals()
   assert.equal(refusals.length, 256)
   assert.match(refusals[0]?.reason ?? '', /^300 /)

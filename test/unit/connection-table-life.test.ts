@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import type { Open, Reaching } from '../../src/dataplane/proxy/connection.ts'
 import { ConnectionTable } from '../../src/dataplane/proxy/connection-table.ts'
 import type { Account } from '../../src/dataplane/tunnel/accounts.ts'
 import { MeshError } from '../../src/lib/errors.ts'
@@ -25,8 +26,31 @@ const limits = {
 
 const account = looseAccount()
 
+const NO_BYTES = { heldMemory: 0 }
+
+/** An instance of a service is reached for a connection. */
+function reaching(destination: string, row = 2): Reaching {
+  const reach = { peer: undefined, decidedFor: undefined, heldMemory: 0 }
+  return { state: 'reaching', destination, row, reach }
+}
+
+function open(state: Open['state'], parts: Partial<Open> = {}): Open {
+  return {
+    state,
+    destination: 'db',
+    row: 2,
+    endpoint: 'node/db',
+    peer: undefined,
+    decidedFor: undefined,
+    stream: NO_BYTES,
+    local: NO_BYTES,
+    ...parts,
+  }
+}
+
 function makeTable(): {
   table: ConnectionTable
+  counters: TrafficCounters
   rows: () => { pair: string; opened: number; closed: Record<string, number> }[]
 } {
   const memory = TrafficCounters.createMemory()
@@ -36,6 +60,7 @@ function makeTable(): {
   })
   return {
     table: new ConnectionTable(limits, counters),
+    counters,
     rows: () =>
       readTraffic(memory, labels).map((row) => ({
         pair: `${row.labels.reporter} ${row.labels.source} ${row.labels.destination}`,
@@ -49,13 +74,13 @@ function makeTable(): {
 
 test('services are in use that were called since the last look or have connections, but not their callers', () => {
   const { table } = makeTable()
-  const long = table.add('outbound', 'web', account)
-  table.know(long, 'db')
-  const short = table.add('outbound', 'web', account)
-  table.know(short, 'cache')
+  const long = table.add('outbound', 'web', account, undefined)
+  table.setDestination(long, reaching('db'))
+  const short = table.add('outbound', 'web', account, undefined)
+  table.setDestination(short, reaching('cache'))
   table.end(short, '-')
-  const inbound = table.add('inbound', 'api', account)
-  table.know(inbound, 'web')
+  const inbound = table.add('inbound', 'api', account, undefined)
+  table.setDestination(inbound, { state: 'refused', destination: 'web', row: 3, peer: undefined })
   assert.deepEqual(new Set(table.takeCalled()), new Set(['db', 'cache']))
   assert.deepEqual(table.takeCalled(), ['db'], 'for as long as it is open')
   table.end(long, '-')
@@ -66,10 +91,10 @@ test('caps hold for all and for each caller, and endings make room', () => {
   const { table } = makeTable()
   const { accounts } = makeAccounts()
   const [ofWeb, ofApi] = [accounts.of('web', 0), accounts.of('api', 0)]
-  const web = [1, 2, 3].map(() => table.add('outbound', 'web', ofWeb))
+  const web = [1, 2, 3].map(() => table.add('outbound', 'web', ofWeb, undefined))
   assert.equal(table.hasRoom('outbound', 'web', ofWeb), false)
   assert.equal(table.hasRoom('outbound', 'api', ofApi), true)
-  table.add('outbound', 'api', ofApi)
+  table.add('outbound', 'api', ofApi, undefined)
   assert.equal(table.hasRoom('outbound', 'api', ofApi), false, 'the table is full')
   table.end(web[0]!, '-')
   table.end(web[1]!, '-')
@@ -85,9 +110,9 @@ test('each direction has caps of its own', () => {
     Account,
     Account,
   ]
-  for (let i = 0; i < 2; i += 1) table.add('inbound', 'peer', web)
+  for (let i = 0; i < 2; i += 1) table.add('inbound', 'peer', web, undefined)
   assert.equal(table.hasRoom('inbound', 'peer', web), false)
-  for (let i = 0; i < 4; i += 1) table.add('outbound', 'web', api)
+  for (let i = 0; i < 4; i += 1) table.add('outbound', 'web', api, undefined)
   assert.equal(table.hasRoom('outbound', 'web', api), false)
   assert.equal(table.hasRoom('outbound', 'cron', cron), false)
   assert.equal(table.hasRoom('inbound', 'cron', cron), true)
@@ -101,7 +126,7 @@ test('a host with many identities leaves room for callers of other hosts', () =>
   const fill = (name: string, ip: string): number => {
     const of = accounts.of(name, 0, ip)
     let count = 0
-    for (; table.hasRoom('inbound', name, of); count += 1) table.add('inbound', name, of)
+    for (; table.hasRoom('inbound', name, of); count += 1) table.add('inbound', name, of, undefined)
     return count
   }
   assert.equal(fill('evil', '10.0.0.1'), 500, 'one that is alone has its cap')
@@ -115,13 +140,13 @@ test('a caller without descriptors left has no room, and its endings give them b
   const { table } = makeTable()
   const [web, api] = [accounts.of('web', 0), accounts.of('api', 0)]
   const held = [1, 2, 3].map(() => {
-    const connection = table.add('outbound', 'web', web)
+    const connection = table.add('outbound', 'web', web, undefined)
     table.useDescriptors(connection, 2)
     table.useDescriptors(connection, 1)
     return connection
   })
   assert.equal(web.descriptors.used, 6)
-  const more = table.add('inbound', 'web', web)
+  const more = table.add('inbound', 'web', web, undefined)
   table.useDescriptors(more, 2)
   assert.equal(table.hasRoom('inbound', 'web', web), false, 'it has eight, and so are free')
   assert.equal(table.hasRoom('inbound', 'api', api), true)
@@ -137,9 +162,11 @@ test('of a caller that is shed, what holds most goes first, and no more than is 
   const [web, api] = [accounts.of('web', 0), accounts.of('api', 0)]
   const broken: string[] = []
   const make = (name: string, of: typeof web, stream: number, socket: number): void => {
-    const connection = table.add('outbound', name, of)
-    connection.stream = { heldMemory: stream }
-    connection.local = { waitingBytes: socket }
+    const connection = table.add('outbound', name, of, undefined)
+    connection.stage = open('open', {
+      stream: { heldMemory: stream },
+      local: { heldMemory: socket },
+    })
     const abort = (flag: string, reason: MeshError): void => {
       broken.push(`${name} ${flag} ${reason.code}`)
       table.end(connection, 'UO')
@@ -158,10 +185,9 @@ test('of a caller that is shed, what holds most goes first, and no more than is 
 })
 
 test('a connection ends once, under its first flag, for its pair', () => {
-  const { table, rows } = makeTable()
-  const connection = table.add('outbound', 'web', account)
-  table.know(connection, 'db')
-  table.know(connection, 'other')
+  const { table, counters, rows } = makeTable()
+  const connection = table.add('outbound', 'web', account, undefined)
+  table.setDestination(connection, reaching('db', counters.row('source', 'web', 'db')))
   table.end(connection, 'DENY')
   table.end(connection, '-')
   assert.deepEqual(rows(), [{ pair: 'source web db', opened: 1, closed: { DENY: 1 } }])
@@ -170,7 +196,7 @@ test('a connection ends once, under its first flag, for its pair', () => {
 
 test('one whose destination was never known is counted as unknown', () => {
   const { table, rows } = makeTable()
-  table.end(table.add('inbound', 'web', account), 'PE')
+  table.end(table.add('inbound', 'web', account, undefined), 'PE')
   assert.deepEqual(rows(), [{ pair: 'destination web unknown', opened: 1, closed: { PE: 1 } }])
 })
 
@@ -178,8 +204,8 @@ test('quiet connections are broken off, busy and opening ones are not', () => {
   const { table } = makeTable()
   const aborted: string[] = []
   const make = (name: string, state: 'opening' | 'open' | 'half-closed') => {
-    const connection = table.add('outbound', name, account)
-    connection.state = state
+    const connection = table.add('outbound', name, account, undefined)
+    if (state !== 'opening') connection.stage = open(state)
     connection.abort = (flag, reason) => {
       aborted.push(`${name} ${flag} ${reason.code}`)
       table.end(connection, flag)
@@ -209,7 +235,7 @@ test('breaking off by choice reaches exactly the chosen, even when they end them
   const { table } = makeTable()
   const aborted: number[] = []
   const all = ['web', 'api', 'web'].map((source) => {
-    const connection = table.add('inbound', source, account)
+    const connection = table.add('inbound', source, account, undefined)
     connection.abort = () => {
       aborted.push(connection.id)
       for (const other of all) if (other.source === 'web') table.end(other, 'DENY')
@@ -227,7 +253,7 @@ test('breaking off by choice reaches exactly the chosen, even when they end them
 
 test('the list is bounded, oldest first', () => {
   const { table } = makeTable()
-  const ids = [1, 2, 3].map(() => table.add('outbound', 'web', account).id)
+  const ids = [1, 2, 3].map(() => table.add('outbound', 'web', account, undefined).id)
   assert.deepEqual(
     table.list(2).map(({ id }) => id),
     ids.slice(0, 2),

@@ -49,7 +49,7 @@ function makeSessions(maxSessions = 1_000): {
         ...place(caller, ip, destination),
         session,
         address: { ip, port: 1 },
-        footing: {} as InboundSession['footing'],
+        certificates: {} as InboundSession['certificates'],
         notAfterMs: Number.POSITIVE_INFINITY,
       }
       sessions.add(inbound)

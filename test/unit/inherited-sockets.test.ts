@@ -7,7 +7,11 @@ import { localServices } from '../../src/config/local-services.ts'
 import { configSchema } from '../../src/config/schema.ts'
 import { ListeningSockets, type PlannedSocket } from '../../src/daemon/listening-sockets.ts'
 import { isRestartQueued, unitOf } from '../../src/daemon/stop-cause.ts'
-import { capturedService, localDoors, tunnelDoors } from '../../src/dataplane/doors.ts'
+import {
+  capturedService,
+  localListeners,
+  tunnelListeners,
+} from '../../src/dataplane/listener-plan.ts'
 import { boundPort, isPortFree, openListeningSocket } from '../../src/lib/listening-socket.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import { inheritedSockets } from '../../src/lib/systemd.ts'
@@ -161,11 +165,11 @@ test('doors have names that systemd takes, of which each is unique', () => {
       localService('web', { id: 'web:2', capturePort: 4 }),
     ],
   }
-  const names = [...localDoors(settings), ...tunnelDoors(settings)].map(({ name }) => name)
+  const names = [...localListeners(settings), ...tunnelListeners(settings)].map(({ name }) => name)
   assert.equal(new Set(names).size, names.length)
   for (const name of names) assert.match(name, /^[!-9;-~]{1,250}$/)
   assert.deepEqual(
-    localDoors(settings).map(({ kind, name }) => [kind, capturedService(name)]),
+    localListeners(settings).map(({ kind, name }) => [kind, capturedService(name)]),
     [
       ['capture', 'web:1'],
       ['capture', 'web:1'],

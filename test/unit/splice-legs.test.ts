@@ -3,58 +3,18 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { type ByteStream, FULL, KEPT, type Receiver } from '../../src/dataplane/io/byte-stream.ts'
-import type { Connection } from '../../src/dataplane/proxy/connection-table.ts'
+import { FULL, KEPT } from '../../src/dataplane/io/byte-stream.ts'
+import type { Connection, Open } from '../../src/dataplane/proxy/connection.ts'
 import { type SpliceEnding, splice } from '../../src/dataplane/proxy/splice.ts'
 import { readTraffic, TrafficCounters, trafficLayout } from '../../src/telemetry/counters.ts'
-import { looseConnection } from '../integration/tunnel-fixtures.ts'
-
-class FakeStream implements ByteStream {
-  receiver: Receiver = {
-    onBytes: () => 0,
-    onEnd: () => undefined,
-    onClosed: () => undefined,
-    onReset: () => undefined,
-    onWritable: () => undefined,
-  }
-  isClosed = false
-  answer = 0
-  readonly asked: string[] = []
-  readonly given: Uint8Array[] = []
-
-  write(bytes: Uint8Array): number {
-    this.asked.push(`write ${Buffer.from(bytes).toString()}`)
-    this.given.push(bytes)
-    return this.answer
-  }
-
-  end(): void {
-    this.asked.push('end')
-  }
-
-  reset(): void {
-    this.asked.push('reset')
-    this.isClosed = true
-  }
-
-  pause(): void {
-    this.asked.push('pause')
-  }
-
-  resume(): void {
-    this.asked.push('resume')
-  }
-
-  /** What was asked since the last look. */
-  look(): string[] {
-    return this.asked.splice(0)
-  }
-}
+import { looseConnection, openStage } from '../integration/tunnel-fixtures.ts'
+import { FakeStream } from './fake-stream.ts'
 
 interface Spliced {
   readonly caller: FakeStream
   readonly called: FakeStream
   readonly connection: Connection
+  readonly stage: Open
   readonly endings: SpliceEnding[]
   readonly memory: SharedArrayBuffer
 }
@@ -64,12 +24,13 @@ function join(
 ): Spliced {
   const memory = TrafficCounters.createMemory()
   const counters = new TrafficCounters(memory, () => undefined)
-  const connection = looseConnection()
-  connection.row = counters.row('source', 'web', 'db')
+  const stage = openStage(counters.row('source', 'web', 'db'))
+  const connection = looseConnection(stage)
   const parts: Spliced = {
     caller: new FakeStream(),
     called: new FakeStream(),
     connection,
+    stage,
     endings: [],
     memory,
   }
@@ -77,6 +38,7 @@ function join(
   splice(
     {
       connection,
+      stage,
       counters,
       downstream: parts.caller,
       upstream: parts.called,
@@ -153,7 +115,7 @@ describe('an end', () => {
       parts[first].receiver.onEnd()
       assert.deepEqual(parts[second].look(), ['end'])
       assert.deepEqual(parts[first].look(), [])
-      assert.equal(parts.connection.state, 'half-closed')
+      assert.equal(parts.stage.state, 'half-closed')
       parts[second].receiver.onBytes(bytes('after'))
       assert.deepEqual(parts[first].look(), ['write after'])
       parts[second].receiver.onEnd()
@@ -166,8 +128,8 @@ describe('an end', () => {
     })
 
   test('of the caller before the splice counts', () => {
-    const { caller, called, connection, endings } = join({ ended: true })
-    assert.equal(connection.state, 'half-closed')
+    const { caller, called, stage, endings } = join({ ended: true })
+    assert.equal(stage.state, 'half-closed')
     called.receiver.onEnd()
     assert.ok(caller.look().includes('end'))
     called.receiver.onClosed()

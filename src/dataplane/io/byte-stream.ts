@@ -30,6 +30,21 @@ export interface Receiver {
   onWritable(): void
 }
 
+/** Takes everything and does nothing, but for what a subclass overrides. */
+export class IdleReceiver implements Receiver {
+  onBytes(_bytes: Uint8Array): WriteResult {
+    return 0
+  }
+
+  onEnd(): void {}
+
+  onClosed(): void {}
+
+  onReset(_reason: Error): void {}
+
+  onWritable(): void {}
+}
+
 /** Both directions of one connection, as its user sees it. */
 export interface ByteStream {
   /** Who is told. Must be set before {@link resume} is called for the first time. */

@@ -196,7 +196,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
   }
 
   /** Bytes that the reader of the socket has left waiting, as far as the ledger knows. */
-  get waitingBytes(): number {
+  get heldMemory(): number {
     return this.waiting
   }
 

@@ -6,83 +6,26 @@
  * so that moving bytes costs no timer.
  */
 import { MeshError } from '../../lib/errors.ts'
-import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
-import type { Reporter, TrafficCounters } from '../../telemetry/counters.ts'
+import type { TrafficCounters } from '../../telemetry/counters.ts'
 import { type Share, SharedLimit } from '../io/shared-limit.ts'
 import type { Account } from '../tunnel/accounts.ts'
-import type { Footing } from '../tunnel/trust.ts'
+import type { CertificatePair } from '../tunnel/trust.ts'
+import {
+  type Connection,
+  type ConnectionView,
+  type Delivering,
+  heldBy,
+  isOpen,
+  type Reaching,
+  type Refused,
+  UNROUTED,
+  viewOf,
+} from './connection.ts'
 import { type Refusal, Refusals } from './refusals.ts'
 
 /** What one connection may need: a socket at each end. */
 const DESCRIPTORS_AT_MOST = 2
-
-/** A socket that can be asked where its other end is, as long as it is open. */
-export interface RemoteEnd {
-  readonly remoteAddress?: string | undefined
-  readonly remotePort?: number | undefined
-}
-
-/** What of a connection may have bytes waiting in it. */
-export interface HoldingStream {
-  readonly heldMemory: number
-}
-
-/** The same of a socket of this host. */
-export interface HoldingSocket {
-  readonly waitingBytes: number
-}
-
-/** One carried connection. Mutable; written by the stage that has it in hand. */
-export interface Connection {
-  readonly id: number
-  readonly direction: 'outbound' | 'inbound'
-  /** The calling service. */
-  readonly source: string
-  /** Whom it is spent on. */
-  readonly account: Account
-  /** Descriptors that it has, as far as they are its own. */
-  descriptors: number
-  /** The stream that carries it, and the application's socket, as soon as there is one. */
-  stream: HoldingStream | undefined
-  local: HoldingSocket | undefined
-  /** The called service; undefined until it is known. */
-  destination: string | undefined
-  /** The calling application's socket, when it is on this host: a system call for whoever wants its address. */
-  caller: RemoteEnd | undefined
-  /** Where the calling application is, when it is on another host or its socket has gone; undefined when not known. */
-  downstream: SocketAddress | undefined
-  /** The service that serves it: another than the called one after a redirect or failover. */
-  reached: string | undefined
-  /** What the application asked for. */
-  wanted: SocketAddress | undefined
-  /** Who serves it: `<node>/<service id>`, or a local address. */
-  endpoint: string | undefined
-  /** The peer's tunnel address; undefined on the same host. */
-  peer: SocketAddress | undefined
-  state: 'opening' | 'open' | 'half-closed'
-  /** Whether policy was decided on this host: then a changed intention may end it. */
-  isDecidedHere: boolean
-  /** The certificates it rests on, when it has a TLS connection to itself; those of a tunnel are its session's. */
-  footing: Footing | undefined
-  /** Wall clock, milliseconds. */
-  readonly openedAtMs: number
-  sentBytes: number
-  receivedBytes: number
-  /** Breaks the connection off in its present stage, with this ending. */
-  abort: (flag: ResponseFlag, reason: MeshError) => void
-  /** Monotonic; for durations. */
-  readonly startedMs: number
-  /** Monotonic: when the instance was asked that is tried now. */
-  askedMs: number
-  /** Row of the traffic counters; undefined until the pair is known. */
-  row: number | undefined
-  sweptBytes: number
-  quietSinceMs: number
-  /** Its neighbors in the table, by age. */
-  older: Connection | undefined
-  newer: Connection | undefined
-}
 
 /** Deadlines and caps of a table; milliseconds. */
 export interface ConnectionLimits {
@@ -96,22 +39,6 @@ export interface ConnectionLimits {
   readonly halfClosedMs: number
 }
 
-/** What the admin API shows of a connection. */
-export interface ConnectionView {
-  readonly id: number
-  readonly direction: 'outbound' | 'inbound'
-  readonly source: string
-  readonly destination: string | undefined
-  readonly downstream: string | undefined
-  readonly wanted: string | undefined
-  readonly endpoint: string | undefined
-  readonly peer: string | undefined
-  readonly state: Connection['state']
-  readonly openedAtMs: number
-  readonly sentBytes: number
-  readonly receivedBytes: number
-}
-
 /** The connections of one worker. */
 export class ConnectionTable {
   // A chain through the connections themselves, not a Map: see lib/id-map.ts for what churn does to one.
@@ -120,8 +47,8 @@ export class ConnectionTable {
   private count = 0
   private readonly outbound: Tally
   private readonly inbound: Tally
-  /** Those with a footing of their own. */
-  private readonly founded = new Set<Connection>()
+  /** The certificates of those that have a TLS connection to themselves; those of a tunnel are its session's. */
+  private readonly certificates = new Map<Connection, CertificatePair>()
   /** Services called since {@link takeCalled}. */
   private readonly called = new Set<string>()
   private readonly limits: ConnectionLimits
@@ -153,33 +80,27 @@ export class ConnectionTable {
   }
 
   /** Enters a connection that has been accepted. */
-  add(direction: 'outbound' | 'inbound', source: string, account: Account): Connection {
+  add(
+    direction: 'outbound' | 'inbound',
+    source: string,
+    account: Account,
+    from: Connection['from'],
+  ): Connection {
     const nowMs = performance.now()
     const connection: Connection = {
       id: this.nextId,
       direction,
       source,
       account,
-      descriptors: 0,
-      stream: undefined,
-      local: undefined,
-      destination: undefined,
-      reached: undefined,
-      caller: undefined,
-      downstream: undefined,
+      from,
       wanted: undefined,
-      endpoint: undefined,
-      peer: undefined,
-      state: 'opening',
-      isDecidedHere: direction === 'inbound',
-      footing: undefined,
+      stage: UNROUTED,
+      descriptors: 0,
       openedAtMs: Date.now(),
+      startedMs: nowMs,
       sentBytes: 0,
       receivedBytes: 0,
       abort: () => undefined,
-      startedMs: nowMs,
-      askedMs: nowMs,
-      row: undefined,
       sweptBytes: 0,
       quietSinceMs: nowMs,
       older: this.newest,
@@ -203,7 +124,7 @@ export class ConnectionTable {
   shed(account: Account, bytes: number): number {
     const heavy = [...this.all()]
       .filter((connection) => connection.account === account)
-      .map((connection) => ({ connection, held: heldBy(connection) }))
+      .map((connection) => ({ connection, held: heldBy(connection.stage) }))
       .filter(({ held }) => held > 0)
       .toSorted((left, right) => right.held - left.held)
     let freed = 0
@@ -224,34 +145,30 @@ export class ConnectionTable {
   }
 
   /** The destination is known: from here on the connection counts for its service pair. */
-  know(connection: Connection, destination: string): void {
-    if (connection.row !== undefined) return
-    const reporter: Reporter = connection.direction === 'outbound' ? 'source' : 'destination'
-    connection.destination = destination
-    connection.row = this.counters.row(reporter, connection.source, destination)
-    this.counters.opened(connection.row)
-    if (connection.direction === 'outbound') this.called.add(destination)
+  setDestination(connection: Connection, stage: Reaching | Refused | Delivering): void {
+    connection.stage = stage
+    this.counters.opened(stage.row)
+    if (connection.direction === 'outbound') this.called.add(stage.destination)
   }
 
   /** The services that were called since the last time, or have connections now. */
   takeCalled(): string[] {
-    for (const { direction, destination } of this.all())
-      if (direction === 'outbound' && destination !== undefined) this.called.add(destination)
+    for (const { direction, stage } of this.all())
+      if (direction === 'outbound' && stage.state !== 'unrouted') this.called.add(stage.destination)
     const called = [...this.called]
     this.called.clear()
     return called
   }
 
   /** The connection has a TLS connection to itself, and lasts no longer than the certificates of that. */
-  rest(connection: Connection, footing: Footing): void {
-    connection.footing = footing
-    if (this.has(connection)) this.founded.add(connection)
+  bindCertificates(connection: Connection, certificates: CertificatePair): void {
+    if (this.has(connection)) this.certificates.set(connection, certificates)
   }
 
   /** Breaks off the connections whose certificates `objection` finds fault with. */
-  abortUnfounded(objection: (footing: Footing) => MeshError | undefined): void {
-    for (const connection of Array.from(this.founded)) {
-      const reason = connection.footing === undefined ? undefined : objection(connection.footing)
+  abortUntrusted(objection: (certificates: CertificatePair) => MeshError | undefined): void {
+    for (const [connection, certificates] of Array.from(this.certificates)) {
+      const reason = objection(certificates)
       if (reason !== undefined) connection.abort('TLS', reason)
     }
   }
@@ -263,7 +180,7 @@ export class ConnectionTable {
   end(connection: Connection, flag: ResponseFlag, reason?: unknown): void {
     if (!this.has(connection)) return
     this.leave(connection)
-    if (connection.footing !== undefined) this.founded.delete(connection)
+    this.certificates.delete(connection)
     if (reason !== undefined && flag !== 'DC' && flag !== '-')
       this.refused.add(viewOf(connection), flag, reason)
     this.tally(connection.direction).change(connection.source, connection.account.connections, -1)
@@ -271,9 +188,16 @@ export class ConnectionTable {
       const { account, descriptors } = connection
       account.shared.descriptors.add(account.descriptors, -descriptors)
     }
-    if (connection.row === undefined) this.know(connection, 'unknown')
-    if (connection.row !== undefined)
-      this.counters.closed(connection.row, flag, performance.now() - connection.startedMs)
+    this.counters.closed(this.rowOf(connection), flag, performance.now() - connection.startedMs)
+  }
+
+  /** Its row in the traffic counters; a connection that ends before its destination is known has one, too. */
+  private rowOf({ direction, source, stage }: Connection): number {
+    if (stage.state !== 'unrouted') return stage.row
+    const reporter = direction === 'outbound' ? 'source' : 'destination'
+    const row = this.counters.row(reporter, source, 'unknown')
+    this.counters.opened(row)
+    return row
   }
 
   /** Breaks off what has been quiet for too long. `nowMs` is monotonic. */
@@ -349,13 +273,12 @@ export class ConnectionTable {
       return false
     }
     return (
-      connection.state !== 'opening' &&
-      nowMs - connection.quietSinceMs >= this.quietLimitMs(connection)
+      isOpen(connection.stage) && nowMs - connection.quietSinceMs >= this.quietLimitMs(connection)
     )
   }
 
-  private quietLimitMs({ state }: Connection): number {
-    return state === 'half-closed' ? this.limits.halfClosedMs : this.limits.idleMs
+  private quietLimitMs({ stage }: Connection): number {
+    return stage.state === 'half-closed' ? this.limits.halfClosedMs : this.limits.idleMs
   }
 
   private has(connection: Connection): boolean {
@@ -404,35 +327,5 @@ class Tally {
   change(source: string, share: Share, by: number): void {
     this.all.add(share, by)
     this.bySource.set(source, (this.bySource.get(source) ?? 0) + by)
-  }
-}
-
-function heldBy({ stream, local }: Connection): number {
-  return (stream?.heldMemory ?? 0) + (local?.waitingBytes ?? 0)
-}
-
-/** The other end of a socket; undefined when it is closed. */
-export function addressOf(socket: RemoteEnd | undefined): SocketAddress | undefined {
-  const ip = canonicalIp(socket?.remoteAddress ?? '')
-  const port = socket?.remotePort
-  return ip === undefined || port === undefined ? undefined : { ip, port }
-}
-
-function viewOf(connection: Connection): ConnectionView {
-  const text = (address: SocketAddress | undefined): string | undefined =>
-    address === undefined ? undefined : formatAddress(address)
-  return {
-    id: connection.id,
-    direction: connection.direction,
-    source: connection.source,
-    destination: connection.destination,
-    downstream: text(connection.downstream ?? addressOf(connection.caller)),
-    wanted: text(connection.wanted),
-    endpoint: connection.endpoint,
-    peer: text(connection.peer),
-    state: connection.state,
-    openedAtMs: connection.openedAtMs,
-    sentBytes: connection.sentBytes,
-    receivedBytes: connection.receivedBytes,
   }
 }

@@ -12,23 +12,24 @@
  */
 import { errorCode, MeshError } from '../../lib/errors.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
-import { startLocalDial } from '../deliver/dial-local.ts'
+import { type LocalDial, startLocalDial } from '../deliver/dial-local.ts'
 import { localDial } from '../deliver/local-dial.ts'
-import type { ByteStream, Receiver, WriteResult } from '../io/byte-stream.ts'
+import type { ByteStream, WriteResult } from '../io/byte-stream.ts'
 import type { SocketStream } from '../io/socket-stream.ts'
 import { evaluate } from '../policy/evaluate.ts'
 import type { Account, Lane } from '../tunnel/accounts.ts'
 import type { PeerIdentity } from '../tunnel/peer.ts'
 import { MAX_PREFACE_BYTES, type Preface, readPreface } from '../tunnel/preface.ts'
 import { TunnelStream } from '../tunnel/stream.ts'
-import type { Footing } from '../tunnel/trust.ts'
+import type { CertificatePair } from '../tunnel/trust.ts'
 import type { Arriving } from './arrivals.ts'
-import type { Connection } from './connection-table.ts'
+import type { Connection, Delivering, Open, Refused } from './connection.ts'
+import { EarlyBytes } from './early-bytes.ts'
 import { inboundFlagOf, resetReasonOf } from './ending.ts'
-import { awaitPolicy, isPolicyAwaited, type Plane } from './plane.ts'
 import { answerProbe } from './probe.ts'
 import { isCutOff, logBrokenOff, refuse } from './refuse.ts'
 import { splice } from './splice.ts'
+import { awaitPolicy, isPolicyAwaited, type WorkerContext } from './worker-context.ts'
 
 /** What it costs to decide on a connection and to make one to the application, and to refuse what came to nothing before. Nanoseconds. */
 const CONNECTION_COST = 200_000
@@ -45,104 +46,131 @@ export interface Arrival {
   /** The local service whose certificate the peer accepted. */
   readonly destination: string
   /** The certificates of a Connect peer's connection; undefined for a stream, whose session answers for it. */
-  readonly footing: Footing | undefined
+  readonly certificates: CertificatePair | undefined
 }
 
 /** A stream of a tunnel, which has a preface. */
-type ArrivingStream = Arrival & { readonly stream: TunnelStream }
+export type ArrivingStream = Arrival & { readonly stream: TunnelStream }
 
 /** Takes a stream that a peer has just opened. Never throws. */
-export function carryStream(plane: Plane, arrival: ArrivingStream): void {
+export function carryStream(context: WorkerContext, arrival: ArrivingStream): void {
   const { account } = arrival.lane
-  if (!plane.isDraining() && plane.arrivals.hasRoom(account)) {
-    new StreamArrival(plane, arrival).begin()
+  if (!context.isDraining() && context.arrivals.hasRoom(account)) {
+    new StreamArrival(context, arrival).begin()
     return
   }
-  if (!plane.isDraining()) {
+  if (!context.isDraining()) {
     arrival.lane.wasFutile(performance.now())
-    plane.noteLimit('streams')
+    context.noteLimit('streams')
   }
-  plane.workerCounters.inc('overflow')
-  hangUp(arrival.stream, plane.isDraining() ? 'DR' : 'UO')
+  context.workerCounters.inc('overflow')
+  hangUp(arrival.stream, context.isDraining() ? 'DR' : 'UO')
 }
 
 /** Carries the connection of a Connect peer to its end. Never rejects. */
-export async function carryConnection(plane: Plane, arrival: Arrival): Promise<void> {
+export async function carryConnection(context: WorkerContext, arrival: Arrival): Promise<void> {
   const early = new EarlyBytes()
   arrival.stream.receiver = early
-  if (plane.isDraining()) hangUp(arrival.stream, 'DR')
-  else await carry(plane, arrival, { preface: undefined, early })
-}
-
-/** What has been read of an arrival. */
-interface Beginning {
-  readonly preface: Preface | undefined
-  readonly early: EarlyBytes
+  if (context.isDraining()) hangUp(arrival.stream, 'DR')
+  else await carry(context, arrival, undefined, early)
 }
 
 /** From the policy on. A place among the connections is taken by those that it has allowed, and by nobody else. */
-async function carry(plane: Plane, arrival: Arrival, beginning: Beginning): Promise<void> {
-  const { stream } = arrival
-  const denial = denialOf(plane, arrival)
-  const { account } = arrival.lane
-  const hasRoom = plane.connections.hasRoom('inbound', arrival.peer.service, account)
-  if (denial === undefined && !hasRoom) {
-    plane.workerCounters.inc('overflow')
-    if (plane.connections.isShortOfDescriptors(account)) plane.noteLimit('descriptors')
+async function carry(
+  context: WorkerContext,
+  arrival: Arrival,
+  preface: Preface | undefined,
+  early: EarlyBytes,
+): Promise<void> {
+  const { stream, lane, destination, address: peer } = arrival
+  const source = arrival.peer.service
+  const denial = denialOf(context, arrival)
+  if (denial === undefined && !context.connections.hasRoom('inbound', source, lane.account)) {
+    context.workerCounters.inc('overflow')
+    if (context.connections.isShortOfDescriptors(lane.account)) context.noteLimit('descriptors')
     hangUp(stream, 'UO')
     return
   }
-  const connection = enter(plane, arrival, beginning.preface)
-  if (denial !== undefined) {
-    arrival.lane.wasFutile(performance.now())
-    plane.outcomes.failed('inbound', arrival.peer.service, arrival.destination, denial)
-    hangUp(stream, refuse(plane, connection, denial))
+  const dial = denial === undefined ? dialFor(context, arrival, preface) : undefined
+  if (dial === undefined) {
+    lane.wasFutile(performance.now())
+    turnAway(context, arrival, preface, denial ?? notHere(preface?.instance ?? destination))
     return
   }
-  if (stream instanceof TunnelStream) connection.stream = stream
+  const row = rowOf(context, arrival)
+  const endpoint = formatAddress(dial.target)
+  const stage: Delivering = { state: 'delivering', destination, row, peer, endpoint, stream }
+  const connection = enter(context, arrival, preface, stage)
   try {
-    const local = await deliver(plane, connection, arrival, beginning)
-    plane.outcomes.delivered(connection.endpoint ?? '')
+    context.connections.useDescriptors(connection, arrival.certificates === undefined ? 1 : 2)
+    const dialing = startLocalDial(
+      { ...dial, isFrugal: lane.account.isCrowd },
+      context.timeouts.connectMs,
+      stream instanceof TunnelStream ? 'shared' : 'private',
+    )
+    early.whenGone(dialing.cancel)
+    const local = await dialing.connected
+    local.chargeTo(lane.account)
+    context.outcomes.delivered(endpoint)
     if (stream.isClosed) {
       local.reset()
       throw new MeshError('HM_CALLER_GONE', 'The caller hung up')
     }
     if (stream instanceof TunnelStream) stream.confirm()
-    connection.state = 'open'
-    plane.outcomes.succeeded('inbound', arrival.peer.service, arrival.destination)
-    join(plane, connection, { stream, local, early: beginning.early })
+    context.outcomes.succeeded('inbound', source, destination)
+    join(context, connection, { stage, stream, local, early })
   } catch (error) {
-    plane.outcomes.failed('inbound', arrival.peer.service, arrival.destination, error)
-    if (connection.endpoint !== undefined && errorCode(error).startsWith('HM_DELIVER_'))
-      plane.outcomes.undelivered(connection.endpoint, error)
-    hangUp(stream, refuse(plane, connection, error))
+    context.outcomes.failed('inbound', source, destination, error)
+    if (errorCode(error).startsWith('HM_DELIVER_')) context.outcomes.undelivered(endpoint, error)
+    hangUp(stream, refuse(context, connection, error))
   }
 }
 
 /** Enters an arrival into the table, before anything else is done for it. */
-function enter(plane: Plane, arrival: Arrival, preface: Preface | undefined): Connection {
-  const { stream, peer } = arrival
-  const connection = plane.connections.add('inbound', peer.service, arrival.lane.account)
-  plane.connections.know(connection, arrival.destination)
-  connection.peer = arrival.address
-  connection.downstream = preface?.source ?? arrival.address
+function enter(
+  context: WorkerContext,
+  arrival: Arrival,
+  preface: Preface | undefined,
+  stage: Refused | Delivering,
+): Connection {
+  const { stream, peer, lane, address, certificates } = arrival
+  const from = preface?.source ?? address
+  const connection = context.connections.add('inbound', peer.service, lane.account, from)
   connection.wanted = preface?.destination
+  context.connections.setDestination(connection, stage)
   // Named first, then assigned, here and below: docs/performance.md, "Garbage".
   const abort: Connection['abort'] = (flag, reason) => {
-    plane.connections.end(connection, flag, reason)
+    context.connections.end(connection, flag, reason)
     hangUp(stream, flag)
   }
   connection.abort = abort
-  if (arrival.footing === undefined) return connection
-  plane.connections.rest(connection, arrival.footing)
-  plane.connections.useDescriptors(connection, 1)
+  if (certificates === undefined) return connection
+  context.connections.bindCertificates(connection, certificates)
+  context.connections.useDescriptors(connection, 1)
   return connection
 }
 
+/** Ends an arrival for which no application is dialed. */
+function turnAway(
+  context: WorkerContext,
+  arrival: Arrival,
+  preface: Preface | undefined,
+  error: MeshError,
+): void {
+  const { stream, destination, address: peer } = arrival
+  context.outcomes.failed('inbound', arrival.peer.service, destination, error)
+  const stage: Refused = { state: 'refused', destination, row: rowOf(context, arrival), peer }
+  hangUp(stream, refuse(context, enter(context, arrival, preface, stage), error))
+}
+
+function rowOf(context: WorkerContext, { peer, destination }: Arrival): number {
+  return context.counters.row('destination', peer.service, destination)
+}
+
 /** Why the caller may not reach the service; undefined when it may. */
-function denialOf(plane: Plane, arrival: Arrival): MeshError | undefined {
+function denialOf(context: WorkerContext, arrival: Arrival): MeshError | undefined {
   const { peer, destination } = arrival
-  const decision = evaluate(peer.service, plane.snapshot().policies.get(destination))
+  const decision = evaluate(peer.service, context.snapshot().policies.get(destination))
   if (decision.allow) return undefined
   return new MeshError(
     'HM_POLICY_DENIED',
@@ -150,74 +178,79 @@ function denialOf(plane: Plane, arrival: Arrival): MeshError | undefined {
   )
 }
 
-async function deliver(
-  plane: Plane,
-  connection: Connection,
-  arrival: Arrival,
-  beginning: Beginning,
-): Promise<SocketStream> {
-  const { destination, lane } = arrival
-  const { preface, early } = beginning
-  const instance = plane.localInstance(destination, preface?.instance)
-  const local =
+/** How the instance is dialed that is meant; undefined when this host has none. */
+function dialFor(
+  context: WorkerContext,
+  { destination, peer, address }: Arrival,
+  preface: Preface | undefined,
+): LocalDial | undefined {
+  const instance = context.localInstance(destination, preface?.instance)
+  return (
     instance &&
     localDial(instance, {
-      service: connection.source,
-      address: connection.downstream,
-      wanted: connection.wanted,
+      service: peer.service,
+      address: preface?.source ?? address,
+      wanted: preface?.destination,
     })
-  if (local === undefined) {
-    lane.wasFutile(performance.now())
-    throw new MeshError(
-      'HM_DELIVER_UNKNOWN',
-      `Cannot deliver to ${preface?.instance ?? destination}: this host's configuration has no such service`,
-    )
-  }
-  connection.endpoint = formatAddress(local.target)
-  plane.connections.useDescriptors(connection, arrival.footing === undefined ? 1 : 2)
-  const dial = startLocalDial(
-    { ...local, isFrugal: lane.account.isCrowd },
-    plane.timeouts.connectMs,
-    preface === undefined ? 'private' : 'shared',
   )
-  early.whenGone(dial.cancel)
-  const stream = await dial.connected
-  stream.chargeTo(lane.account)
-  connection.local = stream
-  return stream
+}
+
+function notHere(instance: string): MeshError {
+  return new MeshError(
+    'HM_DELIVER_UNKNOWN',
+    `Cannot deliver to ${instance}: this host's configuration has no such service`,
+  )
 }
 
 function join(
-  plane: Plane,
+  context: WorkerContext,
   connection: Connection,
-  parts: { stream: TunnelStream | SocketStream; local: SocketStream; early: EarlyBytes },
+  parts: {
+    readonly stage: Delivering
+    readonly stream: TunnelStream | SocketStream
+    readonly local: SocketStream
+    readonly early: EarlyBytes
+  },
 ): void {
-  const { stream, local, early } = parts
+  const { stream, local } = parts
+  const { bytes } = parts.early
+  const { destination, row, endpoint, peer } = parts.stage
+  const stage: Open = {
+    state: 'open',
+    destination,
+    row,
+    endpoint,
+    peer,
+    decidedFor: destination,
+    stream,
+    local,
+  }
+  connection.stage = stage
   const abort: Connection['abort'] = (flag, reason) => {
-    logBrokenOff(plane, connection, flag, reason)
-    plane.connections.end(connection, flag, reason)
+    logBrokenOff(context, connection, flag, reason)
+    context.connections.end(connection, flag, reason)
     local.reset()
     hangUp(stream, flag)
   }
   connection.abort = abort
-  const first = early.rest()
-  if (first.length > 0) {
-    connection.sentBytes += first.length
-    plane.counters.sent(connection.row ?? 0, first.length)
-    local.write(first)
+  if (bytes.length > 0) {
+    connection.sentBytes += bytes.length
+    context.counters.sent(row, bytes.length)
+    local.write(bytes)
   }
   splice({
     connection,
-    counters: plane.counters,
+    stage,
+    counters: context.counters,
     downstream: stream,
     upstream: local,
     copies: false,
     onEnding: (ending) => {
       const flag = ending.kind === 'done' ? '-' : inboundFlagOf(ending.side, ending.reason)
       if (ending.kind === 'broken' && isCutOff(ending.reason))
-        logBrokenOff(plane, connection, flag, ending.reason)
+        logBrokenOff(context, connection, flag, ending.reason)
       const isOurVerdict = ending.kind === 'broken' && flag === 'TLS'
-      plane.connections.end(connection, flag, isOurVerdict ? ending.reason : undefined)
+      context.connections.end(connection, flag, isOurVerdict ? ending.reason : undefined)
     },
   })
 }
@@ -225,46 +258,6 @@ function join(
 function hangUp(stream: ByteStream, flag: Parameters<typeof resetReasonOf>[0]): void {
   if (stream instanceof TunnelStream) stream.refuse(resetReasonOf(flag))
   else stream.reset()
-}
-
-/** What of the application's bytes has come before there is anybody to give them to. */
-class EarlyBytes implements Receiver {
-  protected bytes: Uint8Array = new Uint8Array(0)
-  private onGone: (() => void) | undefined
-
-  /** Application bytes that have been read already. */
-  rest(): Uint8Array {
-    return this.bytes
-  }
-
-  /** Calls `cancel` when the caller hangs up before the splice. */
-  whenGone(cancel: () => void): void {
-    this.onGone = cancel
-  }
-
-  onBytes(bytes: Uint8Array): WriteResult {
-    this.bytes =
-      this.bytes.length === 0
-        ? Uint8Array.prototype.slice.call(bytes)
-        : Buffer.concat([this.bytes, bytes])
-    return 0
-  }
-
-  onEnd(): void {
-    // The stream is paused by now; the splice is told when it starts to read.
-  }
-
-  onClosed(): void {
-    // Our side has not finished, so it cannot be over in order.
-  }
-
-  onReset(_reason: Error): void {
-    this.onGone?.()
-  }
-
-  onWritable(): void {
-    // Nothing is written before the splice.
-  }
 }
 
 /**
@@ -276,22 +269,22 @@ class StreamArrival extends EarlyBytes implements Arriving {
   readonly expiresAtMs: number
   older: Arriving | undefined
   newer: Arriving | undefined
-  private readonly plane: Plane
+  private readonly context: WorkerContext
   private readonly arrival: ArrivingStream
   private preface: Preface | undefined
   private isRefused = false
 
-  constructor(plane: Plane, arrival: ArrivingStream) {
+  constructor(context: WorkerContext, arrival: ArrivingStream) {
     super()
-    this.plane = plane
+    this.context = context
     this.arrival = arrival
     this.account = arrival.lane.account
-    this.expiresAtMs = performance.now() + plane.timeouts.handshakeMs
+    this.expiresAtMs = performance.now() + context.timeouts.handshakeMs
   }
 
   begin(): void {
     const { stream } = this.arrival
-    this.plane.arrivals.add(this)
+    this.context.arrivals.add(this)
     stream.receiver = this
     stream.resume()
   }
@@ -299,7 +292,7 @@ class StreamArrival extends EarlyBytes implements Arriving {
   expire(): void {
     // Then it is the policy that is late: that has a deadline of its own.
     if (this.preface !== undefined) return
-    const { handshakeMs } = this.plane.timeouts
+    const { handshakeMs } = this.context.timeouts
     this.refuse(
       new MeshError('HM_PREFACE_TIMEOUT', `The peer sent no preface in ${handshakeMs} ms`),
     )
@@ -329,19 +322,19 @@ class StreamArrival extends EarlyBytes implements Arriving {
   }
 
   override onReset(reason: Error): void {
-    this.plane.arrivals.delete(this)
+    this.context.arrivals.delete(this)
     super.onReset(reason)
   }
 
   /** Not before the frames that arrived together have been read: a reset among them saves all the rest. */
   private async authorize(preface: Preface): Promise<void> {
-    const { plane, arrival } = this
+    const { context, arrival } = this
     await Promise.resolve()
     if (preface.isProbe === true) {
-      plane.arrivals.delete(this)
+      context.arrivals.delete(this)
       const { peer, destination, stream } = arrival
       const { instance } = preface
-      await answerProbe(plane, stream, {
+      await answerProbe(context, stream, {
         direction: 'inbound',
         source: peer.service,
         account: this.account,
@@ -350,19 +343,19 @@ class StreamArrival extends EarlyBytes implements Arriving {
       })
       return
     }
-    if (!arrival.stream.isClosed && isPolicyAwaited(plane, arrival.destination))
-      await awaitPolicy(plane, arrival.destination)
+    if (!arrival.stream.isClosed && isPolicyAwaited(context, arrival.destination))
+      await awaitPolicy(context, arrival.destination)
     const { turns } = this.account
     if (!arrival.stream.isClosed && !turns.claim(CONNECTION_COST))
       await turns.later(CONNECTION_COST)
-    plane.arrivals.delete(this)
-    if (!arrival.stream.isClosed) await carry(plane, arrival, { preface, early: this })
+    context.arrivals.delete(this)
+    if (!arrival.stream.isClosed) await carry(context, arrival, preface, this)
   }
 
   /** Thousands may come to nothing at the same moment: each is told when it is its caller's turn. */
   private refuse(error: MeshError): void {
-    const { plane, arrival, account } = this
-    plane.arrivals.delete(this)
+    const { context, arrival, account } = this
+    context.arrivals.delete(this)
     arrival.lane.wasFutile(performance.now())
     if (account.turns.claim(REFUSAL_COST)) {
       this.refuseNow(error)
@@ -374,9 +367,7 @@ class StreamArrival extends EarlyBytes implements Arriving {
   }
 
   private refuseNow(error: MeshError): void {
-    const { plane, arrival } = this
-    if (arrival.stream.isClosed) return
-    plane.outcomes.failed('inbound', arrival.peer.service, arrival.destination, error)
-    hangUp(arrival.stream, refuse(plane, enter(plane, arrival, undefined), error))
+    const { context, arrival } = this
+    if (!arrival.stream.isClosed) turnAway(context, arrival, undefined, error)
   }
 }

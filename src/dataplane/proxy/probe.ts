@@ -22,7 +22,7 @@ import {
 import type { Session } from '../tunnel/session.ts'
 import { StreamResetError, type TunnelStream } from '../tunnel/stream.ts'
 import { flagOf } from './ending.ts'
-import { awaitPolicy, isPolicyAwaited, type Plane } from './plane.ts'
+import { awaitPolicy, isPolicyAwaited, type WorkerContext } from './worker-context.ts'
 
 /** How long one probe may take, and how long an answered stream may stay, milliseconds. */
 const PROBE_MS = 5_000
@@ -44,8 +44,12 @@ interface Asked {
 }
 
 /** Answers a probe that has arrived. Never rejects. */
-export async function answerProbe(plane: Plane, stream: TunnelStream, asked: Asked): Promise<void> {
-  if (!plane.probes.take(asked.source, asked.account.origin?.name ?? '', performance.now())) {
+export async function answerProbe(
+  context: WorkerContext,
+  stream: TunnelStream,
+  asked: Asked,
+): Promise<void> {
+  if (!context.probes.take(asked.source, asked.account.origin?.name ?? '', performance.now())) {
     stream.refuse('overloaded')
     return
   }
@@ -60,31 +64,31 @@ export async function answerProbe(plane: Plane, stream: TunnelStream, asked: Ask
   }
   stream.resume()
   try {
-    const answer = await judge(plane, asked)
+    const answer = await judge(context, asked)
     stream.confirm()
     stream.write(encodeProbeAnswer(answer))
     stream.end()
   } catch (error) {
     const { source, destination, instance } = asked
     const details = { source, destination, instance, error: describeError(error) }
-    plane.log.warn('Cannot answer a probe', details)
+    context.log.warn('Cannot answer a probe', details)
     stream.refuse('aborted')
   }
 }
 
 /** What would become of a connection, in the order in which one is judged. */
-async function judge(plane: Plane, asked: Asked): Promise<ProbeAnswer> {
+async function judge(context: WorkerContext, asked: Asked): Promise<ProbeAnswer> {
   const { direction, source, account, destination, instance } = asked
-  if (isPolicyAwaited(plane, destination)) await awaitPolicy(plane, destination)
-  const decision = evaluate(source, plane.snapshot().policies.get(destination))
+  if (isPolicyAwaited(context, destination)) await awaitPolicy(context, destination)
+  const decision = evaluate(source, context.snapshot().policies.get(destination))
   if (!decision.allow) return { verdict: 'denied', application: 'unknown', reason: '' }
-  if (!plane.connections.hasRoom(direction, source, account))
+  if (!context.connections.hasRoom(direction, source, account))
     return {
       verdict: 'overloaded',
       application: 'unknown',
       reason: 'A limit of connections is reached',
     }
-  const target = plane.localInstance(destination, instance)?.target
+  const target = context.localInstance(destination, instance)?.target
   if (target === undefined)
     return {
       verdict: 'unknownService',
@@ -100,7 +104,7 @@ async function judge(plane: Plane, asked: Asked): Promise<ProbeAnswer> {
       reason: `Nobody listens at ${address}: is the application running?`,
     }
   const application = listens === true ? 'listens' : 'unknown'
-  const failure = plane.outcomes.lastUndelivered(address, DELIVERY_MEMORY_MS)
+  const failure = context.outcomes.lastUndelivered(address, DELIVERY_MEMORY_MS)
   if (failure === undefined) return { verdict: 'delivered', application, reason: '' }
   return { verdict: 'unreachable', application, reason: failure.reason }
 }
@@ -123,7 +127,7 @@ export interface ProbeResult {
 
 /** Asks the daemon of one instance what would become of a connection of `source`. Never rejects. */
 export async function probe(
-  plane: Plane,
+  context: WorkerContext,
   source: string,
   service: MeshService,
   endpoint: Endpoint,
@@ -140,14 +144,14 @@ export async function probe(
   })
   try {
     const answer = endpoint.local
-      ? await judge(plane, {
+      ? await judge(context, {
           direction: 'outbound',
           source,
-          account: plane.localAccount(source),
+          account: context.localAccount(source),
           destination: endpoint.service,
           instance: endpoint.id,
         })
-      : await ask(plane, source, service, endpoint)
+      : await ask(context, source, service, endpoint)
     return typeof answer === 'string'
       ? result({ kind: answer })
       : result({ kind: 'answered', answer, reason: answer.reason })
@@ -164,24 +168,24 @@ export async function probe(
 }
 
 async function ask(
-  plane: Plane,
+  context: WorkerContext,
   source: string,
   service: MeshService,
   endpoint: Endpoint,
 ): Promise<ProbeAnswer | 'handshake'> {
-  const credential = plane.credentials.of(source)
+  const credential = context.credentials.of(source)
   if (credential === undefined)
     throw new MeshError(
       'HM_TLS_NOT_READY',
-      `Cannot call as ${source}: ${plane.credentials.lacks(source)}`,
+      `Cannot call as ${source}: ${context.credentials.lacks(source)}`,
     )
-  const reached = await plane.pool.reach({
+  const reached = await context.pool.reach({
     source,
     destination: endpoint.service,
     datacenter: endpoint.datacenter,
     address: endpoint.tunnel,
     credential,
-    timeoutMs: Math.min(PROBE_MS, plane.timeouts.connectMs, service.clusters[0].connectTimeoutMs),
+    timeoutMs: Math.min(PROBE_MS, context.timeouts.connectMs, service.clusters[0].connectTimeoutMs),
   })
   if (reached.kind === 'session') return await askStream(reached.session, endpoint)
   const { socket } = reached

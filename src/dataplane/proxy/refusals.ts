@@ -7,7 +7,7 @@
  */
 import { describeError, errorCode } from '../../lib/errors.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
-import type { ConnectionView } from './connection-table.ts'
+import type { ConnectionView } from './connection.ts'
 
 /** Entries of one worker; some 200 kB. */
 const KEPT = 256

@@ -3,19 +3,22 @@
  * with the same fields in either direction. Its bytes are the affair of whoever carries it.
  */
 import { describeError, errorCode, type MeshError } from '../../lib/errors.ts'
-import { formatAddress } from '../../model/address.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
-import type { Connection } from './connection-table.ts'
+import { type Connection, destinationOf, endpointOf, peerOf, textOf } from './connection.ts'
 import { flagOf } from './ending.ts'
-import type { Plane } from './plane.ts'
+import type { WorkerContext } from './worker-context.ts'
 
 /** Ends a connection that was never open, for an error on its way. Returns its flag; the caller hangs up. */
-export function refuse(plane: Plane, connection: Connection, error: unknown): ResponseFlag {
+export function refuse(
+  context: WorkerContext,
+  connection: Connection,
+  error: unknown,
+): ResponseFlag {
   const flag = flagOf(error)
-  plane.connections.end(connection, flag, error)
+  context.connections.end(connection, flag, error)
   // A caller that went away by itself was not refused.
   if (flag !== 'DC')
-    plane.log.info('Connection refused', {
+    context.log.info('Connection refused', {
       ...about(connection),
       flag,
       reason: describeError(error),
@@ -30,22 +33,21 @@ export function isCutOff(reason: unknown): reason is MeshError {
 
 /** Logs that an open connection is broken off. */
 export function logBrokenOff(
-  plane: Plane,
+  context: WorkerContext,
   connection: Connection,
   flag: ResponseFlag,
   reason: MeshError,
 ): void {
-  plane.log.info('Connection broken off', { ...about(connection), flag, reason: reason.message })
+  context.log.info('Connection broken off', { ...about(connection), flag, reason: reason.message })
 }
 
-function about(connection: Connection): Record<string, unknown> {
-  const { direction, source, destination, peer, wanted, endpoint } = connection
+function about({ direction, source, wanted, stage }: Connection): Record<string, unknown> {
   return {
     direction,
     source,
-    destination,
-    peer: peer === undefined ? undefined : formatAddress(peer),
-    wanted: wanted === undefined ? undefined : formatAddress(wanted),
-    endpoint,
+    destination: destinationOf(stage) ?? 'unknown',
+    peer: textOf(peerOf(stage)),
+    wanted: textOf(wanted),
+    endpoint: endpointOf(stage),
   }
 }

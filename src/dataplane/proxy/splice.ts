@@ -6,7 +6,7 @@
 import { MeshError } from '../../lib/errors.ts'
 import type { TrafficCounters } from '../../telemetry/counters.ts'
 import { type ByteStream, FULL, type Receiver, type WriteResult } from '../io/byte-stream.ts'
-import type { Connection } from './connection-table.ts'
+import type { Connection, Open } from './connection.ts'
 
 /** How a splice ended, before it is given its response flag. */
 export type SpliceEnding =
@@ -18,6 +18,8 @@ export type SpliceEnding =
 /** What a splice needs. */
 export interface SpliceOptions {
   readonly connection: Connection
+  /** Its present one. */
+  readonly stage: Open
   readonly counters: TrafficCounters
   /** The calling side. */
   readonly downstream: ByteStream
@@ -34,19 +36,19 @@ export interface SpliceOptions {
  * @param ended whether downstream has already finished sending (and upstream has been told).
  */
 export function splice(options: SpliceOptions, ended = false): void {
-  const joint = new Joint(options, ended)
+  const state = new SpliceState(options, ended)
   const { downstream, upstream } = options
-  downstream.receiver = new SendLeg(joint, options)
-  upstream.receiver = new ReceiveLeg(joint, options)
+  downstream.receiver = new SendLeg(state, options)
+  upstream.receiver = new ReceiveLeg(state, options)
   // Whichever broke before it was given its receiver has told nobody.
   if (upstream.isClosed) {
     downstream.reset()
-    joint.broken('upstream', new MeshError('HM_CONNECTION_BROKEN', 'The instance hung up'))
+    state.broken('upstream', new MeshError('HM_CONNECTION_BROKEN', 'The instance hung up'))
     return
   }
   if (downstream.isClosed) {
     upstream.reset()
-    joint.broken('downstream', new MeshError('HM_CALLER_GONE', 'The caller hung up'))
+    state.broken('downstream', new MeshError('HM_CALLER_GONE', 'The caller hung up'))
     return
   }
   upstream.resume()
@@ -54,7 +56,7 @@ export function splice(options: SpliceOptions, ended = false): void {
 }
 
 /** What both legs share: how many sides are still open. */
-class Joint {
+class SpliceState {
   private readonly options: SpliceOptions
   private open = 2
   private over = false
@@ -65,7 +67,7 @@ class Joint {
   }
 
   ended(): void {
-    this.options.connection.state = 'half-closed'
+    this.options.stage.state = 'half-closed'
   }
 
   /** A side is over in order. Not before both are, with all bytes handed on, is the connection done. */
@@ -87,7 +89,7 @@ class Joint {
 
 /** From the caller to the called. */
 class SendLeg implements Receiver {
-  private readonly joint: Joint
+  private readonly state: SpliceState
   private readonly connection: Connection
   private readonly counters: TrafficCounters
   private readonly row: number
@@ -95,11 +97,11 @@ class SendLeg implements Receiver {
   private readonly to: ByteStream
   private readonly copies: boolean
 
-  constructor(joint: Joint, options: SpliceOptions) {
-    this.joint = joint
+  constructor(state: SpliceState, options: SpliceOptions) {
+    this.state = state
     this.connection = options.connection
     this.counters = options.counters
-    this.row = options.connection.row ?? 0
+    this.row = options.stage.row
     this.from = options.downstream
     this.to = options.upstream
     this.copies = options.copies
@@ -118,16 +120,16 @@ class SendLeg implements Receiver {
   }
 
   onEnd(): void {
-    this.joint.ended()
+    this.state.ended()
     this.to.end()
   }
 
   onClosed(): void {
-    this.joint.closed()
+    this.state.closed()
   }
 
   onReset(reason: Error): void {
-    this.joint.broken('downstream', reason)
+    this.state.broken('downstream', reason)
     this.to.reset()
   }
 
@@ -138,18 +140,18 @@ class SendLeg implements Receiver {
 
 /** From the called to the caller. */
 class ReceiveLeg implements Receiver {
-  private readonly joint: Joint
+  private readonly state: SpliceState
   private readonly connection: Connection
   private readonly counters: TrafficCounters
   private readonly row: number
   private readonly from: ByteStream
   private readonly to: ByteStream
 
-  constructor(joint: Joint, options: SpliceOptions) {
-    this.joint = joint
+  constructor(state: SpliceState, options: SpliceOptions) {
+    this.state = state
     this.connection = options.connection
     this.counters = options.counters
-    this.row = options.connection.row ?? 0
+    this.row = options.stage.row
     this.from = options.upstream
     this.to = options.downstream
   }
@@ -163,17 +165,17 @@ class ReceiveLeg implements Receiver {
   }
 
   onEnd(): void {
-    this.joint.ended()
+    this.state.ended()
     this.to.end()
   }
 
   onClosed(): void {
-    this.joint.closed()
+    this.state.closed()
   }
 
   onReset(reason: Error): void {
     // First the ending, then the reset: whoever records the ending may still ask the other socket for its address.
-    this.joint.broken('upstream', reason)
+    this.state.broken('upstream', reason)
     this.to.reset()
   }
 

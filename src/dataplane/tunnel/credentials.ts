@@ -9,7 +9,14 @@ import { constants, type X509Certificate } from 'node:crypto'
 import { createSecureContext, type SecureContext, type SecureContextOptions } from 'node:tls'
 import type { MeshError } from '../../lib/errors.ts'
 import type { Leaf, TrustBundle } from '../../model/certificate.ts'
-import { clockText, type Footing, intermediatesIn, type Proof, proofOf, Trust } from './trust.ts'
+import {
+  type CertificatePair,
+  clockText,
+  intermediatesIn,
+  type Proof,
+  proofOf,
+  Trust,
+} from './trust.ts'
 
 /** TLS 1.3 first with the suite that costs least; below, for Connect peers, ECDHE with AEAD only. */
 const CIPHERS = [
@@ -90,16 +97,19 @@ export class Credentials {
   }
 
   /** Why a connection with these certificates may not go on; undefined when it may. `nowMs` is wall clock. */
-  objection(footing: Footing, nowMs: number): MeshError | undefined {
-    return this.trust?.objection(footing, nowMs)
+  objection(certificates: CertificatePair, nowMs: number): MeshError | undefined {
+    return this.trust?.objection(certificates, nowMs)
   }
 
   /**
    * Judges a connection whose handshake has just succeeded. `verifiedBy` is what was {@link believed} when it
    * began: revocation is always asked, chains only when the roots have changed meanwhile.
    */
-  objectionToNew(footing: Footing, verifiedBy: Trust | undefined): MeshError | undefined {
-    return this.trust?.objection(footing, Date.now(), verifiedBy)
+  objectionToNew(
+    certificates: CertificatePair,
+    verifiedBy: Trust | undefined,
+  ): MeshError | undefined {
+    return this.trust?.objection(certificates, Date.now(), verifiedBy)
   }
 
   /** Whether the service has no newer leaf than the one with this serial number. */

@@ -10,7 +10,7 @@ import type { SocketAddress } from '../../model/address.ts'
 import type { Lane } from './accounts.ts'
 import type { PeerIdentity } from './peer.ts'
 import type { Session } from './session.ts'
-import type { Footing } from './trust.ts'
+import type { CertificatePair } from './trust.ts'
 
 /** A session that a peer has opened. */
 export interface InboundSession {
@@ -19,7 +19,7 @@ export interface InboundSession {
   readonly destination: string
   readonly address: SocketAddress | undefined
   readonly lane: Lane
-  readonly footing: Footing
+  readonly certificates: CertificatePair
   /** Wall clock; the session must be gone by then. */
   readonly notAfterMs: number
 }

@@ -15,7 +15,7 @@ import type { Credential } from './credentials.ts'
 import { type DialedPeer, dialPeer } from './dial.ts'
 import type { PeerIdentity } from './peer.ts'
 import { Session, type SessionOptions } from './session.ts'
-import { endOf, type Footing } from './trust.ts'
+import { type CertificatePair, endOf } from './trust.ts'
 
 /** Whom a caller wants to reach. */
 export interface PoolRequest {
@@ -36,7 +36,11 @@ export interface PoolRequest {
 /** A way to a peer: a session that takes streams, or a connection of one's own. */
 export type Reached =
   | { readonly kind: 'session'; readonly session: Session }
-  | { readonly kind: 'connection'; readonly socket: TLSSocket; readonly footing: Footing }
+  | {
+      readonly kind: 'connection'
+      readonly socket: TLSSocket
+      readonly certificates: CertificatePair
+    }
 
 /** One pooled session, for status. */
 export interface PooledSession {
@@ -45,7 +49,7 @@ export interface PooledSession {
   readonly address: SocketAddress
   readonly peer: PeerIdentity
   readonly session: Session
-  readonly footing: Footing
+  readonly certificates: CertificatePair
   /** Wall clock; from then on new connections dial anew, so that none is cut at the end. */
   readonly renewAtMs: number
   /** Wall clock; the session must be gone by then. */
@@ -65,7 +69,10 @@ export interface PoolOptions extends Omit<SessionOptions, 'lane'> {
   /** A session without streams for so long is closed. */
   readonly idleMs: number
   /** Why a connection may not go on that has just been made; roots may have changed since its handshake began. */
-  readonly objection: (footing: Footing, credential: Credential) => MeshError | undefined
+  readonly objection: (
+    certificates: CertificatePair,
+    credential: Credential,
+  ) => MeshError | undefined
   readonly onRoundTrip: (tookMs: number) => void
   readonly onStreamReset: () => void
   readonly onStreamShed: (limit: 'streams' | 'memory') => void
@@ -154,7 +161,7 @@ export class TunnelPool {
   /** A service has a new leaf: sessions that show another one take no new streams. */
   renew(service: string, serialNumber: string): void {
     for (const [key, pooled] of this.sessions)
-      if (pooled.source === service && pooled.footing.own.serialNumber !== serialNumber)
+      if (pooled.source === service && pooled.certificates.own.serialNumber !== serialNumber)
         this.retire(key, pooled)
   }
 
@@ -167,7 +174,7 @@ export class TunnelPool {
     const pooled = this.sessions.get(key)
     if (pooled === undefined) return undefined
     const isCurrent =
-      pooled.footing.own.serialNumber === credential.leaf.serialNumber &&
+      pooled.certificates.own.serialNumber === credential.leaf.serialNumber &&
       Date.now() < pooled.renewAtMs
     if (!pooled.session.isRetired && isCurrent) return pooled.session
     this.retire(key, pooled)
@@ -216,8 +223,8 @@ export class TunnelPool {
       this.options.onDialed('failed')
       throw error
     }
-    const footing: Footing = { peer: dialed.peer, own: request.credential.proof }
-    const objection = this.options.objection(footing, request.credential)
+    const certificates: CertificatePair = { peer: dialed.peer, own: request.credential.proof }
+    const objection = this.options.objection(certificates, request.credential)
     if (objection !== undefined) {
       this.options.onDialed('failed')
       drop(dialed.socket)
@@ -227,19 +234,22 @@ export class TunnelPool {
       this.options.onDialed('connection')
       if (this.plainPeers.size > 10_000) this.plainPeers.clear()
       this.plainPeers.add(key)
-      return { kind: 'connection', socket: dialed.socket, footing }
+      return { kind: 'connection', socket: dialed.socket, certificates }
     }
     this.options.onDialed('tunnel')
     this.plainPeers.delete(key)
-    return { kind: 'session', session: this.pool(key, request, { dialed, footing }) }
+    return { kind: 'session', session: this.pool(key, request, { dialed, certificates }) }
   }
 
   private pool(
     key: string,
     request: PoolRequest,
-    { dialed, footing }: { readonly dialed: DialedPeer; readonly footing: Footing },
+    {
+      dialed,
+      certificates,
+    }: { readonly dialed: DialedPeer; readonly certificates: CertificatePair },
   ): Session {
-    const notAfterMs = endOf(footing)
+    const notAfterMs = endOf(certificates)
     const leftMs = notAfterMs - Date.now()
     const lane = this.options.lane(request.source, request.destination)
     const { descriptors } = lane.account.shared
@@ -267,7 +277,7 @@ export class TunnelPool {
       address: request.address,
       peer: dialed.peer,
       session,
-      footing,
+      certificates,
       renewAtMs: notAfterMs - Math.min(RENEW_BEFORE_MS, leftMs / 4),
       notAfterMs,
     }

@@ -13,7 +13,14 @@
 import { MeshError } from '../../lib/errors.ts'
 import type { ResetReason } from '../../model/ending.ts'
 import { ByteQueue } from '../io/byte-queue.ts'
-import { type ByteStream, FULL, KEPT, type Receiver, type WriteResult } from '../io/byte-stream.ts'
+import {
+  type ByteStream,
+  FULL,
+  IdleReceiver,
+  KEPT,
+  type Receiver,
+  type WriteResult,
+} from '../io/byte-stream.ts'
 import { CHUNK_BYTES } from '../io/socket-stream.ts'
 import {
   ACK,
@@ -76,17 +83,11 @@ export class StreamResetError extends MeshError {
 /** What all streams share that never had to wait: most of them. Nothing is ever put into it. */
 const NO_BYTES = new ByteQueue()
 
-const nobody: Receiver = {
-  onBytes: () => 0,
-  onEnd: () => undefined,
-  onClosed: () => undefined,
-  onReset: () => undefined,
-  onWritable: () => undefined,
-}
+const unsetReceiver = new IdleReceiver()
 
 /** A stream of a session, as a byte stream. Paused until resume(). */
 export class TunnelStream implements ByteStream {
-  receiver: Receiver = nobody
+  receiver: Receiver = unsetReceiver
   /** Called once when the far end has reached the application. */
   onConfirmed: (() => void) | undefined
   /** Opener: whether its user has somewhere else to go, should the far end's host be gone. Asked until it is confirmed. */

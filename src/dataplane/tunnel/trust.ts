@@ -22,7 +22,7 @@ export interface Proof {
 }
 
 /** The two certificates that a connection rests on: it may live as long as both hold. */
-export interface Footing {
+export interface CertificatePair {
   readonly peer: Proof
   readonly own: Proof
 }
@@ -34,7 +34,7 @@ const MAX_CHAIN = 16
 const MAX_REMEMBERED = 10_000
 
 /** The earlier end of the two certificates. */
-export function endOf({ peer, own }: Footing): number {
+export function endOf({ peer, own }: CertificatePair): number {
   return Math.min(peer.notAfterMs, own.notAfterMs)
 }
 
@@ -132,13 +132,13 @@ export class Trust {
    * may. `nowMs` is wall clock.
    */
   objection(
-    footing: Footing,
+    certificates: CertificatePair,
     nowMs: number,
     verifiedBy: Trust | undefined = this.widens,
   ): MeshError | undefined {
     if (verifiedBy !== undefined && (verifiedBy === this || verifiedBy === this.widens))
-      return this.revocationOf(footing.peer) ?? this.revocationOf(footing.own)
-    return this.objectionTo(footing.peer, nowMs) ?? this.objectionTo(footing.own, nowMs)
+      return this.revocationOf(certificates.peer) ?? this.revocationOf(certificates.own)
+    return this.objectionTo(certificates.peer, nowMs) ?? this.objectionTo(certificates.own, nowMs)
   }
 
   private isSound(proof: Proof, nowMs: number): boolean {
@@ -158,8 +158,8 @@ export class Trust {
 }
 
 /** A connection outlived one of its certificates: which, and by which clock. */
-export function expiry(footing: Footing, nowMs: number): MeshError {
-  const { peer, own } = footing
+export function expiry(certificates: CertificatePair, nowMs: number): MeshError {
+  const { peer, own } = certificates
   const first = peer.notAfterMs <= own.notAfterMs ? peer : own
   return new MeshError(
     'HM_TLS_EXPIRED',

@@ -19,7 +19,7 @@ import type { Outcomes } from './outcomes.ts'
 import type { ProbeLimit } from './probe-limit.ts'
 
 /** Deadlines of a connection, milliseconds. */
-export interface PlaneTimeouts {
+export interface ConnectionTimeouts {
   /** To reach one instance. */
   readonly connectMs: number
   /** For a peer's preface. */
@@ -28,11 +28,10 @@ export interface PlaneTimeouts {
   readonly readyMs: number
 }
 
-/** The stages of one worker. */
-export interface Plane {
+/** The stages of one worker, and what they need of it. */
+export interface WorkerContext {
   readonly log: Log
-  readonly datacenter: string
-  readonly timeouts: PlaneTimeouts
+  readonly timeouts: ConnectionTimeouts
   readonly routes: AddressIndex
   readonly balancer: Balancer
   readonly credentials: Credentials
@@ -64,20 +63,20 @@ export interface Plane {
  * Whether somebody must wait before a connection to `destination` can be decided on. A policy that does not
  * come in time denies: see evaluate().
  */
-export function isPolicyAwaited(plane: Plane, destination: string): boolean {
-  return !plane.snapshot().policies.has(destination)
+export function isPolicyAwaited(context: WorkerContext, destination: string): boolean {
+  return !context.snapshot().policies.has(destination)
 }
 
 /** Waits until the policy of `destination` is loaded, or the deadline is over. */
-export async function awaitPolicy(plane: Plane, destination: string): Promise<void> {
-  await plane.until(
-    () => (isPolicyAwaited(plane, destination) ? undefined : true),
-    plane.timeouts.readyMs,
+export async function awaitPolicy(context: WorkerContext, destination: string): Promise<void> {
+  await context.until(
+    () => (isPolicyAwaited(context, destination) ? undefined : true),
+    context.timeouts.readyMs,
   )
 }
 
 /** How a listener on this host came by a connection. */
-export interface Door {
+export interface Listener {
   /** The calling service, decided by the kernel: which rule, or which port, led here. */
   readonly caller: string
   /** The service that is meant, for explicit upstreams; undefined where the kernel knows the address. */

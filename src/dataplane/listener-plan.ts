@@ -4,17 +4,17 @@
  */
 import type { SocketAddress } from '../model/address.ts'
 import type { WorkerSettings } from './protocol.ts'
-import type { Door } from './proxy/plane.ts'
+import type { Listener } from './proxy/worker-context.ts'
 
 /** A port for connections of local applications. */
-export interface LocalDoor extends Door {
+export interface LocalListener extends Listener {
   readonly kind: 'capture' | 'upstream'
-  /** Unique among all doors of a host, and the same after a restart. */
+  /** Unique among all listeners of a host, and the same after a restart. */
   readonly name: string
 }
 
 /** A port for tunnels of other hosts. */
-export interface TunnelDoor {
+export interface TunnelListener {
   readonly kind: 'tunnel'
   readonly name: string
   readonly address: SocketAddress
@@ -22,18 +22,18 @@ export interface TunnelDoor {
   readonly services: ReadonlySet<string>
 }
 
-/** What the doors follow from. */
-export type DoorSettings = Pick<
+/** What the listeners follow from. */
+export type ListenerSettings = Pick<
   WorkerSettings,
   'services' | 'captures' | 'captureAddresses' | 'capturesTransparently' | 'tunnel'
 >
 
 /** The capture ports and explicit upstreams of all local services. */
-export function localDoors(settings: DoorSettings): readonly LocalDoor[] {
+export function localListeners(settings: ListenerSettings): readonly LocalListener[] {
   const { services, captures, captureAddresses, capturesTransparently } = settings
   return services.flatMap((service) => {
     const { capturePort } = service
-    const captured: LocalDoor[] =
+    const captured: LocalListener[] =
       captures && capturePort !== undefined
         ? captureAddresses.map((ip) => ({
             kind: 'capture',
@@ -44,7 +44,7 @@ export function localDoors(settings: DoorSettings): readonly LocalDoor[] {
             address: { ip, port: capturePort },
           }))
         : []
-    const explicit: LocalDoor[] = service.upstreams.flatMap(({ bind, destination }) =>
+    const explicit: LocalListener[] = service.upstreams.flatMap(({ bind, destination }) =>
       bind === undefined
         ? []
         : [
@@ -63,7 +63,7 @@ export function localDoors(settings: DoorSettings): readonly LocalDoor[] {
 }
 
 /** The host's tunnel port, and those that a service has to itself. */
-export function tunnelDoors({ services, tunnel }: DoorSettings): readonly TunnelDoor[] {
+export function tunnelListeners({ services, tunnel }: ListenerSettings): readonly TunnelListener[] {
   const called = services.filter(({ target }) => target !== undefined)
   return [
     {
@@ -72,7 +72,7 @@ export function tunnelDoors({ services, tunnel }: DoorSettings): readonly Tunnel
       address: tunnel,
       services: new Set(called.map(({ name }) => name)),
     },
-    ...called.flatMap(({ name, id, connectPort }): TunnelDoor[] =>
+    ...called.flatMap(({ name, id, connectPort }): TunnelListener[] =>
       connectPort === undefined
         ? []
         : [
@@ -92,7 +92,7 @@ function named(...parts: readonly string[]): string {
   return parts.join('/').replaceAll(':', '%3A')
 }
 
-/** The service ID in the name of a capture port's door; undefined for another door. */
+/** The service ID in the name of a capture port's listener; undefined for another listener. */
 export function capturedService(name: string): string | undefined {
   return /^capture\/([^/]+)\//.exec(name)?.[1]?.replaceAll('%3A', ':')
 }

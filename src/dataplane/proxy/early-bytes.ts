@@ -1,0 +1,146 @@
+/**
+ * What a calling side sends before the called side is there, in either direction.
+ *
+ * A stream that arrives is paused by then: only what came together with its preface waits here. An application may speak while
+ * instances are tried for it: what it says is forwarded before one has confirmed, and kept to be replayed to another one.
+ */
+import { MeshError } from '../../lib/errors.ts'
+import { type ByteStream, IdleReceiver, type WriteResult } from '../io/byte-stream.ts'
+import type { Account } from '../tunnel/accounts.ts'
+import { UNCONFIRMED_LIMIT } from '../tunnel/stream.ts'
+
+const NO_BYTES = new Uint8Array(0)
+
+/** The receiver of a calling side until the splice. An end of a paused stream is told to the splice. */
+export class EarlyBytes extends IdleReceiver {
+  /** What has come. */
+  bytes: Uint8Array = NO_BYTES
+  /** Called when the caller hangs up. */
+  protected onGone: ((reason: Error) => void) | undefined
+
+  /** Calls `onGone` when the caller hangs up before the splice. */
+  whenGone(onGone: (reason: Error) => void): void {
+    this.onGone = onGone
+  }
+
+  override onBytes(bytes: Uint8Array): WriteResult {
+    const { length } = this.bytes
+    const sum = length + bytes.length
+    if (length === 0) {
+      this.bytes = Uint8Array.prototype.slice.call(bytes)
+      return 0
+    }
+    const { buffer, byteOffset } = this.bytes
+    if (byteOffset + sum <= buffer.byteLength) this.bytes = new Uint8Array(buffer, byteOffset, sum)
+    else {
+      const larger = new Uint8Array(2 * sum)
+      larger.set(this.bytes)
+      this.bytes = larger.subarray(0, sum)
+    }
+    this.bytes.set(bytes, length)
+    return 0
+  }
+
+  override onReset(reason: Error): void {
+    this.onGone?.(reason)
+  }
+}
+
+/** The same of a caller that may speak while instances are tried for it. */
+export class ReplayableBytes extends EarlyBytes {
+  /** Whether the caller has finished sending. */
+  hasEnded = false
+  /** Whether the source is read, or was. */
+  isReading = false
+  private readonly source: ByteStream
+  private readonly account: Account
+  private target: ByteStream | undefined
+  /** What {@link target} has been given. */
+  private forwarded = 0
+  private gone: MeshError | undefined
+
+  /** Becomes the receiver of `source`, which is not read before {@link forwardTo}. */
+  constructor(source: ByteStream, account: Account) {
+    super()
+    this.source = source
+    this.account = account
+    source.receiver = this
+  }
+
+  /** Whether the caller has hung up, or was given up. */
+  get isGone(): boolean {
+    return this.gone !== undefined
+  }
+
+  /** Why there is nobody to serve any more. */
+  goneError(): MeshError {
+    return this.gone ?? new MeshError('HM_CALLER_GONE', 'The caller hung up')
+  }
+
+  /** Breaks the caller off. */
+  giveUp(reason: MeshError): void {
+    this.gone = reason
+    this.onGone?.(reason)
+    this.source.reset()
+  }
+
+  /** Lets the caller speak into a stream that is not confirmed yet; all that it said before is replayed. */
+  forwardTo(target: ByteStream, onGone: (reason: Error) => void): void {
+    this.target = target
+    this.forwarded = 0
+    this.onGone = onGone
+    this.replay(UNCONFIRMED_LIMIT)
+    if (this.hasEnded && this.bytes.length <= UNCONFIRMED_LIMIT) target.end()
+    this.isReading = true
+    if (this.bytes.length < UNCONFIRMED_LIMIT && !this.account.isTight) this.source.resume()
+  }
+
+  /** The target has failed. */
+  stopForwarding(): void {
+    this.target = undefined
+    this.onGone = undefined
+  }
+
+  /** The called side is there: it gets what it has not got yet. What comes from here on is the splice's. */
+  handOver(target: ByteStream): void {
+    if (this.target !== target) this.forwarded = 0
+    this.target = target
+    this.onGone = undefined
+    this.replay(this.bytes.length)
+    if (this.hasEnded) target.end()
+    this.release()
+  }
+
+  /** The bytes are not needed any more. To be called at least once. */
+  release(): void {
+    this.account.hold(-this.bytes.length)
+    this.bytes = NO_BYTES
+  }
+
+  override onBytes(bytes: Uint8Array): WriteResult {
+    super.onBytes(bytes)
+    // Many that speak to somebody who does not answer are listened to later.
+    if (this.bytes.length >= UNCONFIRMED_LIMIT || this.account.isTight) this.source.pause()
+    this.account.hold(bytes.length)
+    this.replay(UNCONFIRMED_LIMIT)
+    return 0
+  }
+
+  override onEnd(): void {
+    this.hasEnded = true
+    if (this.bytes.length <= UNCONFIRMED_LIMIT) this.target?.end()
+  }
+
+  override onReset(reason: Error): void {
+    this.gone = new MeshError('HM_CALLER_GONE', 'The caller hung up', { cause: reason })
+    this.onGone?.(this.gone)
+  }
+
+  /** Writes what the target has not got yet, up to an offset. */
+  private replay(until: number): void {
+    const part = this.bytes.subarray(this.forwarded, until)
+    if (part.length === 0 || this.target === undefined) return
+    this.forwarded += part.length
+    this.target.write(part)
+  }
+}

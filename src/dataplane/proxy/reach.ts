@@ -1,0 +1,323 @@
+/**
+ * Reaches an instance of a service: picks one, dials its application on this host or opens a stream in a tunnel, and goes on to
+ * another one when that fails and no byte has reached an application. What a try says for or against an instance is told to the
+ * balancer; who gets a stream tells it `finished` at the end.
+ *
+ * Knows no table and no socket of a caller: whoever has bytes for an instance says for whom it is, and what was said so far.
+ */
+import { describeError, MeshError } from '../../lib/errors.ts'
+import type { SocketAddress } from '../../model/address.ts'
+import type { Cluster } from '../../model/cluster.ts'
+import type { Endpoint } from '../../model/endpoint.ts'
+import { dialLocal } from '../deliver/dial-local.ts'
+import { localDial } from '../deliver/local-dial.ts'
+import { IdleReceiver } from '../io/byte-stream.ts'
+import { resetOnClose } from '../io/linger.ts'
+import { SocketStream } from '../io/socket-stream.ts'
+import { evaluate } from '../policy/evaluate.ts'
+import { encodePreface } from '../tunnel/preface.ts'
+import type { Session } from '../tunnel/session.ts'
+import type { TunnelStream } from '../tunnel/stream.ts'
+import type { CertificatePair } from '../tunnel/trust.ts'
+import { addressOf, type Connection, type ReachProgress } from './connection.ts'
+import type { ReplayableBytes } from './early-bytes.ts'
+import { asMeshError, failureCostOf, mayTryAnother } from './ending.ts'
+import { awaitPolicy, isPolicyAwaited, type WorkerContext } from './worker-context.ts'
+
+/** Instances tried for one caller. */
+const MAX_TRIES = 3
+
+/** For whom an instance is reached. */
+export type ReachCaller = Readonly<
+  Pick<Connection, 'source' | 'account' | 'from' | 'wanted' | 'startedMs'>
+>
+
+/** Which instances will do. */
+export interface Target {
+  /** The called service. */
+  readonly service: string
+  /** Of its clusters the one that its routes lead to. */
+  readonly cluster: Cluster
+  /** The one instance that is meant when the application asked for its address. */
+  readonly pinned: Endpoint | undefined
+}
+
+/** A way to an instance that has confirmed. */
+export interface Reached {
+  readonly stream: TunnelStream | SocketStream
+  readonly endpoint: Endpoint
+  /** Its tunnel address; undefined on this host. */
+  readonly peer: SocketAddress | undefined
+  /** Those of a TLS connection that it has to itself; a session answers for its streams. */
+  readonly certificates: CertificatePair | undefined
+  /** Whether the policy was applied on this host. */
+  readonly decidedHere: boolean
+}
+
+/** One way to an instance: made, run once, and asked meanwhile how far it is. */
+export class Reach extends IdleReceiver implements ReachProgress {
+  /** Row of the traffic counters for caller and service. */
+  readonly row: number
+  private readonly context: WorkerContext
+  private readonly caller: ReachCaller
+  private readonly early: ReplayableBytes
+  readonly target: Target
+  private readonly tried = new Set<string>()
+  /** Monotonic: when the instance was asked that is tried now. */
+  private askedMs = 0
+  /** The instance that is tried now, as soon as its try depends on nothing of this host. */
+  private endpoint: Endpoint | undefined
+  private decidedHere = false
+  /** In a tunnel: not confirmed yet. */
+  private stream: TunnelStream | undefined
+  /** Rejects what waits for the confirmation. */
+  private onFailed: ((reason: Error) => void) | undefined
+
+  constructor(context: WorkerContext, caller: ReachCaller, early: ReplayableBytes, target: Target) {
+    super()
+    this.context = context
+    this.caller = caller
+    this.early = early
+    this.target = target
+    this.row = context.counters.row('source', caller.source, target.service)
+  }
+
+  get peer(): SocketAddress | undefined {
+    return this.endpoint?.local === false ? this.endpoint.tunnel : undefined
+  }
+
+  get decidedFor(): string | undefined {
+    return this.decidedHere ? this.endpoint?.service : undefined
+  }
+
+  get heldMemory(): number {
+    return this.stream?.heldMemory ?? 0
+  }
+
+  /** @throws MeshError: that of the last try, HM_BALANCE_NO_ENDPOINT, or why the caller has gone. */
+  async run(): Promise<Reached> {
+    const { context, caller, early, tried } = this
+    const { service, cluster, pinned } = this.target
+    let failure: unknown
+    while (tried.size === 0 || (tried.size < MAX_TRIES && this.hasTime())) {
+      const endpoint = pinned ?? context.balancer.pick(cluster.endpoints, tried)
+      if (endpoint === undefined || tried.has(endpoint.key)) break
+      tried.add(endpoint.key)
+      this.askedMs = performance.now()
+      context.balancer.started(endpoint)
+      try {
+        const reached = await (endpoint.local
+          ? this.deliverHere(endpoint)
+          : this.tunnelTo(endpoint))
+        context.balancer.succeeded(endpoint, performance.now() - this.askedMs)
+        context.outcomes.succeeded('outbound', caller.source, endpoint.key)
+        return reached
+      } catch (error) {
+        if (!early.isGone) {
+          noteFailure(context, this.target, endpoint, error)
+          context.outcomes.failed('outbound', caller.source, endpoint.key, error)
+        }
+        context.balancer.finished(endpoint)
+        context.counters.connectFailed(this.row)
+        if (!mayTryAnother(error) || early.isGone) throw error
+        failure = error
+      }
+    }
+    if (failure !== undefined) throw asMeshError(failure)
+    throw new MeshError(
+      'HM_BALANCE_NO_ENDPOINT',
+      `Cannot reach ${service}: it has no healthy instance`,
+    )
+  }
+
+  private hasTime(): boolean {
+    const { caller, context } = this
+    return performance.now() < caller.startedMs + 2 * context.timeouts.connectMs
+  }
+
+  /** Whether there is another instance to go to, should this one not answer. */
+  private mayMove(): boolean {
+    const { cluster, pinned } = this.target
+    return (
+      pinned === undefined &&
+      this.tried.size < MAX_TRIES &&
+      this.hasTime() &&
+      this.context.balancer.hasOther(cluster.endpoints, this.tried)
+    )
+  }
+
+  /** The instance runs on this host: no tunnel, but the same policy. */
+  private async deliverHere(endpoint: Endpoint): Promise<Reached> {
+    const { context, caller, early } = this
+    const { source, account } = caller
+    this.endpoint = endpoint
+    this.decidedHere = false
+    // The policy is that of the service which is reached.
+    if (isPolicyAwaited(context, endpoint.service)) await awaitPolicy(context, endpoint.service)
+    const decision = evaluate(source, context.snapshot().policies.get(endpoint.service))
+    if (!decision.allow)
+      throw new MeshError(
+        'HM_POLICY_DENIED',
+        `Denied ${source} -> ${endpoint.service}: ${decision.reason}`,
+      )
+    const local = context.localInstance(endpoint.service, endpoint.id)
+    const dial =
+      local &&
+      localDial(local, {
+        service: source,
+        // Asked of the kernel only where somebody wants to know.
+        address: local.delivery?.proxyHeader === true ? addressOf(caller.from) : undefined,
+        wanted: caller.wanted,
+      })
+    if (dial === undefined)
+      throw new MeshError(
+        'HM_DELIVER_UNKNOWN',
+        `Cannot deliver to ${endpoint.id}: this host's configuration has no such service`,
+      )
+    this.decidedHere = true
+    const { descriptors } = account.shared
+    descriptors.add(account.descriptors, 1)
+    try {
+      const isFrugal = account.isCrowd
+      const stream = await dialLocal({ ...dial, isFrugal }, context.timeouts.connectMs, 'private')
+      if (early.isGone) {
+        stream.reset()
+        throw early.goneError()
+      }
+      stream.chargeTo(account)
+      return { stream, endpoint, peer: undefined, certificates: undefined, decidedHere: true }
+    } finally {
+      // Whoever gets the stream counts it from here on.
+      descriptors.add(account.descriptors, -1)
+    }
+  }
+
+  private async tunnelTo(endpoint: Endpoint): Promise<Reached> {
+    const { context, caller, early } = this
+    const { source } = caller
+    const credential =
+      context.credentials.of(source) ??
+      (await context.until(() => context.credentials.of(source), context.timeouts.readyMs))
+    if (credential === undefined)
+      throw new MeshError(
+        'HM_TLS_NOT_READY',
+        `Cannot call as ${source}: ${context.credentials.lacks(source)}`,
+        { hint: 'hostmesh certs shows what is missing' },
+      )
+    this.endpoint = endpoint
+    this.decidedHere = false
+    const peer = endpoint.tunnel
+    const request = {
+      source,
+      destination: endpoint.service,
+      datacenter: endpoint.datacenter,
+      address: peer,
+      credential,
+      timeoutMs: Math.min(context.timeouts.connectMs, this.target.cluster.connectTimeoutMs),
+      again: () =>
+        early.isGone || this.mayMove() ? undefined : (context.credentials.of(source) ?? credential),
+    }
+    const giveUpAtMs = performance.now() + context.timeouts.connectMs
+    for (;;) {
+      // A leaf that arrived while we waited is the one to go on with.
+      request.credential = context.credentials.of(source) ?? credential
+      const way = context.pool.ready(request) ?? (await context.pool.reach(request))
+      if (early.isGone) {
+        if (way.kind === 'connection') way.socket.destroy()
+        throw early.goneError()
+      }
+      if (way.kind === 'connection') {
+        resetOnClose(way.socket)
+        const stream = new SocketStream(way.socket, 'private')
+        stream.chargeTo(caller.account)
+        const { certificates } = way
+        return { stream, endpoint, peer, certificates, decidedHere: false }
+      }
+      if (way.session.isSuspect && this.mayMove())
+        throw new MeshError(
+          'HM_TUNNEL_UNANSWERED',
+          `Cannot reach ${endpoint.key}: its host does not answer just now`,
+        )
+      if (way.session.canOpen) {
+        context.workerCounters.inc('tunnelStreamsOpened')
+        // Dialing the tunnel was a matter of this one caller; it says nothing of the next ones.
+        this.askedMs = performance.now()
+        const stream = await this.openStream(way.session, endpoint)
+        return { stream, endpoint, peer, certificates: undefined, decidedHere: false }
+      }
+      // The session is at a limit, or was retired just now: then the pool dials another.
+      const leftMs = giveUpAtMs - performance.now()
+      if (leftMs <= 0)
+        throw new MeshError(
+          'HM_TUNNEL_FULL',
+          `Cannot reach ${endpoint.key}: the tunnel had no room for ${context.timeouts.connectMs} ms`,
+        )
+      await way.session.room(leftMs)
+    }
+  }
+
+  /** Resolves when the far end has reached the application. */
+  private openStream(session: Session, endpoint: Endpoint): Promise<TunnelStream> {
+    const { caller, early } = this
+    const { connectMs } = this.context.timeouts
+    const stream = session.open(
+      encodePreface({
+        source: caller.wanted === undefined ? undefined : addressOf(caller.from),
+        destination: caller.wanted,
+        instance: endpoint.id,
+        traceparent: undefined,
+      }),
+    )
+    this.stream = stream
+    return new Promise((resolve, reject) => {
+      const fail = (reason: Error): void => {
+        clearTimeout(deadline)
+        early.stopForwarding()
+        reject(reason)
+      }
+      const deadline = setTimeout(() => {
+        stream.refuse('timeout')
+        fail(
+          new MeshError(
+            'HM_CONNECT_TIMEOUT',
+            `Cannot reach ${endpoint.key}: no answer in ${connectMs} ms`,
+          ),
+        )
+      }, connectMs)
+      const confirmed = (): void => {
+        clearTimeout(deadline)
+        resolve(stream)
+      }
+      const mayMove = (): boolean => this.mayMove()
+      stream.onConfirmed = confirmed
+      stream.mayMove = mayMove
+      stream.receiver = this
+      this.onFailed = fail
+      early.forwardTo(stream, (gone) => {
+        stream.reset()
+        fail(gone)
+      })
+    })
+  }
+
+  /** Of a stream that is not confirmed yet. */
+  override onReset(reason: Error): void {
+    this.onFailed?.(asMeshError(reason))
+  }
+}
+
+/** Tells the balancer what a failure says against the instance. */
+export function noteFailure(
+  context: WorkerContext,
+  { service, cluster }: Target,
+  endpoint: Endpoint,
+  error: unknown,
+): void {
+  const cost = failureCostOf(error)
+  if (cost === undefined && !mayTryAnother(error)) return
+  const reason = describeError(error)
+  const failure = cost === undefined ? undefined : { cost, reason }
+  if (!context.balancer.failed(endpoint, cluster.endpoints, failure)) return
+  context.workerCounters.inc('outlierEjections')
+  context.log.warn('Instance is avoided', { service, endpoint: endpoint.key, reason })
+}

@@ -1,0 +1,227 @@
+/**
+ * The tunnels of a worker: those that it has dialed, and those that peers have opened.
+ *
+ * Decides which peers may come in, hands what they bring to whoever carries it, and ends what rests on certificates that are
+ * not trusted any more.
+ */
+import { MeshError } from '../lib/errors.ts'
+import type { Log } from '../lib/log.ts'
+import { canonicalIp } from '../model/address.ts'
+import type { SessionEnd, WorkerCounters } from '../telemetry/counters.ts'
+import { resetOnClose } from './io/linger.ts'
+import { SocketStream } from './io/socket-stream.ts'
+import { watchTlsEnd } from './io/tls-end.ts'
+import type { WorkerSettings } from './protocol.ts'
+import type { Arrival, ArrivingStream } from './proxy/inbound.ts'
+import type { PressureWatch } from './proxy/pressure.ts'
+import type { AcceptedPeer } from './tunnel/accept.ts'
+import type { Accounts } from './tunnel/accounts.ts'
+import type { Credentials } from './tunnel/credentials.ts'
+import { isViolation } from './tunnel/frame.ts'
+import { type InboundSession, InboundSessions } from './tunnel/inbound-sessions.ts'
+import { TunnelPool } from './tunnel/pool.ts'
+import { Session, type SessionOwner } from './tunnel/session.ts'
+import { type CertificatePair, endOf } from './tunnel/trust.ts'
+
+/** Tunnels that callers are asked to dial anew in one tick: a new leaf must not bring all their handshakes at once. */
+const MAX_RETIRED_PER_TICK = 100
+
+/** A tunnel that ends so soon without a stream was a handshake for nothing; one that lives longer is kept for later use. Milliseconds. */
+const UNUSED_MS = 30_000
+
+/** What the end of a session counts as; anything else is `lost`, or a violation of the protocol. */
+const endByCode: Partial<Record<string, SessionEnd>> = {
+  HM_TUNNEL_DRAINED: 'drained',
+  HM_TUNNEL_EXPIRED: 'expired',
+  HM_TLS_REVOKED: 'revoked',
+  HM_TLS_UNTRUSTED: 'untrusted',
+  HM_TUNNEL_SILENT: 'silent',
+}
+
+/** What the tunnels need of their worker, and what they give it. */
+export interface SessionsOptions {
+  readonly settings: WorkerSettings
+  readonly log: Log
+  readonly credentials: Credentials
+  readonly accounts: Accounts
+  readonly counters: WorkerCounters
+  readonly pressure: PressureWatch
+  /** A peer has opened a stream. */
+  readonly onStream: (arrival: ArrivingStream) => void
+  /** A Connect peer has made a connection. */
+  readonly onConnection: (arrival: Arrival) => void
+}
+
+/** The tunnels of one worker. */
+export class Sessions {
+  readonly dialed: TunnelPool
+  readonly accepted: InboundSessions
+  private readonly options: SessionsOptions
+  private draining = false
+
+  constructor(options: SessionsOptions) {
+    const { credentials, accounts, counters } = options
+    const { limits, timeouts } = options.settings
+    this.options = options
+    this.accepted = new InboundSessions({
+      perPlace: limits.tunnelsPerPeer,
+      perHost: limits.tunnelsPerHost,
+      idleMs: timeouts.tunnelIdleMs,
+    })
+    this.dialed = new TunnelPool({
+      maxStreams: limits.streamsPerTunnel,
+      keepaliveMs: timeouts.keepaliveMs,
+      idleMs: timeouts.tunnelIdleMs,
+      ...this.observer(),
+      objection: (certificates, credential) =>
+        credentials.objectionToNew(certificates, credential.believed),
+      lane: (source, destination) => {
+        const nowMs = performance.now()
+        return accounts.of(source, nowMs).lane(destination, nowMs)
+      },
+      onDialed: (outcome) =>
+        counters.inc(outcome === 'failed' ? 'tunnelHandshakeFailures' : 'tunnelHandshakes'),
+      onClosed: (reason) => this.noteClosed(reason),
+    })
+  }
+
+  /** Whether the host takes no new connections any more. */
+  get isDraining(): boolean {
+    return this.draining
+  }
+
+  /** Why a peer may not come in just now: it has done too much damage, or has tunnels enough. */
+  rejectionReason({ peer, destination, socket, isTunnel }: AcceptedPeer): MeshError | undefined {
+    const nowMs = performance.now()
+    const ip = canonicalIp(socket.remoteAddress ?? '')
+    const lane = this.options.accounts.of(peer.spiffeId, nowMs, ip ?? '').lane(destination, nowMs)
+    const barredMs = lane.barredForMs(nowMs, ip)
+    if (barredMs > 0)
+      return new MeshError(
+        'HM_TUNNEL_BARRED',
+        `Refused ${peer.service} -> ${destination} from ${ip ?? 'there'} for ${Math.ceil(barredMs / 1_000)} s more: it broke the tunnel protocol too often`,
+      )
+    if (!isTunnel) return undefined
+    return this.accepted.objection({ peer, destination, lane, ip }, nowMs)
+  }
+
+  /** Takes a peer in. */
+  accept({ socket, peer, destination, own, isTunnel, wasFutile }: AcceptedPeer): void {
+    const { settings, accounts, counters, onStream, onConnection } = this.options
+    const certificates: CertificatePair = { peer, own: own.proof }
+    const ip = canonicalIp(socket.remoteAddress ?? '')
+    const address = ip === undefined ? undefined : { ip, port: socket.remotePort ?? 0 }
+    const nowMs = performance.now()
+    const lane = accounts.of(peer.spiffeId, nowMs, ip ?? '').lane(destination, nowMs)
+    counters.inc('tunnelHandshakes')
+    if (!isTunnel) {
+      resetOnClose(socket)
+      watchTlsEnd(socket)
+      const stream = new SocketStream(socket, 'private')
+      stream.chargeTo(lane.account)
+      onConnection({ stream, peer, lane, address, destination, certificates })
+      return
+    }
+    let isUsed = false
+    const session = new Session(
+      socket,
+      'acceptor',
+      {
+        ...this.observer(),
+        onStream: (stream) => {
+          isUsed = true
+          counters.inc('tunnelStreamsOpened')
+          onStream({ stream, peer, lane, address, destination, certificates: undefined })
+        },
+        onClosed: (reason) => {
+          this.accepted.delete(inbound)
+          if (!isUsed && performance.now() - session.openedAtMs < UNUSED_MS) wasFutile()
+          this.noteClosed(reason)
+        },
+      },
+      {
+        maxStreams: settings.limits.streamsPerTunnel,
+        keepaliveMs: settings.timeouts.keepaliveMs,
+        lane,
+        peerIp: ip,
+      },
+    )
+    const inbound: InboundSession = {
+      session,
+      peer,
+      destination,
+      address,
+      lane,
+      certificates,
+      notAfterMs: endOf(certificates),
+    }
+    this.accepted.add(inbound)
+    if (this.draining) session.drain()
+  }
+
+  /** Ends what `rejectionReason` says of. */
+  endWhere(rejectionReason: (certificates: CertificatePair) => MeshError | undefined): void {
+    for (const { session, certificates } of [...this.dialed.list(), ...this.accepted]) {
+      const reason = rejectionReason(certificates)
+      if (reason !== undefined) session.close(reason)
+    }
+  }
+
+  /** Once a second. `nowMs` monotonic, `wallMs` wall clock. */
+  tick(nowMs: number, wallMs: number): void {
+    const { credentials, counters } = this.options
+    this.dialed.tick(nowMs, wallMs)
+    this.accepted.tick(nowMs)
+    let streams = 0
+    let retired = 0
+    for (const { session, destination, certificates, notAfterMs } of this.accepted) {
+      session.tick(nowMs)
+      streams += session.streamCount
+      if (wallMs >= notAfterMs) session.expire()
+      else if (
+        retired < MAX_RETIRED_PER_TICK &&
+        !session.isRetired &&
+        !credentials.isCurrent(destination, certificates.own.serialNumber)
+      ) {
+        session.retire()
+        retired += 1
+      }
+    }
+    const dialed = this.dialed.list()
+    for (const { session } of dialed) streams += session.streamCount
+    counters.set('tunnelSessionsActive', this.accepted.size + dialed.length)
+    counters.set('tunnelStreamsActive', streams)
+  }
+
+  /** Callers dial the next process from now on; what they have sent already is served. */
+  retire(): void {
+    for (const { session } of this.accepted) session.retire()
+  }
+
+  /** Takes no new connections; tunnels close as their streams end. @returns those that there are now. */
+  drain(): readonly Session[] {
+    this.draining = true
+    const sessions = [...this.dialed.list(), ...this.accepted].map(({ session }) => session)
+    this.dialed.drain()
+    for (const session of sessions) session.drain()
+    return sessions
+  }
+
+  private observer(): Pick<SessionOwner, 'onRoundTrip' | 'onStreamReset' | 'onStreamShed'> {
+    const { counters, pressure } = this.options
+    return {
+      onStreamShed: (limit) => pressure.note(limit),
+      onRoundTrip: (tookMs) => counters.roundTrip(tookMs),
+      onStreamReset: () => counters.inc('tunnelStreamsReset'),
+    }
+  }
+
+  private noteClosed(reason: MeshError): void {
+    const { counters, log } = this.options
+    const violates = isViolation(reason.code)
+    counters.sessionClosed(endByCode[reason.code] ?? (violates ? 'violation' : 'lost'))
+    if (reason.code === 'HM_TUNNEL_DRAINED') return
+    if (violates) counters.inc('protocolErrors')
+    log.info('Tunnel closed', { code: reason.code, reason: reason.message })
+  }
+}

@@ -1,0 +1,154 @@
+/**
+ * Whether the peer of a session is there: docs/tunnel-protocol.md, "Silent peers". Pings measure the round trip and keep a quiet
+ * session alive; many times a second an opener looks whether streams wait for a host that is gone.
+ */
+import type { Socket } from 'node:net'
+import { MeshError } from '../../lib/errors.ts'
+import type { IdMap } from '../io/id-map.ts'
+import { sinceLastAckMs } from '../io/tcp-info.ts'
+import { PING, SYN } from './frame.ts'
+import type { Incoming } from './incoming.ts'
+import type { Outgoing } from './outgoing.ts'
+import type { TunnelStream } from './stream.ts'
+
+/** Pings at the start, one a tick, whatever the traffic: the first round trip is never a typical one. */
+const FIRST_PINGS = 5
+
+/**
+ * A session in which streams wait, and nothing at all has come from the peer's host for so many round trips and so long,
+ * is suspect. Milliseconds; a lost packet is sent again after 200.
+ */
+const SUSPECT_ROUND_TRIPS = 8
+const SUSPECT_AFTER_MS = 250
+
+/** The same before the first round trip is known. */
+const SUSPECT_UNMEASURED_MS = 1_000
+
+/** How exact the kernel's word on its last acknowledgement is, milliseconds. */
+const ACK_CLOCK_MS = 12
+
+/** What waits in a suspect session that cannot be left without ending it, is worth the connections in it after this. Milliseconds. */
+const DEAD_AFTER_MS = 3_000
+
+/** The same where all the others wait for an answer, too, but may have been seen. */
+const UNSURE_AFTER_MS = 1_000
+
+/** What is known of one session's peer. Times are monotonic milliseconds. */
+export class Liveness {
+  /** Last measured round trip; undefined before the first ping was answered. */
+  roundTripMs: number | undefined
+  /** Least round trip seen: load only ever lengthens it. */
+  leastRoundTripMs: number | undefined
+  private readonly socket: Socket
+  private readonly incoming: Incoming
+  private readonly outgoing: Outgoing
+  private readonly keepaliveMs: number
+  private pingsAnswered = 0
+  private pingSentMs: number | undefined
+  private pingValue = 0
+  private suspectedMs: number | undefined
+
+  constructor(socket: Socket, incoming: Incoming, outgoing: Outgoing, keepaliveMs: number) {
+    this.socket = socket
+    this.incoming = incoming
+    this.outgoing = outgoing
+    this.keepaliveMs = keepaliveMs
+  }
+
+  /** Whether the peer's host may be gone: it has not been heard of since {@link watch} found it silent. */
+  get isSuspect(): boolean {
+    return this.suspectedMs !== undefined && this.incoming.lastReceivedMs < this.suspectedMs
+  }
+
+  /** Sends a ping. */
+  ping(nowMs: number): void {
+    this.pingSentMs = nowMs
+    this.pingValue = (this.pingValue + 1) >>> 0
+    this.outgoing.sendControl(PING, SYN, 0, this.pingValue)
+  }
+
+  /** A ping was answered. @returns the round trip; undefined when no such ping is under way. */
+  answered(value: number): number | undefined {
+    if (this.pingSentMs === undefined || value !== this.pingValue) return undefined
+    this.roundTripMs = performance.now() - this.pingSentMs
+    this.pingsAnswered += 1
+    this.leastRoundTripMs = Math.min(this.leastRoundTripMs ?? this.roundTripMs, this.roundTripMs)
+    this.pingSentMs = undefined
+    return this.roundTripMs
+  }
+
+  /** Once a second: sends a ping when one is due. @returns why the session is over, when there was no answer. */
+  tick(nowMs: number): MeshError | undefined {
+    const { keepaliveMs, pingSentMs } = this
+    const { lastReceivedMs } = this.incoming
+    if (pingSentMs === undefined) {
+      if (nowMs - lastReceivedMs >= keepaliveMs || this.pingsAnswered < FIRST_PINGS)
+        this.ping(nowMs)
+      return undefined
+    }
+    // A ping may wait behind bulk; what arrives meanwhile is as good as its answer.
+    if (nowMs - Math.max(pingSentMs, lastReceivedMs) < keepaliveMs) return undefined
+    return new MeshError('HM_TUNNEL_SILENT', `The tunnel broke: no answer for ${keepaliveMs} ms`)
+  }
+
+  /**
+   * Whether streams wait for a host that is gone. Then those that have somewhere else to go (`mayMove`) are let go, but none of
+   * which the peer may have seen a byte of the application.
+   * @returns why the session is over, when the streams are worth more than it.
+   */
+  watch(nowMs: number, all: IdMap<TunnelStream>): MeshError | undefined {
+    const silentMs = nowMs - this.incoming.lastReceivedMs
+    const patienceMs = this.patienceMs()
+    if (silentMs < patienceMs) return undefined
+    const streams = all.list()
+    const waitsTooLong = (stream: TunnelStream): boolean =>
+      !stream.isConfirmed && nowMs - stream.openedMs >= patienceMs
+    if (!streams.some(waitsTooLong)) return undefined
+    if (this.pingSentMs === undefined) this.ping(nowMs)
+    const sinceAckMs = sinceLastAckMs(this.socket)
+    if (sinceAckMs === undefined) return undefined
+    // A host that lives acknowledges: then its daemon is slow, or does not run, and may still read what was sent.
+    const arrivedMs = nowMs - sinceAckMs + ACK_CLOCK_MS
+    if (!streams.some((stream) => waitsTooLong(stream) && stream.openedMs > arrivedMs))
+      return undefined
+    this.suspectedMs = nowMs
+    return letGo(streams, arrivedMs, silentMs)
+  }
+
+  private patienceMs(): number {
+    return this.roundTripMs === undefined
+      ? SUSPECT_UNMEASURED_MS
+      : Math.max(SUSPECT_AFTER_MS, SUSPECT_ROUND_TRIPS * this.roundTripMs)
+  }
+}
+
+/** What was opened after `arrivedMs` has not reached the peer's host. @returns why the session is over, when it is. */
+function letGo(
+  streams: readonly TunnelStream[],
+  arrivedMs: number,
+  silentMs: number,
+): MeshError | undefined {
+  const unseen = streams.filter(
+    (stream) => !stream.isConfirmed && stream.openedMs > arrivedMs && stream.mayMove?.() === true,
+  )
+  if (unseen.length === 0) return undefined
+  const text = `no answer, and no sign of life from the host for ${Math.round(silentMs)} ms`
+  const isUnsure = (stream: TunnelStream): boolean =>
+    !stream.isConfirmed && stream.openedMs <= arrivedMs
+  const unsure = streams.filter(isUnsure).length
+  const isWorthAll =
+    silentMs >= (unseen.length + unsure < streams.length ? DEAD_AFTER_MS : UNSURE_AFTER_MS)
+  if (unseen.length < streams.length && !isWorthAll) {
+    // Were the host to come back, it would read what was said before it reads that nobody wants an answer.
+    for (const stream of unseen)
+      if (!stream.hasSpoken)
+        stream.giveUp(new MeshError('HM_TUNNEL_UNANSWERED', `The stream was left: ${text}`))
+    return undefined
+  }
+  for (const stream of streams)
+    if (isUnsure(stream) && stream.hasSpoken)
+      stream.giveUp(
+        new MeshError('HM_TUNNEL_UNSURE', `The tunnel broke, the instance may be reached: ${text}`),
+      )
+  return new MeshError('HM_TUNNEL_SILENT', `The tunnel broke: ${text}`)
+}
