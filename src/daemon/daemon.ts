@@ -42,7 +42,7 @@ import {
 import { HostRules } from './host-rules.ts'
 import { limitProblems } from './limit-problems.ts'
 import type { ListeningSockets, PlannedSocket } from './listening-sockets.ts'
-import { Memory } from './memory.ts'
+import { HostState } from './memory.ts'
 import { hostProblems, ProblemWatch } from './problems.ts'
 import { type Blocker, Readiness, untilNothingAwaited } from './readiness.ts'
 import { registerWhenServed } from './register-when-served.ts'
@@ -401,7 +401,7 @@ export class Daemon implements Incumbent {
     const { parts } = this.#options
     parts.defer(() => this.#stopping.abort())
     parts.use(watchEventLoopLag((longestMs) => (this.#eventLoopLagMs = longestMs)))
-    const memory = parts.use(new Memory(config, log))
+    const memory = parts.use(new HostState(config, log))
     memory.hold(holdsMemory)
     const source = openCatalog(config, log, {
       node: this.#nodeName,

@@ -25,7 +25,7 @@ import { captureOptions, capturePlan, nftSettings, plainInbound } from './captur
 import { instanceSets } from './captured-instances.ts'
 import { holdKernelRules } from './kernel-lock.ts'
 import type { ListeningSockets } from './listening-sockets.ts'
-import type { Memory } from './memory.ts'
+import type { HostState } from './memory.ts'
 
 /** The rules in the kernel are compared with the plan this often; new cgroups are noticed faster. Milliseconds. */
 const CAPTURE_UPKEEP = {
@@ -101,7 +101,7 @@ export class HostRules {
   }
 
   /** Guards the ports of this daemon, and its services from whoever comes around the mesh. */
-  async guardPorts(owned: AsyncDisposableStack, memory: Memory): Promise<void> {
+  async guardPorts(owned: AsyncDisposableStack, memory: HostState): Promise<void> {
     const { config, services, sockets, guardsPorts, log } = this.#options
     if (!guardsPorts) return
     const guard = owned.use(new PortGuard({ log, watch: watchKernel, owner: this.#tableOwner }))
@@ -114,7 +114,7 @@ export class HostRules {
   /** Captures, by what was captured before until the catalog says more; or removes what an earlier daemon left behind. */
   async capture(
     owned: AsyncDisposableStack,
-    { memory, discovery }: { readonly memory: Memory; readonly discovery: Discovery },
+    { memory, discovery }: { readonly memory: HostState; readonly discovery: Discovery },
   ): Promise<void> {
     const { config, services, hadCapture, guardsPorts, log } = this.#options
     // What an earlier daemon with capture left behind refuses for good.
@@ -151,7 +151,7 @@ export class HostRules {
   /** Captures the instances of a snapshot, and those of services that are not followed. Never rejects. */
   async follow(
     snapshot: Snapshot,
-    { memory, discovery }: { readonly memory: Memory; readonly discovery: Discovery },
+    { memory, discovery }: { readonly memory: HostState; readonly discovery: Discovery },
   ): Promise<void> {
     const capture = this.#capture
     if (capture === undefined) return
@@ -169,7 +169,10 @@ export class HostRules {
   }
 
   /** The rules stay and refuse; only what is permissive passes while nobody carries it. */
-  async suspend(parts: { readonly memory: Memory; readonly discovery: Discovery }): Promise<void> {
+  async suspend(parts: {
+    readonly memory: HostState
+    readonly discovery: Discovery
+  }): Promise<void> {
     const capture = this.#capture
     if (capture === undefined) return
     this.#carries = false
@@ -201,7 +204,7 @@ export class HostRules {
     return { instances: [...captured, ...permitted], permitted }
   }
 
-  #keep(addresses: MeshAddresses, memory: Memory): void {
+  #keep(addresses: MeshAddresses, memory: HostState): void {
     const backend = this.#capture?.backend()?.kind
     if (this.#plan === undefined || backend === undefined) return
     memory.keepCapture({

@@ -11,12 +11,12 @@ import type { LocalService } from '../model/service.ts'
 import { emptySnapshot } from '../model/snapshot.ts'
 import type { HostReading } from '../telemetry/host-reading.ts'
 import type { RulesView } from './host-rules.ts'
-import type { Memory } from './memory.ts'
+import type { HostState } from './memory.ts'
 import type { WorkerPool } from './worker-pool.ts'
 
 /** What a host knows of the mesh, and from where. */
 export interface ControlPlane {
-  readonly memory: Memory
+  readonly memory: HostState
   readonly catalog: Catalog
   readonly certificates: CertificateSource
   readonly discovery: Discovery
@@ -24,7 +24,7 @@ export interface ControlPlane {
 
 /** As much of it as is asked for documents, explain and metrics. */
 export interface MeshKnowledge {
-  readonly memory: Pick<Memory, 'status' | 'problems'>
+  readonly memory: Pick<HostState, 'status' | 'problems'>
   readonly catalog: Pick<Catalog, 'description' | 'health' | 'failingChecks' | 'watchPolicies'>
   readonly certificates: Pick<CertificateSource, 'description' | 'problems'>
   readonly discovery: Omit<Discovery, 'virtualAddresses' | 'dormant' | typeof Symbol.asyncDispose>

@@ -63,7 +63,7 @@ interface NamedCatalog extends Pick<Catalog, 'description'> {
 }
 
 /** The state files of one daemon, and what stands on them. */
-export class Memory implements AsyncDisposable {
+export class HostState implements AsyncDisposable {
   private readonly config: Config
   private readonly log: Log
   private readonly folderProblem: string | undefined

@@ -14,7 +14,7 @@ import {
 } from '../controlplane/identity/files-source.ts'
 import { MeshError } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
-import type { Memory } from './memory.ts'
+import type { HostState } from './memory.ts'
 
 /** Opens the catalog; `isStrict` refuses a catalog file that is not valid, in place of going on with what was kept. */
 export function openCatalog(
@@ -24,7 +24,7 @@ export function openCatalog(
     node,
     memory,
     isStrict,
-  }: { readonly node: string; readonly memory: Memory; readonly isStrict: boolean },
+  }: { readonly node: string; readonly memory: HostState; readonly isStrict: boolean },
 ): Catalog | ConsulCatalog {
   if (config.catalog.kind === 'file') {
     const state = memory.catalogFile()

@@ -73,8 +73,8 @@ export class Sessions {
       keepaliveMs: timeouts.keepaliveMs,
       idleMs: timeouts.tunnelIdleMs,
       ...this.observer(),
-      objection: (certificates, credential) =>
-        credentials.objectionToNew(certificates, credential.believed),
+      rejection: (certificates, credential) =>
+        credentials.newRootsRejection(certificates, credential.believed),
       lane: (source, destination) => {
         const nowMs = performance.now()
         return accounts.of(source, nowMs).lane(destination, nowMs)
@@ -102,7 +102,7 @@ export class Sessions {
         `Refused ${peer.service} -> ${destination} from ${ip ?? 'there'} for ${Math.ceil(barredMs / 1_000)} s more: it broke the tunnel protocol too often`,
       )
     if (!isTunnel) return undefined
-    return this.accepted.objection({ peer, destination, lane, ip }, nowMs)
+    return this.accepted.rejectionReason({ peer, destination, lane, ip }, nowMs)
   }
 
   /** Takes a peer in. */

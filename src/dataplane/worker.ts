@@ -164,7 +164,7 @@ class Worker {
         guard,
         strangers: accounts.of('handshakes under way', nowMs),
         until: (look, timeoutMs) => waiting.until(look, timeoutMs),
-        objection: (accepted) => sessions.rejectionReason(accepted),
+        rejection: (accepted) => sessions.rejectionReason(accepted),
         onPeer: (accepted) => sessions.accept(accepted),
         onRefused: (code, remoteAddress, detail) => {
           workerCounters.inc('tunnelHandshakeFailures')
@@ -247,7 +247,7 @@ class Worker {
   private recheckTrust(): void {
     const nowMs = Date.now()
     const rejectionReason = (certificates: CertificatePair): MeshError | undefined =>
-      this.context.credentials.objection(certificates, nowMs)
+      this.context.credentials.rejectionReason(certificates, nowMs)
     this.sessions.endWhere(rejectionReason)
     this.context.connections.abortUntrusted(rejectionReason)
   }

@@ -23,7 +23,7 @@ export function member(value: unknown, key: string): unknown {
 }
 
 /** A value for a message: short, printable, and never a whole answer. */
-export function shown(value: unknown): string {
+export function quoteForMessage(value: unknown): string {
   if (Array.isArray(value)) return 'a list'
   if (isRecord(value)) return 'an object'
   const text = JSON.stringify(typeof value === 'string' ? value.slice(0, 80) : value) ?? 'nothing'

@@ -9,7 +9,7 @@ import { join } from 'node:path'
 import { afterEach, beforeEach, describe, test } from 'node:test'
 import { type Config, configSchema } from '../../src/config/schema.ts'
 import type { Catalog, CatalogService } from '../../src/controlplane/catalog/catalog.ts'
-import { Memory } from '../../src/daemon/memory.ts'
+import { HostState } from '../../src/daemon/memory.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import { catalogService } from '../harness/builders.ts'
 import { eventually, within } from '../harness/eventually.ts'
@@ -35,7 +35,7 @@ describe('the memory of a daemon', () => {
 
   /** What a run that starts with this agent takes for the name of the host. */
   async function nameWith(readAgentSelf: () => Promise<{ nodeName: string }>): Promise<string> {
-    await using memory = new Memory(config(), silentLog)
+    await using memory = new HostState(config(), silentLog)
     return memory.nodeName({ description: 'consul http://one', readAgentSelf }, 'fallback')
   }
 
@@ -45,14 +45,14 @@ describe('the memory of a daemon', () => {
     assert.equal(await nameWith(async () => ({ nodeName: 'host-7' })), 'host-7')
     assert.equal(await nameWith(away), 'host-7')
     assert.equal(await nameWith(async () => ({ nodeName: 'host-8' })), 'host-8')
-    await using memory = new Memory(config(), silentLog)
+    await using memory = new HostState(config(), silentLog)
     const other = { description: 'consul http://other', readAgentSelf: away }
     assert.equal(await memory.nodeName(other, 'fallback'), 'fallback', 'that is another Consul')
   })
 
   test('an agent that hangs does not hold up a start that has a name, and may correct it', async () => {
     await nameWith(async () => ({ nodeName: 'host-7' }))
-    await using memory = new Memory(config(), silentLog)
+    await using memory = new HostState(config(), silentLog)
     const { promise, resolve } = Promise.withResolvers<{ nodeName: string }>()
     const asked = { description: 'consul http://one', readAgentSelf: () => promise }
     const name = within(2_000, 'a name', memory.nodeName(asked, 'fallback'))
@@ -69,14 +69,14 @@ describe('the memory of a daemon', () => {
 
   test('virtual addresses are kept for the next run, in files for nobody else', async () => {
     {
-      await using memory = new Memory(config(), silentLog)
+      await using memory = new HostState(config(), silentLog)
       assert.deepEqual(memory.virtualAddresses(), new Map())
       memory.keepVirtualAddresses(new Map([['db', ['240.1.2.3', 'fd00::1']]]))
     }
     assert.equal(statSync(folder).mode & 0o777, 0o700)
     for (const name of readdirSync(folder))
       assert.equal(statSync(join(folder, name)).mode & 0o777, 0o600)
-    await using memory = new Memory(config(), silentLog)
+    await using memory = new HostState(config(), silentLog)
     assert.deepEqual(memory.virtualAddresses(), new Map([['db', ['240.1.2.3', 'fd00::1']]]))
     const path = join(folder, 'virtual-addresses.json')
     const before = readFileSync(path)
@@ -103,13 +103,13 @@ describe('the memory of a daemon', () => {
       health: () => ({ lastGoodAtMs: goodAtMs, problems: [] }),
       [Symbol.asyncDispose]: async () => undefined,
     }
-    const states = (memory: Memory): string =>
+    const states = (memory: HostState): string =>
       memory
         .status()
         .parts.map(({ state, remembered }) => `${state} ${remembered}`)
         .join(', ')
     {
-      await using memory = new Memory(config(), silentLog)
+      await using memory = new HostState(config(), silentLog)
       await using catalog = memory.catalog(inner)
       catalog.watchService('db', () => undefined)
       assert.equal(states(memory), 'none 0, none 0')
@@ -120,7 +120,7 @@ describe('the memory of a daemon', () => {
       assert.equal(states(memory), 'stale 0, none 0')
     }
     goodAtMs = undefined
-    await using memory = new Memory(config(), silentLog)
+    await using memory = new HostState(config(), silentLog)
     await using catalog = memory.catalog(inner)
     catalog.watchService('db', () => undefined)
     assert.equal(states(memory), 'stale 1, none 0')
@@ -133,7 +133,7 @@ describe('the memory of a daemon', () => {
 
   test('a folder that cannot be made costs the memory and nothing else', async () => {
     const impossible = join(folder, 'a/b')
-    await using memory = new Memory(config(impossible), silentLog)
+    await using memory = new HostState(config(impossible), silentLog)
     memory.keepVirtualAddresses(new Map([['db', ['240.1.2.3']]]))
     const agent = {
       description: 'consul http://one',

@@ -87,7 +87,7 @@ export async function openTunnelPort(
     ),
     strangers: looseAccount(),
     until: (look) => Promise.resolve(look()),
-    objection: () => undefined,
+    rejection: () => undefined,
     onPeer: (peer) => {
       peer.socket.on('error', () => undefined)
       const resolve = waiting.shift()

@@ -3,11 +3,11 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { AddressGuard, type Visitor } from '../../src/dataplane/tunnel/address-guard.ts'
+import { AddressGuard, type TrackedAddress } from '../../src/dataplane/tunnel/address-guard.ts'
 
 const limits = { maxPending: 2, maxPendingOfAll: 100_000, ratePerSecond: 10, burst: 40 }
 
-function enter(guard: AddressGuard, ip: string, nowMs: number): Visitor {
+function enter(guard: AddressGuard, ip: string, nowMs: number): TrackedAddress {
   const visitor = guard.enter(ip, nowMs)
   assert.ok(visitor !== undefined, `${ip} at ${nowMs}`)
   return visitor

@@ -16,7 +16,7 @@ test('what was believed long ago is not kept, however often certificates are rev
   const old: WeakRef<object>[] = []
   for (let i = 0; i < 10; i += 1) {
     credentials.setBundle({ ...bundle, revokedSerials: [String(i)] })
-    if (credentials.believed !== undefined) old.push(new WeakRef(credentials.believed))
+    if (credentials.trusted !== undefined) old.push(new WeakRef(credentials.trusted))
     await turn()
   }
   collect()
@@ -39,16 +39,17 @@ test('a revocation ends a connection after any number of bundles, and a bundle t
   const own = credentials.of('web')?.proof
   const peer = credentials.of('db')?.proof
   assert.ok(own !== undefined && peer !== undefined)
-  const objection = (): string | undefined => credentials.objection({ own, peer }, Date.now())?.code
+  const rejection = (): string | undefined =>
+    credentials.rejectionReason({ own, peer }, Date.now())?.code
   for (let i = 0; i < 3; i += 1) {
     believe(`AB0${i}`)
-    assert.equal(objection(), undefined)
+    assert.equal(rejection(), undefined)
   }
   believe(peer.serialNumber)
-  assert.equal(objection(), 'HM_TLS_REVOKED')
+  assert.equal(rejection(), 'HM_TLS_REVOKED')
   believe(own.serialNumber)
-  assert.equal(objection(), 'HM_TLS_REVOKED')
+  assert.equal(rejection(), 'HM_TLS_REVOKED')
   assert.equal(credentials.of('web'), undefined, 'nor is it shown to anybody')
   believe()
-  assert.equal(objection(), undefined)
+  assert.equal(rejection(), undefined)
 })

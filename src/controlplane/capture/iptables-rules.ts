@@ -269,7 +269,7 @@ function filterRules(given: Given): TableRules {
   const guarded = guardLines(given, asksUnits)
   chain(GUARD, guarded)
   if (guarded.some(([, target]) => target === UNKNOWN)) chain(UNKNOWN, [['-p tcp', RESET]])
-  doorChains(given, asksUnits, chain)
+  listenerChains(given, asksUnits, chain)
   chain(FLUSHED, [
     [`-d ${loopbackRange[family]}`, 'RETURN'],
     ...exempted(given),
@@ -345,7 +345,7 @@ function guardLines(given: Given, asksUnits: readonly Line[]): readonly Line[] {
  * What is diverted goes to the port of who calls, and to a socket of the daemon: tracking may have diverted it as what
  * another caller had open from the same port, and anybody may listen at a port that the daemon has left.
  */
-function doorChains(
+function listenerChains(
   given: Given,
   asksUnits: readonly Line[],
   chain: (name: string, lines: readonly Line[]) => void,

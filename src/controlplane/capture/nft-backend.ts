@@ -96,7 +96,7 @@ export class NftBackend implements CaptureBackend {
   #held: ReadonlyMap<string, SetMembers> | undefined
   #problems: readonly Problem[] = []
   /** Containers whose way back is looked for by the mark. */
-  #waysBack: readonly string[] = []
+  #returnRoutes: readonly string[] = []
   /** Whether somebody renews the rules when a unit starts. */
   #isKept = false
   /** Filters of others that drop what is diverted. */
@@ -168,7 +168,7 @@ export class NftBackend implements CaptureBackend {
     return (
       (await this.#elementDrift(resolved)) ??
       (await foreignFilterDrift(this.#run, loopbackFamilies())) ??
-      (await this.#reap())
+      (await this.#removeExpired())
     )
   }
 
@@ -203,7 +203,7 @@ export class NftBackend implements CaptureBackend {
   #unreachable(): Problem[] {
     const elements = families.flatMap((family) => [...(this.#wanted?.[family].instances ?? [])])
     const ips = new Set(elements.map((element) => element.split(' . ')[0] ?? ''))
-    return [...this.#waysBack]
+    return [...this.#returnRoutes]
       .filter((ip) => ips.has(ip))
       .map(
         (ip) =>
@@ -361,7 +361,7 @@ export class NftBackend implements CaptureBackend {
 
   async #ensureRouting(plan: CapturePlan): Promise<readonly Problem[]> {
     const all = this.#routing(plan)
-    this.#waysBack = all.flatMap(({ containers }) => containers)
+    this.#returnRoutes = all.flatMap(({ containers }) => containers)
     const problems = all.map(async (wanted) => {
       const clashes = await ensureRouting(this.#run, wanted)
       return clashes.map(
@@ -479,7 +479,7 @@ export class NftBackend implements CaptureBackend {
   }
 
   /** Forgets addresses that are none of an instance any more, once nobody is connected to them. */
-  async #reap(): Promise<undefined> {
+  async #removeExpired(): Promise<undefined> {
     const wanted = this.#wanted
     if (wanted === undefined) return
     const present = this.#held ?? (await this.#readStatic())

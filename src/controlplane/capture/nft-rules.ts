@@ -84,7 +84,7 @@ export function renderCaptureTable(
     `ip6 daddr ${range6} meta l4proto tcp ${setMark(mark)} return`,
     'ip6 daddr . tcp dport @known6 goto later6',
   ])
-  for (const port of localPorts) chain(`door_${port}`, doorLines(port))
+  for (const port of localPorts) chain(`door_${port}`, listenerLines(port))
   const doors = localPorts.map((port) => `${classOf(port)} : jump door_${port}`)
   chain('doors', [
     ...(doors.length === 0 ? [] : [`meta priority vmap { ${doors.join(', ')} }`]),
@@ -310,7 +310,7 @@ function callerLines(plan: CapturePlan): string[] {
   ]
 }
 
-function doorLines(port: number): string[] {
+function listenerLines(port: number): string[] {
   return families.map((family) => {
     const { nfproto, ip, loopback } = words(family)
     return `meta nfproto ${nfproto} meta l4proto tcp tproxy ${ip} to ${loopback}:${port} accept`

@@ -74,10 +74,10 @@ export async function ensureRouting(run: RunCommand, wanted: WantedRouting): Pro
   const { family, table, containers } = wanted
   const [rules, way, routes] = await Promise.all([
     readRules(run, family),
-    hostWay(run, family),
+    hostRoute(run, family),
     readTable(run, wanted),
   ])
-  for (const ip of waysBack(routes).filter((each) => !containers.includes(each)))
+  for (const ip of returnRoutes(routes).filter((each) => !containers.includes(each)))
     await change(run, family, ['route', 'del', 'throw', ip, 'table', String(table)])
   // The routes first: by them what is to be removed is known, however this ends.
   for (const words of routeCommands(wanted, way)) await change(run, family, words)
@@ -111,7 +111,7 @@ export function routesBackByMark(family: Family): boolean {
 }
 
 /** Containers with a way back among the routes of our table. */
-function waysBack(routes: readonly IpRoute[]): string[] {
+function returnRoutes(routes: readonly IpRoute[]): string[] {
   return routes.flatMap(({ type, dst }) => (type === 'throw' && dst !== undefined ? [dst] : []))
 }
 
@@ -137,7 +137,7 @@ function ruleCommands(
   ]
 }
 
-function routeCommands(wanted: WantedRouting, way?: HostWay): string[][] {
+function routeCommands(wanted: WantedRouting, way?: HostRoute): string[][] {
   const { range, table, containers } = wanted
   const ours = ['proto', ROUTE_PROTOCOL]
   const inTable = ['table', String(table), ...ours]
@@ -158,7 +158,7 @@ export async function ensureRangeRoute(
   range: string,
 ): Promise<string | undefined> {
   try {
-    const way = await hostWay(run, family)
+    const way = await hostRoute(run, family)
     for (const words of rangeRoutes(range, way)) await change(run, family, words)
     return undefined
   } catch (error) {
@@ -177,7 +177,7 @@ export async function rangeRouteDrift(
 }
 
 /** The routes of virtual addresses, which are spoken to from the host's own; and of what is none of them. */
-export function rangeRoutes(range: string, { source, device }: HostWay = {}): string[][] {
+export function rangeRoutes(range: string, { source, device }: HostRoute = {}): string[][] {
   const from = source === undefined ? [] : ['src', source]
   const route = (to: string, dev: string): string[] =>
     ['route', 'replace', to, 'dev', dev, ...from].concat('proto', ROUTE_PROTOCOL)
@@ -204,7 +204,7 @@ export async function routingDrift(
     return `there is no ip rule for the virtual addresses ${range}`
   if (!routes.some(({ type, dst }) => type === 'local' && dst === 'default'))
     return `routing table ${table} does not lead to loopback`
-  if (waysBack(routes).toSorted().join() !== containers.toSorted().join())
+  if (returnRoutes(routes).toSorted().join() !== containers.toSorted().join())
     return `routing table ${table} has not the ways back of containers that it needs`
   return virtual
 }
@@ -306,13 +306,13 @@ function destinationOf({ dst, dstlen }: IpRule): string | undefined {
 }
 
 /** How applications of this host reach others. */
-interface HostWay {
+interface HostRoute {
   /** The address that they speak from. */
   readonly source?: string | undefined
   readonly device?: string | undefined
 }
 
-async function hostWay(run: RunCommand, family: Family): Promise<HostWay> {
+async function hostRoute(run: RunCommand, family: Family): Promise<HostRoute> {
   const anywhere = family === 'v4' ? '198.51.100.1' : '2001:db8::1'
   const [usual] = await readRoutes(run, family, ['route', 'get', anywhere])
   if (usual?.prefsrc !== undefined && usual.dev !== 'lo')

@@ -4,7 +4,7 @@
  * Every key must be known and every condition understood. A condition that is passed over would make the
  * permission match more than was meant, so the answer is then a reason, and the whole intention denies.
  */
-import { isRecord, member, shown } from '../../lib/json-value.ts'
+import { isRecord, member, quoteForMessage } from '../../lib/json-value.ts'
 import type { HeaderMatch, IntentionPermission, PathMatch } from '../../model/permission.ts'
 
 /** The permission, or why it cannot be obeyed (a clause without subject: `has the unknown field "X"`). */
@@ -13,7 +13,7 @@ export function decodePermission(value: unknown): IntentionPermission | string {
   if (unknownKey !== undefined) return unknownKey
   if (isPresent(member(value, 'JWT'))) return 'has JWT requirements'
   const action = member(value, 'Action')
-  if (action !== 'allow' && action !== 'deny') return `has the action ${shown(action)}`
+  if (action !== 'allow' && action !== 'deny') return `has the action ${quoteForMessage(action)}`
   const http = member(value, 'HTTP')
   const unknownHttpKey = unknownField(http, HTTP_FIELDS)
   if (unknownHttpKey !== undefined) return unknownHttpKey
@@ -71,9 +71,9 @@ export function isPresent(value: unknown): boolean {
 }
 
 function unknownField(value: unknown, known: readonly string[]): string | undefined {
-  if (!isRecord(value)) return `has ${shown(value)} where an object belongs`
+  if (!isRecord(value)) return `has ${quoteForMessage(value)} where an object belongs`
   const unknown = Object.keys(value).find((key) => !known.includes(key) && isPresent(value[key]))
-  return unknown === undefined ? undefined : `has the unknown field ${shown(unknown)}`
+  return unknown === undefined ? undefined : `has the unknown field ${quoteForMessage(unknown)}`
 }
 
 function decodePath(http: unknown): PathMatch | undefined | string {
@@ -83,18 +83,19 @@ function decodePath(http: unknown): PathMatch | undefined | string {
   if (given.length > 1) return 'has more than one condition on the path'
   const [key, kind] = first
   const value = member(http, key)
-  if (typeof value !== 'string') return `has ${shown(value)} as its ${key}`
+  if (typeof value !== 'string') return `has ${quoteForMessage(value)} as its ${key}`
   if (kind !== 'regex' && !value.startsWith('/'))
-    return `has a ${key} that does not begin with "/": ${shown(value)}`
+    return `has a ${key} that does not begin with "/": ${quoteForMessage(value)}`
   return { kind, value }
 }
 
 function decodeMethods(value: unknown): readonly string[] | string {
   if (!isPresent(value)) return []
-  if (!Array.isArray(value)) return `has ${shown(value)} as its Methods`
+  if (!Array.isArray(value)) return `has ${quoteForMessage(value)} as its Methods`
   const methods: string[] = []
   for (const method of value) {
-    if (typeof method !== 'string' || !TOKEN.test(method)) return `has the method ${shown(method)}`
+    if (typeof method !== 'string' || !TOKEN.test(method))
+      return `has the method ${quoteForMessage(method)}`
     methods.push(method.toUpperCase())
   }
   return methods
@@ -102,7 +103,7 @@ function decodeMethods(value: unknown): readonly string[] | string {
 
 function decodeHeaders(value: unknown): readonly HeaderMatch[] | string {
   if (!isPresent(value)) return []
-  if (!Array.isArray(value)) return `has ${shown(value)} as its Header`
+  if (!Array.isArray(value)) return `has ${quoteForMessage(value)} as its Header`
   const headers: HeaderMatch[] = []
   for (const entry of value) {
     const header = decodeHeader(entry)
@@ -116,7 +117,8 @@ function decodeHeader(entry: unknown): HeaderMatch | string {
   const unknownKey = unknownField(entry, HEADER_FIELDS)
   if (unknownKey !== undefined) return unknownKey
   const name = member(entry, 'Name')
-  if (typeof name !== 'string' || !TOKEN.test(name)) return `has the header ${shown(name)}`
+  if (typeof name !== 'string' || !TOKEN.test(name))
+    return `has the header ${quoteForMessage(name)}`
   const invert = flag(entry, 'Invert')
   const ignoreCase = flag(entry, 'IgnoreCase')
   const present = flag(entry, 'Present')
@@ -132,7 +134,7 @@ function decodeHeader(entry: unknown): HeaderMatch | string {
   const text = member(entry, key)
   return typeof text === 'string'
     ? { ...common, kind, value: text }
-    : `has ${shown(text)} as ${key} of the header ${name}`
+    : `has ${quoteForMessage(text)} as ${key} of the header ${name}`
 }
 
 /** A boolean that may be left out; undefined for anything else. */

@@ -93,10 +93,10 @@ export function rememberCatalog(
   inner: Catalog,
   options: RememberedCatalogOptions,
 ): RememberedCatalog {
-  return new Memory(inner, options)
+  return new RememberingCatalog(inner, options)
 }
 
-class Memory implements RememberedCatalog {
+class RememberingCatalog implements RememberedCatalog {
   readonly description: string
   readonly #inner: Catalog
   readonly #options: RememberedCatalogOptions

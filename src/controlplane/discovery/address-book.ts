@@ -35,7 +35,7 @@ export class AddressBook {
   readonly #given = new Map<string, readonly string[]>()
   #names: ReadonlySet<string> = new Set()
   /** Names that found no room when it was looked for last. */
-  #homeless: ReadonlySet<string> = new Set()
+  #unassigned: ReadonlySet<string> = new Set()
   #refused: readonly string[] = []
   /** Made when they are asked for; undefined again after a change. */
   #all: VirtualAddresses | undefined
@@ -58,7 +58,7 @@ export class AddressBook {
   }
 
   /** The addresses that the catalog gave to a service; undefined when it gave none. */
-  givenTo(service: string): readonly string[] | undefined {
+  assignedTo(service: string): readonly string[] | undefined {
     return this.#given.get(service)
   }
 
@@ -91,7 +91,7 @@ export class AddressBook {
       [...names].every(
         (name) =>
           assigned.get(name)?.length === this.#ranges.length ||
-          (assigned.has(name) && this.#homeless.has(name)),
+          (assigned.has(name) && this.#unassigned.has(name)),
       ) &&
       (taken.size === 0 || ![...assigned.values()].some((ips) => ips.some((ip) => taken.has(ip))))
     this.#names = names
@@ -105,7 +105,7 @@ export class AddressBook {
       existing: assigned,
       taken,
     })
-    this.#homeless = new Set(
+    this.#unassigned = new Set(
       [...names].filter((name) => this.#assigned.get(name)?.length !== this.#ranges.length),
     )
     this.#changed()

@@ -143,7 +143,7 @@ class OpenWatchSet implements WatchSet {
       const [leastRecentlyUsed] = this.#usedAtMs.keys()
       const leastNeeded =
         this.#usedAtMs.keys().find((used) => !this.#connected.has(used)) ?? leastRecentlyUsed
-      if (leastNeeded !== undefined) this.#letGo([leastNeeded])
+      if (leastNeeded !== undefined) this.#closeWatch([leastNeeded])
     }
     this.#usedAtMs.set(name, this.#clock.monotonicMs())
     this.#open(name)
@@ -232,7 +232,7 @@ class OpenWatchSet implements WatchSet {
   }
 
   #follow(wanted: ReadonlySet<string>): void {
-    this.#letGo([...this.#watches.keys()].filter((name) => !wanted.has(name)))
+    this.#closeWatch([...this.#watches.keys()].filter((name) => !wanted.has(name)))
     // Needed names come first in the set; those already open stay, so that a full set does not churn.
     for (const name of wanted)
       if (!this.#watches.has(name) && this.#watches.size < MAX_WATCHED_SERVICES) this.#open(name)
@@ -246,10 +246,10 @@ class OpenWatchSet implements WatchSet {
       if (atMs > before) break
       unused.push(name)
     }
-    this.#letGo(unused)
+    this.#closeWatch(unused)
   }
 
-  #letGo(names: readonly string[]): void {
+  #closeWatch(names: readonly string[]): void {
     let hasLost = false
     for (const name of names) {
       this.#watches.get(name)?.[Symbol.dispose]()

@@ -35,7 +35,9 @@ export function evidenceOf(
 ): readonly Evidence[] {
   return endpoints.flatMap(({ key }) => {
     const probe = facts.probes.find(({ endpoint }) => endpoint === key)
-    return probe === undefined ? met(facts, 'outbound', source, key) : [told(probe)]
+    return probe === undefined
+      ? recentEvidence(facts, 'outbound', source, key)
+      : [probeEvidence(probe)]
   })
 }
 
@@ -45,7 +47,7 @@ export function arrivalEvidence(
   source: string,
   service: string,
 ): readonly Evidence[] {
-  return met(facts, 'inbound', source, service)
+  return recentEvidence(facts, 'inbound', source, service)
 }
 
 /** Whether somebody has said, or shown, that the destination lets the caller in. */
@@ -94,7 +96,7 @@ export function withoutProbe(road: Explanation): Explanation {
 }
 
 /** By a probe. */
-function told(probe: ProbeFacts): Evidence {
+function probeEvidence(probe: ProbeFacts): Evidence {
   const { endpoint, kind, verdict, reason, flag, code } = probe
   const took = `asked just now, ${Math.max(1, Math.round(probe.tookMs))} ms`
   const because = reason === '' ? '' : `: ${reason}`
@@ -140,7 +142,7 @@ const REFUSALS: Readonly<Record<string, string>> = {
 }
 
 /** By the last connections: the latest word of all workers, unless it is too old. */
-function met(
+function recentEvidence(
   facts: HostFacts,
   direction: OutcomeFacts['direction'],
   source: string,

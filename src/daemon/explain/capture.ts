@@ -33,7 +33,7 @@ export function describeEntrance(draft: Draft, entrance: Entrance): void {
 }
 
 /** A connection that does not get in, or not in the caller's name. */
-export function shutOut(
+export function notCaptured(
   address: string,
   rules: readonly string[],
   why: { readonly station: string; readonly summary: string; readonly next: readonly string[] },
@@ -47,7 +47,7 @@ export function shutOut(
 }
 
 /** Stands in for a caller that no rule names: the rules are walked as for any such process. */
-const STRANGER: WorkloadSelector = { kind: 'user', user: 'none' }
+const UNMATCHED_CALLER: WorkloadSelector = { kind: 'user', user: 'none' }
 
 /** What the capture rules do with a connection of this caller to an address. */
 export function divert(facts: HostFacts, caller: LocalService, address: SocketAddress): Entrance {
@@ -55,7 +55,7 @@ export function divert(facts: HostFacts, caller: LocalService, address: SocketAd
   const text = formatAddress(address)
   const past = `A connection of ${caller.name} to ${text} would not enter the mesh`
   if (capture.mode === 'off')
-    return shutOut(text, [], {
+    return notCaptured(text, [], {
       station: 'Capture is off on this host',
       summary: `${past}: capture is off`,
       next: [
@@ -63,7 +63,7 @@ export function divert(facts: HostFacts, caller: LocalService, address: SocketAd
       ],
     })
   if (isNeighbor(facts, caller, address.ip))
-    return shutOut(text, [], {
+    return notCaptured(text, [], {
       station: `${text} is in the network of the caller: what it sends there is not forwarded, and meets no rule`,
       summary: `${past}: both are on one bridge or wire, whatever the rules say`,
       next: ['Dial the virtual address of the service: hostmesh services'],
@@ -76,7 +76,7 @@ export function divert(facts: HostFacts, caller: LocalService, address: SocketAd
     capture.plan === null
       ? undefined
       : traceCapture(capture.plan, {
-          caller: workload?.selector ?? STRANGER,
+          caller: workload?.selector ?? UNMATCHED_CALLER,
           destination: address,
           isOwnAddress: isLoopback(address.ip) || facts.addresses.includes(address.ip),
           isKnownInstance,
@@ -91,7 +91,7 @@ export function divert(facts: HostFacts, caller: LocalService, address: SocketAd
       caller.selector === undefined
         ? ['Set services[].identity, or give it an upstream port (services[].upstreams[].bindPort)']
         : capture.problems
-    return shutOut(text, trace?.rules ?? [], {
+    return notCaptured(text, trace?.rules ?? [], {
       station: `Nothing recognizes it: ${why}`,
       summary: `${past}: ${why}`,
       next: [...advice, 'hostmesh status says what is wrong with capture'],
@@ -146,7 +146,7 @@ function traced(
     const taker =
       facts.local.find(({ capturePort }) => capturePort === trace.port)?.name ??
       'the default identity'
-    return shutOut(text, rules, {
+    return notCaptured(text, rules, {
       station: `It is not recognized as ${caller.name}: diverted to capture port ${trace.port}, that of ${taker}`,
       summary: `The connection would go in the name of ${taker}, not of ${caller.name}`,
       next: [
@@ -155,13 +155,13 @@ function traced(
     })
   }
   if (trace.outcome === 'rejected')
-    return shutOut(text, rules, {
+    return notCaptured(text, rules, {
       station: `${text} is a virtual address, and no rule diverts ${caller.name} there: reset`,
       summary: `A connection of ${caller.name} to ${text} would be reset by the firewall`,
       next: ['hostmesh status says what is wrong with capture'],
     })
   const isOtherFamily = asked.isKnownInstance && rules.length === 0
-  return shutOut(text, rules, {
+  return notCaptured(text, rules, {
     station: isOtherFamily
       ? `${text} is in the set of instance addresses, but no rule recognizes ${caller.name} by IPv${isIpv6(address.ip) ? 6 : 4}: left alone`
       : `${text} is neither a virtual address nor an instance of a mesh service: left alone`,

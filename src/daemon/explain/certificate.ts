@@ -6,7 +6,7 @@ import type { HostFacts } from '../../model/facts.ts'
 import type { MeshService } from '../../model/snapshot.ts'
 import { formatServerName, formatSpiffeId } from '../../model/spiffe-id.ts'
 import type { Draft } from './draft.ts'
-import { expulsion } from './host.ts'
+import { membershipProblem } from './host.ts'
 
 /** The caller's side: what `source` shows to an instance of `service`, unless no other host is involved. */
 export function describeCertificate(
@@ -63,7 +63,7 @@ export function describeLeaf(
   if (nowMs >= Date.parse(leaf.notAfter)) return bad(`has expired at ${leaf.notAfter}`)
   if (nowMs < Date.parse(leaf.notBefore)) return bad(`is not valid before ${leaf.notBefore}`)
   if (certificates.revokedSerials.includes(leaf.serialNumber)) return bad('is revoked')
-  const expelled = expulsion(facts)
+  const expelled = membershipProblem(facts)
   if (expelled !== undefined)
     return bad(`is believed by nobody who knows what the CA says: ${expelled.message}`)
   draft.station('certificate', 'good', `${role} ${leaf.spiffeId}`, [

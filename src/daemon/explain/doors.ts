@@ -6,7 +6,7 @@ import { formatAddress, isLoopback, type SocketAddress } from '../../model/addre
 import type { HostFacts } from '../../model/facts.ts'
 import type { LocalService } from '../../model/service.ts'
 import type { MeshService } from '../../model/snapshot.ts'
-import { divert, type Entrance, shutOut } from './capture.ts'
+import { divert, type Entrance, notCaptured } from './capture.ts'
 import type { Target } from './target.ts'
 
 /**
@@ -23,7 +23,7 @@ export function enterAsOneOf(
 }
 
 /** The explicit upstream that listens at an address, and whose it is. */
-export function doorAt(
+export function listenerAt(
   facts: HostFacts,
   address: SocketAddress,
 ): { readonly caller: LocalService; readonly destination: string } | undefined {
@@ -36,11 +36,11 @@ export function doorAt(
 
 function enter(facts: HostFacts, caller: LocalService, target: Target): Entrance {
   if (target.kind === 'address') {
-    const door = doorAt(facts, target.address)
+    const door = listenerAt(facts, target.address)
     if (door === undefined) return divert(facts, caller, target.address)
     return door.caller.name === caller.name
       ? throughUpstream(target.address, door.destination)
-      : throughForeignDoor(caller, door.caller, target.address)
+      : throughOtherListener(caller, door.caller, target.address)
   }
   const { name } = target
   const bind = caller.upstreams.find((upstream) => upstream.destination === name)?.bind
@@ -111,13 +111,13 @@ function throughUpstream(bind: SocketAddress, destination: string): Entrance {
 }
 
 /** By an upstream port of another service, for which the caller would be taken. */
-function throughForeignDoor(
+function throughOtherListener(
   caller: LocalService,
   owner: LocalService,
   address: SocketAddress,
 ): Entrance {
   const text = formatAddress(address)
-  return shutOut(text, [], {
+  return notCaptured(text, [], {
     station: `${text} is an upstream port of ${owner.name}: who dials it is taken for ${owner.name}`,
     summary: `The connection would go in the name of ${owner.name}, not of ${caller.name}`,
     next: [`Give ${caller.name} an upstream port of its own, or let it dial the virtual address`],

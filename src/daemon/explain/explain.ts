@@ -43,7 +43,7 @@ export type Question =
 export function explain(facts: HostFacts, question: Question): Explanation {
   if (question.kind === 'pair') return explainPair(facts, question.from, question.to)
   const { connection } = question
-  return withRecord(roadOf(facts, connection), connection)
+  return withRecord(explainConnection(facts, connection), connection)
 }
 
 /** The caller is on this host, if anybody is: the whole road. Else the part of the destination. */
@@ -84,7 +84,7 @@ function explainPair(facts: HostFacts, from: string, to: string): Explanation {
   return draft.finish(
     facts,
     asked,
-    `${source} may reach ${service.name}, ${where}${assurance(evidence)}`,
+    `${source} may reach ${service.name}, ${where}${certaintyText(evidence)}`,
   )
 }
 
@@ -117,14 +117,14 @@ function explainArrival(facts: HostFacts, asked: Asked, name: string | undefined
 }
 
 /** How sure that is. */
-function assurance(evidence: readonly Evidence[]): string {
+function certaintyText(evidence: readonly Evidence[]): string {
   if (isAskedAndLetIn(evidence)) return ': its host says so now'
   if (isLetIn(evidence)) return ': it did lately'
   return '; whether its host and its application agree, --probe asks'
 }
 
 /** What would become of such a connection now. */
-function roadOf(facts: HostFacts, connection: ConnectionEntry): Explanation {
+function explainConnection(facts: HostFacts, connection: ConnectionEntry): Explanation {
   const { id, source, destination, direction } = connection
   if (direction === 'inbound')
     return explainArrival(facts, { from: source, to: destination, connection: id }, destination)

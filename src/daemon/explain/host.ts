@@ -29,7 +29,7 @@ export function describeHost(draft: Draft, facts: HostFacts): void {
 }
 
 /** Why peers will not believe this host; undefined when it knows no reason. */
-export function expulsion(facts: HostFacts): ProblemEntry | undefined {
+export function membershipProblem(facts: HostFacts): ProblemEntry | undefined {
   return facts.problems.find(({ code }) => code === 'HM_CA_HOST_REFUSED')
 }
 

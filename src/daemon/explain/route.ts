@@ -9,7 +9,7 @@ import type { HostFacts } from '../../model/facts.ts'
 import { directRouting } from '../../model/route.ts'
 import type { MeshService } from '../../model/snapshot.ts'
 import { isCalled } from './caller.ts'
-import { doorAt } from './doors.ts'
+import { listenerAt } from './doors.ts'
 import type { Draft } from './draft.ts'
 import { readTarget, type Target } from './target.ts'
 
@@ -26,7 +26,7 @@ export function serviceAskedFor(
   if (to === '') return undefined
   const target = readTarget(facts, to)
   if (target.kind === 'service') return target.name
-  const door = doorAt(facts, target.address)
+  const door = listenerAt(facts, target.address)
   if (door !== undefined && isCalled(door.caller, from)) return door.destination
   return routeOf(facts, target.address)?.service ?? ownerOf(target.address.ip, target.address.port)
 }

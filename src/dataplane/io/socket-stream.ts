@@ -99,7 +99,7 @@ const GO_ON_COST = 50_000
 const LARGE_READ_BYTES = 4_096
 
 /** What {@link SocketStream} calls before anybody listens: nothing may be lost, so it must not happen. */
-const nobody: Receiver = {
+const unsetReceiver: Receiver = {
   onBytes: () => {
     throw new Error('Bytes were read before a receiver was set')
   },
@@ -119,7 +119,7 @@ function endIfOver(this: Socket): void {
  * when it is closed (linger.ts) does so until both sides have ended.
  */
 export class SocketStream implements ByteStream, DirectReader, TurnTask, PostponedWork {
-  receiver: Receiver = nobody
+  receiver: Receiver = unsetReceiver
   /** Called once a reset of ours is on its way. */
   afterReset: (() => void) | undefined = undefined
   /** Of its next read, as far as the last one tells. Spent when it may go on, not once more when it has read. */

@@ -3,12 +3,12 @@
  * turn's reads have collected. One immediate per turn, however much work there is.
  *
  * While the loop is quiet (reads come one by one) there is nothing to collect, and an immediate for each costs a
- * lone request a fifth of its CPU time: then {@link soon} works right after the event.
+ * lone request a fifth of its CPU time: then {@link scheduleEarly} works right after the event.
  */
 
 /** Something with pending work; each registers itself at most once a turn. */
 export interface TurnTask {
-  /** Does the work. Runs after all sockets that were readable in this turn have been read, or {@link soon}. */
+  /** Does the work. Runs after all sockets that were readable in this turn have been read, or {@link scheduleEarly}. */
   endOfTurn(): void
 }
 
@@ -45,7 +45,7 @@ export function atEndOfTurn(task: TurnTask): void {
 }
 
 /** The same right after the current event when the loop is quiet; else at the end of the turn. */
-export function soon(task: TurnTask): void {
+export function scheduleEarly(task: TurnTask): void {
   if (meanGapMs <= QUIET_GAP_MS) {
     atEndOfTurn(task)
     return

@@ -165,10 +165,10 @@ export class ConnectionTable {
     if (this.has(connection)) this.certificates.set(connection, certificates)
   }
 
-  /** Breaks off the connections whose certificates `objection` finds fault with. */
-  abortUntrusted(objection: (certificates: CertificatePair) => MeshError | undefined): void {
+  /** Breaks off the connections whose certificates `rejection` finds fault with. */
+  abortUntrusted(rejection: (certificates: CertificatePair) => MeshError | undefined): void {
     for (const [connection, certificates] of Array.from(this.certificates)) {
-      const reason = objection(certificates)
+      const reason = rejection(certificates)
       if (reason !== undefined) connection.abort('TLS', reason)
     }
   }

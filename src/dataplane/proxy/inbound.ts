@@ -64,14 +64,14 @@ export function carryStream(context: WorkerContext, arrival: ArrivingStream): vo
     context.noteLimit('streams')
   }
   context.workerCounters.inc('overflow')
-  hangUp(arrival.stream, context.isDraining() ? 'DR' : 'UO')
+  resetWith(arrival.stream, context.isDraining() ? 'DR' : 'UO')
 }
 
 /** Carries the connection of a Connect peer to its end. Never rejects. */
 export async function carryConnection(context: WorkerContext, arrival: Arrival): Promise<void> {
   const early = new EarlyBytes()
   arrival.stream.receiver = early
-  if (context.isDraining()) hangUp(arrival.stream, 'DR')
+  if (context.isDraining()) resetWith(arrival.stream, 'DR')
   else await carry(context, arrival, undefined, early)
 }
 
@@ -88,13 +88,13 @@ async function carry(
   if (denial === undefined && !context.connections.hasRoom('inbound', source, lane.account)) {
     context.workerCounters.inc('overflow')
     if (context.connections.isShortOfDescriptors(lane.account)) context.noteLimit('descriptors')
-    hangUp(stream, 'UO')
+    resetWith(stream, 'UO')
     return
   }
   const dial = denial === undefined ? dialFor(context, arrival, preface) : undefined
   if (dial === undefined) {
     lane.wasFutile(performance.now())
-    turnAway(context, arrival, preface, denial ?? notHere(preface?.instance ?? destination))
+    refuseArrival(context, arrival, preface, denial ?? notHere(preface?.instance ?? destination))
     return
   }
   const row = rowOf(context, arrival)
@@ -122,7 +122,7 @@ async function carry(
   } catch (error) {
     context.outcomes.failed('inbound', source, destination, error)
     if (errorCode(error).startsWith('HM_DELIVER_')) context.outcomes.undelivered(endpoint, error)
-    hangUp(stream, refuse(context, connection, error))
+    resetWith(stream, refuse(context, connection, error))
   }
 }
 
@@ -141,7 +141,7 @@ function enter(
   // Named first, then assigned, here and below: docs/performance.md, "Garbage".
   const abort: Connection['abort'] = (flag, reason) => {
     context.connections.end(connection, flag, reason)
-    hangUp(stream, flag)
+    resetWith(stream, flag)
   }
   connection.abort = abort
   if (certificates === undefined) return connection
@@ -151,7 +151,7 @@ function enter(
 }
 
 /** Ends an arrival for which no application is dialed. */
-function turnAway(
+function refuseArrival(
   context: WorkerContext,
   arrival: Arrival,
   preface: Preface | undefined,
@@ -160,7 +160,7 @@ function turnAway(
   const { stream, destination, address: peer } = arrival
   context.outcomes.failed('inbound', arrival.peer.service, destination, error)
   const stage: Refused = { state: 'refused', destination, row: rowOf(context, arrival), peer }
-  hangUp(stream, refuse(context, enter(context, arrival, preface, stage), error))
+  resetWith(stream, refuse(context, enter(context, arrival, preface, stage), error))
 }
 
 function rowOf(context: WorkerContext, { peer, destination }: Arrival): number {
@@ -230,7 +230,7 @@ function join(
     logBrokenOff(context, connection, flag, reason)
     context.connections.end(connection, flag, reason)
     local.reset()
-    hangUp(stream, flag)
+    resetWith(stream, flag)
   }
   connection.abort = abort
   if (bytes.length > 0) {
@@ -255,7 +255,7 @@ function join(
   })
 }
 
-function hangUp(stream: ByteStream, flag: Parameters<typeof resetReasonOf>[0]): void {
+function resetWith(stream: ByteStream, flag: Parameters<typeof resetReasonOf>[0]): void {
   if (stream instanceof TunnelStream) stream.refuse(resetReasonOf(flag))
   else stream.reset()
 }
@@ -368,6 +368,6 @@ class StreamArrival extends EarlyBytes implements Arriving {
 
   private refuseNow(error: MeshError): void {
     const { context, arrival } = this
-    if (!arrival.stream.isClosed) turnAway(context, arrival, undefined, error)
+    if (!arrival.stream.isClosed) refuseArrival(context, arrival, undefined, error)
   }
 }

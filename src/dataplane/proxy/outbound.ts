@@ -90,7 +90,7 @@ function wantedBy(
   const capturedBy = listener.capturedBy ?? 'redirect'
   const arrivedAt = destinationOf(socket, capturedBy)
   const address =
-    capturedBy === 'transparent' ? untranslated(context, socket, arrivedAt) : arrivedAt
+    capturedBy === 'transparent' ? beforeTranslation(context, socket, arrivedAt) : arrivedAt
   connection.wanted = address
   if (address === undefined || isOwn(socket, address, { capturedBy, listener: listener.address })) {
     context.workerCounters.inc('captureRefused')
@@ -107,7 +107,7 @@ function wantedBy(
  * Rules of others may translate what is diverted already (the published port of a container on this host): where nothing of the mesh is,
  * the kernel is asked what was dialed.
  */
-function untranslated(
+function beforeTranslation(
   context: WorkerContext,
   socket: Socket,
   arrivedAt: SocketAddress | undefined,

@@ -177,7 +177,7 @@ async function ask(
   if (credential === undefined)
     throw new MeshError(
       'HM_TLS_NOT_READY',
-      `Cannot call as ${source}: ${context.credentials.lacks(source)}`,
+      `Cannot call as ${source}: ${context.credentials.unavailableReason(source)}`,
     )
   const reached = await context.pool.reach({
     source,

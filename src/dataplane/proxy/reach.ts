@@ -201,7 +201,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
     if (credential === undefined)
       throw new MeshError(
         'HM_TLS_NOT_READY',
-        `Cannot call as ${source}: ${context.credentials.lacks(source)}`,
+        `Cannot call as ${source}: ${context.credentials.unavailableReason(source)}`,
         { hint: 'hostmesh certs shows what is missing' },
       )
     this.endpoint = endpoint

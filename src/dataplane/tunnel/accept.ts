@@ -13,7 +13,7 @@ import { rawSocketOf } from '../../lib/node-internals.ts'
 import { canonicalIp } from '../../model/address.ts'
 import { type ServiceIdentity, serviceOfServerName } from '../../model/spiffe-id.ts'
 import type { Account } from './accounts.ts'
-import type { AddressGuard, Visitor } from './address-guard.ts'
+import type { AddressGuard, TrackedAddress } from './address-guard.ts'
 import type { Credential, Credentials } from './credentials.ts'
 import { ALPN, identifyPeer, type PeerIdentity } from './peer.ts'
 import type { Trust } from './trust.ts'
@@ -47,7 +47,7 @@ export interface AcceptOptions {
   /** Resolves with what `look` finds, asked again with every new leaf or root; undefined when the time is over. */
   readonly until: <T>(look: () => T | undefined, timeoutMs: number) => Promise<T | undefined>
   /** Why a peer whose identity is proved may not come in just now. */
-  readonly objection: (accepted: AcceptedPeer) => MeshError | undefined
+  readonly rejection: (accepted: AcceptedPeer) => MeshError | undefined
   readonly onPeer: (accepted: AcceptedPeer) => void
   /** A handshake that came to nothing; `code` is a stable name of the reason, `detail` says more where there is more. */
   readonly onRefused: (code: string, remoteAddress: string | undefined, detail?: string) => void
@@ -78,7 +78,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
       if (this instanceof TLSSocket) noteValidity(this)
       const answer = (): void => {
         const credential = credentialFor(name, options)
-        if (credential === undefined) callback(whyNot(name, options))
+        if (credential === undefined) callback(noCertificateError(name, options))
         else callback(null, credential.context)
       }
       const isAnswerable = (): true | undefined => (isAwaited(name, options) ? undefined : true)
@@ -115,7 +115,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
       options.guard.leave(visitor)
     }
     socket.once('close', done)
-    pendingHandshakes.set(socket, { done, visitor, believed: options.credentials.believed })
+    pendingHandshakes.set(socket, { done, visitor, believed: options.credentials.trusted })
     for (const listener of startTls) Reflect.apply(listener, server, [socket])
   })
   server.on('tlsClientError', (error, socket) => {
@@ -137,8 +137,8 @@ export function createTunnelServer(options: AcceptOptions): Server {
         ...admit(socket, options, handshake?.believed),
         wasFutile: () => noteFutile(options, raw),
       }
-      const objection = options.objection(accepted)
-      if (objection !== undefined) throw objection
+      const rejection = options.rejection(accepted)
+      if (rejection !== undefined) throw rejection
       options.onPeer(accepted)
     } catch (error) {
       noteFutile(options, raw)
@@ -157,7 +157,7 @@ export function createSideEntrance(server: Server): TcpServer {
 /** A handshake under way: what counts it as finished, and what was believed when it began. */
 interface PendingHandshake {
   readonly done: () => void
-  readonly visitor: Visitor
+  readonly visitor: TrackedAddress
   readonly believed: Trust | undefined
 }
 
@@ -187,11 +187,11 @@ function admit(
   if (own === undefined)
     throw new MeshError(
       'HM_TLS_NOT_READY',
-      `Cannot answer as ${destination}: ${credentials.lacks(destination)}`,
+      `Cannot answer as ${destination}: ${credentials.unavailableReason(destination)}`,
     )
   const peer = identifyPeer(socket, trustDomain)
-  const objection = credentials.objectionToNew({ peer, own: own.proof }, believed)
-  if (objection !== undefined) throw objection
+  const rejection = credentials.newRootsRejection({ peer, own: own.proof }, believed)
+  if (rejection !== undefined) throw rejection
   return { socket, peer, destination, own, isTunnel }
 }
 
@@ -226,14 +226,14 @@ function noRoots(): MeshError {
 }
 
 /** Why a server name has no certificate to answer with. */
-function whyNot(serverName: string, options: AcceptOptions): MeshError {
+function noCertificateError(serverName: string, options: AcceptOptions): MeshError {
   if (options.credentials.trustDomain === undefined) return noRoots()
   const service = serviceFor(serverName, options)
   if (service === undefined)
     return new MeshError('HM_TLS_UNKNOWN_SERVICE', 'No such service on this host')
   return new MeshError(
     'HM_TLS_NOT_READY',
-    `Cannot answer as ${service}: ${options.credentials.lacks(service)}`,
+    `Cannot answer as ${service}: ${options.credentials.unavailableReason(service)}`,
   )
 }
 

@@ -30,7 +30,7 @@ export interface AddressLimits {
 }
 
 /** One source address, from its first handshake until nothing of it is left to remember. */
-export interface Visitor {
+export interface TrackedAddress {
   /** Handshakes under way. */
   readonly pending: Share
   readonly handshakes: TokenBucket
@@ -41,52 +41,52 @@ export interface Visitor {
 export class AddressGuard {
   private readonly limits: AddressLimits
   private readonly pending: SharedLimit
-  private readonly visitors = new Map<string, Visitor>()
-  private readonly others: Visitor
+  private readonly trackedByAddress = new Map<string, TrackedAddress>()
+  private readonly others: TrackedAddress
 
   constructor(limits: AddressLimits, nowMs: number) {
     this.limits = limits
     this.pending = new SharedLimit(limits.maxPendingOfAll, SHARE_FACTOR)
-    this.others = this.newVisitor(nowMs)
+    this.others = this.newTrackedAddress(nowMs)
   }
 
   /** A connection has come from `ip`. @returns undefined when it is to be reset; else whoever gets it calls {@link leave}. */
-  enter(ip: string, nowMs: number): Visitor | undefined {
-    const visitor = this.visitor(networkOf(ip), nowMs)
-    const { pending, futile, handshakes } = visitor
+  enter(ip: string, nowMs: number): TrackedAddress | undefined {
+    const trackedOf = this.visitor(networkOf(ip), nowMs)
+    const { pending, futile, handshakes } = trackedOf
     if (pending.used >= this.limits.maxPending || !this.pending.allows(pending, 1)) return undefined
     if (!futile.hasAny(nowMs) || !handshakes.take(nowMs)) return undefined
     this.pending.add(pending, 1)
-    return visitor
+    return trackedOf
   }
 
   /** The handshake is over. Once for each {@link enter}. */
-  leave(visitor: Visitor): void {
+  leave(visitor: TrackedAddress): void {
     this.pending.add(visitor.pending, -1)
   }
 
   /** The handshake came to nothing: it failed, a refusal followed, or the tunnel ended before anything went through it. */
-  wasFutile(visitor: Visitor, nowMs: number): void {
+  wasFutile(visitor: TrackedAddress, nowMs: number): void {
     visitor.futile.drain(nowMs)
   }
 
   /** Once a second or so: forgets who has gone. */
   tick(nowMs: number): void {
-    for (const [key, { pending, handshakes, futile }] of this.visitors)
+    for (const [key, { pending, handshakes, futile }] of this.trackedByAddress)
       if (pending.used === 0 && handshakes.isFull(nowMs) && futile.isFull(nowMs))
-        this.visitors.delete(key)
+        this.trackedByAddress.delete(key)
   }
 
-  private visitor(key: string, nowMs: number): Visitor {
-    const known = this.visitors.get(key)
+  private visitor(key: string, nowMs: number): TrackedAddress {
+    const known = this.trackedByAddress.get(key)
     if (known !== undefined) return known
-    if (this.visitors.size >= MAX_ADDRESSES) return this.others
-    const visitor = this.newVisitor(nowMs)
-    this.visitors.set(key, visitor)
+    if (this.trackedByAddress.size >= MAX_ADDRESSES) return this.others
+    const visitor = this.newTrackedAddress(nowMs)
+    this.trackedByAddress.set(key, visitor)
     return visitor
   }
 
-  private newVisitor(nowMs: number): Visitor {
+  private newTrackedAddress(nowMs: number): TrackedAddress {
     const { ratePerSecond, burst } = this.limits
     return {
       pending: { used: 0 },

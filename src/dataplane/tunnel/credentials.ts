@@ -58,7 +58,7 @@ export class Credentials {
   private readonly contexts = new Map<string, Credential>()
   /** Seen beside our own leaves; peers of the same CA have the same. */
   private readonly intermediates = new Map<string, X509Certificate>()
-  private readonly objections = new Map<string, MeshError>()
+  private readonly rejections = new Map<string, MeshError>()
   private bundle: TrustBundle | undefined
   private trust: Trust | undefined
   private readonly minVersion: 'TLSv1.2' | 'TLSv1.3'
@@ -80,7 +80,7 @@ export class Credentials {
       this.intermediates.set(certificate.fingerprint256, certificate)
     this.leaves.set(leaf.service, leaf)
     this.contexts.delete(leaf.service)
-    this.objections.delete(leaf.service)
+    this.rejections.delete(leaf.service)
   }
 
   /** Takes new roots; used from the next handshake on. */
@@ -88,28 +88,28 @@ export class Credentials {
     this.bundle = bundle
     this.trust = new Trust(bundle, this.intermediates, this.trust)
     this.contexts.clear()
-    this.objections.clear()
+    this.rejections.clear()
   }
 
   /** The judgment of the current roots; another object for each bundle. */
-  get believed(): Trust | undefined {
+  get trusted(): Trust | undefined {
     return this.trust
   }
 
   /** Why a connection with these certificates may not go on; undefined when it may. `nowMs` is wall clock. */
-  objection(certificates: CertificatePair, nowMs: number): MeshError | undefined {
-    return this.trust?.objection(certificates, nowMs)
+  rejectionReason(certificates: CertificatePair, nowMs: number): MeshError | undefined {
+    return this.trust?.rejectionReason(certificates, nowMs)
   }
 
   /**
-   * Judges a connection whose handshake has just succeeded. `verifiedBy` is what was {@link believed} when it
+   * Judges a connection whose handshake has just succeeded. `verifiedBy` is what was {@link trusted} when it
    * began: revocation is always asked, chains only when the roots have changed meanwhile.
    */
-  objectionToNew(
+  newRootsRejection(
     certificates: CertificatePair,
     verifiedBy: Trust | undefined,
   ): MeshError | undefined {
-    return this.trust?.objection(certificates, Date.now(), verifiedBy)
+    return this.trust?.rejectionReason(certificates, Date.now(), verifiedBy)
   }
 
   /** Whether the service has no newer leaf than the one with this serial number. */
@@ -130,12 +130,12 @@ export class Credentials {
   }
 
   /** Why {@link of} has nothing, as the end of a sentence about the service. */
-  lacks(service: string): string {
+  unavailableReason(service: string): string {
     const leaf = this.leaves.get(service)
     if (leaf === undefined) return 'it has no certificate yet'
     if (this.bundle === undefined) return 'there are no roots yet'
-    const objection = this.objections.get(service)
-    if (objection !== undefined) return objection.message
+    const rejection = this.rejections.get(service)
+    if (rejection !== undefined) return rejection.message
     return `its certificate ended at ${clockText(leaf.notAfterMs)}, and the clock of this host says ${clockText(Date.now())}`
   }
 
@@ -143,11 +143,11 @@ export class Credentials {
     const leaf = this.leaves.get(service)
     const { bundle, trust } = this
     if (leaf === undefined || bundle === undefined || trust === undefined) return undefined
-    if (this.objections.has(service)) return undefined
+    if (this.rejections.has(service)) return undefined
     const proof = proofOf(leaf)
-    const objection = trust.objectionTo(proof, Date.now())
-    if (objection !== undefined) {
-      this.objections.set(service, objection)
+    const rejection = trust.proofRejectionReason(proof, Date.now())
+    if (rejection !== undefined) {
+      this.rejections.set(service, rejection)
       return undefined
     }
     const secureContextOptions: SecureContextOptions = {

@@ -69,7 +69,7 @@ export class InboundSessions implements Iterable<InboundSession> {
   }
 
   /** Why a peer may have no further session now, after what can be closed for it has been; undefined when it may. */
-  objection(place: SessionPlace, nowMs: number): MeshError | undefined {
+  rejectionReason(place: SessionPlace, nowMs: number): MeshError | undefined {
     const { account } = place.lane
     const { sessions } = account.shared
     const there = this.byPlace.get(keyOf(place)) ?? none

@@ -112,7 +112,7 @@ export class Liveness {
     if (!streams.some((stream) => waitsTooLong(stream) && stream.openedMs > arrivedMs))
       return undefined
     this.suspectedMs = nowMs
-    return letGo(streams, arrivedMs, silentMs)
+    return moveUnseenStreams(streams, arrivedMs, silentMs)
   }
 
   private patienceMs(): number {
@@ -123,7 +123,7 @@ export class Liveness {
 }
 
 /** What was opened after `arrivedMs` has not reached the peer's host. @returns why the session is over, when it is. */
-function letGo(
+function moveUnseenStreams(
   streams: readonly TunnelStream[],
   arrivedMs: number,
   silentMs: number,

@@ -8,7 +8,7 @@
  */
 import type { Socket } from 'node:net'
 import { HEADROOM, hasHeadroom, withHeadroom } from '../io/socket-stream.ts'
-import { soon, type TurnTask } from '../io/turn.ts'
+import { scheduleEarly, type TurnTask } from '../io/turn.ts'
 import type { PostponedWork, TurnShare } from '../io/turn-share.ts'
 import { DATA, HEADER_BYTES, MAX_PAYLOAD, writeHeader } from './frame.ts'
 import type { TunnelStream } from './stream.ts'
@@ -176,7 +176,7 @@ export class Outgoing implements TurnTask, PostponedWork {
       this.isOverrun = true
       if (!this.isFlushDue) {
         this.isFlushDue = true
-        soon(this)
+        scheduleEarly(this)
       }
       return false
     }
@@ -198,7 +198,7 @@ export class Outgoing implements TurnTask, PostponedWork {
   private scheduleFlush(): void {
     if (this.isFlushDue || this.isWriting) return
     this.isFlushDue = true
-    soon(this)
+    scheduleEarly(this)
   }
 
   private flush(): void {

@@ -69,7 +69,7 @@ export interface PoolOptions extends Omit<SessionOptions, 'lane'> {
   /** A session without streams for so long is closed. */
   readonly idleMs: number
   /** Why a connection may not go on that has just been made; roots may have changed since its handshake began. */
-  readonly objection: (
+  readonly rejection: (
     certificates: CertificatePair,
     credential: Credential,
   ) => MeshError | undefined
@@ -224,11 +224,11 @@ export class TunnelPool {
       throw error
     }
     const certificates: CertificatePair = { peer: dialed.peer, own: request.credential.proof }
-    const objection = this.options.objection(certificates, request.credential)
-    if (objection !== undefined) {
+    const rejection = this.options.rejection(certificates, request.credential)
+    if (rejection !== undefined) {
       this.options.onDialed('failed')
       drop(dialed.socket)
-      throw objection
+      throw rejection
     }
     if (!dialed.isTunnel) {
       this.options.onDialed('connection')

@@ -115,7 +115,7 @@ export class Trust {
   }
 
   /** Why a certificate is not believed any more; undefined when it is. `nowMs` is wall clock. */
-  objectionTo(proof: Proof, nowMs: number): MeshError | undefined {
+  proofRejectionReason(proof: Proof, nowMs: number): MeshError | undefined {
     const revocation = this.revocationOf(proof)
     if (revocation !== undefined) return revocation
     if (proof.spiffeId.startsWith(`spiffe://${this.trustDomain}/`) && this.isSound(proof, nowMs))
@@ -131,14 +131,17 @@ export class Trust {
    * Why a connection may not go on that held under the bundle before, or under `verifiedBy`; undefined when it
    * may. `nowMs` is wall clock.
    */
-  objection(
+  rejectionReason(
     certificates: CertificatePair,
     nowMs: number,
     verifiedBy: Trust | undefined = this.widens,
   ): MeshError | undefined {
     if (verifiedBy !== undefined && (verifiedBy === this || verifiedBy === this.widens))
       return this.revocationOf(certificates.peer) ?? this.revocationOf(certificates.own)
-    return this.objectionTo(certificates.peer, nowMs) ?? this.objectionTo(certificates.own, nowMs)
+    return (
+      this.proofRejectionReason(certificates.peer, nowMs) ??
+      this.proofRejectionReason(certificates.own, nowMs)
+    )
   }
 
   private isSound(proof: Proof, nowMs: number): boolean {

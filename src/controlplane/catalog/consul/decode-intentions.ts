@@ -7,7 +7,7 @@
  * one that cannot be obeyed as it is written denies and is named.
  */
 import { MeshError } from '../../../lib/errors.ts'
-import { isRecord, member, shown } from '../../../lib/json-value.ts'
+import { isRecord, member, quoteForMessage } from '../../../lib/json-value.ts'
 import { type Intention, precedenceOf } from '../../../model/intention.ts'
 import type { IntentionPermission } from '../../../model/permission.ts'
 import { decodePermission, isPresent } from '../permission.ts'
@@ -83,7 +83,7 @@ function decodeIntention(
         : precedenceOf(source, target),
   }
   const verdict = decodeVerdict(rule)
-  const pair = `Intention ${shown(source)} -> ${shown(target)}`
+  const pair = `Intention ${quoteForMessage(source)} -> ${quoteForMessage(target)}`
   if (typeof verdict === 'string') {
     problems.push(`${pair} denies: it ${verdict}, which hostmesh cannot obey`)
     return { ...named, action: undefined, undecidable: verdict }
@@ -115,26 +115,28 @@ function isElsewhere(destination: string, rule: unknown): boolean {
 function decodeVerdict(
   rule: unknown,
 ): { action: 'allow' | 'deny' } | { permissions: readonly IntentionPermission[] } | string {
-  if (!isRecord(rule)) return `is ${shown(rule)}`
+  if (!isRecord(rule)) return `is ${quoteForMessage(rule)}`
   // A field that is not known yet may narrow the rule, or turn it around.
   const unknown = Object.keys(rule).find((key) => !KNOWN_FIELDS.has(key) && isPresent(rule[key]))
-  if (unknown !== undefined) return `has the unknown field ${shown(unknown)}`
+  if (unknown !== undefined) return `has the unknown field ${quoteForMessage(unknown)}`
   if (isPresent(rule['JWT'])) return 'has JWT requirements'
   if (isPresent(rule['SourceSamenessGroup'])) return 'names a sameness group as its source'
   const type = rule['SourceType'] ?? ''
-  if (type !== '' && type !== 'consul') return `has the source type ${shown(type)}`
+  if (type !== '' && type !== 'consul') return `has the source type ${quoteForMessage(type)}`
   const { Action: action, Permissions: permissions } = rule
   if (isPresent(permissions)) {
     if (isPresent(action)) return 'has both an action and permissions'
     return decodePermissions(permissions)
   }
-  return action === 'allow' || action === 'deny' ? { action } : `has the action ${shown(action)}`
+  return action === 'allow' || action === 'deny'
+    ? { action }
+    : `has the action ${quoteForMessage(action)}`
 }
 
 function decodePermissions(
   value: unknown,
 ): { permissions: readonly IntentionPermission[] } | string {
-  if (!Array.isArray(value)) return `has ${shown(value)} as its permissions`
+  if (!Array.isArray(value)) return `has ${quoteForMessage(value)} as its permissions`
   if (value.length > MAX_PERMISSIONS) return `has more than ${MAX_PERMISSIONS} permissions`
   const permissions: IntentionPermission[] = []
   for (const [index, entry] of value.entries()) {

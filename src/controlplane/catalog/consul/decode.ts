@@ -7,7 +7,7 @@
  * costs that instance, not the service. Intentions are different: see decode-intentions.ts.
  */
 import { MeshError } from '../../../lib/errors.ts'
-import { isRecord, member, shown } from '../../../lib/json-value.ts'
+import { isRecord, member, quoteForMessage } from '../../../lib/json-value.ts'
 import { canonicalIp, isLoopback, isPort, isUndialable } from '../../../model/address.ts'
 import type { Endpoint, Health } from '../../../model/endpoint.ts'
 import type { DefaultPolicy } from '../../../model/intention.ts'
@@ -290,7 +290,7 @@ function decodeInstance(service: string, entry: unknown, place: Place): Instance
   if (place.datacenter !== undefined && member(node, 'Datacenter') !== place.datacenter)
     throw new MeshError(
       'HM_CONSUL_DATACENTER_WRONG',
-      `Consul answers for datacenter ${shown(member(node, 'Datacenter'))}, not "${place.datacenter}"`,
+      `Consul answers for datacenter ${quoteForMessage(member(node, 'Datacenter'))}, not "${place.datacenter}"`,
       {
         hint: 'Set `datacenter` to the datacenter of the agent, or point `catalog.address` at another',
       },
@@ -307,7 +307,7 @@ function decodeInstance(service: string, entry: unknown, place: Place): Instance
     return `it is on another host, at the loopback address ${ip.ip}`
   const wanPort = member(wan, 'Port')
   const port = isPort(wanPort) ? wanPort : member(registration, 'Port')
-  if (!isPort(port)) return `its port is ${shown(port)}`
+  if (!isPort(port)) return `its port is ${quoteForMessage(port)}`
   const health = worstHealth(member(entry, 'Checks'))
   if (health === undefined) return 'its Checks are not a list'
   const tunnel = { ip: ip.ip, port }
@@ -350,7 +350,7 @@ function decodeDestination(
     if (member(registration, 'Service') !== service) return 'it is an instance of another service'
     return { id: ownId, isNative: true, localPort: undefined }
   }
-  if (kind !== 'connect-proxy') return `kind ${shown(kind)} is not supported`
+  if (kind !== 'connect-proxy') return `kind ${quoteForMessage(kind)} is not supported`
   const proxy = member(registration, 'Proxy')
   if (member(proxy, 'DestinationServiceName') !== service) return 'it is a proxy of another service'
   const destinationId = member(proxy, 'DestinationServiceID')
@@ -380,7 +380,7 @@ function decodeAddress(
   if (typeof text !== 'string') return 'it has no address'
   const ip = canonicalIp(text)
   if (ip === undefined)
-    return `its address ${shown(text)} is not an IP address (host names are not resolved)`
+    return `its address ${quoteForMessage(text)} is not an IP address (host names are not resolved)`
   if (isUndialable(ip)) return `its address ${ip} is no host's`
   return { ip }
 }
@@ -489,7 +489,7 @@ function nameOf(entry: unknown, position: number): string {
 export function malformed(what: string, expected: string, got: unknown): MeshError {
   return new MeshError(
     'HM_CONSUL_ANSWER_MALFORMED',
-    `Answer of Consul about ${what} should have ${expected}, not ${shown(got)}`,
+    `Answer of Consul about ${what} should have ${expected}, not ${quoteForMessage(got)}`,
   )
 }
 

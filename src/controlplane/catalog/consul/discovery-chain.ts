@@ -11,7 +11,7 @@
  * or for which {@link MAX_TARGETS} leaves no room, is left out: nothing is sent there yet.
  */
 import { errorCode, MeshError } from '../../../lib/errors.ts'
-import { isRecord, member, shown } from '../../../lib/json-value.ts'
+import { isRecord, member, quoteForMessage } from '../../../lib/json-value.ts'
 import type { Cluster } from '../../../model/cluster.ts'
 import {
   catchAllTo,
@@ -218,15 +218,17 @@ function resolverFrom(
   const seen = new Set<unknown>()
   let name = start
   while (typeof name === 'string' && seen.size < MAX_STEPS) {
-    if (seen.has(name)) throw unusable(service, `it comes back to its node ${shown(name)}`)
+    if (seen.has(name))
+      throw unusable(service, `it comes back to its node ${quoteForMessage(name)}`)
     seen.add(name)
     const node = nodeAt(chain, name)
     if (!isRecord(node))
-      throw unusable(service, `it names a node ${shown(name)} that it does not have`)
+      throw unusable(service, `it names a node ${quoteForMessage(name)} that it does not have`)
     const resolver = member(node, 'Resolver')
     switch (member(node, 'Type')) {
       case 'resolver':
-        if (!isRecord(resolver)) throw unusable(service, `its node ${shown(name)} has no resolver`)
+        if (!isRecord(resolver))
+          throw unusable(service, `its node ${quoteForMessage(name)} has no resolver`)
         return resolver
       case 'router':
         name = member(listOf(member(node, 'Routes')).at(-1), 'NextNode')
@@ -235,7 +237,10 @@ function resolverFrom(
         name = heaviestOf(legsOf(chain, name))?.next
         break
       default:
-        throw unusable(service, `its node ${shown(name)} is of type ${shown(member(node, 'Type'))}`)
+        throw unusable(
+          service,
+          `its node ${quoteForMessage(name)} is of type ${quoteForMessage(member(node, 'Type'))}`,
+        )
     }
   }
   throw unusable(
@@ -275,23 +280,23 @@ function targetOf(
   problems: string[],
 ): ChainTarget | string {
   const target = typeof name === 'string' ? member(member(chain, 'Targets'), name) : undefined
-  if (!isRecord(target)) return `it names a target ${shown(name)} that it does not have`
+  if (!isRecord(target)) return `it names a target ${quoteForMessage(name)} that it does not have`
   const to = member(target, 'Service')
   const datacenter = member(target, 'Datacenter')
   if (typeof to !== 'string' || !isServiceName(to))
-    return `no certificate can carry the name of its target ${shown(to)}`
+    return `no certificate can carry the name of its target ${quoteForMessage(to)}`
   if (typeof datacenter !== 'string' || !/^[a-z0-9_-]{1,64}$/.test(datacenter))
-    return `its target ${shown(name)} has no usable datacenter`
+    return `its target ${quoteForMessage(name)} has no usable datacenter`
   for (const key of ['Namespace', 'Partition', 'Peer'])
     if (!['', 'default', undefined].includes(asText(member(target, key))))
-      return `its target ${shown(name)} is in another ${key.toLowerCase()}, which is not supported`
+      return `its target ${quoteForMessage(name)} is in another ${key.toLowerCase()}, which is not supported`
   const subset = member(target, 'ServiceSubset') ?? ''
   if (typeof subset !== 'string' || (subset !== '' && !isSubsetName(subset)))
-    return `its target ${shown(name)} has no usable subset`
+    return `its target ${quoteForMessage(name)} has no usable subset`
   const instances = member(target, 'Subset')
   const filter = member(instances, 'Filter') ?? ''
   if (typeof filter !== 'string' || filter.length > MAX_FILTER_CHARS)
-    return `the filter of its target ${shown(name)} is not usable`
+    return `the filter of its target ${quoteForMessage(name)} is not usable`
   const home = member(chain, 'Datacenter')
   const isRemote = typeof home === 'string' && datacenter !== home
   const mode = member(member(target, 'MeshGateway'), 'Mode')

@@ -6,7 +6,7 @@
  * address of the very node that the registration is of. A proxy's word on where its application listens does not
  * count at all: whoever may register a proxy may write any port there.
  */
-import { isRecord, member, shown } from '../../../lib/json-value.ts'
+import { isRecord, member, quoteForMessage } from '../../../lib/json-value.ts'
 import {
   canonicalIp,
   formatAddress,
@@ -62,7 +62,7 @@ export function decodeInstances(
     if (typeof instance !== 'string') instances.push(instance)
     else if (instance !== '')
       problems.push(
-        `Calls to the address of instance ${shown(member(entry, 'Node'))}/${shown(member(entry, 'ServiceID'))} of ${service} are not captured: ${instance}`,
+        `Calls to the address of instance ${quoteForMessage(member(entry, 'Node'))}/${quoteForMessage(member(entry, 'ServiceID'))} of ${service} are not captured: ${instance}`,
       )
   }
   return { instances, problems: shortened(problems) }
@@ -86,8 +86,9 @@ function decodePlain(entry: unknown, isRemote: boolean): PlainInstance | string 
   const port = isPort(wanPort) ? wanPort : member(entry, 'ServicePort')
   // Without a port it can only be called by name.
   if (port === 0) return ''
-  if (ip === undefined || isUndialable(ip)) return `its address ${shown(text)} is no host's`
-  if (!isPort(port)) return `its port is ${shown(port)}`
+  if (ip === undefined || isUndialable(ip))
+    return `its address ${quoteForMessage(text)} is no host's`
+  if (!isPort(port)) return `its port is ${quoteForMessage(port)}`
   if (HOST_PORTS.has(port)) return `port ${port} is the host's own`
   if (!nodeAddresses(entry).has(ip))
     return `Consul does not have ${ip} as an address of its node (a tagged address of the node would do)`
