@@ -5,7 +5,7 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { setImmediate } from 'node:timers/promises'
 import { DISPUTED, type InstanceAddress, YIELDING } from '../../src/controlplane/catalog/catalog.ts'
-import { judgeClaims, YIELD_MS } from '../../src/controlplane/catalog/consul/claims.ts'
+import { Claims, YIELD_MS } from '../../src/controlplane/catalog/consul/claims.ts'
 import {
   decodeInstances,
   decodeNodeServices,
@@ -151,7 +151,7 @@ function there(service: string, since: number, change: Partial<NodeService> = {}
 function scene(onNode: () => readonly NodeService[], last: readonly InstanceAddress[] = []) {
   const clock = new TestClock({ wallMs: 1_000_000 })
   const asked: string[] = []
-  const claims = judgeClaims('db', {
+  const claims = new Claims('db', {
     clock,
     readNode: async (node) => {
       asked.push(node)

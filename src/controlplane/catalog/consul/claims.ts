@@ -48,127 +48,138 @@ export interface ClaimsOptions {
 }
 
 /** The claims of one service. */
-export interface Claims extends Disposable {
+export class Claims implements Disposable {
+  readonly #service: string
+  readonly #options: ClaimsOptions
+  #believed: Map<string, InstanceAddress>
   /** What the catalog lists now. */
-  take(instances: readonly PlainInstance[]): void
-  /** Sorted. */
-  believed(): readonly InstanceAddress[]
-  /** Whether every address that is listed has been judged. */
-  isSettled(): boolean
-  /** Believes what somebody else who judges the same service does. */
-  adopt(addresses: readonly InstanceAddress[]): void
-  /** Claims that are refused, and those that cannot be judged, one sentence each. */
-  warnings(): readonly string[]
-}
-
-/** Judges the claims of `service`. */
-export function judgeClaims(service: string, options: ClaimsOptions): Claims {
-  const { clock, readNode, onChange } = options
-  // Of two that are the same the elder comes last and stays.
-  let believed = indexAddresses(options.last.toSorted((a, b) => b.since - a.since))
-  const refusals = new Map<string, string>()
-  let listed: ReadonlyMap<string, PlainInstance> = new Map()
-  const asking = new Set<string>()
+  #listed: ReadonlyMap<string, PlainInstance> = new Map()
+  readonly #refusals = new Map<string, string>()
+  /** Nodes that are being asked. */
+  readonly #asking = new Set<string>()
   /** Why a node could not be asked the last time. */
-  const unreadable = new Map<string, string>()
-  let timer: NodeJS.Timeout | undefined
-  let isClosed = false
+  readonly #unreadable = new Map<string, string>()
+  #timer: NodeJS.Timeout | undefined
+  #isClosed = false
 
-  function open(): readonly PlainInstance[] {
+  constructor(service: string, options: ClaimsOptions) {
+    this.#service = service
+    this.#options = options
+    // Of two that are the same the elder comes last and stays.
+    this.#believed = indexAddresses(options.last.toSorted((a, b) => b.since - a.since))
+  }
+
+  /** Takes what the catalog lists now. */
+  take(instances: readonly PlainInstance[]): void {
+    this.#listed = new Map(instances.map((instance) => [keyOfInstance(instance), instance]))
+    for (const key of this.#refusals.keys()) if (!this.#listed.has(key)) this.#refusals.delete(key)
+    const addresses = indexAddresses(instances.map(addressOf))
+    this.#believed = noteListed(this.#believed, addresses, this.#options.clock.wallMs())
+    this.#age()
+    this.#askAll()
+    this.#schedule()
+  }
+
+  /** Sorted. */
+  believed(): readonly InstanceAddress[] {
+    return sortedAddresses(this.#believed)
+  }
+
+  /** Whether every address that is listed has been judged. */
+  isSettled(): boolean {
+    return this.#open().every((instance) => this.#refusals.has(keyOfInstance(instance)))
+  }
+
+  /** Believes what somebody else who judges the same service does. */
+  adopt(addresses: readonly InstanceAddress[]): void {
+    for (const address of addresses) this.#believed.set(keyOf(address), address)
+  }
+
+  /** Claims that are refused, and those that cannot be judged, one sentence each. */
+  warnings(): readonly string[] {
+    const notAsked = this.#openNodes().flatMap((node) => {
+      const why = this.#unreadable.get(node)
+      if (why === undefined) return []
+      return `Cannot read what is registered on node ${node}, so that calls to instances of ${this.#service} there are not captured: ${why}`
+    })
+    return [...this.#refusals.values(), ...notAsked]
+  }
+
+  [Symbol.dispose](): void {
+    this.#isClosed = true
+    clearTimeout(this.#timer)
+  }
+
+  #open(): readonly PlainInstance[] {
     // One that gives way to others has been away for so long that it comes like a new one.
-    return [...listed.values()].filter(
-      (instance) => (believed.get(keyOfInstance(instance))?.since ?? YIELDING) >= DISPUTED,
+    return [...this.#listed.values()].filter(
+      (instance) => (this.#believed.get(keyOfInstance(instance))?.since ?? YIELDING) >= DISPUTED,
     )
   }
 
-  /** One question a node, however many of its addresses are open. */
-  async function ask(node: string): Promise<void> {
-    asking.add(node)
-    let others: readonly NodeService[]
-    try {
-      others = await readNode(node)
-      unreadable.delete(node)
-    } catch (error) {
-      // Nothing is believed meanwhile, and it is asked again.
-      unreadable.set(node, describeError(error))
-      return
-    } finally {
-      asking.delete(node)
-    }
-    if (isClosed) return
-    for (const instance of open()) {
-      // An answer without the very instance is older than its claim: whoever was there before may be missing too.
-      if (instance.node !== node || !isListed(service, instance, others)) continue
-      const key = keyOfInstance(instance)
-      const rival = rivalOf(service, instance, others)
-      if (rival === undefined) refusals.delete(key)
-      else refusals.set(key, refusalOf(service, instance, rival))
-      // One that was here and gives way stays until somebody else has the address.
-      if (rival?.wasFirst === true) continue
-      const address = addressOf(instance)
-      believed.set(key, rival === undefined ? address : { ...address, since: DISPUTED })
-    }
-    onChange()
-    schedule()
+  #openNodes(): readonly string[] {
+    return [...new Set(this.#open().map(({ node }) => node))]
   }
 
-  function askAll(): void {
-    const nodes = new Set(open().map(({ node }) => node))
-    for (const node of nodes) if (!asking.has(node)) void ask(node)
-  }
-
-  function age(): boolean {
-    const aged = ageAddresses(believed, clock.wallMs(), YIELD_MS)
-    if (aged === believed) return false
-    believed = new Map(aged)
+  #age(): boolean {
+    const aged = ageAddresses(this.#believed, this.#options.clock.wallMs(), YIELD_MS)
+    if (aged === this.#believed) return false
+    this.#believed = new Map(aged)
     return true
   }
 
-  function look(): void {
-    if (age()) onChange()
-    askAll()
-    schedule()
+  #askAll(): void {
+    for (const node of this.#openNodes()) if (!this.#asking.has(node)) void this.#ask(node)
   }
 
-  function notAsked(): readonly string[] {
-    return [...new Set(open().map(({ node }) => node))].flatMap((node) => {
-      const why = unreadable.get(node)
-      if (why === undefined) return []
-      return `Cannot read what is registered on node ${node}, so that calls to instances of ${service} there are not captured: ${why}`
-    })
+  /** One question a node, however many of its addresses are open. */
+  async #ask(node: string): Promise<void> {
+    this.#asking.add(node)
+    let others: readonly NodeService[]
+    try {
+      others = await this.#options.readNode(node)
+      this.#unreadable.delete(node)
+    } catch (error) {
+      // Nothing is believed meanwhile, and it is asked again.
+      this.#unreadable.set(node, describeError(error))
+      return
+    } finally {
+      this.#asking.delete(node)
+    }
+    if (!this.#isClosed) this.#judge(node, others)
   }
 
-  function isSettled(): boolean {
-    return open().every((instance) => refusals.has(keyOfInstance(instance)))
+  #judge(node: string, others: readonly NodeService[]): void {
+    for (const instance of this.#open()) {
+      // An answer without the very instance is older than its claim: whoever was there before may be missing too.
+      if (instance.node !== node || !isListed(this.#service, instance, others)) continue
+      const key = keyOfInstance(instance)
+      const rival = rivalOf(this.#service, instance, others)
+      if (rival === undefined) this.#refusals.delete(key)
+      else this.#refusals.set(key, refusalOf(this.#service, instance, rival))
+      // One that was here and gives way stays until somebody else has the address.
+      if (rival?.wasFirst === true) continue
+      const address = addressOf(instance)
+      this.#believed.set(key, rival === undefined ? address : { ...address, since: DISPUTED })
+    }
+    this.#options.onChange()
+    this.#schedule()
   }
 
-  function schedule(): void {
-    clearTimeout(timer)
-    const hasGone = [...believed.values()].some(({ goneSinceMs }) => goneSinceMs !== undefined)
-    if (isClosed || (!hasGone && open().length === 0)) return
-    timer = setTimeout(look, isSettled() ? AGAIN_MS : RETRY_MS)
-    timer.unref()
+  #schedule(): void {
+    clearTimeout(this.#timer)
+    const hasGone = [...this.#believed.values()].some(
+      ({ goneSinceMs }) => goneSinceMs !== undefined,
+    )
+    if (this.#isClosed || (!hasGone && this.#open().length === 0)) return
+    this.#timer = setTimeout(() => this.#look(), this.isSettled() ? AGAIN_MS : RETRY_MS)
+    this.#timer.unref()
   }
 
-  return {
-    take(instances) {
-      listed = new Map(instances.map((instance) => [keyOfInstance(instance), instance]))
-      for (const key of refusals.keys()) if (!listed.has(key)) refusals.delete(key)
-      believed = noteListed(believed, indexAddresses(instances.map(addressOf)), clock.wallMs())
-      age()
-      askAll()
-      schedule()
-    },
-    believed: () => sortedAddresses(believed),
-    isSettled,
-    adopt(addresses) {
-      for (const address of addresses) believed.set(keyOf(address), address)
-    },
-    warnings: () => [...refusals.values(), ...notAsked()],
-    [Symbol.dispose]() {
-      isClosed = true
-      clearTimeout(timer)
-    },
+  #look(): void {
+    if (this.#age()) this.#options.onChange()
+    this.#askAll()
+    this.#schedule()
   }
 }
 

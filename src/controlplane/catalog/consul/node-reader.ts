@@ -1,5 +1,5 @@
 /**
- * What is registered on a node, for {@link judgeClaims}: a few small stale reads at once, each answer good for a
+ * What is registered on a node, for {@link Claims}: a few small stale reads at once, each answer good for a
  * moment, so that many services of one node cost one read.
  */
 import type { Clock } from '../../../lib/clock.ts'

@@ -21,7 +21,7 @@ import { WakeableLoop } from '../../../lib/wakeable-loop.ts'
 import type { InstanceAddress, ListedService } from '../catalog.ts'
 import { FORGET_MS } from '../known-addresses.ts'
 import type { Follower, FollowWatch } from './blocking-query.ts'
-import { type Claims, judgeClaims } from './claims.ts'
+import { Claims } from './claims.ts'
 import { decodeServiceNames, NAME_LEVELS } from './decode.ts'
 import { DOUBT_MS, isSuddenLoss } from './doubt.ts'
 import { decodeInstances, type PlainInstance } from './instances.ts'
@@ -230,7 +230,7 @@ export class ServiceListWatch implements Disposable {
   }
 
   #newMember(name: string, last: readonly InstanceAddress[] = [], goneSinceMs?: number): Member {
-    const claims = judgeClaims(name, {
+    const claims = new Claims(name, {
       clock: this.#clock,
       readNode: (node) => this.#options.readNode(node, undefined),
       last,

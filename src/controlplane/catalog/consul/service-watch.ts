@@ -13,7 +13,7 @@ import type { Cluster } from '../../../model/cluster.ts'
 import type { Endpoint } from '../../../model/endpoint.ts'
 import { type CatalogService, type InstanceAddress, YIELDING } from '../catalog.ts'
 import type { Follower, FollowWatch } from './blocking-query.ts'
-import { type Claims, judgeClaims } from './claims.ts'
+import { Claims } from './claims.ts'
 import { type DecodedHealth, decodeHealth } from './decode.ts'
 import {
   type ChainCluster,
@@ -291,7 +291,7 @@ export class ServiceWatch implements Disposable {
     const name = this.#name
     const { clock, follower, readNode, last, established } = this.#options
     const isRemote = datacenter !== ''
-    const claims = judgeClaims(name, {
+    const claims = new Claims(name, {
       clock,
       readNode: (node) => readNode(node, isRemote ? datacenter : undefined),
       last: [...addressesOf(last, datacenter), ...(isRemote ? [] : (established ?? []))],
