@@ -1,9 +1,8 @@
 /**
  * IP addresses and ports as text, in one canonical spelling, so that maps can be keyed by them.
  *
- * Canonical: IPv4 dotted quad, IPv6 lower case and compressed (RFC 5952), IPv4-mapped IPv6
- * (`::ffff:a.b.c.d`) turned into plain IPv4. Same address, same string: policy and self-call checks
- * compare strings.
+ * Canonical: IPv4 dotted quad, IPv6 lower case and compressed (RFC 5952), IPv4-mapped IPv6 (`::ffff:a.b.c.d`) as plain
+ * IPv4. Equal addresses have equal strings: policy and self-call checks compare strings.
  */
 
 /** An IP address and a TCP port. `ip` is canonical. */
@@ -19,12 +18,12 @@ export function formatAddress(address: SocketAddress): string {
     : `${address.ip}:${address.port}`
 }
 
-/** Whether `port` is a TCP port that something can listen on. */
+/** Whether `port` is a valid TCP port to listen on: 1 to 65535. */
 export function isPort(port: unknown): port is number {
   return typeof port === 'number' && Number.isInteger(port) && port >= 1 && port <= 65_535
 }
 
-/** The canonical spelling of an IP address without zone, or undefined when `text` is none. */
+/** The canonical spelling of an IP address without a zone; undefined when `text` is not an address. */
 export function canonicalIp(text: string): string | undefined {
   const v4 = parseV4(text)
   if (v4 !== undefined) return v4.join('.')
@@ -43,7 +42,7 @@ export function isIpv6(ip: string): boolean {
 }
 
 /**
- * The bytes of a canonical address, 4 or 16 of them.
+ * The 4 or 16 bytes of a canonical address.
  * @throws RangeError when `ip` is not an address: callers pass canonical ones.
  */
 export function ipBytes(ip: string): Uint8Array {
@@ -55,8 +54,8 @@ export function ipBytes(ip: string): Uint8Array {
 }
 
 /**
- * What one host has to itself of the addresses: an IPv6 address counts as its network of 64 bits. Empty for no address.
- * `ip` is canonical.
+ * The addresses that one host may control: the address itself for IPv4, its /64 network for IPv6. Empty for an empty
+ * string. `ip` is canonical.
  */
 export function networkOf(ip: string): string {
   if (!isIpv6(ip)) return ip
@@ -81,7 +80,7 @@ export function isLoopback(ip: string): boolean {
   return ip.startsWith('127.') || ip === '::1'
 }
 
-/** Whether no single host answers there: unspecified, multicast, broadcast. */
+/** Whether no single host can be dialed at the address: unspecified, multicast, broadcast. */
 export function isUndialable(ip: string): boolean {
   if (ip === '0.0.0.0' || ip === '::' || ip === '255.255.255.255') return true
   if (ip.includes(':')) return ip.startsWith('ff')
@@ -89,7 +88,7 @@ export function isUndialable(ip: string): boolean {
   return first >= 224 && first <= 239
 }
 
-/** By character code: it runs for every connection. */
+/** Compares character codes for speed: it runs for every connection. */
 function parseV4(text: string): number[] | undefined {
   const bytes: number[] = []
   let value = 0
@@ -103,7 +102,7 @@ function parseV4(text: string): number[] | undefined {
       digits = 0
       continue
     }
-    // A leading zero could be meant as octal: refused.
+    // Rejected: a leading zero may be meant as octal.
     if (code < ZERO || code > NINE || (digits > 0 && value === 0)) return undefined
     value = value * 10 + (code - ZERO)
     digits += 1

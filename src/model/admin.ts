@@ -1,12 +1,12 @@
 /**
- * The documents of the admin API (docs/cli.md, "Admin API"): what a host says about itself.
+ * The documents of the admin API (docs/cli.md, "Admin API"): what a host reports about itself.
  *
- * Plain JSON: times are RFC 3339 text, durations end in `Ms`, what is not known is null. No document ever
- * holds a private key, a token or payload. Fields are added in `/v1`, never renamed or removed.
+ * Plain JSON: times are RFC 3339 text, durations end in `Ms`, unknown values are null. No document ever contains a
+ * private key, a token or payload. Fields are added in `/v1`, never renamed or removed.
  */
 import type { ResponseFlag } from './response-flag.ts'
 
-/** The documents, each at `/v1/` and its name. */
+/** The documents by name; each is served at `/v1/<name>`. */
 export interface AdminDocuments {
   readonly status: StatusDocument
   readonly services: ServicesDocument
@@ -16,21 +16,21 @@ export interface AdminDocuments {
   readonly certs: CertsDocument
 }
 
-/** `/v1/status`: is this host well, and if not, why. */
+/** `/v1/status`: whether this host is healthy, and if not, why. */
 export interface StatusDocument {
   readonly version: string
   readonly node: string
   readonly datacenter: string
   readonly pid: number
   readonly startedAt: string
-  /** Whether the host does all that it is there for: no problem `blocks`. Never true while it is not `serving`. */
+  /** Whether the host serves all that is configured: no problem `blocks`. Never true while it is not `serving`. */
   readonly ready: boolean
-  /** Whether it takes traffic: everything it needs for that has come, and it is not draining. */
+  /** Whether the host accepts traffic: it has everything that it needs for that, and is not draining. */
   readonly serving: boolean
-  /** What is still waited for before the host serves, in words; empty when it does. */
+  /** What the host still waits for before it serves, in words; empty once it serves. */
   readonly awaited: readonly string[]
   readonly draining: boolean
-  /** A daemon older than this field does not say. */
+  /** Absent from daemons older than this field. */
   readonly reload?: ReloadStatus
   readonly workers: readonly WorkerStatus[]
   readonly catalog: CatalogStatus
@@ -38,11 +38,11 @@ export interface StatusDocument {
   readonly capture: CaptureStatus
   readonly state: StateStatus
   readonly dns: DnsStatus
-  /** 0 before the first. */
+  /** 0 before the first snapshot. */
   readonly snapshotVersion: number
-  /** Everything that is wrong, that of the parts above too; empty when the host is well. */
+  /** All problems, including those of the parts above; empty when the host is healthy. */
   readonly problems: readonly ProblemEntry[]
-  /** What an operator should know though nothing is wrong, one sentence each; a daemon older than this field does not say. */
+  /** What an operator should know although nothing is wrong, one sentence each; absent from older daemons. */
   readonly warnings?: readonly string[]
 }
 
@@ -53,20 +53,20 @@ export interface ProblemEntry {
   readonly message: string
   /** What to do next. */
   readonly hint: string
-  /** Whether the host is not ready because of it. */
+  /** Whether it keeps the host from being ready. */
   readonly blocks: boolean
-  /** When the daemon first saw it. */
+  /** When the daemon first noticed it. */
   readonly since: string
 }
 
-/** What became of reloads. */
+/** The reloads of this host. */
 export interface ReloadStatus {
-  /** Of this host since its last start, failed ones included. */
+  /** Reloads of this host since its last start, failed ones included. */
   readonly count: number
   readonly state: 'none' | 'running' | 'done' | 'failed'
   /** Why the last one failed; null otherwise. */
   readonly reason: string | null
-  /** Connections that a process which was replaced still carries; null when there is none. */
+  /** Connections that a replaced process still carries; null when there is no such process. */
   readonly earlierConnections: number | null
 }
 
@@ -78,12 +78,12 @@ export interface WorkerStatus {
   readonly restarts: number
 }
 
-/** How well the host is in touch with its catalog. */
+/** The state of the host's connection to its catalog. */
 export interface CatalogStatus {
   readonly description: string
-  /** Since the last good answer; null before the first. */
+  /** Time since the last good answer; null before the first. */
   readonly ageMs: number | null
-  /** How long ago the Consul server that answers had last heard from its leader; null where there is none. */
+  /** Time since the answering Consul server last heard from its leader; null for catalogs without a leader. */
   readonly lastContactMs: number | null
   readonly problems: readonly string[]
 }
@@ -99,37 +99,40 @@ export interface CaptureStatus {
   readonly mode: 'off' | 'on'
   /** Null while capture is off. */
   readonly inSync: boolean | null
-  /** What else is to be known of it, such as which backend is in use and why: name and value. */
+  /** Further facts, such as which backend is in use and why: name and value. */
   readonly details?: readonly (readonly [name: string, value: string])[]
   readonly problems: readonly string[]
 }
 
-/** What outlives a restart, and how much of what the host acts on is only remembered. */
+/** What is kept across restarts, and how much of what the host acts on is only remembered. */
 export interface StateStatus {
   readonly directory: string
-  /** Of what comes from Consul; what comes from files is not remembered. */
+  /** Of data from Consul; data from files is not remembered. */
   readonly parts: readonly StatePart[]
   readonly problems: readonly string[]
 }
 
-/** One kind of what the host acts on. */
+/** One kind of data that the host acts on. */
 export interface StatePart {
   readonly part: 'services' | 'policies' | 'certificates'
-  /** `remembered`: some of it is of an earlier run. `stale`: older than `state.maxStale`. `none`: nothing is known, or needed. */
+  /**
+   * `remembered`: some of it is from an earlier run. `stale`: older than `state.maxStale`. `none`: nothing is known, or
+   * nothing is needed.
+   */
   readonly state: 'none' | 'live' | 'remembered' | 'stale'
-  /** How many of them nothing has confirmed since the start. */
+  /** Number of items that have not been confirmed since the start. */
   readonly remembered: number
-  /** Since the last good answer (remembered certificates: since they were written down); null when not known. */
+  /** Time since the last good answer (remembered certificates: since they were stored); null when not known. */
   readonly ageMs: number | null
 }
 
-/** The resolver of the mesh's names. */
+/** The DNS resolver for the mesh's names. */
 export interface DnsStatus {
-  /** Where it takes questions, `ip:port`; null while it is off. */
+  /** Where it listens, `ip:port`; null while it is off. */
   readonly address: string | null
 }
 
-/** `/v1/services`: the mesh as this host sees it, and what runs here. */
+/** `/v1/services`: the mesh as this host sees it, and the services of this host. */
 export interface ServicesDocument {
   readonly services: readonly ServiceEntry[]
   readonly local: readonly LocalServiceEntry[]
@@ -138,7 +141,7 @@ export interface ServicesDocument {
 /** A service of the mesh. */
 export interface ServiceEntry {
   readonly name: string
-  /** This host's own: where the name is looked up. Its instances may be of another. */
+  /** This host's own datacenter, in which the name is looked up. Instances may be in another. */
   readonly datacenter: string
   readonly protocol: string
   readonly virtualIps: readonly string[]
@@ -149,28 +152,28 @@ export interface ServiceEntry {
 export interface EndpointEntry {
   readonly id: string
   readonly node: string
-  /** Where its mesh listener takes mutual TLS, `ip:port`. */
+  /** The mesh listener that accepts mutual TLS, `ip:port`. */
   readonly address: string
   readonly health: 'passing' | 'warning' | 'critical'
   readonly local: boolean
-  /** What it is an instance of: another service than the listed one after a redirect or as failover. */
+  /** The service of the instance: differs from the listed one after a redirect or failover. */
   readonly service: string
   readonly datacenter: string
-  /** Which health check keeps it from passing and what that says; a daemon older than this field does not say. */
+  /** The health check that keeps it from passing, with its output; absent from daemons older than this field. */
   readonly failingCheck?: string | null
-  /** 0 takes the traffic; 1 and up when no instance before has remained. */
+  /** 0 receives the traffic; 1 and higher only when no instance of a lower number is available. */
   readonly priority: number
-  /** Null unless connections to it failed and it is avoided for that. */
+  /** Null unless the instance is avoided because connections to it failed. */
   readonly ejected: EjectionEntry | null
 }
 
-/** Why an instance is avoided whatever the catalog says of it. */
+/** Why an instance is avoided regardless of its health in the catalog. */
 export interface EjectionEntry {
-  /** Data-plane workers that avoid it, and those that were asked: each learns for itself. */
+  /** Data-plane workers that avoid it, and workers that were asked: each decides by its own measurements. */
   readonly workers: number
   readonly ofWorkers: number
   readonly reason: string
-  /** Until the last of them lets a connection try it again. */
+  /** Time until the last of these workers tries it again. */
   readonly leftMs: number
 }
 
@@ -186,7 +189,7 @@ export interface LocalServiceEntry {
   readonly upstreams: readonly UpstreamEntry[]
 }
 
-/** A local port that leads to a service. */
+/** A local port for the connections to one destination service. */
 export interface UpstreamEntry {
   readonly destination: string
   /** `ip:port`; null when reached through capture only. */
@@ -204,7 +207,7 @@ export interface TunnelEntry {
   readonly destination: string
   /** `ip:port` of the other end. */
   readonly peerAddress: string
-  /** SPIFFE ID that the peer proved; null until the handshake is done. */
+  /** The verified SPIFFE ID of the peer; null until the handshake is done. */
   readonly peerSpiffeId: string | null
   readonly direction: 'outbound' | 'inbound'
   readonly state: 'connecting' | 'open' | 'draining' | 'closed'
@@ -216,10 +219,10 @@ export interface TunnelEntry {
   readonly openedAt: string
 }
 
-/** `/v1/connections`: the connections that are open now. */
+/** `/v1/connections`: the open connections. */
 export interface ConnectionsDocument {
   readonly connections: readonly ConnectionEntry[]
-  /** Open connections that are not listed because there are too many; 0 when all are. */
+  /** Open connections that are left out because there are too many; 0 when all are listed. */
   readonly omitted: number
 }
 
@@ -229,26 +232,26 @@ export interface ConnectionEntry {
   readonly direction: 'outbound' | 'inbound'
   readonly source: string
   readonly destination: string
-  /** `ip:port` of the application that called, or of the peer it came through. */
+  /** `ip:port` of the calling application, or of the peer that the connection came from. */
   readonly downstreamAddress: string
-  /** What the application asked for, `ip:port`; null when it used an upstream port. */
+  /** The address that the application dialed, `ip:port`; null when it used an upstream port. */
   readonly originalDestination: string | null
-  /** The instance it was given to, `ip:port`; null until one is picked. */
+  /** The chosen instance, `ip:port`; null until one is picked. */
   readonly endpoint: string | null
   readonly openedAt: string
   readonly sentBytes: number
   readonly receivedBytes: number
   readonly state: 'connecting' | 'open' | 'halfClosed' | 'closing'
-  /** The tunnel's other end, `ip:port`; null on the same host, and before one is picked. */
+  /** The other end of the tunnel, `ip:port`; null on the same host, and before an instance is picked. */
   readonly peerAddress: string | null
 }
 
-/** `/v1/refused`: the last connections that were refused or broken off, newest first. */
+/** `/v1/refused`: the last connections that were refused or aborted, newest first. */
 export interface RefusedDocument {
   readonly refused: readonly RefusedEntry[]
 }
 
-/** A connection that did not end in order. */
+/** A connection that was refused or did not end in order. */
 export interface RefusedEntry extends ConnectionEntry {
   /** See `response-flag.ts`. */
   readonly flag: ResponseFlag

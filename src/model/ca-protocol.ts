@@ -1,5 +1,5 @@
 /**
- * What the CA and its hosts say to each other, as schemas both ends check with (docs/ca-protocol.md).
+ * The messages between the CA and its hosts, as schemas that both ends validate with (docs/ca-protocol.md).
  */
 import { z } from 'zod'
 import { HOST_NAME } from './join-token.ts'
@@ -10,7 +10,7 @@ export const MAX_REQUEST_BYTES = 16_384
 /** Longest answer that a host reads. */
 export const MAX_ANSWER_BYTES = 16 * 1_024 * 1_024
 
-/** A long poll is answered after this time at the latest, milliseconds. */
+/** Longest time until a long poll is answered, milliseconds. */
 export const POLL_MS = 25_000
 
 const pem = z.string().max(262_144)
@@ -29,7 +29,7 @@ export const signRequest = z.strictObject({ service: z.string().max(128), csr })
 const fingerprint = z.string().regex(/^[0-9a-f]{64}$/)
 const contentId = z.string().regex(/^[0-9a-f]{16}$/)
 
-/** All that a host trusts, in one piece. */
+/** Everything that a host trusts, in one document. */
 export const bundleAnswer = z.object({
   id: contentId,
   rootsId: contentId,
@@ -51,12 +51,12 @@ export function caUri(trustDomain: string): string {
   return `spiffe://${trustDomain}/ca`
 }
 
-/** The identity of a host. Not one of a service: those have four parts (spiffe-id.ts). */
+/** The identity of a host. It cannot be taken for a service's: those have four parts (spiffe-id.ts). */
 export function hostUri(trustDomain: string, host: string): string {
   return `spiffe://${trustDomain}/host/${host}`
 }
 
-/** How roots are named: SHA-256 of the DER, lower-case hex. */
+/** Identifies a root: SHA-256 of the DER, lower-case hex. */
 export function fingerprintOf(certificate: { readonly fingerprint256: string }): string {
   return certificate.fingerprint256.replaceAll(':', '').toLowerCase()
 }

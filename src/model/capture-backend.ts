@@ -1,25 +1,25 @@
 /**
- * The ways of diverting connections, by name, and what tells them apart beyond capture itself. What each does is
- * src/controlplane/capture/backends.ts's. Pure.
+ * The capture backends by name, and the differences that concern other modules. The backends themselves are in
+ * src/controlplane/capture/backends.ts. Pure.
  */
 
-/** The ways. */
+/** The names of the backends. */
 export const backendKinds = ['nftables', 'iptables'] as const
 
-/** One of the ways. */
+/** The name of a backend. */
 export type BackendKind = (typeof backendKinds)[number]
 
-/** What others must know of a way. */
+/** What other modules need to know of a backend. */
 export interface BackendTraits {
-  /** TPROXY leaves the destination as it was; REDIRECT rewrites it, and tracking knows what it was. */
+  /** TPROXY keeps the destination address; REDIRECT rewrites it, and connection tracking has the original. */
   readonly divertsBy: 'tproxy' | 'redirect'
-  /** Whether the kernel shows it what crosses a bridge from container to container. */
+  /** Whether the kernel passes it the packets that cross a bridge from container to container. */
   readonly seesBridges: boolean
-  /** What it cannot do (docs/capture.md, "What stays"), for an operator; undefined when that is nothing. */
+  /** What it cannot do (docs/capture.md, "What stays"), for operators; undefined when it has no limits. */
   readonly limits: string | undefined
 }
 
-/** What is to be known of each way. */
+/** The traits of each backend. */
 export const backendTraits: Readonly<Record<BackendKind, BackendTraits>> = {
   nftables: { divertsBy: 'tproxy', seesBridges: false, limits: undefined },
   iptables: {

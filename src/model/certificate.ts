@@ -15,14 +15,14 @@ export interface Leaf {
   readonly notAfterMs: number
 }
 
-/** All roots accepted now, old and new, and the trust domain they vouch for. */
+/** All accepted roots, old and new, and their trust domain. */
 export interface TrustBundle {
   readonly trustDomain: string
   /** PEM, one certificate each; never empty. */
   readonly rootsPem: readonly string[]
   /**
-   * Serial numbers (hex, upper case, as `X509Certificate.serialNumber` writes them) of leaves that are not
-   * believed any more although they have not expired. Empty where the source knows no revocation.
+   * Serial numbers (hex, upper case, as `X509Certificate.serialNumber` writes them) of revoked leaves that have not
+   * expired yet. Empty when the source does not support revocation.
    */
   readonly revokedSerials: readonly string[]
 }

@@ -1,5 +1,5 @@
 /**
- * Blocks of IP addresses (`240.0.0.0/4`). Both families; pure.
+ * Blocks of IP addresses (`240.0.0.0/4`), IPv4 and IPv6. Pure.
  */
 import { canonicalIp, ipBytes, ipFromBytes, isIpv6 } from './address.ts'
 
@@ -9,7 +9,7 @@ export interface Cidr {
   readonly prefix: number
 }
 
-/** Reads `address/prefix`. Bits beyond the prefix are cleared; undefined when `text` is no block. */
+/** Parses `address/prefix`. Clears the bits beyond the prefix; undefined when `text` is not a block. */
 export function parseCidr(text: string): Cidr | undefined {
   const match = /^([0-9a-fA-F.:]+)\/(\d{1,3})$/.exec(text)
   const ip = canonicalIp(match?.[1] ?? '')
@@ -26,12 +26,12 @@ export function formatCidr(cidr: Cidr): string {
   return `${cidr.network}/${cidr.prefix}`
 }
 
-/** How many addresses the block has. */
+/** The number of addresses in the block. */
 export function cidrSize(cidr: Cidr): bigint {
   return 1n << BigInt(addressBits(cidr.network) - cidr.prefix)
 }
 
-/** The block's address number `offset`, counted from the network address; `offset` below the size. */
+/** The address at `offset` from the network address; `offset` must be below the size. */
 export function cidrAddress(cidr: Cidr, offset: bigint): string {
   return toIp(toNumber(cidr.network) + offset, addressBits(cidr.network))
 }

@@ -1,11 +1,11 @@
 /**
- * What each way to fail means for the connection that it ends: the one table from error codes and resets to response
- * flags, to whether another instance is tried, and to what is held against the one that failed.
+ * What each failure means for the connection that it ends: the one table from error codes and reset codes to response
+ * flags, to whether another instance is tried, and to the cost for the instance that failed.
  */
 import type { ErrorCode } from '../lib/errors.ts'
 import type { ResponseFlag } from './response-flag.ts'
 
-/** How a try failed: at once, or after somebody had waited a deadline for it. */
+/** How a try failed: at once, or only after a deadline. */
 export type FailureCost = 'quick' | 'slow'
 
 /** Why a stream was refused or aborted: docs/tunnel-protocol.md, "Reset codes". */
@@ -26,17 +26,17 @@ export type ResetReason = (typeof resetReasons)[number]
 
 /** What an error means for the connection that it ended. */
 export interface Ending {
-  /** What counters, logs and the admin API are told. */
+  /** What counters, logs and the admin API report. */
   readonly flag: ResponseFlag
-  /** Whether another instance may be tried, as long as none has confirmed the connection. */
+  /** Whether another instance may be tried, as long as no instance has confirmed the connection. */
   readonly mayRetry?: true
-  /** What it says against the instance that was tried; absent where it is about the caller, a policy or a limit. */
+  /** What counts against the tried instance; absent when the error concerns the caller, a policy or a limit. */
   readonly cost?: FailureCost
 }
 
 /**
- * The endings by error code. A refused tunnel costs its instance nothing: one caller whose certificate nobody takes
- * must not have instances ejected for all callers of the host.
+ * The endings by error code. A refused tunnel has no cost for its instance: a single caller whose certificate every
+ * peer rejects must not have instances ejected for all callers of the host.
  */
 const endings = {
   HM_BALANCE_NO_ENDPOINT: { flag: 'UH' },
@@ -73,7 +73,7 @@ const endings = {
 
 const BROKEN: Ending = { flag: 'UC' }
 
-/** The ending of an error code; of one that the table does not have, a broken connection. */
+/** The ending of an error code; a broken connection (`UC`) for codes that the table does not have. */
 export function endingByCode(code: string): Ending {
   return hasEnding(code) ? endings[code] : BROKEN
 }
@@ -82,7 +82,7 @@ function hasEnding(code: string): code is keyof typeof endings {
   return Object.hasOwn(endings, code)
 }
 
-/** The endings that the far end of a stream decided on, by its reset. */
+/** The endings that the far end of a stream decided, by the reset code that it sent. */
 export const endingByReset: Record<ResetReason, Ending> = {
   unspecified: { flag: 'UC' },
   denied: { flag: 'DENY' },
@@ -95,7 +95,7 @@ export const endingByReset: Record<ResetReason, Ending> = {
   malformed: { flag: 'PE' },
 }
 
-/** What the far end of a stream is told about an ending; `aborted` of every other flag. */
+/** The reset code that is sent to the far end of a stream for an ending; `aborted` for all other flags. */
 export const resetByFlag: Partial<Record<ResponseFlag, ResetReason>> = {
   DENY: 'denied',
   NC: 'unknownService',

@@ -1,11 +1,11 @@
 /**
- * What `hostmesh explain` answers: the road of one connection, station by station, and a verdict.
+ * The answer of `hostmesh explain`: the path of one connection, station by station, and a verdict.
  */
 import type { LeafEntry, TunnelEntry } from './admin.ts'
 
 /**
- * The one word. `allowed` is the only good one. `uncaptured`: the connection would not enter the mesh, or
- * in another service's name. `undecided`: this host cannot know the rules, the destination decides.
+ * The verdict in one word. `allowed` is the only good one. `uncaptured`: the connection would not enter the mesh, or
+ * would enter it under another service's name. `undecided`: this host does not have the rules, the destination decides.
  */
 export type Verdict =
   | 'allowed'
@@ -33,41 +33,41 @@ export type StationName =
 /** What happens at one station. */
 export interface Station {
   readonly name: StationName
-  /** `none`: it does not concern this connection, or it was not reached. */
+  /** `none`: the station does not concern this connection, or was not reached. */
   readonly mark: 'good' | 'warning' | 'bad' | 'none'
   /** One sentence. */
   readonly summary: string
   readonly details: readonly string[]
 }
 
-/** One instance, as the balancer would see it. */
+/** One instance, as the balancer would use it. */
 export interface EndpointChoice {
   readonly endpoint: string
   readonly node: string
-  /** What it is an instance of: another service than was asked for after a redirect or as failover. */
+  /** The service of the instance: differs from the called one after a redirect or failover. */
   readonly service: string
   readonly datacenter: string
-  /** 0 takes the traffic; 1 and up when no instance before has remained. */
+  /** 0 receives the traffic; 1 and higher only when no instance of a lower number is available. */
   readonly priority: number
   /** Its mesh listener, `ip:port`. */
   readonly address: string
   readonly health: string
   readonly weight: number
   readonly local: boolean
-  /** Why it would not be picked; null for a candidate. */
+  /** Why the balancer would not pick it; null for a candidate. */
   readonly excluded: string | null
-  /** Lowest of the workers; null where nobody has tried it. */
+  /** The lowest of all workers; null when no worker has tried the instance. */
   readonly cost: number | null
   /** Sum over the workers. */
   readonly inFlight: number
   readonly failures: number
 }
 
-/** Who may, and who says so. */
+/** Whether the caller is allowed, and which host decides that. */
 export interface PolicyChoice {
-  /** Null when this host cannot know. */
+  /** Null when this host does not have the rules. */
   readonly allow: boolean | null
-  /** `destination`: another host decides; what is said here is what the catalog tells it to decide by. */
+  /** `destination`: another host decides; the rules shown here are those that the catalog has for it. */
   readonly decidedAt: 'here' | 'destination'
   readonly reason: string
   /** The deciding rule; null when the default policy decides, or nothing is known. */
@@ -82,11 +82,11 @@ export interface PolicyChoice {
 /** How a connection enters the mesh. */
 export interface DoorChoice {
   readonly kind: 'captured' | 'upstream' | 'none'
-  /** Where the application dials, `ip:port`. */
+  /** The address that the application dials, `ip:port`. */
   readonly address: string | null
-  /** Where the daemon takes it: the capture port, or the upstream's. */
+  /** The port where the daemon accepts it: the capture port, or the upstream's. */
   readonly port: number | null
-  /** The capture rule that decided, in words. */
+  /** The capture rules that apply, in words. */
   readonly rules: readonly string[]
 }
 
@@ -94,11 +94,11 @@ export interface DoorChoice {
 export interface Explanation {
   readonly from: string
   readonly to: string
-  /** Of a live or refused connection; null for a hypothetical one. */
+  /** The ID of a live or refused connection; null for a hypothetical one. */
   readonly connection: string | null
-  /** Whose view it is. */
+  /** The node that answers. */
   readonly node: string
-  /** RFC 3339: when the facts were taken. */
+  /** RFC 3339: when the facts were collected. */
   readonly factsAt: string
   /** Age of the catalog's last good answer at that time; null before the first. */
   readonly catalogAgeMs: number | null
@@ -108,16 +108,16 @@ export interface Explanation {
   /** What to do when it is not allowed, most promising first. */
   readonly next: readonly string[]
   readonly stations: readonly Station[]
-  /** The service that the destination turned out to be; null when it is none. */
+  /** The service that the destination belongs to; null when it is none. */
   readonly service: string | null
   readonly door: DoorChoice | null
   readonly endpoints: readonly EndpointChoice[]
   readonly policy: PolicyChoice | null
-  /** The certificate by which this host speaks for its side; null when it has or needs none. */
+  /** The certificate that this host uses for its side; null when it has or needs none. */
   readonly leaf: LeafEntry | null
-  /** What the other side must prove to be; null on the same host. */
+  /** The SPIFFE ID that the peer must prove; null on the same host. */
   readonly expectedSpiffeId: string | null
   readonly serverName: string | null
-  /** Open sessions that it uses or would use. */
+  /** Open sessions that the connection uses or would use. */
   readonly tunnels: readonly TunnelEntry[]
 }

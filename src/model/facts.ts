@@ -1,9 +1,9 @@
 /**
- * Everything that `hostmesh explain` reasons from: one host's view at one moment, as plain JSON.
+ * The input of `hostmesh explain`: one host's view at one moment, as plain JSON.
  *
- * `hostmesh snapshot` writes it, `explain --snapshot` reads it, on this machine or another. It holds the
- * addresses and rules of a mesh, and never a private key, a token or payload. Fields are added under one
- * `formatVersion`, never renamed or removed.
+ * `hostmesh snapshot` writes it, `explain --snapshot` reads it, on this machine or another. It contains addresses and
+ * rules of a mesh, and never a private key, a token or payload. Fields are added under one `formatVersion`, never
+ * renamed or removed.
  */
 import type {
   CaptureStatus,
@@ -19,10 +19,10 @@ import type { ResponseFlag } from './response-flag.ts'
 import type { LocalService, WorkloadSelector } from './service.ts'
 import type { MeshService, ServicePolicy } from './snapshot.ts'
 
-/** What tells the document from any other JSON. */
+/** Distinguishes the document from other JSON. */
 export const FACTS_FORMAT = 'hostmesh-snapshot'
 
-/** Raised when a reader of the old form would be misled. */
+/** Increased when a reader of the old form would misinterpret the new one. */
 export const FACTS_VERSION = 2
 
 /** `/v1/snapshot`: the facts of a host. */
@@ -36,7 +36,7 @@ export interface HostFacts {
   readonly datacenter: string
   /** This host's own IP addresses, canonical. */
   readonly addresses: readonly string[]
-  /** The networks that its devices are in, `172.17.0.1/16`. */
+  /** The networks of its network devices, `172.17.0.1/16`. */
   readonly networks: readonly string[]
   readonly ready: boolean
   readonly awaited: StatusDocument['awaited']
@@ -46,20 +46,20 @@ export interface HostFacts {
   readonly services: readonly MeshService[]
   readonly policies: readonly PolicyFacts[]
   readonly local: readonly LocalService[]
-  /** DNS domains whose names are names of services. */
+  /** DNS domains in which services have names. */
   readonly domains: readonly string[]
   readonly capture: CaptureFacts
   readonly certificates: CertificateFacts
   readonly tunnels: readonly TunnelEntry[]
-  /** What the balancers of the workers have learned; endpoints nobody tried are absent. */
+  /** What the balancers of the workers have learned; endpoints that no worker has tried are absent. */
   readonly loads: readonly LoadFacts[]
   /** As `hostmesh status` shows them. */
   readonly problems: readonly ProblemEntry[]
-  /** What became of the last connections of each pair. */
+  /** The outcomes of the last connections of each pair. */
   readonly outcomes: readonly OutcomeFacts[]
-  /** Whether somebody listens where the services of this host are delivered. */
+  /** Whether the applications of this host's services listen. */
   readonly listeners: readonly ListenerFacts[]
-  /** What the daemons of instances were asked for this document. */
+  /** Probes that were sent to the daemons of instances for this document. */
   readonly probes: readonly ProbeFacts[]
 }
 
@@ -68,7 +68,7 @@ export interface OutcomeFacts {
   readonly worker: number
   readonly direction: 'outbound' | 'inbound'
   readonly source: string
-  /** The instance, `<node>/<service id>`; of an arriving connection the service. */
+  /** The instance, `<node>/<service id>`; for an inbound connection, the service. */
   readonly target: string
   /** RFC 3339; null when there was none. */
   readonly okAt: string | null
@@ -80,26 +80,26 @@ export interface OutcomeFacts {
   } | null
 }
 
-/** One application of this host. */
+/** The listening socket of one application of this host. */
 export interface ListenerFacts {
   /** `ip:port`. */
   readonly address: string
-  /** Null when the kernel cannot tell, such as for an address of a container. */
+  /** Null when the kernel cannot tell, for example for an address of a container. */
   readonly isListening: boolean | null
 }
 
-/** What came of a probe of one instance: docs/tunnel-protocol.md, "Probe". */
+/** The result of a probe of one instance: docs/tunnel-protocol.md, "Probe". */
 export interface ProbeFacts {
   readonly endpoint: string
   /**
-   * `answered`: its daemon said what would happen. `handshake`: a Connect peer, of which only the TLS handshake is
-   * proved. `old`: a daemon that does not know probes was reached. `failed`: there was no answer.
+   * `answered`: its daemon reported what would happen. `handshake`: a Connect peer, for which only the TLS handshake is
+   * proved. `old`: a daemon was reached that does not support probes. `failed`: there was no answer.
    */
   readonly kind: 'answered' | 'handshake' | 'old' | 'failed'
-  /** Of `answered`: `delivered`, or the name of a reset code. */
+  /** For `answered`: `delivered`, or the name of a reset code. */
   readonly verdict: string | null
   readonly application: 'unknown' | 'listens' | 'silent' | null
-  /** Of `failed`. */
+  /** For `failed`. */
   readonly flag: ResponseFlag | null
   readonly code: string | null
   readonly reason: string
@@ -109,21 +109,21 @@ export interface ProbeFacts {
 /** The rules for one destination. */
 export interface PolicyFacts extends ServicePolicy {
   /**
-   * `snapshot`: what this host decides by. `catalog`: asked of the catalog for this document; the
+   * `snapshot`: the rules that this host decides by. `catalog`: requested from the catalog for this document; the
    * destination's own host decides.
    */
   readonly origin: 'snapshot' | 'catalog'
 }
 
-/** What the capture rules are made of. */
+/** The input of the capture rules. */
 export interface CaptureFacts extends CaptureStatus {
-  /** Workloads as the kernel matches them now (users by number, no cgroup that does not exist); null while off. */
+  /** Workloads as the kernel matches them now (users by number, only existing cgroups); null while capture is off. */
   readonly plan: CapturePlanFacts | null
-  /** What diverts; null while nothing does. */
+  /** The backend in use; null while none is. */
   readonly backend: BackendKind | null
 }
 
-/** A capture plan, as `controlplane/capture/rules.ts` has it. */
+/** A capture plan, as in `controlplane/capture/rules.ts`. */
 export interface CapturePlanFacts {
   readonly workloads: readonly {
     readonly selector: WorkloadSelector
@@ -137,7 +137,7 @@ export interface CapturePlanFacts {
   readonly ownPorts: readonly number[]
 }
 
-/** What this host can prove, and whom it believes. */
+/** The certificates of this host, and the roots that it trusts. */
 export interface CertificateFacts {
   readonly trustDomain: string | null
   readonly roots: readonly RootEntry[]
@@ -146,16 +146,16 @@ export interface CertificateFacts {
   readonly problems: readonly string[]
 }
 
-/** What one worker's balancer knows of one endpoint. */
+/** What one worker's balancer has measured of one endpoint. */
 export interface LoadFacts {
   readonly worker: number
   readonly endpoint: string
-  /** Connections and attempts under way. */
+  /** Open connections and current attempts. */
   readonly inFlight: number
-  /** How slow connecting to it looks, milliseconds: one that costs much more than another passes its turns on. */
+  /** Estimated time to connect, milliseconds: an endpoint that costs much more than another gives up its turns. */
   readonly cost: number
   /** Failures since the last success. */
   readonly failures: number
-  /** Why this worker avoids it while anybody else remains; null when it does not. */
+  /** Why this worker avoids it while other endpoints remain; null when it does not. */
   readonly ejectedFor: string | null
 }

@@ -1,8 +1,8 @@
 /**
- * Join tokens: what an operator carries to a new host, once (docs/ca-protocol.md, "Enrolling").
+ * Join tokens, which an operator carries to a new host once (docs/ca-protocol.md, "Enrolling").
  *
- * A token says where the CA is, by which root it is known, and holds the secret that makes a stranger a
- * host. It must never be logged; messages here quote nothing of it.
+ * A token has the address of the CA, the fingerprint of its root, and the secret with which a new host enrols. Never
+ * log it; error messages here quote no part of it.
  */
 import { z } from 'zod'
 import { MeshError } from '../lib/errors.ts'
@@ -15,7 +15,7 @@ export interface JoinToken {
   readonly fingerprint: string
   readonly id: string
   readonly secret: string
-  /** The host that it is for. */
+  /** The host that the token is for. */
   readonly host: string
 }
 
@@ -24,7 +24,7 @@ const PREFIX = 'hm1.'
 /** `host:port`; an IPv6 address stands in brackets. */
 export const CA_ADDRESS = /^(?:\[([0-9a-fA-F:]+)\]|([A-Za-z0-9.-]{1,253})):([0-9]{1,5})$/
 
-/** What a host can be called: what Consul takes as a node name. */
+/** A valid host name: one that Consul accepts as a node name. */
 export const HOST_NAME = /^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$/
 
 const content = z.strictObject({
@@ -35,14 +35,14 @@ const content = z.strictObject({
   h: z.string().regex(HOST_NAME),
 })
 
-/** The token as text: one word. */
+/** The token as one word of text. */
 export function formatJoinToken(token: JoinToken): string {
   const { address: a, fingerprint: f, id: i, secret: s, host: h } = token
   return `${PREFIX}${Buffer.from(JSON.stringify({ a, f, i, s, h })).toString('base64url')}`
 }
 
 /**
- * Reads a token; white space around it does not matter.
+ * Parses a token; ignores surrounding white space.
  * @throws MeshError HM_CA_TOKEN_INVALID
  */
 export function parseJoinToken(text: string, origin: string): JoinToken {

@@ -1,8 +1,8 @@
 /**
- * The part of an intention that decides by HTTP request, as Consul's service-intentions entries have it.
+ * The part of an intention that decides by HTTP request, as in Consul's service-intentions entries.
  *
- * Plain data. Permissions are tried from the first to the last, and the first that matches decides; when
- * none does, the default policy holds. A request matches when path, methods and every header do.
+ * Plain data. Permissions are tried in order and the first match decides; without a match, the default policy
+ * decides. A request matches when its path, its method and every header match.
  */
 
 /** One permission of an intention. */
@@ -16,20 +16,20 @@ export interface IntentionPermission {
   readonly headers: readonly HeaderMatch[]
 }
 
-/** What the path of a request must be, without its query. A regex must match the whole path. */
+/** Condition on the path of a request, without its query. A regex must match the whole path. */
 export interface PathMatch {
   readonly kind: 'exact' | 'prefix' | 'regex'
   readonly value: string
 }
 
-/** What one header of a request must be. */
+/** Condition on one header of a request. */
 export interface HeaderMatch {
   /** Lower case. */
   readonly name: string
   readonly kind: 'present' | 'exact' | 'prefix' | 'suffix' | 'contains' | 'regex'
   /** Empty for `present`. */
   readonly value: string
-  /** Matches exactly when the rest of it does not. */
+  /** Inverts the result of the match. */
   readonly invert: boolean
   readonly ignoreCase: boolean
 }

@@ -1,9 +1,9 @@
 /**
- * What is wrong with a host, as values: a stable code, a sentence, and what to do next.
+ * The problems of a host as values: a stable code, a sentence, and a hint.
  *
- * Every part that can be unwell says so with these; `src/daemon/problems.ts` puts them together, and the
- * status, its exit code, the metrics, the log and systemd's status line show that one list. A code is one of
- * the table below, or that of the MeshError that caused it.
+ * Every part that can fail reports with these; `src/daemon/problems.ts` collects them, and the status, its exit code,
+ * the metrics, the log and systemd's status line show that one list. A code is one of the table below, or that of the
+ * MeshError that caused the problem.
  */
 import { describeError, errorCode, isErrorCode, MeshError } from '../lib/errors.ts'
 
@@ -13,11 +13,11 @@ export interface ProblemKind {
   readonly cause: string
   /** What to do next. */
   readonly hint: string
-  /** Whether a host with it is not ready: it does not, or not wholly, do for its services what it is there for. */
+  /** Whether the host is not ready while it has the problem: it does not fully serve its services. */
   readonly blocks?: boolean
 }
 
-/** The problems of their own name: what they mean, and what to do unless the problem knows better. */
+/** The codes of problems, with cause and default hint. */
 export const problemCodes = {
   HM_CAPTURE_BLOCKED: {
     cause: 'A filter of another program drops what capture diverts: captured connections time out.',
@@ -221,24 +221,24 @@ function isProblemCode(code: string): code is ProblemCode {
   return Object.hasOwn(problemCodes, code)
 }
 
-/** What a maker of a problem may add. */
+/** Optional parts of a problem. */
 export interface ProblemDetails {
-  /** The next step; that of the code unless given. */
+  /** What to do next; the hint of the code unless given. */
   readonly hint?: string | undefined
-  /** What it is about where one code may stand several times, such as a service: tells one from another. */
+  /** What the problem concerns, such as a service: distinguishes several problems of one code. */
   readonly subject?: string | undefined
 }
 
-/** One thing that is wrong now. */
+/** One thing that is wrong with the host now. */
 export class Problem {
-  /** `HM_<SUBJECT>_<FAILURE>`; docs/errors.md has every one. */
+  /** `HM_<SUBJECT>_<FAILURE>`; docs/errors.md lists all. */
   readonly code: string
-  /** One sentence. It may hold numbers that change while the problem is the same. */
+  /** One sentence. It may contain numbers that change while the problem is the same. */
   readonly message: string
   /** What to do next. */
   readonly hint: string
   readonly subject: string | undefined
-  /** Whether the host is not ready because of it. */
+  /** Whether it keeps the host from being ready. */
   readonly blocks: boolean
 
   constructor(code: ProblemCode, message: string, details: ProblemDetails = {}) {
@@ -251,8 +251,8 @@ export class Problem {
   }
 
   /**
-   * The problem that an error is. It keeps the error's own code and hint where it has them; `fallback` is
-   * what kind of problem it is otherwise.
+   * Makes a problem from an error. It keeps the error's code and hint if there are any; otherwise its code is
+   * `fallback`.
    */
   static of(
     thrown: unknown,
@@ -268,7 +268,7 @@ export class Problem {
     return isOurs ? Object.assign(problem, { code }) : problem
   }
 
-  /** What tells this problem from the others of one moment, and stays the same while it lasts. */
+  /** Identifies this problem among the current ones, and stays the same while the problem lasts. */
   get key(): string {
     return `${this.code} ${this.subject ?? ''}`
   }

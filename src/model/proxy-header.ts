@@ -1,15 +1,15 @@
 /**
- * A PROXY protocol version 2 header: who a connection is from and what it asked for, before its first byte.
- * Tunnel prefaces and applications that ask for it get one. Pure: values in, bytes out.
+ * A PROXY protocol version 2 header: source and destination of a connection, sent before its first byte. Used in tunnel
+ * prefaces, and for applications configured to receive it. Pure: values in, bytes out.
  */
 import { ipBytes, isIpv6, type SocketAddress } from './address.ts'
 
-/** What a header says. */
+/** The content of a header. */
 export interface ProxyHeader {
-  /** Undefined when not known; a header without both addresses says "no proxied connection" (LOCAL). */
+  /** Undefined when unknown; a header without both addresses is of the kind LOCAL, "no proxied connection". */
   readonly source: SocketAddress | undefined
   readonly destination: SocketAddress | undefined
-  /** Type and value, of Latin-1 characters; those without a value are left out. */
+  /** Type and value; values in Latin-1. Entries without a value are omitted. */
   readonly tlvs: readonly (readonly [type: number, value: string | undefined])[]
 }
 

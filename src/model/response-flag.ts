@@ -1,11 +1,11 @@
 /**
- * How a connection ended, in the words that counters, access log and the admin API share; which failure ends in which is
- * ending.ts.
+ * How a connection ended, as the short codes that counters, access log and the admin API share; ending.ts maps failures
+ * to them.
  *
  * The flags are Envoy's where Envoy has one, so that dashboards and habits carry over.
  */
 
-/** Every ending, by the short code that appears in metrics and logs. */
+/** Every flag and its meaning. */
 export const responseFlags = {
   '-': 'The connection ended in order',
   DENY: 'Denied by an intention, or by the default policy',
@@ -22,5 +22,5 @@ export const responseFlags = {
   PE: 'The peer broke the tunnel protocol',
 } as const
 
-/** Short code for why a connection ended. */
+/** Short code of how a connection ended. */
 export type ResponseFlag = keyof typeof responseFlags

@@ -1,22 +1,22 @@
 /**
- * Which cluster of a service takes what is sent to it. Pure.
+ * Which cluster receives the traffic to a service. Pure.
  *
  * ```
  *   traffic to a service --first route that matches--> weighted clusters --chance--> cluster
  * ```
  *
- * Bytes that nobody parses cannot be matched or split by request: they go to one cluster, see {@link opaqueClusterOf}.
+ * Opaque bytes cannot be matched or split by request: they go to one cluster, see {@link opaqueClusterOf}.
  */
 import type { Cluster } from './cluster.ts'
 
-/** What a route is for, by `kind`. Only what catches everything is known yet. */
+/** The traffic that a route matches, by `kind`. So far only `any`, which matches everything. */
 export type RouteMatch = { readonly kind: 'any' }
 
-/** A cluster and its share of what a route matches. */
+/** A cluster and its share of the traffic of a route. */
 export interface WeightedCluster {
   /** {@link Cluster.name}. */
   readonly cluster: string
-  /** Relative to the others of the route; 0 gets nothing while another has more. */
+  /** Relative to the other clusters of the route; 0 receives nothing while another one has more. */
   readonly weight: number
 }
 
@@ -26,23 +26,23 @@ export interface Route {
   readonly clusters: readonly WeightedCluster[]
 }
 
-/** How traffic to one service is led. */
+/** The routes and clusters of one service. */
 export interface Routing {
-  /** The first that matches is taken; the last matches everything. */
+  /** The first match is used; the last route matches everything. */
   readonly routes: readonly Route[]
-  /** What the routes lead to. */
+  /** The clusters that the routes refer to. */
   readonly clusters: readonly [Cluster, ...Cluster[]]
 }
 
 /** Consul's own default. */
 export const DEFAULT_CONNECT_TIMEOUT_MS = 5_000
 
-/** The route of everything to one cluster. */
+/** A route of all traffic to one cluster. */
 export function catchAllTo(cluster: string): Route {
   return { match: { kind: 'any' }, clusters: [{ cluster, weight: 1 }] }
 }
 
-/** The routing of a service that is led nowhere else: everything goes to one cluster of its name. */
+/** The routing of a service without redirects or splits: everything goes to one cluster of its name. */
 export function directRouting(
   service: string,
   cluster: Partial<Pick<Cluster, 'datacenter' | 'connectTimeoutMs' | 'endpoints'>> = {},
@@ -55,15 +55,15 @@ export function directRouting(
 }
 
 /**
- * The name of the cluster that takes bytes which nobody parses: of the last route that matches everything the
- * heaviest one. Undefined when no route leads anywhere.
+ * The name of the cluster for opaque bytes: the heaviest one of the last route that matches everything. Undefined when
+ * there is no such route, or it has no clusters.
  */
 export function opaqueClusterOf(routes: readonly Route[]): string | undefined {
   const route = routes.findLast(({ match }) => match.kind === 'any')
   return heaviestOf(route?.clusters ?? [])?.cluster
 }
 
-/** Of equal ones the first. */
+/** The share with the highest weight; the first of equal ones. */
 export function heaviestOf<T extends { readonly weight: number }>(
   shares: readonly T[],
 ): T | undefined {

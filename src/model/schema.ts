@@ -1,6 +1,6 @@
 /**
- * The model as JSON that comes back from a disk: what was remembered, what `hostmesh snapshot` wrote. One schema for
- * every reader, which the compiler holds against the types: a member that is missing here does not compile.
+ * Schemas for the model as JSON read from disk: remembered state and the output of `hostmesh snapshot`. One schema for
+ * every reader, checked against the types by the compiler: a missing member does not compile.
  */
 import { z } from 'zod'
 import type { SocketAddress } from './address.ts'
@@ -15,7 +15,7 @@ import type { MeshService, ServicePolicy } from './snapshot.ts'
 /** A schema for each member of `T`, the optional ones included. */
 export type Members<T> = { readonly [K in keyof T]-?: z.ZodType<T[K]> }
 
-/** JSON leaves out members that are undefined. */
+/** For optional members: JSON omits members that are undefined. */
 function orUndefined<T>(schema: z.ZodType<T>): z.ZodType<T | undefined> {
   return schema.optional()
 }
@@ -63,7 +63,7 @@ const route: z.ZodType<Route> = z.object({
   clusters: z.array(share),
 } satisfies Members<Route>)
 
-/** What services of a catalog and of a snapshot have in common. */
+/** The members that services of a catalog and of a snapshot share. */
 export const routingMembers = {
   routes: z.array(route),
   clusters: z.tuple([cluster], cluster),
@@ -107,7 +107,7 @@ const intention: z.ZodType<Intention> = z.object({
   undecidable: z.exactOptional(z.string()),
 } satisfies Members<Intention>)
 
-/** Of a policy, wherever it comes from. */
+/** The members of a policy of any origin. */
 export const policyMembers = {
   destination: z.string(),
   intentions: z.array(intention),
