@@ -1,5 +1,5 @@
 /**
- * The clock of a worker and its end.
+ * The periodic work of a worker, and its drain.
  *
  * ```
  *   serving --drain()--> draining --connections gone or deadline--> 'drained'
@@ -17,28 +17,28 @@ import type { AddressGuard } from './tunnel/address-guard.ts'
 import { endOf, expiry } from './tunnel/trust.ts'
 import type { Waiting } from './waiting.ts'
 
-/** Keepalive, idle connections, expired certificates: looked at this often, milliseconds. */
+/** Interval of the checks of keepalive, idle connections and expired certificates, milliseconds. */
 const TICK_MS = 1_000
 
-/** Hosts that do not answer any more: looked for this often, milliseconds. */
+/** Interval of the check for hosts that no longer answer, milliseconds. */
 const WATCH_MS = 50
 
-/** How long tunnels without connections may take to be closed when the host drains, milliseconds. */
+/** How long closing the tunnels may take when the host drains, milliseconds. */
 const CARRIER_DRAIN_MS = 2_000
 
 /**
- * Before a restart those who came last have so long to finish, and then the tunnels to be closed: new ones wait already
- * for the next daemon. Milliseconds.
+ * Before a restart: how long the connections accepted last may take to finish, and after that the tunnels to close.
+ * Short, because new connections already wait for the next process. Milliseconds.
  */
 const LAST_ACCEPTED_MS = 500
 
-/** From asking callers to dial anew to refusing what they still send: longer than a round trip. Milliseconds. */
+/** Time between asking callers to dial anew and refusing new streams: longer than a round trip. Milliseconds. */
 const RETIRE_MS = 200
 
-/** While it drains a worker looks this often whether its connections have ended. Milliseconds. */
+/** Interval at which a draining worker checks whether its connections have ended, milliseconds. */
 const DRAIN_LOOK_MS = 20
 
-/** What is wound up once a second, and taken down in the end. */
+/** The parts that need periodic work, and that a drain ends. */
 export interface LifeCycleParts {
   readonly context: WorkerContext
   readonly sessions: Sessions
@@ -48,12 +48,12 @@ export interface LifeCycleParts {
   readonly guard: AddressGuard
   readonly pressure: PressureWatch
   readonly memory: MemoryShortage
-  /** How often to tell which services are in use, milliseconds. */
+  /** How often to report the services in use, milliseconds. */
   readonly tellUseMs: number
   readonly post: (message: FromWorker) => void
 }
 
-/** The life of one worker, from its start on. */
+/** The life cycle of one worker, from its start. */
 export class LifeCycle {
   private readonly parts: LifeCycleParts
   private ticks = 0
@@ -65,7 +65,7 @@ export class LifeCycle {
     setInterval(() => parts.sessions.dialed.watch(performance.now()), WATCH_MS)
   }
 
-  /** Ends everything in order, and says `drained` then. Asked again, it may bring the deadline forward. */
+  /** Ends everything in order, then posts `drained`. A further call can only bring the deadline forward. */
   async drain({ deadlineMs, why }: Extract<ToWorker, { readonly kind: 'drain' }>): Promise<void> {
     const { context, sessions, listeners, post } = this.parts
     const { connections } = context
@@ -90,7 +90,7 @@ export class LifeCycle {
       'DR',
       new MeshError('HM_DRAINING', 'The host is shutting down and the drain deadline is over'),
     )
-    // Last bytes, resets and go-aways may still be on their way out of the tunnels.
+    // The tunnels may still be sending last bytes, resets and go-aways.
     const goneAtMs = performance.now() + (why === 'restart' ? LAST_ACCEPTED_MS : CARRIER_DRAIN_MS)
     do await sleep(DRAIN_LOOK_MS)
     while (open.some(({ isGone }) => !isGone) && performance.now() < goneAtMs)

@@ -1,6 +1,6 @@
 /**
- * The ports of this host behind which a worker serves, as a pure function of its settings. The main thread opens their
- * sockets and a worker accepts from them, both by the names given here.
+ * The listening ports of this host, as a pure function of a worker's settings. The main thread opens their sockets and
+ * a worker accepts from them, both by the names assigned here.
  */
 import type { SocketAddress } from '../model/address.ts'
 import type { WorkerSettings } from './protocol.ts'
@@ -9,20 +9,20 @@ import type { Listener } from './proxy/worker-context.ts'
 /** A port for connections of local applications. */
 export interface LocalListener extends Listener {
   readonly kind: 'capture' | 'upstream'
-  /** Unique among all listeners of a host, and the same after a restart. */
+  /** Unique among all listeners of a host, and stable across restarts. */
   readonly name: string
 }
 
-/** A port for tunnels of other hosts. */
+/** A port for tunnels from other hosts. */
 export interface TunnelListener {
   readonly kind: 'tunnel'
   readonly name: string
   readonly address: SocketAddress
-  /** Services of this host that may be asked for. */
+  /** Services of this host that peers may ask for on this port. */
   readonly services: ReadonlySet<string>
 }
 
-/** What the listeners follow from. */
+/** The settings that determine the listeners. */
 export type ListenerSettings = Pick<
   WorkerSettings,
   'services' | 'captures' | 'captureAddresses' | 'capturesTransparently' | 'tunnel'
@@ -62,7 +62,7 @@ export function localListeners(settings: ListenerSettings): readonly LocalListen
   })
 }
 
-/** The host's tunnel port, and those that a service has to itself. */
+/** The host's tunnel port, and the tunnel ports of single services. */
 export function tunnelListeners({ services, tunnel }: ListenerSettings): readonly TunnelListener[] {
   const called = services.filter(({ target }) => target !== undefined)
   return [
@@ -87,7 +87,7 @@ export function tunnelListeners({ services, tunnel }: ListenerSettings): readonl
   ]
 }
 
-/** systemd takes no colon in the name of a descriptor; no part has a percent sign. */
+/** systemd allows no colon in the name of a descriptor; none of the parts contains a percent sign. */
 function named(...parts: readonly string[]): string {
   return parts.join('/').replaceAll(':', '%3A')
 }

@@ -1,9 +1,9 @@
 /**
- * The accepting half of a worker: servers on listening sockets that the main thread has opened and keeps.
+ * The accepting part of a worker: servers on listening sockets that the main thread has opened and keeps open.
  *
- * Each server works on a descriptor of its own of the same socket. Closing them gives up none: what arrives meanwhile waits
- * in the socket for whoever accepts next, a successor of this worker or of the whole process. A listener has several sockets
- * where an earlier daemon had more workers than this one.
+ * Each server has its own descriptor of the shared socket. Closing it loses no connection: new ones wait in the socket
+ * until a successor, of this worker or of the whole process, accepts them. A listener has several sockets when an
+ * earlier daemon had more workers than this one.
  */
 import { createServer, type Server, type Socket } from 'node:net'
 import type { Server as TlsServer } from 'node:tls'
@@ -19,23 +19,23 @@ import {
   setDefaultCredential,
 } from './tunnel/accept.ts'
 
-/** What accepted connections are given to. */
+/** The listeners to serve, and the handlers of accepted connections. */
 export interface ListenersOptions {
   readonly local: readonly LocalListener[]
   readonly tunnels: readonly TunnelListener[]
-  /** A connection of a local application: paused, half-open allowed. */
+  /** Called for a connection of a local application: paused, half-open allowed. */
   readonly onLocal: (socket: Socket, listener: LocalListener) => void
-  /** How peers are let in. */
+  /** How peers are accepted. */
   readonly accept: Omit<AcceptOptions, 'services'>
 }
 
 /**
- * Servers of a local port in one worker. Node's event loop accepts one connection a turn from each; with
+ * Number of servers for a local port in one worker. Node's event loop accepts one connection per turn from each; with
  * several, a burst of connections shares turns, and so tunnel writes (docs/performance.md).
  */
 export const ACCEPTORS = 4
 
-/** A port where peers come in, and what answers there. */
+/** The server of a tunnel port. */
 interface TunnelServer {
   readonly name: string
   readonly options: AcceptOptions
@@ -57,14 +57,14 @@ export class Listeners {
     })
   }
 
-  /** Certificates have changed. */
+  /** To be called when certificates have changed. */
   renewCertificates(): void {
     for (const { server, options } of this.tunnels) setDefaultCredential(server, options)
   }
 
   /**
-   * Accepts from now on. A listener without a socket is not served: this host has no such addresses.
-   * @returns the descriptors that sockets beyond one for each listener take, here and in the main thread
+   * Starts accepting. A listener without a socket is not served: this host has no such address.
+   * @returns the number of descriptors of sockets beyond one per listener, here and in the main thread
    * @throws MeshError HM_LISTEN_FAILED
    */
   async open(sockets: readonly WorkerSocket[]): Promise<number> {
@@ -73,14 +73,14 @@ export class Listeners {
     for (const listener of this.options.local) {
       const own = byName.get(listener.name) ?? []
       if (own.length === 0) continue
-      // A burst is spread over the sockets by the kernel.
+      // The kernel spreads a burst over the sockets.
       const acceptors = Math.ceil(ACCEPTORS / own.length)
       surplus += Math.max(0, own.length * (acceptors + 1) - (ACCEPTORS + 1))
       for (const { fd } of own) {
         for (let i = 0; i < acceptors; i += 1) {
           const server = this.localServer(listener)
           await this.listen(server, fd, listener.name)
-          // Not at the tunnel ports: a handshake that is refused ends with an alert that must arrive.
+          // Not for tunnel ports: a refused handshake ends with an alert, which must arrive.
           resetAcceptedOnClose(server)
         }
       }
@@ -94,7 +94,7 @@ export class Listeners {
     return surplus
   }
 
-  /** Accepts no more. What was accepted goes on. */
+  /** Stops accepting. Accepted connections continue. */
   close(): void {
     this.isClosed = true
     for (const server of this.servers) server.close()
@@ -121,7 +121,7 @@ export class Listeners {
 function listenOn(server: Server | TlsServer, fd: number): Promise<void> {
   return new Promise((resolve, reject) => {
     server.once('error', reject)
-    // Node calls listen(2) again, whose backlog replaces that of the socket; it takes it only from here.
+    // Node calls listen(2) again, which replaces the backlog of the socket by the one given here.
     server.listen({ fd }, BACKLOG, () => {
       server.off('error', reject)
       resolve()

@@ -1,6 +1,6 @@
 /**
- * What a worker does while memory for bytes on their way is short: sockets are given little, callers for whom most is held give
- * some up, and what was taken is given back afterwards.
+ * What a worker does while memory for buffered bytes is short: it shrinks socket buffers, ends connections of the
+ * callers with most buffered bytes, and gives freed memory back afterwards.
  */
 import { collectGarbage, trimFreed } from '../lib/return-memory.ts'
 import { forgetIdlePieces } from './io/byte-queue.ts'
@@ -10,12 +10,12 @@ import { SpareMemory } from './spare-memory.ts'
 import type { HeldAlarms } from './tunnel/accounts.ts'
 
 /**
- * Sockets are given little for so long after memory was short: thousands that were given more again would all read at once.
- * Milliseconds.
+ * How long socket buffers stay small after memory was short, milliseconds: if thousands of sockets got larger ones at
+ * once, all would read at the same time.
  */
 const SHORT_FOR_MS = 30_000
 
-/** Watches one worker. */
+/** Watches the memory of one worker. */
 export class MemoryShortage implements HeldAlarms, TurnTask {
   private readonly shed: () => void
   private isSheddingDue = false
@@ -28,7 +28,7 @@ export class MemoryShortage implements HeldAlarms, TurnTask {
     },
   })
 
-  /** @param shed more is held than there should be: whoever has most of it gives some up. */
+  /** @param shed called when too many bytes are held: ends connections of the callers that hold most. */
   constructor(shed: () => void) {
     this.shed = shed
   }
@@ -48,7 +48,7 @@ export class MemoryShortage implements HeldAlarms, TurnTask {
     this.shed()
   }
 
-  /** Once a second; `nowMs` is monotonic. */
+  /** To be called once a second; `nowMs` is monotonic. */
   tick(isShort: boolean, nowMs: number): void {
     if (isShort) this.note(nowMs)
     else shortenSocketBuffers(this.spare.sinceShortMs(nowMs) < SHORT_FOR_MS)

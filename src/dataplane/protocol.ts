@@ -1,6 +1,6 @@
 /**
- * What the main thread and a data-plane worker say to each other. Plain data: it crosses a thread boundary
- * by structured clone, in order.
+ * The messages between the main thread and a data-plane worker. Plain data: it crosses a thread boundary by structured
+ * clone, in order.
  */
 import type { ErrorCode } from '../lib/errors.ts'
 import type { SocketAddress } from '../model/address.ts'
@@ -16,7 +16,7 @@ import type { Pressure } from './proxy/pressure.ts'
 import type { ProbeResult } from './proxy/probe.ts'
 import type { Refusal } from './proxy/refusals.ts'
 
-/** What a worker is started with. Times in milliseconds. */
+/** The settings that a worker is started with. Times in milliseconds. */
 export interface WorkerSettings {
   readonly id: number
   readonly datacenter: string
@@ -25,7 +25,7 @@ export interface WorkerSettings {
   readonly captures: boolean
   /** Addresses on which the capture ports listen. */
   readonly captureAddresses: readonly string[]
-  /** Whether connections are diverted there with the address they were sent to. */
+  /** Whether diverted connections arrive with their original destination address. */
   readonly capturesTransparently: boolean
   readonly tunnel: SocketAddress
   readonly inboundMinVersion: '1.2' | '1.3'
@@ -45,17 +45,17 @@ export interface WorkerSettings {
     readonly streamsPerTunnel: number
     readonly tunnels: number
     readonly tunnelsPerPeer: number
-    /** Of all identities of one host, in this worker. */
+    /** For all identities of one host together, in this worker. */
     readonly tunnelsPerHost: number
     readonly pendingHandshakes: number
     readonly pendingHandshakesPerAddress: number
     readonly handshakesPerAddress: number
-    /** This worker's share of the memory for bytes on their way. */
+    /** This worker's share of the memory for buffered bytes. */
     readonly heldBytes: number
     /** This worker's share of the process's file descriptors. */
     readonly descriptors: number
   }
-  /** How often to tell which services are in use. */
+  /** How often to report the services in use. */
   readonly tellUseMs: number
   readonly log: {
     readonly level: 'debug' | 'info' | 'warn' | 'error'
@@ -65,7 +65,7 @@ export interface WorkerSettings {
   readonly workerMemory: SharedArrayBuffer
 }
 
-/** A listening socket that a worker accepts from, by the name of its listener. The main thread keeps it. */
+/** A listening socket that a worker accepts from, with the name of its listener. The main thread keeps it open. */
 export interface WorkerSocket {
   readonly name: string
   readonly fd: number
@@ -78,9 +78,9 @@ export type ToWorker =
   | { readonly kind: 'roots'; readonly bundle: TrustBundle }
   | { readonly kind: 'listen'; readonly sockets: readonly WorkerSocket[] }
   /**
-   * `stop`: who comes now is refused. `restart`: new connections are taken until those that are open now have ended or
-   * the deadline is over; then they wait for the next process. `handOver`: another process takes them already. Said again
-   * it brings the deadline forward.
+   * `stop`: new connections are refused. `restart`: new connections are accepted until the present ones have ended or
+   * the deadline has passed; then they wait for the next process. `handOver`: another process accepts them already. A
+   * further message can bring the deadline forward.
    */
   | {
       readonly kind: 'drain'
@@ -96,7 +96,7 @@ export type ToWorker =
       readonly limit: number
     }
   | { readonly kind: 'ask'; readonly id: number; readonly what: 'refusals' | 'outcomes' }
-  /** Asks the daemons of instances, by their keys, what would become of a connection. */
+  /** Asks the daemons of instances, given by key, what would happen to a connection. */
   | {
       readonly kind: 'ask'
       readonly id: number
@@ -112,7 +112,7 @@ export type ToWorker =
       readonly what: 'connection'
       readonly connection: number
     }
-  /** What the balancer has learned of the endpoints of one service, or of all when it is undefined. */
+  /** What the balancer has measured of the endpoints of one service, or of all when it is undefined. */
   | {
       readonly kind: 'ask'
       readonly id: number
@@ -122,7 +122,7 @@ export type ToWorker =
 
 /** From a worker to the main thread. */
 export type FromWorker =
-  /** The thread runs and takes messages. */
+  /** The thread runs and accepts messages. */
   | { readonly kind: 'started' }
   | { readonly kind: 'listening' }
   | {
@@ -133,11 +133,11 @@ export type FromWorker =
     }
   | { readonly kind: 'row'; readonly row: number; readonly labels: TrafficLabels }
   | { readonly kind: 'drained' }
-  /** An application asked for this address, and the snapshot has no service there. */
+  /** An application dialed this address, and the snapshot has no service there. */
   | { readonly kind: 'wanted'; readonly address: SocketAddress }
-  /** Services that local applications have called since the last time, or have connections to. */
+  /** Services that local applications have called since the last message, or have open connections to. */
   | { readonly kind: 'used'; readonly services: readonly string[] }
-  /** Sent every second: the thread's event loop turns. `pressure` says what it is short of. */
+  /** Sent every second, as proof that the event loop turns. `pressure` reports which resources are short. */
   | { readonly kind: 'alive'; readonly pressure: Pressure }
   | { readonly kind: 'peers'; readonly id: number; readonly peers: readonly PeerView[] }
   | { readonly kind: 'ejections'; readonly id: number; readonly ejections: readonly Ejection[] }

@@ -1,8 +1,8 @@
 /**
  * The tunnels of a worker: those that it has dialed, and those that peers have opened.
  *
- * Decides which peers may come in, hands what they bring to whoever carries it, and ends what rests on certificates that are
- * not trusted any more.
+ * Decides which peers are accepted, passes their streams and connections on, and ends tunnels whose certificates are no
+ * longer trusted.
  */
 import { MeshError } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
@@ -23,13 +23,16 @@ import { TunnelPool } from './tunnel/pool.ts'
 import { Session, type SessionOwner } from './tunnel/session.ts'
 import { type CertificatePair, endOf } from './tunnel/trust.ts'
 
-/** Tunnels that callers are asked to dial anew in one tick: a new leaf must not bring all their handshakes at once. */
+/** How many tunnels are retired per tick: a new leaf must not cause the handshakes of all callers at once. */
 const MAX_RETIRED_PER_TICK = 100
 
-/** A tunnel that ends so soon without a stream was a handshake for nothing; one that lives longer is kept for later use. Milliseconds. */
+/**
+ * A tunnel that ends within this time without a stream counts as a futile handshake; one that lives longer was kept for
+ * later use. Milliseconds.
+ */
 const UNUSED_MS = 30_000
 
-/** What the end of a session counts as; anything else is `lost`, or a violation of the protocol. */
+/** How the end of a session is counted; other codes count as `lost`, or as a violation of the protocol. */
 const endByCode: Partial<Record<string, SessionEnd>> = {
   HM_TUNNEL_DRAINED: 'drained',
   HM_TUNNEL_EXPIRED: 'expired',
@@ -38,7 +41,7 @@ const endByCode: Partial<Record<string, SessionEnd>> = {
   HM_TUNNEL_SILENT: 'silent',
 }
 
-/** What the tunnels need of their worker, and what they give it. */
+/** What the tunnels need from their worker, and the handlers of what arrives. */
 export interface SessionsOptions {
   readonly settings: WorkerSettings
   readonly log: Log
@@ -46,9 +49,9 @@ export interface SessionsOptions {
   readonly accounts: Accounts
   readonly counters: WorkerCounters
   readonly pressure: PressureWatch
-  /** A peer has opened a stream. */
+  /** Called when a peer has opened a stream. */
   readonly onStream: (arrival: ArrivingStream) => void
-  /** A Connect peer has made a connection. */
+  /** Called when a Connect peer has made a connection. */
   readonly onConnection: (arrival: Arrival) => void
 }
 
@@ -85,12 +88,12 @@ export class Sessions {
     })
   }
 
-  /** Whether the host takes no new connections any more. */
+  /** Whether the host no longer accepts new connections. */
   get isDraining(): boolean {
     return this.draining
   }
 
-  /** Why a peer may not come in just now: it has done too much damage, or has tunnels enough. */
+  /** Why a peer is rejected at present: it has violated the protocol too often, or has too many tunnels. */
   rejectionReason({ peer, destination, socket, isTunnel }: AcceptedPeer): MeshError | undefined {
     const nowMs = performance.now()
     const ip = canonicalIp(socket.remoteAddress ?? '')
@@ -105,7 +108,7 @@ export class Sessions {
     return this.accepted.rejectionReason({ peer, destination, lane, ip }, nowMs)
   }
 
-  /** Takes a peer in. */
+  /** Accepts a peer. */
   accept({ socket, peer, destination, own, isTunnel, wasFutile }: AcceptedPeer): void {
     const { settings, accounts, counters, onStream, onConnection } = this.options
     const certificates: CertificatePair = { peer, own: own.proof }
@@ -159,7 +162,7 @@ export class Sessions {
     if (this.draining) session.drain()
   }
 
-  /** Ends what `rejectionReason` says of. */
+  /** Closes the tunnels for which `rejectionReason` returns an error. */
   endWhere(rejectionReason: (certificates: CertificatePair) => MeshError | undefined): void {
     for (const { session, certificates } of [...this.dialed.list(), ...this.accepted]) {
       const reason = rejectionReason(certificates)
@@ -167,7 +170,7 @@ export class Sessions {
     }
   }
 
-  /** Once a second. `nowMs` monotonic, `wallMs` wall clock. */
+  /** To be called once a second. `nowMs` monotonic, `wallMs` wall clock. */
   tick(nowMs: number, wallMs: number): void {
     const { credentials, counters } = this.options
     this.dialed.tick(nowMs, wallMs)
@@ -193,12 +196,12 @@ export class Sessions {
     counters.set('tunnelStreamsActive', streams)
   }
 
-  /** Callers dial the next process from now on; what they have sent already is served. */
+  /** Asks callers to dial the next process; what they have sent already is still served. */
   retire(): void {
     for (const { session } of this.accepted) session.retire()
   }
 
-  /** Takes no new connections; tunnels close as their streams end. @returns those that there are now. */
+  /** Accepts no new connections; tunnels close when their streams end. @returns the present tunnels. */
   drain(): readonly Session[] {
     this.draining = true
     const sessions = [...this.dialed.list(), ...this.accepted].map(({ session }) => session)

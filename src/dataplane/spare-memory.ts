@@ -1,8 +1,8 @@
 /**
- * Gives back the memory that a worker has taken for callers who did not read.
+ * Returns the memory that a worker has allocated for callers who did not read.
  *
- * V8 collects buffers that nobody uses any more only when many have piled up, and the C library keeps what lies below a
- * buffer in use. A worker that was never short is left alone: there the next connection takes what the last one left.
+ * V8 collects unused buffers only when many have accumulated, and the C library keeps free memory below a buffer in
+ * use. A worker that was never short is left alone: there the next connection reuses the memory of the last one.
  *
  * ```
  *   at rest --noteShort()--> short: freed pages are given back each second --5 s without--> garbage is collected
@@ -10,18 +10,20 @@
  * ```
  */
 
-/** Shortage is over when there was none for so long, milliseconds: what is given back sooner would be taken again. */
+/** A shortage is over when there was none for this long, milliseconds: memory returned sooner would be needed again. */
 const CALM_MS = 5_000
 
-/** What is done with the memory of the thread and the process. */
+/** Operations on the memory of the thread and the process. */
 export interface MemoryActions {
-  /** Gives freed pages back; takes a few milliseconds. */
+  /** Returns freed pages to the system; takes a few milliseconds. */
   trim(): void
-  /** Leaves what is kept for reuse, and collects garbage; takes tens of milliseconds. V8 frees buffers a while after. */
+  /**
+   * Drops buffers kept for reuse, and collects garbage; takes tens of milliseconds. V8 frees buffers somewhat later.
+   */
   collect(): void
 }
 
-/** Watches one worker. Clocked from outside, monotonic milliseconds. */
+/** Watches one worker. The caller provides the time, monotonic milliseconds. */
 export class SpareMemory {
   private readonly actions: MemoryActions
   private shortMs = Number.NEGATIVE_INFINITY
@@ -31,13 +33,13 @@ export class SpareMemory {
     this.actions = actions
   }
 
-  /** Memory for bytes that wait is short now. Costs nothing: it may be called for each chunk. */
+  /** Memory for buffered bytes is short now. Cheap: it may be called for each chunk. */
   noteShort(nowMs: number): void {
     this.shortMs = nowMs
     this.state = 'short'
   }
 
-  /** Milliseconds since memory was short last; infinite when it never was. */
+  /** Milliseconds since memory was last short; infinite when it never was. */
   sinceShortMs(nowMs: number): number {
     return nowMs - this.shortMs
   }

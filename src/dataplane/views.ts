@@ -1,5 +1,5 @@
 /**
- * What the admin API asks of a worker.
+ * Answers the questions that the admin API asks a worker.
  */
 import { formatAddress } from '../model/address.ts'
 import type { FromWorker, PeerView, ToWorker } from './protocol.ts'
@@ -8,13 +8,13 @@ import type { WorkerContext } from './proxy/worker-context.ts'
 import type { Sessions } from './sessions.ts'
 import type { Session } from './tunnel/session.ts'
 
-/** Endpoints in one answer about the balancer. */
+/** Limit of endpoints in one answer about the balancer. */
 const MAX_LOADS = 10_000
 
 /** A question of the main thread. */
 export type Question = Extract<ToWorker, { readonly kind: 'ask' }>
 
-/** Answers a question; a probe when it has come to an end, everything else at once. */
+/** Answers a question: a probe when it has finished, everything else at once. */
 export function answer(
   context: WorkerContext,
   sessions: Sessions,
@@ -51,7 +51,7 @@ export function answer(
   }
 }
 
-/** Probes those of the endpoints that there are. */
+/** Probes those of the given endpoints that exist. */
 function probeAll(
   context: WorkerContext,
   { source, service: name, endpoints }: Extract<Question, { readonly what: 'probe' }>,

@@ -1,25 +1,25 @@
 /**
- * What connections of a worker wait for: something that the main thread sends. It is looked for whenever something has come, and
- * once a second.
+ * Connections of a worker that wait for data from the main thread. Each checks its condition whenever data has arrived,
+ * and once a second.
  */
 import { formatAddress, type SocketAddress } from '../model/address.ts'
 
-/** Addresses that one calling service may ask the main thread about in one tick; the others' turn comes in a later one. */
+/** Addresses per tick that one calling service may ask the main thread about; further ones wait for a later tick. */
 const WANTED_PER_TICK = 100
 
-/** Those who wait, in one worker. */
+/** The waiting connections of one worker. */
 export class Waiting {
   private readonly waiters = new Set<() => void>()
   /** Addresses asked about in this tick, by the calling service. */
   private readonly wanted = new Map<string, Set<string>>()
   private readonly onWanted: (address: SocketAddress) => void
 
-  /** @param onWanted an address that no known service has. */
+  /** @param onWanted called with an address that no known service has. */
   constructor(onWanted: (address: SocketAddress) => void) {
     this.onWanted = onWanted
   }
 
-  /** Asks `look` again whenever {@link wake} is called, until it answers or `timeoutMs` is over. */
+  /** Calls `look` on every {@link wake} until it returns a value or `timeoutMs` has passed. */
   until<T>(look: () => T | undefined, timeoutMs: number): Promise<T | undefined> {
     return new Promise((resolve) => {
       const finish = (found: T | undefined): void => {
@@ -37,12 +37,12 @@ export class Waiting {
     })
   }
 
-  /** Something has changed. */
+  /** To be called when data has changed. */
   wake(): void {
     for (const look of this.waiters) look()
   }
 
-  /** Once an address and tick, however many connections wait for it. */
+  /** Asks about an address at most once per tick, however many connections wait for it. */
   want(caller: string, address: SocketAddress): void {
     const asked = this.wanted.get(caller) ?? new Set()
     const key = formatAddress(address)
@@ -51,7 +51,7 @@ export class Waiting {
     this.onWanted(address)
   }
 
-  /** Once a second: those who wait ask again, as the main thread may have known nothing of their address the last time. */
+  /** Once a second: waiting connections ask again, since the main thread may not have known their address before. */
   tick(): void {
     this.wanted.clear()
     this.wake()

@@ -1,9 +1,9 @@
 /**
- * One data-plane thread: holds the current snapshot and certificates, and hands every accepted connection to its story. Never
- * waits for Consul, a disk or the main thread.
+ * One data-plane thread: holds the current snapshot and certificates, and starts the handling of every accepted
+ * connection. Never waits for Consul, a disk or the main thread.
  *
- * Here are the parts put together, and what the main thread says is told to them: listeners.ts accepts, sessions.ts has the
- * tunnels, views.ts answers questions, life-cycle.ts is the clock and the end.
+ * This file creates the parts and passes messages of the main thread to them: listeners.ts accepts, sessions.ts has the
+ * tunnels, views.ts answers questions, life-cycle.ts does periodic work and the drain.
  */
 import { parentPort, workerData } from 'node:worker_threads'
 import { systemClock, systemRandom } from '../lib/clock.ts'
@@ -42,16 +42,16 @@ import { Waiting } from './waiting.ts'
 /** How long a connection waits for a snapshot or certificate that has not arrived yet, milliseconds. */
 const READY_TIMEOUT_MS = 5_000
 
-/** Streams of one peer identity whose preface or policy is awaited. */
+/** Limit of streams of one peer identity that wait for their preface or policy. */
 const MAX_UNAUTHORIZED = 4_096
 
-/** Descriptors of a worker that are no connection's: its event loop, its messages, its tunnel ports. */
+/** Descriptors of a worker that belong to no connection: its event loop, its messages, its tunnel ports. */
 const OWN_DESCRIPTORS = 16
 
-/** Descriptors for connections, whatever the limit is. */
+/** Descriptors that are available for connections, however low the limit is. */
 const LEAST_DESCRIPTORS = 16
 
-/** What a refused handshake counts as, when it was a limit that refused it. */
+/** The limit that a refused handshake is counted for, by error code. */
 const limitByCode: Partial<Record<string, LimitName>> = {
   HM_LIMIT_DESCRIPTORS: 'descriptors',
   HM_LIMIT_SESSIONS: 'tunnels',
@@ -59,7 +59,7 @@ const limitByCode: Partial<Record<string, LimitName>> = {
   HM_TUNNEL_BARRED: 'barred',
 }
 
-/** The worker's parts, and what it has been told. */
+/** The parts of a worker, and its current state. */
 class Worker {
   private readonly post: (message: FromWorker) => void
   private readonly routes = new AddressIndex()
@@ -185,7 +185,7 @@ class Worker {
     this.waiting = waiting
   }
 
-  /** Acts on a message of the main thread. */
+  /** Handles a message of the main thread. */
   onMessage(message: ToWorker): void {
     switch (message.kind) {
       case 'snapshot':
@@ -220,8 +220,8 @@ class Worker {
   }
 
   /**
-   * The last act after a failure that nobody caught: applications must see a reset. Closed by the kernel
-   * when the thread is gone, a cut-off answer would look like a complete one.
+   * Called last after an uncaught exception: applications must see a reset. If the kernel closed the connections when
+   * the thread is gone, a truncated answer would look complete.
    */
   crash(): void {
     this.context.connections.abortWhere(
@@ -231,7 +231,7 @@ class Worker {
     )
   }
 
-  /** Intentions changed: live connections that they now deny are ended (Consul's own proxies leave them). */
+  /** Intentions changed: ends open connections that they now deny (Consul's own proxies keep them). */
   private recheckPolicies(): void {
     this.context.connections.abortWhere(
       ({ source, stage }) => {
@@ -243,7 +243,7 @@ class Worker {
     )
   }
 
-  /** Roots or revocations changed: what rests on a certificate that is not trusted any more ends now. */
+  /** Roots or revocations changed: ends tunnels and connections with certificates that are no longer trusted. */
   private recheckTrust(): void {
     const nowMs = Date.now()
     const rejectionReason = (certificates: CertificatePair): MeshError | undefined =>
@@ -274,7 +274,7 @@ class Worker {
   }
 }
 
-/** Finds the instance of a service on this host: the one with an ID, or each in turn. */
+/** Finds the instance of a service on this host: the one with the given ID, or the next in turn. */
 function chooserOf(services: readonly LocalService[]): WorkerContext['localInstance'] {
   const called = services.filter(({ target }) => target !== undefined)
   const byName = Map.groupBy(called, ({ name }) => name)
@@ -304,7 +304,7 @@ if (parentPort !== null && isSettings(workerData)) {
     try {
       worker.crash()
     } finally {
-      // Without a listener the exception ends the thread, and the main thread hears of it.
+      // Without a listener the exception ends the thread, and the main thread is notified.
       process.removeAllListeners('uncaughtException')
       setImmediate(() => {
         throw error

@@ -1,32 +1,31 @@
 /**
- * The view one node acts on: compiled by the control plane, swapped whole, read by the data plane.
+ * The state that one node acts on: compiled by the control plane, replaced as a whole, read by the data plane.
  *
- * A snapshot is plain data (it crosses a thread boundary by structured clone) and is never modified.
- * A connection takes the current one when it is accepted and keeps it to the end, so that it never
- * sees two worlds. Unchanged services keep their object identity from one snapshot to the next: that
- * is what {@link diffSnapshots} relies on to send only what changed.
+ * A snapshot is plain data (it crosses a thread boundary by structured clone) and is never modified. Each decision
+ * about a connection uses the snapshot that is current then. Unchanged services keep their object identity from one
+ * snapshot to the next: {@link diffSnapshots} relies on it to send only what changed.
  */
 import type { SocketAddress } from './address.ts'
 import type { DefaultPolicy, Intention } from './intention.ts'
 import type { Routing } from './route.ts'
 
-/** One service of the mesh: its first cluster takes bytes that nobody parses. */
+/** One service of the mesh. Its first cluster receives opaque bytes. */
 export interface MeshService extends Routing {
   readonly name: string
-  /** This host's own: where the name was looked up. Clusters and endpoints say their own. */
+  /** This host's own datacenter, in which the name was looked up. Clusters and endpoints have their own. */
   readonly datacenter: string
   /** Addresses that exist only for capture, canonical; empty when the service has none. */
   readonly virtualIps: readonly string[]
-  /** From service-defaults; 'tcp' when nothing says otherwise. Traffic is opaque bytes whatever it says. */
+  /** From service-defaults; 'tcp' when not configured. Traffic is handled as opaque bytes in any case. */
   readonly protocol: string
   /**
-   * Where instances of this very service listen, with a usable endpoint or without: callers that dial one mean the
-   * mesh. Sorted; no two services of a snapshot have the same one.
+   * Where instances of this service itself listen, with or without a usable endpoint: a connection to one of them is
+   * for the mesh. Sorted; unique among the services of a snapshot.
    */
   readonly addresses: readonly SocketAddress[]
 }
 
-/** Who may reach a service of this host. */
+/** The intentions for a service of this host. */
 export interface ServicePolicy {
   readonly destination: string
   /** Sorted by precedence, highest first: the first match decides. */
@@ -34,17 +33,17 @@ export interface ServicePolicy {
   readonly defaultPolicy: DefaultPolicy
 }
 
-/** Everything the data plane decides by. */
+/** All data that the data plane decides by. */
 export interface Snapshot {
   readonly version: number
   readonly datacenter: string
-  /** By name. A service that is absent is not known (yet): wait or refuse, never pass through. */
+  /** By name. An absent service is unknown, perhaps only so far: wait or refuse, never pass through. */
   readonly services: ReadonlyMap<string, MeshService>
-  /** By local destination. Absent means policy is not loaded: deny. */
+  /** By local destination. Absent means that the policy is not loaded: deny. */
   readonly policies: ReadonlyMap<string, ServicePolicy>
 }
 
-/** What turns one snapshot into the next. Small when little changed, whatever the size of the mesh. */
+/** The changes from one snapshot to the next. Its size depends on the changes, not on the size of the mesh. */
 export interface SnapshotDelta {
   readonly version: number
   readonly datacenter: string
@@ -54,7 +53,7 @@ export interface SnapshotDelta {
   readonly removedPolicies: readonly string[]
 }
 
-/** The snapshot before anything is known. Denies everything. */
+/** The first snapshot. Denies everything. */
 export const emptySnapshot: Snapshot = {
   version: 0,
   datacenter: '',
@@ -62,7 +61,7 @@ export const emptySnapshot: Snapshot = {
   policies: new Map(),
 }
 
-/** The difference between two snapshots, by object identity of their parts. */
+/** The difference between two snapshots; compares their parts by object identity. */
 export function diffSnapshots(before: Snapshot, after: Snapshot): SnapshotDelta {
   return {
     version: after.version,
@@ -74,7 +73,7 @@ export function diffSnapshots(before: Snapshot, after: Snapshot): SnapshotDelta 
   }
 }
 
-/** The next snapshot. Shares everything that the delta does not name. */
+/** The next snapshot. Shares all parts that the delta does not contain. */
 export function applyDelta(before: Snapshot, delta: SnapshotDelta): Snapshot {
   return {
     version: delta.version,

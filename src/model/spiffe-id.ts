@@ -36,8 +36,8 @@ export function formatServerName(identity: ServiceIdentity): string {
 }
 
 /**
- * The offered service, of our datacenter and trust domain, that a TLS server name means; undefined when there is none or
- * the name has another form, datacenter or trust domain. Sidecars put a resolver's subset in front
+ * The offered service, of our datacenter and trust domain, that a TLS server name means; undefined when there is none
+ * or the name has another form, datacenter or trust domain. Sidecars put a resolver's subset in front
  * (`v1.db.default.…`): it means the same service. Case-insensitive, like DNS names.
  */
 export function serviceOfServerName(

@@ -1,6 +1,6 @@
 /**
- * The last step: a connection to an application on this host. Only addresses from this host's own
- * configuration are dialed, never one that a peer named.
+ * Connects to an application on this host. Only addresses from this host's own configuration are dialed, never one
+ * that a peer has sent.
  */
 import { Socket } from 'node:net'
 import { MeshError } from '../../lib/errors.ts'
@@ -9,35 +9,35 @@ import { openFrugalSocket } from '../io/kernel-buffers.ts'
 import { resetOnClose } from '../io/linger.ts'
 import { SocketStream } from '../io/socket-stream.ts'
 
-/** Where a connection goes to, and what the application sees of it first. */
+/** The address to dial, and what the application receives first. */
 export interface LocalDial {
   readonly target: SocketAddress
-  /** A local address that it comes from; the kernel's choice unless given. */
+  /** The local source address; chosen by the kernel when absent. */
   readonly from?: string | undefined
   /** Sent before anything else. */
   readonly header?: Uint8Array | undefined
-  /** Whether the kernel is to hold little for it: kernel-buffers.ts. */
+  /** Whether the kernel should use small buffers for it: kernel-buffers.ts. */
   readonly isFrugal?: boolean
 }
 
-/** A connection to a local application that is being made. */
+/** A connection attempt to a local application. */
 export interface PendingDial {
   /** @throws MeshError HM_DELIVER_UNREACHABLE, HM_DELIVER_TIMEOUT, or HM_CALLER_GONE after {@link cancel}. */
   readonly connected: Promise<SocketStream>
-  /** Nobody wants it any more: its socket is closed now. */
+  /** Aborts the attempt and closes its socket. */
   readonly cancel: () => void
 }
 
 /**
- * On this host the kernel answers at once, or never: where an application's accept queue is full it drops the SYN, and
- * would send another after 1 s, then 2, 4, 8. Queues are as short as 5, and after a restart callers come in a burst.
- * Milliseconds.
+ * Timeout of one attempt, milliseconds. On this host the kernel answers at once or never: when an application's accept
+ * queue is full it drops the SYN, and would send the next one after 1 s, then 2, 4, 8. Queues can be as short as 5, and
+ * after a restart callers connect in a burst.
  */
 const DIAL_AGAIN_MS = 200
 
 /**
  * Connects to a local application.
- * @param memory `shared` when what it sends goes into a tunnel stream, else `private`.
+ * @param memory `shared` when its bytes go into a tunnel stream, otherwise `private`.
  * @throws MeshError HM_DELIVER_UNREACHABLE or HM_DELIVER_TIMEOUT.
  */
 export function dialLocal(
@@ -48,7 +48,7 @@ export function dialLocal(
   return startLocalDial(dial, timeoutMs, memory).connected
 }
 
-/** The same, for a caller that may lose interest. */
+/** Like {@link dialLocal}, but can be cancelled. */
 export function startLocalDial(
   { target, from, header, isFrugal = false }: LocalDial,
   timeoutMs: number,
@@ -73,10 +73,10 @@ export function startLocalDial(
         ...(from !== undefined && { localAddress: from }),
       })
       socket = attempt
-      // Nothing may be read before the stream has taken over.
+      // Nothing may be read before the stream is its receiver.
       attempt.pause()
       const giveUp = (): void => {
-        // It connects in this turn of the event loop: the timer was only looked at first.
+        // It connects in this very turn of the event loop: timers are handled before sockets.
         if (isOver || !attempt.connecting) return
         attempt.destroy()
         if (performance.now() < endAtMs) dial()

@@ -1,25 +1,25 @@
 /**
- * What is dialed for a local service, and the header that tells its application who calls. Pure.
+ * How to dial a local service, and the header that reports the caller to its application. Pure.
  */
 import { type SocketAddress } from '../../model/address.ts'
 import { encodeProxyHeader } from '../../model/proxy-header.ts'
 import type { LocalService } from '../../model/service.ts'
 import type { LocalDial } from './dial-local.ts'
 
-/** TLV type of the calling service's name: of those that the PROXY protocol leaves to its users. */
+/** TLV type of the calling service's name, from the range that the PROXY protocol reserves for its users. */
 export const TLV_CALLER = 0xe0
 
-/** Who calls, as far as it is known. */
+/** What is known of the caller. */
 export interface Caller {
-  /** Proven: by certificate, or on this host by the kernel. */
+  /** Proven by certificate, or on this host by the kernel. */
   readonly service: string
-  /** The caller's own address; as its host says, if that is another one. */
+  /** The caller's own address; for a caller on another host, as that host reports it. */
   readonly address: SocketAddress | undefined
-  /** What it dialed. */
+  /** The address that the caller dialed. */
   readonly wanted: SocketAddress | undefined
 }
 
-/** How `local` is dialed for `caller`; undefined when its application listens nowhere. */
+/** How to dial `local` for `caller`; undefined when its application does not listen. */
 export function localDial(local: LocalService, caller: Caller): LocalDial | undefined {
   const { target, delivery } = local
   if (target === undefined) return undefined

@@ -1,13 +1,13 @@
 /**
- * May this source reach this destination: Consul's intention rules for TCP. Pure.
+ * Whether a source may reach a destination: Consul's intention rules for TCP. Pure.
  *
- * Names are compared as text; only the whole name `*` is a wildcard. Rules come sorted by precedence, so
- * the first match decides. A rule that decides by L7 permissions, or that cannot be obeyed, denies.
+ * Names are compared as text; only the whole name `*` is a wildcard. Rules are sorted by precedence, so the first match
+ * decides. A rule with L7 permissions, or one that cannot be enforced, denies.
  */
 import type { Decision, Intention } from '../../model/intention.ts'
 import type { ServicePolicy } from '../../model/snapshot.ts'
 
-/** Decides about one pair. `policy` undefined means it is not loaded: denied. */
+/** Decides for one source and destination. `policy` undefined means it is not loaded: denied. */
 export function evaluate(source: string, policy: ServicePolicy | undefined): Decision {
   if (policy === undefined)
     return {
@@ -25,7 +25,7 @@ export function evaluate(source: string, policy: ServicePolicy | undefined): Dec
   }
 }
 
-/** Whether a rule is about this pair; of those that are, the first decides. */
+/** Whether a rule applies to this pair; the first rule that applies decides. */
 export function appliesTo(rule: Intention, source: string, destination: string): boolean {
   return (
     (rule.source === '*' || rule.source === source) &&

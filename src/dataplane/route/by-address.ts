@@ -1,23 +1,25 @@
 /**
- * From the address that an application asked for to the service it means. Pure.
+ * Finds the service for the address that an application dialed. Pure.
  *
- * A virtual address means the service, whichever instance; an instance's own address means that
- * instance, and stays the service's when no endpoint serves the instance at the moment. The index follows snapshots piece by piece, so that one changed service costs one
- * service's work however large the mesh is.
+ * A virtual address means any instance of the service; an instance's own address means that instance, and still belongs
+ * to the service when no endpoint serves the instance. The index is updated by deltas: one changed service costs the
+ * work for one service, however large the mesh is.
  */
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { MeshService, SnapshotDelta } from '../../model/snapshot.ts'
 
-/** Where an address leads. */
+/** The destination of an address. */
 export interface AddressRoute {
   readonly service: string
-  /** Key of the one endpoint that is meant; undefined for a virtual address, and for an instance without any. */
+  /**
+   * Key of the one endpoint that is meant; undefined for a virtual address, and for an instance without an endpoint.
+   */
   readonly endpointKey: string | undefined
-  /** Set where one instance is meant that no endpoint serves. */
+  /** Set for the address of an instance that no endpoint serves. */
   readonly isUnserved?: true
 }
 
-/** Who claims an address: the first of the list has it. */
+/** The routes of the services that claim an address: the first one is used. */
 type Claims = Map<string, AddressRoute[]>
 
 /** Address to service, kept up to date by {@link AddressIndex.apply}. */
@@ -27,8 +29,8 @@ export class AddressIndex {
   private readonly indexed = new Map<string, MeshService>()
 
   /**
-   * Takes over what changed. When two services claim an address, the one indexed first keeps it until it
-   * gives it up; then the other one has it. Addresses may move between services within one delta.
+   * Applies a delta. When two services claim an address, the one indexed first keeps it until it releases it; then the
+   * other one has it. Addresses may move between services within one delta.
    */
   apply(delta: SnapshotDelta): void {
     for (const name of delta.removedServices) this.release(name, undefined)
@@ -36,7 +38,7 @@ export class AddressIndex {
     for (const service of delta.services) this.claim(service)
   }
 
-  /** The route of an address, or undefined when no service is known there. */
+  /** The route of an address; undefined when no service is known there. */
   find(address: SocketAddress): AddressRoute | undefined {
     return this.byVirtualIp.get(address.ip)?.[0] ?? this.byInstance.get(formatAddress(address))?.[0]
   }
@@ -53,7 +55,7 @@ export class AddressIndex {
       })
   }
 
-  /** Gives up the addresses that `after` does not have any more. */
+  /** Releases the addresses that `after` does not have. */
   private release(name: string, after: MeshService | undefined): void {
     const before = this.indexed.get(name)
     if (before === undefined) return
@@ -67,8 +69,8 @@ export class AddressIndex {
 }
 
 /**
- * Instance address to endpoint key, undefined where no endpoint serves it; the first endpoint at an address has it.
- * What a service is redirected to stays the address of that other service.
+ * Endpoint keys by instance address, undefined where no endpoint serves it; of several endpoints at one address the
+ * first. Endpoints of a redirect target are skipped: their addresses belong to that other service.
  */
 function instancesOf(service: MeshService): Map<string, string | undefined> {
   const keys = new Map<string, string | undefined>()
