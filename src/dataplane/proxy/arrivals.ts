@@ -1,30 +1,31 @@
 /**
- * Streams that have arrived and are not connections yet: what is awaited is the preface, or the policy. They take no
- * place among the connections and have no timer. Each peer identity may have so many of them, and no more than is free: what
- * one host has leaves room for whoever comes.
+ * Inbound streams that are not connections yet: they wait for their preface or their policy. They do not count as
+ * connections and have no timers. Each peer identity may have a limited number, and no more than are free, so that one
+ * host leaves room for others.
  *
- * A chain by age, as in the table of connections: all have the same deadline, so that a sweep looks at the oldest ones only.
+ * Kept as a chain by age, as in the table of connections: all have the same deadline, so a sweep visits only the
+ * oldest.
  */
 import { SharedLimit } from '../io/shared-limit.ts'
 import type { Account } from '../tunnel/accounts.ts'
 
-/** An identity may have as many as are free; nothing takes them back but time. */
+/** One identity may have as many as are free; only their deadline takes them back. */
 const SHARE_FACTOR = 1
 
-/** A stream in its first stage. */
+/** A stream that is not authorized yet. */
 export interface Arriving {
   readonly account: Account
-  /** Monotonic milliseconds; from then on the sweep calls {@link expire}. */
+  /** Monotonic milliseconds; after this time the sweep calls {@link expire}. */
   readonly expiresAtMs: number
-  /** It has taken too long. Leaves the chain. */
+  /** Called when the deadline has passed; the stream leaves the chain. */
   expire(): void
   older: Arriving | undefined
   newer: Arriving | undefined
 }
 
-/** How many there may be. */
+/** Limits of their number. */
 export interface ArrivalLimits {
-  /** Of one peer identity. */
+  /** For one peer identity. */
   readonly perPeer: number
   readonly all: number
 }
@@ -32,7 +33,7 @@ export interface ArrivalLimits {
 /** The streams of a worker that are not authorized yet. */
 export class Arrivals {
   private readonly perPeer: number
-  /** All of them, and what each has. */
+  /** The limit of all streams, and how many are in use. */
   readonly all: SharedLimit
   private oldest: Arriving | undefined
   private newest: Arriving | undefined
@@ -42,12 +43,12 @@ export class Arrivals {
     this.all = new SharedLimit(all, SHARE_FACTOR)
   }
 
-  /** Streams in their first stage now. */
+  /** Number of streams that are not authorized yet. */
   get size(): number {
     return this.all.used
   }
 
-  /** Whether one more of this caller may be looked at. */
+  /** Whether one more stream of this caller is accepted. */
   hasRoom(account: Account): boolean {
     const { unauthorized } = account
     return (
@@ -55,7 +56,7 @@ export class Arrivals {
     )
   }
 
-  /** Enters a stream. */
+  /** Adds a stream. */
   add(arriving: Arriving): void {
     arriving.older = this.newest
     if (this.newest === undefined) this.oldest = arriving
@@ -64,7 +65,7 @@ export class Arrivals {
     this.all.add(arriving.account.unauthorized, 1)
   }
 
-  /** Takes a stream out. Later calls do nothing. */
+  /** Removes a stream. Further calls do nothing. */
   delete(arriving: Arriving): void {
     const { older, newer } = arriving
     if (older === undefined && this.oldest !== arriving) return
@@ -77,7 +78,7 @@ export class Arrivals {
     this.all.add(arriving.account.unauthorized, -1)
   }
 
-  /** Ends those whose time is over. */
+  /** Expires the streams whose deadline has passed. */
   sweep(nowMs: number): void {
     while (this.oldest !== undefined && this.oldest.expiresAtMs <= nowMs) {
       const { oldest } = this

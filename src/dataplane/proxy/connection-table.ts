@@ -1,9 +1,9 @@
 /**
- * Every connection that this worker carries: for the admin API, for deadlines, for draining.
+ * All connections that this worker carries: for the admin API, for deadlines, for draining.
  *
- * A connection is added when it is accepted and taken out at its one ending, which is counted under its
- * response flag here and nowhere else. Idle connections are found by looking at byte counts once per sweep,
- * so that moving bytes costs no timer.
+ * A connection is added when it is accepted, and removed when it ends; its ending is counted under its response flag
+ * here and nowhere else. Idle connections are found by comparing byte counts once per sweep, so that moving bytes needs
+ * no timer.
  */
 import { MeshError } from '../../lib/errors.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
@@ -24,15 +24,15 @@ import {
 } from './connection.ts'
 import { type Refusal, Refusals } from './refusals.ts'
 
-/** What one connection may need: a socket at each end. */
+/** The most descriptors that one connection needs: a socket at each end. */
 const DESCRIPTORS_AT_MOST = 2
 
-/** Deadlines and caps of a table; milliseconds. */
+/** Limits and deadlines of a table; times in milliseconds. */
 export interface ConnectionLimits {
-  /** Of local applications. */
+  /** For connections of local applications. */
   readonly connections: number
   readonly connectionsPerService: number
-  /** From other hosts. */
+  /** For connections from other hosts. */
   readonly inboundConnections: number
   readonly inboundConnectionsPerService: number
   readonly idleMs: number
@@ -41,15 +41,15 @@ export interface ConnectionLimits {
 
 /** The connections of one worker. */
 export class ConnectionTable {
-  // A chain through the connections themselves, not a Map: see lib/id-map.ts for what churn does to one.
+  // A chain through the connections themselves, not a Map: lib/id-map.ts explains what churn costs a Map.
   private oldest: Connection | undefined
   private newest: Connection | undefined
   private count = 0
   private readonly outbound: Tally
   private readonly inbound: Tally
-  /** The certificates of those that have a TLS connection to themselves; those of a tunnel are its session's. */
+  /** The certificates of connections that have a TLS connection of their own; a tunnel's session holds the others. */
   private readonly certificates = new Map<Connection, CertificatePair>()
-  /** Services called since {@link takeCalled}. */
+  /** Services called since the last {@link takeCalled}. */
   private readonly called = new Set<string>()
   private readonly limits: ConnectionLimits
   private readonly counters: TrafficCounters
@@ -68,18 +68,18 @@ export class ConnectionTable {
     return this.count
   }
 
-  /** Whether one more connection of this caller is within the caps of its direction, and has descriptors left. */
+  /** Whether one more connection of this caller is within the limits of its direction and of descriptors. */
   hasRoom(direction: 'outbound' | 'inbound', source: string, account: Account): boolean {
     if (this.isShortOfDescriptors(account)) return false
     return this.tally(direction).hasRoom(source, account.connections)
   }
 
-  /** Whether the caller has as many descriptors as it may have just now. */
+  /** Whether the caller has as many descriptors as it may have at present. */
   isShortOfDescriptors(account: Account): boolean {
     return !account.shared.descriptors.allows(account.descriptors, DESCRIPTORS_AT_MOST)
   }
 
-  /** Enters a connection that has been accepted. */
+  /** Adds a connection that has been accepted. */
   add(
     direction: 'outbound' | 'inbound',
     source: string,
@@ -112,7 +112,7 @@ export class ConnectionTable {
     return connection
   }
 
-  /** The connection has `count` descriptors of its own now; they are given back at its end. */
+  /** Charges the connection for `count` descriptors of its own in total; they are released when it ends. */
   useDescriptors(connection: Connection, count: number): void {
     if (!this.has(connection) || connection.descriptors >= count) return
     const { account, descriptors } = connection
@@ -120,7 +120,7 @@ export class ConnectionTable {
     connection.descriptors = count
   }
 
-  /** Breaks off the connections of a caller for which most is held, until so many bytes are free. @returns how many. */
+  /** Aborts the caller's connections, those that hold most bytes first, until `bytes` are freed. @returns how many. */
   shed(account: Account, bytes: number): number {
     const heavy = [...this.all()]
       .filter((connection) => connection.account === account)
@@ -144,14 +144,14 @@ export class ConnectionTable {
     return count
   }
 
-  /** The destination is known: from here on the connection counts for its service pair. */
+  /** Sets the destination: from here on the connection counts for its pair of services. */
   setDestination(connection: Connection, stage: Reaching | Refused | Delivering): void {
     connection.stage = stage
     this.counters.opened(stage.row)
     if (connection.direction === 'outbound') this.called.add(stage.destination)
   }
 
-  /** The services that were called since the last time, or have connections now. */
+  /** The services that were called since the last call, or have open connections now. */
   takeCalled(): string[] {
     for (const { direction, stage } of this.all())
       if (direction === 'outbound' && stage.state !== 'unrouted') this.called.add(stage.destination)
@@ -160,12 +160,12 @@ export class ConnectionTable {
     return called
   }
 
-  /** The connection has a TLS connection to itself, and lasts no longer than the certificates of that. */
+  /** For a connection with a TLS connection of its own: it is aborted when these certificates are no longer valid. */
   bindCertificates(connection: Connection, certificates: CertificatePair): void {
     if (this.has(connection)) this.certificates.set(connection, certificates)
   }
 
-  /** Breaks off the connections whose certificates `rejection` finds fault with. */
+  /** Aborts the connections for whose certificates `rejection` returns an error. */
   abortUntrusted(rejection: (certificates: CertificatePair) => MeshError | undefined): void {
     for (const [connection, certificates] of Array.from(this.certificates)) {
       const reason = rejection(certificates)
@@ -174,8 +174,8 @@ export class ConnectionTable {
   }
 
   /**
-   * The one ending of a connection. Later calls do nothing. With a `reason` it is remembered for a while,
-   * unless the caller itself hung up.
+   * Ends and removes a connection. Further calls do nothing. With a `reason` the ending is listed among the refusals
+   * for a while, unless the caller itself hung up.
    */
   end(connection: Connection, flag: ResponseFlag, reason?: unknown): void {
     if (!this.has(connection)) return
@@ -191,7 +191,7 @@ export class ConnectionTable {
     this.counters.closed(this.rowOf(connection), flag, performance.now() - connection.startedMs)
   }
 
-  /** Its row in the traffic counters; a connection that ends before its destination is known has one, too. */
+  /** Its row in the traffic counters. A connection that ends before its destination is known has one, too. */
   private rowOf({ direction, source, stage }: Connection): number {
     if (stage.state !== 'unrouted') return stage.row
     const reporter = direction === 'outbound' ? 'source' : 'destination'
@@ -200,7 +200,7 @@ export class ConnectionTable {
     return row
   }
 
-  /** Breaks off what has been quiet for too long. `nowMs` is monotonic. */
+  /** Aborts connections that were quiet for too long. `nowMs` is monotonic. */
   sweep(nowMs: number): void {
     const quiet: Connection[] = []
     for (let at = this.oldest; at !== undefined; at = at.newer)
@@ -215,7 +215,7 @@ export class ConnectionTable {
       )
   }
 
-  /** Breaks off the connections that `condemned` picks. */
+  /** Aborts the connections that `condemned` selects. @returns how many. */
   abortWhere(
     condemned: (connection: Connection) => boolean,
     flag: ResponseFlag,
@@ -230,7 +230,7 @@ export class ConnectionTable {
     return count
   }
 
-  /** Whether a connection is open that was opened at or before this wall-clock time. */
+  /** Whether a connection is open that was accepted at or before this wall-clock time. */
   hasOlderThan(timeMs: number): boolean {
     return this.oldest !== undefined && this.oldest.openedAtMs <= timeMs
   }
@@ -241,7 +241,7 @@ export class ConnectionTable {
     return undefined
   }
 
-  /** The last connections that were refused or broken off, newest first. */
+  /** The last connections that were refused or aborted, newest first. */
   refusals(): Refusal[] {
     return this.refused.list()
   }
@@ -260,7 +260,7 @@ export class ConnectionTable {
     return direction === 'outbound' ? this.outbound : this.inbound
   }
 
-  /** Oldest first. Nothing may be broken off while it is walked. */
+  /** Oldest first. No connection may be aborted during the iteration. */
   private *all(): Iterable<Connection> {
     for (let at = this.oldest; at !== undefined; at = at.newer) yield at
   }
@@ -292,7 +292,9 @@ export class ConnectionTable {
     this.count += 1
   }
 
-  /** What has ended points to nothing: were it old to the collector, it would keep what came after it. */
+  /**
+   * Clears its links: if the ended object were in the old generation of the heap, it would keep its successors alive.
+   */
   private leave(connection: Connection): void {
     const { older, newer } = connection
     if (older === undefined) this.oldest = newer
@@ -306,13 +308,13 @@ export class ConnectionTable {
 }
 
 /**
- * How many connections there are in one direction, and of each caller. One that is alone may have the cap of one caller; several
- * share the whole, so that whoever comes finds room.
+ * Number of connections in one direction, in total and by caller. A single caller may reach the limit for one caller;
+ * several share the total, so that a new caller finds room.
  */
 class Tally {
   private readonly all: SharedLimit
   private readonly mostOfSource: number
-  /** Zeros stay: callers are few, and deleting is churn. */
+  /** Zero entries are kept: callers are few, and deleting them would be churn. */
   private readonly bySource = new Map<string, number>()
 
   constructor(most: number, mostOfSource: number) {

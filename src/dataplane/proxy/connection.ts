@@ -1,5 +1,5 @@
 /**
- * One carried connection: what is always known of it, and what only in its present stage.
+ * One carried connection: what is known of it in every stage, and what only in its present stage.
  *
  * ```
  *   outbound: unrouted --> reaching ---> open --> half-closed
@@ -13,31 +13,31 @@ import { canonicalIp, formatAddress, type SocketAddress } from '../../model/addr
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { Account } from '../tunnel/accounts.ts'
 
-/** A socket that can be asked where its other end is, as long as it is open: a system call. */
+/** An open socket that can be asked for its remote address: a system call. */
 export interface RemoteEnd {
   readonly remoteAddress?: string | undefined
   readonly remotePort?: number | undefined
 }
 
-/** What of a connection may have bytes waiting in it. */
+/** The part of a connection that may buffer bytes. */
 export interface HoldingStream {
   readonly heldMemory: number
 }
 
-/** Mutable; written by the story that has it in hand. */
+/** Mutable; written by the code that handles the connection at present. */
 export interface Connection {
   readonly id: number
   readonly direction: 'outbound' | 'inbound'
   /** The calling service. */
   readonly source: string
-  /** Whom it is spent on. */
+  /** The account that the connection is charged to. */
   readonly account: Account
-  /** Where the calling application is: its socket, or an address; undefined when that is not known. */
+  /** The calling application: its socket, or its address; undefined when unknown. */
   from: RemoteEnd | SocketAddress | undefined
-  /** The address that the application asked for; undefined when it asked by name. */
+  /** The address that the application dialed; undefined when it used an upstream port. */
   wanted: SocketAddress | undefined
   stage: Stage
-  /** Descriptors that it has, as far as they are its own. */
+  /** Number of descriptors that belong to this connection alone. */
   descriptors: number
   /** Wall clock, milliseconds. */
   readonly openedAtMs: number
@@ -45,27 +45,27 @@ export interface Connection {
   readonly startedMs: number
   sentBytes: number
   receivedBytes: number
-  /** Breaks the connection off in its present stage, with this ending. */
+  /** Aborts the connection in its present stage, with this ending. */
   abort: (flag: ResponseFlag, reason: MeshError) => void
   sweptBytes: number
   quietSinceMs: number
-  /** Its neighbors in the table, by age. */
+  /** Its neighbors in the table, in order of age. */
   older: Connection | undefined
   newer: Connection | undefined
 }
 
-/** How far a connection has come, and what is known of it there. */
+/** The stage of a connection, with what is known in it. */
 export type Stage = Unrouted | Reaching | Refused | Delivering | Open
 
-/** Outbound: which service is meant is not known yet. */
+/** Outbound: the called service is not known yet. */
 interface Unrouted {
   readonly state: 'unrouted'
 }
 
-/** The one object of those that have just been accepted. */
+/** Shared by all connections that have just been accepted. */
 export const UNROUTED: Unrouted = { state: 'unrouted' }
 
-/** It counts for a pair of services. */
+/** The connection counts for a pair of services. */
 interface Routed {
   /** The called service. */
   readonly destination: string
@@ -73,27 +73,27 @@ interface Routed {
   readonly row: number
 }
 
-/** Outbound: instances are tried. */
+/** Outbound: an instance is being reached. */
 export interface Reaching extends Routed {
   readonly state: 'reaching'
   readonly reach: ReachProgress
 }
 
-/** What is known of the instance that is tried just now. */
+/** The instance that is being tried. */
 export interface ReachProgress extends HoldingStream {
   /** Its tunnel address; undefined on this host. */
   readonly peer: SocketAddress | undefined
-  /** The service whose policy was applied on this host; undefined where another host decides. */
+  /** The service whose policy was applied on this host; undefined when another host decides. */
   readonly decidedFor: string | undefined
 }
 
-/** Inbound: no application is dialed for it. */
+/** Inbound: refused, no application is dialed. */
 export interface Refused extends Routed {
   readonly state: 'refused'
   readonly peer: SocketAddress | undefined
 }
 
-/** Inbound: the application is being connected to. */
+/** Inbound: the application is being dialed. */
 export interface Delivering extends Routed {
   readonly state: 'delivering'
   readonly peer: SocketAddress | undefined
@@ -102,19 +102,19 @@ export interface Delivering extends Routed {
   readonly stream: HoldingStream
 }
 
-/** Bytes run both ways. */
+/** Bytes move in both directions. */
 export interface Open extends Routed {
   state: 'open' | 'half-closed'
-  /** Who serves it: `<node>/<service id>`, or a local address. */
+  /** The serving instance: `<node>/<service id>`, or a local address. */
   readonly endpoint: string
   /** The peer's tunnel address; undefined on the same host. */
   readonly peer: SocketAddress | undefined
   /**
-   * The service whose policy was applied on this host, so that a changed intention may end the connection: another than the
-   * called one after a redirect or failover. Undefined where another host decided.
+   * The service whose policy was applied on this host, so that a changed intention can end the connection. Differs from
+   * the called service after a redirect or failover. Undefined when another host decided.
    */
   readonly decidedFor: string | undefined
-  /** Towards the peer, or the called application on this host. */
+  /** The side of the peer, or of the called application on this host. */
   readonly stream: HoldingStream
   /** The application's socket on this host. */
   readonly local: HoldingStream
@@ -155,7 +155,7 @@ export function viewOf(connection: Connection): ConnectionView {
   }
 }
 
-/** Whether bytes run. */
+/** Whether bytes can move. */
 export function isOpen(stage: Stage): stage is Open {
   return stage.state === 'open' || stage.state === 'half-closed'
 }
@@ -165,13 +165,13 @@ export function destinationOf(stage: Stage): string | undefined {
   return stage.state === 'unrouted' ? undefined : stage.destination
 }
 
-/** The peer's tunnel address, of an outbound connection that of the instance tried just now. */
+/** The peer's tunnel address; for an outbound connection that is being reached, of the instance tried at present. */
 export function peerOf(stage: Stage): SocketAddress | undefined {
   if (stage.state === 'unrouted') return undefined
   return stage.state === 'reaching' ? stage.reach.peer : stage.peer
 }
 
-/** Who serves it, as soon as that is decided. */
+/** The serving instance, as soon as it is chosen. */
 export function endpointOf(stage: Stage): string | undefined {
   return 'endpoint' in stage ? stage.endpoint : undefined
 }
@@ -183,14 +183,14 @@ export function decidedFor(stage: Stage): string | undefined {
   return isOpen(stage) ? stage.decidedFor : stage.destination
 }
 
-/** Bytes that wait in it. */
+/** Buffered bytes. */
 export function heldBy(stage: Stage): number {
   if (stage.state === 'reaching') return stage.reach.heldMemory
   if (stage.state === 'delivering') return stage.stream.heldMemory
   return isOpen(stage) ? stage.stream.heldMemory + stage.local.heldMemory : 0
 }
 
-/** Where somebody is; undefined when it is not known, or the socket is closed. */
+/** The address of a remote end; undefined when it is unknown, or the socket is closed. */
 export function addressOf(end: RemoteEnd | SocketAddress | undefined): SocketAddress | undefined {
   if (end === undefined || 'ip' in end) return end
   const ip = canonicalIp(end.remoteAddress ?? '')

@@ -1,8 +1,9 @@
 /**
- * What a calling side sends before the called side is there, in either direction.
+ * Bytes that the calling side sends before the called side is connected, in either direction.
  *
- * A stream that arrives is paused by then: only what came together with its preface waits here. An application may speak while
- * instances are tried for it: what it says is forwarded before one has confirmed, and kept to be replayed to another one.
+ * An inbound stream is paused by then: only bytes that arrived together with its preface are kept here. A local
+ * application may send while instances are tried: its bytes are forwarded to an instance before that has confirmed, and
+ * kept, to be replayed to another one.
  */
 import { MeshError } from '../../lib/errors.ts'
 import { type ByteStream, IdleReceiver, type WriteResult } from '../io/byte-stream.ts'
@@ -11,9 +12,9 @@ import { UNCONFIRMED_LIMIT } from '../tunnel/stream.ts'
 
 const NO_BYTES = new Uint8Array(0)
 
-/** The receiver of a calling side until the splice. An end of a paused stream is told to the splice. */
+/** The receiver of the calling side until the splice. The splice receives the end of a paused stream itself. */
 export class EarlyBytes extends IdleReceiver {
-  /** What has come. */
+  /** The bytes received so far. */
   bytes: Uint8Array = NO_BYTES
   /** Called when the caller hangs up. */
   protected onGone: ((reason: Error) => void) | undefined
@@ -46,16 +47,16 @@ export class EarlyBytes extends IdleReceiver {
   }
 }
 
-/** The same of a caller that may speak while instances are tried for it. */
+/** Early bytes of a caller that may send while instances are tried for it. */
 export class ReplayableBytes extends EarlyBytes {
   /** Whether the caller has finished sending. */
   hasEnded = false
-  /** Whether the source is read, or was. */
+  /** Whether the source has been resumed. */
   isReading = false
   private readonly source: ByteStream
   private readonly account: Account
   private target: ByteStream | undefined
-  /** What {@link target} has been given. */
+  /** Number of bytes that {@link target} has received. */
   private forwarded = 0
   private gone: MeshError | undefined
 
@@ -67,24 +68,24 @@ export class ReplayableBytes extends EarlyBytes {
     source.receiver = this
   }
 
-  /** Whether the caller has hung up, or was given up. */
+  /** Whether the caller has hung up, or was aborted. */
   get isGone(): boolean {
     return this.gone !== undefined
   }
 
-  /** Why there is nobody to serve any more. */
+  /** The error for a caller that is gone. */
   goneError(): MeshError {
     return this.gone ?? new MeshError('HM_CALLER_GONE', 'The caller hung up')
   }
 
-  /** Breaks the caller off. */
+  /** Aborts the caller. */
   giveUp(reason: MeshError): void {
     this.gone = reason
     this.onGone?.(reason)
     this.source.reset()
   }
 
-  /** Lets the caller speak into a stream that is not confirmed yet; all that it said before is replayed. */
+  /** Lets the caller send into a stream that is not confirmed yet; replays all earlier bytes to it. */
   forwardTo(target: ByteStream, onGone: (reason: Error) => void): void {
     this.target = target
     this.forwarded = 0
@@ -95,13 +96,13 @@ export class ReplayableBytes extends EarlyBytes {
     if (this.bytes.length < UNCONFIRMED_LIMIT && !this.account.isTight) this.source.resume()
   }
 
-  /** The target has failed. */
+  /** To be called when the target has failed. */
   stopForwarding(): void {
     this.target = undefined
     this.onGone = undefined
   }
 
-  /** The called side is there: it gets what it has not got yet. What comes from here on is the splice's. */
+  /** The called side is connected: writes what it has not received yet. The splice handles all further bytes. */
   handOver(target: ByteStream): void {
     if (this.target !== target) this.forwarded = 0
     this.target = target
@@ -111,7 +112,7 @@ export class ReplayableBytes extends EarlyBytes {
     this.release()
   }
 
-  /** The bytes are not needed any more. To be called at least once. */
+  /** Releases the bytes. To be called at least once. */
   release(): void {
     this.account.hold(-this.bytes.length)
     this.bytes = NO_BYTES
@@ -119,7 +120,7 @@ export class ReplayableBytes extends EarlyBytes {
 
   override onBytes(bytes: Uint8Array): WriteResult {
     super.onBytes(bytes)
-    // Many that speak to somebody who does not answer are listened to later.
+    // With many callers that send to instances which do not answer, reading is postponed.
     if (this.bytes.length >= UNCONFIRMED_LIMIT || this.account.isTight) this.source.pause()
     this.account.hold(bytes.length)
     this.replay(UNCONFIRMED_LIMIT)
@@ -136,7 +137,7 @@ export class ReplayableBytes extends EarlyBytes {
     this.onGone?.(this.gone)
   }
 
-  /** Writes what the target has not got yet, up to an offset. */
+  /** Writes what the target has not received yet, up to the offset `until`. */
   private replay(until: number): void {
     const part = this.bytes.subarray(this.forwarded, until)
     if (part.length === 0 || this.target === undefined) return

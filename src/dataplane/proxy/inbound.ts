@@ -1,14 +1,14 @@
 /**
- * The story of a connection that arrives for an application on this host.
+ * Handles a connection that arrives for an application on this host.
  *
- *   accept    a peer that has proved which service it is; over a tunnel, one stream of it
- *   preface   over a tunnel: which instance is meant, and who the real client is
- *   policy    may this service reach ours: decided here, at the destination; one that is not loaded yet is
- *             waited for, and denies when it does not come. Until here an arrival costs next to nothing (arrivals.ts)
- *   deliver   the application's own port, from our configuration and nowhere else
- *   splice    bytes both ways until both sides are done
+ *   accept    a peer whose service is verified by its certificate; over a tunnel, one of its streams
+ *   preface   over a tunnel: which instance is called, and who the real client is
+ *   policy    whether that service may reach ours: decided here, at the destination; a policy that is not loaded yet is
+ *             awaited, and denies on timeout. Until here an arrival costs next to nothing (arrivals.ts)
+ *   deliver   to the application's own address, only ever from our configuration
+ *   splice    bytes in both directions until both sides are done
  *
- * What a caller sends early waits in the stream and is thrown away when it is refused.
+ * Early bytes of the caller wait in the stream, and are dropped when it is refused.
  */
 import { errorCode, MeshError } from '../../lib/errors.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
@@ -31,28 +31,31 @@ import { isCutOff, logBrokenOff, refuse } from './refuse.ts'
 import { splice } from './splice.ts'
 import { awaitPolicy, isPolicyAwaited, type WorkerContext } from './worker-context.ts'
 
-/** What it costs to decide on a connection and to make one to the application, and to refuse what came to nothing before. Nanoseconds. */
+/**
+ * Work per connection: deciding on it and connecting to the application; and refusing one that was futile before that.
+ * Nanoseconds.
+ */
 const CONNECTION_COST = 200_000
 const REFUSAL_COST = 25_000
 
-/** One arriving connection: a stream of a tunnel, or a Connect peer's whole TLS connection. */
+/** One inbound connection: a stream of a tunnel, or a Connect peer's whole TLS connection. */
 export interface Arrival {
   readonly stream: TunnelStream | SocketStream
   readonly peer: PeerIdentity
-  /** Whom all of it is spent on. */
+  /** The lane that the connection is charged to. */
   readonly lane: Lane
   /** The peer's address. */
   readonly address: SocketAddress | undefined
   /** The local service whose certificate the peer accepted. */
   readonly destination: string
-  /** The certificates of a Connect peer's connection; undefined for a stream, whose session answers for it. */
+  /** The certificates of a Connect peer's connection; undefined for a stream, whose session checks them. */
   readonly certificates: CertificatePair | undefined
 }
 
-/** A stream of a tunnel, which has a preface. */
+/** A stream of a tunnel; it has a preface. */
 export type ArrivingStream = Arrival & { readonly stream: TunnelStream }
 
-/** Takes a stream that a peer has just opened. Never throws. */
+/** Handles a stream that a peer has just opened. Never throws. */
 export function carryStream(context: WorkerContext, arrival: ArrivingStream): void {
   const { account } = arrival.lane
   if (!context.isDraining() && context.arrivals.hasRoom(account)) {
@@ -67,7 +70,7 @@ export function carryStream(context: WorkerContext, arrival: ArrivingStream): vo
   resetWith(arrival.stream, context.isDraining() ? 'DR' : 'UO')
 }
 
-/** Carries the connection of a Connect peer to its end. Never rejects. */
+/** Handles the connection of a Connect peer until its end. Never rejects. */
 export async function carryConnection(context: WorkerContext, arrival: Arrival): Promise<void> {
   const early = new EarlyBytes()
   arrival.stream.receiver = early
@@ -75,7 +78,7 @@ export async function carryConnection(context: WorkerContext, arrival: Arrival):
   else await carry(context, arrival, undefined, early)
 }
 
-/** From the policy on. A place among the connections is taken by those that it has allowed, and by nobody else. */
+/** Handles an arrival from the policy on. Only allowed arrivals count towards the limits of connections. */
 async function carry(
   context: WorkerContext,
   arrival: Arrival,
@@ -126,7 +129,7 @@ async function carry(
   }
 }
 
-/** Enters an arrival into the table, before anything else is done for it. */
+/** Adds an arrival to the table, before anything else is done for it. */
 function enter(
   context: WorkerContext,
   arrival: Arrival,
@@ -138,7 +141,7 @@ function enter(
   const connection = context.connections.add('inbound', peer.service, lane.account, from)
   connection.wanted = preface?.destination
   context.connections.setDestination(connection, stage)
-  // Named first, then assigned, here and below: docs/performance.md, "Garbage".
+  // A variable first, then the assignment, here and below: docs/performance.md, "Garbage".
   const abort: Connection['abort'] = (flag, reason) => {
     context.connections.end(connection, flag, reason)
     resetWith(stream, flag)
@@ -150,7 +153,7 @@ function enter(
   return connection
 }
 
-/** Ends an arrival for which no application is dialed. */
+/** Refuses an arrival for which no application is dialed. */
 function refuseArrival(
   context: WorkerContext,
   arrival: Arrival,
@@ -167,7 +170,7 @@ function rowOf(context: WorkerContext, { peer, destination }: Arrival): number {
   return context.counters.row('destination', peer.service, destination)
 }
 
-/** Why the caller may not reach the service; undefined when it may. */
+/** Why the caller is denied; undefined when it is allowed. */
 function denialOf(context: WorkerContext, arrival: Arrival): MeshError | undefined {
   const { peer, destination } = arrival
   const decision = evaluate(peer.service, context.snapshot().policies.get(destination))
@@ -178,7 +181,7 @@ function denialOf(context: WorkerContext, arrival: Arrival): MeshError | undefin
   )
 }
 
-/** How the instance is dialed that is meant; undefined when this host has none. */
+/** How to dial the called instance; undefined when this host has none. */
 function dialFor(
   context: WorkerContext,
   { destination, peer, address }: Arrival,
@@ -261,8 +264,8 @@ function resetWith(stream: ByteStream, flag: Parameters<typeof resetReasonOf>[0]
 }
 
 /**
- * A stream until it is authorized: its preface, and its policy where that is not loaded yet. The stream is paused from the
- * last byte of the preface on; what was under way is kept with the rest.
+ * A stream until it is authorized: waits for its preface, and for its policy where that is not loaded yet. The stream
+ * is paused after the last byte of the preface; bytes that were already under way are kept with the others.
  */
 class StreamArrival extends EarlyBytes implements Arriving {
   readonly account: Account
@@ -290,7 +293,7 @@ class StreamArrival extends EarlyBytes implements Arriving {
   }
 
   expire(): void {
-    // Then it is the policy that is late: that has a deadline of its own.
+    // Then the policy is late: it has a deadline of its own.
     if (this.preface !== undefined) return
     const { handshakeMs } = this.context.timeouts
     this.refuse(
@@ -326,7 +329,7 @@ class StreamArrival extends EarlyBytes implements Arriving {
     super.onReset(reason)
   }
 
-  /** Not before the frames that arrived together have been read: a reset among them saves all the rest. */
+  /** Runs after the frames that arrived together have been read: a reset among them makes the rest unnecessary. */
   private async authorize(preface: Preface): Promise<void> {
     const { context, arrival } = this
     await Promise.resolve()
@@ -352,7 +355,7 @@ class StreamArrival extends EarlyBytes implements Arriving {
     if (!arrival.stream.isClosed) await carry(context, arrival, preface, this)
   }
 
-  /** Thousands may come to nothing at the same moment: each is told when it is its caller's turn. */
+  /** Thousands may be refused at the same moment: each reset is sent when it is its caller's turn. */
   private refuse(error: MeshError): void {
     const { context, arrival, account } = this
     context.arrivals.delete(this)

@@ -1,12 +1,12 @@
 /**
- * The story of a connection that a local application opens.
+ * Handles a connection that a local application opens.
  *
- *   take      who calls (which listener it came through) and what it asked for (the kernel knows)
- *   route     which service that is
+ *   accept    which service calls (known from the listener) and what it dialed (known from the kernel)
+ *   route     which service is called
  *   reach     an instance of it, on this host or through a tunnel (reach.ts)
- *   splice    bytes both ways until both sides are done
+ *   splice    bytes in both directions until both sides are done
  *
- * The application may speak before an instance has confirmed: early-bytes.ts.
+ * The application may send before an instance has confirmed: early-bytes.ts.
  */
 import type { Socket } from 'node:net'
 import { MeshError } from '../../lib/errors.ts'
@@ -23,13 +23,13 @@ import { logBrokenOff, refuse } from './refuse.ts'
 import { splice } from './splice.ts'
 import type { Listener, WorkerContext } from './worker-context.ts'
 
-/** What was asked for. */
+/** The called service and instance. */
 interface Route extends Target {
-  /** The address that was asked for, when no endpoint serves the instance there. */
+  /** The dialed address, when no endpoint serves the instance there. */
   readonly unserved?: SocketAddress
 }
 
-/** Carries one accepted connection (paused, half-open allowed) to its end. Never rejects. */
+/** Handles one accepted connection (paused, half-open allowed) until its end. Never rejects. */
 export async function carryOutbound(
   context: WorkerContext,
   socket: Socket,
@@ -50,15 +50,15 @@ export async function carryOutbound(
   downstream.chargeTo(account)
   if (listener.capturedBy === 'redirect') downstream.afterReset = trackedEnds(socket)
   const early = new ReplayableBytes(downstream, account)
-  // Named first, then assigned, here and below: docs/performance.md, "Garbage".
+  // A variable first, then the assignment, here and below: docs/performance.md, "Garbage".
   const abort: Connection['abort'] = (_flag, reason) => {
-    // The ending is recorded after the socket has gone, and that could not say its address any more.
+    // The ending is recorded after the socket has closed, when its address is no longer available.
     connection.from = addressOf(socket)
     early.giveUp(reason)
   }
   connection.abort = abort
   try {
-    // Fast path: no await when everything is there. Each costs more than the decision itself.
+    // Fast path: no await when everything is loaded. Each await costs more than the decision itself.
     if (context.snapshot().version === 0) await firstSnapshot(context)
     const wanted = wantedBy(context, socket, listener, connection)
     const target = route(context, wanted) ?? (await routeLater(context, listener.caller, wanted))
@@ -79,7 +79,7 @@ async function firstSnapshot(context: WorkerContext): Promise<void> {
   await context.until(() => context.snapshot().version > 0 || undefined, context.timeouts.readyMs)
 }
 
-/** What the application asked for: a service by name, or an address. */
+/** The destination: a service by name, or an address. */
 function wantedBy(
   context: WorkerContext,
   socket: Socket,
@@ -104,8 +104,8 @@ function wantedBy(
 }
 
 /**
- * Rules of others may translate what is diverted already (the published port of a container on this host): where nothing of the mesh is,
- * the kernel is asked what was dialed.
+ * Other programs' rules may translate the address of a connection that is already diverted (a container's published
+ * port on this host). If no service is known at the translated address, the kernel is asked for the dialed one.
  */
 function beforeTranslation(
   context: WorkerContext,
@@ -118,8 +118,8 @@ function beforeTranslation(
 }
 
 /**
- * Keeps connection tracking true to a redirected connection: returns what to do once we have reset it, and sees to it
- * that its caller hears of an end which tracking has caused.
+ * Keeps connection tracking in step with a redirected connection. Returns a function to be called once we have reset
+ * the connection; also makes sure that the caller is notified when tracking itself has caused the end.
  */
 function trackedEnds(socket: Socket): (() => void) | undefined {
   const caller = callerOf(socket)
@@ -130,8 +130,9 @@ function trackedEnds(socket: Socket): (() => void) | undefined {
 }
 
 /**
- * Whether the connection was made to the capture port itself. A transparent listener accepts what was dialed at its
- * own address, and what TPROXY hands it. After REDIRECT the system call is for those that could be.
+ * Whether the connection was made to the capture port itself. A transparent listener accepts connections dialed to its
+ * own address, and those that TPROXY diverts. After REDIRECT the local address (a system call) is read only when the
+ * port matches.
  */
 function isOwn(
   socket: Socket,
@@ -143,7 +144,7 @@ function isOwn(
   return address.ip === canonicalIp(socket.localAddress ?? '')
 }
 
-/** By the snapshot of the moment; undefined when that knows no such service. */
+/** Looks the destination up in the current snapshot; undefined when that has no such service. */
 function route(context: WorkerContext, wanted: string | SocketAddress): Route | undefined {
   const found: AddressRoute | undefined =
     typeof wanted === 'string'
@@ -162,7 +163,7 @@ function route(context: WorkerContext, wanted: string | SocketAddress): Route | 
     : { service, cluster, pinned }
 }
 
-/** Another instance is not what was asked for, and the way past the mesh is not one. */
+/** Neither another instance nor a connection past the mesh would be what the application asked for. */
 function withoutProxy(wanted: SocketAddress, service: string): MeshError {
   return new MeshError(
     'HM_ROUTE_NO_PROXY',
@@ -173,7 +174,7 @@ function withoutProxy(wanted: SocketAddress, service: string): MeshError {
   )
 }
 
-/** Waits for a snapshot that knows it. */
+/** Waits for a snapshot that has the service. */
 async function routeLater(
   context: WorkerContext,
   caller: string,
@@ -224,7 +225,8 @@ function join(
   connection.sentBytes += early.bytes.length
   context.counters.sent(row, early.bytes.length)
   early.handOver(upstream)
-  // Without a tunnel the chunk may be kept: this socket then reads into memory of its own, or what it reads is copied.
+  // Without a tunnel the other socket may keep the chunk: this one then reads into memory of its own, or chunks are
+  // copied.
   const mayKeep = upstream instanceof SocketStream
   if (mayKeep && !early.isReading) downstream.useOwnMemory()
   splice(
@@ -239,7 +241,7 @@ function join(
         if (ending.kind === 'done') finish('-')
         else if (ending.side === 'downstream') finish('DC', ending.reason)
         else {
-          // An application reset is not counted against the instance; a tunnel that broke under it is.
+          // A reset by the application is not counted against the instance; the loss of its tunnel is.
           if (isTunnelLoss(ending.reason)) noteFailure(context, target, endpoint, ending.reason)
           const flag = flagOf(ending.reason)
           logBrokenOff(context, connection, flag, asMeshError(ending.reason))

@@ -1,20 +1,22 @@
 /**
- * What became of the last connection of each caller to each instance, and of the last delivery to each
- * application of this host: what `hostmesh explain` and probes judge by. One worker's; bounded.
+ * The outcomes of the last connections of each caller to each instance, and of the last delivery to each application of
+ * this host: the data for `hostmesh explain` and probes. For one worker; bounded.
  *
- * Only the latest of each kind is kept, so that a connection costs two look-ups and no memory.
+ * Only the latest outcome of each kind is kept, so that a connection costs two look-ups and no memory.
  */
 import { describeError, errorCode } from '../../lib/errors.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import { flagOf } from './ending.ts'
 
-/** Pairs and applications that are remembered; beyond it the one that was met first goes. */
+/**
+ * Pairs of caller and target that are kept in each direction; beyond it the first pair of the first caller is dropped.
+ */
 const MAX_ENTRIES = 4_096
 
-/** Longest reason, in characters: it may quote what a peer sent. */
+/** Longest reason, in characters: it may quote text from a peer. */
 const MAX_REASON = 300
 
-/** A connection that did not come about. Times are wall clock, milliseconds. */
+/** A connection that failed to open. Times are wall clock, milliseconds. */
 export interface Failure {
   readonly atMs: number
   readonly flag: ResponseFlag
@@ -22,49 +24,49 @@ export interface Failure {
   readonly reason: string
 }
 
-/** The latest of both kinds. */
+/** The latest success and the latest failure. */
 export interface Outcome {
   okAtMs: number | undefined
   failure: Failure | undefined
 }
 
-/** The latest of one pair. */
+/** The latest outcomes of one pair. */
 export interface OutcomeView extends Readonly<Outcome> {
   readonly direction: 'outbound' | 'inbound'
   readonly source: string
-  /** The instance, `<node>/<service id>`; of an arriving connection the service. */
+  /** The instance, `<node>/<service id>`; for an inbound connection, the service. */
   readonly target: string
 }
 
-/** The memory of one worker. */
+/** The outcomes of one worker. */
 export class Outcomes {
   private readonly outbound = new Book()
   private readonly inbound = new Book()
-  /** By the address of the application. */
+  /** By the address of the application; no more than there are local services. */
   private readonly applications = new Map<string, Outcome>()
 
-  /** A connection of `source` to the target has come about. */
+  /** A connection of `source` to the target has been opened. */
   succeeded(direction: 'outbound' | 'inbound', source: string, target: string): void {
     this.bookOf(direction).of(source, target).okAtMs = Date.now()
   }
 
-  /** It has not. A caller that hung up says nothing of the target. */
+  /** The connection failed. A caller that hung up is not a failure of the target. */
   failed(direction: 'outbound' | 'inbound', source: string, target: string, thrown: unknown): void {
     const failure = failureOf(thrown)
     if (failure.flag !== 'DC') this.bookOf(direction).of(source, target).failure = failure
   }
 
-  /** The application at this address took a connection. */
+  /** The application at this address has accepted a connection. */
   delivered(address: string): void {
     this.applicationAt(address).okAtMs = Date.now()
   }
 
-  /** It did not. */
+  /** The application has not accepted the connection. */
   undelivered(address: string, thrown: unknown): void {
     this.applicationAt(address).failure = failureOf(thrown)
   }
 
-  /** Why the application's last connection failed; undefined when it did not, or that is older than `maxAgeMs`. */
+  /** Why the last connection to the application failed; undefined if it succeeded or is older than `maxAgeMs`. */
   lastUndelivered(address: string, maxAgeMs: number): Failure | undefined {
     const outcome = this.applications.get(address)
     const failure = outcome?.failure
@@ -72,7 +74,7 @@ export class Outcomes {
     return Date.now() - failure.atMs <= maxAgeMs ? failure : undefined
   }
 
-  /** All that is remembered of pairs. */
+  /** The outcomes of all pairs. */
   list(): OutcomeView[] {
     return [...this.outbound.list('outbound'), ...this.inbound.list('inbound')]
   }

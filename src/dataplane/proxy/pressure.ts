@@ -1,46 +1,46 @@
 /**
- * How close a worker is to what it may have: for the counters and the host's list of problems. Looks once a tick; decides
- * nothing, that is done where something is taken.
+ * How close a worker is to its limits: for the counters and the host's list of problems. Samples once per tick; makes
+ * no decisions, those are made where a resource is taken.
  */
 import type { LimitName, WorkerCounters } from '../../telemetry/counters.ts'
 import type { Share, SharedLimit } from '../io/shared-limit.ts'
 import type { Account, Accounts } from '../tunnel/accounts.ts'
 
-/** Share from which a resource counts as short. */
+/** Used share of the limit from which a resource counts as short. */
 const SHORT = 3 / 4
 
-/** It goes on to count as short for so long: what comes and goes by the second is one shortage. */
+/** How long a resource then counts as short, milliseconds: repeated short shortages are reported as one. */
 const SHORT_FOR_MS = 30_000
 
-/** Names in the list of those who are barred. */
+/** Names in the list of barred callers. */
 const MAX_BARRED_NAMES = 3
 
 /** One resource of a worker. */
 export interface ResourcePressure {
   readonly used: number
   readonly limit: number
-  /** It is three quarters full or something was refused for want of it, now or in the last half minute. */
+  /** It is three quarters full, or something was refused because of it, now or in the last half minute. */
   readonly isShort: boolean
-  /** Refused or broken off since it is short. */
+  /** Refused or aborted since it is short. */
   readonly refused: number
-  /** The caller that had most of it when it was short last; undefined while it is not. */
+  /** The caller that used most of it at the last shortage; undefined while it is not short. */
   readonly heaviest: { readonly name: string; readonly used: number } | undefined
 }
 
-/** How much of what it may have a worker uses, and what it had to refuse for that. */
+/** How much of each limit a worker uses, and what it had to refuse because of it. */
 export interface Pressure {
   /** Bytes. */
   readonly memory: ResourcePressure
   readonly descriptors: ResourcePressure
-  /** Streams of peers whose preface or policy is awaited. */
+  /** Streams of peers that wait for their preface or policy. */
   readonly streams: ResourcePressure
   /** Sessions that peers have opened. */
   readonly tunnels: ResourcePressure
-  /** Callers that are refused at the handshake now, each with the destination at which it is; some of them by name. */
+  /** Callers whose handshakes are refused now, each with its destination; some of them by name. */
   readonly barred: { readonly count: number; readonly names: readonly string[] }
 }
 
-/** A resource that has been watched for a while. */
+/** The recent state of one resource. */
 class ResourceWatch {
   private readonly limit: SharedLimit
   private readonly shareOf: (account: Account) => Share
@@ -77,7 +77,7 @@ class ResourceWatch {
   }
 }
 
-/** Who has most: a caller, or one of several of the same host. */
+/** The heaviest user: a caller, or one of several callers of the same host. */
 function told({ name, origin }: Account, share: Share): ResourcePressure['heaviest'] {
   const used = share.group?.used ?? share.used
   return used === share.used || origin === undefined
@@ -85,7 +85,7 @@ function told({ name, origin }: Account, share: Share): ResourcePressure['heavie
     : { name: `${name} and others from ${origin.name}`, used }
 }
 
-/** What has a limit that may be short; the others are counted only. */
+/** The resources that can be short; other limits are only counted. */
 type Watched = Extract<LimitName, 'memory' | 'descriptors' | 'streams' | 'tunnels'>
 
 /** Watches one worker. */
@@ -107,7 +107,7 @@ export class PressureWatch {
     }
   }
 
-  /** Something was refused for want of something. */
+  /** Something was refused because of a limit. */
   note(limit: LimitName, count = 1): void {
     if (count === 0) return
     this.counters.refused(limit, count)
@@ -115,7 +115,7 @@ export class PressureWatch {
     watches[limit]?.note(count)
   }
 
-  /** Looks, and tells the counters. `nowMs` is monotonic. */
+  /** Samples the limits, and sets the counters. `nowMs` is monotonic. */
   take(nowMs: number): Pressure {
     const { accounts, counters } = this
     const { memory, descriptors, streams, tunnels } = this.watches

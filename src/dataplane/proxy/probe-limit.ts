@@ -1,16 +1,16 @@
 /**
- * How many probes a worker answers: a peer that asks much leaves something for the others.
+ * Limits the probes that a worker answers, so that one peer leaves room for others.
  */
 import { type GroupShare, type Share, SharedLimit } from '../io/shared-limit.ts'
 
-/** Probes that a worker answers in a second: of one peer identity, and of all. */
+/** Probes per second that a worker answers: for one peer identity, and for all. */
 const MAX_PER_PEER = 5
 const MAX_PER_SECOND = 50
 
-/** A peer may have as many as are left of the second. */
+/** A peer may use as many as are left of the second. */
 const SHARE_FACTOR = 1
 
-/** Counts the probes of the second. */
+/** Counts the probes of the current second. */
 export class ProbeLimit {
   private all = new SharedLimit(MAX_PER_SECOND, SHARE_FACTOR)
   private readonly byPeer = new Map<string, Share>()
@@ -19,7 +19,7 @@ export class ProbeLimit {
   private readonly shares = new Map<string, Share>()
   private second = 0
 
-  /** Whether one more of this peer, at the host of that name, may be answered now. `nowMs` is monotonic. */
+  /** Whether one more probe of this peer, on the host of that name, is answered. `nowMs` is monotonic. */
   take(peer: string, host: string, nowMs: number): boolean {
     const second = Math.floor(nowMs / 1_000)
     if (second !== this.second) {

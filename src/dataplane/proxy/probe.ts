@@ -1,7 +1,6 @@
 /**
- * Probes: what would become of a connection, asked of the destination's own daemon and told without touching the
- * application. docs/tunnel-protocol.md, "Probe". Both sides are here: `answerProbe` at the destination, `probe`
- * at the caller.
+ * Probes: asks the destination's own daemon what would happen to a connection, without connecting to the application.
+ * docs/tunnel-protocol.md, "Probe". Both sides are here: `answerProbe` for the destination, `probe` for the caller.
  */
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import { isListening } from '../../lib/listening.ts'
@@ -24,16 +23,16 @@ import { StreamResetError, type TunnelStream } from '../tunnel/stream.ts'
 import { flagOf } from './ending.ts'
 import { awaitPolicy, isPolicyAwaited, type WorkerContext } from './worker-context.ts'
 
-/** How long one probe may take, and how long an answered stream may stay, milliseconds. */
+/** How long one probe may take, and how long an answered stream may stay open, milliseconds. */
 const PROBE_MS = 5_000
 
-/** How long a failed delivery speaks against an application that has had no connection since, milliseconds. */
+/** How long a failed delivery counts against an application without a later connection, milliseconds. */
 const DELIVERY_MEMORY_MS = 300_000
 
-/** A Connect peer that refuses our certificate says so after the handshake; it is listened to for so long. */
+/** A Connect peer that rejects our certificate reports it after the handshake: wait this long for it, milliseconds. */
 const REFUSAL_MS = 500
 
-/** Who asks whether it would reach what. */
+/** The connection that a probe asks about. */
 interface Asked {
   readonly direction: 'inbound' | 'outbound'
   readonly source: string
@@ -43,7 +42,7 @@ interface Asked {
   readonly instance: string | undefined
 }
 
-/** Answers a probe that has arrived. Never rejects. */
+/** Answers an inbound probe. Never rejects. */
 export async function answerProbe(
   context: WorkerContext,
   stream: TunnelStream,
@@ -76,7 +75,7 @@ export async function answerProbe(
   }
 }
 
-/** What would become of a connection, in the order in which one is judged. */
+/** What would happen to a connection, checked in the same order as for a real one. */
 async function judge(context: WorkerContext, asked: Asked): Promise<ProbeAnswer> {
   const { direction, source, account, destination, instance } = asked
   if (isPolicyAwaited(context, destination)) await awaitPolicy(context, destination)
@@ -109,23 +108,23 @@ async function judge(context: WorkerContext, asked: Asked): Promise<ProbeAnswer>
   return { verdict: 'unreachable', application, reason: failure.reason }
 }
 
-/** What came of a probe of one instance. */
+/** The result of a probe of one instance. */
 export interface ProbeResult {
   readonly endpoint: string
   /**
-   * `answered`: its daemon said what would happen. `handshake`: a Connect peer, of which no more than the TLS handshake
-   * is proved. `old`: a daemon that does not know probes; it was reached. `failed`: there was no answer.
+   * `answered`: its daemon reported what would happen. `handshake`: a Connect peer, for which only the TLS handshake is
+   * proved. `old`: a daemon was reached that does not support probes. `failed`: there was no answer.
    */
   readonly kind: 'answered' | 'handshake' | 'old' | 'failed'
   readonly answer: ProbeAnswer | undefined
-  /** Of `failed`. */
+  /** For `failed`. */
   readonly flag: ResponseFlag | undefined
   readonly code: string | undefined
   readonly reason: string
   readonly tookMs: number
 }
 
-/** Asks the daemon of one instance what would become of a connection of `source`. Never rejects. */
+/** Asks the daemon of one instance what would happen to a connection of `source`. Never rejects. */
 export async function probe(
   context: WorkerContext,
   source: string,

@@ -1,9 +1,9 @@
 /**
- * Reaches an instance of a service: picks one, dials its application on this host or opens a stream in a tunnel, and goes on to
- * another one when that fails and no byte has reached an application. What a try says for or against an instance is told to the
- * balancer; who gets a stream tells it `finished` at the end.
+ * Reaches an instance of a service: picks one, dials its application on this host or opens a stream in a tunnel, and
+ * tries another one when that fails and no byte has reached an application. Reports the result of each try to the
+ * balancer; the receiver of the stream reports `finished` at the end.
  *
- * Knows no table and no socket of a caller: whoever has bytes for an instance says for whom it is, and what was said so far.
+ * Independent of the connection table and of the caller's socket: gets the caller's identity and its early bytes.
  */
 import { describeError, MeshError } from '../../lib/errors.ts'
 import type { SocketAddress } from '../../model/address.ts'
@@ -24,53 +24,53 @@ import type { ReplayableBytes } from './early-bytes.ts'
 import { asMeshError, failureCostOf, mayTryAnother } from './ending.ts'
 import { awaitPolicy, isPolicyAwaited, type WorkerContext } from './worker-context.ts'
 
-/** Instances tried for one caller. */
+/** Limit of instances tried for one caller. */
 const MAX_TRIES = 3
 
-/** For whom an instance is reached. */
+/** The caller for which an instance is reached. */
 export type ReachCaller = Readonly<
   Pick<Connection, 'source' | 'account' | 'from' | 'wanted' | 'startedMs'>
 >
 
-/** Which instances will do. */
+/** The acceptable instances. */
 export interface Target {
   /** The called service. */
   readonly service: string
-  /** Of its clusters the one that its routes lead to. */
+  /** The cluster of the service that its routes lead to. */
   readonly cluster: Cluster
-  /** The one instance that is meant when the application asked for its address. */
+  /** The one acceptable instance, when the application dialed its address. */
   readonly pinned: Endpoint | undefined
 }
 
-/** A way to an instance that has confirmed. */
+/** A stream to an instance that has confirmed. */
 export interface Reached {
   readonly stream: TunnelStream | SocketStream
   readonly endpoint: Endpoint
   /** Its tunnel address; undefined on this host. */
   readonly peer: SocketAddress | undefined
-  /** Those of a TLS connection that it has to itself; a session answers for its streams. */
+  /** The certificates of a TLS connection of its own; undefined for streams of a session, which checks its own. */
   readonly certificates: CertificatePair | undefined
   /** Whether the policy was applied on this host. */
   readonly decidedHere: boolean
 }
 
-/** One way to an instance: made, run once, and asked meanwhile how far it is. */
+/** Reaches one instance for one caller: created, run once, and asked for its progress meanwhile. */
 export class Reach extends IdleReceiver implements ReachProgress {
-  /** Row of the traffic counters for caller and service. */
+  /** Row of the pair of caller and service in the traffic counters. */
   readonly row: number
   private readonly context: WorkerContext
   private readonly caller: ReachCaller
   private readonly early: ReplayableBytes
   readonly target: Target
   private readonly tried = new Set<string>()
-  /** Monotonic: when the instance was asked that is tried now. */
+  /** Monotonic: when the present try was started. */
   private askedMs = 0
-  /** The instance that is tried now, as soon as its try depends on nothing of this host. */
+  /** The instance that is being tried, once its try no longer waits for something of this host. */
   private endpoint: Endpoint | undefined
   private decidedHere = false
-  /** In a tunnel: not confirmed yet. */
+  /** The stream in a tunnel that is not confirmed yet. */
   private stream: TunnelStream | undefined
-  /** Rejects what waits for the confirmation. */
+  /** Rejects the promise that waits for the confirmation. */
   private onFailed: ((reason: Error) => void) | undefined
 
   constructor(context: WorkerContext, caller: ReachCaller, early: ReplayableBytes, target: Target) {
@@ -94,7 +94,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
     return this.stream?.heldMemory ?? 0
   }
 
-  /** @throws MeshError: that of the last try, HM_BALANCE_NO_ENDPOINT, or why the caller has gone. */
+  /** @throws MeshError: the error of the last try, HM_BALANCE_NO_ENDPOINT, or why the caller is gone. */
   async run(): Promise<Reached> {
     const { context, caller, early, tried } = this
     const { service, cluster, pinned } = this.target
@@ -135,7 +135,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
     return performance.now() < caller.startedMs + 2 * context.timeouts.connectMs
   }
 
-  /** Whether there is another instance to go to, should this one not answer. */
+  /** Whether another instance can be tried if this one does not answer. */
   private mayMove(): boolean {
     const { cluster, pinned } = this.target
     return (
@@ -146,13 +146,13 @@ export class Reach extends IdleReceiver implements ReachProgress {
     )
   }
 
-  /** The instance runs on this host: no tunnel, but the same policy. */
+  /** Delivers on this host: without a tunnel, but under the same policy. */
   private async deliverHere(endpoint: Endpoint): Promise<Reached> {
     const { context, caller, early } = this
     const { source, account } = caller
     this.endpoint = endpoint
     this.decidedHere = false
-    // The policy is that of the service which is reached.
+    // The policy is that of the instance's service, which a redirect may have changed.
     if (isPolicyAwaited(context, endpoint.service)) await awaitPolicy(context, endpoint.service)
     const decision = evaluate(source, context.snapshot().policies.get(endpoint.service))
     if (!decision.allow)
@@ -165,7 +165,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
       local &&
       localDial(local, {
         service: source,
-        // Asked of the kernel only where somebody wants to know.
+        // A system call: only where the address is needed.
         address: local.delivery?.proxyHeader === true ? addressOf(caller.from) : undefined,
         wanted: caller.wanted,
       })
@@ -187,7 +187,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
       stream.chargeTo(account)
       return { stream, endpoint, peer: undefined, certificates: undefined, decidedHere: true }
     } finally {
-      // Whoever gets the stream counts it from here on.
+      // From here on the receiver of the stream counts its descriptor.
       descriptors.add(account.descriptors, -1)
     }
   }
@@ -219,7 +219,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
     }
     const giveUpAtMs = performance.now() + context.timeouts.connectMs
     for (;;) {
-      // A leaf that arrived while we waited is the one to go on with.
+      // If a new leaf has arrived meanwhile, use that.
       request.credential = context.credentials.of(source) ?? credential
       const way = context.pool.ready(request) ?? (await context.pool.reach(request))
       if (early.isGone) {
@@ -240,7 +240,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
         )
       if (way.session.canOpen) {
         context.workerCounters.inc('tunnelStreamsOpened')
-        // Dialing the tunnel was a matter of this one caller; it says nothing of the next ones.
+        // The time for dialing the tunnel concerned this caller only; it does not predict that of the next ones.
         this.askedMs = performance.now()
         const stream = await this.openStream(way.session, endpoint)
         return { stream, endpoint, peer, certificates: undefined, decidedHere: false }
@@ -256,7 +256,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
     }
   }
 
-  /** Resolves when the far end has reached the application. */
+  /** Resolves when the far end has connected to the application. */
   private openStream(session: Session, endpoint: Endpoint): Promise<TunnelStream> {
     const { caller, early } = this
     const { connectMs } = this.context.timeouts
@@ -300,13 +300,13 @@ export class Reach extends IdleReceiver implements ReachProgress {
     })
   }
 
-  /** Of a stream that is not confirmed yet. */
+  /** Called for a stream that is not confirmed yet. */
   override onReset(reason: Error): void {
     this.onFailed?.(asMeshError(reason))
   }
 }
 
-/** Tells the balancer what a failure says against the instance. */
+/** Reports to the balancer what a failure counts against the instance. */
 export function noteFailure(
   context: WorkerContext,
   { service, cluster }: Target,

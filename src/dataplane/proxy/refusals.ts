@@ -1,21 +1,21 @@
 /**
- * The last connections of a worker that were refused or broken off, with the reason: a ring of
- * {@link KEPT} entries, for `hostmesh connections --refused` and `hostmesh explain`.
+ * The last connections of a worker that were refused or aborted, with the reason: a ring of {@link KEPT} entries, for
+ * `hostmesh connections --refused` and `hostmesh explain`.
  *
- * Connections that end in order, or by their own caller, never come here. Entries hold text, not the
- * connection, so that nothing of it stays alive.
+ * Connections that end in order, or that the caller ends, are not listed. Entries hold text, not the connection, so
+ * that the connection can be collected.
  */
 import { describeError, errorCode } from '../../lib/errors.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { ConnectionView } from './connection.ts'
 
-/** Entries of one worker; some 200 kB. */
+/** Entries per worker; about 200 kB. */
 const KEPT = 256
 
-/** Longest reason, in characters: it may quote what a peer sent. */
+/** Longest reason, in characters: it may quote text from a peer. */
 const MAX_REASON = 500
 
-/** A connection that did not end in order. */
+/** A connection that was refused or did not end in order. */
 export interface Refusal extends ConnectionView {
   readonly flag: ResponseFlag
   readonly code: string
@@ -29,7 +29,7 @@ export class Refusals {
   private readonly ring: Refusal[] = []
   private next = 0
 
-  /** Takes one in; beyond {@link KEPT} the oldest goes. */
+  /** Adds a refusal; beyond {@link KEPT} the oldest is dropped. */
   add(connection: ConnectionView, flag: ResponseFlag, thrown: unknown): void {
     this.ring[this.next] = {
       ...connection,

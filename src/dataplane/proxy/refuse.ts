@@ -1,6 +1,6 @@
 /**
- * How a connection that does not come about, or is broken off, is told: to the table of connections, and to the log
- * with the same fields in either direction. Its bytes are the affair of whoever carries it.
+ * Records a connection that is refused or aborted: in the table of connections, and in the log with the same fields for
+ * both directions. The caller of these functions ends the streams.
  */
 import { describeError, errorCode, type MeshError } from '../../lib/errors.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
@@ -8,7 +8,7 @@ import { type Connection, destinationOf, endpointOf, peerOf, textOf } from './co
 import { flagOf } from './ending.ts'
 import type { WorkerContext } from './worker-context.ts'
 
-/** Ends a connection that was never open, for an error on its way. Returns its flag; the caller hangs up. */
+/** Ends a connection that was never open, because of an error. Returns its flag; the caller closes the stream. */
 export function refuse(
   context: WorkerContext,
   connection: Connection,
@@ -16,7 +16,7 @@ export function refuse(
 ): ResponseFlag {
   const flag = flagOf(error)
   context.connections.end(connection, flag, error)
-  // A caller that went away by itself was not refused.
+  // A caller that hung up by itself was not refused.
   if (flag !== 'DC')
     context.log.info('Connection refused', {
       ...about(connection),
@@ -26,12 +26,12 @@ export function refuse(
   return flag
 }
 
-/** Whether a Connect peer's connection ended as nobody ends one on purpose: told in the log, whoever broke off. */
+/** Whether a Connect peer's connection was cut off without a TLS close: logged, whichever side broke off. */
 export function isCutOff(reason: unknown): reason is MeshError {
   return errorCode(reason) === 'HM_TLS_CUT_OFF'
 }
 
-/** Logs that an open connection is broken off. */
+/** Logs that an open connection is aborted. */
 export function logBrokenOff(
   context: WorkerContext,
   connection: Connection,

@@ -1,24 +1,23 @@
 /**
- * Two byte streams made one: what comes out of either goes into the other, with half-close, reset and
- * back-pressure in both directions. The hottest code of the program: no promise, no closure and no
- * allocation per chunk.
+ * Joins two byte streams: the output of each goes into the other, with half-close, reset and back-pressure in both
+ * directions. The hottest code of the program: no promise, no closure and no allocation per chunk.
  */
 import { MeshError } from '../../lib/errors.ts'
 import type { TrafficCounters } from '../../telemetry/counters.ts'
 import { type ByteStream, FULL, type Receiver, type WriteResult } from '../io/byte-stream.ts'
 import type { Connection, Open } from './connection.ts'
 
-/** How a splice ended, before it is given its response flag. */
+/** How a splice ended; the caller maps it to a response flag. */
 export type SpliceEnding =
   /** Both sides finished in order. */
   | { readonly kind: 'done' }
   /** One side broke off. */
   | { readonly kind: 'broken'; readonly side: 'downstream' | 'upstream'; readonly reason: Error }
 
-/** What a splice needs. */
+/** The streams and the connection that a splice joins. */
 export interface SpliceOptions {
   readonly connection: Connection
-  /** Its present one. */
+  /** The present stage of the connection. */
   readonly stage: Open
   readonly counters: TrafficCounters
   /** The calling side. */
@@ -32,15 +31,15 @@ export interface SpliceOptions {
 }
 
 /**
- * Joins the streams and starts both. Their receivers are taken over.
- * @param ended whether downstream has already finished sending (and upstream has been told).
+ * Joins the streams and resumes both. Replaces their receivers.
+ * @param ended whether downstream has already finished sending (and upstream has been ended).
  */
 export function splice(options: SpliceOptions, ended = false): void {
   const state = new SpliceState(options, ended)
   const { downstream, upstream } = options
   downstream.receiver = new SendLeg(state, options)
   upstream.receiver = new ReceiveLeg(state, options)
-  // Whichever broke before it was given its receiver has told nobody.
+  // A stream that broke before it had this receiver has not reported it.
   if (upstream.isClosed) {
     downstream.reset()
     state.broken('upstream', new MeshError('HM_CONNECTION_BROKEN', 'The instance hung up'))
@@ -55,7 +54,7 @@ export function splice(options: SpliceOptions, ended = false): void {
   downstream.resume()
 }
 
-/** What both legs share: how many sides are still open. */
+/** The state that both legs share: how many sides are still open. */
 class SpliceState {
   private readonly options: SpliceOptions
   private open = 2
@@ -70,7 +69,7 @@ class SpliceState {
     this.options.stage.state = 'half-closed'
   }
 
-  /** A side is over in order. Not before both are, with all bytes handed on, is the connection done. */
+  /** One side has finished in order. The connection is done when both have, with all bytes passed on. */
   closed(): void {
     this.open -= 1
     if (this.open === 0) this.finish({ kind: 'done' })
@@ -87,7 +86,7 @@ class SpliceState {
   }
 }
 
-/** From the caller to the called. */
+/** From the caller to the called side. */
 class SendLeg implements Receiver {
   private readonly state: SpliceState
   private readonly connection: Connection
@@ -138,7 +137,7 @@ class SendLeg implements Receiver {
   }
 }
 
-/** From the called to the caller. */
+/** From the called side to the caller. */
 class ReceiveLeg implements Receiver {
   private readonly state: SpliceState
   private readonly connection: Connection
@@ -174,7 +173,7 @@ class ReceiveLeg implements Receiver {
   }
 
   onReset(reason: Error): void {
-    // First the ending, then the reset: whoever records the ending may still ask the other socket for its address.
+    // First the ending, then the reset: recording the ending may still need the other socket's address.
     this.state.broken('upstream', reason)
     this.to.reset()
   }

@@ -1,6 +1,6 @@
 /**
- * What the two stories, outbound and inbound, have at hand in a worker: the current snapshot and the
- * stages they walk through. Built by worker.ts, the only place that knows where each part comes from.
+ * What the handling of a connection, outbound or inbound, needs from its worker: the current snapshot and the parts
+ * that it uses. Built by worker.ts, the only place that knows where each part comes from.
  */
 import type { Log } from '../../lib/log.ts'
 import type { SocketAddress } from '../../model/address.ts'
@@ -20,15 +20,15 @@ import type { ProbeLimit } from './probe-limit.ts'
 
 /** Deadlines of a connection, milliseconds. */
 export interface ConnectionTimeouts {
-  /** To reach one instance. */
+  /** For reaching one instance. */
   readonly connectMs: number
   /** For a peer's preface. */
   readonly handshakeMs: number
-  /** To wait for a snapshot, a policy or a certificate that is still on its way. */
+  /** For waiting for a snapshot, a policy or a certificate that has not arrived yet. */
   readonly readyMs: number
 }
 
-/** The stages of one worker, and what they need of it. */
+/** The parts of one worker that connections use. */
 export interface WorkerContext {
   readonly log: Log
   readonly timeouts: ConnectionTimeouts
@@ -40,10 +40,10 @@ export interface WorkerContext {
   readonly connections: ConnectionTable
   readonly counters: TrafficCounters
   readonly workerCounters: WorkerCounters
-  /** What became of the last connections. */
+  /** The outcomes of the last connections. */
   readonly outcomes: Outcomes
   readonly probes: ProbeLimit
-  /** The view to act on now: take it once for each decision. */
+  /** The current snapshot: read it once for each decision. */
   snapshot(): Snapshot
   /** Something was refused because a limit was reached. */
   noteLimit(limit: LimitName): void
@@ -53,21 +53,23 @@ export interface WorkerContext {
   localInstance(service: string, id: string | undefined): LocalService | undefined
   /** Whether the host is shutting down. */
   isDraining(): boolean
-  /** Says that a local service asked for an address that the snapshot does not know: it may be followed then. */
+  /**
+   * Reports that a local service dialed an address that the snapshot does not have: its service may then be followed.
+   */
   want(caller: string, address: SocketAddress): void
-  /** Asks `look` again whenever something has changed, and once a second, until it answers or `timeoutMs` is over. */
+  /** Calls `look` after every change, and once a second, until it returns a value or `timeoutMs` has passed. */
   until<T>(look: () => T | undefined, timeoutMs: number): Promise<T | undefined>
 }
 
 /**
- * Whether somebody must wait before a connection to `destination` can be decided on. A policy that does not
- * come in time denies: see evaluate().
+ * Whether a decision for `destination` must wait for its policy. A policy that does not arrive in time denies: see
+ * evaluate().
  */
 export function isPolicyAwaited(context: WorkerContext, destination: string): boolean {
   return !context.snapshot().policies.has(destination)
 }
 
-/** Waits until the policy of `destination` is loaded, or the deadline is over. */
+/** Waits until the policy of `destination` is loaded, or the timeout has passed. */
 export async function awaitPolicy(context: WorkerContext, destination: string): Promise<void> {
   await context.until(
     () => (isPolicyAwaited(context, destination) ? undefined : true),
@@ -75,13 +77,13 @@ export async function awaitPolicy(context: WorkerContext, destination: string): 
   )
 }
 
-/** How a listener on this host came by a connection. */
+/** Where a connection of a local application was accepted. */
 export interface Listener {
-  /** The calling service, decided by the kernel: which rule, or which port, led here. */
+  /** The calling service. The kernel decides it: by the capture rule, or by the port. */
   readonly caller: string
-  /** The service that is meant, for explicit upstreams; undefined where the kernel knows the address. */
+  /** The called service, for explicit upstreams; undefined for capture, where the kernel has the dialed address. */
   readonly destination: string | undefined
-  /** How connections get to a capture port; undefined for explicit upstreams. */
+  /** How connections are diverted to a capture port; undefined for explicit upstreams. */
   readonly capturedBy: CapturedBy | undefined
   /** The listener's own address. */
   readonly address: SocketAddress
