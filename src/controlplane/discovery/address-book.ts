@@ -1,14 +1,15 @@
 /**
- * Which virtual address is of which service, for every service that the mesh lists, followed or not.
+ * Assigns virtual addresses to services: to every service that the mesh lists, followed or not.
  *
- * An address that the catalog gives wins over ours, and stays when the service is not followed any more or
- * has lost its last instance (Consul writes it on instances): an application may still have it from an
- * earlier answer. It goes when the catalog gives it to another service. What the list of the catalog says is
- * minutes old, so it counts for less than the answers for services that are followed.
+ * An address from the catalog takes precedence over ours. It stays when the service is no longer followed or has lost
+ * its last instance (Consul stores it with instances), because an application may still have it from an earlier answer,
+ * and ends when the catalog gives it to another service. The catalog's list is minutes old, so it counts less than the
+ * answers for followed services.
  *
- * Consul before 1.11 gives none and lets whoever registers a service write any. So nothing takes an address from
- * who has it: not one that we have assigned, not one that the catalog still gives to another, and not one that a
- * service without any would get from us: whoever has our state lost may have told an application of it before.
+ * Consul before 1.11 assigns none, and accepts any address from whoever registers a service. So a claim never takes an
+ * address from its present owner: not one that we have assigned, not one that the catalog still gives to another
+ * service, and not one that a service without any would get from us: a host that has lost our state may already have
+ * returned it to an application.
  */
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import { type Cidr, formatCidr } from '../../model/cidr.ts'
@@ -21,48 +22,48 @@ import {
   type VirtualAddresses,
 } from './virtual-addresses.ts'
 
-/** Services that are gone and keep their virtual address; the rest is forgotten. */
+/** Number of absent services that keep their virtual address; those of further ones are dropped. */
 const MAX_REMEMBERED_NAMES = 4_000
 
-/** Services by name, with the addresses that the list of the catalog has for them. */
+/** Services by name, with their addresses in the catalog's list. */
 type Listed = ReadonlyMap<string, readonly string[]>
 
 /** The virtual addresses of a mesh. */
 export class AddressBook {
   readonly #ranges: readonly Cidr[]
   #assigned: VirtualAddresses
-  /** What the catalog gave last, by service. */
+  /** The last addresses from the catalog, by service. */
   readonly #given = new Map<string, readonly string[]>()
   #names: ReadonlySet<string> = new Set()
-  /** Names that found no room when it was looked for last. */
+  /** Services that found no free address in the last assignment. */
   #unassigned: ReadonlySet<string> = new Set()
   #refused: readonly string[] = []
-  /** Made when they are asked for; undefined again after a change. */
+  /** Computed on demand; undefined after a change. */
   #all: VirtualAddresses | undefined
   #ownerByIp: ReadonlyMap<string, string> | undefined
 
-  /** @param assigned those of an earlier run, which stay valid where they fit */
+  /** @param assigned the assignments of an earlier run, kept where they still fit */
   constructor(ranges: readonly Cidr[], assigned: VirtualAddresses = new Map()) {
     this.#ranges = ranges
     this.#assigned = assigned
   }
 
-  /** The addresses of a service, empty when it has none. */
+  /** The addresses of a service; empty when it has none. */
   of(service: string): readonly string[] {
     return this.#given.get(service) ?? this.#assigned.get(service) ?? []
   }
 
-  /** Whether an address that the catalog has for a service leads to it. */
+  /** Whether an address that the catalog gives a service is accepted for it. */
   owns(service: string, ip: string): boolean {
     return this.of(service).includes(ip)
   }
 
-  /** The addresses that the catalog gave to a service; undefined when it gave none. */
+  /** The addresses from the catalog for a service; undefined when there are none. */
   assignedTo(service: string): readonly string[] | undefined {
     return this.#given.get(service)
   }
 
-  /** The service that an address is of. */
+  /** The service that owns an address. */
   ownerOf(ip: string): string | undefined {
     this.#ownerByIp ??= new Map(
       [...this.all()].flatMap(([name, ips]) => ips.map((own) => [own, name] as const)),
@@ -70,16 +71,16 @@ export class AddressBook {
     return this.#ownerByIp.get(ip)
   }
 
-  /** All of them, to begin the next run with. The same object until something changes. */
+  /** All assignments, to be passed to the next run. The same object until something changes. */
   all(): VirtualAddresses {
     this.#all ??= new Map([...this.#assigned, ...this.#given])
     return this.#all
   }
 
   /**
-   * Takes note of what the catalog gave, and gives an address of ours to each other service.
-   * @param followed the last answers of the services that are followed
-   * @param listed all services, followed or not, and what the list says that the catalog gave them
+   * Updates the addresses from the catalog, and assigns one of ours to each other service.
+   * @param followed the last answers of the followed services
+   * @param listed all services, followed or not, with their addresses in the catalog's list
    */
   update(followed: ReadonlyMap<string, CatalogService>, listed: Listed): void {
     const taken = this.#takeGiven(followed, listed)
@@ -96,8 +97,8 @@ export class AddressBook {
       (taken.size === 0 || ![...assigned.values()].some((ips) => ips.some((ip) => taken.has(ip))))
     this.#names = names
     if (isSettled) return
-    // Names that are gone keep their address as long as there are few of them: they may come back, and
-    // those of an earlier run may not have had their first answer yet.
+    // Absent names keep their addresses while there are few of them: they may return, and those of an earlier run may
+    // not have had their first answer yet.
     const gone = [...assigned.keys()].filter((name) => !names.has(name))
     this.#assigned = assignVirtualAddresses({
       ranges: this.#ranges,
@@ -111,12 +112,12 @@ export class AddressBook {
     this.#changed()
   }
 
-  /** Claims that are not met, one sentence each. */
+  /** Rejected claims, one sentence each. */
   warnings(): readonly string[] {
     return this.#refused
   }
 
-  /** Services that found no room. */
+  /** Services without a free address. */
   problems(followed: ReadonlyMap<string, CatalogService>): Problem[] {
     const homeless = [...this.#names].filter(
       (name) => followed.has(name) && (this.#assigned.get(name)?.length ?? 0) < this.#ranges.length,
@@ -137,7 +138,7 @@ export class AddressBook {
     this.#ownerByIp = undefined
   }
 
-  /** @returns every address that the catalog has given to somebody */
+  /** @returns all addresses that the catalog has given to a service */
   #takeGiven(followed: ReadonlyMap<string, CatalogService>, listed: Listed): ReadonlySet<string> {
     const givenNow = new Map<string, readonly string[]>()
     const ownerNow = this.#ownersNow(followed, listed)
@@ -171,14 +172,14 @@ export class AddressBook {
     return new Set([...this.#given.values()].flat())
   }
 
-  /** Whose an address is before anybody is heard: see the head of this file. */
+  /** The owner of each address before new claims are considered: see the head of this file. */
   #ownersNow(followed: ReadonlyMap<string, CatalogService>, listed: Listed): Map<string, string> {
     const owners = new Map<string, string>()
     const claimed = new Set(
       [...[...followed.values()].map(({ virtualIps }) => virtualIps), ...listed.values()].flat(),
     )
     if (claimed.size === 0) return owners
-    // A Consul that gives addresses gives one to whatever has a proxy.
+    // A Consul that assigns addresses assigns one to every service with a proxy.
     const hasNone = (name: string): boolean => {
       const answer = followed.get(name)
       return (
@@ -205,7 +206,7 @@ export class AddressBook {
   }
 }
 
-/** The claims on addresses that nobody else has, and that no two of them share. */
+/** The claims on addresses without another owner, and without a second claim. */
 function believable(
   claims: readonly (readonly [string, readonly string[]])[],
   ownerNow: ReadonlyMap<string, string>,

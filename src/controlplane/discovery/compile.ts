@@ -1,10 +1,10 @@
 /**
- * Turns everything this node knows of the mesh into the view the data plane acts on.
+ * Compiles all data about the mesh that this node has into the snapshot that the data plane acts on.
  *
- * Pure and total: the same input yields an equal snapshot, and bad input never throws. What is wrong
- * with a service costs that service, not the mesh: it is named in `problems`, and the last good version
- * of it stays if there is one. Parts that did not change keep their object identity, and a compile that
- * changes nothing returns the very snapshot it was given: diffSnapshots() relies on both.
+ * Pure and total: equal input yields an equal snapshot, and bad input never throws. A fault of one service affects only
+ * that service: it is reported in `problems`, and the last good version of the service stays if there is one. Unchanged
+ * parts keep their object identity, and a compile that changes nothing returns the snapshot it was given:
+ * diffSnapshots() relies on both.
  */
 import { isStructurallyEqual } from '../../lib/structural-equal.ts'
 import { formatAddress, isPort, isUndialable, type SocketAddress } from '../../model/address.ts'
@@ -23,27 +23,27 @@ import { isServiceName } from '../../model/spiffe-id.ts'
 import type { CatalogPolicy, CatalogService, InstanceAddress } from '../catalog/catalog.ts'
 import { type InstanceClaims, shareInstanceAddresses } from './instance-addresses.ts'
 
-/** Everything that a snapshot is made of. */
+/** The input of a snapshot. */
 export interface CompileInput {
   readonly datacenter: string
   /** This host's node name in the catalog. */
   readonly nodeName: string
   readonly localServices: readonly LocalService[]
-  /** By name; a service without an answer yet is absent. */
+  /** By name; a service without an answer so far is absent. */
   readonly catalogServices: ReadonlyMap<string, CatalogService>
-  /** Where instances of services listen that are not followed, by the list; of a followed one its own answer counts. */
+  /** Instance addresses from the catalog's list, used for services that are not followed. */
   readonly listedAddresses?: ReadonlyMap<string, readonly InstanceAddress[]>
-  /** By destination; one without an answer yet is absent. */
+  /** By destination; one without an answer so far is absent. */
   readonly policies: ReadonlyMap<string, CatalogPolicy>
-  /** Our own virtual addresses for a service, for when the catalog gives none. */
+  /** Our own virtual addresses for a service, used when the catalog has none. */
   readonly virtualIps: (service: string) => readonly string[]
-  /** Whether a virtual address that the catalog has for a service is believed; all are unless given. */
+  /** Whether a virtual address from the catalog is accepted for a service; all are by default. */
   readonly ownsVirtualIp?: (service: string, ip: string) => boolean
-  /** Deny where no intention matches, whatever the catalog says; as the catalog says unless given. */
+  /** Deny where no intention matches, whatever the catalog's default; by default the catalog decides. */
   readonly insistsOnDeny?: boolean
 }
 
-/** What is wrong with one service. */
+/** A problem of one service. */
 export interface ServiceProblem {
   readonly service: string
   readonly code: 'HM_CATALOG_ENTRY_UNUSABLE' | 'HM_VIRTUAL_ADDRESS_CONFLICT'
@@ -51,31 +51,31 @@ export interface ServiceProblem {
   readonly message: string
 }
 
-/** A compiled snapshot, and what could not be compiled as the catalog says it. */
+/** A compiled snapshot, and the parts of the catalog that could not be used. */
 export interface Compiled {
   readonly snapshot: Snapshot
   readonly problems: readonly ServiceProblem[]
-  /** Claims on addresses of instances that are not met, one sentence each. */
+  /** Rejected claims on instance addresses, one sentence each. */
   readonly warnings: readonly string[]
-  /** The addresses of services that are not followed: who dials one means the mesh, and has the service followed. */
+  /** The addresses of services that are not followed: dialing one means the mesh, and has its service followed. */
   readonly dormant: ReadonlyMap<string, readonly SocketAddress[]>
-  /** How each service was compiled, so that the next compile skips those whose input is the same. */
+  /** How each service was compiled, so that the next compile skips services with the same input. */
   readonly parts: ReadonlyMap<string, CompiledService>
 }
 
-/** One service with the very input it was compiled from. */
+/** One service with the input it was compiled from. */
 export interface CompiledService {
   readonly source: CatalogService
   readonly virtualIps: readonly string[]
   readonly addresses: readonly SocketAddress[]
   /** The host's node, datacenter and own instances, as one comparable text. */
   readonly host: string
-  /** Undefined when the service is broken and never was good. */
+  /** Undefined when the service is unusable and there is no last good version. */
   readonly service: MeshService | undefined
   readonly problems: readonly ServiceProblem[]
 }
 
-/** Before the first compile. */
+/** The state before the first compile. */
 export const nothingCompiled: Compiled = {
   snapshot: emptySnapshot,
   problems: [],
@@ -84,10 +84,13 @@ export const nothingCompiled: Compiled = {
   parts: new Map(),
 }
 
-/** With more in one cluster a service keeps its last good instances: no real one has so many, a broken catalog may. */
+/**
+ * Limit of endpoints in one cluster; above it the service keeps its last good instances. No real service has so many, a
+ * broken catalog may.
+ */
 const MAX_ENDPOINTS = 5_000
 
-/** The next snapshot. `previous` is the outcome of the last compile, or {@link nothingCompiled}. */
+/** Compiles the next snapshot. `previous` is the result of the last compile, or {@link nothingCompiled}. */
 export function compile(input: CompileInput, previous: Compiled): Compiled {
   const virtual = shareVirtualIps(input, previous.snapshot)
   const instances = shareInstanceAddresses({ ...input, catalogServices: allClaims(input) })
@@ -125,7 +128,7 @@ function allClaims(input: CompileInput): InstanceClaims['catalogServices'] {
   return new Map([...listed, ...input.catalogServices])
 }
 
-/** The same object while it says the same. */
+/** Returns the previous object while the content is equal. */
 function dormantOf(
   byService: ReadonlyMap<string, readonly SocketAddress[]>,
   { catalogServices }: CompileInput,
@@ -135,13 +138,13 @@ function dormantOf(
   return isStructurallyEqual(dormant, [...previous.dormant]) ? previous.dormant : new Map(dormant)
 }
 
-/** What of this host decides which endpoints are its own. */
+/** The data of this host that decide which endpoints are local. */
 interface Host {
   readonly nodeName: string
   readonly datacenter: string
-  /** `<service>/<service id>` of the instances that it runs. */
+  /** `<service>/<service id>` of the instances of this host. */
   readonly instances: ReadonlySet<string>
-  /** All of it, to compare. */
+  /** All of it as text, for comparison. */
   readonly text: string
 }
 
@@ -179,14 +182,14 @@ function compileService(
     isStructurallyEqual(previous.addresses, addresses)
   )
     return previous
-  // Clusters may have instances in common.
+  // Clusters may share instances, so the same message may occur twice.
   const messages = new Set<string>()
   const compiled = toMeshService(given, (message) => messages.add(message))
   const problems = [...messages].map(
     (message): ServiceProblem => ({ service: name, code: 'HM_CATALOG_ENTRY_UNUSABLE', message }),
   )
   const before = previous?.service
-  // A service that broke keeps its instances, but never an address that is another's by now.
+  // An unusable service keeps its instances, but no address that belongs to another service now.
   const service =
     compiled ?? (before === undefined ? undefined : { ...before, virtualIps, addresses })
   const isSame = before !== undefined && isStructurallyEqual(before, service)
@@ -225,7 +228,7 @@ function toMeshService(
   }
 }
 
-/** What is known of the service that a cluster serves. */
+/** The service that a cluster belongs to. */
 interface ClusterContext {
   readonly service: string
   readonly addresses: readonly SocketAddress[]
@@ -278,7 +281,7 @@ function toEndpoints(
     endpointByKey.set(key, {
       ...endpoint,
       datacenter,
-      // By an address that is another service's, or nobody's, no instance of this one is meant.
+      // An address that belongs to another service, or to none, does not identify an instance of this one.
       application:
         application !== undefined &&
         isDialable(application) &&
@@ -286,15 +289,15 @@ function toEndpoints(
           ? application
           : undefined,
       weight: weight >= 1 && Number.isFinite(weight) ? weight : 1,
-      // Another mesh listener on this host (a sidecar) is not ours to deliver for: it is dialed.
+      // An instance behind another mesh listener on this host (a sidecar) is not delivered to, but dialed.
       local:
         endpoint.node === host.nodeName &&
         datacenter === host.datacenter &&
         host.instances.has(`${endpoint.service}/${endpoint.id}`),
     })
   }
-  // Catalogs list instances in any order; in one order, the same instances are the same service. The
-  // balancer finds its groups by this order.
+  // Catalogs list instances in any order; sorted, the same instances make an equal service. The balancer finds its
+  // groups by this order.
   return [...endpointByKey.values()].toSorted(
     (a, b) => a.priority - b.priority || compareText(a.key, b.key),
   )
@@ -310,8 +313,8 @@ interface SharedVirtualIps {
 }
 
 /**
- * Gives each virtual address to one service. The catalog's own win over ours; of two services that
- * claim the same one, the service that has it keeps it, so that a newcomer cannot attract its callers.
+ * Assigns each virtual address to one service. Addresses from the catalog take precedence over ours; of two services
+ * that claim the same one, the present owner keeps it, so that a new service cannot attract its callers.
  */
 function shareVirtualIps(input: CompileInput, previous: Snapshot): SharedVirtualIps {
   const claims = new Map<string, readonly string[]>()
@@ -371,7 +374,7 @@ function compilePolicies(
   return policies
 }
 
-/** The rules of one destination, as the data plane evaluates them. `destination` names what they are for. */
+/** The rules of one destination, `destination`, as the data plane evaluates them. */
 export function compilePolicy({
   destination,
   intentions,

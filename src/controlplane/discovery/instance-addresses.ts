@@ -1,27 +1,26 @@
 /**
- * Gives each address of an instance to one service. Pure.
+ * Assigns each instance address to one service. Pure.
  *
- * A catalog says who listens where, and whoever may register a service may say so of any port of a node. Who claimed
- * an address first keeps it: first by what the catalog itself has written down, so that a restart of this host
- * changes nothing, and so that a newcomer attracts no caller of an address that is not his. On this host its own
- * configuration comes before all.
+ * Anyone who may register a service may claim any port of a node. The first service that claimed an address keeps it,
+ * by the times that the catalog itself has stored: so a restart of this host changes nothing, and a new service cannot
+ * attract the callers of another one's address. For this host, its own configuration takes precedence.
  */
 import { formatAddress, isPort, isUndialable, type SocketAddress } from '../../model/address.ts'
 import type { LocalService } from '../../model/service.ts'
 import { type CatalogService, DISPUTED, type InstanceAddress } from '../catalog/catalog.ts'
 
-/** What {@link shareInstanceAddresses} works from; part of what a snapshot is compiled from. */
+/** The input of {@link shareInstanceAddresses}: part of that of a snapshot. */
 export interface InstanceClaims {
   readonly nodeName: string
   readonly localServices: readonly LocalService[]
   readonly catalogServices: ReadonlyMap<string, Pick<CatalogService, 'addresses'>>
 }
 
-/** Who has which address. */
+/** The owners of addresses. */
 export interface SharedInstanceAddresses {
   /** Sorted. */
   readonly byService: ReadonlyMap<string, readonly SocketAddress[]>
-  /** Claims that are not met. */
+  /** Rejected claims. */
   readonly problems: readonly { readonly service: string; readonly message: string }[]
 }
 
@@ -30,10 +29,10 @@ interface Claim {
   readonly address: InstanceAddress
 }
 
-/** In place of a service's name, for addresses whose owner cannot be told: they are captured, and lead nowhere. */
+/** Used as the service name of addresses without a known owner: they are captured, but lead to no service. */
 const NOBODY = ''
 
-/** Settles all claims. */
+/** Decides all claims. */
 export function shareInstanceAddresses(input: InstanceClaims): SharedInstanceAddresses {
   const claimsByAddress = new Map<string, Claim[]>()
   for (const [service, { addresses }] of input.catalogServices)
@@ -66,7 +65,7 @@ export function shareInstanceAddresses(input: InstanceClaims): SharedInstanceAdd
   return { byService, problems }
 }
 
-/** Names of this host's services by the port at which they listen. */
+/** Names of this host's services, by the port on which they listen. */
 function configuredPorts(
   localServices: readonly LocalService[],
 ): ReadonlyMap<number, ReadonlySet<string>> {
@@ -90,16 +89,16 @@ function ownerOf(
   const [first] = withoutMoved(claims).toSorted(
     (a, b) => a.address.since - b.address.since || (a.service < b.service ? -1 : 1),
   )
-  // The catalog says so by itself, with both names.
+  // The catalog reports the dispute itself, with both names.
   if (first?.address.since === DISPUTED) return { owner: NOBODY, reason: 'it is disputed' }
   return { owner: first?.service ?? NOBODY, reason: 'it was registered there first' }
 }
 
-/** An address that another node has by now is no more where an instance of this one was. */
+/** Drops former claims on nodes that no present claim names: the address has moved to another node. */
 function withoutMoved(claims: readonly Claim[]): readonly Claim[] {
   const live = claims.filter(({ address }) => address.goneSinceMs === undefined)
   if (live.length === 0) return claims
-  // Consul takes the name of a node in any case, and lists it as it was written.
+  // Consul ignores case in node names, but lists a name as it was written.
   const nodes = new Set(live.map(({ address }) => address.node.toLowerCase()))
   return claims.filter(
     ({ address }) => address.goneSinceMs === undefined || nodes.has(address.node.toLowerCase()),

@@ -1,8 +1,8 @@
 /**
- * Whether the catalog serves this host's services as its configuration has them. Pure.
+ * Whether the catalog lists this host's services as they are configured. Pure.
  *
- * What is registered may come from an operator, from an earlier run or from a file: when it says something else than
- * the configuration, callers go elsewhere or nowhere, and only this host can tell.
+ * A registration may come from an operator, from an earlier run or from a file. When it differs from the configuration,
+ * callers connect elsewhere or not at all, and only this host can notice.
  */
 import { formatAddress, isLoopback, type SocketAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
@@ -11,8 +11,8 @@ import type { LocalService } from '../../model/service.ts'
 import type { MeshService } from '../../model/snapshot.ts'
 
 /**
- * One problem for each service with a target that callers do not find as configured. A service that the catalog
- * has not answered for yet is left out.
+ * One problem for each service with a target that the catalog does not list as configured. Services without an answer
+ * from the catalog so far are left out.
  */
 export function ownServiceProblems(
   localServices: readonly LocalService[],
@@ -40,7 +40,7 @@ function absence(
   service: MeshService,
   nodeName: string,
 ): Problem | undefined {
-  // Traffic that is led to other services or subsets is not this host's to judge.
+  // If the traffic is routed to other services or subsets, this host cannot judge it.
   if (here.length === 0 && service.clusters[0].endpoints.some((other) => other.service !== name))
     return undefined
   const others = here.map((other) => `"${other.id}"`).join(', ')
@@ -66,7 +66,7 @@ function difference(
         hint: `Start ${name} if nobody listens at ${formatAddress(target)} (ss -lnt); else hostmesh services ${name} shows which health check fails`,
       },
     )
-  // Behind a container's own address the port that others dial may well be another.
+  // For a container's own address, the port that others dial may well differ.
   if (application !== undefined && isLoopback(target.ip) && application.port !== target.port)
     return new Problem(
       'HM_CATALOG_NOT_LISTED',

@@ -1,12 +1,12 @@
 /**
- * What an operator should know about the policies of this host, though nothing is broken. Pure.
+ * Warnings for operators about the policies of this host, although nothing is broken. Pure.
  */
 import type { ServicePolicy, Snapshot } from '../../model/snapshot.ts'
 
-/** Services named one by one; the rest is counted. */
+/** Number of services that are named; further ones are counted. */
 const MAX_NAMES = 5
 
-/** One sentence each; empty when there is nothing to know. */
+/** One sentence each; empty when there is no warning. */
 export function policyWarnings(snapshot: Snapshot): readonly string[] {
   const open = [...snapshot.policies.values()].filter(isOpen).map((policy) => policy.destination)
   if (open.length === 0) return []
@@ -18,7 +18,7 @@ export function policyWarnings(snapshot: Snapshot): readonly string[] {
   ]
 }
 
-/** Whether there can be a caller about whom no intention speaks, and who is let in. */
+/** Whether there can be a caller that no intention matches, and that is allowed. */
 function isOpen({ defaultPolicy, intentions }: ServicePolicy): boolean {
   return defaultPolicy === 'allow' && !intentions.some((rule) => rule.source === '*')
 }

@@ -1,9 +1,8 @@
 /**
- * From a catalog to the data plane: follows what this host needs, compiles it, publishes what changed.
+ * From the catalog to the data plane: follows the services that this host needs, compiles them, publishes changes.
  *
- * Changes are collected for {@link COALESCE_MS}, so that a thousand first answers make a handful of
- * snapshots. Compile, then swap: current() is always a whole snapshot, and publish() is called once
- * for each new one, in order.
+ * Changes are collected for {@link COALESCE_MS}, so that a thousand first answers cause only a few snapshots. current()
+ * always returns a complete snapshot, and publish() is called once for each new one, in order.
  */
 import { type Clock, systemClock } from '../../lib/clock.ts'
 import { MeshError } from '../../lib/errors.ts'
@@ -28,7 +27,7 @@ import { unservedWarnings } from './unserved.ts'
 import type { VirtualAddresses } from './virtual-addresses.ts'
 import { openWatchSet, type WatchMode, type WatchSetOptions } from './watch-set.ts'
 
-/** What discovery works with. */
+/** The options of discovery. */
 export interface DiscoveryOptions {
   readonly catalog: Catalog
   readonly datacenter: string
@@ -36,11 +35,11 @@ export interface DiscoveryOptions {
   readonly nodeName: string
   readonly localServices: readonly LocalService[]
   readonly mode: WatchMode
-  /** Ranges to take virtual addresses from, such as `240.0.0.0/4`; empty for none. */
+  /** Ranges for virtual addresses, such as `240.0.0.0/4`; empty for none. */
   readonly virtualRanges: readonly string[]
-  /** Assignments of an earlier run, which stay valid where they fit. */
+  /** Assignments of an earlier run, kept where they still fit. */
   readonly virtualAddresses?: VirtualAddresses
-  /** False where nothing is captured: then nothing is refused at instances that no proxy serves. */
+  /** False without capture: then no connection is refused at instances that no proxy serves. */
   readonly isCapturing?: boolean
   /** Deny where no intention matches, whatever the catalog says. */
   readonly insistsOnDeny?: boolean
@@ -48,70 +47,70 @@ export interface DiscoveryOptions {
   readonly onDormant?: () => void
   readonly log: Log
   readonly clock?: Clock
-  /** How long services that are followed on demand are, and how many. The watch set's own limits unless given. */
+  /** How long services are followed on demand, and how many. The watch set's own limits by default. */
   readonly onDemand?: Pick<WatchSetOptions, 'idleMs' | 'maxOnDemand' | 'clock'>
 }
 
-/** What is known of a name that somebody has asked for. */
+/** The result of looking up a service name. */
 export type Lookup =
   | { readonly kind: 'service'; readonly service: MeshService }
-  /** It is followed and has not answered yet; these are the addresses that the catalog's list has for it. */
+  /** The service is followed and has not answered yet; these are its addresses in the catalog's list. */
   | { readonly kind: 'listed'; readonly virtualIps: readonly string[] }
-  /** The mesh has no such service. `isParent`: but some whose name ends in `.` and this one. */
+  /** The mesh has no such service. `isParent`: it has services whose names end in `.` and this name. */
   | { readonly kind: 'unknown'; readonly isParent: boolean }
-  /** The mesh may have it, but nothing is known of it yet. */
+  /** The mesh may have it, but there is no answer for it yet. */
   | { readonly kind: 'unavailable' }
 
-/** What a lookup is for. Only `instances` is sure to be of the last answer for the service. */
+/** What a lookup needs. Only `instances` guarantees the last answer for the service. */
 export type LookupNeeds = 'instances' | 'addresses'
 
-/** Takes a new snapshot, and what turns the one before into it. Must not throw. */
+/** Receives a new snapshot, and its changes from the one before. Must not throw. */
 export type Publish = (delta: SnapshotDelta, snapshot: Snapshot) => void
 
-/** Running discovery; disposing closes its watches, and nothing is published afterwards. */
+/** Running discovery; disposing it closes its watches, and nothing is published afterwards. */
 export interface Discovery extends AsyncDisposable {
   /** The newest snapshot; the empty one before the first answers. */
   current(): Snapshot
-  /** What is wrong with what the catalog says; empty when nothing is. */
+  /** Problems with the content of the catalog; empty when there are none. */
   problems(): readonly Problem[]
-  /** What an operator should know though nothing is wrong, one sentence each. */
+  /** What an operator should know although nothing is wrong, one sentence each. */
   warnings(): readonly string[]
-  /** What has had no first answer yet: services, `policies`. Empty once this host knows what it needs. */
+  /** What has no first answer yet: services, `policies`. Empty once this host has what it needs. */
   awaited(): readonly string[]
-  /** Virtual addresses by service, to be passed in again by the next run. */
+  /** Virtual addresses by service, to be passed to the next run. */
   virtualAddresses(): VirtualAddresses
   /**
-   * The service of that name. One that is not followed is followed from now on, and its first answer is
-   * waited for, at most `patienceMs`; not when the catalog's addresses are known and all that it `needs`.
+   * Looks up a service by name. Follows it from now on if it is not followed, and waits for its first answer, at most
+   * `patienceMs`; does not wait if only addresses are needed and the catalog's are known.
    */
   lookup(name: string, patienceMs: number, needs?: LookupNeeds): Promise<Lookup>
-  /** Where instances of services listen that are not followed. The same object until something changes. */
+  /** Addresses of instances of services that are not followed. The same object until something changes. */
   dormant(): ReadonlyMap<string, readonly SocketAddress[]>
-  /** The service that an address is of, followed or not; without a port only virtual addresses are known. */
+  /** The service that owns an address, followed or not; without a port only virtual addresses are found. */
   ownerOf(ip: string, port?: number): string | undefined
-  /** Somebody has asked for this address, and no snapshot has it: follows the service it is of. */
+  /** An application dialed an address that no snapshot has: follows the service that owns it. */
   wanted(ip: string, port?: number): void
-  /** These services have open connections, or had some just now: they go on being followed. */
+  /** These services have open connections, or had some just now: they continue to be followed. */
   used(services: readonly string[]): void
-  /** Services that are followed now. */
+  /** Number of followed services. */
   watchedServices(): number
 }
 
-/** Lookups that wait at once; more are unavailable. Each is somebody's open question. */
+/** Limit of lookups that wait at the same time; further ones are `unavailable`. */
 const MAX_WAITING_LOOKUPS = 1_000
 
-/** Registering, and a restart of an application, may take so long before anything is wrong, milliseconds. */
+/** How long registering, or a restart of an application, may take before it is a problem, milliseconds. */
 const OWN_GRACE_MS = 15_000
 
-/** Warnings named one by one: whoever may write to the catalog can make many. */
+/** Limit of warnings: anyone who may write to the catalog can cause many. */
 const MAX_WARNINGS = 50
 
-/** Changes are collected for so long before they are compiled. */
+/** How long changes are collected before they are compiled, milliseconds. */
 const COALESCE_MS = 20
 
 /**
- * Starts discovery. The catalog stays the caller's and must outlive it.
- * @throws MeshError HM_VIRTUAL_RANGE_INVALID when a range is none.
+ * Starts discovery. The catalog belongs to the caller and must outlive it.
+ * @throws MeshError HM_VIRTUAL_RANGE_INVALID when a range cannot be parsed.
  */
 export function startDiscovery(options: DiscoveryOptions, publish: Publish): Discovery {
   return new RunningDiscovery(options, publish)
@@ -125,10 +124,10 @@ class RunningDiscovery implements Discovery {
   readonly #policies = new Map<string, CatalogPolicy>()
   readonly #watchSet
   #compiled = nothingCompiled
-  /** What the list said of addresses when it was compiled last. */
+  /** The listed addresses at the last compile. */
   #compiledAddresses: ReadonlyMap<string, unknown> = new Map()
   readonly #lookups = new Set<() => void>()
-  /** Names below which there are others, of one list. */
+  /** The parent names of one list: names that others end in after a `.`. */
   #parents: {
     readonly of: ReadonlyMap<string, unknown> | undefined
     readonly names: ReadonlySet<string>
@@ -136,7 +135,7 @@ class RunningDiscovery implements Discovery {
   #timer: NodeJS.Timeout | undefined
   #arePoliciesAwaited: boolean
   #loggedWarnings = new Set<string>()
-  /** What is said of this host's own services in the catalog, and since when. */
+  /** Problems of this host's own services in the catalog, with the time since when. */
   #ownProblems: ReadonlyMap<string, number> = new Map()
 
   constructor(options: DiscoveryOptions, publish: Publish) {
@@ -162,7 +161,7 @@ class RunningDiscovery implements Discovery {
     }
     this.#closing.defer(() => clearTimeout(this.#timer))
     this.#closing.defer(() => this.#lookAgain())
-    // A host that needs nothing gets its first snapshot too: whoever waits for one must not wait for ever.
+    // A host that needs nothing gets its first snapshot too: nothing may wait for it for ever.
     if (this.awaited().length === 0) this.#changed()
   }
 
@@ -260,7 +259,7 @@ class RunningDiscovery implements Discovery {
         ? { kind: 'listed', virtualIps }
         : { kind: 'unavailable' }
     }
-    // Followed, but the mesh does not list it any more, and the last instance is gone: that was it.
+    // Followed, but no longer listed by the mesh and without instances: the service is gone.
     const isGone =
       service.clusters[0].endpoints.length === 0 && this.#watchSet.listed()?.has(name) === false
     return isGone ? this.#unknown(name) : { kind: 'service', service }
@@ -277,7 +276,7 @@ class RunningDiscovery implements Discovery {
     for (const again of this.#lookups) again()
   }
 
-  /** Every listed service has a virtual address, whether it is followed or not: see {@link wanted}. */
+  /** Every listed service has a virtual address, followed or not: see {@link wanted}. */
   #listChanged(): void {
     this.#assignAddresses()
     const followed = [...this.current().services.values()]
@@ -300,7 +299,7 @@ class RunningDiscovery implements Discovery {
 
   #takePolicies(policies: readonly CatalogPolicy[]): void {
     this.#arePoliciesAwaited = false
-    // A destination that an answer leaves out keeps its rules: no answer is not "no rules".
+    // A destination that an answer omits keeps its rules: a missing answer does not mean "no rules".
     for (const policy of policies) this.#policies.set(policy.destination, policy)
     this.#changed()
   }
@@ -353,7 +352,7 @@ class RunningDiscovery implements Discovery {
     )
   }
 
-  /** Logs each warning once, when it appears; problems are the daemon's to log. */
+  /** Logs each warning once, when it appears; the daemon logs problems. */
   #logWarnings(): void {
     const now = new Set(this.warnings())
     for (const warning of now)
@@ -370,13 +369,13 @@ function toRange(text: string): Cidr {
   })
 }
 
-/** The services whose rules this host must know: those that it delivers to. */
+/** The services whose rules this host needs: those that it delivers to. */
 function policyDestinations(localServices: readonly LocalService[]): readonly string[] {
   const offered = localServices.filter((service) => service.target !== undefined)
   return [...new Set(offered.map((service) => service.name))]
 }
 
-/** Every name below which there are others: `b.c` and `c` for `a.b.c`. */
+/** All suffixes of names after a `.`: `b.c` and `c` for `a.b.c`. */
 function parentsOf(names: Iterable<string>): ReadonlySet<string> {
   const parents = new Set<string>()
   for (const name of names)

@@ -1,16 +1,16 @@
 /**
- * Instances that cannot be reached at their own address, because no proxy serves them at the moment. Pure.
+ * Warns of instances that cannot be reached at their own address, because no proxy serves them now. Pure.
  */
 import { formatAddress, isLoopback } from '../../model/address.ts'
 import type { MeshService, Snapshot } from '../../model/snapshot.ts'
 import type { CatalogService } from '../catalog/catalog.ts'
 
-/** Addresses named for one service. */
+/** Number of addresses that are named per service. */
 const MAX_NAMED = 3
 
 /**
- * One sentence for each service with such instances. Those of `nodeName`, this host, are left out: that its own service is
- * not served is a problem of its own.
+ * One sentence for each service with such instances. Those on `nodeName`, this host, are left out: an own service that
+ * is not served is reported as a problem.
  */
 export function unservedWarnings(
   { services }: Pick<Snapshot, 'services'>,

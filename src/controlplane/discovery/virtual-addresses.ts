@@ -1,9 +1,9 @@
 /**
  * Addresses that exist only for capture: one for each service in each configured range.
  *
- * Pure. An address is the first 8 bytes of SHA-256 of the service name, modulo the usable size of the
- * range; if another service has it, the next free one after it. Assignments that are passed in again
- * stay as they are, so that an address, once looked up by an application, keeps its meaning.
+ * Pure. An address is the first 8 bytes of SHA-256 of the service name, modulo the usable size of the range; if another
+ * service has it, the next free one after it. Assignments that are passed in again stay, so that an address, once an
+ * application has looked it up, keeps its meaning.
  */
 import { hash } from 'node:crypto'
 import { canonicalIp } from '../../model/address.ts'
@@ -12,26 +12,26 @@ import { type Cidr, cidrAddress, cidrContains, cidrSize } from '../../model/cidr
 /** Virtual addresses by service name, one for each range that had room. */
 export type VirtualAddresses = ReadonlyMap<string, readonly string[]>
 
-/** What {@link assignVirtualAddresses} works from. */
+/** The input of {@link assignVirtualAddresses}. */
 export interface AssignmentInput {
   /** Blocks to assign from; usually one of each family. They must not overlap. */
   readonly ranges: readonly Cidr[]
   readonly names: Iterable<string>
-  /** Earlier assignments, of this run or of the last one; kept where they still fit. */
+  /** Earlier assignments, of this run or the last one; kept where they still fit. */
   readonly existing: VirtualAddresses
-  /** Addresses that the catalog gave to services: never assigned. */
+  /** Addresses that the catalog has given to services: never assigned. */
   readonly taken: ReadonlySet<string>
 }
 
-/** Probes before a range counts as full for a name; with less than half of a range in use, far more than enough. */
+/** Addresses tried before a range counts as full for a name; far more than needed while less than half is in use. */
 const MAX_PROBES = 65_536
 
-/** In a range that is not crowded a name comes no further. */
+/** In a range with enough free addresses, a name needs no more tries than this. */
 const LIKELY_PROBES = 16n
 
-/** Addresses for exactly these names. A name that found no room in a range has none of it. */
+/** Assigns addresses to exactly these names. A name for which a range has no free address has none of that range. */
 export function assignVirtualAddresses(input: AssignmentInput): VirtualAddresses {
-  // Sorted: who gets the hash's own address must not depend on the order in which services appeared.
+  // Sorted: which name gets a hash's own address must not depend on the order in which services appeared.
   const names = [...new Set(input.names)].toSorted()
   const usedIps = new Set(input.taken)
   const assigned = new Map<string, Map<Cidr, string>>()
@@ -62,7 +62,7 @@ export function assignVirtualAddresses(input: AssignmentInput): VirtualAddresses
   )
 }
 
-/** Whether an address is one that {@link assignVirtualAddresses} comes to by itself for a name. */
+/** Whether {@link assignVirtualAddresses} may have derived an address from a name. */
 export function isDerived(ranges: readonly Cidr[], name: string, ip: string): boolean {
   const range = ranges.find((candidate) => isUsable(candidate, ip))
   if (range === undefined) return false
@@ -73,7 +73,7 @@ export function isDerived(ranges: readonly Cidr[], name: string, ip: string): bo
   return false
 }
 
-/** The addresses that a name gets where nobody has them. */
+/** The addresses that a name gets when they are free. */
 export function firstChoices(ranges: readonly Cidr[], name: string): readonly string[] {
   const start = startOf(name)
   return ranges.flatMap((range) => {
@@ -82,7 +82,7 @@ export function firstChoices(ranges: readonly Cidr[], name: string): readonly st
   })
 }
 
-/** Whether the range assigns this address: its lowest and highest ones have meanings of their own. */
+/** Whether the range assigns this address: all but its lowest and highest one, which have special meanings. */
 function isUsable(range: Cidr, ip: string): boolean {
   return (
     // Assignments of an earlier run come from a file, which may hold anything.

@@ -1,7 +1,7 @@
 /**
- * Which services this host follows: its own and those it names as upstreams always; beyond these none, all,
- * or each from its first use on until nobody has used it for a while. Opens and closes the catalog's
- * watches accordingly and keeps the last answer of each.
+ * Decides which services this host follows: always its own and its upstreams; of the others none, all, or each from its
+ * first use until it was unused for a while. Opens and closes the catalog's watches accordingly, and keeps the last
+ * answer of each.
  *
  * ```
  *   listed --use()--> followed --not used for idleMs, or the least used of too many--> listed
@@ -14,14 +14,14 @@ import type { LocalService } from '../../model/service.ts'
 import type { Catalog, CatalogService, InstanceAddress, ListedService } from '../catalog/catalog.ts'
 
 /**
- * Follow only what this host offers and names as upstream; beside these, every service that is used; or
- * every service of the mesh.
+ * `upstreams`: follow only this host's own services and its upstreams. `on-demand`: in addition every service that is
+ * used. `all`: every service of the mesh.
  */
 export type WatchMode = 'upstreams' | 'on-demand' | 'all'
 
 /**
- * What became of a use: `followed`, or why not. `unknown`: the mesh has no such service. `undecided`: it may
- * have one, which this host cannot tell (yet).
+ * The result of a use: `followed`, or why not. `unknown`: the mesh has no such service. `undecided`: it may have one;
+ * this host does not know (yet), or may not follow it.
  */
 export type Use = 'followed' | 'unknown' | 'undecided'
 
@@ -29,26 +29,26 @@ export type Use = 'followed' | 'unknown' | 'undecided'
 export interface WatchSet extends Disposable {
   /** The last answer for each watched service that has had one. */
   readonly services: ReadonlyMap<string, CatalogService>
-  /** Services that are watched, answered or not. */
+  /** Services that are watched, with or without an answer. */
   readonly size: number
   /**
-   * The services that the mesh has, as far as this host may follow them, each with the virtual addresses that the
-   * list of the catalog gives it; undefined while that is not known.
+   * The services of the mesh, as far as this host may follow them, each with its virtual addresses in the catalog's
+   * list; undefined while the list is unknown.
    */
   listed(): ReadonlyMap<string, readonly string[]> | undefined
-  /** Where instances of services listen, by the list: of those that are of the mesh, and of those that were. */
+  /** Instance addresses in the catalog's list, of present services and of former ones. */
   listedAddresses(): ReadonlyMap<string, readonly InstanceAddress[]>
-  /** A service is about to be used: follows it if this host may, and goes on following it if it does. */
+  /** To be called when a service is about to be used: follows it if allowed, and prolongs the watch. */
   use(name: string): Use
-  /** Connections go to a service. Changes nothing for one that is not followed. */
+  /** Connections go to a service. No effect when it is not followed. */
   touch(name: string): void
-  /** Services this host needs that have no answer yet, and the list of services in mode `all` before the first. */
+  /** Needed services without an answer so far; in mode `all` also the list of services before it has arrived. */
   awaited(): readonly string[]
-  /** One sentence each; empty when every wanted service is watched. */
+  /** Empty when every wanted service is watched. */
   problems(): readonly Problem[]
 }
 
-/** What a watch set is opened with. */
+/** The options of a watch set. */
 export interface WatchSetOptions {
   readonly catalog: Catalog
   readonly localServices: readonly LocalService[]
@@ -64,22 +64,22 @@ export interface WatchSetOptions {
   readonly clock?: Clock | undefined
 }
 
-/** Services followed at once. Each costs a blocking query in Consul; a host that needs more is not a host. */
+/** Limit of followed services. Each costs a blocking query in Consul; no ordinary host needs more. */
 export const MAX_WATCHED_SERVICES = 1_000
 
 /**
- * Services followed at once because they were used; one more ends the watch of the least recently used, of one that
- * was only asked for before any that was connected to: asking for many names must not cost others theirs.
+ * Limit of services followed because they were used. One more ends the watch of the least recently used one, those only
+ * looked up before those connected to: looking up many names must not end the watches that connections need.
  */
 const MAX_ON_DEMAND = 500
 
-/** A service that was followed because it was used, and has not been used for so long, is let go. */
+/** A service followed on demand is unfollowed after this time without use, milliseconds. */
 const IDLE_MS = 15 * 60_000
 
-/** Unused services are looked for so many times within the time after which they are let go. */
+/** Number of checks for unused services per idle time. */
 const SWEEPS = 15
 
-/** Opens the watches; the owner closes the set. */
+/** Opens the watches; the caller disposes the set. */
 export function openWatchSet(options: WatchSetOptions): WatchSet {
   return new OpenWatchSet(options)
 }
@@ -92,9 +92,9 @@ class OpenWatchSet implements WatchSet {
   readonly #maxOnDemand: number
   readonly #needed: ReadonlySet<string>
   readonly #watches = new Map<string, Disposable>()
-  /** When each service that is followed on demand was last used, the least recently used first. */
+  /** When each service followed on demand was last used, the least recently used first. */
   readonly #usedAtMs = new Map<string, number>()
-  /** Those of them that connections have gone to; the others were asked for. */
+  /** Those of them that connections have gone to; the others were only looked up. */
   readonly #connected = new Set<string>()
   readonly #list: Disposable | undefined
   readonly #sweeper: NodeJS.Timeout | undefined
@@ -136,7 +136,7 @@ class OpenWatchSet implements WatchSet {
     this.#noteUse(name)
     if (this.#watches.has(name)) return 'followed'
     if (this.#isClosed || this.#listed === undefined) return 'undecided'
-    // One that is gone is followed all the same where callers still have its addresses.
+    // A service that is gone is still followed where callers may still have its addresses.
     if (!this.#listed.has(name) && !this.#addresses.has(name)) return 'unknown'
     if (this.#options.mode !== 'on-demand') return 'undecided'
     if (this.#usedAtMs.size >= this.#maxOnDemand) {
@@ -158,7 +158,7 @@ class OpenWatchSet implements WatchSet {
     const { mode } = this.#options
     return [
       ...(mode === 'all' && this.#listed === undefined ? ['the list of services'] : []),
-      // A service that somebody has just asked for does not make the host unready.
+      // A service that was just looked up does not make the host unready.
       ...[...this.#watches.keys()].filter(
         (name) => !this.services.has(name) && !this.#usedAtMs.has(name),
       ),
@@ -187,9 +187,9 @@ class OpenWatchSet implements WatchSet {
     this.#connected.clear()
   }
 
-  /** Whether it is followed because it was used. */
+  /** Renews the time of use. @returns whether the service is followed on demand. */
   #noteUse(name: string): boolean {
-    // Taken out and put in again: the order of the map is the order of use.
+    // Deleted and inserted again: the order of the map is the order of use.
     if (!this.#usedAtMs.delete(name)) return false
     this.#usedAtMs.set(name, this.#clock.monotonicMs())
     return true
@@ -199,7 +199,7 @@ class OpenWatchSet implements WatchSet {
     this.#watches.set(
       name,
       this.#options.catalog.watchService(name, (service) => {
-        // A catalog may still deliver an answer that was under way when its watch was closed.
+        // A catalog may still deliver an answer that was under way when the watch was closed.
         if (this.#isClosed || !this.#watches.has(name)) return
         this.services.set(name, service)
         this.#options.onChange()
@@ -218,7 +218,7 @@ class OpenWatchSet implements WatchSet {
     this.#listed = new Map([...withoutAddresses(this.#needed), ...listed])
     if (this.#options.mode === 'all') {
       const gone = list.filter(({ goneSinceMs }) => goneSinceMs !== undefined)
-      // What is gone costs no service of the mesh its place.
+      // Former services come last, so that they take no place from present ones.
       const wanted = [
         ...fairOrder(listed.map(([name]) => name)),
         ...fairOrder(gone.map(({ name }) => name)),
@@ -226,14 +226,14 @@ class OpenWatchSet implements WatchSet {
       this.#follow(new Set([...this.#needed, ...wanted]))
       this.#options.onChange()
     }
-    // On demand, a service that is listed no more keeps its watch: that says itself whether instances are
-    // left, and doubts a sudden end. When nobody uses it, it is let go like any other.
+    // On demand, a service that is no longer listed keeps its watch: the watch itself reports whether instances remain,
+    // and double-checks a sudden end. It is unfollowed when unused, like any other.
     this.#options.onListed?.()
   }
 
   #follow(wanted: ReadonlySet<string>): void {
     this.#closeWatch([...this.#watches.keys()].filter((name) => !wanted.has(name)))
-    // Needed names come first in the set; those already open stay, so that a full set does not churn.
+    // Needed names come first in the set; open watches stay, so that a full set does not churn.
     for (const name of wanted)
       if (!this.#watches.has(name) && this.#watches.size < MAX_WATCHED_SERVICES) this.#open(name)
     this.#unwatched = wanted.size - this.#watches.size
@@ -266,7 +266,7 @@ function withoutAddresses(names: Iterable<string>): ReadonlyMap<string, readonly
   return new Map([...names].map((name) => [name, []]))
 }
 
-/** What must be followed whatever the mode: services that run here, then those they call. */
+/** What is followed in every mode: the services of this host, then their upstreams. */
 function neededNames(localServices: readonly LocalService[]): readonly string[] {
   const own = localServices.filter((service) => service.target !== undefined)
   const called = localServices.flatMap((service) => service.upstreams)

@@ -1,13 +1,12 @@
 /**
- * What the mesh's resolver says: from a question, and what is known of the service it names, to a reply.
- * Pure.
+ * Makes the replies of the mesh's DNS resolver, from a question and the data of the service that it names. Pure.
  *
  *   name                          is
  *   <service>.mesh                the service: A, AAAA, SRV
  *   _<service>._tcp.mesh          the service: SRV
  *   mesh                          the apex of a domain: SOA, NS
  *   the same below virtual.consul and virtual.<datacenter>.consul
- *   anything else                 none of our business: REFUSED
+ *   anything else                 not served here: REFUSED
  */
 import type { Answer } from 'dns-packet'
 import { isIpv6 } from '../../model/address.ts'
@@ -15,24 +14,24 @@ import type { MeshService } from '../../model/snapshot.ts'
 import { isServiceName } from '../../model/spiffe-id.ts'
 import { failure, type Question, type Reply, rcodes } from './message.ts'
 
-/** What is known of the service that a name means. */
+/** The result of looking up the service that a name means. */
 export type ServiceLookup =
   | { readonly kind: 'service'; readonly service: MeshService }
-  /** There is one, of which only its addresses are known. */
+  /** The service exists, and only its addresses are known. */
   | { readonly kind: 'listed'; readonly virtualIps: readonly string[] }
-  /** There is none. `isParent`: but there are services whose names end in `.` and this one. */
+  /** There is no such service. `isParent`: there are services whose names end in `.` and this name. */
   | { readonly kind: 'unknown'; readonly isParent: boolean }
-  /** Nothing can be said of it now. */
+  /** Nothing is known of it now. */
   | { readonly kind: 'unavailable' }
 
-/** What of a service a question asks for. */
+/** The data of a service that a question needs. */
 export type ServiceNeeds = 'addresses' | 'instances'
 
-/** What a name is, before anything is known of services. */
+/** The kind of a name, without looking up services. */
 export type Place =
   | { readonly kind: 'elsewhere' }
   | { readonly kind: 'apex'; readonly zone: string }
-  /** A name that exists for the sake of those below it (`_tcp`). */
+  /** A name that exists only because of names below it (`_tcp`). */
   | { readonly kind: 'between'; readonly zone: string }
   /** A name that no service can have. */
   | { readonly kind: 'nothing'; readonly zone: string }
@@ -44,23 +43,23 @@ export type Place =
       readonly isPortName: boolean
     }
 
-/** How long answers hold. */
+/** How long answers are valid. */
 export interface AnswerTimes {
   /** Seconds that a caller may keep an answer. */
   readonly ttlS: number
 }
 
-/** "No such name" and "no such record" hold so long, seconds: a service may appear at any moment. */
+/** TTL of "no such name" and "no such record", seconds: short, since a service may appear at any moment. */
 const NEGATIVE_TTL_S = 5
 
 const CLASS_IN = 1
 
-/** The domains that are answered for a datacenter, lower case. */
+/** The domains served for a datacenter, lower case. */
 export function zonesOf(datacenter: string): readonly string[] {
   return ['mesh', 'virtual.consul', `virtual.${datacenter}.consul`]
 }
 
-/** Where a question leads. */
+/** Classifies the name of a question. */
 export function placeOf(question: Question, zones: readonly string[]): Place {
   if (question.classNumber !== CLASS_IN || isTransfer(question.type)) return { kind: 'elsewhere' }
   const name = question.name.toLowerCase()
@@ -76,7 +75,7 @@ export function placeOf(question: Question, zones: readonly string[]): Place {
     : { kind: 'nothing', zone }
 }
 
-/** The reply for a name that needs no look at the services. */
+/** The reply for a name that is not a service's. */
 export function answerWithout(
   question: Question,
   place: Exclude<Place, { readonly kind: 'service' }>,
@@ -96,12 +95,12 @@ export function answerWithout(
   }
 }
 
-/** What must be known of the service to answer: the port of SRV is that of its instances. */
+/** The data needed for the answer: an SRV record has the port of the service's instances. */
 export function needsOf(question: Question): ServiceNeeds {
   return question.type === 'SRV' ? 'instances' : 'addresses'
 }
 
-/** The reply for a service's name. */
+/** The reply for the name of a service. */
 export function answerService(
   question: Question,
   place: Extract<Place, { readonly kind: 'service' }>,
@@ -122,7 +121,7 @@ export function answerService(
   if (place.isPortName) return negative(rcodes.noError, place.zone)
   const { virtualIps } = lookup.kind === 'service' ? lookup.service : lookup
   const addresses = addressRecords(question.name, virtualIps, ttl)
-  // Of ANY, one kind of record is enough (RFC 8482).
+  // For ANY, one type of record is enough (RFC 8482).
   const type = question.type === 'ANY' ? addresses[0]?.type : question.type
   const answers = addresses.filter((record) => record.type === type)
   return answers.length === 0 ? negative(rcodes.noError, place.zone) : positive(answers)
@@ -136,7 +135,7 @@ function answerPort(
 ): Reply {
   const port = applicationPort(service)
   if (port === undefined) return negative(rcodes.noError, place.zone)
-  // In the case in which it was asked, as the rest of the answer.
+  // In the letter case of the question, like the rest of the answer.
   const target = place.isPortName ? question.name.replace(/^_(.+)\._tcp\./i, '$1.') : question.name
   const srv: Answer = {
     type: 'SRV',
@@ -147,7 +146,7 @@ function answerPort(
   return { ...positive([srv]), additionals: addressRecords(target, service.virtualIps, ttl) }
 }
 
-/** The port that most instances' applications have: a virtual address has every port. */
+/** The application port that most instances use: a virtual address accepts every port. */
 function applicationPort(service: MeshService): number | undefined {
   const ports = Map.groupBy(
     service.clusters[0].endpoints.flatMap(({ application }) =>
@@ -175,7 +174,7 @@ function answerApex(question: Question, zone: string, times: AnswerTimes): Reply
   return negative(rcodes.noError, zone)
 }
 
-/** Zone transfers would tell the whole mesh at once. */
+/** A zone transfer would disclose the whole mesh at once. */
 function isTransfer(type: string): boolean {
   return type === 'AXFR' || type === 'IXFR'
 }
@@ -190,7 +189,7 @@ function negative(rcode: 0 | 3, zone: string): Reply {
   return { rcode, isAuthoritative: true, answers: [], authorities, additionals: [] }
 }
 
-/** As RFC 6303 has it for domains that exist on one host only: the domain is its own server. */
+/** As in RFC 6303 for domains that exist on one host only: the domain is its own server. */
 function soa(zone: string): Answer {
   return {
     type: 'SOA',

@@ -1,13 +1,13 @@
 /**
- * DNS messages as this resolver takes and gives them; `dns-packet` is the codec of their records.
+ * Parses and writes the DNS messages of this resolver; `dns-packet` is the codec of their records.
  *
- * Pure, and total for any bytes: a message is checked in size, counts and question before the codec sees it,
- * and what the codec throws on is a format error. The question is read here and given back byte for byte:
- * callers compare it in the case in which they asked (0x20), and a dot within a label is not one between two.
+ * Pure, and total for any bytes: size, counts and question of a message are checked before the codec reads it, and an
+ * exception of the codec is a format error. The question is parsed here and returned byte for byte: callers compare its
+ * letter case with that of their question (0x20), and a dot within a label is not a separator of labels.
  */
 import dnsPacket, { type Answer, type SrvAnswer, type StringAnswer } from 'dns-packet'
 
-/** The answer codes in use (RFC 1035, 6891). */
+/** The response codes in use (RFC 1035, 6891). */
 export const rcodes = {
   noError: 0,
   formatError: 1,
@@ -21,48 +21,48 @@ export const rcodes = {
 /** One of {@link rcodes}. */
 export type Rcode = (typeof rcodes)[keyof typeof rcodes]
 
-/** What is asked. */
+/** The content of a question. */
 export interface Question {
-  /** As asked, without the last dot. Octets that no host name has are U+FFFD. */
+  /** As sent, without the last dot. Octets that host names cannot contain are U+FFFD. */
   readonly name: string
-  /** As the codec names it: `A`, `SRV`, `UNKNOWN_300`. */
+  /** In the codec's notation: `A`, `SRV`, `UNKNOWN_300`. */
   readonly type: string
   /** 1 is IN. */
   readonly classNumber: number
 }
 
-/** A message that asks one question. */
+/** A message with one question. */
 export interface Query {
   readonly question: Question
-  /** Octets that the caller takes over UDP. */
+  /** Largest response over UDP, octets. */
   readonly udpBytes: number
-  /** The request's header and question as they were. */
+  /** Header and question of the request, unchanged. */
   readonly head: Buffer
   readonly hasEdns: boolean
-  /** The DO bit, to be given back. */
+  /** The DO bit, to be returned. */
   readonly wantsDnssec: boolean
 }
 
-/** What there is to say to a query. */
+/** The content of a response. */
 export interface Reply {
   readonly rcode: Rcode
-  /** False for what is refused or failed. */
+  /** False for refusals and failures. */
   readonly isAuthoritative: boolean
   readonly answers: readonly (StringAnswer | SrvAnswer | Answer)[]
   readonly authorities: readonly Answer[]
   readonly additionals: readonly Answer[]
 }
 
-/** A message was read: a query, bad and to be answered with this code, or nothing to be answered. */
+/** The result of parsing: a query, a bad request to be answered with this code, or noise that gets no answer. */
 export type Read =
   | { readonly kind: 'query'; readonly query: Query }
   | { readonly kind: 'bad'; readonly rcode: Rcode; readonly response: Buffer }
   | { readonly kind: 'noise' }
 
-/** Largest message that is looked at; a question with options is a tenth of this. */
+/** Largest message that is parsed; a question with options is a tenth of this. */
 export const MAX_MESSAGE_BYTES = 4_096
 
-/** Over UDP nothing larger is sent, whatever the caller takes: it would be fragmented somewhere. */
+/** Largest response over UDP, whatever the caller accepts: a larger one would be fragmented somewhere. */
 const MAX_UDP_BYTES = 1_232
 
 const MIN_UDP_BYTES = 512
@@ -71,15 +71,15 @@ const HEADER_BYTES = 12
 const FLAG_RESPONSE = 0x8000
 const FLAG_AUTHORITATIVE = 0x0400
 const FLAG_TRUNCATED = 0x0200
-/** Given back as they came: operation, recursion desired, checking disabled. */
+/** Copied from the request: operation, recursion desired, checking disabled. */
 const FLAGS_ECHOED = 0x7910
 const FLAG_DNSSEC_OK = 0x8000
 
-/** Reads a request of any origin. Never throws. */
+/** Parses a request of any origin. Never throws. */
 export function readQuery(bytes: Buffer): Read {
   if (bytes.length < HEADER_BYTES) return { kind: 'noise' }
   const flags = bytes.readUInt16BE(2)
-  // Answering answers would let two servers talk to each other for ever.
+  // Otherwise two servers could answer each other for ever.
   if ((flags & FLAG_RESPONSE) !== 0) return { kind: 'noise' }
   if ((flags & 0x7800) !== 0) return bad(bytes, rcodes.notImplemented)
   const [questions, answers, authorities, additionals] = [4, 6, 8, 10].map((offset) =>
@@ -115,12 +115,12 @@ export function readQuery(bytes: Buffer): Read {
   return { kind: 'bad', rcode: rcodes.badVersion, response }
 }
 
-/** A reply that says nothing but its code. */
+/** A reply with a response code only. */
 export function failure(rcode: Rcode): Reply {
   return { rcode, isAuthoritative: false, answers: [], authorities: [], additionals: [] }
 }
 
-/** The message to send. Over UDP, what does not fit is left out: first what is additional, then all (TC). */
+/** The message to send. Over UDP, records that do not fit are omitted: first the additional ones, then all (TC). */
 export function writeReply(query: Query, reply: Reply, over: 'udp' | 'tcp'): Buffer {
   const limit = over === 'udp' ? query.udpBytes : 65_535
   const whole = encode(query, reply, 0)
@@ -150,7 +150,7 @@ function encode(query: Query, reply: Reply, extraFlags: number): Buffer {
     authorities: [...reply.authorities],
     additionals: [...reply.additionals, ...(query.hasEdns ? [edns] : [])],
   })
-  // The codec writes names in full: records mean the same wherever they stand.
+  // The codec does not compress names, so the records may be moved.
   const message = Buffer.concat([
     records.subarray(0, HEADER_BYTES),
     head.subarray(HEADER_BYTES),
@@ -183,11 +183,11 @@ function writeHead(
 interface AskedQuestion {
   readonly name: string
   readonly classNumber: number
-  /** Where the question ends in the message. */
+  /** The offset of the end of the question in the message. */
   readonly endOffset: number
 }
 
-/** The one question of a message; undefined when it is cut off, too long or compressed. */
+/** The one question of a message; undefined when it is truncated, too long or compressed. */
 function readQuestion(bytes: Buffer): AskedQuestion | undefined {
   const labels: string[] = []
   let offset = HEADER_BYTES

@@ -1,8 +1,8 @@
 /**
- * The resolver's sockets, UDP and TCP on one address: takes questions, has them answered, gives answers back.
+ * The DNS resolver's sockets, UDP and TCP on one address: receives questions and sends the replies.
  *
- * Whoever can reach the port may send anything: messages, connections, questions at once and the time that each
- * takes are limited. What the answers are is in `answer.ts`, their bytes in `message.ts`.
+ * Anyone who reaches the port may send anything, so messages, connections, concurrent questions and their time are
+ * limited. answer.ts makes the replies, message.ts encodes them.
  */
 import { createSocket, type RemoteInfo, type Socket as UdpSocket } from 'node:dgram'
 import { createServer, type Server, type Socket } from 'node:net'
@@ -32,15 +32,15 @@ import {
   writeReply,
 } from './message.ts'
 
-/** What the resolver works with. */
+/** The options of the resolver. */
 export interface DnsServerOptions extends AnswerTimes {
   readonly address: SocketAddress
-  /** Descriptors of sockets that are bound there, and become the server's; it opens its own unless given. */
+  /** Descriptors of sockets bound to the address; the server takes ownership. Without them it opens its own. */
   readonly sockets?: { readonly udp: number; readonly tcp: number } | undefined
   readonly datacenter: string
   /**
-   * What is known of a service. Bounded in time by whoever provides it; must not reject. One that may not
-   * `wait` for the catalog settles at once.
+   * Looks up a service. The provider limits the time; must not reject. A lookup that may not `wait` for the catalog
+   * settles at once.
    */
   readonly lookup: (
     service: string,
@@ -52,7 +52,7 @@ export interface DnsServerOptions extends AnswerTimes {
   readonly tcpIdleMs?: number
 }
 
-/** How questions ended. `dropped`: what was no question, and was not answered. */
+/** How questions ended. `dropped`: the message was not a question, and was not answered. */
 export type DnsOutcome =
   | 'answered'
   | 'noRecord'
@@ -63,38 +63,38 @@ export type DnsOutcome =
   | 'notImplemented'
   | 'dropped'
 
-/** A running resolver; disposing closes its sockets. */
+/** A running resolver; disposing it closes its sockets. */
 export interface DnsServer extends AsyncDisposable {
   /** Where it listens. */
   readonly address: SocketAddress
-  /** Questions since the start. */
+  /** Numbers of questions since the start, by outcome. */
   counts(): Readonly<Record<DnsOutcome, number>>
 }
 
-/** Questions that wait for the catalog at once; one more gets what is known already. */
+/** Limit of questions that wait for the catalog; further ones are answered from what is known already. */
 const MAX_PENDING = 1_000
 
-/** Of one address; the processes of a host share one. */
+/** The same for one client address; all processes of a host share one. */
 const MAX_PENDING_PER_ADDRESS = 500
 
-/** Beyond it the connection of the busiest caller that has asked nothing for longest is closed. */
+/** Beyond this limit, of the busiest caller's connections the one longest without a question is closed. */
 const MAX_TCP_CONNECTIONS = 64
 
-/** Questions of one connection that are answered at once; it is not read while there are more. */
+/** Limit of questions of one connection that are answered concurrently; at the limit it is not read. */
 const MAX_PENDING_PER_CONNECTION = 16
 
-/** A connection on which no byte has moved for so long is closed. */
+/** A connection without traffic for this long is closed, milliseconds. */
 const TCP_IDLE_MS = 10_000
 
-/** A connection is closed after this, whatever it does. */
+/** A connection is closed after this time in any case, milliseconds. */
 const TCP_LIFE_MS = 120_000
 
-/** A connection whose reader leaves so many bytes of answers lying is closed. */
+/** A connection is closed when this many bytes of its answers are unread. */
 const MAX_UNREAD_BYTES = 64 * 1_024
 
 /**
- * Listens on both protocols.
- * @throws MeshError HM_DNS_LISTEN_FAILED when the address cannot be had.
+ * Listens for UDP and TCP.
+ * @throws MeshError HM_DNS_LISTEN_FAILED when the address cannot be used.
  */
 export async function startDnsServer(options: DnsServerOptions): Promise<DnsServer> {
   const server = new RunningDnsServer(options)
@@ -161,7 +161,7 @@ class RunningDnsServer implements DnsServer {
     const { address, sockets } = this.#options
     const { ip, port } = address
     const ipv6Only = isIpv6(ip) && ip !== '::'
-    // TCP first: with port 0 (in tests) its port decides that of both.
+    // TCP first: with port 0 (in tests), its port is used for both.
     await listening(this.#tcp, (done) =>
       this.#tcp.listen(
         sockets === undefined ? { host: ip, port, ipv6Only } : { fd: sockets.tcp },
@@ -177,7 +177,7 @@ class RunningDnsServer implements DnsServer {
           : { fd: sockets.udp },
         done,
       )
-      // Node has let everybody bind beside it, and the kernel gives datagrams to who came last.
+      // Node allows others to bind the same address, and the kernel delivers datagrams to the socket bound last.
       if (sockets !== undefined) shareAddressNoMore(sockets.udp)
     })
     const { log } = this.#options
@@ -202,14 +202,14 @@ class RunningDnsServer implements DnsServer {
     const response = await this.#respond(message, 'udp', from.address)
     if (response === undefined) return
     try {
-      // A caller that is gone is no failure of ours.
+      // If the caller is gone, that is no failure of this server.
       this.#udp.send(response, from.port, from.address, () => undefined)
     } catch {
-      // Closed meanwhile, or from port 0, where nobody can be.
+      // The socket was closed meanwhile, or the request came from port 0, where nothing can listen.
     }
   }
 
-  /** One TCP connection: questions with their length before them, answered in the order they are ready. */
+  /** Handles one TCP connection: questions with a length prefix, answered in the order in which answers are ready. */
   #converse(socket: Socket): void {
     let unread: Buffer = Buffer.alloc(0)
     let pending = 0
@@ -263,7 +263,7 @@ class RunningDnsServer implements DnsServer {
     })
   }
 
-  /** The bytes to send; undefined for what gets no answer. Never rejects. */
+  /** The response to send; undefined for messages that get none. Never rejects. */
   async #respond(message: Buffer, over: 'udp' | 'tcp', from: string): Promise<Buffer | undefined> {
     const read = readQuery(message)
     if (read.kind === 'noise') {
@@ -332,7 +332,7 @@ function listening(
   })
 }
 
-/** One that never listened throws, or says so: it is closed either way. */
+/** Closes a server. One that never listened throws or reports an error; it counts as closed. */
 function closed(close: (done: () => void) => unknown): Promise<void> {
   return new Promise((resolve) => {
     try {

@@ -34,7 +34,7 @@ export interface Connection {
   readonly account: Account
   /** The calling application: its socket, or its address; undefined when unknown. */
   from: RemoteEnd | SocketAddress | undefined
-  /** The address that the application dialed; undefined when it used an upstream port. */
+  /** The address that the application dialed; undefined when it called a service by name, or is unknown. */
   wanted: SocketAddress | undefined
   stage: Stage
   /** Number of descriptors that belong to this connection alone. */

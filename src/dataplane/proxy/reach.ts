@@ -152,7 +152,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
     const { source, account } = caller
     this.endpoint = endpoint
     this.decidedHere = false
-    // The policy is that of the instance's service, which a redirect may have changed.
+    // The policy is that of the instance's service, which may differ from the called one.
     if (isPolicyAwaited(context, endpoint.service)) await awaitPolicy(context, endpoint.service)
     const decision = evaluate(source, context.snapshot().policies.get(endpoint.service))
     if (!decision.allow)
