@@ -1,6 +1,6 @@
 /**
- * What a worker does while memory for buffered bytes is short: it shrinks socket buffers, ends connections of the
- * callers with most buffered bytes, and gives freed memory back afterwards.
+ * What a worker does while memory for buffered bytes is short: sockets read and buffer less, connections of the
+ * callers with most buffered bytes are ended, and freed memory is given back afterwards.
  */
 import { collectGarbage, trimFreed } from '../lib/return-memory.ts'
 import { forgetIdlePieces } from './io/byte-queue.ts'
@@ -10,7 +10,7 @@ import { SpareMemory } from './spare-memory.ts'
 import type { HeldAlarms } from './tunnel/accounts.ts'
 
 /**
- * How long socket buffers stay small after memory was short, milliseconds: if thousands of sockets got larger ones at
+ * How long sockets buffer less after memory was short, milliseconds: if thousands of sockets got larger buffers at
  * once, all would read at the same time.
  */
 const SHORT_FOR_MS = 30_000

@@ -24,7 +24,7 @@ export interface Refusal extends ConnectionView {
   readonly endedAtMs: number
 }
 
-/** The ring. */
+/** The last refusals of one worker. */
 export class Refusals {
   private readonly ring: Refusal[] = []
   private next = 0
