@@ -296,7 +296,7 @@ export class Lane {
     this.record.wasReset(nowMs)
   }
 
-  /** A session of the caller from `ip` broke the protocol. The third time bars that address, each further one longer. */
+  /** A session of the caller from `ip` broke the protocol. The third time bars the address, each further one longer. */
   strike(nowMs: number, ip: string | undefined): void {
     this.record.strike(nowMs, ip)
   }

@@ -2,7 +2,7 @@
  * The sessions opened by peers: how many each peer may have, and how long an idle one stays.
  *
  * A host needs one session for each of its workers, callers and destinations, and a few more while certificates change.
- * At the limit of an address or a host, a new session replaces the oldest idle one there, or is refused. When the worker
+ * At the limit of a place or a host, a new session replaces the oldest idle one there, or is refused. When the worker
  * has no free place, it closes an idle session of the same host, or else one of the host with the most sessions.
  */
 import { MeshError } from '../../lib/errors.ts'

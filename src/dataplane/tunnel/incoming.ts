@@ -60,7 +60,7 @@ export class Incoming implements DirectReader, PostponedWork {
   private endDue: (() => void) | undefined
   private closed = false
   private records = 0
-  /** The largest count so far of TLS bytes beyond data and record overhead; and {@link receivedBytes} at the last check. */
+  /** The largest count so far of TLS bytes beyond data and record overhead; {@link receivedBytes} at the last check. */
   private emptyTlsBytes: number
   private receivedBefore = 0
 
@@ -91,8 +91,8 @@ export class Incoming implements DirectReader, PostponedWork {
   }
 
   /**
-   * Whether too many of the TLS bytes are TLS's own messages, which are visible nowhere else. Padding no longer than the
-   * data is accepted. Call it once a second.
+   * Whether too many of the TLS bytes are TLS's own messages, which are visible nowhere else. Padding no longer than
+   * the data is accepted. Call it once a second.
    */
   wastesTls(nowMs: number): boolean {
     const carried = carriedBytes(this.socket)

@@ -27,10 +27,10 @@ const SUSPECT_UNMEASURED_MS = 1_000
 /** Accuracy of the kernel's time of the last acknowledgement, milliseconds. */
 const ACK_CLOCK_MS = 12
 
-/** Silence after which streams that can only leave by ending the session justify the loss of its others. Milliseconds. */
+/** Silence after which unanswered streams justify ending a session that still has confirmed ones. Milliseconds. */
 const DEAD_AFTER_MS = 3_000
 
-/** The same when all other streams wait for an answer too, but may have reached the peer. */
+/** The same when the other streams are unconfirmed too, but may have reached the peer. */
 const UNSURE_AFTER_MS = 1_000
 
 /** The state of one session's peer. Times are monotonic milliseconds. */

@@ -145,8 +145,8 @@ export class Outgoing implements TurnTask, PostponedWork {
   }
 
   /**
-   * Sends no more frames. Collected frames are sent, then the connection is ended; the peer has `timeoutMs` to read them
-   * and to end its side. Without a timeout nothing is sent and the connection is destroyed.
+   * Sends no more frames. Collected frames are sent, then the connection is ended; the peer has `timeoutMs` to read
+   * them and to end its side. Without a timeout nothing is sent and the connection is destroyed.
    */
   close(timeoutMs: number | undefined): void {
     const { batch, batchBytes, socket } = this
