@@ -56,7 +56,7 @@ export interface PooledSession {
   readonly notAfterMs: number
 }
 
-/** Time before certificate expiry in which a session accepts no new streams: a quarter of what is left, at most this. */
+/** A session accepts no new streams this long before certificate expiry, or for the last quarter of what is left. */
 const RENEW_BEFORE_MS = 60_000
 
 /** A caller with less time left does not dial again. */

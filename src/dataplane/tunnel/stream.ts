@@ -1,8 +1,8 @@
 /**
  * One connection inside a session: docs/tunnel-protocol.md, "Stream" and "Credit".
  *
- * Holds the bytes that the session cannot send yet (no credit, carrier busy) and those that its receiver does not accept
- * yet (paused); both are limited. Independent of TLS: it uses the session through {@link StreamCarrier}.
+ * Holds the bytes that the session cannot send yet (no credit, carrier busy) and those that its receiver does not
+ * accept yet (paused); both are limited. Independent of TLS: it uses the session through {@link StreamCarrier}.
  *
  * ```
  *   opening --ACK--> open --FIN sent--> half closed (local) ---FIN received--> closed
@@ -62,8 +62,8 @@ export interface StreamCarrier {
 const QUEUE_LIMIT = 131_072
 
 /**
- * When much is held for the caller, a writer is stopped below this credit: it might read a chunk that cannot be sent. At
- * most half of any window, so that the receiver returns credit before that.
+ * When much is held for the caller, a writer is stopped below this credit: it might read a chunk that cannot be sent.
+ * At most half of any window, so that the receiver returns credit before that.
  */
 const LEAST_CREDIT = CHUNK_BYTES
 
@@ -206,7 +206,7 @@ export class TunnelStream implements ByteStream {
     this.close()
   }
 
-  /** Session: stops waiting for the far end. Sends it a reset, in case that it recovers, and reports to the receiver. */
+  /** Session: stops waiting for the far end. Sends it a reset, in case it recovers, and reports to the receiver. */
   giveUp(reason: MeshError): void {
     if (this.closed) return
     this.sendReset('aborted')
@@ -240,8 +240,8 @@ export class TunnelStream implements ByteStream {
   }
 
   /**
-   * Session: moves up to `limit` waiting bytes into `target`, within the credit. Returns 0 when there is nothing to send.
-   * A FIN that waits behind them is sent by {@link afterTake}.
+   * Session: moves up to `limit` waiting bytes into `target`, within the credit. Returns 0 when there is nothing to
+   * send. A FIN that waits behind them is sent by {@link afterTake}.
    */
   take(target: Uint8Array, offset: number, limit: number): number {
     const { memory } = this.outgoing

@@ -17,7 +17,7 @@ export interface Proof {
   readonly serialNumber: string
   /** Wall clock, milliseconds since the epoch. */
   readonly notAfterMs: number
-  /** The certificate, then those sent with it. Parsed on demand, so the caller should keep the result. */
+  /** The certificate, then those sent with it. Parsed at each call, which costs more than keeping the result. */
   chain(): readonly X509Certificate[]
 }
 
@@ -104,7 +104,7 @@ export class Trust {
     this.revoked = new Set(bundle.revokedSerials)
   }
 
-  /** Why a certificate that a handshake has just verified is rejected nevertheless; undefined when it is not revoked. */
+  /** Why a certificate that a handshake has just verified is rejected all the same; undefined unless it is revoked. */
   revocationOf({ spiffeId, serialNumber }: Proof): MeshError | undefined {
     if (!this.revoked.has(serialNumber)) return undefined
     return new MeshError(

@@ -1,7 +1,6 @@
 /**
- * Explains rejections of certificates because of their dates: usually a clock is wrong, and which one is visible only
- * from both times. Node discards the peer's certificate when it rejects a connection, so its validity period is recorded
- * before that.
+ * Explains rejections of certificates because of their dates: usually a clock is wrong, and only both times show which
+ * one. Node discards the peer's certificate when it rejects a connection, so its validity period is recorded before.
  */
 import type { TLSSocket } from 'node:tls'
 import { isPeerUnverified } from '../../lib/node-internals.ts'
