@@ -2,15 +2,15 @@
  * A first-in, first-out queue of bytes, in memory blocks that all queues of the thread share.
  *
  * Copies its input, so the caller's memory is free at once. Large chunks go into pooled blocks (no allocation, no
- * zeroing, no garbage), medium ones into pooled pieces. A small one gets an exact copy, so that ten thousand queues with
- * a few bytes each do not hold ten thousand blocks; further ones share memory, so that a million single bytes do not
- * become a million pieces. The caller enforces limits, by {@link ByteQueue.length} and {@link ByteQueue.memory}.
+ * zeroing, no garbage), medium ones into pooled pieces. A small one gets an exact copy, so that ten thousand queues
+ * with a few bytes each do not hold ten thousand blocks; further ones share memory, so that a million single bytes do
+ * not become a million pieces. The caller enforces limits, by {@link ByteQueue.length} and {@link ByteQueue.memory}.
  */
 
 /** Size of a pooled block, and the most that one {@link ByteQueue.takeFront} returns. */
 export const BLOCK_BYTES = 65_536
 
-/** A first chunk below this gets an exact copy, not a block. */
+/** A first chunk below this gets an exact copy; later small ones share a piece of this size, or a block. */
 const SMALL_BYTES = 4_096
 
 /** A first chunk up to this gets no block either: thousands of queues may each hold one. */

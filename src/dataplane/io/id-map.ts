@@ -2,8 +2,8 @@
  * A map from small positive numbers to objects that are added and removed thousands of times a second.
  *
  * V8's Map is unsuitable for that: every few dozen insertions and deletions it moves to a new table, and the old one
- * points to the new one. Once one of them has been promoted, all later ones, with the entries that were in them, survive
- * each scavenge until the next full collection (docs/performance.md, "Garbage"). This map keeps its table: open
+ * points to the new one. Once one of them has been promoted, all later ones, with the entries that were in them,
+ * survive each scavenge until the next full collection (docs/performance.md, "Garbage"). This map keeps its table: open
  * addressing, linear probing, no tombstones.
  */
 import { randomInt } from 'node:crypto'

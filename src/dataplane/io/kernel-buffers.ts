@@ -3,9 +3,10 @@
  *
  * Over the loopback interface segments are 64 KiB, and the kernel grants a sender about twenty of them from the start:
  * an application that answers a client which does not read has 2.6 MB in the kernel; over a network it would be 50 KB.
- * A thousand such connections use up the memory that TCP may have on the whole host (net.ipv4.tcp_mem), and then segments
- * of all connections are dropped. So a user with many connections gets small segments and buffers for further ones to
- * applications. Connections from applications are unchanged: what the kernel does not hold waits in this process.
+ * A thousand such connections use up the memory that TCP may have on the whole host (net.ipv4.tcp_mem), and then
+ * segments of all connections are dropped. So a user with many connections gets small segments and buffers for further
+ * ones to applications. Connections from applications are unchanged: what the kernel does not hold waits in this
+ * process.
  *
  * Where koffi does not load, nothing is set.
  */

@@ -1,8 +1,8 @@
 /**
  * Closes a connection so that the peer sees a reset, never an end, in any state of the socket.
  *
- * Node's resetAndDestroy() throws for TLS sockets. While a shutdown is in progress libuv refuses to reset, and Node then
- * loses the handle: neither the event nor the file descriptor ever comes back.
+ * Node's resetAndDestroy() throws for TLS sockets. While a shutdown is in progress libuv refuses to reset, and Node
+ * then loses the handle: neither the event nor the file descriptor ever comes back.
  */
 import type { Socket } from 'node:net'
 import { tcpUnder } from '../../lib/node-internals.ts'

@@ -6,10 +6,10 @@
  * (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). A small minimum is permitted to each user.
  *
  * Users that are cheap to create form a group (the services of one host). A group may have twice what one user may, by
- * the same rule inside, so that a group of one user loses nothing. All except its largest user may together have what one
- * user may, however much the largest took while more was free: a greedy service takes nothing from the others of its
- * host. Beside several greedy users each other one may have a little, divided by the square of the number of users: all
- * these parts together stay far below what one user may have.
+ * the same rule inside, so that a group of one user loses nothing. All except its largest user may together have what
+ * one user may, however much the largest took while more was free: a greedy service takes nothing from the others of
+ * its host. Beside several greedy users each other one may have a little, divided by the square of the number of users:
+ * all these parts together stay far below what one user may have.
  */
 
 /** One user's part of a shared resource. */
@@ -30,7 +30,7 @@ export interface GroupShare {
   most?: Share
 }
 
-/** What a group may have, in multiples of one user's part: with 2, a group of one user may have what a user alone may. */
+/** A group may have this many times one user's part. With 2, a group of one user may have what a user alone may. */
 const GROUP_FACTOR = 2
 
 /** Part of one user's allowance left for the other users of a group with several greedy ones, before the division. */

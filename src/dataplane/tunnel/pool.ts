@@ -56,7 +56,10 @@ export interface PooledSession {
   readonly notAfterMs: number
 }
 
-/** A session accepts no new streams this long before certificate expiry, or for the last quarter of what is left. */
+/**
+ * Time before certificate expiry in which a session accepts no new streams: a quarter of the time left when it was
+ * dialed, at most this.
+ */
 const RENEW_BEFORE_MS = 60_000
 
 /** A caller with less time left does not dial again. */
