@@ -41,7 +41,10 @@ const GATHER_FROM_BYTES = 8_192
 /** Size of the memory for gathering; when it is full, it is written at once. */
 const GATHER_BYTES = 131_072
 
-/** Bytes that may wait in the socket, gathered or written, before gathering returns FULL; also while memory is short. */
+/**
+ * Bytes waiting in the socket, gathered or written, at which write() returns FULL for a gathered chunk. The second
+ * limit applies while memory is short.
+ */
 const FULL_BYTES = 262_144
 const FULL_BYTES_WHEN_SHORT = 65_536
 

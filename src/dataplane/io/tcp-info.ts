@@ -7,7 +7,7 @@ import { descriptorOf } from '../../lib/node-internals.ts'
 
 const TCP_INFO = 11
 
-/** Bytes of struct tcp_info up to tcpi_last_ack_recv, and its offset: the kernel fills in as much as there is room for. */
+/** Bytes of struct tcp_info up to tcpi_last_ack_recv, and its offset: the kernel fills in as much as has room. */
 const BYTES = 60
 const LAST_ACK_AT = 56
 

@@ -1,11 +1,11 @@
 /**
- * Tells whether a TLS peer ended its side or was cut off: by close_notify, or by a bare FIN, which anyone on the path can
- * send.
+ * Tells whether a TLS peer ended its side or was cut off: by close_notify, or by a bare FIN, which anyone on the path
+ * can send.
  *
- * Node reports both as `end`. The difference is whether libuv still reads: after close_notify Node reports the end while
- * libuv goes on reading the TCP connection; after a FIN libuv stops before it reports anything. uv_read_start() shows
- * which (EALREADY: it is reading). The end of a paused TLS socket cannot come from a FIN. This uses two undocumented
- * fields; where a runtime lacks them, every end counts as proper.
+ * Node reports both as `end`. The difference is whether libuv still reads: after close_notify Node reports the end
+ * while libuv goes on reading the TCP connection; after a FIN libuv stops before it reports anything. uv_read_start()
+ * shows which (EALREADY: it is reading). The end of a paused TLS socket cannot come from a FIN. This uses two
+ * undocumented fields; where a runtime lacks them, every end counts as proper.
  */
 import type { Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'

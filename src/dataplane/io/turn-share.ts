@@ -2,9 +2,9 @@
  * Limits the work for one user in one turn of the event loop, so that turns stay short, however much the user has to
  * do: the other users of the thread wait no longer than that.
  *
- * Work is counted in nanoseconds, by estimates that need no clock. A user that has spent its share continues in the next
- * turn, after the events of all others; its excess is deducted from later turns. Within the share nothing is postponed,
- * and ordinary traffic pays only an addition and a comparison.
+ * Work is counted in nanoseconds, by estimates that need no clock. A user that has spent its share continues in the
+ * next turn, after the events of all others; its excess is deducted from later turns. Within the share nothing is
+ * postponed, and ordinary traffic pays only an addition and a comparison.
  *
  * ```
  *   spend() --within the share--> go on

@@ -1,6 +1,6 @@
 /**
- * Runs work once per turn of the event loop instead of once per event: sending what the turn's reads have collected. One
- * immediate per turn, for any amount of work.
+ * Runs work once per turn of the event loop instead of once per event: flushing what the turn's reads have collected.
+ * One immediate per turn, for any amount of work.
  *
  * While the loop is quiet (reads come one by one) there is nothing to collect, and an immediate for each costs a single
  * request a fifth of its CPU time: then {@link scheduleEarly} runs the task right after the event.
