@@ -4,7 +4,7 @@
  * When the opener has ended a connection, the next one on the same port is tracked anew. When the other side has reset
  * it, tracking keeps the entry for 10 s: a caller that reuses the port in that time is redirected to the old
  * destination and refused there (docs/capture.md, "The rules of iptables"). So such entries are deleted. If tracking
- * has lost an entry itself, our segments no longer reach the caller, which would never notice: its socket is reset here.
+ * has lost an entry itself, our segments no longer reach the caller, which cannot notice: its socket is reset here.
  */
 import type { Socket } from 'node:net'
 import { type NetlinkTalk, talkToNetlink } from '../../lib/netlink.ts'

@@ -2,8 +2,8 @@
  * The central interface of the data plane: bytes in both directions, with half-close, reset and back-pressure. TCP
  * connections, TLS connections and tunnel streams all implement it.
  *
- * Memory rule: bytes passed to `write` and `onBytes` belong to the one who read them and are reused for the next read,
- * unless the callee returns {@link KEPT}. That saves a copy and an allocation per chunk.
+ * Memory rule: bytes passed to `write` and `onBytes` belong to their reader and are reused for the next read, unless
+ * the callee returns {@link KEPT}. That saves a copy and an allocation per chunk.
  */
 
 /** write() result bit: the bytes are still in use; the caller must not modify that memory again. */

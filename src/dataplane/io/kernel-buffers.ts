@@ -26,7 +26,7 @@ import {
 const SO_SNDBUF = 7
 const SO_RCVBUF = 8
 
-/** Small enough that the kernel rounds it up to 4 KiB. It limits what the other end may have in transit. */
+/** Small enough that the kernel rounds it up to 4 KiB. It determines what the other end may have in transit. */
 const SEGMENT = new Int32Array([3_500])
 
 /** The kernel doubles it, for its own overhead. */

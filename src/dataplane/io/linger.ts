@@ -22,7 +22,7 @@ export function resetOnClose(socket: Socket): void {
   setLinger(socket, RESETS)
 }
 
-/** The same for all sockets that the listening `server` accepts: they inherit the option from the kernel. */
+/** The same for all sockets that the listening `server` accepts: they inherit the option. */
 export function resetAcceptedOnClose(server: Server): void {
   setLinger(server, RESETS)
 }

@@ -2,8 +2,8 @@
  * A TCP or TLS connection as a {@link ByteStream}.
  *
  * Reads use memory chosen at construction: one buffer shared by all sockets of the thread when the receiver copies or
- * consumes at once (a tunnel stream); otherwise the socket's own buffer, replaced whenever the receiver keeps it. The
- * socket's deadlines belong to others.
+ * consumes at once (a tunnel stream); otherwise the socket's own buffer, replaced whenever the receiver keeps it. Does
+ * not own the socket's deadlines.
  *
  * ```
  *   open --end/'end'--> half closed --the other--> closed (in order)
@@ -78,9 +78,7 @@ export function withHeadroom(length: number): Buffer {
   return sharedMemory.subarray(0, HEADROOM + length)
 }
 
-/**
- * Where reads go: `shared` only if the receiver never answers {@link KEPT}; `private` for any receiver.
- */
+/** Where reads go: `shared` only if the receiver never returns {@link KEPT}; `private` for any receiver. */
 export type ReadMemory = 'shared' | 'private'
 
 /** Records what is spent on a user. */

@@ -1,9 +1,9 @@
 /**
  * What a worker spends on each caller, and the limits: docs/tunnel-protocol.md, "Fair shares".
  *
- * A caller is a peer identity (the SPIFFE ID of its certificate, in whichever session) or a service of this host.
- * Each caller and host has an {@link Account}, with a {@link Lane} per destination. Time is passed in, in monotonic
- * milliseconds; there are no timers.
+ * A caller is a peer identity (the SPIFFE ID of its certificate, in whichever session) or a service of this host. It
+ * has one {@link Account} for each host that it comes from, with a {@link Lane} per destination. Time is passed in, in
+ * monotonic milliseconds; there are no timers.
  *
  * ```
  *   stream opened --tokens left--> taken --comes to nothing--> a futile token
@@ -47,10 +47,10 @@ const FORGIVEN_AFTER_MS = 300_000
 const MAX_OFFENDERS = 256
 const OTHER_ADDRESSES = ''
 
-/** Further accounts share one. The CA issues identities, so there are not many. */
+/** Limit of accounts; further callers share one. The CA issues identities, so there are not many. */
 const MAX_ACCOUNTS = 10_000
 
-/** Further identities of one host share one account. A host may have this many services and cannot use up the table. */
+/** Limit per host; further identities share one account. A host may have this many services, but not fill the table. */
 const MAX_ACCOUNTS_OF_HOST = 1_000
 const OTHERS = 'others'
 

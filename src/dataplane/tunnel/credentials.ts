@@ -56,7 +56,7 @@ export interface Credential {
 export class Credentials {
   private readonly leaves = new Map<string, Leaf>()
   private readonly contexts = new Map<string, Credential>()
-  /** Sent with our own leaves; peers of the same CA have the same. */
+  /** Received with our own leaves; peers of the same CA have the same. */
   private readonly intermediates = new Map<string, X509Certificate>()
   private readonly rejections = new Map<string, MeshError>()
   private bundle: TrustBundle | undefined

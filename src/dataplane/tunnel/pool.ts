@@ -4,7 +4,7 @@
  *
  * The first connection that needs a session dials it. Connections that arrive meanwhile wait for the same dial, each up
  * to its own timeout. When the dial times out, those with time left dial again, one dial for all of them. A peer that
- * does not speak the tunnel protocol (a sidecar) gets one TLS connection per connection.
+ * does not speak the tunnel protocol (a sidecar) gets one TLS connection for each connection.
  */
 import type { TLSSocket } from 'node:tls'
 import { type Clock, systemClock } from '../../lib/clock.ts'

@@ -70,7 +70,7 @@ const LEAST_CREDIT = CHUNK_BYTES
 /** Application bytes that may be in transit before the far end has confirmed the stream. */
 export const UNCONFIRMED_LIMIT = 65_536
 
-/** Why a stream ended early; `reason` is the far end's reset reason. */
+/** A stream was reset; `reason` is the reset reason, sent by the far end or (from {@link TunnelStream.fail}) by us. */
 export class StreamResetError extends MeshError {
   readonly reason: ResetReason
 
