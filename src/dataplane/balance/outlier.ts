@@ -1,6 +1,6 @@
 /**
- * Which endpoints are avoided because connections to them failed, whatever the catalog says. Pure; time comes in as
- * a number, who else there is comes in as a yes or no.
+ * Ejects endpoints to which connections failed, whatever the catalog reports. Pure; time is passed in as a number, and
+ * whether enough other endpoints remain as a boolean.
  *
  * ```
  *            failures                 time is over, one connection tries
@@ -10,40 +10,40 @@
  *      +----------------------------------- it succeeded --------------------+
  * ```
  *
- * One refused connection costs its caller a millisecond and the next instance, so three in a row are waited for. A
+ * One refused connection costs its caller a millisecond and an attempt at the next instance, so three in a row eject. A
  * timeout or a lost tunnel costs a whole deadline: one is enough.
  */
 import type { FailureCost } from '../../model/ending.ts'
 
-/** Quick failures in a row that eject. */
+/** Number of quick failures in a row that ejects. */
 export const FAILURES_TO_EJECT = 3
 
-/** The first ejection; each further one is twice as long. Milliseconds. */
+/** Duration of the first ejection; each further one is twice as long. Milliseconds. */
 export const FIRST_EJECTION_MS = 30_000
 
-/** No ejection is longer. Milliseconds. */
+/** Longest ejection. Milliseconds. */
 export const LONGEST_EJECTION_MS = 300_000
 
-/** An endpoint that is in use for so long has one ejection less on its record. Milliseconds. */
+/** For each such time in use, one ejection is removed from an endpoint's record. Milliseconds. */
 export const FORGIVE_MS = 60_000
 
 /**
- * An ejected endpoint that nobody has tried for so long after its time, and one that is in use and has not failed
- * for so long, is forgotten: it may be gone. Milliseconds.
+ * An ejected endpoint that was not tried for this time after its ejection ended, or one in use without a failure for
+ * this time, is forgotten: it may no longer exist. Milliseconds.
  */
 export const FORGET_MS = 600_000
 
-/** Endpoints remembered; beyond it the ones with the oldest failure are forgotten. */
+/** Limit of remembered endpoints; at the limit those with the oldest failures are forgotten. */
 export const MAX_OUTLIERS = 10_000
 
-/** An endpoint that is avoided now. */
+/** An endpoint that is ejected now. */
 export interface Ejection {
   readonly key: string
-  /** What the last failure said. */
+  /** Reason of the last failure. */
   readonly reason: string
-  /** Until a connection may try it again; 0 when the next one may. */
+  /** Milliseconds until a connection may try it again; 0 when the next one may. */
   readonly leftMs: number
-  /** Ejections in a row. */
+  /** Number of ejections in a row. */
   readonly times: number
 }
 
@@ -54,41 +54,41 @@ interface Outlier {
   reason: string
   /** Undefined while it is in use. */
   ejectedUntilMs: number | undefined
-  /** Whether the one connection that tries it is under way. */
+  /** Whether the connection that tries it is in progress. */
   isProbed: boolean
-  /** Ejections on its record, as of `recordedAtMs`. */
+  /** Number of ejections on its record, as of `recordedAtMs`. */
   record: number
   recordedAtMs: number
 }
 
-/** The endpoints that have failed lately. One per worker. */
+/** The endpoints with recent failures. One per worker. */
 export class OutlierDetector {
   private readonly outliers = new Map<string, Outlier>()
   private ejected = 0
 
-  /** Ejected endpoints; with 0 nobody needs to be asked about. */
+  /** Number of ejected endpoints; at 0 no endpoint needs to be checked. */
   get ejectedCount(): number {
     return this.ejected
   }
 
-  /** Whether the endpoint is avoided, whether or not a connection may try it again. */
+  /** Whether the endpoint is ejected, even if a connection may try it again. */
   isEjected(key: string): boolean {
     return this.outliers.get(key)?.ejectedUntilMs !== undefined
   }
 
-  /** Why the endpoint is avoided; null when it is not. */
+  /** Why the endpoint is avoided; null when it is not, or when the next connection may try it. */
   avoidedFor(key: string, nowMs: number): string | null {
     const outlier = this.outliers.get(key)
     if (outlier?.ejectedUntilMs === undefined || this.isDueForProbe(key, nowMs)) return null
     return outlier.reason
   }
 
-  /** Whether connections may go there as to any other. */
+  /** Whether connections may use it like any other. */
   isInUse(key: string): boolean {
     return this.ejected === 0 || !this.isEjected(key)
   }
 
-  /** Whether its time is over and nobody is trying it yet: the next connection should. */
+  /** Whether its ejection has ended and no connection tries it yet: the next one should. */
   isDueForProbe(key: string, nowMs: number): boolean {
     const outlier = this.outliers.get(key)
     return (
@@ -96,21 +96,21 @@ export class OutlierDetector {
     )
   }
 
-  /** A connection tries it. */
+  /** A connection attempt begins. */
   started(key: string, nowMs: number): void {
     if (this.ejected === 0) return
     const outlier = this.outliers.get(key)
     if (outlier !== undefined && this.isDueForProbe(key, nowMs)) outlier.isProbed = true
   }
 
-  /** The try is over, with or without a verdict. */
+  /** The attempt is over, with or without a result. */
   finished(key: string): void {
     if (this.ejected === 0) return
     const outlier = this.outliers.get(key)
     if (outlier !== undefined) outlier.isProbed = false
   }
 
-  /** The try reached the application. Returns whether that ended an ejection. */
+  /** The attempt reached the application. Returns whether that ended an ejection. */
   succeeded(key: string, nowMs: number): boolean {
     if (this.outliers.size === 0) return false
     const outlier = this.outliers.get(key)
@@ -128,8 +128,8 @@ export class OutlierDetector {
   }
 
   /**
-   * The try failed. `mayEject` says whether enough others remain; it is asked only when it matters. Returns whether
-   * the endpoint was ejected, anew or for longer.
+   * The attempt failed. `mayEject` returns whether enough other endpoints remain; it is called only when that matters.
+   * Returns whether the endpoint was ejected, or its ejection extended.
    */
   failed(
     key: string,
@@ -142,7 +142,7 @@ export class OutlierDetector {
     outlier.failedAtMs = nowMs
     outlier.reason = failure.reason
     if (outlier.ejectedUntilMs !== undefined) {
-      // Failures of connections that had begun before, or that had no other choice, say nothing new.
+      // Failures of connections that began before, or that had no other endpoint, are no new information.
       if (!outlier.isProbed) return false
       this.eject(outlier, nowMs)
       return true
@@ -154,7 +154,7 @@ export class OutlierDetector {
     return true
   }
 
-  /** The endpoints that are avoided now. */
+  /** The endpoints that are ejected now. */
   list(nowMs: number): readonly Ejection[] {
     if (this.ejected === 0) return []
     return [...this.outliers].flatMap(([key, { ejectedUntilMs, reason, record }]) =>
@@ -164,7 +164,7 @@ export class OutlierDetector {
     )
   }
 
-  /** Forgets what is old. */
+  /** Forgets endpoints after {@link FORGET_MS}. */
   sweep(nowMs: number): void {
     for (const [key, { ejectedUntilMs, failedAtMs }] of this.outliers) {
       if (nowMs - (ejectedUntilMs ?? failedAtMs) < FORGET_MS) continue
@@ -197,7 +197,7 @@ export class OutlierDetector {
     return outlier
   }
 
-  /** Makes room: a tenth at once, so that a full table is not sorted for each failure. */
+  /** Makes room: removes a tenth at once, so that a full table is not sorted for each failure. */
   private forget(): void {
     const oldest = [...this.outliers].toSorted(([, a], [, b]) => a.failedAtMs - b.failedAtMs)
     for (const [key, { ejectedUntilMs }] of oldest.slice(0, MAX_OUTLIERS / 10)) {
@@ -207,12 +207,12 @@ export class OutlierDetector {
   }
 }
 
-/** How long an endpoint with so many ejections on its record is ejected. */
+/** Duration of the next ejection for an endpoint with this record. */
 function ejectionMs(record: number): number {
   return Math.min(LONGEST_EJECTION_MS, FIRST_EJECTION_MS * 2 ** record)
 }
 
-/** Its ejections, less those forgiven for the time in which it was in use. */
+/** The number of its ejections, minus those forgiven for its time in use. */
 function recordOf(outlier: Outlier, nowMs: number): number {
   if (outlier.ejectedUntilMs !== undefined) return outlier.record
   const forgiven = Math.floor(Math.max(0, nowMs - outlier.recordedAtMs) / FORGIVE_MS)

@@ -1,13 +1,13 @@
 /**
- * Which endpoint takes the next connection: of the first priority that has an available one, the one whose turn it
- * is by weight (turns.ts), unless it is much slower (latency.ts), or holds much more for its weight, than another one
- * drawn by weight. So equal endpoints get exactly their shares, and a slow one passes on what its share is of the
- * others': with weights 10 and 1 the light one gets 1 of 11, 1 of 121 when it is slow, and 21 of 121 when the heavy
- * one is. Synchronous, no I/O; chance and time are passed in.
+ * Picks the endpoint for the next connection, from the first priority that has an available one. It is the one whose
+ * turn it is by weight (turns.ts), unless it is much slower (latency.ts), or has many more connections for its weight,
+ * than another one drawn by weight. So equal endpoints get exactly their shares, and a slow one gives up its turns in
+ * proportion to the others' weights: with weights 10 and 1 the light one gets 1 of 11; 1 of 121 when it is slow; and 21
+ * of 121 when the heavy one is. Synchronous, no I/O; randomness and time are passed in.
  *
- * Critical endpoints are left out, warning ones stay (as Consul's DNS and Envoy have it). When all are
- * critical nobody is picked: a reset at once tells the caller more than a dead instance does. Ejected ones (see
- * outlier.ts) are left out while anybody else remains, of whatever priority; when nobody does they are used.
+ * Critical endpoints are excluded, warning ones are not (like Consul's DNS and Envoy). When all are critical none is
+ * picked: an immediate reset tells the caller more than a dead instance does. Ejected ones (outlier.ts) are excluded
+ * while any other remains, of any priority; when none remains they are used.
  */
 import type { Clock, Random } from '../../lib/clock.ts'
 import type { FailureCost } from '../../model/ending.ts'
@@ -23,39 +23,39 @@ import {
 import { type Ejection, OutlierDetector } from './outlier.ts'
 import { Turns } from './turns.ts'
 
-/** Loads remembered of endpoints that are gone; beyond it those without traffic are dropped. */
+/** Limit of remembered loads; at the limit those without connections are dropped. */
 const MAX_LOADS = 100_000
 
-/** Turns of endpoints that are not available are passed over so often; then chance decides among those that are. */
+/** After this many turns of unavailable endpoints, a random one of the available ones is picked. */
 const MAX_PASSED_OVER = 16
 
-/** An endpoint holds too much from so many times another's connections for its weight on … */
+/** An endpoint has too many connections when it exceeds another's, relative to weight, by this factor … */
 const LOADED_FACTOR = 2
 
-/** … and so many more. */
+/** … and by this number. */
 const LOADED_BY = 8
 
-/** How an endpoint stands with the balancer of one worker. */
+/** The state of an endpoint in the balancer of one worker. */
 export interface EndpointStanding {
   readonly inFlight: number
   readonly failures: number
-  /** How slow it looks: one that costs much more than another is passed over. */
+  /** How slow it is estimated to be, milliseconds: one much slower than another is passed over. */
   readonly cost: number
-  /** Why it is avoided while anybody else remains; null when it is not, or when the next connection may try it. */
+  /** Why it is avoided while any other remains; null when it is not, or when the next connection may try it. */
   readonly ejectedFor: string | null
 }
 
-/** How a try failed. */
+/** How an attempt failed. */
 export interface Failure {
   readonly cost: FailureCost
-  /** For operators. */
+  /** Text for operators. */
   readonly reason: string
 }
 
-/** Picks endpoints and learns from what comes of it. One per worker. */
+/** Picks endpoints and learns from the results. One per worker. */
 export class Balancer {
   private readonly loads = new Map<string, EndpointLoad>()
-  /** By the list of endpoints, which is another one after every change; one for each priority, by where it begins. */
+  /** By the list of endpoints, which is a new one after each change; then by the index at which a priority begins. */
   private readonly turns = new WeakMap<readonly Endpoint[], Map<number, Turns | undefined>>()
   private readonly outliers = new OutlierDetector()
   private readonly clock: Clock
@@ -66,24 +66,24 @@ export class Balancer {
     this.random = random
   }
 
-  /** Endpoints that are avoided now. */
+  /** Number of endpoints that are ejected now. */
   get ejectedCount(): number {
     return this.outliers.ejectedCount
   }
 
-  /** Once a second or so: forgets what is of no use any more. */
+  /** Call it about once a second: forgets old failures. */
   tick(): void {
     this.outliers.sweep(this.clock.monotonicMs())
   }
 
-  /** Endpoints that are avoided now, and why. */
+  /** The endpoints that are ejected now, and why. */
   ejections(): readonly Ejection[] {
     return this.outliers.list(this.clock.monotonicMs())
   }
 
   /**
-   * An endpoint that is not critical and not in `except`; undefined when there is none. `endpoints` come in the
-   * order of their priority.
+   * Returns an endpoint that is not critical and not in `except`; undefined when there is none. `endpoints` must be in
+   * order of priority.
    */
   pick(endpoints: readonly Endpoint[], except: ReadonlySet<string>): Endpoint | undefined {
     const count = endpoints.length
@@ -106,26 +106,26 @@ export class Balancer {
     return undefined
   }
 
-  /** Whether {@link pick} would find one that is not avoided. */
+  /** Whether {@link pick} would find an endpoint that is not ejected. */
   hasOther(endpoints: readonly Endpoint[], except: ReadonlySet<string>): boolean {
     return endpoints.some(
       (endpoint) => isOffered(endpoint, except) && this.outliers.isInUse(endpoint.key),
     )
   }
 
-  /** A try begins. */
+  /** A connection attempt begins. */
   started(endpoint: Endpoint): void {
     this.load(endpoint.key).inFlight += 1
     if (this.outliers.ejectedCount > 0)
       this.outliers.started(endpoint.key, this.clock.monotonicMs())
   }
 
-  /** The try reached the application. It stays in flight until {@link finished}. */
+  /** The attempt reached the application. It counts as a connection until {@link finished}. */
   succeeded(endpoint: Endpoint, tookMs: number): void {
     const load = this.load(endpoint.key)
     const nowMs = this.clock.monotonicMs()
     if (this.outliers.succeeded(endpoint.key, nowMs)) {
-      // What it was like before it was ejected says nothing any more.
+      // The estimate from before the ejection is no longer meaningful.
       load.estimateMs = tookMs
       load.deviationMs = 0
       load.updatedAtMs = nowMs
@@ -134,9 +134,9 @@ export class Balancer {
   }
 
   /**
-   * The try did not reach the application. `endpoints` are all of the service; `failure` is undefined when it says
-   * nothing against the instance, which is then only less likely to be picked for a while. Returns whether it is
-   * avoided from now on.
+   * The attempt did not reach the application. `endpoints` are all those of the service. `failure` is undefined when it
+   * is not the instance's fault; the instance is then only less likely to be picked for a while. Returns whether it is
+   * ejected from now on.
    */
   failed(
     endpoint: Endpoint,
@@ -151,7 +151,7 @@ export class Balancer {
     )
   }
 
-  /** The connection, or the try, is over; of a try that came to nothing tell it {@link failed} first. */
+  /** The connection, or the attempt, is over. For a failed attempt call {@link failed} first. */
   finished(endpoint: Endpoint): void {
     const load = this.load(endpoint.key)
     load.inFlight = Math.max(0, load.inFlight - 1)
@@ -175,13 +175,13 @@ export class Balancer {
     if (first === undefined) return undefined
     const second = turns.draw()
     if (second === undefined || second === first || !this.isAvailable(second, except)) return first
-    // One that is due for a probe would lose every comparison by its past, and nobody would ever try it again.
+    // An endpoint due for a probe would lose every comparison because of its past, and would never be tried again.
     if (!this.outliers.isInUse(first.key)) return first
     if (!this.outliers.isInUse(second.key)) return second
     return this.isPassedOver(first, second) ? second : first
   }
 
-  /** Whether the connection whose turn is `first`'s goes to `second` instead. */
+  /** Whether the connection goes to `second` although it is the turn of `first`. */
   private isPassedOver(first: Endpoint, second: Endpoint): boolean {
     const nowMs = this.clock.monotonicMs()
     const load = this.load(first.key)
@@ -191,8 +191,8 @@ export class Balancer {
   }
 
   /**
-   * What has been learned of an endpoint, as it is compared; undefined when it was never tried. Changes
-   * nothing: it is for explaining, not for picking.
+   * The state of an endpoint as the picker compares it; undefined when it was never tried. For explanations: changes
+   * nothing.
    */
   peek(endpoint: Endpoint): EndpointStanding | undefined {
     const load = this.loads.get(endpoint.key)
@@ -222,7 +222,7 @@ export class Balancer {
     return turns
   }
 
-  /** By chance and weight one of those that `isMeant` says yes to; looks at all of them. */
+  /** A random one, by weight, of those that `isMeant` accepts; examines all of them. */
   private anyOf(
     endpoints: readonly Endpoint[],
     start: number,
@@ -247,8 +247,8 @@ export class Balancer {
   }
 
   /**
-   * Half of the endpoints of one priority may be ejected; all of them when those of a later one can take over, which
-   * is what failover is for. At least one of two, never the only one there is.
+   * Half of the endpoints of one priority may be ejected; all of them when those of a later one can take over, which is
+   * what failover is for. Of two endpoints one may be ejected, a single one never.
    */
   private mayEject(endpoint: Endpoint, endpoints: readonly Endpoint[]): boolean {
     let offered = 0
@@ -277,8 +277,8 @@ export class Balancer {
 }
 
 /**
- * Whether an endpoint holds more connections for its weight than another one, by so much that no accident explains it:
- * connections end when they like, and the first one of a light endpoint weighs as much as ten of a heavy one.
+ * Whether an endpoint has so many more connections for its weight than another that it is no accident: connections end
+ * at any time, and the first one of a light endpoint counts as much as ten of a heavy one.
  */
 function holdsMore(
   { weight }: Endpoint,
@@ -290,7 +290,7 @@ function holdsMore(
   return inFlight - LOADED_BY > most
 }
 
-/** Why an endpoint takes no connection, whatever the others are like; undefined when it may. */
+/** Why an endpoint gets no connection, in any state of the others; undefined when it may. */
 function exclusionOf(endpoint: Endpoint): string | undefined {
   return endpoint.health === 'critical' ? 'its health is critical' : undefined
 }
@@ -303,8 +303,8 @@ export interface Candidacy {
 }
 
 /**
- * Of which endpoints {@link Balancer.pick} takes one, for explaining: the available ones of the first priority that has
- * any; when there is none at all, the ejected ones of the first priority.
+ * The endpoints from which {@link Balancer.pick} picks, for explanations: the available ones of the first priority that
+ * has any; if there is none at all, the ejected ones of the first priority.
  * @param ejectedFor {@link EndpointStanding.ejectedFor} of an endpoint, null for one that was never tried
  */
 export function candidates(
@@ -329,13 +329,13 @@ export function candidates(
   })
 }
 
-/** Where the priority of the endpoint at `start` ends: the whole list, for most services. */
+/** The index at which the priority of the endpoint at `start` ends: for most services the end of the list. */
 function endOfGroup(endpoints: readonly Endpoint[], start: number): number {
   const priority = endpoints[start]?.priority
   let low = start
   let high = endpoints.length
   if (endpoints[high - 1]?.priority === priority) return high
-  // The one at `low` is of the group, the one at `high` is not.
+  // The endpoint at `low` belongs to the group, the one at `high` does not.
   high -= 1
   while (high - low > 1) {
     const middle = (low + high) >> 1

@@ -1,10 +1,10 @@
 /**
- * Whose turn it is among endpoints of unequal weight: dealt out, not drawn, so that the shares are those of the
- * weights after a hundred connections as after a million, one after another or many at a time.
+ * Takes turns among endpoints of unequal weight: not at random, so that the shares match the weights after a hundred
+ * connections as well as after a million, sequential or concurrent. Pure; randomness is passed in.
  *
- * Each endpoint has a time for its next turn and comes again 1/weight later; the earliest is next (earliest deadline
- * first). An endpoint is never more than one turn away from its share. The first times are drawn, so that the workers
- * of a host, and the hosts of a service, do not all begin with the same endpoint. Pure; chance is passed in.
+ * Each endpoint has a time for its next turn, and the following one is 1/weight later; the earliest is next (earliest
+ * deadline first). An endpoint is never more than one turn away from its share. The first times are random, so that the
+ * workers of a host, and the hosts of a service, do not all begin with the same endpoint.
  */
 import type { Random } from '../../lib/clock.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
@@ -13,13 +13,13 @@ import type { Endpoint } from '../../model/endpoint.ts'
 export class Turns {
   private readonly endpoints: readonly Endpoint[]
   private readonly random: Random
-  /** A heap, the earliest first: indices of `endpoints`, and beside it when their turns are. */
+  /** A heap, the earliest first: indices into `endpoints`, and in parallel the times of their turns. */
   private readonly heap: Int32Array
   private readonly times: Float64Array
-  /** Weights added up, for {@link draw}. */
+  /** Cumulative weights, for {@link draw}. */
   private readonly sums: Float64Array
 
-  /** `endpoints` in the order in which chance counts them; not empty. */
+  /** @param endpoints not empty; random numbers are applied in this order. */
   constructor(endpoints: readonly Endpoint[], random: Random) {
     const count = endpoints.length
     this.endpoints = endpoints
@@ -38,7 +38,7 @@ export class Turns {
     for (let i = (count >> 1) - 1; i >= 0; i -= 1) this.sink(i)
   }
 
-  /** The endpoint whose turn it is; it has had it then. */
+  /** The endpoint whose turn it is; the turn is then used. */
   next(): Endpoint | undefined {
     const endpoint = this.endpoints[this.heap[0] ?? 0]
     this.times[0] = (this.times[0] ?? 0) + 1 / weightOf(endpoint)
@@ -46,7 +46,7 @@ export class Turns {
     return endpoint
   }
 
-  /** One by chance, by weight; nobody's turn is taken for it. */
+  /** A random endpoint, by weight; uses no turn. */
   draw(): Endpoint | undefined {
     const { sums } = this
     let low = 0

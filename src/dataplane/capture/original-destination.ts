@@ -1,17 +1,17 @@
 /**
- * Where a captured connection was going before it was diverted: asked of the kernel, never of the client.
+ * The original destination of a captured connection, from the kernel and never from the client.
  *
- * TPROXY leaves the destination as it is: it is the accepted socket's own address. REDIRECT rewrites it, conntrack
- * remembers it, and SO_ORIGINAL_DST reads it back. A connection that dialed the capture port itself answers with
- * that port, or with nothing: the caller must refuse both (docs/capture.md, "Original destination"). Runs once per
- * connection, so the buffers are shared: nothing is allocated but the answer.
+ * TPROXY keeps the destination: it is the accepted socket's own address. REDIRECT rewrites it; conntrack stores it, and
+ * SO_ORIGINAL_DST reads it. For a connection that dialed the capture port itself the result is that port, or none: the
+ * caller must refuse both (docs/capture.md, "Original destination"). Runs once per connection, so the buffers are
+ * shared: only the result is allocated.
  */
 import type { Socket } from 'node:net'
 import { requireNativeCalls, SOL_IP, SOL_IPV6 } from '../../lib/native.ts'
 import { descriptorOf } from '../../lib/node-internals.ts'
 import { canonicalIp, ipFromBytes, type SocketAddress } from '../../model/address.ts'
 
-/** How a connection got to a capture port: by TPROXY to a transparent listener, or by REDIRECT. */
+/** How a connection reached a capture port: by TPROXY to a transparent listener, or by REDIRECT. */
 export type CapturedBy = 'transparent' | 'redirect'
 
 /** SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST have the same number. */
@@ -23,7 +23,7 @@ const sockaddr = new Uint8Array(SOCKADDR_IN6_BYTES)
 const ipv6Bytes = sockaddr.subarray(8, 24)
 const length = new Uint32Array(1)
 
-/** What an accepted connection asked for; undefined when nothing on this host knows. */
+/** The original destination of an accepted connection; undefined when nothing on this host knows it. */
 export function destinationOf(socket: Socket, capturedBy: CapturedBy): SocketAddress | undefined {
   if (capturedBy === 'redirect') {
     const fd = descriptorOf(socket)
@@ -34,8 +34,8 @@ export function destinationOf(socket: Socket, capturedBy: CapturedBy): SocketAdd
 }
 
 /**
- * The address that the connection behind `fd` asked for, canonical (IPv4-mapped is IPv4); undefined when
- * the kernel knows none: not a TCP socket, no NAT on this host, or the connection was never tracked.
+ * The original destination of the connection of `fd`, canonical (IPv4-mapped is IPv4); undefined when the kernel has
+ * none: not a TCP socket, no NAT on this host, or the connection was never tracked.
  * @throws MeshError HM_FFI_UNAVAILABLE when the native binding does not load here.
  */
 export function originalDestination(fd: number): SocketAddress | undefined {
@@ -43,7 +43,7 @@ export function originalDestination(fd: number): SocketAddress | undefined {
     'reads the original destination of captured connections',
     ', or set capture.mode: off and use upstream ports',
   )
-  // A v4-mapped socket of a dual-stack listener answers at the IPv4 level, so that one goes first.
+  // An IPv4-mapped socket of a dual-stack listener answers at the IPv4 level, so IPv4 is asked first.
   length[0] = SOCKADDR_IN_BYTES
   if (calls.getsockopt(fd, SOL_IP, ORIGINAL_DESTINATION, sockaddr, length) === 0) {
     const ip = `${sockaddr[4]}.${sockaddr[5]}.${sockaddr[6]}.${sockaddr[7]}`

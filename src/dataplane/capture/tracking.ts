@@ -1,22 +1,22 @@
 /**
- * What the data plane says to connection tracking about connections that REDIRECT has brought it.
+ * Corrects connection tracking for connections that arrived by REDIRECT.
  *
- * Tracking begins anew when the side that opened a connection has ended it, but keeps for 10 s what the other side has
- * reset: whoever uses the same port in that time is led where its predecessor was led, and is refused there
- * (docs/capture.md, "The rules of iptables"). So it is told to forget those. And what it has forgotten itself ends at the
- * caller, too, who would never hear of it: our segments do not reach a caller any more that tracking does not know.
+ * When the opener has ended a connection, the next one on the same port is tracked anew. When the other side has reset
+ * it, tracking keeps the entry for 10 s: a caller that reuses the port in that time is redirected to the old
+ * destination and refused there (docs/capture.md, "The rules of iptables"). So such entries are deleted. If tracking
+ * has lost an entry itself, our segments no longer reach the caller, which cannot notice: its socket is reset here.
  */
 import type { Socket } from 'node:net'
 import { type NetlinkTalk, talkToNetlink } from '../../lib/netlink.ts'
 import { canonicalIp, ipBytes, isIpv6, type SocketAddress } from '../../model/address.ts'
 
-/** Netlink header, and that of netfilter behind it. */
+/** Netlink header, followed by that of netfilter, bytes. */
 const HEADER_BYTES = 20
 /** NFNL_SUBSYS_CTNETLINK, and IPCTNL_MSG_CT_GET or IPCTNL_MSG_CT_DELETE. */
 const GET_CONNECTION = 0x0101
 const DELETE_CONNECTION = 0x0102
 const NLMSG_ERROR = 2
-/** SOCK_DESTROY, and struct inet_diag_req_v2 behind the header. */
+/** SOCK_DESTROY; and the netlink header with struct inet_diag_req_v2, bytes. */
 const DESTROY_SOCKET = 21
 const DESTROY_BYTES = 16 + 56
 const ANY_COOKIE = 0xffff_ffff
@@ -35,15 +35,15 @@ const ADDRESSES = { v4: { from: 1, to: 2 }, v6: { from: 3, to: 4 } } as const
 let tracking: NetlinkTalk | null | undefined
 let sockets: NetlinkTalk | null | undefined
 
-/** Has tracking forget the connection that `caller` opened to `wanted`, and we have reset. One system call. */
+/** Deletes the tracking entry of a connection that `caller` opened to `wanted` and we have reset. One system call. */
 export function forgetRedirected(caller: SocketAddress, wanted: SocketAddress): void {
   tracking ??= talkToNetlink('netfilter') ?? null
   tracking?.send(trackingMessage(DELETE_CONNECTION, caller, wanted))
 }
 
 /**
- * Resets the socket of a caller on this host whose connection tracking has forgotten. One that has reset its connection
- * itself is still known, and left alone: its port may be another's already.
+ * Resets the socket of a caller on this host if connection tracking has lost its connection. A caller that has reset
+ * the connection itself is still tracked and left alone: another socket may already use its port.
  */
 export function endIfForgotten(caller: SocketAddress, wanted: SocketAddress): void {
   tracking ??= talkToNetlink('netfilter') ?? null
@@ -52,13 +52,13 @@ export function endIfForgotten(caller: SocketAddress, wanted: SocketAddress): vo
   sockets?.send(destructionOf(caller, wanted))
 }
 
-/** Who opened an accepted connection; undefined once it is closed. */
+/** The caller's address of an accepted connection; undefined once it is closed. */
 export function callerOf(socket: Socket): SocketAddress | undefined {
   const ip = canonicalIp(socket.remoteAddress ?? '')
   return ip === undefined ? undefined : { ip, port: socket.remotePort ?? 0 }
 }
 
-/** The message that destroys the socket with these two ends. */
+/** The message that destroys the socket with these two addresses. */
 function destructionOf(local: SocketAddress, peer: SocketAddress): Buffer {
   const bytes = Buffer.alloc(DESTROY_BYTES)
   bytes.writeUInt32LE(DESTROY_BYTES, 0)
@@ -76,7 +76,7 @@ function destructionOf(local: SocketAddress, peer: SocketAddress): Buffer {
   return bytes
 }
 
-/** The message that asks for, or deletes, the connection which was opened between two addresses of one family. */
+/** The message that queries or deletes the connection opened between two addresses of one family. */
 function trackingMessage(type: number, from: SocketAddress, to: SocketAddress): Buffer {
   const isV6 = isIpv6(to.ip)
   const address = isV6 ? ADDRESSES.v6 : ADDRESSES.v4
@@ -108,7 +108,7 @@ function trackingMessage(type: number, from: SocketAddress, to: SocketAddress): 
   return Buffer.concat([header, tuple])
 }
 
-/** One attribute, filled up to four bytes. */
+/** One netlink attribute, padded to four bytes. */
 function attribute(type: number, value: Buffer): Buffer {
   const length = 4 + value.length
   const bytes = Buffer.alloc((length + 3) & ~3)

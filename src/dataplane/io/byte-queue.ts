@@ -1,23 +1,22 @@
 /**
- * Bytes that wait, first in first out, in blocks that all queues of the thread share.
+ * A first-in, first-out queue of bytes, in memory blocks that all queues of the thread share.
  *
- * Copies what it is given, so the giver's memory is free at once. Large chunks go into pooled blocks (no
- * allocation, no zeroing, no garbage), middling ones into pooled pieces. A small one gets an exact copy, so that ten thousand queues with a few
- * bytes each do not hold ten thousand blocks; more of them share memory, so that a million single bytes do not
- * become a million pieces. Bounds are the caller's: look at {@link ByteQueue.length}, and at
- * {@link ByteQueue.memory} for what the bytes cost.
+ * Copies its input, so the caller's memory is free at once. Large chunks go into pooled blocks (no allocation, no
+ * zeroing, no garbage), medium ones into pooled pieces. A small one gets an exact copy, so that ten thousand queues
+ * with a few bytes each do not hold ten thousand blocks; further ones share memory, so that a million single bytes do
+ * not become a million pieces. The caller enforces limits, by {@link ByteQueue.length} and {@link ByteQueue.memory}.
  */
 
 /** Size of a pooled block, and the most that one {@link ByteQueue.takeFront} returns. */
 export const BLOCK_BYTES = 65_536
 
-/** Chunks below this do not get a block. */
+/** A first chunk below this gets an exact copy; later small ones share a piece of this size, or a block. */
 const SMALL_BYTES = 4_096
 
-/** Nor do those up to this that come first: there may be thousands of queues with one of them. */
+/** A first chunk up to this gets no block either: thousands of queues may each hold one. */
 const SMALL_FIRST_BYTES = 8_192
 
-/** Blocks and first pieces kept for reuse; more are left to the garbage collector. 16 MiB and 8 MiB. */
+/** Idle blocks (16 MiB) and first pieces (8 MiB) kept for reuse; the garbage collector frees the others. */
 const MAX_IDLE_BLOCKS = 256
 const MAX_IDLE_FIRST_PIECES = 1_024
 
@@ -26,16 +25,16 @@ const idleFirstPieces: Uint8Array[] = []
 
 interface Piece {
   readonly memory: Uint8Array
-  /** Whether it is used again. */
+  /** Whether it is reused. */
   readonly isPooled: boolean
   start: number
   end: number
 }
 
-/** What {@link ByteQueue.takeFront} gives out. */
+/** Result of {@link ByteQueue.takeFront}. */
 export interface TakenBytes {
   readonly bytes: Uint8Array
-  /** The memory may be used again; not called when somebody has kept it. */
+  /** Returns the memory for reuse; must not be called when a receiver has kept it. */
   release(): void
 }
 
@@ -45,7 +44,7 @@ export class ByteQueue {
   private bytes = 0
   private allocated = 0
 
-  /** Memory that the queue occupies: whole blocks, whatever is in them. */
+  /** Memory of the queue, bytes: whole blocks, including their unused part. */
   get memory(): number {
     return this.allocated
   }
@@ -70,7 +69,7 @@ export class ByteQueue {
   }
 
   /**
-   * Moves up to `limit` bytes from the front into `target` at `offset`, fewer where a block ends.
+   * Moves up to `limit` bytes from the front into `target` at `offset`, fewer where a piece ends.
    * @returns how many; 0 only when the queue is empty or `limit` is 0.
    */
   moveInto(target: Uint8Array, offset: number, limit: number): number {
@@ -88,7 +87,7 @@ export class ByteQueue {
     return length
   }
 
-  /** Takes out the bytes at the front that lie together; undefined when empty. Whoever takes them releases them. */
+  /** Removes the contiguous bytes at the front; undefined when empty. The caller releases them. */
   takeFront(): TakenBytes | undefined {
     const first = this.pieces.shift()
     if (first === undefined) return undefined
@@ -98,7 +97,7 @@ export class ByteQueue {
     return { bytes, release: () => release(first) }
   }
 
-  /** Forgets everything. */
+  /** Removes all bytes. */
   clear(): void {
     for (const piece of this.pieces.splice(0)) release(piece)
     this.bytes = 0
@@ -106,7 +105,7 @@ export class ByteQueue {
   }
 }
 
-/** Memory for `bytes` more after `last`: the longer the tail of small pieces, the more room in the next. */
+/** Memory for `bytes` more after `last`: the larger the previous piece, the larger the next. */
 function newPiece(bytes: number, last: Piece | undefined): Piece {
   if (last === undefined && bytes < SMALL_BYTES)
     return { memory: Buffer.allocUnsafeSlow(bytes), isPooled: false, start: 0, end: 0 }
@@ -147,7 +146,7 @@ function release(piece: Piece): void {
   if (idle.length < most) idle.push(piece.memory)
 }
 
-/** Leaves what is kept for reuse to the garbage collector. */
+/** Discards the memory kept for reuse. */
 export function forgetIdlePieces(): void {
   idleBlocks.length = 0
   idleFirstPieces.length = 0

@@ -1,36 +1,35 @@
 /**
- * The narrow waist of the data plane: something bytes go into and come out of, in both directions, with
- * half-close, reset and back-pressure. A TCP connection, a TLS connection and a tunnel stream are all one.
+ * The central interface of the data plane: bytes in both directions, with half-close, reset and back-pressure. TCP
+ * connections, TLS connections and tunnel streams all implement it.
  *
- * Memory rule: the bytes handed to `write` and to `onBytes` belong to whoever read them and are reused for
- * the next read, unless the taker answers with {@link KEPT}. That is what saves a copy and an
- * allocation per chunk.
+ * Memory rule: bytes passed to `write` and `onBytes` belong to their reader and are reused for the next read, unless
+ * the callee returns {@link KEPT}. That saves a copy and an allocation per chunk.
  */
 
-/** write() answer bit: the bytes are still in use; the caller must not touch that memory again. */
+/** write() result bit: the bytes are still in use; the caller must not modify that memory again. */
 export const KEPT = 1
 
-/** write() answer bit: no more until {@link Receiver.onWritable}. What was given is taken all the same. */
+/** write() result bit: write no more until {@link Receiver.onWritable}. The bytes passed were accepted nevertheless. */
 export const FULL = 2
 
-/** A bit set of {@link KEPT} and {@link FULL}; 0 means taken, memory free, go on. */
+/** A bit set of {@link KEPT} and {@link FULL}; 0 means accepted, memory free, continue. */
 export type WriteResult = number
 
-/** What a stream tells its owner. Called from the event loop, never re-entered from write(). */
+/** Callbacks of a stream to its owner. Called from the event loop, never from within write(). */
 export interface Receiver {
-  /** Bytes arrived. The answer is that of {@link ByteStream.write}; only {@link KEPT} is looked at. */
+  /** Bytes arrived. The result is that of {@link ByteStream.write}; only {@link KEPT} is used. */
   onBytes(bytes: Uint8Array): WriteResult
   /** The other side finished sending; it may still receive. At most once, never after onReset. */
   onEnd(): void
-  /** Both sides have finished, and all that was written is on its way. At most once, last call. */
+  /** Both sides have finished, and everything written is on its way. At most once, last call. */
   onClosed(): void
-  /** The stream is gone, in both directions, without a proper end. At most once, last call. */
+  /** The stream ended in both directions without a proper end. At most once, last call. */
   onReset(reason: Error): void
   /** There is room again after {@link FULL}. */
   onWritable(): void
 }
 
-/** Takes everything and does nothing, but for what a subclass overrides. */
+/** Accepts everything and does nothing; subclasses override what they need. */
 export class IdleReceiver implements Receiver {
   onBytes(_bytes: Uint8Array): WriteResult {
     return 0
@@ -47,18 +46,18 @@ export class IdleReceiver implements Receiver {
 
 /** Both directions of one connection, as its user sees it. */
 export interface ByteStream {
-  /** Who is told. Must be set before {@link resume} is called for the first time. */
+  /** Receives the callbacks. Must be set before the first {@link resume}. */
   receiver: Receiver
-  /** Whether it is over, in order or by reset: then nobody is told any more. */
+  /** Whether the stream has ended, in order or by reset: no more callbacks follow. */
   readonly isClosed: boolean
-  /** Sends bytes. After end() or reset() it does nothing and answers 0. */
+  /** Sends bytes. After end() or reset() it does nothing and returns 0. */
   write(bytes: Uint8Array): WriteResult
-  /** Finishes sending after all that was written; receiving goes on. */
+  /** Ends the sending side after everything written; receiving continues. */
   end(): void
-  /** Aborts both directions now; the other side sees a reset. The receiver is told nothing more. */
+  /** Aborts both directions now; the other side sees a reset. No more callbacks follow. */
   reset(): void
   /** Stops onBytes (soon, not at once). */
   pause(): void
-  /** Starts, or starts again, onBytes. */
+  /** Starts or resumes onBytes. */
   resume(): void
 }

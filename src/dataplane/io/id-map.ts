@@ -1,22 +1,22 @@
 /**
- * A map from small positive numbers to objects that come and go by the thousand a second.
+ * A map from small positive numbers to objects that are added and removed thousands of times a second.
  *
- * V8's own Map must not be used for that: every few dozen insertions and deletions it moves into a new table,
- * and the old one points to its successor. Once one of them has been promoted, all later ones, and the entries
- * that were in them, survive each scavenge until the next full collection (docs/performance.md,
- * "Garbage"). This one has a table that stays: open addressing, linear probing, no tombstones.
+ * V8's Map is unsuitable for that: every few dozen insertions and deletions it moves to a new table, and the old one
+ * points to the new one. Once one of them has been promoted, all later ones, with the entries that were in them,
+ * survive each scavenge until the next full collection (docs/performance.md, "Garbage"). This map keeps its table: open
+ * addressing, linear probing, no tombstones.
  */
 import { randomInt } from 'node:crypto'
 
 const LEAST_SLOTS = 16
 
 /**
- * Fibonacci hashing: ids in sequence, also odd ones alone, spread over all slots. The low bits are this process's own:
- * a peer that picks its ids cannot tell which of them collide.
+ * Fibonacci hashing: consecutive ids, also odd ones only, spread over all slots. The low bits are random for each
+ * process: a peer that chooses ids cannot predict which of them collide.
  */
 const SPREAD = 0x9e3779b1 ^ (randomInt(0x8000) << 1)
 
-/** Ids are whole numbers from 1 to 2^31 - 1. */
+/** A map whose keys are integers from 1 to 2^31 - 1. */
 export class IdMap<T extends object> {
   private ids = new Uint32Array(LEAST_SLOTS)
   private values: (T | undefined)[] = empty<T>(LEAST_SLOTS)
@@ -31,7 +31,7 @@ export class IdMap<T extends object> {
     return this.values[this.slotOf(id)]
   }
 
-  /** Enters `value`, in place of what was there. */
+  /** Stores `value`; replaces an existing one. */
   set(id: number, value: T): void {
     const slot = this.slotOf(id)
     this.values[slot] = value
@@ -41,14 +41,14 @@ export class IdMap<T extends object> {
     if (this.count * 2 > this.ids.length) this.resize(this.ids.length * 2)
   }
 
-  /** @returns whether there was one. */
+  /** @returns whether there was an entry. */
   delete(id: number): boolean {
     const { ids, values } = this
     let hole = this.slotOf(id)
     if (ids[hole] !== id) return false
     this.count -= 1
     const mask = ids.length - 1
-    // What probing has put behind the hole moves up, unless it would come to stand before its own place.
+    // Entries that probing placed behind the hole move up, unless that would put them before their own slot.
     for (let at = (hole + 1) & mask; ids[at] !== 0; at = (at + 1) & mask) {
       const home = this.homeOf(ids[at] ?? 0)
       if (((at - home) & mask) < ((at - hole) & mask)) continue
@@ -58,12 +58,12 @@ export class IdMap<T extends object> {
     }
     ids[hole] = 0
     values[hole] = undefined
-    // Far from where it grows again, so that a count that swings does not resize each time.
+    // Far below the size at which it grows, so that a varying count does not resize each time.
     if (ids.length > LEAST_SLOTS && this.count * 16 < ids.length) this.resize(ids.length / 4)
     return true
   }
 
-  /** All of them, in no order; a copy, so that it may be walked while they go. */
+  /** All values, in no order; a copy, so that entries may be deleted while iterating. */
   list(): T[] {
     return this.values.filter((value) => value !== undefined)
   }
@@ -76,7 +76,7 @@ export class IdMap<T extends object> {
     this.count = 0
   }
 
-  /** Where the id is, or would go. There is always a free slot, which ends the search. */
+  /** The slot of the id, or the free one for it. There is always a free slot, which ends the search. */
   private slotOf(id: number): number {
     const { ids } = this
     const mask = ids.length - 1
@@ -100,7 +100,7 @@ export class IdMap<T extends object> {
       this.ids[slot] = ids[at] ?? 0
       this.values[slot] = values[at]
     }
-    // The old array may be old to the collector: it must not hold on to anything.
+    // The old array may be in the old generation: it must not keep references.
     values.fill(undefined)
   }
 }

@@ -1,12 +1,11 @@
 /**
- * What the other end of a connection sees when this process is killed: a reset, never an end.
+ * Makes the other end of a connection see a reset, not an end, when this process is killed.
  *
- * The kernel closes the sockets of a dead process as the process itself would: with a FIN, and a cut-off answer then
- * looks like a complete one. A socket with SO_LINGER of zero seconds is reset instead, whoever closes it. So it is set
- * as long as a connection is open, and taken off for the close that ends it in order, whose last bytes must still be
- * delivered. shutdown(2) does not look at it.
+ * The kernel closes the sockets of a dead process with a FIN, and a truncated answer then looks complete. A socket with
+ * SO_LINGER of zero seconds is reset instead, whoever closes it. So the option is set while a connection is open, and
+ * removed before the close that ends it in order, whose last bytes must still be delivered. shutdown(2) ignores it.
  *
- * Where koffi does not load nothing is set, and a killed daemon's connections end as the kernel ends them.
+ * Where koffi does not load, nothing is set, and connections of a killed daemon end as the kernel ends them.
  */
 import type { Server, Socket } from 'node:net'
 import { nativeCalls, SOL_SOCKET } from '../../lib/native.ts'
@@ -18,12 +17,12 @@ const SO_LINGER = 13
 const RESETS = new Int32Array([1, 0])
 const ENDS = new Int32Array([0, 0])
 
-/** From now on a close of `socket` resets the connection, whether ours or the kernel's. */
+/** From now on each close of `socket`, ours or the kernel's, resets the connection. */
 export function resetOnClose(socket: Socket): void {
   setLinger(socket, RESETS)
 }
 
-/** The same for whatever `server`, which listens, accepts: the kernel hands the option on. */
+/** The same for all sockets that the listening `server` accepts: they inherit the option. */
 export function resetAcceptedOnClose(server: Server): void {
   setLinger(server, RESETS)
 }

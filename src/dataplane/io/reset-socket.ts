@@ -1,17 +1,17 @@
 /**
- * Closing a connection so that the peer sees a reset, never an end, whatever state the socket is in.
+ * Closes a connection so that the peer sees a reset, never an end, in any state of the socket.
  *
- * Node's own resetAndDestroy() throws for TLS sockets, and while a shutdown is on its way to the kernel libuv
- * refuses to reset and Node then loses the handle: neither event nor file descriptor ever comes back.
+ * Node's resetAndDestroy() throws for TLS sockets. While a shutdown is in progress libuv refuses to reset, and Node
+ * then loses the handle: neither the event nor the file descriptor ever comes back.
  */
 import type { Socket } from 'node:net'
 import { tcpUnder } from '../../lib/node-internals.ts'
 
-/** Aborts the connection in both directions. Does nothing to a socket that is closed already. */
+/** Aborts the connection in both directions. Does nothing to a closed socket. */
 export function resetSocket(socket: Socket): void {
   if (socket.destroyed) return
   if (isShuttingDown(socket)) {
-    // A turn of the event loop away; then the reset is taken.
+    // One turn of the event loop later the reset is accepted.
     socket.once('finish', () => resetSocket(socket))
     return
   }
@@ -20,7 +20,7 @@ export function resetSocket(socket: Socket): void {
     socket.resetAndDestroy()
     return
   }
-  // TLS closes the connection under it by this method, after it has cleaned up its own.
+  // TLS closes the underlying connection by this method, after its own cleanup.
   const close = tcp.close.bind(tcp)
   tcp.close = (callback) => {
     if (tcp.reset(callback) !== 0) close(callback)
@@ -28,7 +28,7 @@ export function resetSocket(socket: Socket): void {
   socket.destroy()
 }
 
-/** Everything is written and the shutdown was asked for, but not done yet. */
+/** Everything is written and the shutdown was requested, but is not finished. */
 function isShuttingDown(socket: Socket): boolean {
   return socket.writableEnded && !socket.writableFinished && socket.writableLength === 0
 }

@@ -1,67 +1,66 @@
 /**
- * One resource that many users share, so that no user can take what the others want.
+ * A resource that many users share, so that no user can take what the others need. Pure arithmetic.
  *
- * A user may have at most `factor` times what is still free. One that is alone gets `factor / (factor + 1)` of
- * all, each of two half of `2 * factor / (2 * factor + 1)`, and so on: who has much is stopped first, and whoever comes
- * new always finds room (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). A little is everybody's, whatever
- * the others have. Pure arithmetic.
+ * A user may have at most `factor` times what is free. A single user gets `factor / (factor + 1)` of the total, each of
+ * two half of `2 * factor / (2 * factor + 1)`, and so on: the largest is limited first, and a new one always finds room
+ * (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). A small minimum is permitted to each user.
  *
- * Users that cost nothing to make are a group (the services of one host): a group may have twice what one user may, and in it
- * the same rule holds, so that a group that is one user loses nothing. All but the one that has most may have together what one
- * user may, whatever that one took while more was free: a greedy service is no loss to the others of its host. Beside several
- * that are greedy each other one may have a little, by the square of how many they are: all those parts together stay far
- * less than what one user may have.
+ * Users that are cheap to create form a group (the services of one host). A group may have twice what one user may, by
+ * the same rule inside, so that a group of one user loses nothing. All except its largest user may together have what
+ * one user may, however much the largest took while more was free: a greedy service takes nothing from the others of
+ * its host. Beside several greedy users each other one may have a little, divided by the square of the number of users:
+ * all these parts together stay far below what one user may have.
  */
 
-/** What one user has of a shared resource. */
+/** One user's part of a shared resource. */
 export interface Share {
   used: number
-  /** What the user has in all its groups; unless given it is in this one alone. */
+  /** What the user has in all its groups; by default it is only in this one. */
   readonly whole?: Share | undefined
-  /** What all users of the group have. */
+  /** What all users of the group have together. */
   readonly group?: GroupShare | undefined
 }
 
 /** What the users of a group have together. */
 export interface GroupShare {
   used: number
-  /** How many of them have any. */
+  /** Number of users with a part. */
   users: number
-  /** The one that has most, or had it a moment ago. */
+  /** The user with the largest part, now or a moment ago. */
   most?: Share
 }
 
-/** A group may have so many times what a user may. With 2 a group that is one user may have the same as a user without one. */
+/** A group may have this many times one user's part. With 2, a group of one user may have what a user alone may. */
 const GROUP_FACTOR = 2
 
-/** Part of what one user may have that is left for those whom the greedy ones of their group have left nothing, by the square of how many they are. */
+/** Part of one user's allowance left for the other users of a group with several greedy ones, before the division. */
 const LITTLE = 1 / 4
 
-/** The resource. */
+/** The shared resource. */
 export class SharedLimit {
   readonly limit: number
   private readonly factor: number
   private readonly least: number
   private taken = 0
 
-  /** @param least what each user may have in any case. */
+  /** @param least what each user may always have. */
   constructor(limit: number, factor: number, least = 0) {
     this.limit = limit
     this.factor = factor
     this.least = least
   }
 
-  /** What all users have. */
+  /** What all users have together. */
   get used(): number {
     return this.taken
   }
 
-  /** Whether all have more than there should be. */
+  /** Whether all users together exceed the limit. */
   get isExceeded(): boolean {
     return this.taken > this.limit
   }
 
-  /** Share of the whole that is in use; above 1 when it is exceeded. */
+  /** Share of the limit in use; above 1 when it is exceeded. */
   get fullness(): number {
     return this.limit === 0 ? 1 : this.taken / this.limit
   }
@@ -85,7 +84,7 @@ export class SharedLimit {
     return (share.used + amount) * users ** 2 <= LITTLE * allowance
   }
 
-  /** A user takes `amount`, or gives it back when it is negative. Nothing is checked: some things have happened already. */
+  /** Adds `amount` to a user's part; a negative one is given back. Not checked: some use has already happened. */
   add(share: Share, amount: number): void {
     const { whole, group } = share
     if (group !== undefined) {

@@ -1,9 +1,9 @@
 /**
  * A TCP or TLS connection as a {@link ByteStream}.
  *
- * Reads go into memory chosen at construction: one buffer shared by all sockets of the thread when the
- * receiver is known to copy or consume at once (a tunnel stream), else a buffer of the socket's own that is
- * replaced whenever the receiver keeps it. Does not own the socket's deadlines.
+ * Reads use memory chosen at construction: one buffer shared by all sockets of the thread when the receiver copies or
+ * consumes at once (a tunnel stream); otherwise the socket's own buffer, replaced whenever the receiver keeps it. Does
+ * not own the socket's deadlines.
  *
  * ```
  *   open --end/'end'--> half closed --the other--> closed (in order)
@@ -20,43 +20,46 @@ import { isCutOff } from './tls-end.ts'
 import { atEndOfTurn, noteRead, type TurnTask } from './turn.ts'
 import type { PostponedWork, TurnShare } from './turn-share.ts'
 
-/** Free bytes before whatever is read into shared memory: a framing may put its header there. */
+/** Free bytes before those read into shared memory: a framing may put its header there. */
 export const HEADROOM = 12
 
-/** One read takes at most this much, headroom included: four whole TLS records when framed in place. */
+/** Memory for one read, including the headroom of shared memory: four whole TLS records when framed in place. */
 const READ_BYTES = 65_536
 
-/** One read while memory is short. */
+/** Memory for one read while memory is short. */
 const SMALL_READ_BYTES = 8_192
 
-/** The most that a socket reads at once. */
+/** The most that one read into shared memory returns, bytes. */
 export const CHUNK_BYTES: number = READ_BYTES - HEADROOM
 
-/** Node's TLS hands out at most one record at a time. */
+/** Node's TLS delivers at most one record at a time. */
 const TLS_READ_BYTES = 16_384
 
-/** Chunks from this size on are gathered and leave once per turn: one system call for five TLS records. */
+/** Chunks from this size on are gathered and sent once per turn: one system call for five TLS records. */
 const GATHER_FROM_BYTES = 8_192
 
-/** What one turn can gather for one socket; more is written at once. */
+/** Size of the memory for gathering; when it is full, it is written at once. */
 const GATHER_BYTES = 131_072
 
-/** Bytes that may wait in the socket, gathered or written, before the writer is told to stop; fewer while memory is short. */
+/**
+ * Bytes waiting in the socket, gathered or written, at which write() returns FULL for a gathered chunk. The second
+ * limit applies while memory is short.
+ */
 const FULL_BYTES = 262_144
 const FULL_BYTES_WHEN_SHORT = 65_536
 
 let fullBytes = FULL_BYTES
 
 /**
- * Whether memory is short: then less may wait in the sockets of this thread, and those that are read into shared memory are
- * read in small pieces. What is read when nobody takes it has to wait somewhere.
+ * Sets whether memory is short: then less may wait in the sockets of this thread, and reads into shared memory are
+ * small, because bytes that are read and not accepted must wait somewhere.
  */
 export function shortenSocketBuffers(isShort: boolean): void {
   fullBytes = isShort ? FULL_BYTES_WHEN_SHORT : FULL_BYTES
   sharedBuffer = isShort ? smallSharedBuffer : wholeSharedBuffer
 }
 
-/** Gather buffers that no socket uses just now; all sockets of the thread share them. */
+/** Gather buffers not in use; all sockets of the thread share them. */
 const idleGathers: Buffer[] = []
 const MAX_IDLE_GATHERS = 32
 
@@ -70,35 +73,33 @@ export function hasHeadroom(bytes: Uint8Array): boolean {
   return bytes.buffer === sharedMemory.buffer
 }
 
-/** The memory that {@link hasHeadroom} speaks of, from the headroom on. */
+/** The memory of {@link hasHeadroom}, from the headroom on. */
 export function withHeadroom(length: number): Buffer {
   return sharedMemory.subarray(0, HEADROOM + length)
 }
 
-/**
- * Where reads go: `shared` only if the receiver never answers {@link KEPT}; `private` for any receiver.
- */
+/** Where reads go: `shared` only if the receiver never returns {@link KEPT}; `private` for any receiver. */
 export type ReadMemory = 'shared' | 'private'
 
-/** Where it is entered what is spent on somebody. */
+/** Records what is spent on a user. */
 export interface Ledger {
-  /** Memory that waits has changed by so many bytes. */
+  /** Waiting memory changed by `bytes`. */
   hold(bytes: number): void
-  /** Time of the thread. */
+  /** The user's time on the thread. */
   readonly turns: TurnShare
 }
 
-/** What a read costs beside its bytes, and what a byte does, nanoseconds. */
+/** Costs of a read and of each of its bytes, nanoseconds. */
 const READ_COST = 8_000
 const READ_COST_PER_BYTE = 1.2
 
-/** What it costs beside that to read from a socket that has rested: its sender goes on within our system call. */
+/** Additional cost of reading from a socket that rested: its sender continues within our system call. */
 const GO_ON_COST = 50_000
 
-/** Less than this was all there was to read: to stop reading would save nothing in this turn. */
+/** A smaller read has emptied the socket: to stop reading would save nothing in this turn. */
 const LARGE_READ_BYTES = 4_096
 
-/** What {@link SocketStream} calls before anybody listens: nothing may be lost, so it must not happen. */
+/** The receiver before the owner sets one: bytes must not be lost, so reading then is an error. */
 const unsetReceiver: Receiver = {
   onBytes: () => {
     throw new Error('Bytes were read before a receiver was set')
@@ -109,23 +110,23 @@ const unsetReceiver: Receiver = {
   onWritable: () => undefined,
 }
 
-/** All that was written is with the kernel: if the other side has ended too, Node closes the socket next. */
+/** The kernel has all written bytes: if the other side has ended too, Node closes the socket next. */
 function endIfOver(this: Socket): void {
   if (this.readableEnded) endOnClose(this)
 }
 
 /**
- * A connected socket (`allowHalfOpen`, not yet read from) as a byte stream. Owns the socket from here on. One that resets
- * when it is closed (linger.ts) does so until both sides have ended.
+ * A connected socket (`allowHalfOpen`, not yet read from) as a byte stream. Owns the socket from then on. A socket that
+ * resets when closed (linger.ts) does so until both sides have ended.
  */
 export class SocketStream implements ByteStream, DirectReader, TurnTask, PostponedWork {
   receiver: Receiver = unsetReceiver
-  /** Called once a reset of ours is on its way. */
+  /** Called once a reset of ours has been sent. */
   afterReset: (() => void) | undefined = undefined
-  /** Of its next read, as far as the last one tells. Spent when it may go on, not once more when it has read. */
+  /** Estimated cost of its next read, from the last one. Charged when reading resumes, not again after the read. */
   cost: number = GO_ON_COST + READ_COST
   readonly socket: Socket
-  /** TLS encrypts what it is given before write returns, so the plaintext is never kept. */
+  /** TLS encrypts its input before write() returns, so the plaintext is never kept. */
   private readonly encrypts: boolean
   private memory: ReadMemory
   private buffer: Uint8Array
@@ -142,11 +143,11 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
   private toldFull = false
   private ledger: Ledger | undefined
   private isPaused = true
-  /** Not read from in this turn: enough has been done for whom it is charged to. */
+  /** Not read in this turn: the share of the charged user is spent. */
   private isResting = false
-  /** What of its next read has been spent. */
+  /** Cost of its next read that is already charged. */
   private prepaid = 0
-  /** Bytes in the socket that the ledger knows of. */
+  /** Bytes in the socket that the ledger has recorded. */
   private waiting = 0
 
   constructor(socket: Socket, memory: ReadMemory) {
@@ -189,18 +190,18 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
     return this.closed
   }
 
-  /** Any receiver may follow from here on. Only before the first resume(). */
+  /** From now on any receiver may be set. Only before the first resume(). */
   useOwnMemory(): void {
     if (this.started) throw new Error('Reading has begun into shared memory')
     this.memory = 'private'
   }
 
-  /** Bytes that the reader of the socket has left waiting, as far as the ledger knows. */
+  /** Bytes that wait for the reader of the socket, as recorded by the ledger. */
   get heldMemory(): number {
     return this.waiting
   }
 
-  /** From here on what waits in the socket, and reading from it, is charged to somebody. At most once. */
+  /** Charges reads, and bytes waiting in the socket, to a user from now on. At most once. */
   chargeTo(ledger: Ledger): void {
     this.ledger = ledger
   }
@@ -215,7 +216,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
     const wasIdle = socket.writableLength === 0
     // Behind a busy socket a few bytes must not keep the whole buffer that they were read into.
     const copies = !wasIdle && length < GATHER_FROM_BYTES
-    // What an idle socket is given is with the kernel at once, or no more than a few bytes.
+    // The kernel gets the bytes of an idle socket at once, except a few.
     const hasRoom = copies
       ? socket.write(Uint8Array.prototype.slice.call(bytes), this.onWritten)
       : socket.write(bytes)
@@ -233,7 +234,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
   end(): void {
     if (this.closed || this.socket.writableEnded) return
     if (this.gatheredBytes > 0) this.flushGather()
-    // Both directions are done and all is with the kernel: closing says FIN, without a shutdown before it.
+    // Both directions have ended and the kernel has everything: closing sends the FIN, without a shutdown.
     if (this.ended && !this.encrypts && this.socket.writableLength === 0) {
       this.closed = true
       this.closedInOrder = true
@@ -290,7 +291,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
     if (this.memory === 'shared') {
       if (this.bufferKept) throw new Error('A receiver kept memory that is shared by all sockets')
       if (this.buffer === sharedBuffer) return undefined
-      // Memory has become short, or is not any more.
+      // Memory has become short, or is no longer short.
       this.buffer = sharedBuffer
       return sharedBuffer
     }
@@ -306,7 +307,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
     else this.socket.pause()
   }
 
-  /** Something was read: when that is enough for this turn, the socket rests. */
+  /** Charges a read; when the share of this turn is spent, the socket rests. */
   private spend(length: number): void {
     const { ledger } = this
     if (ledger === undefined) return
@@ -324,7 +325,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
     turns.postpone(this)
   }
 
-  /** The peer's last word is missing: what came may be half of what it said. */
+  /** close_notify is missing: the data may be incomplete. */
   private breakOff(): void {
     if (this.closed) return
     this.reset()
@@ -352,14 +353,14 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
     this.gatheredBytes = 0
     if (gather === undefined || this.closed) return
     const bytes = gather.subarray(0, gatheredBytes)
-    // Free again once it is written; left to the collector, such buffers would keep it busy.
+    // Reused once it is written: these buffers would burden the garbage collector.
     if (socket.writableLength === 0 || gatheredBytes * 2 > GATHER_BYTES)
       socket.write(bytes, () => {
         recycleGather(gather)
         this.noteWaiting()
       })
     else {
-      // Behind a busy socket a few bytes must not keep a whole buffer for as long as the reader likes.
+      // Behind a busy socket a few bytes must not keep a whole buffer for as long as the reader wants.
       socket.write(Uint8Array.prototype.slice.call(bytes), this.onWritten)
       recycleGather(gather)
     }
@@ -368,7 +369,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
 
   private readonly onWritten = (): void => this.noteWaiting()
 
-  /** Tells the ledger what waits in the socket, when that has changed. */
+  /** Reports the bytes that wait in the socket to the ledger, if the number changed. */
   private noteWaiting(waiting: number = this.closed ? 0 : this.socket.writableLength): void {
     const { ledger } = this
     if (ledger === undefined || waiting === this.waiting) return
@@ -388,7 +389,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
     if (this.memory === 'private')
       this.buffer = Buffer.allocUnsafeSlow(this.encrypts ? TLS_READ_BYTES : READ_BYTES)
     else this.buffer = sharedBuffer
-    // What a peer sent along with its handshake lies in Node's stream already: a direct read passes it by.
+    // Bytes that a peer sent with its handshake are already in Node's stream: a direct read would miss them.
     const early: unknown = this.socket.readableLength > 0 ? this.socket.read() : null
     if (early instanceof Uint8Array) this.receiver.onBytes(early)
     this.readsDirectly = readDirect(this.socket, this.buffer, this)
@@ -405,7 +406,7 @@ function recycleGather(gather: Buffer): void {
   if (idleGathers.length < MAX_IDLE_GATHERS) idleGathers.push(gather)
 }
 
-/** Leaves gather buffers that are kept for reuse to the garbage collector. */
+/** Discards the gather buffers kept for reuse. */
 export function forgetIdleGathers(): void {
   idleGathers.length = 0
 }

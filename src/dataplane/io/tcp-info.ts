@@ -1,5 +1,5 @@
 /**
- * What the kernel knows of a TCP connection and Node does not say: when the other host's kernel was last heard of.
+ * TCP state that the kernel has and Node does not expose: when the other host's kernel last acknowledged.
  */
 import type { Socket } from 'node:net'
 import { IPPROTO_TCP, nativeCalls } from '../../lib/native.ts'
@@ -7,7 +7,7 @@ import { descriptorOf } from '../../lib/node-internals.ts'
 
 const TCP_INFO = 11
 
-/** struct tcp_info up to tcpi_last_ack_recv, and where that is: the kernel fills in as much as it is given room for. */
+/** Bytes of struct tcp_info up to tcpi_last_ack_recv, and its offset: the kernel fills in as much as has room. */
 const BYTES = 60
 const LAST_ACK_AT = 56
 
@@ -16,8 +16,8 @@ const value = new Uint8Array(info.buffer)
 const length = new Uint32Array(1)
 
 /**
- * How long ago the other host acknowledged anything, milliseconds: what was sent later has not arrived, as far as anybody
- * on this host can know. Undefined when the kernel cannot be asked.
+ * Milliseconds since the other host last acknowledged anything: as far as this host can tell, nothing sent later has
+ * arrived. Undefined when the kernel cannot be asked.
  */
 export function sinceLastAckMs(socket: Socket): number | undefined {
   const calls = nativeCalls()

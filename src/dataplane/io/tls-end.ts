@@ -1,10 +1,11 @@
 /**
- * Whether a TLS peer ended its side, or was cut off: close_notify, or a bare FIN that anybody on the way can send.
+ * Tells whether a TLS peer ended its side or was cut off: by close_notify, or by a bare FIN, which anyone on the path
+ * can send.
  *
- * Node tells both as `end`. What tells them apart is who is still reading: after close_notify Node reports the end while
- * libuv goes on reading the TCP connection; after a FIN libuv has stopped before it reports anything. uv_read_start()
- * says which (EALREADY: it is reading). A TLS socket that is paused cannot have come by a FIN at all. This uses two
- * undocumented fields; where a runtime lacks them every end counts as one.
+ * Node reports both as `end`. The difference is whether libuv still reads: after close_notify Node reports the end
+ * while libuv goes on reading the TCP connection; after a FIN libuv stops before it reports anything. uv_read_start()
+ * shows which (EALREADY: it is reading). The end of a paused TLS socket cannot come from a FIN. This uses two
+ * undocumented fields; where a runtime lacks them, every end counts as proper.
  */
 import type { Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
@@ -12,10 +13,10 @@ import { isReading, tcpUnder } from '../../lib/node-internals.ts'
 
 const cutOff = new WeakSet<Socket>()
 
-/** From now on {@link isCutOff} knows. Call it once, before anything else can be read: in the event of the handshake. */
+/** Enables {@link isCutOff}. Call it once, before anything else can be read: in the handler of the handshake event. */
 export function watchTlsEnd(socket: TLSSocket): void {
   const push = socket.push.bind(socket)
-  // Not at 'end': that may come later, when the FIN after a close_notify has been read too.
+  // Not at 'end': that may come later, when the FIN after a close_notify has also been read.
   const pushWatched = (chunk: unknown, encoding?: BufferEncoding): boolean => {
     if (chunk === null) {
       socket.push = push
@@ -26,7 +27,7 @@ export function watchTlsEnd(socket: TLSSocket): void {
   socket.push = pushWatched
 }
 
-/** Whether the connection ended without close_notify. Ask at `end`. */
+/** Whether the connection ended without close_notify. Call it at `end`. */
 export function isCutOff(socket: Socket): boolean {
   return cutOff.has(socket)
 }

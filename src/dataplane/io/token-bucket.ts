@@ -1,8 +1,8 @@
 /**
- * How often something may happen: `ratePerSecond` in the long run, up to `burst` at once.
+ * Rate limit: `ratePerSecond` in the long run, up to `burst` at once.
  *
- * Time is passed in by whoever asks, in monotonic milliseconds, so that a bucket costs a few additions on the
- * hot path and can be tested with a clock that stands still.
+ * The caller passes the time, in monotonic milliseconds, so that a bucket costs a few additions on the hot path and can
+ * be tested with a stopped clock.
  */
 export class TokenBucket {
   private readonly ratePerMs: number
@@ -26,19 +26,19 @@ export class TokenBucket {
     return true
   }
 
-  /** Takes `amount` tokens for what has happened already, also those that have yet to come: at most a whole bucket of them. */
+  /** Takes `amount` tokens for past events, also tokens not yet available: the debt is at most one burst. */
   drain(nowMs: number, amount = 1): void {
     this.fill(nowMs)
     this.tokens = Math.max(-this.burst, this.tokens - amount)
   }
 
-  /** Whether a token could be taken now. */
+  /** Whether a token is available now. */
   hasAny(nowMs: number): boolean {
     this.fill(nowMs)
     return this.tokens >= 1
   }
 
-  /** Whether nothing has been taken for so long that a new bucket would be the same. */
+  /** Whether the bucket is in the same state as a new one. */
   isFull(nowMs: number): boolean {
     this.fill(nowMs)
     return this.tokens >= this.burst

@@ -1,10 +1,10 @@
 /**
- * What is done for one user in one turn of the event loop, so that a turn stays short however much that user has to do:
- * whoever shares the thread waits for no longer than that.
+ * Limits the work for one user in one turn of the event loop, so that turns stay short, however much the user has to
+ * do: the other users of the thread wait no longer than that.
  *
- * Work is counted in nanoseconds, by estimates that need no clock. A user that has spent its share goes on in the next
- * turn, after the events of all others; what it spent beyond it is taken off what it may do then. Nothing is postponed below
- * the share, and all that ordinary traffic pays is an addition and a comparison.
+ * Work is counted in nanoseconds, by estimates that need no clock. A user that has spent its share continues in the
+ * next turn, after the events of all others; its excess is deducted from later turns. Within the share nothing is
+ * postponed, and ordinary traffic pays only an addition and a comparison.
  *
  * ```
  *   spend() --within the share--> go on
@@ -13,68 +13,68 @@
  */
 import { atEndOfTurn, lastReadAtMs, type TurnTask } from './turn.ts'
 
-/** Work that goes on in a later turn. */
+/** Work that continues in a later turn. */
 export interface PostponedWork {
-  /** What it will cost, roughly. */
+  /** Approximate cost, nanoseconds. */
   readonly cost: number
-  /** Goes on. May postpone itself again. */
+  /** Continues the work. May postpone it again. */
   continueWork(): void
 }
 
-/** One user's part of a turn while others want theirs: 0.5 ms, some 150 KiB of bulk or 2 new connections. */
+/** One user's part of a turn while others are active: 0.5 ms, about 150 KiB of bulk or 2 new connections. */
 export const TURN_SHARE = 500_000
 
-/** The same when nobody else has done anything lately: longer turns cost less. Whoever comes waits for one of them. */
+/** The same when no other user was active lately: longer turns cost less. A new user waits for one of them. */
 export const TURN_SHARE_ALONE = 4_000_000
 
-/** Part of a turn of all users of a group together, while others want theirs. */
+/** Part of a turn for all users of a group together, while others are active. */
 const GROUP_SHARE = 2 * TURN_SHARE
 
-/** Others count as active for so long, milliseconds. */
+/** How long other users count as active, milliseconds. */
 const LATELY_MS = 1_000
 
-/** From here on a user is held up also where each single thing costs little: 8 ms, some 500 small messages. */
+/** Above this a user must wait even if each piece of work is cheap: 8 ms, about 500 small messages. */
 const OVERSPENT = 8_000_000
 
 /**
- * Part of the share that is spent before the end of the turn is waited for. Less than it within a millisecond is left to the
- * clock: an immediate for each turn costs bulk alone 6 % of its CPU time, and a lone request more.
+ * Part of the share above which the end of the turn is awaited. Below it the share is renewed by the clock, after a
+ * millisecond: an immediate for each turn costs bulk alone 6 % of its CPU time, and a single request more.
  */
 const UNNOTICED_PART = 1 / 2
 const WINDOW_MS = 1
 
-/** The most that is taken off later turns: ordinary traffic that comes in a heap must not wait for long. */
+/** The most that is deducted from later turns: a burst of ordinary traffic must not wait for long. */
 const MAX_DEBT = 4 * TURN_SHARE
 
-/** Finished entries of the queue that are dropped together. */
+/** Number of finished queue entries that are removed together. */
 const COMPACT_FROM = 1_024
 
-/** Who spent something last, and how often that was somebody else than before. */
+/** The user of the last work, and how often it was another one than before. */
 let lastUser: TurnShare | undefined
 let changes = 0
 
-/** Users that cost nothing to make, and so have one part of a turn together: the services of one host. */
+/** Users that are cheap to create, and so share one part of a turn: the services of one host. */
 export class TurnGroup {
-  /** How many of them have spent theirs in this turn. */
+  /** Number of users that await the end of this turn. */
   busy = 0
 
-  /** What each may do now. */
+  /** Each user's share now, nanoseconds. */
   get share(): number {
     return Math.min(TURN_SHARE, GROUP_SHARE / Math.max(1, this.busy))
   }
 }
 
-/** The shares of one user. */
+/** One user's share of turns. */
 export class TurnShare implements TurnTask {
   private readonly group: TurnGroup | undefined
   private spent = 0
   private share = TURN_SHARE
-  /** What {@link changes} was when it was looked at last, and when there was a change last. */
+  /** The value of {@link changes} at the last check, and the time at which it was last seen to change. */
   private seenChanges = 0
   private seenOthersMs = Number.NEGATIVE_INFINITY
-  /** The end of this turn is waited for. */
+  /** The end of this turn is awaited. */
   private isCounted = false
-  /** When {@link spent} began to count while nobody waits for the end of a turn. */
+  /** When {@link spent} began to count, while no end of turn is awaited. */
   private sinceMs = 0
   private waiting: PostponedWork[] = []
   private next = 0
@@ -88,17 +88,17 @@ export class TurnShare implements TurnTask {
     return this.spent >= this.share
   }
 
-  /** Whether so much was done that not even small things should. */
+  /** Whether so much was done that even small pieces should wait. */
   get isOverspent(): boolean {
     return this.spent >= OVERSPENT
   }
 
-  /** Pieces of work that wait for a later turn. */
+  /** Number of postponed pieces of work. */
   get postponed(): number {
     return this.waiting.length - this.next
   }
 
-  /** Something was done for the user. @returns whether that was enough for this turn. */
+  /** Records work of `cost` nanoseconds. @returns whether the share of this turn is spent. */
   spend(cost: number): boolean {
     if (!this.isCounted) this.renew()
     this.spent += cost
@@ -111,20 +111,20 @@ export class TurnShare implements TurnTask {
     return this.spent >= this.share
   }
 
-  /** Whether something may be done now; it is spent then. Else it is to be postponed. */
+  /** Whether work may be done now; its cost is then recorded. Otherwise the caller must postpone it. */
   claim(cost: number): boolean {
     if (this.isSpent) return false
     this.spend(cost)
     return true
   }
 
-  /** Lets the work go on when the user has something to spend again, in a later turn. The caller does so once. */
+  /** Continues the work in a later turn, when the user has a share again. Call it once for each piece of work. */
   postpone(work: PostponedWork): void {
     this.waiting.push(work)
     if (!this.isCounted) this.count()
   }
 
-  /** The same as a promise. */
+  /** The same, as a promise. */
   later(cost: number): Promise<void> {
     return new Promise((resolve) => {
       this.postpone({ cost, continueWork: resolve })
@@ -151,7 +151,7 @@ export class TurnShare implements TurnTask {
       this.count()
   }
 
-  /** Little was done for so long that the turn of it is over. */
+  /** Renews the share when less than half of it was spent and a millisecond has passed. */
   private renew(): void {
     const nowMs = lastReadAtMs()
     if (nowMs - this.sinceMs < WINDOW_MS) return

@@ -1,10 +1,10 @@
 /**
- * The tunnel port: mutual TLS from other hosts, hostmesh daemons and Connect peers alike. Nothing but a
- * handshake happens before the peer has proved who it is; docs/tunnel-protocol.md, "Carrier".
+ * The tunnel port: accepts mutual TLS from other hosts, both hostmesh daemons and Connect peers. Before the peer is
+ * authenticated, only the handshake runs; docs/tunnel-protocol.md, "Carrier".
  *
- * Bounded: handshakes under way, of all and of each source address, the time each may take, and how many an address may
- * begin in a second, and how many of them may come to nothing (address-guard.ts). Callbacks that Node calls during a
- * handshake must not throw (it would leave the process), so each answers with an error instead.
+ * Limits: concurrent handshakes in total and per source address, the duration of each, and, per address, the
+ * handshakes per second and the failed ones (address-guard.ts). A callback that Node calls during a handshake must not
+ * throw, because the exception would be uncaught; each reports an error instead.
  */
 import { createServer as createTcpServer, type Server as TcpServer } from 'node:net'
 import { createServer, type Server, TLSSocket } from 'node:tls'
@@ -19,51 +19,51 @@ import { ALPN, identifyPeer, type PeerIdentity } from './peer.ts'
 import type { Trust } from './trust.ts'
 import { noteValidity, skewText } from './validity.ts'
 
-/** An authenticated peer, not yet read from. Whoever gets it owns the socket. */
+/** An authenticated peer, not yet read from. The receiver of this object owns the socket. */
 export interface AcceptedPeer {
   readonly socket: TLSSocket
   readonly peer: PeerIdentity
-  /** Name of the local service whose certificate was shown. */
+  /** Name of the local service whose certificate was presented. */
   readonly destination: string
-  /** What we have shown. */
+  /** The certificate that this host presented. */
   readonly own: Credential
   readonly isTunnel: boolean
-  /** To be called when nothing has come of the handshake after all. */
+  /** To be called if the handshake proves useless after all. */
   readonly wasFutile: () => void
 }
 
-/** What the tunnel port needs. */
+/** Dependencies and limits of the tunnel port. */
 export interface AcceptOptions {
   readonly credentials: Credentials
   readonly datacenter: string
-  /** Services of this host that may be asked for. */
+  /** Services of this host that a peer may request. */
   readonly services: ReadonlySet<string>
   readonly handshakeTimeoutMs: number
-  /** Handshakes under way; further connections are reset. */
+  /** Limit of concurrent handshakes; further connections are reset. */
   readonly maxPending: number
   readonly guard: AddressGuard
-  /** The account of those who are not known yet. */
+  /** The account of peers that are not yet authenticated. */
   readonly strangers: Account
-  /** Resolves with what `look` finds, asked again with every new leaf or root; undefined when the time is over. */
+  /** Resolves with the result of `look`, called again for each new leaf or root; undefined after the timeout. */
   readonly until: <T>(look: () => T | undefined, timeoutMs: number) => Promise<T | undefined>
-  /** Why a peer whose identity is proved may not come in just now. */
+  /** Why an authenticated peer is rejected at present; undefined when it is accepted. */
   readonly rejection: (accepted: AcceptedPeer) => MeshError | undefined
   readonly onPeer: (accepted: AcceptedPeer) => void
-  /** A handshake that came to nothing; `code` is a stable name of the reason, `detail` says more where there is more. */
+  /** A handshake failed; `code` is a stable name of the reason, `detail` gives more where there is more. */
   readonly onRefused: (code: string, remoteAddress: string | undefined, detail?: string) => void
 }
 
-/** How the tunnel port accepts. */
+/** Socket options of accepted connections. */
 const ACCEPTED = { allowHalfOpen: true, noDelay: true, highWaterMark: 262_144 } as const
 
 /**
- * A handshake that comes before this host's first certificate waits for it so long, milliseconds: a daemon that has just been
- * restarted is dialed at once by all who were connected, and gets its leaves a moment later. A caller who can go elsewhere must
- * not wait for a host that gets none.
+ * How long a handshake waits for this host's first certificate, milliseconds. All former peers dial a restarted daemon
+ * at once, and its leaves arrive a moment later. A caller that has another instance must not wait for a host that gets
+ * no certificate.
  */
 const FIRST_CERTIFICATE_MS = 2_000
 
-/** The server of the tunnel port; not yet listening. Closing it is the caller's. */
+/** Creates the server of the tunnel port; it does not listen yet. The caller closes it. */
 export function createTunnelServer(options: AcceptOptions): Server {
   let pending = 0
   const { strangers } = options
@@ -87,7 +87,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
     },
     ALPNCallback: ({ protocols }) => (protocols.includes(ALPN) ? ALPN : protocols[0]),
   })
-  // Before Node's own listener, which makes a TLS connection: who is turned away costs no more than the accept.
+  // Before Node's own listener, which creates a TLS connection: a rejected peer costs only the accept.
   const startTls = server.listeners('connection')
   server.removeAllListeners('connection')
   server.on('connection', (socket) => {
@@ -121,7 +121,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
   server.on('tlsClientError', (error, socket) => {
     const raw = rawSocketOf(socket)
     noteFutile(options, raw)
-    // Node says ECONNRESET of a peer that it has turned away itself; the verdict on its certificate is here.
+    // Node reports ECONNRESET for a peer that it has rejected itself; the result of the verification is here.
     const verdict: unknown = socket.authorizationError
     const code = typeof verdict === 'string' ? verdict : errorCode(error)
     const detail = error instanceof MeshError ? error.message : skewText(socket, code)
@@ -149,12 +149,12 @@ export function createTunnelServer(options: AcceptOptions): Server {
   return server
 }
 
-/** Accepts for `server` from another listening socket of the same port; a server listens on one. Closing it is the caller's. */
+/** Accepts for `server` from another listening socket of the same port; a server has only one. The caller closes it. */
 export function createSideEntrance(server: Server): TcpServer {
   return createTcpServer(ACCEPTED, (socket) => server.emit('connection', socket))
 }
 
-/** A handshake under way: what counts it as finished, and what was believed when it began. */
+/** A handshake in progress: the function that ends its accounting, and the trust when it began. */
 interface PendingHandshake {
   readonly done: () => void
   readonly visitor: TrackedAddress
@@ -195,7 +195,7 @@ function admit(
   return { socket, peer, destination, own, isTunnel }
 }
 
-/** The local service that a handshake asked for; without a name, the only one there is. */
+/** The local service that a handshake requested; without a server name, the host's only service. */
 function destinationOf(socket: TLSSocket, options: AcceptOptions): string | undefined {
   const name: unknown = Reflect.get(socket, 'servername')
   if (typeof name === 'string' && name !== '') return serviceFor(name, options)
@@ -214,7 +214,7 @@ function credentialFor(serverName: string, options: AcceptOptions): Credential |
   return service === undefined ? undefined : options.credentials.of(service)
 }
 
-/** Whether what to answer a server name with may still come: nothing has come so far. */
+/** Whether the certificate for a server name may still arrive: the roots or the first leaf are missing. */
 function isAwaited(serverName: string, options: AcceptOptions): boolean {
   if (options.credentials.trustDomain === undefined) return true
   const service = serviceFor(serverName, options)
@@ -225,7 +225,7 @@ function noRoots(): MeshError {
   return new MeshError('HM_TLS_NOT_READY', 'No roots yet')
 }
 
-/** Why a server name has no certificate to answer with. */
+/** Why there is no certificate for a server name. */
 function noCertificateError(serverName: string, options: AcceptOptions): MeshError {
   if (options.credentials.trustDomain === undefined) return noRoots()
   const service = serviceFor(serverName, options)
@@ -237,12 +237,12 @@ function noCertificateError(serverName: string, options: AcceptOptions): MeshErr
   )
 }
 
-/** Gives peers that send no server name the certificate of the host's only service. Call it whenever that changes. */
+/** Presents the certificate of the host's only service to peers that send no server name. Call it after each change. */
 export function setDefaultCredential(server: Server, options: AcceptOptions): void {
   if (options.services.size !== 1) return
   const [only] = options.services
   const credential = only === undefined ? undefined : options.credentials.of(only)
-  // Without a certificate no handshake succeeds: what does not hold any more is not shown either.
+  // Without a certificate no handshake succeeds: a certificate that is no longer valid is not presented.
   server.setSecureContext({
     ...(credential?.secureContextOptions ?? options.credentials.protocolOptions),
   })

@@ -1,9 +1,9 @@
 /**
- * What a worker spends on each caller, and where that ends: docs/tunnel-protocol.md, "Fair shares".
+ * What a worker spends on each caller, and the limits: docs/tunnel-protocol.md, "Fair shares".
  *
- * A caller is a peer identity (the SPIFFE ID of its certificate, whichever session it comes by) or a service of
- * this host. It has one {@link Account}, and a {@link Lane} for each destination that it floods or not. Clocked from
- * outside, in monotonic milliseconds; no timers.
+ * A caller is a peer identity (the SPIFFE ID of its certificate, in whichever session) or a service of this host. It
+ * has one {@link Account} for each host that it comes from, with a {@link Lane} per destination. Time is passed in, in
+ * monotonic milliseconds; there are no timers.
  *
  * ```
  *   stream opened --tokens left--> taken --comes to nothing--> a futile token
@@ -15,78 +15,78 @@ import { type GroupShare, type Share, SharedLimit } from '../io/shared-limit.ts'
 import { TokenBucket } from '../io/token-bucket.ts'
 import { TurnGroup, TurnShare } from '../io/turn-share.ts'
 
-/** Streams that one caller may open: what a worker can do when it has nothing else to do. */
+/** Streams that one caller may open: the capacity of a worker that has nothing else to do. */
 const OPENS = { rate: 20_000, burst: 20_000 } as const
 
-/** Streams of one caller and destination that come to nothing: denied, malformed, unknown, reset before they stood. */
+/** Futile streams of one caller and destination: denied, malformed, unknown, or reset before they were confirmed. */
 const FUTILE = { rate: 1_000, burst: 5_000 } as const
 
-/** Streams of one caller and destination that stood and were reset by the caller. */
+/** Confirmed streams of one caller and destination that the caller reset. */
 const RESETS = { rate: 5_000, burst: 20_000 } as const
 
-/** Streams of one caller that are reset because one of the others is empty; beyond this the session ends. */
+/** Streams of one caller that are reset because another bucket is empty; beyond this the session ends. */
 const EXCESS = { rate: 2_000, burst: 10_000 } as const
 
-/** Bytes for streams that are closed: what aborted uploads have under way, and no download of garbage. */
+/** Bytes for closed streams: enough for what aborted uploads have in flight, not for a download of garbage. */
 const IGNORED_BYTES = { rate: 64 * 1_048_576, burst: 128 * 1_048_576 } as const
 
-/** Bytes of TLS that bring nothing: messages of its own (a key update costs the processor what 100 frames do), and padding. */
+/** TLS bytes without data: TLS's own messages (a key update costs as much CPU time as 100 frames) and padding. */
 const EMPTY_TLS_BYTES = { rate: 65_536, burst: 524_288 } as const
 
-/** Violations that cost no more than the session. */
+/** Violations that have no consequence beyond the end of the session. */
 const FREE_STRIKES = 2
 
-/** How long an identity is refused from that address after the next one; doubles up to the second. */
+/** How long the next violation bars an identity from that address; doubles each time, up to the second value. */
 const BAR_MS = 5_000
 const MAX_BAR_MS = 300_000
 
-/** Strikes are forgotten when there was none for so long. */
+/** Strikes are forgotten after this time without a new one. */
 const FORGIVEN_AFTER_MS = 300_000
 
-/** Addresses that are remembered of one identity at one destination; those beyond it count as one. */
+/** Addresses remembered per identity and destination; all further ones share one entry. */
 const MAX_OFFENDERS = 256
 const OTHER_ADDRESSES = ''
 
-/** Accounts of peers beyond this share one: identities are given out by the CA, so there are not many. */
+/** Limit of accounts; further callers share one. The CA issues identities, so there are not many. */
 const MAX_ACCOUNTS = 10_000
 
-/** Identities of one host beyond this share one account: so many services a host may have, and no host can use up what there is. */
+/** Limit per host; further identities share one account. A host may have this many services, but not fill the table. */
 const MAX_ACCOUNTS_OF_HOST = 1_000
 const OTHERS = 'others'
 
-/** A user of held bytes may have twice what is free: two thirds when it is alone. */
+/** A user may hold twice the bytes that are free: two thirds of the total when it is alone. */
 const HELD_FACTOR = 2
 
-/** What each may hold in any case, as a share of all: who has next to nothing must not suffer from who has all. */
+/** What each user may always hold, as a share of the total: a small user must not suffer from a large one. */
 const LEAST_HELD_SHARE = 1 / 64
 
-/** Share of the memory for held bytes from which sockets are to hold less, and to read less at once. */
+/** Share of the memory for held bytes above which sockets hold less and read less at once. */
 const SHORT_SHARE = 1 / 8
 
-/** A user of descriptors and of session places may have as much as is free: half when it is alone. Nothing takes it back. */
+/** A user may have as many descriptors and sessions as are free: half when it is alone. None is taken back. */
 const PLACES_FACTOR = 1
 
-/** From this share of its allowance on a caller is given no more than what is asked of it. */
+/** Above this share of its allowance, nothing is taken for a caller ahead of need. */
 const TIGHT_SHARE = 1 / 8
 
-/** Connections and sessions of one caller, and of all, from which on the kernel is to hold less for each further one. */
+/** Connections and sessions of one caller, and of all, above which the kernel should hold less for each further one. */
 const CROWD = 128
 const CROWD_OF_ALL = 256
 
-/** Bytes from which on a sender that has something waiting takes nothing more: so much keeps any tunnel busy. */
+/** Above this many held bytes, a sender with data waiting accepts no more: this keeps any tunnel busy. */
 const HELD_AHEAD = 4 * 1_048_576
 
-/** What is shared by all callers of a worker. */
+/** Limits that all callers of a worker share. */
 export interface SharedLimits {
-  /** Memory for bytes on their way, of tunnels and what they are joined to. */
+  /** Memory for bytes in transit, of tunnels and of the connections joined to them. */
   readonly held: SharedLimit
   /** File descriptors for connections. */
   readonly descriptors: SharedLimit
-  /** Sessions that peers have opened. */
+  /** Sessions opened by peers. */
   readonly sessions: SharedLimit
 }
 
-/** The limits of a worker. */
+/** Creates the shared limits of a worker. */
 export function createSharedLimits(limits: {
   readonly heldBytes: number
   readonly descriptors: number
@@ -99,29 +99,29 @@ export function createSharedLimits(limits: {
   }
 }
 
-/** Who is told, at once and each time, that much is held. */
+/** Called synchronously each time that held memory grows while much is held. */
 export interface HeldAlarms {
-  /** So much that sockets are to hold less; {@link Accounts.isShort} says for how long. */
+  /** Sockets should hold less; {@link Accounts.isShort} tells for how long. */
   onShort(): void
-  /** More than there should be: {@link Accounts.shed} is due, soon. */
+  /** The limit is exceeded: the owner must call {@link Accounts.shed} soon. */
   onExceeded(): void
 }
 
-/** What several accounts have together: those of one identity, or those of one host. */
+/** The totals of several accounts: those of one identity, or those of one host. */
 class Sum {
   readonly held: GroupShare = { used: 0, users: 0 }
   readonly descriptors: GroupShare = { used: 0, users: 0 }
   readonly places: GroupShare = { used: 0, users: 0 }
   readonly unauthorized: GroupShare = { used: 0, users: 0 }
   readonly connections: GroupShare = { used: 0, users: 0 }
-  /** How many these are. */
+  /** Number of accounts in the total. */
   accounts = 0
 }
 
-/** A host that callers come from: whoever has it may have the certificates of many services. */
+/** A host that callers come from. Its owner may have the certificates of many services. */
 class Origin extends Sum {
   readonly name: string
-  /** What is done for all of them in one turn of the event loop. */
+  /** The work for all of them in one turn of the event loop. */
   readonly turns: TurnGroup = new TurnGroup()
 
   constructor(name: string) {
@@ -130,7 +130,7 @@ class Origin extends Sum {
   }
 }
 
-/** One identity, wherever it comes from. */
+/** One identity, from whichever hosts. */
 class Identity extends Sum {
   readonly opens: TokenBucket
   readonly excess: TokenBucket
@@ -163,12 +163,12 @@ class Identity extends Sum {
   }
 }
 
-/** One caller: an identity that comes from one host, or a service of this host. */
+/** One caller: an identity from one host, or a service of this host. */
 export class Account {
   readonly name: string
-  /** Where it comes from; undefined for a service of this host. */
+  /** The caller's host; undefined for a service of this host. */
   readonly origin: Origin | undefined
-  /** Bytes held for it. */
+  /** Bytes held for the caller. */
   readonly held: Share
   readonly descriptors: Share
   readonly places: Share
@@ -176,7 +176,7 @@ export class Account {
   readonly unauthorized: Share
   readonly connections: Share
   readonly shared: SharedLimits
-  /** What is done for it in one turn of the event loop. */
+  /** The work for the caller in one turn of the event loop. */
   readonly turns: TurnShare
   readonly identity: Identity
   private readonly lanes = new Map<string, Lane>()
@@ -202,7 +202,7 @@ export class Account {
     this.turns = new TurnShare(origin?.turns)
   }
 
-  /** What it may do at one destination. */
+  /** The caller's lane for one destination. */
   lane(destination: string, nowMs: number): Lane {
     const known = this.lanes.get(destination)
     if (known !== undefined) return known
@@ -216,22 +216,22 @@ export class Account {
     return this.identity.opens.take(nowMs)
   }
 
-  /** A stream was refused unseen. @returns false when that happens too often for the session to go on. */
+  /** A stream was refused without an inspection. @returns false when there are too many and the session must end. */
   mayExceed(nowMs: number): boolean {
     return this.identity.excess.take(nowMs)
   }
 
-  /** Bytes arrived for a stream that is closed. @returns false when they are too many for the session to go on. */
+  /** Bytes arrived for a closed stream. @returns false when there are too many and the session must end. */
   mayIgnore(nowMs: number, bytes: number): boolean {
     return this.identity.ignored.take(nowMs, bytes)
   }
 
-  /** TLS brought so many bytes that carry nothing. @returns false when they are too many for the session to go on. */
+  /** TLS used `bytes` without data. @returns false when there are too many and the session must end. */
   mayWaste(nowMs: number, bytes: number): boolean {
     return this.identity.emptyTls.take(nowMs, bytes)
   }
 
-  /** Memory held for the caller changed by `bytes`. When all have too much, the heaviest is shed at the end of the turn. */
+  /** Memory held for the caller changed by `bytes`. Raises the alarms when all callers together hold much. */
   hold(bytes: number): void {
     if (bytes === 0) return
     const { held } = this.shared
@@ -241,28 +241,28 @@ export class Account {
     if (held.fullness > SHORT_SHARE) this.alarms.onShort()
   }
 
-  /** Whether `bytes` more may be held for it. */
+  /** Whether `bytes` more may be held for the caller. */
   mayHold(bytes: number): boolean {
     return this.shared.held.allows(this.held, bytes)
   }
 
-  /** Whether enough is held for it to keep its tunnels busy. */
+  /** Whether enough is held for the caller to keep its tunnels busy. */
   get isAhead(): boolean {
     return this.held.used > HELD_AHEAD
   }
 
-  /** Whether so much is held for it that nothing is to be taken ahead of need any more. */
+  /** Whether so much is held for the caller that nothing more may be taken ahead of need. */
   get isTight(): boolean {
     const { held } = this.shared
     return this.held.used > held.allowance * TIGHT_SHARE || held.fullness > 1 / 2
   }
 
-  /** Whether it has so many connections, or all have, that each further one should have little. */
+  /** Whether the caller, or all callers, have so many connections that each further one should use little memory. */
   get isCrowd(): boolean {
     return this.descriptors.used > CROWD || this.shared.descriptors.used > CROWD_OF_ALL
   }
 
-  /** Whether a new account would be the same. */
+  /** Whether the account is in the same state as a new one. */
   isForgettable(nowMs: number): boolean {
     if (this.unauthorized.used > 0 || this.connections.used > 0 || this.turns.postponed > 0)
       return false
@@ -271,7 +271,7 @@ export class Account {
   }
 }
 
-/** One caller at one destination: what it does there must not cost it its other destinations. */
+/** One caller at one destination: what it does there must not affect its other destinations. */
 export class Lane {
   readonly account: Account
   private readonly record: Conduct
@@ -281,42 +281,42 @@ export class Lane {
     this.record = record
   }
 
-  /** Whether a stream may be taken now; if not it is to be reset without a look at it. */
+  /** Whether a stream is accepted now; otherwise it must be reset without an inspection. */
   mayOpen(nowMs: number): boolean {
     return this.record.mayOpen(nowMs) && this.account.mayOpen(nowMs)
   }
 
-  /** A stream came to nothing by the caller's doing. */
+  /** A stream was futile, and the caller caused it. */
   wasFutile(nowMs: number): void {
     this.record.wasFutile(nowMs)
   }
 
-  /** The caller reset a stream that stood. */
+  /** The caller reset a confirmed stream. */
   wasReset(nowMs: number): void {
     this.record.wasReset(nowMs)
   }
 
-  /** A session of the caller from `ip` broke the protocol. The third time that address is barred, each time for longer. */
+  /** A session of the caller from `ip` broke the protocol. The third time bars the address, each further one longer. */
   strike(nowMs: number, ip: string | undefined): void {
     this.record.strike(nowMs, ip)
   }
 
-  /** How long the caller is still refused at the handshake from `ip`; 0 when it is not. */
+  /** How long handshakes of the caller from `ip` are still refused, milliseconds; 0 when they are accepted. */
   barredForMs(nowMs: number, ip: string | undefined): number {
     return this.record.barredForMs(nowMs, ip)
   }
 
-  /** Whether it is refused from any address. */
+  /** Whether the caller is barred from any address. */
   isBarred(nowMs: number): boolean {
     return this.record.isBarred(nowMs)
   }
 }
 
-/** What one identity has done at one destination, from all its hosts. */
+/** The conduct of one identity at one destination, from all its hosts. */
 class Conduct {
   private readonly futile: TokenBucket
   private readonly resets: TokenBucket
-  /** By address: whoever has taken over one host of a service must not cost its other hosts theirs. */
+  /** By address: the violations of one compromised host must not bar the other hosts of the service. */
   private readonly offenders = new Map<string, Offender>()
 
   constructor(nowMs: number) {
@@ -366,7 +366,7 @@ class Conduct {
     return offender
   }
 
-  /** Whether a new record would be the same. */
+  /** Whether the record is in the same state as a new one. */
   isForgettable(nowMs: number): boolean {
     if (!this.futile.isFull(nowMs) || !this.resets.isFull(nowMs)) return false
     for (const offender of this.offenders.values()) if (!offender.isForgiven(nowMs)) return false
@@ -380,7 +380,7 @@ class Offender {
   private struckAtMs = 0
   private barredUntilMs = 0
 
-  /** Sessions that were open when the bar came down are part of what it is for: they do not make it longer. */
+  /** While the address is barred, a violation does not extend the time: its session was open before. */
   strike(nowMs: number): void {
     if (nowMs < this.barredUntilMs) return
     if (nowMs - this.struckAtMs > FORGIVEN_AFTER_MS) this.strikes = 0
@@ -416,12 +416,12 @@ export class Accounts {
     this.others = new Account(OTHERS, shared, alarms, { identity, origin: undefined })
   }
 
-  /** Whether so much is held that sockets are to hold less. */
+  /** Whether so much is held that sockets should hold less. */
   get isShort(): boolean {
     return this.shared.held.fullness > SHORT_SHARE
   }
 
-  /** The account of a caller; `ip` is where a peer comes from, undefined for a service of this host. */
+  /** The account of a caller; `ip` is the peer's address, undefined for a service of this host. */
   of(name: string, nowMs: number, ip?: string): Account {
     const network = ip === undefined ? undefined : networkOf(ip)
     const key = network === undefined ? name : `${name} ${network}`
@@ -447,8 +447,9 @@ export class Accounts {
   }
 
   /**
-   * Lets `free` give up half of what is held for the heaviest caller, until all is within the limit or it cannot.
-   * @param free breaks off what holds most for the caller until so many bytes are free.
+   * Has `free` release half of the bytes held for the heaviest caller, until the total is within the limit or nothing
+   * more is freed.
+   * @param free resets what holds most for the caller, until `bytes` are free.
    */
   shed(free: (account: Account, bytes: number) => void): void {
     while (this.shared.held.isExceeded) {
@@ -460,7 +461,7 @@ export class Accounts {
     }
   }
 
-  /** Once a second or so: forgets callers that have gone. @returns who is barred, and where. */
+  /** Call it about once a second: removes idle accounts. @returns the barred callers, each as "name at destination". */
   tick(nowMs: number): string[] {
     const barred = []
     for (const [name, { records }] of this.identities)
@@ -480,14 +481,14 @@ export class Accounts {
     if (origin.accounts === 0) this.origins.delete(origin.name)
   }
 
-  /** Accounts now. */
+  /** Number of accounts. */
   get size(): number {
     return this.byName.size
   }
 
   /**
-   * The caller with the largest of the shares that `shareOf` picks, of the host with the largest of them; undefined when
-   * nobody has any.
+   * Of the host with the largest sum of the shares that `shareOf` selects, the caller with the largest share; undefined
+   * when no caller has one.
    */
   heaviest(shareOf: (account: Account) => Share): Account | undefined {
     const weightOf = (account: Account): number => {

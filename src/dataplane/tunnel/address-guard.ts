@@ -1,37 +1,36 @@
 /**
- * What strangers may cost: handshakes under way and handshakes a second, for each source address. Before a handshake
- * is over nothing else is known of who dials. An IPv6 address counts as its network of 64 bits, which one host has to itself.
- *
- * Clocked from outside, in monotonic milliseconds.
+ * Limits for unauthenticated peers: concurrent handshakes and handshakes per second, for each source address. Before
+ * the end of a handshake nothing else is known about the peer. An IPv6 address counts as its /64 network, which one
+ * host owns completely. Time is passed in, in monotonic milliseconds.
  */
 import { networkOf } from '../../model/address.ts'
 import { type Share, SharedLimit } from '../io/shared-limit.ts'
 import { TokenBucket } from '../io/token-bucket.ts'
 
 /**
- * Handshakes that come to nothing, of one address: a signature and a chain to verify for somebody who has no business here. A
- * host whose certificate has just ended tries so often and no more; beyond it, it is reset before TLS.
+ * Futile handshakes of one address: each costs a signature and the verification of a chain. A host whose certificate
+ * has just expired tries about this often. Above the limit, connections are reset before TLS.
  */
 const FUTILE = { rate: 20, burst: 100 } as const
 
-/** An address may have as many handshakes under way as are free: few addresses cannot keep others out. */
+/** One address may have as many concurrent handshakes as are free: a few addresses cannot exclude the others. */
 const SHARE_FACTOR = 1
 
-/** Addresses with a place of their own; more share one. */
+/** Addresses with an entry of their own; further ones share one. */
 const MAX_ADDRESSES = 10_000
 
 /** Limits for one source address. */
 export interface AddressLimits {
   readonly maxPending: number
-  /** Of all addresses together: one may have as many as are free. */
+  /** All addresses together; one address may have as many as are free. */
   readonly maxPendingOfAll: number
   readonly ratePerSecond: number
   readonly burst: number
 }
 
-/** One source address, from its first handshake until nothing of it is left to remember. */
+/** One source address, from its first handshake until nothing is left to remember. */
 export interface TrackedAddress {
-  /** Handshakes under way. */
+  /** Concurrent handshakes. */
   readonly pending: Share
   readonly handshakes: TokenBucket
   readonly futile: TokenBucket
@@ -50,7 +49,7 @@ export class AddressGuard {
     this.others = this.newTrackedAddress(nowMs)
   }
 
-  /** A connection has come from `ip`. @returns undefined when it is to be reset; else whoever gets it calls {@link leave}. */
+  /** A connection arrived from `ip`. @returns undefined when it must be reset; else the caller calls {@link leave}. */
   enter(ip: string, nowMs: number): TrackedAddress | undefined {
     const trackedOf = this.visitor(networkOf(ip), nowMs)
     const { pending, futile, handshakes } = trackedOf
@@ -60,17 +59,17 @@ export class AddressGuard {
     return trackedOf
   }
 
-  /** The handshake is over. Once for each {@link enter}. */
+  /** The handshake has ended. Call it once for each {@link enter}. */
   leave(visitor: TrackedAddress): void {
     this.pending.add(visitor.pending, -1)
   }
 
-  /** The handshake came to nothing: it failed, a refusal followed, or the tunnel ended before anything went through it. */
+  /** The handshake was futile: it failed, the peer was rejected, or the tunnel ended before it carried anything. */
   wasFutile(visitor: TrackedAddress, nowMs: number): void {
     visitor.futile.drain(nowMs)
   }
 
-  /** Once a second or so: forgets who has gone. */
+  /** Call it about once a second: removes addresses with nothing left to remember. */
   tick(nowMs: number): void {
     for (const [key, { pending, handshakes, futile }] of this.trackedByAddress)
       if (pending.used === 0 && handshakes.isFull(nowMs) && futile.isFull(nowMs))

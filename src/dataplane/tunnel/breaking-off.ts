@@ -1,14 +1,14 @@
 /**
- * What the streams of a session that is over are told, and when: each may cost a connection that is closed.
+ * Resets the streams of a session that has ended, over several turns: each may close a connection.
  */
 import type { MeshError } from '../../lib/errors.ts'
 import type { PostponedWork, TurnShare } from '../io/turn-share.ts'
 import type { TunnelStream } from './stream.ts'
 
-/** What it costs to break off a stream, nanoseconds. */
+/** Cost of resetting one stream, nanoseconds. */
 export const RESET_COST = 50_000
 
-/** Tells streams that their session is over, as many in a turn as there is time for. */
+/** Reports the end of the session to its streams, in each turn as many as the caller's time allows. */
 export class BreakingOff implements PostponedWork {
   readonly cost: number = RESET_COST
   private readonly streams: readonly TunnelStream[]
@@ -22,7 +22,7 @@ export class BreakingOff implements PostponedWork {
     this.reason = reason
   }
 
-  /** As many as there is time for now. */
+  /** Reports to as many as there is time for now, and postpones the rest. */
   begin(): void {
     while (this.told < this.streams.length && this.turns.claim(RESET_COST)) this.tellNext()
     if (this.told < this.streams.length) this.turns.postpone(this)

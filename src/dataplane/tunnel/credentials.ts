@@ -1,9 +1,9 @@
 /**
- * The certificates of this host's services as TLS contexts, swapped whole when a new leaf or new roots
- * arrive. Handshakes take what is current; connections that are already open are judged again (trust.ts).
+ * The certificates of this host's services as TLS contexts, replaced completely when a new leaf or new roots arrive.
+ * Handshakes use the current ones; open connections are verified again (trust.ts).
  *
- * A leaf that its own roots do not believe any more, or whose time is over, is not used: no certificate is
- * better than one that says what is no longer so.
+ * A leaf that the current roots no longer accept, or that has expired, is not used: no certificate is better than one
+ * that is no longer true.
  */
 import { constants, type X509Certificate } from 'node:crypto'
 import { createSecureContext, type SecureContext, type SecureContextOptions } from 'node:tls'
@@ -18,7 +18,7 @@ import {
   Trust,
 } from './trust.ts'
 
-/** TLS 1.3 first with the suite that costs least; below, for Connect peers, ECDHE with AEAD only. */
+/** TLS 1.3 first, beginning with the cheapest suite; below it, for Connect peers, only ECDHE with AEAD. */
 const CIPHERS = [
   'TLS_AES_128_GCM_SHA256',
   'TLS_AES_256_GCM_SHA384',
@@ -31,39 +31,39 @@ const CIPHERS = [
 ].join(':')
 
 /**
- * No tickets: a resumed session would skip the check of the peer's certificate. No renegotiation: it
- * has no use here and was an attack more than once.
+ * No tickets: a resumed session would skip the check of the peer's certificate. No renegotiation: it has no use here
+ * and has enabled attacks more than once.
  */
 const SECURE_OPTIONS = constants.SSL_OP_NO_TICKET | constants.SSL_OP_NO_RENEGOTIATION
 
 /** Intermediates kept; a CA has one or two at a time. */
 const MAX_INTERMEDIATES = 64
 
-/** A service's leaf with the roots of its time. */
+/** A service's leaf with the roots that were current. */
 export interface Credential {
   readonly leaf: Leaf
-  /** The leaf, to be judged again. */
+  /** The leaf, for later verification. */
   readonly proof: Proof
   readonly trustDomain: string
-  /** What was believed when the context was made. */
+  /** The trust when the context was made. */
   readonly believed: Trust
   readonly context: SecureContext
-  /** The same for `setSecureContext`, which takes no ready context. */
+  /** The same for `setSecureContext`, which does not accept an existing context. */
   readonly secureContextOptions: SecureContextOptions
 }
 
-/** What this host can prove, and whom it believes. */
+/** The identities that this host can prove, and the roots that it trusts. */
 export class Credentials {
   private readonly leaves = new Map<string, Leaf>()
   private readonly contexts = new Map<string, Credential>()
-  /** Seen beside our own leaves; peers of the same CA have the same. */
+  /** Received with our own leaves; peers of the same CA have the same. */
   private readonly intermediates = new Map<string, X509Certificate>()
   private readonly rejections = new Map<string, MeshError>()
   private bundle: TrustBundle | undefined
   private trust: Trust | undefined
   private readonly minVersion: 'TLSv1.2' | 'TLSv1.3'
 
-  /** @param minVersion least version taken from peers that are not hostmesh. */
+  /** @param minVersion lowest TLS version accepted from peers that are not hostmesh. */
   constructor(minVersion: 'TLSv1.2' | 'TLSv1.3') {
     this.minVersion = minVersion
   }
@@ -73,7 +73,7 @@ export class Credentials {
     return this.bundle?.trustDomain
   }
 
-  /** Takes a new leaf; used from the next handshake on. */
+  /** Stores a new leaf; used from the next handshake on. */
   setLeaf(leaf: Leaf): void {
     if (this.intermediates.size > MAX_INTERMEDIATES) this.intermediates.clear()
     for (const certificate of intermediatesIn(leaf.certificatePem))
@@ -83,7 +83,7 @@ export class Credentials {
     this.rejections.delete(leaf.service)
   }
 
-  /** Takes new roots; used from the next handshake on. */
+  /** Stores new roots; used from the next handshake on. */
   setBundle(bundle: TrustBundle): void {
     this.bundle = bundle
     this.trust = new Trust(bundle, this.intermediates, this.trust)
@@ -91,19 +91,19 @@ export class Credentials {
     this.rejections.clear()
   }
 
-  /** The judgment of the current roots; another object for each bundle. */
+  /** The current trust; a new object for each bundle. */
   get trusted(): Trust | undefined {
     return this.trust
   }
 
-  /** Why a connection with these certificates may not go on; undefined when it may. `nowMs` is wall clock. */
+  /** Why a connection with these certificates must end; undefined when it may continue. `nowMs` is wall clock. */
   rejectionReason(certificates: CertificatePair, nowMs: number): MeshError | undefined {
     return this.trust?.rejectionReason(certificates, nowMs)
   }
 
   /**
-   * Judges a connection whose handshake has just succeeded. `verifiedBy` is what was {@link trusted} when it
-   * began: revocation is always asked, chains only when the roots have changed meanwhile.
+   * Verifies a connection whose handshake has just succeeded. `verifiedBy` is the value of {@link trusted} when it
+   * began: revocation is always checked, chains only when the roots have changed since.
    */
   newRootsRejection(
     certificates: CertificatePair,
@@ -112,24 +112,24 @@ export class Credentials {
     return this.trust?.rejectionReason(certificates, Date.now(), verifiedBy)
   }
 
-  /** Whether the service has no newer leaf than the one with this serial number. */
+  /** Whether the service has no other leaf than the one with this serial number. */
   isCurrent(service: string, serialNumber: string): boolean {
     const leaf = this.leaves.get(service)
     return leaf === undefined || leaf.serialNumber === serialNumber
   }
 
-  /** What a service of this host proves itself with; undefined while it has nothing that holds. */
+  /** The credential of a service of this host; undefined while it has no valid one. */
   of(service: string): Credential | undefined {
     const ready = this.contexts.get(service) ?? this.build(service)
     return ready === undefined || Date.now() >= ready.leaf.notAfterMs ? undefined : ready
   }
 
-  /** Whether there has never been a leaf of the service, or no roots to judge it by. */
+  /** Whether the service has never had a leaf, or there are no roots to verify it with. */
   isAwaited(service: string): boolean {
     return this.bundle === undefined || !this.leaves.has(service)
   }
 
-  /** Why {@link of} has nothing, as the end of a sentence about the service. */
+  /** Why {@link of} returns undefined, as the end of a sentence about the service. */
   unavailableReason(service: string): string {
     const leaf = this.leaves.get(service)
     if (leaf === undefined) return 'it has no certificate yet'
@@ -168,7 +168,7 @@ export class Credentials {
     return credential
   }
 
-  /** What the tunnel port is set to: a context chosen by server name brings its certificate, not these. */
+  /** TLS settings of the tunnel port: a context selected by server name supplies the certificate, but not these. */
   get protocolOptions(): SecureContextOptions {
     return {
       minVersion: this.minVersion,
@@ -179,7 +179,7 @@ export class Credentials {
     }
   }
 
-  /** The names of the services that could prove themselves now. */
+  /** Names of the services that have a valid credential now. */
   ready(): string[] {
     return [...this.leaves.keys()].filter((service) => this.of(service) !== undefined)
   }

@@ -1,24 +1,24 @@
 /**
- * What the peer of a session may send, and what is held of it: docs/tunnel-protocol.md, "Credit" and "Limits".
+ * How much the peer of a session may send, and how much of it is held: docs/tunnel-protocol.md, "Credit" and "Limits".
  */
 import type { Account } from './accounts.ts'
 import { INITIAL_CREDIT, MAX_WINDOW, protocolError } from './frame.ts'
 import type { Liveness } from './liveness.ts'
 import type { TunnelStream } from './stream.ts'
 
-/** Streams share a carrier while data has arrived for more than one of them within this, milliseconds. */
+/** Streams count as sharing the carrier while data of more than one of them has arrived within this, milliseconds. */
 const SHARING_MS = 100
 
-/** Window of a stream whose caller has much held for it: twice what a sender needs to go on (stream.ts, LEAST_CREDIT). */
+/** Window of a stream whose caller has much held: twice the credit that a sender needs (stream.ts, LEAST_CREDIT). */
 const TIGHT_WINDOW = INITIAL_CREDIT / 2
 
-/** Window that a sharing stream gets for each millisecond of round trip: 256 MB/s for every one of them. */
+/** Window of a sharing stream for each millisecond of round trip: 256 MB/s for each of them. */
 const WINDOW_BYTES_PER_MS = 262_144
 
-/** Bytes held for all receivers of a session before those that hold much are reset. */
+/** Bytes held for all receivers of a session; above this, streams that hold much are reset. */
 const HELD_LIMIT = 64 * 1_048_576
 
-/** What a stream may still hold when {@link HELD_LIMIT} is reached. */
+/** What a stream may still hold above {@link HELD_LIMIT}. */
 const HELD_PER_STREAM_WHEN_FULL = 65_536
 
 /** The credit of one session. */
@@ -26,7 +26,7 @@ export class Credit {
   private readonly account: Account
   private readonly liveness: Liveness
   private lastDataId = 0
-  /** When data for another stream than the one before arrived. */
+  /** When data of a different stream than before last arrived. */
   private sharedAtMs = 0
   private heldBytes = 0
 
@@ -35,7 +35,7 @@ export class Credit {
     this.liveness = liveness
   }
 
-  /** Data for a stream arrives. */
+  /** Data of a stream has arrived. */
   noteData(id: number, nowMs: number): void {
     if (id === this.lastDataId) return
     this.lastDataId = id
@@ -43,9 +43,9 @@ export class Credit {
   }
 
   /**
-   * The window must cover what is under way between two applications, and no more when streams share the
-   * carrier: a small answer waits behind every byte that bulk transfers have been allowed to send. So
-   * sharing streams get what the network's round trip asks for, a stream that is alone gets plenty.
+   * The window must cover what is in transit between two applications. When streams share the carrier it must not be
+   * larger, because a small answer waits behind all bytes that bulk transfers may send. So a sharing stream gets what
+   * the round trip requires, and a stream that is alone gets {@link MAX_WINDOW}.
    */
   windowTarget(): number {
     if (this.account.isTight) return TIGHT_WINDOW
@@ -54,19 +54,19 @@ export class Credit {
     return Math.min(MAX_WINDOW, Math.max(INITIAL_CREDIT, forRoundTrip))
   }
 
-  /** Memory that is held changed by `delta` bytes. */
+  /** Held memory changed by `delta` bytes. */
   hold(delta: number): void {
     this.heldBytes += delta
     this.account.hold(delta)
   }
 
-  /** Whether so many bytes more may wait for a stream's receiver. */
+  /** Whether `length` more bytes may wait for a stream's receiver. */
   mayHold(stream: TunnelStream, length: number): boolean {
     if (this.heldBytes > HELD_LIMIT && stream.heldBytes > HELD_PER_STREAM_WHEN_FULL) return false
     return this.account.mayHold(length)
   }
 
-  /** Payload for a stream that has been closed; more than any window can hold was never allowed. */
+  /** Payload arrived for a closed stream. @throws MeshError for more than any window permits, or too much of it. */
   ignore(length: number, nowMs: number): void {
     if (length === 0) return
     if (length > MAX_WINDOW) throw protocolError('HM_TUNNEL_CREDIT_EXCEEDED', `${length} bytes`)

@@ -1,8 +1,8 @@
 /**
- * Bytes to frames, whatever the chunk boundaries: docs/tunnel-protocol.md, "Frame".
+ * Decodes bytes to frames, with any chunk boundaries: docs/tunnel-protocol.md, "Frame".
  *
- * Knows the header and nothing of streams or credit; payload is handed on as it arrives, never collected.
- * It holds twelve bytes of state, so a peer cannot make it grow.
+ * Handles only the header, not streams or credit. Payload is passed on as it arrives and never collected. The state is
+ * twelve bytes, so a peer cannot make it grow.
  *
  * ```
  *   HEADER --12 bytes--> (data with length > 0) --> PAYLOAD --last byte--> HEADER
@@ -22,11 +22,11 @@ import {
   WINDOW_UPDATE,
 } from './frame.ts'
 
-/** Who is told of frames. Each method may throw a protocol error; push() passes it on. */
+/** Receives the frames. Each method may throw a protocol error; push() passes it on. */
 export interface FrameSink {
   /** A data frame begins; `length` bytes follow through onPayload before onDataEnd. */
   onData(id: number, flags: number, length: number): void
-  /** A part of the payload. The answer's KEPT bit is passed on by push(). */
+  /** A part of the payload. push() passes on the KEPT bit of the result. */
   onPayload(bytes: Uint8Array): number
   /** The payload is complete. */
   onDataEnd(id: number, flags: number): void
@@ -35,7 +35,7 @@ export interface FrameSink {
   onGoAway(code: number): void
 }
 
-/** Reads the frames of one session. */
+/** Decodes the frames of one session. */
 export class FrameDecoder {
   private readonly sink: FrameSink
   private readonly header = Buffer.alloc(HEADER_BYTES)
@@ -50,9 +50,9 @@ export class FrameDecoder {
   }
 
   /**
-   * Takes the next bytes of the connection.
+   * Decodes the next bytes of the connection.
    * @returns whether a receiver kept part of that memory.
-   * @throws MeshError HM_TUNNEL_… when the peer broke the protocol; the decoder is of no use afterwards.
+   * @throws MeshError HM_TUNNEL_… when the peer broke the protocol; the decoder must not be used afterwards.
    */
   push(bytes: Uint8Array): boolean {
     let kept = 0
@@ -84,7 +84,7 @@ export class FrameDecoder {
     return (kept & KEPT) !== 0
   }
 
-  /** Frames that have begun since this was asked last. */
+  /** Number of frames that have begun since the last call. */
   takeFrames(): number {
     const { frames } = this
     this.frames = 0

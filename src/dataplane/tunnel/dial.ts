@@ -1,8 +1,8 @@
 /**
- * A mutual-TLS connection to the mesh listener of an instance: docs/tunnel-protocol.md, "Carrier".
+ * Dials the mesh listener of an instance with mutual TLS: docs/tunnel-protocol.md, "Carrier".
  *
- * The address comes from the catalog and may be wrong or stolen; the certificate decides. The peer must
- * show the SPIFFE ID of the service that was asked for, nothing else will do.
+ * The address comes from the catalog and may be wrong or taken over, so the certificate decides: the peer must prove
+ * the SPIFFE ID of the requested service.
  */
 import { type ConnectionOptions, connect, type TLSSocket } from 'node:tls'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
@@ -14,7 +14,7 @@ import { ALPN, identifyPeer, type PeerIdentity, spiffeIdOf } from './peer.ts'
 import { chainIn } from './trust.ts'
 import { noteValidity, skewText } from './validity.ts'
 
-/** An authenticated connection, not yet read from. Whoever gets it owns it. */
+/** An authenticated connection, not yet read from. The receiver of this object owns it. */
 export interface DialedPeer {
   readonly socket: TLSSocket
   readonly peer: PeerIdentity
@@ -22,7 +22,7 @@ export interface DialedPeer {
   readonly isTunnel: boolean
 }
 
-/** Whom to dial, as whom. */
+/** The instance to dial, and the certificate to present. */
 export interface DialRequest {
   readonly address: SocketAddress
   readonly credential: Credential
@@ -31,7 +31,7 @@ export interface DialRequest {
 }
 
 /**
- * Dials and authenticates.
+ * Dials and authenticates the peer.
  * @throws MeshError HM_DIAL_FAILED, HM_DIAL_TIMEOUT, or HM_TLS_IDENTITY when another service answers.
  */
 export function dialPeer(request: DialRequest): Promise<DialedPeer> {

@@ -1,5 +1,5 @@
 /**
- * What the peer of a session may do only so often in a second: docs/tunnel-protocol.md, "Limits".
+ * Rate limits for what the peer of a session may do per second: docs/tunnel-protocol.md, "Limits".
  */
 import { protocolError } from './frame.ts'
 
@@ -8,19 +8,19 @@ const MAX_OPENED = 50_000
 const MAX_IDLE_FRAMES = 10_000
 const MAX_PINGS = 10
 
-/** What counts as a second: ticks come a second apart, give or take. Milliseconds. */
+/** The shortest interval that counts as a second: ticks come about a second apart. Milliseconds. */
 const SECOND_AT_LEAST_MS = 900
 
-/** The counts of one session. Each throws what ends the session when it was too often. */
+/** The counters of one session. Each throws the error that ends the session when its limit is exceeded. */
 export class FrameRates {
   private opened = 0
   private idleFrames = 0
   private pings = 0
   private startedMs = 0
 
-  /** Once a second or so; `nowMs` is monotonic. */
+  /** Call it about once a second; `nowMs` is monotonic. */
   tick(nowMs: number): void {
-    // A timer of a second may come a moment early: skipping it would make the second two, and half the limits.
+    // The timer may fire slightly early: skipping that tick would make the period two seconds and halve the limits.
     if (nowMs - this.startedMs < SECOND_AT_LEAST_MS) return
     this.startedMs = nowMs
     this.opened = 0
@@ -34,14 +34,14 @@ export class FrameRates {
     if (this.opened > MAX_OPENED) throw protocolError('HM_TUNNEL_FLOOD', 'opened streams')
   }
 
-  /** A frame came that has no effect. */
+  /** A frame without effect arrived. */
   countIdle(): void {
     this.idleFrames += 1
     if (this.idleFrames > MAX_IDLE_FRAMES)
       throw protocolError('HM_TUNNEL_FLOOD', 'frames without effect')
   }
 
-  /** A ping came. */
+  /** A ping arrived. */
   countPing(): void {
     this.pings += 1
     if (this.pings > MAX_PINGS) throw protocolError('HM_TUNNEL_FLOOD', 'pings')

@@ -1,6 +1,6 @@
 /**
- * The frame header of docs/tunnel-protocol.md, "Frame": constants, writing, and the named ways in which a
- * peer can break the protocol. Reading is in decoder.ts.
+ * The frame header of docs/tunnel-protocol.md, "Frame": constants, encoding, and the protocol violations by name.
+ * decoder.ts decodes.
  */
 import { MeshError } from '../../lib/errors.ts'
 import { recordOf } from '../../lib/record.ts'
@@ -27,33 +27,33 @@ export const FIN = 4
 /** See {@link SYN}. */
 export const RST = 8
 
-/** Credit with which every direction of a stream starts, bytes. */
+/** Initial credit of each direction of a stream, bytes. */
 export const INITIAL_CREDIT = 262_144
 
-/** The most that a receive window grows to, bytes. */
+/** Largest receive window, bytes. */
 export const MAX_WINDOW = 4_194_304
 
-/** Largest payload that we put into one frame: with its header 64 KiB, four whole TLS records. */
+/** Largest payload that we send in one frame: with its header 64 KiB, four whole TLS records. */
 export const MAX_PAYLOAD = 65_536 - HEADER_BYTES
 
-/** Credit that no stream may ever have, bytes. */
+/** Largest credit that a stream may have, bytes. */
 export const CREDIT_LIMIT = 2 ** 31 - 1
 
 /** Go-away codes. */
 export const goAwayCodes = { normal: 0, protocolError: 1, internalError: 2 } as const
 
-/** Reset codes on the wire: each is the place of its reason in the list. */
+/** Reset codes on the wire: each is the index of its reason in the list. */
 export const resetCodes: Readonly<Record<ResetReason, number>> = recordOf(
   resetReasons,
   (_reason, code) => code,
 )
 
-/** The name of a code from the wire; unknown ones are `unspecified`. */
+/** The reason for a code from the wire; `unspecified` for an unknown one. */
 export function resetReason(code: number): ResetReason {
   return resetReasons[code] ?? 'unspecified'
 }
 
-/** Writes one header at `offset`. The caller has checked that it fits. */
+/** Writes one header at `offset`. The caller has checked that there is room. */
 export function writeHeader(
   target: Uint8Array,
   offset: number,
@@ -84,15 +84,15 @@ const violations = [
   'HM_TUNNEL_FLOOD',
 ] as const
 
-/** The ways in which a peer can break the protocol; each ends the session. */
+/** Protocol violations by a peer; each ends the session. */
 export type ProtocolViolation = (typeof violations)[number]
 
-/** Whether an error code says that the peer broke the protocol. */
+/** Whether an error code is a protocol violation by the peer. */
 export function isViolation(code: string): boolean {
   return violations.some((violation) => violation === code)
 }
 
-/** The error that a violation closes the session with. */
+/** The error with which a violation closes the session. */
 export function protocolError(code: ProtocolViolation, what: string): MeshError {
   return new MeshError(code, `The peer broke the tunnel protocol: ${what}`)
 }

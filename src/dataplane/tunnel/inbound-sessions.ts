@@ -1,9 +1,9 @@
 /**
- * The sessions that peers have opened: how many each may have, and how long an idle one stays.
+ * The sessions opened by peers: how many each peer may have, and how long an idle one stays.
  *
- * A host needs one session for each of its workers, callers and destinations, and a few more while certificates
- * change. What one address opens beyond that, or one host with all its callers, replaces its own oldest idle session, or is
- * refused. When there are as many as there may be, the host that has most gives up an idle one.
+ * A host needs one session for each of its workers, callers and destinations, and a few more while certificates change.
+ * At the limit of a place or a host, a new session replaces the oldest idle one there, or is refused. When the worker
+ * has no free place, it closes an idle session of the same host, or else one of the host with the most sessions.
  */
 import { MeshError } from '../../lib/errors.ts'
 import type { SocketAddress } from '../../model/address.ts'
@@ -20,29 +20,29 @@ export interface InboundSession {
   readonly address: SocketAddress | undefined
   readonly lane: Lane
   readonly certificates: CertificatePair
-  /** Wall clock; the session must be gone by then. */
+  /** Wall clock; the session must be closed by then. */
   readonly notAfterMs: number
 }
 
-/** Whose session it would be. */
+/** The place of a session: peer, destination and address. */
 export type SessionPlace = Pick<InboundSession, 'peer' | 'destination' | 'lane'> & {
   readonly ip: string | undefined
 }
 
 /**
- * How long a session must have been without streams to be closed for a new one: one just made is about to be used, and
- * making sessions by the second must not make us close them by the second.
+ * How long a session must have been without streams before it may be closed for a new one, milliseconds. A new session
+ * is about to be used, and a peer that opens sessions every second must not make us close them every second.
  */
 const LEAST_IDLE_MS = 30_000
 
-/** How much longer than its opener the acceptor keeps an idle session, milliseconds: the opener closes it, in order. */
+/** How much longer than its opener the acceptor keeps an idle session, milliseconds: the opener closes it in order. */
 const IDLE_GRACE_MS = 60_000
 
 /** Limits for inbound sessions. */
 export interface InboundSessionLimits {
   /** Sessions of one peer identity from one address to one destination. */
   readonly perPlace: number
-  /** Sessions of all identities of one host: one costs some 130 KiB, used or not. */
+  /** Sessions of all identities of one host; each costs about 130 KiB, used or not. */
   readonly perHost: number
   /** How long an opener keeps a session without streams. */
   readonly idleMs: number
@@ -59,7 +59,7 @@ export class InboundSessions implements Iterable<InboundSession> {
     this.limits = limits
   }
 
-  /** Sessions now. */
+  /** Number of sessions. */
   get size(): number {
     return this.all.size
   }
@@ -68,7 +68,7 @@ export class InboundSessions implements Iterable<InboundSession> {
     return this.all[Symbol.iterator]()
   }
 
-  /** Why a peer may have no further session now, after what can be closed for it has been; undefined when it may. */
+  /** Why a peer may not open another session now; undefined when it may. Closes an idle session where that helps. */
   rejectionReason(place: SessionPlace, nowMs: number): MeshError | undefined {
     const { account } = place.lane
     const { sessions } = account.shared
@@ -98,7 +98,7 @@ export class InboundSessions implements Iterable<InboundSession> {
     return largest
   }
 
-  /** Enters a session. */
+  /** Registers a session. */
   add(inbound: InboundSession): void {
     this.all.add(inbound)
     enter(this.byPlace, keyOfSession(inbound), inbound)
@@ -108,7 +108,7 @@ export class InboundSessions implements Iterable<InboundSession> {
     account.shared.descriptors.add(account.descriptors, 1)
   }
 
-  /** Takes a session out that has ended. */
+  /** Removes a session that has ended. */
   delete(inbound: InboundSession): void {
     if (!this.all.delete(inbound)) return
     leave(this.byPlace, keyOfSession(inbound), inbound)
@@ -118,7 +118,7 @@ export class InboundSessions implements Iterable<InboundSession> {
     account.shared.descriptors.add(account.descriptors, -1)
   }
 
-  /** Closes those that their openers have forgotten. */
+  /** Closes idle sessions that their openers have not closed. */
   tick(nowMs: number): void {
     for (const { session } of this.all)
       if (session.idleMs(nowMs) > this.limits.idleMs + IDLE_GRACE_MS) session.drain()

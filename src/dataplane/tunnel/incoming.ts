@@ -1,6 +1,6 @@
 /**
- * Bytes on their way into a session: read from TLS, decoded in place and handed on before the next read. When enough has been
- * done for the caller in this turn of the event loop (turn-share.ts), what has been read already waits, and no more is read.
+ * The receiving side of a session: reads from TLS, decodes in place and passes the frames on before the next read. When
+ * the caller's share of this turn is spent (turn-share.ts), bytes already read wait, and reading stops.
  */
 import type { Socket } from 'node:net'
 import {
@@ -14,10 +14,10 @@ import type { PostponedWork, TurnShare } from '../io/turn-share.ts'
 import type { Account } from './accounts.ts'
 import { FrameDecoder, type FrameSink } from './decoder.ts'
 
-/** Node's TLS hands out one record at a time. */
+/** Node's TLS delivers one record at a time. */
 const READ_BYTES = 16_384
 
-/** What things cost, nanoseconds: to read on, a TLS record that is read, a frame of any kind, a byte that is read. */
+/** Costs, nanoseconds: to resume reading, of a TLS record read, of a frame of any kind, of a byte read. */
 const READ_COST = 5_000
 const RECORD_COST = 3_000
 const FRAME_COST = 50
@@ -26,20 +26,20 @@ const COST_PER_READ_BYTE = 0.5
 /** What TLS adds to each record: header, content type and tag. */
 const RECORD_OVERHEAD = 22
 
-/** What the handshake may have brought; beyond it something else came already. */
+/** The most bytes that the handshake may have carried; above it, other bytes have already arrived. */
 const MAX_HANDSHAKE_BYTES = 32_768
 
-/** Who takes the frames. */
+/** Receives the frames. */
 export interface IncomingOwner extends FrameSink {
-  /** So many bytes more, or less, wait to be decoded. */
+  /** The number of bytes that wait to be decoded changed by `delta`. */
   held(delta: number): void
-  /** Something was thrown while frames were read. */
+  /** Decoding threw an error. */
   onUnreadable(error: unknown): void
 }
 
-/** What one session receives. */
+/** The receiving side of one session. */
 export class Incoming implements DirectReader, PostponedWork {
-  /** Of reading on. */
+  /** Cost of resuming to read. */
   readonly cost: number = READ_COST
   receivedBytes = 0
   /** Monotonic milliseconds. */
@@ -51,16 +51,16 @@ export class Incoming implements DirectReader, PostponedWork {
   private readonly decoder: FrameDecoder
   private readBuffer = Buffer.allocUnsafeSlow(READ_BYTES)
   private readBufferKept = false
-  /** What was read when enough had been done in that turn. */
+  /** Bytes that were read after the share of the turn was spent. */
   private unread: Uint8Array[] = []
   private unreadBytes = 0
-  /** Nothing is read in this turn any more. */
+  /** Nothing more is read in this turn. */
   private isResting = false
-  /** What is to be done about the end of the connection, which came while there was something {@link unread}. */
+  /** The handler of the connection's end, which arrived while bytes were {@link unread}. */
   private endDue: (() => void) | undefined
   private closed = false
   private records = 0
-  /** The most bytes of TLS seen so far that neither carried anything nor were a record's own; and what was received then. */
+  /** The largest count so far of TLS bytes beyond data and record overhead; {@link receivedBytes} at the last check. */
   private emptyTlsBytes: number
   private receivedBefore = 0
 
@@ -76,7 +76,7 @@ export class Incoming implements DirectReader, PostponedWork {
       socket.on('data', (bytes: Buffer) => this.take(bytes))
   }
 
-  /** Hands on no more. */
+  /** Passes on no more frames. */
   close(): void {
     this.closed = true
     this.owner.held(-this.unreadBytes)
@@ -84,20 +84,20 @@ export class Incoming implements DirectReader, PostponedWork {
     this.unread = []
   }
 
-  /** The connection is gone; what came before that is read first. */
+  /** The connection has ended: calls `end` when all bytes read before have been decoded. */
   whenAllIsRead(end: () => void): void {
     if (this.unread.length > 0) this.endDue ??= end
     else end()
   }
 
   /**
-   * Whether too much of what TLS brings is messages of its own, which are nowhere else seen; padding as long as the data is no
-   * matter. Asked once a second.
+   * Whether too many of the TLS bytes are TLS's own messages, which are visible nowhere else. Padding no longer than
+   * the data is accepted. Call it once a second.
    */
   wastesTls(nowMs: number): boolean {
     const carried = carriedBytes(this.socket)
     if (carried === undefined) return false
-    // What has been read and is not decrypted yet is in it too: only what it was never before counts.
+    // Bytes read and not yet decrypted are included, so only growth beyond the previous maximum counts.
     const empty = carried - this.receivedBytes - this.records * RECORD_OVERHEAD
     const more = empty - this.emptyTlsBytes - (this.receivedBytes - this.receivedBefore)
     this.emptyTlsBytes = Math.max(this.emptyTlsBytes, empty)
@@ -107,7 +107,7 @@ export class Incoming implements DirectReader, PostponedWork {
 
   onRead(length: number): void {
     const { readBuffer } = this
-    // In bulk most reads are whole records: no view is made for those.
+    // In bulk most reads are whole records: those need no view.
     this.take(length === readBuffer.length ? readBuffer : readBuffer.subarray(0, length))
   }
 
@@ -139,7 +139,7 @@ export class Incoming implements DirectReader, PostponedWork {
     this.lastReceivedMs = performance.now()
     noteRead(this.lastReceivedMs)
     if (this.isResting || this.turns.isSpent) {
-      // Node hands out what it has decrypted, also to those who have stopped to read.
+      // Node delivers what it has already decrypted, even after reading has stopped.
       this.unread.push(Uint8Array.prototype.slice.call(bytes))
       this.unreadBytes += bytes.length
       this.owner.held(bytes.length)
@@ -150,7 +150,7 @@ export class Incoming implements DirectReader, PostponedWork {
     if (this.spendOnRead(bytes.length) && !this.closed) this.rest()
   }
 
-  /** A record of so many bytes was decoded. @returns whether that was enough for this turn. */
+  /** A record of `bytes` bytes was decoded. @returns whether the share of this turn is spent. */
   private spendOnRead(bytes: number): boolean {
     const frames = this.decoder.takeFrames()
     return this.turns.spend(RECORD_COST + bytes * COST_PER_READ_BYTE + frames * FRAME_COST)
@@ -166,7 +166,7 @@ export class Incoming implements DirectReader, PostponedWork {
     }
   }
 
-  /** Reads no more in this turn. */
+  /** Stops reading for this turn. */
   private rest(): void {
     if (this.isResting) return
     this.isResting = true

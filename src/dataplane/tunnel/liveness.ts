@@ -1,6 +1,6 @@
 /**
- * Whether the peer of a session is there: docs/tunnel-protocol.md, "Silent peers". Pings measure the round trip and keep a quiet
- * session alive; many times a second an opener looks whether streams wait for a host that is gone.
+ * Detects whether the peer of a session is alive: docs/tunnel-protocol.md, "Silent peers". Pings measure the round trip
+ * and keep a quiet session alive. Many times a second an opener checks whether streams wait for an unreachable host.
  */
 import type { Socket } from 'node:net'
 import { MeshError } from '../../lib/errors.ts'
@@ -11,12 +11,12 @@ import type { Incoming } from './incoming.ts'
 import type { Outgoing } from './outgoing.ts'
 import type { TunnelStream } from './stream.ts'
 
-/** Pings at the start, one a tick, whatever the traffic: the first round trip is never a typical one. */
+/** Pings at the start, one a tick, with any traffic: the first round trip is never a typical one. */
 const FIRST_PINGS = 5
 
 /**
- * A session in which streams wait, and nothing at all has come from the peer's host for so many round trips and so long,
- * is suspect. Milliseconds; a lost packet is sent again after 200.
+ * A session is suspect when streams wait and nothing has arrived from the peer's host for this many round trips and for
+ * at least this time, milliseconds. A lost packet is sent again after 200 ms.
  */
 const SUSPECT_ROUND_TRIPS = 8
 const SUSPECT_AFTER_MS = 250
@@ -24,20 +24,20 @@ const SUSPECT_AFTER_MS = 250
 /** The same before the first round trip is known. */
 const SUSPECT_UNMEASURED_MS = 1_000
 
-/** How exact the kernel's word on its last acknowledgement is, milliseconds. */
+/** Accuracy of the kernel's time of the last acknowledgement, milliseconds. */
 const ACK_CLOCK_MS = 12
 
-/** What waits in a suspect session that cannot be left without ending it, is worth the connections in it after this. Milliseconds. */
+/** Silence after which unanswered streams justify ending a session that still has confirmed ones. Milliseconds. */
 const DEAD_AFTER_MS = 3_000
 
-/** The same where all the others wait for an answer, too, but may have been seen. */
+/** The same when the other streams are unconfirmed too, but may have reached the peer. */
 const UNSURE_AFTER_MS = 1_000
 
-/** What is known of one session's peer. Times are monotonic milliseconds. */
+/** The state of one session's peer. Times are monotonic milliseconds. */
 export class Liveness {
   /** Last measured round trip; undefined before the first ping was answered. */
   roundTripMs: number | undefined
-  /** Least round trip seen: load only ever lengthens it. */
+  /** Smallest round trip measured: load only ever lengthens it. */
   leastRoundTripMs: number | undefined
   private readonly socket: Socket
   private readonly incoming: Incoming
@@ -55,7 +55,7 @@ export class Liveness {
     this.keepaliveMs = keepaliveMs
   }
 
-  /** Whether the peer's host may be gone: it has not been heard of since {@link watch} found it silent. */
+  /** Whether the peer's host may be unreachable: nothing has arrived since {@link watch} found it silent. */
   get isSuspect(): boolean {
     return this.suspectedMs !== undefined && this.incoming.lastReceivedMs < this.suspectedMs
   }
@@ -67,7 +67,7 @@ export class Liveness {
     this.outgoing.sendControl(PING, SYN, 0, this.pingValue)
   }
 
-  /** A ping was answered. @returns the round trip; undefined when no such ping is under way. */
+  /** A ping was answered. @returns the round trip; undefined when no such ping is outstanding. */
   answered(value: number): number | undefined {
     if (this.pingSentMs === undefined || value !== this.pingValue) return undefined
     this.roundTripMs = performance.now() - this.pingSentMs
@@ -77,7 +77,7 @@ export class Liveness {
     return this.roundTripMs
   }
 
-  /** Once a second: sends a ping when one is due. @returns why the session is over, when there was no answer. */
+  /** Call it once a second: sends a ping when one is due. @returns why the session must end, when no answer came. */
   tick(nowMs: number): MeshError | undefined {
     const { keepaliveMs, pingSentMs } = this
     const { lastReceivedMs } = this.incoming
@@ -86,15 +86,15 @@ export class Liveness {
         this.ping(nowMs)
       return undefined
     }
-    // A ping may wait behind bulk; what arrives meanwhile is as good as its answer.
+    // A ping may wait behind bulk; anything that arrives meanwhile counts as its answer.
     if (nowMs - Math.max(pingSentMs, lastReceivedMs) < keepaliveMs) return undefined
     return new MeshError('HM_TUNNEL_SILENT', `The tunnel broke: no answer for ${keepaliveMs} ms`)
   }
 
   /**
-   * Whether streams wait for a host that is gone. Then those that have somewhere else to go (`mayMove`) are let go, but none of
-   * which the peer may have seen a byte of the application.
-   * @returns why the session is over, when the streams are worth more than it.
+   * Checks whether streams wait for an unreachable host. If so, those that can use another instance (`mayMove`) are
+   * given up, but none from which the peer may have seen a byte of the application.
+   * @returns why the session must end, when these streams are worth more than the session.
    */
   watch(nowMs: number, all: IdMap<TunnelStream>): MeshError | undefined {
     const silentMs = nowMs - this.incoming.lastReceivedMs
@@ -107,7 +107,7 @@ export class Liveness {
     if (this.pingSentMs === undefined) this.ping(nowMs)
     const sinceAckMs = sinceLastAckMs(this.socket)
     if (sinceAckMs === undefined) return undefined
-    // A host that lives acknowledges: then its daemon is slow, or does not run, and may still read what was sent.
+    // A live host acknowledges: then its daemon is slow or not running, and may still read what was sent.
     const arrivedMs = nowMs - sinceAckMs + ACK_CLOCK_MS
     if (!streams.some((stream) => waitsTooLong(stream) && stream.openedMs > arrivedMs))
       return undefined
@@ -122,7 +122,7 @@ export class Liveness {
   }
 }
 
-/** What was opened after `arrivedMs` has not reached the peer's host. @returns why the session is over, when it is. */
+/** Streams opened after `arrivedMs` have not reached the peer's host. @returns why the session must end, if it must. */
 function moveUnseenStreams(
   streams: readonly TunnelStream[],
   arrivedMs: number,
@@ -139,7 +139,7 @@ function moveUnseenStreams(
   const isWorthAll =
     silentMs >= (unseen.length + unsure < streams.length ? DEAD_AFTER_MS : UNSURE_AFTER_MS)
   if (unseen.length < streams.length && !isWorthAll) {
-    // Were the host to come back, it would read what was said before it reads that nobody wants an answer.
+    // If the host recovered, it would read the application's bytes before it reads the reset.
     for (const stream of unseen)
       if (!stream.hasSpoken)
         stream.giveUp(new MeshError('HM_TUNNEL_UNANSWERED', `The stream was left: ${text}`))

@@ -1,10 +1,10 @@
 /**
- * Frames on their way out of a session.
+ * The sending side of a session.
  *
- * Frames of one turn of the event loop are collected and leave as one TLS write: that is what makes a hundred small requests
- * cost one system call. While the carrier is busy (the kernel's buffer is full) small frames go on collecting, and streams with
- * more to say stand in a round and are served in quanta, so that a bulk transfer cannot starve its neighbors. At most one TLS
- * write is under way; Node's TLS takes all of it before write() returns, so the memory is ours again at once.
+ * Frames of one turn of the event loop are collected and sent as one TLS write, so that a hundred small requests cost
+ * one system call. While the carrier is busy (the kernel's buffer is full), small frames are still collected; streams
+ * with more to send are queued and served in quanta, so that a bulk transfer cannot starve the others. At most one TLS
+ * write is in progress. Node's TLS consumes it completely before write() returns, so the memory is free at once.
  */
 import type { Socket } from 'node:net'
 import { HEADROOM, hasHeadroom, withHeadroom } from '../io/socket-stream.ts'
@@ -16,29 +16,29 @@ import type { TunnelStream } from './stream.ts'
 /** Frames up to this size are copied into the batch; larger ones are framed in place where possible. */
 const SMALL_BYTES = 8_192
 
-/** A batch holds what one turn collects. */
+/** Size of a batch: the frames collected in one turn. */
 const BATCH_BYTES = 65_536
 
-/** The most that one TLS write takes when streams have queued. */
+/** A TLS write of this size takes no further queued stream. */
 const WRITE_BYTES = 262_144
 
-/** What one stream may put into a write before it is the next one's turn. */
+/** What one stream may add to a write before the next one is served. */
 const QUANTUM_BYTES = MAX_PAYLOAD
 
-/** What a byte costs that is sent, nanoseconds: encrypted, and carried by the kernel as far as the next host's queue. */
+/** Cost of a sent byte, nanoseconds: encrypting it, and the kernel's work up to the next host's queue. */
 const COST_PER_SENT_BYTE = 2.5
 
-/** Control frames that may wait for a peer that does not read, bytes: an answer to each of some 40,000 streams. */
+/** Control frames that may wait for a peer that does not read, bytes: answers to about 40,000 streams. */
 const MAX_UNREAD_CONTROL = 524_288
 
-/** Batches that no session uses just now; all sessions of the thread share them. */
+/** Batches not in use; all sessions of the thread share them. */
 const idleBatches: Buffer[] = []
 const MAX_IDLE_BATCHES = 16
 
-/** Where queued streams are gathered; its content is gone when write() returns. */
+/** Where queued streams are gathered; its content may be overwritten when write() returns. */
 const gatherBuffer = Buffer.allocUnsafeSlow(WRITE_BYTES + BATCH_BYTES)
 
-/** What one session sends. */
+/** The sending side of one session. */
 export class Outgoing implements TurnTask, PostponedWork {
   readonly cost: number = 0
   sentBytes = 0
@@ -48,30 +48,30 @@ export class Outgoing implements TurnTask, PostponedWork {
   private batch: Buffer | undefined
   private batchBytes = 0
   private round: TunnelStream[] = []
-  /** Streams that the write under way has taken from. */
+  /** Streams whose bytes are in the write in progress. */
   private readonly drained: TunnelStream[] = []
   private isWriting = false
   private writes = 0
-  /** What {@link writes} was when the write under way was first seen by a tick, and when that was. */
+  /** The value of {@link writes} when a tick first saw the write in progress, and the time of that tick. */
   private seenWrites = 0
   private seenWritingMs = 0
-  /** More waits for the peer than is kept for one that does not read. */
+  /** More bytes wait for the peer than are kept for one that does not read. */
   private isOverrun = false
-  /** Whose chunk the write under way consists of, if it is a single one. */
+  /** The stream whose chunk is the write in progress, if it is a single chunk. */
   private writer: TunnelStream | undefined
   private isFlushDue = false
   private closed = false
 
-  /** @param onOverrun the peer reads so little that the session must end. */
+  /** @param onOverrun called when the peer reads so little that the session must end. */
   constructor(socket: Socket, turns: TurnShare, onOverrun: () => void) {
     this.socket = socket
     this.turns = turns
     this.onOverrun = onOverrun
   }
 
-  /** Sends payload of a stream now if it can. @returns false when the carrier is busy. */
+  /** Sends a stream's payload now if possible. @returns false when the carrier is busy. */
   sendData(stream: TunnelStream, bytes: Uint8Array): boolean {
-    // Streams that have yet to be told that it is over have nowhere to send to.
+    // The session has ended, and this stream has not been notified yet: the bytes are dropped.
     if (this.closed) return true
     const { length } = bytes
     const frameBytes = HEADER_BYTES + length
@@ -89,7 +89,7 @@ export class Outgoing implements TurnTask, PostponedWork {
       return true
     }
     if (length > MAX_PAYLOAD || !hasHeadroom(bytes)) return false
-    // Streams that stand in the round go first: else one quick writer could keep them there for ever.
+    // Queued streams go first: otherwise one fast writer could keep them waiting for ever.
     if (this.isWriting || this.batchBytes > 0 || this.round.length > 0) return false
     const frame = withHeadroom(length)
     writeHeader(frame, HEADROOM - HEADER_BYTES, DATA, stream.pendingFlags, stream.id, length)
@@ -99,12 +99,12 @@ export class Outgoing implements TurnTask, PostponedWork {
     return true
   }
 
-  /** Whether the write under way is this stream's own chunk. */
+  /** Whether the write in progress is this stream's own chunk. */
   isBusyWith(stream: TunnelStream): boolean {
     return this.writer === stream
   }
 
-  /** Sends a frame without payload, in order after all that {@link sendData} took. */
+  /** Sends a frame without payload, in order after everything that {@link sendData} accepted. */
   sendControl(type: number, flags: number, id: number, length: number): void {
     if (this.closed) return
     if (this.batchBytes + HEADER_BYTES > BATCH_BYTES && !this.growBatch()) return
@@ -113,7 +113,7 @@ export class Outgoing implements TurnTask, PostponedWork {
     this.batchBytes += HEADER_BYTES
   }
 
-  /** The stream has bytes that it could not send: they are taken when it is its turn. */
+  /** Queues a stream that has unsent bytes; they are taken in its turn. */
   queue(stream: TunnelStream): void {
     if (stream.isQueued || this.closed) return
     stream.isQueued = true
@@ -135,7 +135,7 @@ export class Outgoing implements TurnTask, PostponedWork {
     this.endOfTurn()
   }
 
-  /** Since when the write has been under way that the peer does not take; 0 when it takes what it gets. Asked once a second. */
+  /** How long the peer has not accepted the write in progress, milliseconds; 0 without one. Call it once a second. */
   stalledMs(nowMs: number): number {
     if (!this.isWriting || this.writes !== this.seenWrites) {
       this.seenWrites = this.writes
@@ -145,14 +145,14 @@ export class Outgoing implements TurnTask, PostponedWork {
   }
 
   /**
-   * Sends no more frames. What has been collected goes out, and then the connection is ended; the peer has `timeoutMs` to take it
-   * and to do the same. Without a time nothing goes out.
+   * Sends no more frames. Collected frames are sent, then the connection is ended; the peer has `timeoutMs` to read
+   * them and to end its side. Without a timeout nothing is sent and the connection is destroyed.
    */
   close(timeoutMs: number | undefined): void {
     const { batch, batchBytes, socket } = this
     if (timeoutMs === undefined) socket.destroy()
     else {
-      // Another write may be under way: then Node keeps the chunk, so it must not be pooled memory.
+      // Another write may be in progress: then Node keeps the chunk, so it must not be pooled memory.
       if (batch !== undefined) socket.write(Buffer.from(batch.subarray(0, batchBytes)))
       socket.end()
       const deadline = setTimeout(() => socket.destroy(), timeoutMs).unref()
@@ -166,8 +166,8 @@ export class Outgoing implements TurnTask, PostponedWork {
   }
 
   /**
-   * A busy carrier with a full batch: control frames must not be lost, so the batch grows past its size.
-   * @returns false when the peer reads so little that the session ends, soon: whoever sends must not be called back.
+   * Enlarges a full batch while the carrier is busy, because control frames must not be lost.
+   * @returns false when the peer reads so little that the session ends; later, so that the sender is not called back.
    */
   private growBatch(): boolean {
     const batch = this.openBatch()
@@ -204,11 +204,11 @@ export class Outgoing implements TurnTask, PostponedWork {
   private flush(): void {
     if (this.closed) return
     const { batch, batchBytes } = this
-    // A grown batch has no room beside it in the gather buffer; the round waits for the next write.
+    // A batch larger than usual does not fit into the gather buffer; the queued streams wait for the next write.
     this.batch = undefined
     this.batchBytes = 0
     if (batch !== undefined && (this.round.length === 0 || batchBytes > BATCH_BYTES)) {
-      // What send() lets others append goes into a batch of its own.
+      // Frames appended by callbacks of send() go into a new batch.
       if (batchBytes > 0) this.send(batch.subarray(0, batchBytes))
       recycle(batch)
       return
@@ -219,7 +219,7 @@ export class Outgoing implements TurnTask, PostponedWork {
     if (bytes > 0) this.send(gatherBuffer.subarray(0, bytes))
   }
 
-  /** One quantum of each waiting stream in turn, until a write is full. */
+  /** Takes one quantum of each queued stream in turn, until the write is full. */
   private gatherRound(start: number): number {
     let at = start
     const visited = this.round
@@ -246,7 +246,7 @@ export class Outgoing implements TurnTask, PostponedWork {
       }
       this.drained.push(stream)
     }
-    // Whoever was not reached, or has more, goes on next time, in the same order.
+    // Streams that were not reached, or have more, are served next time, in the same order.
     for (; index < visited.length; index += 1) {
       const stream = visited[index]
       if (stream !== undefined) this.round.push(stream)
@@ -261,7 +261,7 @@ export class Outgoing implements TurnTask, PostponedWork {
     this.turns.spend(bytes.length * COST_PER_SENT_BYTE)
     this.socket.write(bytes, this.onWritten)
     if (this.drained.length === 0) return
-    // FINs that waited, and writers that wait for room: after the write, they may append and queue again.
+    // After the write: pending FINs are sent, and waiting writers may append and queue again.
     for (const stream of this.drained.splice(0)) stream.afterTake()
   }
 

@@ -1,5 +1,5 @@
 /**
- * Who is at the other end of a TLS connection: read from the certificate it proved, compared as text.
+ * The identity of the other end of a TLS connection: read from its verified certificate, compared as text.
  */
 import { X509Certificate } from 'node:crypto'
 import type { TLSSocket } from 'node:tls'
@@ -11,7 +11,7 @@ import type { Proof } from './trust.ts'
 /** The ALPN name of docs/tunnel-protocol.md. */
 export const ALPN = 'hostmesh/1'
 
-/** A proven identity, and the certificate that proves it. */
+/** An authenticated identity and its certificate. */
 export interface PeerIdentity extends ServiceIdentity, Proof {}
 
 /** The SPIFFE ID in a certificate's DER bytes. @throws MeshError HM_TLS_IDENTITY when there is not exactly one. */
@@ -27,8 +27,8 @@ export function spiffeIdOf(der: Uint8Array): string {
 
 /**
  * The identity of the peer of a connection whose certificate chain has been verified.
- * @param chain DER, the peer's own certificate first; Node tells it to the dialing side alone, and only once.
- * @throws MeshError HM_TLS_IDENTITY when it is not a service of `trustDomain`.
+ * @param chain DER, the peer's own certificate first; Node gives it only to the dialing side, and only once.
+ * @throws MeshError HM_TLS_IDENTITY when the peer is not a service of `trustDomain`.
  */
 export function identifyPeer(
   socket: TLSSocket,
@@ -38,7 +38,7 @@ export function identifyPeer(
   const certificate = socket.getPeerX509Certificate()
   if (certificate === undefined)
     throw new MeshError('HM_TLS_IDENTITY', 'Cannot accept the peer: it showed no certificate')
-  // OpenSSL takes one: whoever holds the key of a CA could then speak as well as sign.
+  // OpenSSL accepts a CA certificate here: the owner of a CA's key could then act as a peer and not only sign.
   if (certificate.ca)
     throw new MeshError('HM_TLS_IDENTITY', 'Cannot accept the peer: it showed a CA certificate')
   const spiffeId = spiffeIdOf(certificate.raw)
@@ -57,7 +57,7 @@ export function identifyPeer(
   }
 }
 
-/** The certificate alone, while the connection is open. */
+/** The peer's certificate without its chain, while the connection is open. */
 function ownOf(socket: TLSSocket): readonly X509Certificate[] {
   const certificate = socket.getPeerX509Certificate()
   return certificate === undefined ? [] : [certificate]

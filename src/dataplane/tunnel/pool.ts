@@ -1,10 +1,10 @@
 /**
- * Sessions to other hosts, kept for the next connection: one per caller, destination (service and datacenter) and
- * peer address.
+ * Keeps sessions to other hosts for later connections: one per caller, destination (service and datacenter) and peer
+ * address.
  *
- * A session is dialed when the first connection needs it; whoever comes meanwhile waits for the same dial, each for as long
- * as it may: when a dial takes too long, who came later dials again, one dial for all of those.
- * A peer that turns out not to speak the tunnel protocol (a sidecar) gets one connection each.
+ * The first connection that needs a session dials it. Connections that arrive meanwhile wait for the same dial, each up
+ * to its own timeout. When the dial times out, those with time left dial again, one dial for all of them. A peer that
+ * does not speak the tunnel protocol (a sidecar) gets one TLS connection for each connection.
  */
 import type { TLSSocket } from 'node:tls'
 import { type Clock, systemClock } from '../../lib/clock.ts'
@@ -17,23 +17,23 @@ import type { PeerIdentity } from './peer.ts'
 import { Session, type SessionOptions } from './session.ts'
 import { type CertificatePair, endOf } from './trust.ts'
 
-/** Whom a caller wants to reach. */
+/** The caller, the instance that it wants to reach, and its credential. */
 export interface PoolRequest {
   readonly source: string
   readonly destination: string
   readonly datacenter: string
   readonly address: SocketAddress
   readonly credential: Credential
-  /** How long this caller waits at most, and a dial may take. */
+  /** Timeout of this caller, and of a dial for it. */
   readonly timeoutMs: number
   /**
-   * Asked when a dial that others share has taken too long: what to dial with once more while there is time; undefined when
-   * the caller has gone, or had better go elsewhere. Without it the caller does not try again.
+   * Called when a shared dial has timed out and there is time for another: returns the credential to dial with;
+   * undefined when the caller has gone or should try another instance. Without it the caller does not dial again.
    */
   readonly again?: () => Credential | undefined
 }
 
-/** A way to a peer: a session that takes streams, or a connection of one's own. */
+/** The way to a peer: a session that accepts streams, or a connection for this caller alone. */
 export type Reached =
   | { readonly kind: 'session'; readonly session: Session }
   | {
@@ -42,7 +42,7 @@ export type Reached =
       readonly certificates: CertificatePair
     }
 
-/** One pooled session, for status. */
+/** One pooled session. */
 export interface PooledSession {
   readonly source: string
   readonly destination: string
@@ -50,25 +50,28 @@ export interface PooledSession {
   readonly peer: PeerIdentity
   readonly session: Session
   readonly certificates: CertificatePair
-  /** Wall clock; from then on new connections dial anew, so that none is cut at the end. */
+  /** Wall clock; from then on new connections dial again, so that none is interrupted when the certificate expires. */
   readonly renewAtMs: number
-  /** Wall clock; the session must be gone by then. */
+  /** Wall clock; the session must be closed by then. */
   readonly notAfterMs: number
 }
 
-/** Time before the end of a certificate in which a session takes no new streams: a quarter of what is left, at most this. */
+/**
+ * Time before certificate expiry in which a session accepts no new streams: a quarter of the time left when it was
+ * dialed, at most this.
+ */
 const RENEW_BEFORE_MS = 60_000
 
-/** Who has no more time than this does not dial again. */
+/** A caller with less time left does not dial again. */
 const WORTH_DIALING_MS = 100
 
-/** What the pool needs and tells. */
+/** Dependencies, limits and callbacks of the pool. */
 export interface PoolOptions extends Omit<SessionOptions, 'lane'> {
-  /** Whom the sessions of a local service are spent on. */
+  /** The lane that a local service's sessions are charged to. */
   readonly lane: (source: string, destination: string) => Lane
-  /** A session without streams for so long is closed. */
+  /** A session without streams for this time is closed. */
   readonly idleMs: number
-  /** Why a connection may not go on that has just been made; roots may have changed since its handshake began. */
+  /** Why a new connection must be rejected, as the roots may have changed since its handshake began; or undefined. */
   readonly rejection: (
     certificates: CertificatePair,
     credential: Credential,
@@ -90,7 +93,7 @@ export class TunnelPool {
   private readonly sessions = new Map<string, PooledSession>()
   private readonly retiring = new Set<PooledSession>()
   private readonly dials = new Map<string, Promise<Reached>>()
-  /** Peers known not to speak the tunnel protocol; only saves waiting, so a wrong entry does no harm. */
+  /** Peers that do not speak the tunnel protocol. It only saves waiting, so a wrong entry does no harm. */
   private readonly plainPeers = new Set<string>()
 
   constructor(options: PoolOptions) {
@@ -99,15 +102,15 @@ export class TunnelPool {
     this.dialPeer = options.dialPeer ?? dialPeer
   }
 
-  /** The session that is open to the peer; undefined when one has to be dialed. */
+  /** The open session to the peer; undefined when one must be dialed. */
   ready(request: PoolRequest): Reached | undefined {
     const session = this.usable(keyOf(request), request.credential)
     return session === undefined ? undefined : { kind: 'session', session }
   }
 
   /**
-   * A way to the peer, dialing if need be.
-   * @throws MeshError of {@link dialPeer}, HM_DIAL_TIMEOUT also when the caller's own time is over before that of the dial.
+   * Returns a way to the peer; dials if necessary.
+   * @throws MeshError as {@link dialPeer}; HM_DIAL_TIMEOUT also when the caller's timeout ends before the dial's.
    */
   async reach(request: PoolRequest): Promise<Reached> {
     const key = keyOf(request)
@@ -125,7 +128,7 @@ export class TunnelPool {
         const reached = await this.within(leftMs, dial, request)
         if (reached.kind === 'session' || underWay === undefined) return reached
       } catch (error) {
-        // Nobody else takes a connection of one's own.
+        // A connection that is not a session has no other user.
         if (underWay === undefined) dial.then(discard, () => undefined)
         const hasTime = giveUpAtMs - this.clock.monotonicMs() >= WORTH_DIALING_MS
         const next =
@@ -136,12 +139,12 @@ export class TunnelPool {
     }
   }
 
-  /** The live sessions, draining ones included. */
+  /** The live sessions, including draining ones. */
   list(): PooledSession[] {
     return [...this.sessions.values(), ...this.retiring]
   }
 
-  /** Once a second or so: keepalive, idle and expired sessions. `nowMs` monotonic, `wallMs` wall clock. */
+  /** Call it about once a second: keepalive, idle and expired sessions. `nowMs` is monotonic, `wallMs` wall clock. */
   tick(nowMs: number, wallMs: number): void {
     for (const [key, pooled] of this.sessions) {
       const isIdle = pooled.session.idleMs(nowMs) > this.options.idleMs
@@ -152,20 +155,20 @@ export class TunnelPool {
     for (const pooled of this.list()) if (wallMs >= pooled.notAfterMs) pooled.session.expire()
   }
 
-  /** Many times a second: are there hosts that do not answer? `nowMs` monotonic. */
+  /** Call it many times a second: detects hosts that do not answer. `nowMs` is monotonic. */
   watch(nowMs: number): void {
     for (const { session } of this.sessions.values()) session.watch(nowMs)
     for (const { session } of this.retiring) session.watch(nowMs)
   }
 
-  /** A service has a new leaf: sessions that show another one take no new streams. */
+  /** A service has a new leaf: its sessions with another leaf accept no new streams. */
   renew(service: string, serialNumber: string): void {
     for (const [key, pooled] of this.sessions)
       if (pooled.source === service && pooled.certificates.own.serialNumber !== serialNumber)
         this.retire(key, pooled)
   }
 
-  /** No new streams anywhere; sessions close as their streams end. */
+  /** Opens no more streams on the pooled sessions; each closes when its streams have ended. */
   drain(): void {
     for (const [key, pooled] of this.sessions) this.retire(key, pooled)
   }
@@ -181,16 +184,16 @@ export class TunnelPool {
     return undefined
   }
 
-  /** A dial that whoever comes meanwhile waits for, too. */
+  /** Starts a dial that later callers wait for too. */
   private share(key: string, request: PoolRequest): Promise<Reached> {
     const dial = this.dial(key, request).finally(() => this.dials.delete(key))
-    // Everybody who waits for it may have given up before.
+    // All waiting callers may have timed out before it fails.
     dial.catch(() => undefined)
     this.dials.set(key, dial)
     return dial
   }
 
-  /** What becomes of a dial, as seen by a caller who waits no longer than this; the dial goes on for the others. */
+  /** Waits for a dial for at most `leftMs`; the dial continues for other callers. */
   private async within(
     leftMs: number,
     dial: Promise<Reached>,
@@ -290,12 +293,12 @@ export class TunnelPool {
   private retire(key: string, pooled: PooledSession): void {
     if (this.sessions.get(key) === pooled) this.sessions.delete(key)
     this.retiring.add(pooled)
-    // May close at once, and onClosed then takes it out again.
+    // This may close the session at once; onClosed then removes it from `retiring`.
     pooled.session.drain()
   }
 }
 
-/** Ends what came for a caller that has given up. A session stays for the next one. */
+/** Closes a connection whose caller has given up. A session stays for the next caller. */
 function discard(reached: Reached): void {
   if (reached.kind === 'connection') drop(reached.socket)
 }

@@ -1,6 +1,6 @@
 /**
- * The first bytes of every stream: docs/tunnel-protocol.md, "Preface". A PROXY protocol version 2 header
- * with TLVs of our own. Pure: bytes in, value out.
+ * The first bytes of every stream: docs/tunnel-protocol.md, "Preface". A PROXY protocol version 2 header with TLVs of
+ * our own. Pure: bytes in, value out.
  */
 import { ipFromBytes, type SocketAddress } from '../../model/address.ts'
 import {
@@ -14,21 +14,21 @@ import {
   PROXY_UNSPEC,
 } from '../../model/proxy-header.ts'
 
-/** What the opener says of a connection that its certificate cannot say. */
+/** What the opener states about a connection, beyond its certificate. */
 export interface Preface {
-  /** The application's own address at the calling host; undefined when not known. */
+  /** The application's own address at the calling host; undefined when unknown. */
   readonly source: SocketAddress | undefined
-  /** What the application asked for; undefined exactly when source is. */
+  /** The address that the application dialed; undefined exactly when `source` is. */
   readonly destination: SocketAddress | undefined
   /** Service ID at the destination host; undefined means any instance there. */
   readonly instance: string | undefined
-  /** Nothing is to be delivered: the opener asks what would become of a connection. */
+  /** Nothing is delivered: the opener asks what would happen to a connection. */
   readonly isProbe?: true
-  /** W3C trace context; undefined when absent or not of its form. */
+  /** W3C trace context; undefined when absent or malformed. */
   readonly traceparent: string | undefined
 }
 
-/** No preface is longer, bytes. */
+/** Largest preface, bytes. */
 export const MAX_PREFACE_BYTES = 1_024
 
 const TLV_INSTANCE = 0xe0
@@ -36,11 +36,11 @@ const TLV_PROBE = 0xe1
 const TLV_LAST_CRITICAL = 0xe7
 const TLV_TRACEPARENT = 0xe8
 const TLV_LAST_OWN = 0xef
-/** What a probe's TLV holds: the version of the answer. */
+/** Value of a probe's TLV: the version of the answer. */
 const PROBE_VERSION = '\u0001'
 const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/
 
-/** The bytes of a preface. An IPv4 and an IPv6 address in one preface are both written as IPv6. */
+/** Encodes a preface. If one address is IPv4 and the other IPv6, both are written as IPv6. */
 export function encodePreface(preface: Preface): Buffer {
   const { source, destination, instance, isProbe, traceparent } = preface
   return encodeProxyHeader({
@@ -54,16 +54,16 @@ export function encodePreface(preface: Preface): Buffer {
   })
 }
 
-/** What {@link readPreface} found. */
+/** Result of {@link readPreface}. */
 export type PrefaceReading =
-  /** More bytes are needed; what came so far is a proper beginning. */
+  /** More bytes are needed; the bytes so far are a valid beginning. */
   | { readonly state: 'incomplete' }
-  /** Not a preface, or one that must be refused; `why` is for the log. */
+  /** Not a preface, or one that must be rejected; `why` is for the log. */
   | { readonly state: 'malformed'; readonly why: string }
   /** Complete; application bytes begin at `length`. */
   | { readonly state: 'complete'; readonly preface: Preface; readonly length: number }
 
-/** Reads a preface from the first bytes of a stream, as many as there are. Never throws. */
+/** Decodes a preface from the first bytes of a stream, which may be incomplete. Never throws. */
 export function readPreface(bytes: Uint8Array): PrefaceReading {
   const compared = Math.min(bytes.length, PROXY_SIGNATURE.length)
   for (let i = 0; i < compared; i += 1)

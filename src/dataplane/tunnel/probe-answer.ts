@@ -1,14 +1,14 @@
 /**
- * What an acceptor answers to a probe: docs/tunnel-protocol.md, "Probe". Pure: value to bytes and back.
+ * The acceptor's answer to a probe: docs/tunnel-protocol.md, "Probe". Pure: value to bytes and back.
  */
 import type { ResetReason } from '../../model/ending.ts'
 import { resetCodes, resetReason } from './frame.ts'
 
-/** What would become of a connection, as the destination's daemon says it. */
+/** What would happen to a connection, as reported by the destination's daemon. */
 export interface ProbeAnswer {
-  /** `delivered`, or the reason for which it would be reset. */
+  /** `delivered`, or the reason of the reset. */
   readonly verdict: ResetReason | 'delivered'
-  /** Whether somebody listens at the application's port. */
+  /** Whether a process listens on the application's port. */
   readonly application: 'unknown' | 'listens' | 'silent'
   /** One sentence for people; empty when there is nothing to add. */
   readonly reason: string
@@ -20,10 +20,10 @@ const HEAD_BYTES = 4
 const MAX_REASON_BYTES = 250
 const applicationStates = ['unknown', 'listens', 'silent'] as const
 
-/** No answer is longer, bytes. */
+/** Largest answer, bytes. */
 export const MAX_ANSWER_BYTES: number = HEAD_BYTES + MAX_REASON_BYTES
 
-/** The bytes of an answer. A reason that is too long is cut. */
+/** Encodes an answer. A reason that is too long is cut. */
 export function encodeProbeAnswer({ verdict, application, reason }: ProbeAnswer): Buffer {
   const text = cut(reason)
   return Buffer.concat([
@@ -37,7 +37,7 @@ export function encodeProbeAnswer({ verdict, application, reason }: ProbeAnswer)
   ])
 }
 
-/** Reads a whole answer; undefined when it is none. Never throws. */
+/** Decodes a complete answer; undefined when it is malformed. Never throws. */
 export function readProbeAnswer(bytes: Uint8Array): ProbeAnswer | undefined {
   const [version, verdict = 0, state = 0, length = 0] = bytes
   const application = applicationStates[state]
@@ -50,7 +50,7 @@ export function readProbeAnswer(bytes: Uint8Array): ProbeAnswer | undefined {
   }
 }
 
-/** At most {@link MAX_REASON_BYTES}, and no half character. */
+/** At most {@link MAX_REASON_BYTES}, always valid UTF-8. */
 function cut(reason: string): Buffer {
   let end = reason.length
   let text = Buffer.from(reason, 'utf8')

@@ -1,6 +1,6 @@
 /**
- * Many streams over one TLS connection: docs/tunnel-protocol.md, "Session" and "Limits". What goes out is in outgoing.ts, what comes
- * in is read by incoming.ts, and whether the peer is there is known to liveness.ts; here is what frames mean.
+ * Many streams over one TLS connection: docs/tunnel-protocol.md, "Session" and "Limits". This file acts on the frames;
+ * outgoing.ts sends, incoming.ts receives, liveness.ts detects whether the peer is alive.
  *
  * ```
  *   open --go-away sent or received--> draining --last stream ends--> closed
@@ -39,50 +39,50 @@ import { type StreamCarrier, StreamResetError, TunnelStream } from './stream.ts'
 
 /** Limits and intervals of a session; times in milliseconds. */
 export interface SessionOptions {
-  /** Open streams; more are reset with code 4. */
+  /** Limit of open streams; further ones are reset with code 4. */
   readonly maxStreams: number
-  /** Silence after which a ping is sent; as much silence again with the ping unanswered ends the session. */
+  /** Silence after which a ping is sent; the same time again without an answer ends the session. */
   readonly keepaliveMs: number
-  /** The caller that all of the session is spent on, and its destination. */
+  /** The lane that the session is charged to: its caller and destination. */
   readonly lane: Lane
-  /** Where the peer is, as violations are counted; unless given they count as those of any address. */
+  /** The peer's address, for counting violations; sessions without one are counted together. */
   readonly peerIp?: string | undefined
 }
 
-/** What a session tells its owner. */
+/** Callbacks of a session to its owner. */
 export interface SessionOwner {
-  /** Acceptor only: the peer opened a stream. Its first bytes are the preface. It is paused. */
+  /** Acceptor only: the peer opened a stream. It is paused, and its first bytes are the preface. */
   onStream(stream: TunnelStream): void
-  /** A ping was answered after so many milliseconds. */
+  /** A ping was answered after `tookMs` milliseconds. */
   onRoundTrip(tookMs: number): void
   /** A stream was reset, by either side. */
   onStreamReset(): void
   /**
-   * A stream was refused unseen, because its caller opens too many that come to nothing (acceptor only), or reset because
-   * too much is held for its caller.
+   * A stream was refused without an inspection, because its caller opens too many futile ones (acceptor only), or
+   * reset, because too much is held for its caller.
    */
   onStreamShed(limit: 'streams' | 'memory'): void
-  /** The session is over; all its streams have been reset. Called once. */
+  /** The session has ended; its streams are reset in this and the following turns. Called once. */
   onClosed(reason: MeshError): void
 }
 
-/** What things cost, nanoseconds: a frame with payload (often a write to an application), and a stream that is opened. */
+/** Costs, nanoseconds: of a frame with payload (often a write to an application), and of opening a stream. */
 const PAYLOAD_COST = 5_000
 const OPEN_COST = 10_000
 
-/** Streams that the opener lets wait for the acceptor's ACK. */
+/** Streams of an opener that may wait for the acceptor's ACK. */
 const MAX_UNCONFIRMED = 256
 
-/** Credit that is worth a frame, bytes: who gives less can only do so as often as frames without effect may come. */
+/** Smallest useful credit update, bytes: smaller ones count as frames without effect. */
 const LEAST_USEFUL_CREDIT = 1_024
 
-/** How long one write may wait for a peer that does not read, while its caller has much held for it: so many keepalives. */
+/** Keepalive times that one write may wait for a peer that does not read, while its caller has much held. */
 const STALLED_KEEPALIVES = 2
 
-/** How long a peer that broke the protocol may take to read why the session ends, milliseconds. */
+/** How long a peer has to read the go-away that reports an error, milliseconds. */
 const GO_AWAY_MS = 1_000
 
-/** Ids end here; the opener dials anew before. */
+/** Largest stream ID; the opener dials a new session before it is reached. */
 const MAX_STREAM_ID = 2 ** 31 - 1
 
 /** One session over an authenticated TLS connection that has not been read from. Owns the connection. */
@@ -103,7 +103,7 @@ export class Session implements StreamCarrier, IncomingOwner {
   private nextId = 1
   private highestId = 0
   private unconfirmed = 0
-  /** Openers that wait for room; first come, first served. */
+  /** Callers that wait for room for a stream, in order of arrival. */
   private waiting: (() => void)[] = []
   private current: TunnelStream | undefined
   private readonly rates = new FrameRates()
@@ -139,12 +139,12 @@ export class Session implements StreamCarrier, IncomingOwner {
     return this.liveness.roundTripMs
   }
 
-  /** Bytes of frames. */
+  /** Bytes of frames sent. */
   get sentBytes(): number {
     return this.outgoing.sentBytes
   }
 
-  /** Bytes of frames. */
+  /** Bytes of frames received. */
   get receivedBytes(): number {
     return this.incoming.receivedBytes
   }
@@ -154,7 +154,7 @@ export class Session implements StreamCarrier, IncomingOwner {
     return this.streams.size
   }
 
-  /** Whether a new stream may be opened: not draining, below its limits. */
+  /** Whether a new stream may be opened: the session is not draining and is below its limits. */
   get canOpen(): boolean {
     return (
       !this.isOver &&
@@ -164,27 +164,27 @@ export class Session implements StreamCarrier, IncomingOwner {
     )
   }
 
-  /** Whether it is over, or takes no new streams any more. */
+  /** Whether the session has ended or opens no more streams. */
   get isRetired(): boolean {
     return this.state !== 'open' || this.nextId >= MAX_STREAM_ID
   }
 
-  /** Whether its connection is closed: nothing that was sent is still on its way out of this process. */
+  /** Whether the connection is closed: no sent bytes are still in this process. */
   get isGone(): boolean {
     return this.socket.destroyed
   }
 
-  /** Whether the peer's host may be gone: it has not been heard of since {@link watch} found it silent. */
+  /** Whether the peer's host may be unreachable: nothing has arrived since {@link watch} found it silent. */
   get isSuspect(): boolean {
     return this.liveness.isSuspect
   }
 
-  /** Milliseconds without any stream, at `nowMs`; 0 while there are some. */
+  /** Milliseconds without any stream, at `nowMs`; 0 while streams are open. */
   idleMs(nowMs: number): number {
     return this.streams.size > 0 ? 0 : nowMs - this.idleSinceMs
   }
 
-  /** Opens a stream whose first bytes are `preface`. Ask {@link canOpen} before. */
+  /** Opens a stream whose first bytes are `preface`. Check {@link canOpen} first: else it throws HM_TUNNEL_RETIRED. */
   open(preface: Uint8Array): TunnelStream {
     if (!this.canOpen)
       throw new MeshError('HM_TUNNEL_RETIRED', 'Cannot open a stream: the tunnel takes no more')
@@ -197,7 +197,7 @@ export class Session implements StreamCarrier, IncomingOwner {
     return stream
   }
 
-  /** No new streams; closes by itself when the open ones have ended. */
+  /** No more streams are opened or accepted; the session closes when the open ones have ended. */
   drain(): void {
     if (this.isOver) return
     this.state = 'draining'
@@ -207,8 +207,8 @@ export class Session implements StreamCarrier, IncomingOwner {
   }
 
   /**
-   * Acceptor: asks the opener to dial anew and goes on serving what it still sends, so that a certificate
-   * is replaced without one refused stream. Closed by the opener, or by {@link expire} when that is due.
+   * Acceptor: asks the opener to dial again, and still serves what it sends, so that a certificate is replaced without
+   * a refused stream. The opener closes the session, or {@link expire} does when the time has come.
    */
   retire(): void {
     if (this.state !== 'open') return
@@ -216,7 +216,7 @@ export class Session implements StreamCarrier, IncomingOwner {
     this.outgoing.sendControl(GO_AWAY, 0, 0, goAwayCodes.normal)
   }
 
-  /** Resolves when a stream may be opened, the session is retired or the time is over; the caller looks which. */
+  /** Resolves when a stream may be opened, the session is retired or the timeout ends; the caller checks which. */
   room(timeoutMs: number): Promise<void> {
     if (this.canOpen || this.isRetired) return Promise.resolve()
     return new Promise((resolve) => {
@@ -233,14 +233,14 @@ export class Session implements StreamCarrier, IncomingOwner {
     })
   }
 
-  /** A certificate of this connection is no longer valid: ends the session now. */
+  /** A certificate of this connection has expired: ends the session now. */
   expire(): void {
     this.close(
       new MeshError('HM_TUNNEL_EXPIRED', 'The tunnel was closed: a certificate of it has expired'),
     )
   }
 
-  /** Once a second or so: keepalive and rate windows. Times are monotonic milliseconds. */
+  /** Call it about once a second: keepalive and rate limits. Times are monotonic milliseconds. */
   tick(nowMs: number): void {
     if (this.state === 'closed') return
     this.rates.tick(nowMs)
@@ -254,18 +254,18 @@ export class Session implements StreamCarrier, IncomingOwner {
       )
       return
     }
-    // A woken opener may have lost interest; the next one must not wait for another event.
+    // A resumed caller may not open a stream after all; the next one must not wait for another event.
     this.admitWaiting()
     const silent = this.liveness.tick(nowMs)
     if (silent !== undefined) this.close(silent)
   }
 
-  /** Opener, many times a second: whether streams wait for a host that is gone. */
+  /** Opener; call it many times a second: detects streams that wait for an unreachable host. */
   watch(nowMs: number): void {
     if (this.state === 'closed' || this.unconfirmed === 0) return
     const silent = this.liveness.watch(nowMs, this.streams)
     if (silent === undefined) return
-    // The kernel must not send again what was not acknowledged: it was for this instance, and another gets it now.
+    // The kernel must not retransmit unacknowledged bytes: another instance gets the connection now.
     resetOnClose(this.socket)
     this.close(silent)
   }
@@ -322,7 +322,7 @@ export class Session implements StreamCarrier, IncomingOwner {
     this.current = stream
     this.credit.noteData(id, this.incoming.lastReceivedMs)
     if (stream === undefined) {
-      // One that has just been refused is no frame without effect.
+      // A frame that opened a stream just refused does not count as one without effect.
       if ((flags & SYN) === 0) this.ignoreFrameFor(id)
       this.credit.ignore(length, this.incoming.lastReceivedMs)
       return
@@ -392,7 +392,7 @@ export class Session implements StreamCarrier, IncomingOwner {
     )
   }
 
-  /** Whether no stream may begin any more. */
+  /** Whether no new stream may begin. */
   private get isOver(): boolean {
     return this.state === 'draining' || this.state === 'closed'
   }
@@ -436,14 +436,14 @@ export class Session implements StreamCarrier, IncomingOwner {
     this.admitWaiting()
   }
 
-  /** A stream that its caller gives up cost a look at it; one that stood, a connection as well. */
+  /** A stream that its caller reset cost an inspection; a confirmed one also a connection. */
   private noteReset(stream: TunnelStream): void {
     const { lane } = this.options
     if (stream.hasAnswered) lane.wasReset(this.incoming.lastReceivedMs)
     else lane.wasFutile(this.incoming.lastReceivedMs)
   }
 
-  /** Refuses a stream that there is no object for: a frame, and nothing else. */
+  /** Refuses a stream without creating an object: sends one frame. */
   private shed(id: number): void {
     if (!this.options.lane.account.mayExceed(this.incoming.lastReceivedMs))
       throw protocolError('HM_TUNNEL_FLOOD', 'streams that come to nothing')
@@ -451,7 +451,7 @@ export class Session implements StreamCarrier, IncomingOwner {
     this.owner.onStreamShed('streams')
   }
 
-  /** Whether the peer has stopped reading while its caller has much held for it. */
+  /** Whether the peer has stopped reading while much is held for its caller. */
   private isStalled(nowMs: number): boolean {
     const limitMs = this.options.keepaliveMs * STALLED_KEEPALIVES
     return this.outgoing.stalledMs(nowMs) > limitMs && this.isTight()
@@ -463,7 +463,7 @@ export class Session implements StreamCarrier, IncomingOwner {
     else if (this.canOpen) this.waiting.shift()?.()
   }
 
-  /** Frames for a stream that has just been closed may still be on their way; others are a violation. */
+  /** Frames for a stream closed recently may still arrive; frames for any other unknown stream are a violation. */
   private ignoreFrameFor(id: number): void {
     const firstUnused = this.role === 'opener' ? this.nextId : this.highestId + 1
     if (id % 2 === 0 || id >= firstUnused)
@@ -480,9 +480,9 @@ export class Session implements StreamCarrier, IncomingOwner {
     else this.lose('the peer ended it')
   }
 
-  /** The connection is gone, in no order. */
+  /** The connection broke, or ended without an orderly close. */
   private lose(how: string, cause?: Error): void {
-    // In TLS 1.3 the opener's handshake is over before the acceptor has seen the opener's certificate.
+    // In TLS 1.3 the opener's handshake ends before the acceptor has verified the opener's certificate.
     const isRefused = this.role === 'opener' && this.receivedBytes === 0
     this.close(
       isRefused
@@ -498,7 +498,7 @@ export class Session implements StreamCarrier, IncomingOwner {
     )
   }
 
-  /** Ends the session now; streams see `reason`. */
+  /** Ends the session now; its streams get `reason`. */
   close(reason: MeshError): void {
     if (this.state === 'closed') return
     const goAway = goAwayCodeOf(reason)
@@ -521,7 +521,7 @@ export class Session implements StreamCarrier, IncomingOwner {
   }
 }
 
-/** What a violation, or a mistake of ours, is answered with. */
+/** The go-away code for a violation or an internal error; undefined for other reasons. */
 function goAwayCodeOf(reason: MeshError): number | undefined {
   if (reason.code === 'HM_TUNNEL_INTERNAL') return goAwayCodes.internalError
   return isViolation(reason.code) ? goAwayCodes.protocolError : undefined

@@ -1,8 +1,8 @@
 /**
  * One connection inside a session: docs/tunnel-protocol.md, "Stream" and "Credit".
  *
- * Holds what the session cannot send yet (no credit, carrier busy) and what its receiver does not take yet
- * (paused), each bounded. Knows nothing of TLS; the session is seen through {@link StreamCarrier}.
+ * Holds the bytes that the session cannot send yet (no credit, carrier busy) and those that its receiver does not
+ * accept yet (paused); both are limited. Independent of TLS: it uses the session through {@link StreamCarrier}.
  *
  * ```
  *   opening --ACK--> open --FIN sent--> half closed (local) ---FIN received--> closed
@@ -33,44 +33,44 @@ import {
   SYN,
 } from './frame.ts'
 
-/** What a stream asks of its session. */
+/** The session, as its streams use it. */
 export interface StreamCarrier {
   /**
-   * Sends payload now if it can: all of it and within the order of the stream.
-   * @returns false when the carrier is busy; the stream keeps the bytes and is asked later by {@link TunnelStream.take}.
+   * Sends payload now if possible, all of it and in the order of the stream.
+   * @returns false when the carrier is busy; the stream keeps the bytes until {@link TunnelStream.take} is called.
    */
   sendData(stream: TunnelStream, bytes: Uint8Array): boolean
-  /** Whether the write under way is this stream's own chunk: it is told by afterTake() when that has left. */
+  /** Whether the write in progress is this stream's own chunk; afterTake() is called when it has been written. */
   isBusyWith(stream: TunnelStream): boolean
-  /** Sends a frame without payload, in order after all that sendData took. */
+  /** Sends a frame without payload, in order after everything that sendData accepted. */
   sendControl(stream: TunnelStream, flags: number, amount: number): void
-  /** The stream has bytes (or a FIN) that it could not send: ask it in turn. */
+  /** The stream has bytes (or a FIN) that it could not send: the session calls take() in turn. */
   queue(stream: TunnelStream): void
-  /** The stream is over; nothing more comes from it. */
+  /** The stream has ended and sends nothing more. */
   forget(stream: TunnelStream): void
-  /** How large a receive window should be just now, bytes: at least {@link INITIAL_CREDIT}. */
+  /** The present target of a receive window, bytes: at least {@link INITIAL_CREDIT}. */
   windowTarget(): number
   /** Memory that the stream holds changed by `delta` bytes. */
   held(delta: number): void
   /** Whether enough is held for the stream's caller to keep the carrier busy. */
   isAhead(): boolean
-  /** Whether the stream's caller has so much held for it that nothing is to be taken ahead of need. */
+  /** Whether so much is held for the stream's caller that nothing may be taken ahead of need. */
   isTight(): boolean
 }
 
-/** Bytes that may wait for credit or carrier before the writer is told to stop. */
+/** Bytes that may wait for credit or carrier before write() returns FULL. */
 const QUEUE_LIMIT = 131_072
 
 /**
- * Credit below which a writer whose caller has much held is told to stop: it might read a chunk that cannot be sent.
- * At most half of any window, so that the receiver has given back credit before it comes to that.
+ * When much is held for the caller, a writer is stopped below this credit: it might read a chunk that cannot be sent.
+ * At most half of any window, so that the receiver returns credit before that.
  */
 const LEAST_CREDIT = CHUNK_BYTES
 
-/** Application bytes that may be under way before the far end has confirmed the stream. */
+/** Application bytes that may be in transit before the far end has confirmed the stream. */
 export const UNCONFIRMED_LIMIT = 65_536
 
-/** Why a stream ended early; `reason` says what the far end answered. */
+/** A stream was reset; `reason` is the reset reason, sent by the far end or (from {@link TunnelStream.fail}) by us. */
 export class StreamResetError extends MeshError {
   readonly reason: ResetReason
 
@@ -80,7 +80,7 @@ export class StreamResetError extends MeshError {
   }
 }
 
-/** What all streams share that never had to wait: most of them. Nothing is ever put into it. */
+/** The queue of all streams that never had to wait, which is most of them. Always empty. */
 const NO_BYTES = new ByteQueue()
 
 const unsetReceiver = new IdleReceiver()
@@ -88,18 +88,18 @@ const unsetReceiver = new IdleReceiver()
 /** A stream of a session, as a byte stream. Paused until resume(). */
 export class TunnelStream implements ByteStream {
   receiver: Receiver = unsetReceiver
-  /** Called once when the far end has reached the application. */
+  /** Called once, when the far end has reached the application. */
   onConfirmed: (() => void) | undefined
-  /** Opener: whether its user has somewhere else to go, should the far end's host be gone. Asked until it is confirmed. */
+  /** Opener, until the stream is confirmed: whether its user can use another instance if the host is unreachable. */
   mayMove: (() => boolean) | undefined
-  /** Opener, monotonic milliseconds: nothing of it was sent before. */
+  /** Opener: monotonic milliseconds; none of its bytes was sent before. */
   readonly openedMs: number
-  /** Opener: what was written before the application's own bytes. */
+  /** Opener: bytes written before the application's own bytes. */
   prefaceBytes = 0
   readonly id: number
-  /** Flags that must go out with the next frame: SYN before the first, ACK on the acceptor's first. */
+  /** Flags for the next frame: SYN on the opener's first, ACK on the acceptor's first. */
   pendingFlags: number
-  /** Whether it stands in the session's round of streams that wait to send. Owned by the session. */
+  /** Whether it is in the session's queue of streams that wait to send. Owned by the session. */
   isQueued = false
   private readonly carrier: StreamCarrier
   private confirmed: boolean
@@ -126,7 +126,7 @@ export class TunnelStream implements ByteStream {
     this.pendingFlags = firstFlags
   }
 
-  /** Whether the stream has ended, either way. */
+  /** Whether the stream has ended, in order or by reset. */
   get isClosed(): boolean {
     return this.closed
   }
@@ -136,32 +136,32 @@ export class TunnelStream implements ByteStream {
     return this.confirmed
   }
 
-  /** Acceptor: whether the far end has been told that the application is reached. */
+  /** Acceptor: whether the far end has been informed that the application is reached. */
   get hasAnswered(): boolean {
     return (this.pendingFlags & ACK) === 0
   }
 
-  /** Bytes that wait here to be sent. */
+  /** Bytes that wait to be sent. */
   get queuedBytes(): number {
     return this.outgoing.length
   }
 
-  /** Opener, before the far end has confirmed: whether more than the preface was written. */
+  /** Opener, before confirmation: whether more than the preface was written. */
   get hasSpoken(): boolean {
     return INITIAL_CREDIT - this.sendCredit + this.outgoing.length > this.prefaceBytes
   }
 
-  /** Bytes that wait here for a paused receiver. */
+  /** Bytes that wait for a paused receiver. */
   get heldBytes(): number {
     return this.incoming.length
   }
 
-  /** Memory that the stream holds, in both directions. */
+  /** Memory that the stream holds, in both directions, bytes. */
   get heldMemory(): number {
     return this.incoming.memory + this.outgoing.memory
   }
 
-  /** Whether what arrives now would have to wait for the receiver. */
+  /** Whether arriving bytes would have to wait for the receiver. */
   get isHeldUp(): boolean {
     return this.paused || this.incoming.length > 0
   }
@@ -176,14 +176,14 @@ export class TunnelStream implements ByteStream {
       this.carrier.held(this.outgoing.memory - memory)
       if (this.sendCredit > 0) this.carrier.queue(this)
     }
-    // A large chunk keeps the carrier busy: reading on would only mean copying into the queue.
+    // A large chunk keeps the carrier busy: more reading would only mean copying into the queue.
     const isFull = this.outgoing.length >= QUEUE_LIMIT || this.carrier.isBusyWith(this)
     if (!isFull && !this.isShortOfCredit()) return 0
     this.wantsWritable = true
     return FULL
   }
 
-  /** Whether the next chunk would have to wait here, and the caller has enough waiting already. */
+  /** Whether the next chunk would have to wait here while enough already waits for the caller. */
   private isShortOfCredit(): boolean {
     if (this.outgoing.length > 0) return this.carrier.isAhead()
     return this.sendCredit < LEAST_CREDIT && this.carrier.isTight()
@@ -199,21 +199,21 @@ export class TunnelStream implements ByteStream {
     this.refuse('aborted')
   }
 
-  /** Resets the stream and tells the far end why. The receiver is told nothing. */
+  /** Resets the stream and sends the reason to the far end. The receiver is not called. */
   refuse(reason: ResetReason): void {
     if (this.closed) return
     this.sendReset(reason)
     this.close()
   }
 
-  /** Session: there is no waiting for the far end any more. It is told, should it ever read it; so is the receiver. */
+  /** Session: stops waiting for the far end. Sends it a reset, in case it recovers, and reports to the receiver. */
   giveUp(reason: MeshError): void {
     if (this.closed) return
     this.sendReset('aborted')
     this.abort(reason)
   }
 
-  /** Acceptor: the application is reached. Sends ACK. */
+  /** Acceptor: the application is reached; sends ACK. */
   confirm(): void {
     if (this.closed || (this.pendingFlags & ACK) === 0) return
     this.pendingFlags &= ~ACK
@@ -240,8 +240,8 @@ export class TunnelStream implements ByteStream {
   }
 
   /**
-   * Session: moves up to `limit` bytes that waited into `target`, as far as credit goes. 0 when there is
-   * nothing to send. A FIN that waited behind them is sent as soon as they are gone.
+   * Session: moves up to `limit` waiting bytes into `target`, within the credit. Returns 0 when there is nothing to
+   * send. A FIN that waits behind them is sent by {@link afterTake}.
    */
   take(target: Uint8Array, offset: number, limit: number): number {
     const { memory } = this.outgoing
@@ -251,7 +251,7 @@ export class TunnelStream implements ByteStream {
     return length
   }
 
-  /** Session: called after take(), when the bytes are on their way. */
+  /** Session: called after take(), when the bytes have been written. */
   afterTake(): void {
     if (this.closed) return
     if (this.outgoing.length === 0 && this.finWanted && !this.finSent) this.sendFin()
@@ -265,12 +265,12 @@ export class TunnelStream implements ByteStream {
     this.receiver.onWritable()
   }
 
-  /** Whether it has something to send and the credit for it. */
+  /** Whether it has bytes to send and credit for them. */
   get canSend(): boolean {
     return !this.closed && this.outgoing.length > 0 && this.sendCredit > 0
   }
 
-  /** Session: a data frame of `length` bytes begins; checks credit before anything is stored. */
+  /** Session: a data frame of `length` bytes begins; checks the credit before anything is stored. */
   expect(length: number): void {
     if (length > this.receiveCredit)
       throw protocolError('HM_TUNNEL_CREDIT_EXCEEDED', `${length} bytes on stream ${this.id}`)
@@ -292,7 +292,7 @@ export class TunnelStream implements ByteStream {
     return 0
   }
 
-  /** Session: flags of a frame, after its payload. */
+  /** Session: applies the flags of a frame, after its payload. */
   receiveFlags(flags: number): void {
     if ((flags & ACK) !== 0) {
       if (this.confirmed)
@@ -311,7 +311,7 @@ export class TunnelStream implements ByteStream {
     this.deliverEnd()
   }
 
-  /** Session: the peer gave credit. */
+  /** Session: the peer granted credit. */
   receiveCreditUpdate(amount: number): void {
     if (this.closed) return
     if (this.sendCredit + amount > CREDIT_LIMIT)
@@ -321,7 +321,7 @@ export class TunnelStream implements ByteStream {
     else this.tellWritable()
   }
 
-  /** Session: the peer broke the order of the stream, or a limit was reached: both sides see a reset. */
+  /** Session: the peer violated the stream's order, or a limit was reached: both sides get a reset. */
   fail(reason: ResetReason): void {
     if (this.closed) return
     this.sendReset(reason)
@@ -329,8 +329,8 @@ export class TunnelStream implements ByteStream {
   }
 
   /**
-   * Session: the carrier is gone. A stream on which both sides have finished needs it no more: what is held is
-   * delivered as its reader takes it (the peer of a draining session closes it while we still hold bytes).
+   * Session: the carrier is lost. A stream that has finished on both sides no longer needs it: held bytes are delivered
+   * as the reader accepts them (the peer of a draining session closes it while we still hold bytes).
    */
   loseCarrier(reason: Error): void {
     if (!this.finSent || !this.finReceived) this.abort(reason)
@@ -343,7 +343,7 @@ export class TunnelStream implements ByteStream {
     this.receiver.onReset(reason)
   }
 
-  /** As much as credit and carrier take without waiting. */
+  /** Sends as much as credit and carrier permit without waiting. @returns the number of bytes sent. */
   private sendNow(bytes: Uint8Array): number {
     const length = Math.min(bytes.length, this.sendCredit)
     const part = length === bytes.length ? bytes : bytes.subarray(0, length)
@@ -354,7 +354,7 @@ export class TunnelStream implements ByteStream {
 
   private deliver(bytes: Uint8Array): WriteResult {
     const result = this.receiver.onBytes(bytes)
-    // A receiver that is full pauses us: what it holds counts until it has room again.
+    // A full receiver pauses us: what it holds counts until it has room again.
     if (this.paused) this.undrained += bytes.length
     else this.credit(bytes.length)
     return result
@@ -370,7 +370,7 @@ export class TunnelStream implements ByteStream {
   private credit(bytes: number): void {
     this.uncredited += bytes
     if (this.uncredited < this.window / 2 || this.finReceived || this.closed) return
-    // A window that has become too large shrinks by credit that is not given back.
+    // A window that has become too large shrinks by credit that is not returned.
     const amount = Math.max(0, this.uncredited + this.carrier.windowTarget() - this.window)
     this.window += amount - this.uncredited
     this.uncredited = 0
@@ -392,7 +392,7 @@ export class TunnelStream implements ByteStream {
   }
 
   private sendReset(reason: ResetReason): void {
-    // Before its SYN has left there is nothing to reset: the far end has never heard of the stream.
+    // Before the SYN has been sent there is nothing to reset: the far end does not have the stream.
     if ((this.pendingFlags & SYN) === 0) this.carrier.sendControl(this, RST, resetCodes[reason])
   }
 

@@ -1,9 +1,9 @@
 /**
- * Judges connections that are open by what is believed now. A handshake verifies a certificate once; roots
- * and revocations change later, and a carrier may live for days.
+ * Verifies open connections again by the current trust. A handshake verifies a certificate once; roots and revocations
+ * change later, and a carrier may live for days.
  *
- * Nothing here runs for a byte or a stream: it is asked when a bundle arrives, and for a connection whose
- * handshake was under way just then.
+ * Not called per byte or per stream: only when a bundle arrives, and for a connection whose handshake was in progress
+ * at that time.
  */
 import { X509Certificate } from 'node:crypto'
 import type { PeerCertificate } from 'node:tls'
@@ -11,29 +11,29 @@ import { leadsToRoot } from '../../lib/certificate-path.ts'
 import { MeshError } from '../../lib/errors.ts'
 import type { Leaf, TrustBundle } from '../../model/certificate.ts'
 
-/** A certificate that one side of a connection proved itself with. */
+/** A certificate with which one side of a connection authenticated itself. */
 export interface Proof {
   readonly spiffeId: string
   readonly serialNumber: string
   /** Wall clock, milliseconds since the epoch. */
   readonly notAfterMs: number
-  /** The certificate, then what came along with it. Read when it is needed: that costs more than keeping it. */
+  /** The certificate, then those sent with it. Parsed at each call, which costs more than keeping the result. */
   chain(): readonly X509Certificate[]
 }
 
-/** The two certificates that a connection rests on: it may live as long as both hold. */
+/** The two certificates of a connection: it may live as long as both are valid. */
 export interface CertificatePair {
   readonly peer: Proof
   readonly own: Proof
 }
 
-/** Certificates beyond the first that are looked at; what a handshake took had fewer. */
+/** Certificates examined beyond the first; an accepted handshake had fewer. */
 const MAX_CHAIN = 16
 
-/** Leaves known to lead to a root; beyond that they are verified again. */
+/** Leaves known to lead to a root; when there are more, they are verified again. */
 const MAX_REMEMBERED = 10_000
 
-/** The earlier end of the two certificates. */
+/** The earlier expiry of the two certificates. */
 export function endOf({ peer, own }: CertificatePair): number {
   return Math.min(peer.notAfterMs, own.notAfterMs)
 }
@@ -44,7 +44,7 @@ export function proofOf(leaf: Leaf): Proof {
   return { spiffeId, serialNumber, notAfterMs, chain: () => certificatesIn(certificatePem) }
 }
 
-/** DER of a peer's certificate and what stands behind it, from the object that Node gives `checkServerIdentity`. */
+/** DER of a peer's certificate and its issuers, from the object that Node passes to `checkServerIdentity`. */
 export function chainIn(certificate: PeerCertificate): readonly Uint8Array[] {
   const chain: Uint8Array[] = []
   let link: PeerCertificate | undefined = certificate
@@ -72,10 +72,10 @@ export function intermediatesIn(pem: string): readonly X509Certificate[] {
   return certificatesIn(pem).slice(1)
 }
 
-/** What one trust bundle says of certificates. Made anew for each. */
+/** The trust that one trust bundle defines. A new object for each bundle. */
 export class Trust {
   readonly trustDomain: string
-  /** What was believed before, when nothing of that was taken away: then what held still holds. */
+  /** The previous trust, if the bundle removed none of its roots: then verified chains remain valid. */
   private widens: Trust | undefined
   private readonly known: ReadonlyMap<string, X509Certificate>
   private readonly roots: readonly X509Certificate[]
@@ -83,8 +83,8 @@ export class Trust {
   private readonly sound = new Set<string>()
 
   /**
-   * @param known intermediates that have been seen, by fingerprint: an accepted peer's own are not told.
-   * @param before what was believed until now.
+   * @param known intermediates seen so far, by fingerprint: Node does not report those of an accepted peer.
+   * @param before the previous trust.
    */
   constructor(
     bundle: TrustBundle,
@@ -99,12 +99,12 @@ export class Trust {
       before?.trustDomain === bundle.trustDomain &&
       before.roots.every(({ fingerprint256 }) => fingerprints.has(fingerprint256))
     this.widens = keepsAll ? before : undefined
-    // Only the last one is ever asked about: all that was ever believed would grow with every revocation.
+    // Only the last one is ever used: a list of all previous ones would grow with each revocation.
     if (before !== undefined) before.widens = undefined
     this.revoked = new Set(bundle.revokedSerials)
   }
 
-  /** Why a certificate that a handshake has just verified is not believed all the same. */
+  /** Why a certificate that a handshake has just verified is rejected all the same; undefined unless it is revoked. */
   revocationOf({ spiffeId, serialNumber }: Proof): MeshError | undefined {
     if (!this.revoked.has(serialNumber)) return undefined
     return new MeshError(
@@ -114,7 +114,7 @@ export class Trust {
     )
   }
 
-  /** Why a certificate is not believed any more; undefined when it is. `nowMs` is wall clock. */
+  /** Why a certificate is no longer trusted; undefined when it is trusted. `nowMs` is wall clock. */
   proofRejectionReason(proof: Proof, nowMs: number): MeshError | undefined {
     const revocation = this.revocationOf(proof)
     if (revocation !== undefined) return revocation
@@ -128,8 +128,8 @@ export class Trust {
   }
 
   /**
-   * Why a connection may not go on that held under the bundle before, or under `verifiedBy`; undefined when it
-   * may. `nowMs` is wall clock.
+   * Why a connection that was valid under the previous bundle, or under `verifiedBy`, must end; undefined when it may
+   * continue. `nowMs` is wall clock.
    */
   rejectionReason(
     certificates: CertificatePair,
@@ -146,7 +146,7 @@ export class Trust {
 
   private isSound(proof: Proof, nowMs: number): boolean {
     const [leaf, ...intermediates] = proof.chain()
-    // Closed meanwhile: whoever owns it hears of that by itself.
+    // The connection has closed meanwhile; its owner is notified of that separately.
     if (leaf === undefined) return true
     if (this.sound.has(leaf.fingerprint256)) return true
     const isSound = leadsToRoot(
@@ -160,7 +160,7 @@ export class Trust {
   }
 }
 
-/** A connection outlived one of its certificates: which, and by which clock. */
+/** The error for a connection that outlived one of its certificates: names the certificate and the clock. */
 export function expiry(certificates: CertificatePair, nowMs: number): MeshError {
   const { peer, own } = certificates
   const first = peer.notAfterMs <= own.notAfterMs ? peer : own
@@ -170,7 +170,7 @@ export function expiry(certificates: CertificatePair, nowMs: number): MeshError 
   )
 }
 
-/** A wall-clock time as messages show it. */
+/** Formats a wall-clock time for messages. */
 export function clockText(ms: number): string {
   return `${new Date(ms).toISOString().slice(0, 19)}Z`
 }

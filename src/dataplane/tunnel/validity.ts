@@ -1,7 +1,6 @@
 /**
- * Why a certificate was refused for its time: in most cases a clock is wrong, and nobody can tell which one
- * without seeing both. Node forgets the peer's certificate when it turns a connection away, so its window
- * is noted before that.
+ * Explains rejections of certificates because of their dates: usually a clock is wrong, and only both times show which
+ * one. Node discards the peer's certificate when it rejects a connection, so its validity period is recorded before.
  */
 import type { TLSSocket } from 'node:tls'
 import { isPeerUnverified } from '../../lib/node-internals.ts'
@@ -9,9 +8,9 @@ import { clockText } from './trust.ts'
 
 const windows = new WeakMap<object, string>()
 
-/** Notes the window of the peer's certificate as soon as it is known; for a connection before its handshake. */
+/** Records the validity period of the peer's certificate as soon as it is known. Call it before the handshake. */
 export function noteValidity(socket: TLSSocket): void {
-  // Not in the documentation: the moment before Node acts on its verdict. Without it only the window is missing.
+  // Undocumented event: it comes before Node acts on its verdict. Without it only the period is missing.
   socket.prependOnceListener('secure', () => {
     if (!isPeerUnverified(socket)) return
     const certificate = socket.getPeerX509Certificate()
@@ -23,7 +22,7 @@ export function noteValidity(socket: TLSSocket): void {
   })
 }
 
-/** The two times behind a verdict about time; undefined for any other verdict. */
+/** The two times behind a rejection because of dates; undefined for any other rejection. */
 export function skewText(socket: TLSSocket, code: string): string | undefined {
   if (code !== 'CERT_NOT_YET_VALID' && code !== 'CERT_HAS_EXPIRED') return undefined
   const window = windows.get(socket)
