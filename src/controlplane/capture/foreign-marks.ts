@@ -3,7 +3,7 @@
  * packets are then lost: connections time out or are refused. Such rules can only be reported.
  *
  * The mark must survive from our chain on the output hook to our chain on the prerouting hook. A rule in a chain
- * between them keeps it, overwrites it (a plain value, the connection's mark), or sets it for packets that are not ours.
+ * between them keeps it, overwrites it (a plain value, the connection's mark), or sets it only for other packets.
  */
 import { Problem } from '../../model/problem.ts'
 import type { RunCommand } from './command.ts'

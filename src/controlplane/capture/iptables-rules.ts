@@ -1,8 +1,8 @@
 /**
  * Writes the neutral rules of a plan in the syntax of `iptables-save`, for the backend that diverts by REDIRECT. Pure.
  *
- * All rules are in own chains (`HOSTMESH_*`); foreign chains contain only jumps to them. Each rule has one spelling, the
- * one that the kernel's tools print, so that checking whether it is present is a comparison (saved-rules.ts).
+ * All rules are in own chains (`HOSTMESH_*`); foreign chains contain only jumps to them. Each rule has one spelling,
+ * the one that the kernel's tools print, so that checking whether it is present is a comparison (saved-rules.ts).
  *
  *     nat OUTPUT      HOSTMESH_OUTPUT: daemon, loopback and own ports return; mesh destinations
  *                       -> HOSTMESH_LOCAL: one REDIRECT per cgroup or user, then the default identity
@@ -36,8 +36,8 @@ export const CHAIN_PREFIX = 'HOSTMESH_'
  *
  *     instances   `ip,port` of instances: diverted
  *     permitted   the subset that may be reached without the mesh now
- *     guarded     instances again: un-diverted traffic of workloads to them is refused. A separate set, so that emptying
- *                 `instances` does not bypass the guard; filled later, so that open connections can be listed before
+ *     guarded     instances again: un-diverted traffic of workloads to them is refused. A separate set, so that
+ *                 emptying `instances` does not bypass the guard; filled later, so that open connections are listed
  *     spared      `ip,port,ip`: open since before capture, or permitted when it began
  *     intact      every address. When it is empty, another program has flushed all sets
  */

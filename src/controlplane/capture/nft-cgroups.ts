@@ -20,7 +20,7 @@ export interface CgroupTree {
 const NO_CGROUPS = 'no_cgroups'
 
 /**
- * Each cgroup is in exactly one map, so that nft looks it up once: it is a workload, has workloads below it, or neither.
+ * Each cgroup is in exactly one map, so that nft looks it up once: it is a workload, has workloads below, or neither.
  * A cgroup in no map is new, and may be a workload that restarts.
  */
 export function cgroupTree(plan: CapturePlan, { cgroups, cgroupPrefix }: NftSettings): CgroupTree {
