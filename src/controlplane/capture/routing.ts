@@ -31,8 +31,8 @@ export interface WantedRouting extends RoutingSettings {
   readonly family: Family
   readonly range: string
   /**
-   * Containers whose return route is looked up by the mark ({@link routesBackByMark}): marked packets of this host do not
-   * reach them.
+   * Containers whose return route is looked up by the mark ({@link routesBackByMark}): marked packets of this host do
+   * not reach them.
    */
   readonly containers: readonly string[]
 }
