@@ -2,7 +2,7 @@
  * Orders names so that no prefix excludes others when only a part is processed: among names with the same beginning,
  * those that continue differently alternate.
  *
- * A user who can create names can create thousands, but all begin with his prefix (`evil*`); in alphabetical or hash
+ * A user who can create names can create thousands, but all begin with their prefix (`evil*`); in alphabetical or hash
  * order they would exclude the others.
  */
 

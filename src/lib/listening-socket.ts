@@ -135,7 +135,10 @@ export function keepAcceptedAlive(fd: number): void {
   setOption(calls, fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE.probes)
 }
 
-/** From now on no other user can bind a UDP socket to this address (SO_REUSEADDR). @throws Error with its `code`. */
+/**
+ * From now on no other user can bind a UDP socket to this address (SO_REUSEADDR).
+ * @throws Error with the system's `code`.
+ */
 export function shareAddressNoMore(fd: number): void {
   setOption(requireNativeCalls(PURPOSE), fd, SOL_SOCKET, SO_REUSEADDR, 0)
 }

@@ -51,7 +51,7 @@ export interface SystemdEnvironment {
   readonly LISTEN_PID?: string | undefined
   readonly LISTEN_FDS?: string | undefined
   readonly LISTEN_FDNAMES?: string | undefined
-  /** The command line, as set by scripts/hostmesh: a reload starts it. */
+  /** The path of the command as called, set by scripts/hostmesh: a reload starts it. */
   readonly HOSTMESH_COMMAND?: string | undefined
 }
 

@@ -2,7 +2,8 @@
  * Capture on this host, independent of the backend: applies, maintains, shows and removes the rules.
  *
  * With `maintain` set it keeps the rules in place: a unit that restarts gets a new cgroup and needs a new rule, and
- * other programs flush tables. Foreign rules are never written, only read. One operation runs at a time.
+ * other programs flush tables. Foreign rules are read, never changed; rules of ours are added to foreign chains. One
+ * operation runs at a time.
  */
 import { sleep } from '../../lib/abort.ts'
 import { describeError, errorCode } from '../../lib/errors.ts'
@@ -206,7 +207,7 @@ class KernelCapture implements Capture {
 
   async #applyFirst(plan: CapturePlan, cgroupRoot: string | undefined): Promise<void> {
     this.#chosen = await this.#choose(plan)
-    // With iptables, too, it refuses new connections while rules and guard are gone, if an nft exists to hold it.
+    // Useful with iptables, too, if there is an nft to hold it: refuses new connections while rules and guard are gone.
     this.#canHold =
       this.#options.maintain?.owner !== undefined &&
       (this.#chosen.kind === 'nftables' || (await nftObstacle(this.#run, cgroupRoot)) === undefined)
@@ -393,7 +394,7 @@ class KernelCapture implements Capture {
       const resolved = await resolvePlan(plan, this.#run, root)
       try {
         const isRenewal = isSamePlan(this.#resolved, resolved)
-        // Guard first: it refuses unknown processes, while the rules delay the connections of a newly started unit.
+        // Guard first, because it refuses unknown processes; until then the rules delay a newly started unit.
         if (isRenewal) await this.#hold(resolved)
         await this.#change(() => this.#backend()[isRenewal ? 'renew' : 'apply'](resolved))
         this.#resolved = resolved

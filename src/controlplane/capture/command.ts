@@ -1,7 +1,6 @@
 /**
  * Runs the kernel's tools (nft, iptables, ipset, ip, ss, id) with a deadline. The only other process that capture
- * starts is the nft that owns tables (table-owner.ts). Replace this function when rules belong to another network
- * namespace.
+ * starts is the nft that owns tables (table-owner.ts). Replace the runner if rules belong to another network namespace.
  */
 import { spawn } from 'node:child_process'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'

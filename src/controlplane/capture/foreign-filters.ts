@@ -1,6 +1,6 @@
 /**
- * Passes diverted traffic through iptables filters of other programs that would drop it. A drop in any table is final,
- * so an accept in our own table does not help: a tagged rule of ours at the head of the chain does. Native tables:
+ * Lets diverted traffic pass iptables filters of other programs that would drop it. A drop in any table is final, so an
+ * accept in our own table does not help: a tagged rule of ours at the head of the chain does. Native tables:
  * native-filters.ts.
  *
  * Traffic diverted at OUTPUT still shows its old interface there, so `-o lo -j ACCEPT` does not match it.

@@ -2,8 +2,8 @@
  * Capture by iptables and ipset: REDIRECT in nat and a guard in filter, for hosts that cannot use native tables.
  *
  * apply() is atomic over both families: it reads the present rules, applies IPv4 and then IPv6, reads the
- * rules back, and on any failure restores the previous rules. Foreign rules are never written, only read.
- * Addresses are held in sets (kernel-sets.ts).
+ * rules back, and on any failure restores the previous rules. Foreign rules are read, never changed; our jumps
+ * are added to foreign chains. Addresses are held in sets (kernel-sets.ts).
  */
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'

@@ -39,7 +39,7 @@ export async function applyIptablesGuard(
     ...given.settings,
     cgroups,
     waits: false,
-    // Only a missing unit can be a process in no known cgroup.
+    // A process in no known cgroup can be a workload only if a unit is missing.
     refusesUnseen: problems.length > 0,
   }
   for (const family of active) {

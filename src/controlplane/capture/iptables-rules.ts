@@ -11,6 +11,7 @@
  *       OUTPUT          HOSTMESH_VIRTUAL, HOSTMESH_GUARD: refuse traffic of workloads; HOSTMESH_DOORS: diverted traffic
  *                       goes to the port of its present caller; HOSTMESH_FLUSHED: another program has emptied the sets
  *       INPUT           HOSTMESH_INPUT: capture ports belong to the daemon, whatever process listens there
+ *       FORWARD         HOSTMESH_REJECT, HOSTMESH_FORWARD, HOSTMESH_STALLED: the guard of containers
  */
 import { MeshError } from '../../lib/errors.ts'
 import type { WorkloadSelector } from '../../model/service.ts'
@@ -195,7 +196,7 @@ function natRules({ plan, family, rules }: Given): TableRules {
         ? [line(`-p tcp ${FIRST_SEGMENT} ${inSet('instances', family)}`, unspare(family))]
         : []),
       line(`-p tcp ${FIRST_SEGMENT} ${inSet('instances', family)}`, callers),
-      // After tracking was emptied it begins with a later segment: what was diverted before is still diverted.
+      // After tracking was emptied, nat sees later segments as new: diverted connections must be diverted again.
       ...(hook === 'output'
         ? [line(`-p tcp ${LATER_SEGMENT} ${inSet('spared', family)}`, 'RETURN')]
         : []),
@@ -328,7 +329,7 @@ function guardLines(given: Given, asksUnits: readonly Line[]): readonly Line[] {
       ? []
       : [
           ...asksUnits,
-          // The owner of a connection that tracking does not have is unknown.
+          // Without a tracked connection, such a segment may belong to any caller.
           ...(callers.length > 0
             ? [[`-p tcp ${ORPHAN} ${UNKNOWN_TO_TRACKING}`, REFUSE] as const]
             : []),

@@ -108,7 +108,7 @@ export function routesBackByMark(family: Family): boolean {
       (name) => readFileSync(`${folder}/${name}/src_valid_mark`, 'utf8').trim() !== '0',
     )
   } catch {
-    // A device disappeared meanwhile: the caller must ask again.
+    // A device disappeared meanwhile: a later call decides.
     return false
   }
 }
