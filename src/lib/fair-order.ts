@@ -6,7 +6,7 @@
  * order they would exclude the others.
  */
 
-/** The unique names; groups that differ in a character alternate, at each position. */
+/** The unique names, sorted within each group; groups that differ in a character alternate, at each position. */
 export function fairOrder(names: Iterable<string>): readonly string[] {
   return takeTurns([...new Set(names)].toSorted(), 0)
 }

@@ -64,7 +64,7 @@ export class TableOwner {
     this.#start = start
   }
 
-  /** Whether nft has received so much input that {@link replace} is due. */
+  /** Whether nft has received so many changes that {@link replace} is due. */
   get isWornOut(): boolean {
     return this.#told > MOST_TOLD_BYTES
   }
