@@ -1,10 +1,10 @@
 /**
- * Waiting that can be called off. Whatever has a clock waits by it (clock.ts): tests then move the time.
+ * Waiting that can be aborted. Code that has a clock waits with it instead (clock.ts), so that tests control time.
  */
 
 /**
  * Resolves after `ms` milliseconds, or at once when `signal` aborts (it never rejects: the caller's
- * loop looks at the signal). The timer does not keep the process alive.
+ * loop checks the signal). The timer does not keep the process alive.
  */
 export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
@@ -17,7 +17,7 @@ export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
       signal?.removeEventListener('abort', finish)
       resolve()
     }
-    // A deadline that has passed is no time at all; Node would warn of a negative one.
+    // A deadline in the past means no wait; Node would warn about a negative one.
     const timer = setTimeout(finish, Math.max(0, ms))
     timer.unref()
     signal?.addEventListener('abort', finish)

@@ -1,8 +1,9 @@
 /**
- * The one way to put a file on disk. A reader finds the old content or the new, never a part, also after a power cut: it
- * is written beside its place and synced, takes its place, and the folder is synced. It has the mode it is given, whatever
- * the umask is, before it has a byte; what root writes belongs to the owner of the folder, so that a daemon with a user of
- * its own can read it. A write that fails leaves nothing behind: half a file may be half a key.
+ * Writes files atomically; for every file whose content matters. A reader finds the old content or the new, never a
+ * part, also after a power cut: the file is written under a temporary name and synced, renamed, and the folder is
+ * synced. It gets its mode, regardless of the umask, before the first byte; files that root writes get the owner of the
+ * folder, so that a daemon with its own user can read them. A failed write leaves nothing behind: a partial file may
+ * be a partial key.
  */
 import { randomBytes } from 'node:crypto'
 import {
@@ -22,15 +23,15 @@ import {
 import { open, rename, rm, stat } from 'node:fs/promises'
 import { dirname } from 'node:path'
 
-/** How {@link writeFileAtomically} writes. */
+/** Options of {@link writeFileAtomically}. */
 export interface AtomicWriteOptions {
-  /** Permission bits, whatever the umask is. */
+  /** Permission bits, regardless of the umask. */
   readonly mode: number
-  /** With `fail` an existing file is left alone and EEXIST is thrown. */
+  /** With `fail`, an existing file is kept and EEXIST is thrown. */
   readonly existing: 'replace' | 'fail'
 }
 
-/** Writes `path`; several may write it at once. @throws what node:fs throws */
+/** Writes `path`; concurrent writers are allowed. @throws what node:fs throws */
 export function writeFileAtomically(
   path: string,
   content: string | Uint8Array,
@@ -51,7 +52,7 @@ export function writeFileAtomically(
     } finally {
       closeSync(descriptor)
     }
-    // link() refuses where rename() would replace.
+    // link() fails where rename() would replace.
     if (options.existing === 'replace') renameSync(temporary, path)
     else linkSync(temporary, path)
   } finally {
@@ -61,7 +62,7 @@ export function writeFileAtomically(
   }
 }
 
-/** The same where a person has named the file: a link is followed, a device or a pipe is written to and stays what it is. */
+/** The same for a file named by a person: follows a link; writes into a device or a pipe instead of replacing it. */
 export function writeNamedFile(path: string, content: string, mode: number): void {
   const there = statSync(path, { throwIfNoEntry: false })
   if (there !== undefined && !there.isFile()) writeFileSync(path, content)
@@ -72,13 +73,13 @@ export function writeNamedFile(path: string, content: string, mode: number): voi
     })
 }
 
-/** Where {@link replaceFile} writes first: what a process that was killed left there may go. */
+/** The temporary file of {@link replaceFile}. One that a killed process left behind may be removed. */
 export function temporaryOf(path: string): string {
   return `${path}.tmp`
 }
 
 /**
- * The same without holding up the thread, with mode 0600, for a file that one process writes, one write at a time.
+ * The same asynchronously, with mode 0600, for a file that only one process writes, one write at a time.
  * @throws what node:fs throws
  */
 export async function replaceFile(path: string, parts: readonly Uint8Array[]): Promise<void> {

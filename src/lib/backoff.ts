@@ -1,24 +1,24 @@
 /**
- * Exponential back-off with full jitter: the wait as a value, and how often one thing has failed. No timer lives here.
+ * Exponential back-off with full jitter: computes waits and counts failures. It sets no timers.
  */
 import type { Clock, Random } from './clock.ts'
 
-/** How long to wait between attempts. All durations in milliseconds. */
+/** Limits of the wait between attempts, in milliseconds. */
 export interface BackoffOptions {
   readonly minMs: number
   readonly maxMs: number
 }
 
 /**
- * The wait after `failures` failures in a row: uniformly between `minMs` and the exponential ceiling, so that hosts
- * that failed together do not retry together. No failure, no jitter: `minMs`.
+ * The wait after `failures` consecutive failures: random between `minMs` and the exponential ceiling, so that hosts
+ * that failed together do not retry together. Without failures there is no jitter: `minMs`.
  */
 export function backoffMs(failures: number, options: BackoffOptions, random: Random): number {
   const ceiling = Math.min(options.maxMs, options.minMs * 2 ** Math.min(failures, 30))
   return options.minMs + random() * Math.max(0, ceiling - options.minMs)
 }
 
-/** The failures in a row of one thing, and when it may be tried again. */
+/** Consecutive failures of one operation, and the time of its next attempt. */
 export class Retry {
   readonly #backoff: BackoffOptions
   readonly #clock: Clock
@@ -32,7 +32,7 @@ export class Retry {
     this.#random = random
   }
 
-  /** It has failed once more. Returns how long to wait, milliseconds; by `backoff` where this failure has its own. */
+  /** Counts a failure. Returns the wait in milliseconds, by `backoff` if this failure has its own. */
   failed(backoff = this.#backoff): number {
     this.#failures += 1
     const waitMs = backoffMs(this.#failures, backoff, this.#random)
@@ -40,23 +40,23 @@ export class Retry {
     return waitMs
   }
 
-  /** It may be tried at once; its failures still count. */
+  /** Makes a retry due at once; the failures still count. */
   hurry(): void {
     this.#atMs = Number.NEGATIVE_INFINITY
   }
 
-  /** It works. */
+  /** Resets after a success. */
   reset(): void {
     this.#failures = 0
     this.hurry()
   }
 
-  /** Whether it has failed since it last worked. */
+  /** Whether the operation has failed since its last success. */
   get isFailing(): boolean {
     return this.#failures > 0
   }
 
-  /** Whether it may be tried now. */
+  /** Whether the next attempt is due. */
   get isDue(): boolean {
     return this.#clock.monotonicMs() >= this.#atMs
   }

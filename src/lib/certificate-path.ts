@@ -1,19 +1,19 @@
 /**
- * Whether a certificate leads to a root: signatures and names checked by OpenSSL, over whatever issuers lie
- * at hand. For certificates that are judged outside of a handshake, before one or long after it.
+ * Checks whether a certificate leads to a root: OpenSSL verifies signatures and names, with the issuers that
+ * are available. For certificates that are verified outside of a handshake, before one or long after it.
  */
 import type { X509Certificate } from 'node:crypto'
 
-/** What a path may be made of. */
+/** The certificates from which a path is built. */
 export interface PathParts {
   readonly leaf: X509Certificate
-  /** In any order, useless ones included. */
+  /** In any order; may include unrelated ones. */
   readonly intermediates: readonly X509Certificate[]
   readonly roots: readonly X509Certificate[]
 }
 
 /**
- * Whether some path of issuers, each of which `accepts` takes, leads from the leaf to one of the roots.
+ * Whether a path of issuers, each of which `accepts` approves, leads from the leaf to one of the roots.
  * Breadth first, each intermediate at most once: a loop among them ends the search, not the program.
  */
 export function leadsToRoot(

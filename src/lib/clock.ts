@@ -1,14 +1,14 @@
 /**
- * Time and chance as values, so that code can be tested with a clock that stands still, or that a test
- * moves, and a die that always falls the same way.
+ * Time and randomness as values, so that tests can use a clock that they control and a random source with
+ * fixed results.
  */
 import { sleep } from './abort.ts'
 
-/** Milliseconds. `monotonicMs` never goes back and is what durations are measured with. */
+/** A source of time in milliseconds. `monotonicMs` never goes back and is used to measure durations. */
 export interface Clock {
-  /** Wall clock, milliseconds since the epoch; may jump. Only for things people or certificates date. */
+  /** Wall clock, milliseconds since the epoch; may jump. Only for dates that people or certificates use. */
   wallMs(): number
-  /** Monotonic milliseconds with sub-millisecond fraction; the origin means nothing. */
+  /** Monotonic milliseconds with a sub-millisecond fraction; the origin is arbitrary. */
   monotonicMs(): number
   /** Waits by the monotonic clock; resolves at once when `signal` aborts, and never rejects. */
   sleep(ms: number, signal: AbortSignal): Promise<void>

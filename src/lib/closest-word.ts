@@ -1,8 +1,8 @@
 /**
- * "Did you mean": the known word that a mistyped one most resembles.
+ * "Did you mean": the known word most similar to a mistyped one.
  */
 
-/** The candidate nearest to `word` (case aside), if near enough to be a slip of the fingers. */
+/** The candidate most similar to `word` (ignoring case), if similar enough to be a typing error. */
 export function closestWord(word: string, candidates: readonly string[]): string | undefined {
   const typed = word.toLowerCase().slice(0, 64)
   let best: string | undefined
@@ -17,7 +17,7 @@ export function closestWord(word: string, candidates: readonly string[]): string
   return best
 }
 
-/** Insertions, deletions, substitutions and swaps of neighbors that lead from `from` to `to`. */
+/** Number of insertions, deletions, substitutions and swaps of neighbors that turn `from` into `to`. */
 function editDistance(from: string, to: string): number {
   const rows: number[][] = [Array.from({ length: to.length + 1 }, (_, column) => column)]
   const cell = (row: number, column: number): number => rows[row]?.[column] ?? 0

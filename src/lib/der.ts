@@ -1,18 +1,18 @@
 /**
- * Reads and writes DER (X.690), as little of it as certificates and their requests need.
+ * Reads and writes the subset of DER (X.690) that certificates and certificate requests need.
  *
- * The bytes come from strangers: definite lengths in their shortest form only, bounds on everything, no
- * recursion, and what is not DER to the last byte is nothing at all. Knows no schema.
+ * The input is not trusted: only definite lengths in their shortest form, limits on everything, no
+ * recursion, and input that is not DER to the last byte is rejected as a whole. Independent of any schema.
  */
 
-/** One element: its tag byte, what is in it, and the whole of it. */
+/** One element: its tag byte, its content, and all its bytes. */
 export interface DerElement {
   readonly tag: number
   readonly content: Uint8Array
   readonly whole: Uint8Array
 }
 
-/** All elements that `bytes` consists of; undefined when it is not DER to the last byte or has more than `max`. */
+/** All elements of `bytes`; undefined when it is not DER to the last byte or has more than `max` elements. */
 export function derElements(bytes: Uint8Array, max: number): DerElement[] | undefined {
   const found: DerElement[] = []
   let at = 0
@@ -33,7 +33,7 @@ export function derElements(bytes: Uint8Array, max: number): DerElement[] | unde
   return found
 }
 
-/** One element of `tag` that holds `parts` one after the other; less than 16 MiB of them. */
+/** An element of `tag` that contains `parts` in order; less than 16 MiB of them. */
 export function derElement(tag: number, ...parts: readonly Uint8Array[]): Uint8Array {
   const length = parts.reduce((sum, part) => sum + part.length, 0)
   const size = length < 0x80 ? 0 : length < 0x100 ? 1 : length < 0x1_0000 ? 2 : 3
@@ -49,7 +49,7 @@ export function derElement(tag: number, ...parts: readonly Uint8Array[]): Uint8A
   return whole
 }
 
-/** A definite length in its shortest form, at most three bytes of it. */
+/** A definite length in its shortest form, in at most three bytes. */
 function lengthAt(bytes: Uint8Array, at: number): { length: number; next: number } | undefined {
   const first = bytes[at]
   if (first === undefined) return undefined

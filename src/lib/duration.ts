@@ -1,16 +1,16 @@
 /**
- * Durations as people write them (`5s`, `200ms`, `1h30m`) and as the code counts them: milliseconds.
+ * Converts durations between text (`5s`, `200ms`, `1h30m`) and milliseconds.
  */
 
 const UNIT_MS: Record<string, number> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 }
 
-/** The form of a duration, as a JSON schema says it. */
+/** The pattern of a duration, for a JSON schema. */
 export const DURATION_PATTERN = '^([0-9]{1,15}(ms|s|m|h|d)){1,5}$'
 
-/** The longest duration taken, in milliseconds: a year. Longer ones are typing errors. */
+/** The longest accepted duration, in milliseconds: a year. Longer ones are typing errors. */
 export const MAX_DURATION_MS = 365 * 86_400_000
 
-/** Milliseconds of a duration such as `1h30m` or `200ms`; undefined when `text` is none, or too long. */
+/** Milliseconds of a duration such as `1h30m` or `200ms`; undefined when `text` is invalid or too long. */
 export function parseDuration(text: string): number | undefined {
   if (!new RegExp(DURATION_PATTERN).test(text)) return undefined
   let total = 0

@@ -1,10 +1,10 @@
 /**
- * The same work for many items, a few at a time.
+ * Runs the same work for many items with limited concurrency.
  */
 
 /**
- * Calls `act` for each of `items` in their order, at most `limit` at once; begins no more when `signal` aborts. A call
- * that throws takes its share of the limit with it; the first such error is thrown on when all calls have ended.
+ * Calls `act` for each of `items` in order, at most `limit` at once; starts no more when `signal` aborts. A call that
+ * throws reduces the limit by one; one such error is thrown again when all calls have ended.
  */
 export async function eachAtOnce<Item>(
   items: readonly Item[],

@@ -1,24 +1,24 @@
 /**
  * The one error class of hostmesh.
  *
- * Every failure that a person or a counter sees carries a stable code (`HM_<SUBJECT>_<FAILURE>`), a
- * sentence that says what could not be done to what, and, where there is something to do about it, a
- * hint. Callers switch on `code`, never on the message.
+ * Every failure that is shown or counted has a stable code (`HM_<SUBJECT>_<FAILURE>`), a sentence that
+ * states which operation on which object failed, and a hint if the reader can do something about it.
+ * Callers switch on `code`, never on the message.
  */
 
 /** Stable identifier of a failure, `HM_<SUBJECT>_<FAILURE>`; part of the public interface (docs/errors.md). */
 export type ErrorCode = `HM_${string}`
 
-/** Whether text from elsewhere has the form of an error code of ours. */
+/** Whether external text has the form of one of our error codes. */
 export function isErrorCode(text: unknown): text is ErrorCode {
   return typeof text === 'string' && /^HM_[A-Z0-9_]{1,60}$/.test(text)
 }
 
-/** A failure that a person or a counter sees; see the head of this file. */
+/** A failure that is shown or counted; see the head of this file. */
 export class MeshError extends Error {
   override readonly name = 'MeshError'
   readonly code: ErrorCode
-  /** What the reader can do next, one sentence; undefined when there is nothing to do. */
+  /** What the reader can do next, in one sentence; undefined when there is nothing to do. */
   readonly hint: string | undefined
 
   constructor(code: ErrorCode, message: string, options: { cause?: unknown; hint?: string } = {}) {
@@ -28,7 +28,7 @@ export class MeshError extends Error {
   }
 }
 
-/** The text of anything thrown: messages of the whole cause chain, outermost first, and none of them twice. */
+/** The text of any thrown value: the messages of the whole cause chain, outermost first, without repetitions. */
 export function describeError(thrown: unknown): string {
   if (!(thrown instanceof Error)) return String(thrown)
   if (thrown.cause === undefined) return thrown.message
@@ -36,7 +36,7 @@ export function describeError(thrown: unknown): string {
   return thrown.message.includes(cause) ? thrown.message : `${thrown.message}: ${cause}`
 }
 
-/** The machine-readable code of anything thrown (`HM_…`, or Node's `ECONNREFUSED`…), else `HM_INTERNAL`. */
+/** The machine-readable code of any thrown value (`HM_…`, or Node's `ECONNREFUSED`…), else `HM_INTERNAL`. */
 export function errorCode(thrown: unknown): string {
   if (thrown instanceof Error && 'code' in thrown && typeof thrown.code === 'string')
     return thrown.code

@@ -1,20 +1,20 @@
 /**
- * The connections of one listener, bounded in number, without a way for one caller to keep the others out: when
- * there is one too many, whoever has most loses the one that has been idle for longest.
+ * Limits the connections of one listener, so that one caller cannot keep the others out: above the limit, the
+ * caller with the most connections loses the one that has been idle for longest.
  */
 
-/** What is needed of a connection. */
+/** What the limit needs to know about a connection. */
 export interface BoundedConnection {
   readonly remoteAddress?: string | undefined
   destroy(): unknown
   once(event: 'close', listener: () => void): unknown
 }
 
-/** Bounds the connections it is told of. A unix socket has no addresses: all its callers count as one. */
+/** Limits the connections that are added. A unix socket has no addresses: all its callers count as one. */
 export class FairConnections<Connection extends BoundedConnection> {
   private readonly max: number
   private readonly sourceOf: (connection: Connection) => string
-  /** By caller, each in the order of last use. */
+  /** Connections by caller, each in the order of last use. */
   private readonly bySource = new Map<string, Map<Connection, number>>()
   private size = 0
   private uses = 0
@@ -27,7 +27,7 @@ export class FairConnections<Connection extends BoundedConnection> {
     this.sourceOf = sourceOf
   }
 
-  /** A connection was accepted; it, or another in its place, may be destroyed now. */
+  /** Adds an accepted connection; this or another one may be destroyed now. */
   add(connection: Connection): void {
     const source = this.sourceOf(connection)
     const own = this.bySource.get(source) ?? new Map<Connection, number>()
@@ -38,7 +38,7 @@ export class FairConnections<Connection extends BoundedConnection> {
     if (this.size > this.max) this.shed()
   }
 
-  /** A connection did what it is there for: it has become the last one to be given up. */
+  /** Records a use of a connection: it becomes the last of its caller to be destroyed. */
   used(connection: Connection): void {
     const own = this.bySource.get(this.sourceOf(connection))
     if (own?.delete(connection) === true) own.set(connection, this.nextUse())
@@ -63,7 +63,7 @@ export class FairConnections<Connection extends BoundedConnection> {
         heaviest = { count: own.size, lastUse, source, idle }
     }
     if (heaviest === undefined) return
-    // Not counted from now on: `close` comes in a later turn, when others may have come.
+    // Removed now: the `close` event comes in a later turn, when others may have been added.
     this.remove(heaviest.source, heaviest.idle)
     heaviest.idle.destroy()
   }

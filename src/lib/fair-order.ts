@@ -1,16 +1,17 @@
 /**
- * The order in which names are looked at where not all can be: of those that begin alike, each kind comes in turn.
+ * Orders names so that no prefix excludes others when only a part is processed: among names with the same beginning,
+ * those that continue differently alternate.
  *
- * Whoever may make names may make thousands, but all begin with what is his (`evil*`); in the order of the alphabet, or of a hash, they
- * would push the others out.
+ * A user who can create names can create thousands, but all begin with their prefix (`evil*`); in alphabetical or hash
+ * order they would exclude the others.
  */
 
-/** The same names, sorted within their kinds. */
+/** The unique names, sorted within each group; groups that differ in a character alternate, at each position. */
 export function fairOrder(names: Iterable<string>): readonly string[] {
   return takeTurns([...new Set(names)].toSorted(), 0)
 }
 
-/** Names whose first `length` characters are the same. */
+/** Orders names whose first `length` characters are the same. */
 function takeTurns(names: readonly string[], length: number): readonly string[] {
   if (names.length < 2) return names
   const kinds = new Map<string, string[]>()

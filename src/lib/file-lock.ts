@@ -1,16 +1,16 @@
 /**
- * An exclusive lock on a file, held by this process until it is released or the process ends, however it
- * ends: the kernel's flock(2), so that no stale lock can stay behind.
+ * An exclusive lock on a file, held by this process until it is released or the process ends, for any
+ * reason: the kernel's flock(2), so that no stale lock can remain.
  */
 import { closeSync, constants, openSync } from 'node:fs'
 import { requireNativeCalls } from './native.ts'
 
-/** Take it at once or not at all. */
+/** Lock at once or fail. */
 const LOCK_EX_NB = 2 | 4
 
 /**
- * Locks `path`, which is created (0600) if need be and never removed; undefined when another process, or
- * another part of this one, holds it.
+ * Locks `path`, which is created (0600) if necessary and never removed; undefined when another process, or
+ * another part of this one, holds the lock.
  * @throws what node:fs throws, MeshError HM_FFI_UNAVAILABLE
  */
 export function tryLockFile(path: string): Disposable | undefined {

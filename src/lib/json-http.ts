@@ -1,5 +1,5 @@
 /**
- * JSON over HTTP, both ends: bodies are read whole and only up to a limit, failures are documents
+ * JSON over HTTP for clients and servers: bodies are read completely and up to a limit, failures are documents
  * `{"error": {"code", "message", "hint"}}`.
  */
 import { once } from 'node:events'
@@ -8,26 +8,26 @@ import type { Server, Socket } from 'node:net'
 import { type ErrorCode, isErrorCode, MeshError } from './errors.ts'
 import { member, parseJson } from './json-value.ts'
 
-/** What a server said. */
+/** A server's response. */
 export interface JsonAnswer {
   readonly status: number
-  /** Undefined when it is not JSON. */
+  /** Undefined when the response is not JSON. */
   readonly body: unknown
 }
 
-/** A failure as a document. */
+/** A failure as a JSON document. */
 export interface ErrorDocument {
   readonly error: { readonly code: ErrorCode; readonly message: string; readonly hint?: string }
 }
 
-/** A body that is longer than who reads it allows. */
+/** A body is longer than the reader allows. */
 export class BodyTooLong extends Error {
   constructor(maxBytes: number) {
     super(`The body is longer than ${maxBytes} bytes`)
   }
 }
 
-/** A whole body. @throws BodyTooLong, and what the stream throws */
+/** Reads a whole body. @throws BodyTooLong, and what the stream throws */
 export async function readBody(message: AsyncIterable<Buffer>, maxBytes: number): Promise<Buffer> {
   const chunks: Buffer[] = []
   let length = 0
@@ -40,7 +40,7 @@ export async function readBody(message: AsyncIterable<Buffer>, maxBytes: number)
 }
 
 /**
- * Makes a request by `open` and reads the answer: a POST of `body` as JSON where there is one, a GET else.
+ * Makes a request by `open` and reads the response: POST with `body` as JSON if there is one, else GET.
  * @throws BodyTooLong, and what node:http throws
  */
 export function callJson(
@@ -75,7 +75,7 @@ export function callJson(
   })
 }
 
-/** What an {@link ErrorDocument} says, whatever else came. */
+/** The fields of an {@link ErrorDocument}; undefined where `body` lacks them. */
 export function readError(body: unknown): {
   readonly code: ErrorCode | undefined
   readonly message: string | undefined
@@ -94,14 +94,14 @@ export function readError(body: unknown): {
   }
 }
 
-/** A failure as a document with this message. */
+/** The error document of a failure, with this message. */
 export function errorDocument(thrown: unknown, message: string): ErrorDocument {
   if (!(thrown instanceof MeshError)) return { error: { code: 'HM_INTERNAL', message } }
   const { code, hint } = thrown
   return { error: { code, message, ...(hint !== undefined && { hint }) } }
 }
 
-/** Answers with `text`. */
+/** Responds with `text`. */
 export function reply(
   response: ServerResponse,
   status: number,
@@ -118,7 +118,7 @@ export function reply(
   response.end(body)
 }
 
-/** Answers with a document. */
+/** Responds with a JSON document. */
 export function replyJson(response: ServerResponse, status: number, document: unknown): void {
   reply(response, status, `${JSON.stringify(document)}\n`)
 }
@@ -129,12 +129,12 @@ export function portOf(server: Server): number {
   return typeof bound === 'object' && bound !== null ? bound.port : 0
 }
 
-/** Stops to listen, and ends all connections. Node removes the file of a unix socket itself. */
+/** Stops listening, and ends all connections. Node removes the file of a unix socket itself. */
 export async function closeServer(
   server: Server & { readonly closeAllConnections: () => void },
 ): Promise<void> {
   const closed = once(server, 'close')
-  // One whose TLS handshake is not over yet is none of those that are closed here, and would stay.
+  // closeAllConnections() does not include connections in their TLS handshake, which would stay open.
   server.on('secureConnection', (socket: Socket) => socket.destroy())
   server.close()
   server.closeAllConnections()

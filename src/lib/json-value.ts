@@ -1,9 +1,9 @@
 /**
- * Looking into JSON that somebody else wrote: members are read only where they exist as data, and values
- * are shown in messages without ever showing a whole answer.
+ * Reads untrusted JSON: members are read only where they exist as data, and values are shown in messages
+ * without showing a whole answer.
  */
 
-/** The value of JSON text; undefined when it is none. */
+/** Parses JSON text; undefined when it is not JSON. */
 export function parseJson(text: Buffer | string): unknown {
   try {
     return JSON.parse(text.toString())
@@ -17,12 +17,12 @@ export function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
 
-/** An own property of a JSON object; undefined for anything else (`__proto__` is only a name here). */
+/** An own property of a JSON object; undefined for anything else (`__proto__` is an ordinary name here). */
 export function member(value: unknown, key: string): unknown {
   return isRecord(value) && Object.hasOwn(value, key) ? value[key] : undefined
 }
 
-/** A value for a message: short, printable, and never a whole answer. */
+/** A value formatted for a message: short, printable, and never a whole answer. */
 export function quoteForMessage(value: unknown): string {
   if (Array.isArray(value)) return 'a list'
   if (isRecord(value)) return 'an object'

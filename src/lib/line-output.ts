@@ -1,57 +1,57 @@
 /**
- * Lines to a descriptor that may be full, slow or gone, without ever waiting for it or failing because of it.
+ * Writes lines to a descriptor that may be full, slow or closed. Never waits for it and never fails because of it.
  *
- * What the descriptor does not take now is kept up to a limit and tried again; what it cannot take is lost
- * and counted, and one line says how many were lost as soon as a line can be written again.
+ * Output that the descriptor does not accept now is kept up to a limit and retried; the rest is lost
+ * and counted, and one line reports how many lines were lost as soon as a line can be written again.
  */
 import { closeSync, constants, fstatSync, openSync, writeSync } from 'node:fs'
 import { errorCode } from './errors.ts'
 import { nativeCalls } from './native.ts'
 
-/** Writes bytes from `offset` on and returns how many were taken. @throws with an errno code. */
+/** Writes bytes from `offset` on and returns how many were accepted. @throws with an errno code. */
 export type WriteBytes = (bytes: Uint8Array, offset: number) => number
 
-/** How lines go out. */
+/** How lines are written. */
 export interface LineOutputOptions {
   readonly write: WriteBytes
-  /** The line, newline included, that reports `lost` lines, of which the last was lost for `reason` (an errno code). */
+  /** The line, newline included, that reports `lost` lines, the last one lost for `reason` (an errno code). */
   readonly report: (lost: number, reason: string) => string
   /** Called for every line that is lost. */
   readonly onLost: () => void
 }
 
-/** Bytes kept of what a slow reader has not taken yet. */
+/** Maximum number of bytes kept for a slow reader. */
 export const MAX_KEPT_BYTES = 256 * 1024
 
-/** A slow reader is tried again after this long, milliseconds. */
+/** Retry interval for a slow reader, milliseconds. */
 const SLOW_RETRY_MS = 50
 
-/** A descriptor that failed (full disk, reader gone) is tried again after this long, milliseconds. */
+/** Retry interval for a descriptor that failed (full disk, closed reader), milliseconds. */
 const FAILED_RETRY_MS = 2_000
 
-/** At the end of the process a slow reader has this long to take what is kept, milliseconds. */
+/** At the end of the process, a slow reader has this long to accept the kept lines, milliseconds. */
 const LAST_PATIENCE_MS = 200
 
-/** A line that waits for its turn. */
+/** A line that is not written yet. */
 interface KeptLine {
   readonly bytes: Uint8Array
   /** Lost lines that this one reports; 0 for any other. */
   readonly reports: number
 }
 
-/** Lines in order to one descriptor. Never throws, and never waits except in {@link finish}. */
+/** Writes lines in order to one descriptor. Never throws, and waits only in {@link finish}. */
 export class LineOutput {
   private readonly options: LineOutputOptions
   private kept: KeptLine[] = []
   private keptBytes = 0
-  /** Bytes of the first kept line that are written already. */
+  /** Bytes of the first kept line that have been written. */
   private written = 0
-  /** A line was broken off in the middle: the next one starts on a line of its own. */
+  /** Whether a line was cut off: the next one must start on a new line. */
   private torn = false
-  /** Lost and not reported yet. */
+  /** Number of lines that were lost and not reported yet. */
   private lost = 0
   private reason = ''
-  /** The reader has not taken everything; the timer tries again. */
+  /** Whether the reader has not accepted everything; the timer retries. */
   private isSlow = false
   private retry: NodeJS.Timeout | undefined
 
@@ -59,18 +59,18 @@ export class LineOutput {
     this.options = options
   }
 
-  /** Writes a line, newline included; what does not go out now is kept or lost. */
+  /** Writes a line, newline included; what cannot be written now is kept or lost. */
   line(text: string): void {
     this.keepReport()
     const line = { bytes: Buffer.from(text), reports: 0 }
-    // Behind lines that are lost and not reported yet, a line would hide the gap.
+    // A line after lost lines that are not reported yet would hide the gap.
     if (this.lost > 0 || !this.hasRoom(line)) return this.lose(line, 'EAGAIN')
     this.keep(line)
-    // A slow reader is given its time; asking it at every line would cost more than the line.
+    // A slow reader is left to the timer: an attempt for every line would cost more than the line.
     if (!this.isSlow) this.flush()
   }
 
-  /** Writes what is kept, waiting shortly for a slow reader. For the end of the process. */
+  /** Writes the kept lines, waiting shortly for a slow reader. For the end of the process. */
   finish(): void {
     clearTimeout(this.retry)
     this.keepReport()
@@ -94,7 +94,7 @@ export class LineOutput {
         this.kept.shift()
         this.keptBytes -= first.bytes.length
         this.written = 0
-        // A reader that takes everything at once: nobody may log again soon, and no timer is set.
+        // The reader accepts everything now: report losses here, since no line may follow soon and no timer is set.
         if (this.kept.length === 0) this.keepReport()
         first = this.kept[0]
       }
@@ -159,9 +159,9 @@ export function writeStandardError(bytes: Uint8Array, offset: number): number {
 }
 
 /**
- * Makes standard error a descriptor that never makes a thread wait, for the whole process: what Node and V8
- * print there as well. A pipe or terminal is opened anew, because its mode is shared with other processes; a
- * socket cannot be. Where native calls are not to be had everything stays as it is.
+ * Makes standard error non-blocking for all threads of the process, including output of Node and V8.
+ * A pipe or terminal is opened again, because its mode is shared with other processes; a
+ * socket cannot be. Where native calls are unavailable nothing changes.
  */
 export function neverWaitForStandardError(): void {
   try {
@@ -172,13 +172,13 @@ export function neverWaitForStandardError(): void {
     nativeCalls()?.dup2(own, STANDARD_ERROR)
     closeSync(own)
   } catch {
-    // Another user's pipe, a closed one, no koffi: keepNonBlocking() does what can be done.
+    // Another user's pipe, a closed one, or no koffi: keepNonBlocking() is the fallback.
   }
 }
 
 /**
- * Before each write: a process that shares the descriptor (a predecessor that ends) may have changed its mode. On a host
- * without koffi a slow reader can make it wait.
+ * Called before each write: a process that shares the descriptor (a predecessor that ends) may have changed its mode.
+ * On a host without koffi a write can wait for a slow reader.
  */
 function keepNonBlocking(): void {
   const calls = nativeCalls()

@@ -1,7 +1,7 @@
 /**
- * Listening sockets as plain descriptors: opened here by system calls, so that they belong to the process and to no
- * server object. They can be kept while those who accept from them come and go, given to threads by number, and
- * handed to another process.
+ * Listening sockets as plain descriptors, opened by system calls, so that they belong to the process and not to a
+ * server object. They can be kept while acceptors are started and stopped, passed to threads by number, and
+ * passed to another process.
  *
  * Everything that accepted connections inherit (TCP_NODELAY, keepalive, IP_TRANSPARENT) is set on the listening socket.
  */
@@ -22,14 +22,14 @@ import {
   TCP_MAXSEG,
 } from './native.ts'
 
-/** What a socket is to be. `ip` without zone; `::` takes IPv4 too, another IPv6 address only itself. */
+/** A wanted socket. `ip` without zone; `::` accepts IPv4 too, another IPv6 address only itself. */
 export interface SocketSpec {
   readonly kind: 'tcp' | 'udp'
   readonly ip: string
   readonly port: number
-  /** IP_TRANSPARENT: also takes what is addressed elsewhere and diverted here. Needs CAP_NET_ADMIN. */
+  /** IP_TRANSPARENT: also accepts traffic to other addresses that is diverted here. Needs CAP_NET_ADMIN. */
   readonly transparent?: boolean
-  /** Most bytes of one segment, either way, of what is accepted. */
+  /** Maximum segment size of accepted connections in both directions, bytes. */
   readonly maxSegment?: number | undefined
 }
 
@@ -48,7 +48,7 @@ const TCP_KEEPIDLE = 4
 const TCP_KEEPINTVL = 5
 const TCP_KEEPCNT = 6
 
-/** For the error of a host without koffi. */
+/** For the error on a host without koffi. */
 const PURPOSE = 'opens listening sockets'
 
 const F_GETFD = 1
@@ -60,18 +60,19 @@ const F_DUPFD_CLOEXEC = 1_030
 export const BACKLOG = 4_096
 
 /**
- * When the kernel asks after an accepted connection on which nothing moves, and how often it does without an answer before it
- * resets it: a minute in all. The first is less than what connection tracking gives a half-closed connection. Seconds.
+ * Keepalive of accepted connections, seconds: idle time before the first probe, interval and number of unanswered
+ * probes before the kernel resets the connection; one minute in all. `idle` is less than connection tracking's timeout
+ * of a half-closed connection.
  */
 const KEEPALIVE = { idle: 30, interval: 10, probes: 3 } as const
 
-/** Of sockaddr_in and sockaddr_in6. */
+/** Sizes of sockaddr_in and sockaddr_in6. */
 const ADDRESS_BYTES = { [AF_INET]: 16, [AF_INET6]: 28 } as const
 
 /**
- * Opens, binds and listens. Several sockets of this process' user may be bound to one address (SO_REUSEPORT).
+ * Opens, binds and listens. Several sockets of this process's user may bind one address (SO_REUSEPORT).
  * @returns the descriptor, closed on exec
- * @throws Error whose `code` is that of the system (`EADDRINUSE`, `EACCES`, `EAFNOSUPPORT`…)
+ * @throws Error whose `code` is the system's (`EADDRINUSE`, `EACCES`, `EAFNOSUPPORT`…)
  */
 export function openListeningSocket(spec: SocketSpec): number {
   const calls = requireNativeCalls(PURPOSE)
@@ -84,7 +85,7 @@ export function openListeningSocket(spec: SocketSpec): number {
     if (family === AF_INET6) setOption(calls, fd, SOL_IPV6, IPV6_V6ONLY, isV6Only(spec) ? 1 : 0)
     if (spec.transparent === true) makeTransparent(fd, spec)
     if (spec.kind === 'tcp') {
-      // The last connections of an earlier life may still be in TIME_WAIT.
+      // Connections of an earlier process may still be in TIME_WAIT.
       setOption(calls, fd, SOL_SOCKET, SO_REUSEADDR, 1)
       // Otherwise a second small write of an answer would wait for the caller's delayed ACK.
       setOption(calls, fd, IPPROTO_TCP, TCP_NODELAY, 1)
@@ -101,7 +102,7 @@ export function openListeningSocket(spec: SocketSpec): number {
 }
 
 /**
- * Binds a TCP port and does not listen: who dials it is refused, and only this process' user can listen there.
+ * Binds a TCP port and does not listen: callers are refused, and only this process's user can listen there.
  * @returns the descriptor, closed on exec @throws Error with the system's `code`
  */
 export function holdPort(spec: SocketSpec & { readonly kind: 'tcp' }): number {
@@ -111,7 +112,7 @@ export function holdPort(spec: SocketSpec & { readonly kind: 'tcp' }): number {
   const fd = calls.socket(family, TYPES.tcp | SOCK_CLOEXEC, 0)
   if (fd < 0) throw systemError(calls, 'socket')
   try {
-    // Not SO_REUSEADDR: with it, and as long as nobody listens, another user could bind beside it.
+    // Without SO_REUSEADDR: with it, another user could bind the same port while no socket listens.
     setOption(calls, fd, SOL_SOCKET, SO_REUSEPORT, 1)
     if (family === AF_INET6) setOption(calls, fd, SOL_IPV6, IPV6_V6ONLY, 1)
     if (calls.bind(fd, address, address.length) !== 0) throw systemError(calls, 'bind')
@@ -123,8 +124,8 @@ export function holdPort(spec: SocketSpec & { readonly kind: 'tcp' }): number {
 }
 
 /**
- * What is accepted from now on ends when nobody is there any more: without it, a connection to which only we could
- * write, and do not, stays for ever. @throws Error with the system's `code`.
+ * Makes connections accepted from now on end when their peer is gone: without keepalive, a connection on which only we
+ * could write, and do not, would stay for ever. @throws Error with the system's `code`.
  */
 export function keepAcceptedAlive(fd: number): void {
   const calls = requireNativeCalls(PURPOSE)
@@ -134,33 +135,36 @@ export function keepAcceptedAlive(fd: number): void {
   setOption(calls, fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE.probes)
 }
 
-/** From now on no other user can bind a UDP socket to the same address (SO_REUSEADDR). @throws Error with the system's `code`. */
+/**
+ * From now on no other user can bind a UDP socket to this address (SO_REUSEADDR).
+ * @throws Error with the system's `code`.
+ */
 export function shareAddressNoMore(fd: number): void {
   setOption(requireNativeCalls(PURPOSE), fd, SOL_SOCKET, SO_REUSEADDR, 0)
 }
 
-/** What is accepted from now on sends and is sent no larger segments. @throws Error with the system's `code`. */
+/** Limits segments in both directions of connections accepted from now on. @throws Error with the system's `code`. */
 export function limitSegments(fd: number, bytes: number): void {
   setOption(requireNativeCalls(PURPOSE), fd, IPPROTO_TCP, TCP_MAXSEG, bytes)
 }
 
-/** Makes a socket that is bound already take what is diverted to it. @throws Error with the system's `code`. */
+/** Makes a bound socket accept traffic that is diverted to it. @throws Error with the system's `code`. */
 export function makeTransparent(fd: number, spec: SocketSpec): void {
   const calls = requireNativeCalls(PURPOSE)
   const isV6 = familyOf(spec) === AF_INET6
   if (isV6) setOption(calls, fd, SOL_IPV6, IPV6_TRANSPARENT, 1)
-  // A dual-stack socket takes IPv4 by this one.
+  // A dual-stack socket accepts IPv4 by this option.
   if (!isV6 || !isV6Only(spec)) setOption(calls, fd, SOL_IP, IP_TRANSPARENT, 1)
 }
 
-/** Whether a descriptor is a socket that {@link openListeningSocket} would open for `spec`, transparency aside. */
+/** Whether a descriptor is a socket as {@link openListeningSocket} would open it for `spec`, ignoring transparency. */
 export function isSocketOf(fd: number, spec: SocketSpec): boolean {
   const calls = requireNativeCalls(PURPOSE)
   const expected = socketAddress(calls, spec)
   const actual = new Uint8Array(ADDRESS_BYTES[AF_INET6])
   const length = new Uint32Array([actual.length])
   if (calls.getsockname(fd, actual, length) !== 0 || length[0] !== expected.length) return false
-  // sin6_flowinfo and sin6_scope_id are zero for all that is opened here.
+  // sin6_flowinfo and sin6_scope_id are zero in all sockets opened here.
   if (!expected.every((byte, i) => actual[i] === byte)) return false
   if (getOption(calls, fd, SOL_SOCKET, SO_TYPE) !== TYPES[spec.kind]) return false
   if (spec.kind === 'tcp' && getOption(calls, fd, SOL_SOCKET, SO_ACCEPTCONN) !== 1) return false
@@ -168,7 +172,7 @@ export function isSocketOf(fd: number, spec: SocketSpec): boolean {
   return (getOption(calls, fd, SOL_IPV6, IPV6_V6ONLY) === 1) === isV6Only(spec)
 }
 
-/** The port that a socket is bound to; undefined for what is no such socket. */
+/** The port that a socket is bound to; undefined for any other descriptor. */
 export function boundPort(fd: number): number | undefined {
   const bytes = new Uint8Array(ADDRESS_BYTES[AF_INET6])
   if (requireNativeCalls(PURPOSE).getsockname(fd, bytes, new Uint32Array([bytes.length])) !== 0)
@@ -178,8 +182,8 @@ export function boundPort(fd: number): number | undefined {
 }
 
 /**
- * Whether nobody has this TCP port at any address: neither a listener, of whatever user, nor an outgoing connection.
- * Takes it for a moment only.
+ * Whether no socket uses this TCP port at any address: neither a listener, of any user, nor an outgoing connection.
+ * Binds it for a moment only.
  */
 export function isPortFree(port: number): boolean {
   const calls = requireNativeCalls(PURPOSE)
@@ -187,7 +191,7 @@ export function isPortFree(port: number): boolean {
     const spec: SocketSpec = { kind: 'tcp', ip, port }
     const family = familyOf(spec)
     const fd = calls.socket(family, TYPES.tcp | SOCK_CLOEXEC, 0)
-    // No IPv6 here: then the port is as free as it is for IPv4.
+    // No IPv6 here: the IPv4 result decides.
     if (fd < 0) continue
     try {
       setOption(calls, fd, SOL_SOCKET, SO_REUSEADDR, 1)
@@ -209,7 +213,7 @@ export function duplicateDescriptor(fd: number): number {
   return copy
 }
 
-/** Whether `fd` stays open in programs that this process starts. @throws Error with the system's `code`. */
+/** Sets whether `fd` is closed in programs that this process starts. @throws Error with the system's `code`. */
 export function setCloseOnExec(fd: number, closes: boolean): void {
   const calls = requireNativeCalls(PURPOSE)
   const flags = calls.fcntl(fd, F_GETFD, 'int', 0)
@@ -217,7 +221,7 @@ export function setCloseOnExec(fd: number, closes: boolean): void {
   if (flags < 0 || calls.fcntl(fd, F_SETFD, 'int', wanted) < 0) throw systemError(calls, 'fcntl')
 }
 
-/** Closes a descriptor; one that is not open is left alone. */
+/** Closes a descriptor; one that is not open is ignored. */
 export function closeDescriptor(fd: number): void {
   requireNativeCalls(PURPOSE).close(fd)
 }

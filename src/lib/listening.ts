@@ -1,24 +1,24 @@
 /**
- * Whether somebody on this host listens at an address, read from the kernel's table of sockets: nobody is
- * dialed. The kernel lists listeners first, so that a host with many connections costs no more.
+ * Whether a process on this host listens at an address, read from the kernel's table of sockets, without
+ * connecting. The kernel lists listeners first, so a host with many connections costs no more.
  */
 import { open } from 'node:fs/promises'
 import { ownAddresses } from './own-addresses.ts'
 
 const TABLES = ['/proc/self/net/tcp', '/proc/self/net/tcp6'] as const
 
-/** What /proc calls the state of a listening socket. */
+/** The state of a listening socket in /proc. */
 const LISTEN = '0A'
 
-/** Beyond it are no listeners of any host that is right. */
+/** Maximum read: no correctly configured host has listeners beyond it. */
 const MAX_BYTES = 4 * 1_024 * 1_024
 
-/** An address as the table of IPv4 or IPv6 has it: 32-bit words in the byte order of the machine. */
+/** The unspecified address in the table of IPv4 and of IPv6: 32-bit words in the machine's byte order. */
 const ANY: ReadonlySet<string> = new Set(['0'.repeat(8), '0'.repeat(32)])
 
 /**
- * Whether a connection to `ip` (canonical) and `port` would find a listener. Undefined where that is not
- * known: the address is none of this host's, or the table cannot be read.
+ * Whether a connection to `ip` (canonical) and `port` would find a listener. Undefined where that is
+ * unknown: the address does not belong to this host, or the table cannot be read.
  */
 export async function isListening(ip: string, port: number): Promise<boolean | undefined> {
   if (!isOwnAddress(ip)) return undefined
@@ -50,14 +50,14 @@ async function hasListener(path: string, ip: string, port: number): Promise<bool
     for (const line of lines) {
       const [, local = '', , state] = line.trim().split(/\s+/)
       if (state === LISTEN && wanted.has(local)) return true
-      // Behind the listeners come the connections.
+      // Connections come after the listeners.
       if (state !== LISTEN && /^[0-9A-F]{2}$/.test(state ?? '')) return false
     }
   }
   return false
 }
 
-/** IPv6 may be switched off in the kernel: then there is no such table. */
+/** IPv6 may be disabled in the kernel: then there is no such table. */
 async function openOrNone(path: string): Promise<Awaited<ReturnType<typeof open>> | undefined> {
   try {
     return await open(path, 'r')
@@ -67,7 +67,7 @@ async function openOrNone(path: string): Promise<Awaited<ReturnType<typeof open>
   }
 }
 
-/** How the tables write an address: an IPv4 one stands in that of IPv6 too, for sockets that take both. */
+/** The forms of an address in the tables: IPv4 also appears in that of IPv6, for dual-stack sockets. */
 function tableForms(ip: string): string[] {
   const bytes = ip.includes(':') ? ipv6Bytes(ip) : ip.split('.').map(Number)
   if (bytes.length === 16) return [words(bytes)]
@@ -81,7 +81,7 @@ function words(bytes: readonly number[]): string {
   return text.join('').toUpperCase()
 }
 
-/** Of a canonical text, which may have one `::`. */
+/** The bytes of a canonical address, which may have one `::`. */
 function ipv6Bytes(ip: string): number[] {
   const [head = '', tail] = ip.split('::')
   const groups = (text: string): number[] =>

@@ -1,15 +1,15 @@
 /**
- * Diagnostic log: one JSON object a line on standard error (journald keeps it), or logfmt-like text for
- * people. Not the access log. Rate limits repeated messages by key so that a peer cannot flood the disk.
+ * Diagnostic log: one JSON object per line on standard error (journald keeps it), or logfmt-like text for
+ * people. Not the access log. Repeated messages are rate-limited by key so that a peer cannot flood the disk.
  *
- * Never makes a thread wait and never fails: on a full disk, or with a reader that is slow or gone, lines are
+ * Never makes a thread wait and never fails: with a full disk, or a slow or closed reader, lines are
  * lost and counted (`line-output.ts`).
  */
 import { isMainThread } from 'node:worker_threads'
 import { pino } from 'pino'
 import { LineOutput, neverWaitForStandardError, writeStandardError } from './line-output.ts'
 
-/** The only logging interface the code sees; `fields` must hold no secrets. */
+/** The only logging interface of the code; `fields` must hold no secrets. */
 export interface Log {
   debug(message: string, fields?: Record<string, unknown>): void
   info(message: string, fields?: Record<string, unknown>): void
@@ -22,24 +22,24 @@ export interface Log {
 /** Levels, least to most severe. */
 export type LogLevel = 'debug' | 'info' | 'warn' | 'error'
 
-/** What a log needs to know. */
+/** Options of a log. */
 export interface LogOptions {
   readonly level: LogLevel
   readonly format: 'json' | 'text'
 }
 
-/** At most this many lines a minute with the same message; the rest is counted and summed up. */
+/** Maximum number of lines per minute with the same message; the rest is counted and reported as a sum. */
 const LINES_PER_MINUTE_AND_MESSAGE = 100
 
 /** Messages remembered for rate limiting; beyond it the oldest are forgotten. */
 const MAX_REMEMBERED_MESSAGES = 1_000
 
-/** Characters of one line; of a longer one only the beginning of its fields is written. */
+/** Maximum characters of one line; of a longer one only the beginning of its fields is written. */
 const MAX_LINE_CHARS = 16_384
 
 /**
- * Builds the log of this thread, which writes to standard error. The first log of the process sets standard
- * error up, so the main thread's comes before any worker's.
+ * Creates the log of this thread, which writes to standard error. The main thread must create the first log of the
+ * process, because that sets up standard error.
  * @param onLost called for each line that could not be written
  */
 export function createLog(options: LogOptions, onLost: () => void = () => undefined): Log {
@@ -62,7 +62,7 @@ export function createLog(options: LogOptions, onLost: () => void = () => undefi
   })
 }
 
-/** A log that drops everything; for tests of code that must be given one. */
+/** A log that discards everything; for tests of code that needs one. */
 export const silentLog: Log = {
   debug: () => undefined,
   info: () => undefined,
@@ -92,7 +92,7 @@ const textFormat: FormatLine = (level, subsystem, message, fields) => {
   return `${time} ${level.padEnd(5)} ${where}${message}${pairs}\n`
 }
 
-/** Never throws: a field may hold what JSON has no way to write. */
+/** Never throws: a field may hold a value that JSON cannot represent. */
 function toJson(value: unknown): string {
   try {
     return JSON.stringify(value) ?? 'undefined'

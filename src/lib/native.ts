@@ -1,9 +1,9 @@
 /**
- * The one way to native code: the functions of the C library that Node does not offer, called through koffi.
+ * Calls native code through koffi: the functions of the C library that Node does not offer. No other file does.
  *
- * koffi is loaded at the first call, not at import, so that commands which need none of this run where it cannot load (an
- * unsupported C library, a package installed without its prebuilt part). Works in worker threads; each binds for itself.
- * All machines that we run on are little-endian and have 64 bits.
+ * koffi is loaded at the first call, not at import, so that commands that do not need it also run where it cannot load
+ * (an unsupported C library, a package installed without its prebuilt part). Works in worker threads; each has its own
+ * bindings. All supported machines are little-endian with 64 bits.
  */
 import { createRequire } from 'node:module'
 import { getSystemErrorMessage, getSystemErrorName } from 'node:util'
@@ -36,14 +36,14 @@ export interface MessageHeader {
   readonly msg_flags: number
 }
 
-/** The functions, by their names in section 2 and 3 of the manual. What they return below zero is a failure. */
+/** The functions, by their names in sections 2 and 3 of the manual. Results below zero are failures. */
 export interface NativeCalls {
   socket(family: number, type: number, protocol: number): number
   bind(fd: number, address: Uint8Array, length: number): number
   listen(fd: number, backlog: number): number
   getsockname(fd: number, address: Uint8Array, length: Uint32Array): number
   setsockopt(fd: number, level: number, option: number, value: Int32Array, length: number): number
-  /** Fills `value`, whose capacity goes in and whose length comes out of `length`. */
+  /** Fills `value`; `length` contains its capacity before the call and the result's length after it. */
   getsockopt(
     fd: number,
     level: number,
@@ -59,16 +59,16 @@ export interface NativeCalls {
   close(fd: number): number
   flock(fd: number, operation: number): number
   inet_pton(family: number, text: string, bytes: Uint8Array): number
-  /** Of glibc alone: gives back freed pages, but for so many bytes at the top. */
+  /** Only in glibc: returns freed pages to the system, except for this many bytes at the top. */
   readonly malloc_trim: ((keptBytes: number) => number) | undefined
-  /** Of the last call of this thread that failed. */
+  /** The error number of this thread's last failed call. */
   errno(): number
 }
 
 let calls: NativeCalls | undefined
 let failure: unknown
 
-/** The functions; undefined where koffi does not load, for what is done without them as well. */
+/** The functions; undefined where koffi does not load, for callers that work without them. */
 export function nativeCalls(): NativeCalls | undefined {
   if (calls === undefined && failure === undefined)
     try {
@@ -80,7 +80,7 @@ export function nativeCalls(): NativeCalls | undefined {
 }
 
 /**
- * The functions, for what cannot be done without.
+ * The functions, for callers that need them.
  * @param purpose what koffi is needed for, such as `locks files`
  * @throws MeshError HM_FFI_UNAVAILABLE where koffi does not load
  */
@@ -94,7 +94,7 @@ export function requireNativeCalls(purpose: string, advice = ''): NativeCalls {
   )
 }
 
-/** What the call that has just failed says, with the system's name of it as `code`. */
+/** The error of the call that has just failed, with the system's name of it as `code`. */
 export function systemError(from: NativeCalls, call: string): Error {
   const errno = from.errno()
   const code = getSystemErrorName(-errno)
@@ -102,9 +102,9 @@ export function systemError(from: NativeCalls, call: string): Error {
   return Object.assign(error, { code })
 }
 
-/** Binds through the koffi that is given; {@link nativeCalls} is the cached form. */
+/** Binds the functions through the given koffi; {@link nativeCalls} caches the result. */
 function bindCalls(koffi: typeof Koffi): NativeCalls {
-  // null is the running program itself, whose C library is loaded whatever its file name is.
+  // null means the running program itself, whose C library is loaded whatever its file name is.
   const program = koffi.load(null)
   const iovec = koffi.struct({ iov_base: 'void *', iov_len: 'size_t' })
   const header = koffi.struct({

@@ -1,18 +1,17 @@
 /**
- * Hearing what the kernel tells everybody, and telling it something: netlink sockets, never waited for.
+ * Non-blocking netlink sockets: receive the kernel's multicast reports, and send messages to the kernel.
  *
- * Node cannot wait for such a descriptor, so whoever listens asks from time to time; a question that nothing answers is
- * one system call.
+ * Node cannot wait for such a descriptor, so a listener must poll; a poll without a result costs one system call.
  */
 import { AF_NETLINK, nativeCalls, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW } from './native.ts'
 
-/** A socket that hears. Disposing it closes it. */
+/** A socket that receives reports. Disposing it closes it. */
 export interface NetlinkListener extends Disposable {
-  /** Calls `hear` with each datagram that has come since; returns whether some were lost. The buffer is used again. */
+  /** Calls `hear` with each datagram received since; returns whether some were lost. The buffer is reused. */
   drain(hear: (datagram: Buffer) => void): boolean
 }
 
-/** What is heard: `route` is routing, `netfilter` the rules of packets. Groups are the kernel's numbers, 1 to 32. */
+/** Reports to receive: `route` is routing, `netfilter` is packet rules. Groups are the kernel's numbers, 1 to 32. */
 export interface NetlinkGroups {
   readonly protocol: 'route' | 'netfilter'
   readonly groups: readonly number[]
@@ -22,14 +21,14 @@ const PROTOCOLS = { route: 0, sockets: 4, netfilter: 12 } as const
 const ADDRESS_BYTES = 12
 const DATAGRAM_BYTES = 65_536
 const ENOBUFS = 105
-/** Of a message, whose type is in its fifth and sixth byte. */
+/** Size of a message's header, which has the type in its fifth and sixth byte. */
 const HEADER_BYTES = 16
 const ANSWER_BYTES = 1_024
 
-/** Datagrams taken at a time: a flood is no reason to stand still. */
+/** Maximum number of datagrams in one poll, so that a flood does not block the thread. */
 const MOST_AT_ONCE = 4_096
 
-/** Opens a socket; undefined where that is not possible: no right to, no such protocol, no koffi. */
+/** Opens a socket; undefined where that is not possible: no permission, no such protocol, no koffi. */
 export function listenToNetlink({ protocol, groups }: NetlinkGroups): NetlinkListener | undefined {
   const calls = nativeCalls()
   if (calls === undefined) return undefined
@@ -61,15 +60,15 @@ export function listenToNetlink({ protocol, groups }: NetlinkGroups): NetlinkLis
   }
 }
 
-/** A socket that tells and asks. Disposing it closes it. */
+/** A socket that sends messages and receives answers. Disposing it closes it. */
 export interface NetlinkTalk extends Disposable {
-  /** Tells the kernel something. */
+  /** Sends a message to the kernel. */
   send(datagram: Uint8Array): void
-  /** The type of the message with which the kernel answers at once; undefined when it says nothing. */
+  /** Sends a message and returns the type of the kernel's immediate answer; undefined when there is none. */
   ask(datagram: Uint8Array): number | undefined
 }
 
-/** Opens a socket; undefined where that is not possible. `sockets` are those of this host, by their addresses. */
+/** Opens a socket; undefined where that is not possible. `sockets` addresses the sockets of this host. */
 export function talkToNetlink(protocol: 'netfilter' | 'sockets'): NetlinkTalk | undefined {
   const calls = nativeCalls()
   if (calls === undefined) return undefined
@@ -84,7 +83,7 @@ export function talkToNetlink(protocol: 'netfilter' | 'sockets'): NetlinkTalk | 
     },
     ask: (datagram) => {
       if (!isOpen) return undefined
-      // What came of earlier messages: nobody has asked for it.
+      // Unread answers to earlier messages are discarded.
       while (hear());
       calls.send(fd, datagram, datagram.length, 0)
       return hear() ? answer.readUInt16LE(4) : undefined

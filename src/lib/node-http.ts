@@ -1,6 +1,6 @@
 /**
- * Node's HTTP, but without its WebSocket: an `import` of `node:http` reads every export, and reading that one loads a whole
- * HTTP client (undici) that nothing here uses, a tenth of a start. Import types from `node:http`, values from here.
+ * Node's HTTP without its WebSocket: an `import` of `node:http` reads every export, and reading WebSocket loads a whole
+ * HTTP client (undici) that is not used here: a tenth of a start. Import types from `node:http`, values from here.
  */
 import type * as nodeHttp from 'node:http'
 

@@ -1,11 +1,11 @@
 /**
- * Undocumented fields of Node's sockets, read here and nowhere else. Each function says what it answers where a runtime
- * lacks the field; test/unit/native.test.ts fails when one moves.
+ * Reads undocumented fields of Node's sockets; no other file does. Each function states its result where a runtime
+ * lacks the field; test/unit/native.test.ts fails when a field moves.
  */
 import { type Server, Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
 
-/** The connection under a TLS connection, as libuv has it. */
+/** The connection under a TLS connection, as in libuv. */
 export interface TcpHandle {
   close(callback?: () => void): void
   reset(callback?: () => void): number
@@ -39,19 +39,19 @@ export function tcpUnder(socket: Socket): TcpHandle | undefined {
   return isTcpHandle(parent) ? parent : undefined
 }
 
-/** Whether a socket's handle reads now. */
+/** Whether a socket's handle is reading now. */
 export function isReading(socket: Socket): boolean {
   // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- every socket has the field
   return Boolean((socket as unknown as WithHandle)._handle?.reading)
 }
 
-/** The socket that a TLS socket was made from; undefined where it was made from none. */
+/** The socket from which a TLS socket was created; undefined if there is none. */
 export function rawSocketOf(socket: TLSSocket): object | undefined {
   const raw: unknown = Reflect.get(socket, '_parent')
   return typeof raw === 'object' && raw !== null ? raw : undefined
 }
 
-/** Whether the chain of a TLS peer was not verified; Node asks the same a moment later. */
+/** Whether the chain of a TLS peer was not verified; Node checks the same a moment later. */
 export function isPeerUnverified(socket: TLSSocket): boolean {
   const handle: unknown = Reflect.get(socket, '_handle')
   if (typeof handle !== 'object' || handle === null || !('verifyError' in handle)) return false
@@ -67,16 +67,16 @@ function isTcpHandle(value: unknown): value is TcpHandle {
   )
 }
 
-// Reading from a socket into memory of our own: Node's `onread` option, for sockets that already exist. Node documents it for
-// `net.connect` only; sockets that a server accepted, and TLS sockets, have the same machinery but no public way in. Measured
-// on the data path it is worth 20 % of a relay's CPU time (docs/performance.md). It takes three symbol-keyed fields of
-// net.Socket and the handle's `useUserBuffer`; without them the caller reads the ordinary way: slower, never wrong.
+// Reads from a socket into our own memory: Node's `onread` option, for existing sockets. Node documents it only for
+// `net.connect`; accepted sockets and TLS sockets have the same mechanism, but no public access to it. On the data path
+// it saves 20 % of a relay's CPU time (docs/performance.md). It needs three symbol-keyed fields of net.Socket and the
+// handle's `useUserBuffer`; without them the caller reads the ordinary way: slower, never wrong.
 
-/** Who receives the bytes, and where they are put. */
+/** The receiver of the bytes, and the provider of the buffers. */
 export interface DirectReader {
-  /** `length` bytes were read to the start of the buffer given last. */
+  /** `length` bytes were read into the start of the last buffer. */
   onRead(length: number): void
-  /** The buffer for the next read, or undefined to use the same again. Asked after every onRead. */
+  /** The buffer for the next read, or undefined to use the same again. Called after every onRead. */
   nextBuffer(): Uint8Array | undefined
 }
 
@@ -87,7 +87,7 @@ interface UserBufferHandle {
   readStop(): number
 }
 
-/** The fields of net.Socket that hold what `onread` was given, by their symbols. */
+/** The symbols of the net.Socket fields that store the `onread` option. */
 interface Internals {
   readonly buffer: symbol
   readonly callback: symbol
@@ -111,13 +111,13 @@ function findInternals(): Internals | undefined {
   return { buffer, callback, generator }
 }
 
-/** Whether this runtime lets us read directly at all. */
+/** Whether this runtime supports direct reads. */
 export const canReadDirectly: boolean = internals !== undefined
 
 /**
- * From now on what `socket` receives goes to `reader`, first into `buffer`. `end`, `error`, `close`,
- * pause() and resume() stay as they are. Must be called before the socket's first read, once.
- * @returns false when the runtime or the socket does not allow it; nothing has changed then.
+ * From now on, data received by `socket` goes to `reader`, first into `buffer`. `end`, `error`, `close`,
+ * pause() and resume() are unchanged. Must be called once, before the socket's first read.
+ * @returns false when the runtime or the socket does not support it; then nothing has changed.
  */
 export function readDirect(socket: Socket, buffer: Uint8Array, reader: DirectReader): boolean {
   if (internals === undefined) return false
@@ -139,8 +139,8 @@ export function readDirect(socket: Socket, buffer: Uint8Array, reader: DirectRea
 }
 
 /**
- * Stops or starts the reads of a socket that {@link readDirect} took over, without the detour through the
- * stream's state: it happens once per large write. A socket that is closed already is left alone.
+ * Stops or starts the reads of a socket with {@link readDirect}, without changing the stream's
+ * state: it happens once per large write. A closed socket is ignored.
  */
 export function setReading(socket: Socket, wanted: boolean): void {
   // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- see readDirect
@@ -152,8 +152,8 @@ export function setReading(socket: Socket, wanted: boolean): void {
 }
 
 /**
- * Bytes that the TCP connection under a TLS socket has brought so far, those of its handshake and its own messages included;
- * undefined where there is none, or the runtime does not say. TLSSocket.bytesRead counts what was decrypted.
+ * Bytes that the TCP connection under a TLS socket has received so far, including those of handshake and TLS overhead;
+ * undefined where there is none, or the runtime does not report it. TLSSocket.bytesRead counts decrypted bytes.
  */
 export function carriedBytes(socket: Socket): number | undefined {
   // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- see readDirect

@@ -1,25 +1,25 @@
 /**
- * Who has a port of this host: asked of /proc, when it could not be had.
+ * Finds in /proc which process uses a port of this host, when binding it has failed.
  *
- * What an unprivileged process may see: every socket with its state and user, but only its own user's processes by
- * number and name.
+ * An unprivileged process can see every socket with its state and user, but process numbers and names only of its own
+ * user.
  */
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 
 /** A socket that is bound to a port. */
 export interface PortHolder {
-  /** A listening socket (or a bound one, for UDP), or a connection that has the port as its own end. */
+  /** A listening socket (or a bound one, for UDP), or a connection whose local end has the port. */
   readonly kind: 'listener' | 'connection'
   readonly uid: number
   readonly inode: number
-  /** The far end's port of a connection. */
+  /** The remote port of a connection. */
   readonly remotePort: number
   readonly process: { readonly pid: number; readonly name: string } | undefined
 }
 
 const STATE_LISTEN = '0A'
 
-/** The first holder that can be found, listeners before connections; undefined when there is none to be seen. */
+/** The first holder that is found, listeners before connections; undefined when none is visible. */
 export function findPortHolder(kind: 'tcp' | 'udp', port: number): PortHolder | undefined {
   const holders = [`/proc/net/${kind}`, `/proc/net/${kind}6`].flatMap((path) =>
     holdersIn(readOrNothing(path), kind, port),
@@ -28,7 +28,7 @@ export function findPortHolder(kind: 'tcp' | 'udp', port: number): PortHolder | 
   return holder === undefined ? undefined : { ...holder, process: processOf(holder.inode) }
 }
 
-/** Those who hold a port, from the text of /proc/net/tcp and its like. */
+/** The holders of a port, from the text of /proc/net/tcp and similar files. */
 export function holdersIn(
   table: string,
   kind: 'tcp' | 'udp',
@@ -51,19 +51,19 @@ export function holdersIn(
   })
 }
 
-/** The local ports that the system gives to outgoing connections, as `first-last`; undefined when it does not say. */
+/** The first and last local port that the system uses for outgoing connections; undefined when it is unknown. */
 export function localPortRange(): readonly [first: number, last: number] | undefined {
   const [first, last] = readOrNothing('/proc/sys/net/ipv4/ip_local_port_range').trim().split(/\s+/)
   return last === undefined ? undefined : [Number(first), Number(last)]
 }
 
-/** The ports of that range that it does not give away, as the system writes them: `1,5-9`. */
+/** The ports of that range that the system does not use, in its own notation: `1,5-9`. */
 export function reservedPorts(): string {
   return readOrNothing('/proc/sys/net/ipv4/ip_local_reserved_ports')
 }
 
 function processOf(inode: number): PortHolder['process'] {
-  // The kernel closes some connections alone (TIME_WAIT): they have no inode any more.
+  // Connections that only the kernel still has (TIME_WAIT) have no inode.
   if (inode === 0) return undefined
   const wanted = `socket:[${inode}]`
   for (const entry of listOrNothing('/proc')) {

@@ -1,11 +1,11 @@
 /**
- * Reads a small text file that a person wrote: never blocks on a pipe, never reads without bound, and
- * says plainly what is wrong with the file.
+ * Reads a small text file written by a person: never blocks on a pipe, limits the size, and reports
+ * clearly what is wrong with the file.
  */
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { errorCode, MeshError } from './errors.ts'
 
-/** A file's text, and the facts by which a later change of it is seen. */
+/** A file's text, and the attributes by which a later change is detected. */
 export interface TextFile {
   readonly text: string
   /** Changes when the file is written or replaced; compare for equality only. */
@@ -15,7 +15,7 @@ export interface TextFile {
   readonly mode: number
 }
 
-/** Facts of a file as `stat` gives them. */
+/** Attributes of a file as returned by `stat`. */
 export interface FileFacts {
   readonly dev: number
   readonly ino: number
@@ -24,12 +24,12 @@ export interface FileFacts {
   readonly ctimeMs: number
 }
 
-/** What {@link TextFile.signature} is made of. */
+/** Computes {@link TextFile.signature}. */
 export function fileSignature(facts: FileFacts): string {
   return [facts.dev, facts.ino, facts.size, facts.mtimeMs, facts.ctimeMs].join(':')
 }
 
-/** Why the operating system did not let us, for the usual reasons. */
+/** Sentences for the operating system's usual errors. */
 const REASONS: Record<string, string> = {
   ENOENT: 'no such file',
   EACCES: 'permission denied',
@@ -38,7 +38,7 @@ const REASONS: Record<string, string> = {
   ENXIO: 'it is not a regular file',
 }
 
-/** What to do about it. */
+/** Hints for these errors. */
 const HINTS: Record<string, string> = {
   ENOENT: 'Correct the path, or put the file there',
   EACCES:
@@ -48,7 +48,7 @@ const HINTS: Record<string, string> = {
 /**
  * Reads `path` as UTF-8 (a byte order mark is dropped).
  * @throws MeshError HM_FILE_UNREADABLE when it is missing, not a regular file, larger than `maxBytes`,
- * not UTF-8, or, when we are root, writable by everybody.
+ * not UTF-8, or, for a root process, writable by everybody.
  */
 export function readTextFile(path: string, maxBytes: number): TextFile {
   let descriptor: number
@@ -100,7 +100,7 @@ function unreadable(path: string, reason: string, cause?: unknown): MeshError {
   const code = errorCode(cause)
   const hint = HINTS[code]
   return new MeshError('HM_FILE_UNREADABLE', `Cannot read ${path}: ${reason}`, {
-    // Where we have words of our own, the system's would say it a second time.
+    // If we have a sentence of our own, the system's would repeat it.
     cause: REASONS[code] === undefined ? cause : Object.assign(new Error(reason), { code }),
     ...(hint !== undefined && { hint }),
   })

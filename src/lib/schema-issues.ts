@@ -1,16 +1,16 @@
 /**
  * Turns zod's issues into sentences that a person can act on, with "did you mean".
  *
- * The words that may be meant come from the JSON schema of the same zod schema, so that they are never
- * listed twice. A value is quoted in a message only where a rule about its form failed: a secret is
- * free text and never is.
+ * The suggested words come from the JSON schema of the same zod schema, so that they are not
+ * listed twice. A message quotes a value only if a rule about its form failed: secrets are
+ * free text, so they are never quoted.
  */
 import { z } from 'zod'
 import { closestWord } from './closest-word.ts'
 import { DURATION_PATTERN } from './duration.ts'
 import { isRecord } from './json-value.ts'
 
-/** One violation. `key` is set when it is about a key of the map at `path`, not about its value. */
+/** One violation. `key` is set when it concerns a key of the map at `path`, not its value. */
 export interface Violation {
   readonly path: readonly (string | number)[]
   readonly key?: string
@@ -21,7 +21,7 @@ type Issue = z.core.$ZodIssue
 type JsonSchema = z.core.JSONSchema.BaseSchema
 type Path = readonly (string | number)[]
 
-/** What the issues of one parse say about `raw`, the value that was parsed. */
+/** Explains the issues of one parse; `raw` is the parsed value. */
 export function explainIssues(
   issues: readonly Issue[],
   raw: unknown,
@@ -82,7 +82,7 @@ function explainUnion(issue: UnionIssue, path: Path, raw: unknown, root: JsonSch
       { path, message: `Must be ${[...new Set(expected)].join(' or ')}, got ${nameOf(value)}` },
     ]
   }
-  // Branches of a union of maps are told apart by their keys: take the one whose keys were used.
+  // Branches of a union of maps differ in their keys: use the branch whose keys occur.
   const known = knownKeys(root, path, raw)
   const used = Object.keys(value).filter((key) => known.includes(key))
   const unknown = Object.keys(value).filter((key) => !known.includes(key))
@@ -135,7 +135,7 @@ function outOfBounds(
   return `Must be ${limit}${gotValue(value)}`
 }
 
-/** The keys that may stand in the map at `path`. */
+/** The keys allowed in the map at `path`. */
 function knownKeys(root: JsonSchema, path: Path, raw: unknown): string[] {
   const schemas = schemasAt(root, path, raw)
   return [...new Set(schemas.flatMap((schema) => Object.keys(schema.properties ?? {})))]
@@ -145,7 +145,7 @@ function isDuration(root: JsonSchema, path: Path, raw: unknown): boolean {
   return schemasAt(root, path, raw).some(({ pattern }) => pattern === DURATION_PATTERN)
 }
 
-/** What may stand at `path`, given what `raw` chose in unions on the way. */
+/** The schemas allowed at `path`, given the branches of unions that `raw` selects on the way. */
 function schemasAt(root: JsonSchema, path: Path, raw: unknown): JsonSchema[] {
   let schemas = alternatives(root, raw)
   let value: unknown = raw
@@ -206,7 +206,7 @@ function nameOf(value: unknown): string {
   return typeof value === 'string' ? 'text' : `a ${typeof value}`
 }
 
-/** `, got …` for a scalar; quoting a map or list helps nobody. */
+/** `, got …` for a scalar; a quoted map or list would not help. */
 function gotValue(value: unknown): string {
   if (typeof value === 'string') return `, got ${quote(value)}`
   if (typeof value === 'number' || typeof value === 'boolean') return `, got ${value}`

@@ -1,13 +1,13 @@
 /**
- * One file of state that outlives the process: written whole or not at all, believed whole or not at all.
+ * One file of state that outlives the process: written completely or not at all, accepted completely or not at all.
  *
  * ```
  *   line 1   {"format":"hostmesh-catalog","version":1,"writtenAt":"<RFC 3339>","bytes":<n>,"sha256":"<hex>"}
  *   line 2   the body, <n> bytes of JSON; the digest covers format, version, time and body
  * ```
  *
- * Writes are collected, asynchronous and atomic; what fails is a problem to be shown, never an error. A file
- * that is damaged, of another version or open to others is set aside as `<path>.broken` and counts as absent.
+ * Writes are collected, asynchronous and atomic; a failed write is a problem to be shown, never an error. A file that
+ * is damaged, of another version or writable by others is renamed to `<path>.broken` and counts as absent.
  */
 import { createHash } from 'node:crypto'
 import {
@@ -29,61 +29,61 @@ import { describeError, errorCode } from './errors.ts'
 import { member, parseJson } from './json-value.ts'
 import type { Log } from './log.ts'
 
-/** What a state file is opened with. */
+/** Options of a state file. */
 export interface StateFileOptions {
   readonly path: string
-  /** What the file holds; a file that says another name is not believed. */
+  /** What the file holds; a file with another format name is rejected. */
   readonly format: string
-  /** Raised with every change of the body's shape: a file of another version is not believed. */
+  /** Increased with every change of the body's shape; a file of another version is rejected. */
   readonly version: number
-  /** Longest body, bytes; a longer one is neither written nor read. */
+  /** Maximum length of the body, bytes; a longer one is neither written nor read. */
   readonly maxBytes: number
   readonly log: Log
   readonly clock?: Clock
 }
 
-/** What an earlier run left. */
+/** The state that an earlier run left. */
 export interface StoredState {
-  /** Parsed JSON: shape is the reader's to check. */
+  /** Parsed JSON; the reader must check its shape. */
   readonly body: unknown
   /** Wall clock. */
   readonly writtenAtMs: number
 }
 
-/** One file; disposing writes what is not written yet. */
+/** One file; disposing it writes what is not written yet. */
 export interface StateFile extends AsyncDisposable {
-  /** What the file held when it was opened; undefined when there was nothing to believe. */
+  /** The content when the file was opened; undefined when there was none that could be accepted. */
   readonly stored: StoredState | undefined
-  /** Has the file replaced soon by what `render` gives then: JSON text without a line break. */
+  /** Schedules a write of what `render` returns at that time: JSON text without a line break. */
   save(render: () => string): void
-  /** Takes the file away, and what was read of it. @throws Error when it is there and cannot be removed. */
+  /** Removes the file and the content read from it. @throws Error when it exists and cannot be removed. */
   remove(): Promise<void>
-  /** Whether another process owns the file now: what is saved is written when it does not any more. */
+  /** Sets whether another process owns the file now: saved content is written when it no longer does. */
   hold(isHeld: boolean): void
-  /** Sets what was read aside, for a reader that could not make sense of its body. */
+  /** Sets the file aside, for a reader that rejects its body. */
   reject(reason: string): void
-  /** What is wrong with the file, one sentence; undefined when nothing is. */
+  /** What is wrong with the file, in one sentence; undefined when nothing is. */
   problem(): string | undefined
 }
 
-/** From a change to the write that holds it: changes come in bursts. */
+/** Delay from a change to its write, because changes come in bursts. Milliseconds. */
 const COLLECT_MS = 100
 
-/** Least time between two writes. */
+/** Minimum interval between two writes. Milliseconds. */
 const PACE_MS = 1_000
 
-/** Making a large text holds up the thread it is made on: at most this share of its time. */
+/** Rendering a large text blocks its thread: maximum share of the thread's time for it. */
 const DUTY_SHARE = 0.02
 
-/** A disk that is full is not asked again at once. */
+/** Wait after a failed write, as on a full disk. Milliseconds. */
 const RETRY_MS = 10_000
 
-/** The longest first line: everything in it is short. */
+/** Maximum length of the first line, in which everything is short. Bytes. */
 const MAX_HEADER_BYTES = 512
 
 /**
- * Makes the folder of state files (0700) where it is missing.
- * @returns why it cannot be used, one sentence; undefined when it can.
+ * Creates the folder of state files (0700) where it is missing.
+ * @returns why it cannot be used, in one sentence; undefined when it can.
  */
 export function prepareStateDirectory(path: string): string | undefined {
   try {
@@ -102,12 +102,12 @@ export function prepareStateDirectory(path: string): string | undefined {
   }
 }
 
-/** Reads the file, if there is one. Never throws: what cannot be believed is set aside and logged. */
+/** Reads the file, if there is one. Never throws: a file that cannot be accepted is set aside and logged. */
 export function openStateFile(options: StateFileOptions): StateFile {
   return new OpenStateFile(options)
 }
 
-/** For a folder that cannot be used: holds nothing and keeps nothing. */
+/** For a folder that cannot be used: reads and stores nothing. */
 export const noStateFile: StateFile = {
   stored: undefined,
   save: () => undefined,
@@ -164,13 +164,13 @@ class OpenStateFile implements StateFile {
     if (this.#render !== undefined) this.#schedule()
   }
 
-  /** What a process left behind that was killed while it wrote: it may be half a file of keys. */
+  /** Removes the temporary file of a process that was killed while it wrote: it may be half a file of keys. */
   #removeUnfinished(): void {
     if (this.#writing !== undefined) return
     try {
       rmSync(temporaryOf(this.#options.path), { force: true })
     } catch {
-      // Then writing fails as well, and says why.
+      // Then writing fails as well, and reports why.
     }
   }
 
@@ -203,7 +203,7 @@ class OpenStateFile implements StateFile {
     }, waitMs)
   }
 
-  /** Never rejects. What could not be written is tried again, unless there is something newer by then. */
+  /** Never rejects. A failed write is tried again, unless there is newer content by then. */
   async #write(): Promise<void> {
     const render = this.#render
     if (render === undefined) return
@@ -254,7 +254,7 @@ class OpenStateFile implements StateFile {
     return undefined
   }
 
-  /** The content, or why it is not believed. */
+  /** The content, or the reason why it is rejected. */
   #decode(bytes: Buffer): StoredState | string {
     const end = bytes.subarray(0, MAX_HEADER_BYTES).indexOf('\n')
     if (end < 0) return 'it has no first line'
@@ -266,7 +266,7 @@ class OpenStateFile implements StateFile {
     if (member(claimed, 'version') !== version) return `it is not of version ${version}`
     const writtenAt = member(claimed, 'writtenAt')
     const writtenAtMs = typeof writtenAt === 'string' ? Date.parse(writtenAt) : Number.NaN
-    // The whole line is compared: there is one way to write it, and anything else is damage.
+    // The whole line is compared: there is only one way to write it, and anything else is damage.
     if (Number.isNaN(writtenAtMs) || header !== this.#header(String(writtenAt), body))
       return 'its checksum is wrong'
     const parsed = parseJson(body)
@@ -293,8 +293,8 @@ class OpenStateFile implements StateFile {
 }
 
 /**
- * A file's bytes; undefined when there is none. It must be a plain file of ours, of root or of its folder's
- * owner, that nobody else may write.
+ * A file's bytes; undefined when there is none. It must be a regular file that belongs to us, to root or to its
+ * folder's owner, and that others cannot write.
  */
 function readOwnFile(path: string, maxBytes: number): Buffer | undefined {
   let descriptor: number

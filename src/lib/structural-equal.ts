@@ -1,5 +1,5 @@
 /**
- * Whether two plain values say the same: what decides that an answer changed nothing.
+ * Compares plain values, to find out whether an answer changed anything.
  */
 
 /**

@@ -1,8 +1,8 @@
 /**
- * systemd's notification socket: one datagram per message, as sd_notify(3) says.
+ * systemd's notification socket: one datagram per message, as specified by sd_notify(3).
  *
- * Node has no AF_UNIX datagram sockets, so the two system calls go through koffi. Sending never blocks
- * and never throws: a service manager that does not listen must not stop the service.
+ * Node has no AF_UNIX datagram sockets, so the system calls go through koffi. Sending never blocks
+ * and never throws: a service manager that does not read must not stop the service.
  */
 import { MeshError } from './errors.ts'
 import {
@@ -18,21 +18,21 @@ const MSG_DONTWAIT = 0x40
 const MSG_NOSIGNAL = 0x4000
 const SCM_RIGHTS = 1
 
-/** Of sockaddr_un.sun_path, its terminating zero included. */
+/** Size of sockaddr_un.sun_path, including the terminating zero. */
 const MAX_PATH_BYTES = 108
 
 /** An open notification socket. */
 export interface SystemdSocket extends Disposable {
   /**
-   * Sends one message (`READY=1`, several lines allowed), with a descriptor that the receiver gets a duplicate of;
-   * false when it was not taken.
+   * Sends one message (`READY=1`, several lines allowed), optionally with a descriptor, of which the receiver gets a
+   * duplicate; false when it was not accepted.
    */
   send(message: string, fd?: number): boolean
 }
 
 /**
- * Opens the socket that $NOTIFY_SOCKET names: a path, or `@name` for an abstract one.
- * @throws MeshError HM_SYSTEMD_NOTIFY_FAILED when the name is of another kind, HM_FFI_UNAVAILABLE
+ * Opens the socket named by $NOTIFY_SOCKET: a path, or `@name` for an abstract one.
+ * @throws MeshError HM_SYSTEMD_NOTIFY_FAILED when the name has another form, HM_FFI_UNAVAILABLE
  */
 export function openSystemdSocket(name: string): SystemdSocket {
   const address = socketAddress(name)
@@ -65,7 +65,7 @@ export function openSystemdSocket(name: string): SystemdSocket {
   }
 }
 
-/** struct sockaddr_un: family in the machine's byte order (all of ours are little-endian), then the path. */
+/** struct sockaddr_un: family in the machine's byte order (always little-endian here), then the path. */
 function socketAddress(name: string): Uint8Array {
   const isAbstract = name.startsWith('@')
   const path = Buffer.from(isAbstract ? `\0${name.slice(1)}` : `${name}\0`)

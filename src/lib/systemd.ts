@@ -1,6 +1,6 @@
 /**
- * What the daemon and systemd say to each other: ready, stopping, a line of status, that it is still alive; and the
- * listening sockets that systemd keeps while no daemon does.
+ * Communication between the daemon and systemd: ready, stopping, a status line, the watchdog; and the listening sockets
+ * that systemd keeps while no daemon runs.
  *
  * ```
  *   starting --ready()--> ready --stopping()--> stopping
@@ -8,7 +8,7 @@
  * ```
  *
  * READY=1 never follows STOPPING=1. Outside systemd (no $NOTIFY_SOCKET) all of this does nothing. Owns the
- * watchdog timer; decides nothing about restarts, that is the unit's.
+ * watchdog timer; restarts are decided by the unit.
  */
 import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -18,31 +18,31 @@ import { openSystemdSocket, type SystemdSocket } from './systemd-notify.ts'
 
 /** The service manager, as the daemon sees it. */
 export interface Systemd extends Disposable {
-  /** What is ordered after this service may start. Also starts the watchdog: a stall while starting is the start timeout's. */
+  /** Services ordered after this one may start. Starts the watchdog: the start timeout covers a stall before. */
   ready(): void
-  /** The host serves: leaves a file that hostmesh-ready.path waits for. Said until {@link stopping}. */
+  /** The host serves: creates a file that hostmesh-ready.path waits for. It exists until {@link stopping}. */
   serves(): void
-  /** The host is going down. The watchdog is fed on, for a drain may take long. */
+  /** The host is shutting down. The watchdog is still notified, because a drain may take long. */
   stopping(): void
   /** One line for `systemctl status`; control characters become spaces. */
   status(text: string): void
-  /** Has systemd keep a socket over restart and crash. Goes out in order with {@link forget}, and is tried again when it must be. */
+  /** Makes systemd keep a socket over restart and crash. Sent in order with {@link forget}; retried if necessary. */
   keep(name: string, fd: number): void
-  /** systemd closes what it keeps under this name. */
+  /** Makes systemd close the sockets that it keeps under this name. */
   forget(name: string): void
-  /** Makes `pid` the main process of the service: this one is not listened to any more, and says nothing more. */
+  /** Makes `pid` the service's main process: systemd ignores this process from now on, and it sends nothing more. */
   handOver(pid: number): void
-  /** This process is the main one now: what it had to say until then goes out. */
+  /** This process is the main one now: its pending messages about sockets and readiness are sent. */
   takeOver(): void
 }
 
-/** A descriptor that this process was started with. */
+/** A descriptor that this process inherited. */
 export interface InheritedSocket {
   readonly name: string
   readonly fd: number
 }
 
-/** The variables by which systemd speaks to a service. */
+/** The environment variables by which systemd communicates with a service. */
 export interface SystemdEnvironment {
   readonly NOTIFY_SOCKET?: string | undefined
   readonly WATCHDOG_USEC?: string | undefined
@@ -51,24 +51,24 @@ export interface SystemdEnvironment {
   readonly LISTEN_PID?: string | undefined
   readonly LISTEN_FDS?: string | undefined
   readonly LISTEN_FDNAMES?: string | undefined
-  /** How the command was called, from scripts/hostmesh: what a reload starts. */
+  /** The path of the command as called, set by scripts/hostmesh: a reload starts it. */
   readonly HOSTMESH_COMMAND?: string | undefined
 }
 
-/** What {@link connectSystemd} needs. */
+/** Options of {@link connectSystemd}. */
 export interface SystemdOptions {
   readonly log: Log
-  /** Whether the daemon does its work; asked before each watchdog message. False withholds it. */
+  /** Whether the daemon is working; checked before each watchdog message. If false, the message is withheld. */
   readonly isAlive?: (() => boolean) | undefined
   readonly environment: SystemdEnvironment
-  /** Whether another process is the service's main one yet: until {@link Systemd.takeOver} nothing is said. */
+  /** Whether another process is still the service's main one: until {@link Systemd.takeOver} nothing is sent. */
   readonly isSuccessor?: boolean
 }
 
-/** Longest status line, in characters. */
+/** Maximum length of a status line, in characters. */
 const MAX_STATUS = 200
 
-/** A file in the runtime directory, there while the host serves. systemd removes that directory when the service is down. */
+/** A file in the runtime directory while the host serves. systemd removes the directory when the service is down. */
 const SERVING_MARK = 'serving'
 
 /** The first descriptor after standard input, output and error. */
@@ -77,12 +77,12 @@ const FIRST_INHERITED = 3
 /** More than systemd ever passes. */
 const MAX_INHERITED = 65_536
 
-/** systemd's socket takes few messages at once; those about sockets must not get lost. Milliseconds. */
+/** Retry interval for messages about sockets, which must not be lost: systemd's socket queues few. Milliseconds. */
 const SEND_AGAIN_MS = 10
 
 /**
- * Takes systemd's variables out of this process' environment, so that programs the daemon starts do not
- * speak in its name. Call it once, early.
+ * Removes systemd's variables from this process's environment, so that programs started by the daemon do not
+ * send in its name. Call it once, early.
  */
 export function takeSystemdEnvironment(): SystemdEnvironment {
   // oxlint-disable-next-line node/no-process-env -- the protocol with systemd is these variables; they are no configuration
@@ -101,7 +101,7 @@ export function takeSystemdEnvironment(): SystemdEnvironment {
   return environment
 }
 
-/** The descriptors that systemd, or an earlier daemon, has passed to process `pid`, as sd_listen_fds_with_names(3) reads them. */
+/** Descriptors passed to process `pid` by systemd or an earlier daemon, as in sd_listen_fds_with_names(3). */
 export function inheritedSockets(
   environment: SystemdEnvironment,
   pid: number = process.pid,
@@ -117,7 +117,7 @@ export function inheritedSockets(
   }))
 }
 
-/** Opens the way to systemd. Never throws: without it the daemon runs all the same, and the log says so. */
+/** Connects to systemd. Never throws: on failure the daemon runs without it, and the failure is logged. */
 export function connectSystemd(options: SystemdOptions): Systemd {
   const { environment, log } = options
   const socket = openSocket(environment, log)
@@ -186,9 +186,9 @@ export function connectSystemd(options: SystemdOptions): Systemd {
       if (mark !== undefined) rmSync(mark, { force: true })
       send('STOPPING=1')
     },
-    // A newline would begin another message: everything of that kind is cut out here.
+    // A newline would begin another message: all control characters are replaced.
     status: (text) => send(`STATUS=${text.replaceAll(/\p{Cc}+/gu, ' ').slice(0, MAX_STATUS)}`),
-    // FDPOLL=0: a listening socket is kept until it is taken back, whatever state it is in.
+    // FDPOLL=0: a listening socket is kept until it is taken back, whatever its state is.
     keep: (name, fd) => sendSurely(`FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, fd),
     forget: (name) => sendSurely(`FDSTOREREMOVE=1\nFDNAME=${name}`),
     handOver: (pid) => {
@@ -233,7 +233,7 @@ function openSocket(environment: SystemdEnvironment, log: Log): SystemdSocket | 
   }
 }
 
-/** Half of what systemd waits for; undefined when it watches nothing, or another process. */
+/** Half of systemd's watchdog timeout; undefined when systemd watches nothing, or another process. */
 function watchdogPeriodMs(environment: SystemdEnvironment): number | undefined {
   const timeoutUs = Number(environment.WATCHDOG_USEC ?? '')
   if (!Number.isFinite(timeoutUs) || timeoutUs <= 0) return undefined

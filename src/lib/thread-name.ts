@@ -1,6 +1,6 @@
 /**
- * The name that `ss -p`, `ps`, `top -H` and systemd show for this thread; that of the main thread is the
- * process's. Node calls its threads `MainThread` and the like.
+ * Sets the name that `ss -p`, `ps`, `top -H` and systemd show for this thread; the main thread's name is the
+ * process's. Node calls its threads `MainThread` and similar.
  */
 import { writeFileSync } from 'node:fs'
 
@@ -9,6 +9,6 @@ export function nameThread(name: string): void {
   try {
     writeFileSync('/proc/thread-self/comm', name)
   } catch {
-    // A name is a courtesy to whoever looks; no host without it is worse off.
+    // The name only helps people who look at the host; nothing depends on it.
   }
 }

@@ -1,10 +1,10 @@
 /**
  * The one URI that a certificate names, read from its DER bytes (RFC 5280, X.690).
  *
- * The bytes come from strangers, and the text that TLS libraries print of a subject alternative name has
- * fooled many (a NUL, a comma, a name of another type). So: own reader, bounds on everything, no recursion,
- * and whatever is not exactly as DER demands has no URI at all. Proves nothing: whether the certificate is
- * genuine is for the TLS library to say.
+ * The input is not trusted, and the text that TLS libraries print for a subject alternative name has
+ * misled many programs (a NUL, a comma, a name of another type). So: own parser, limits on everything, no recursion,
+ * and anything that is not exact DER has no URI. This verifies nothing: whether the certificate is genuine is
+ * decided by the TLS library.
  */
 import { type DerElement, derElements } from './der.ts'
 
@@ -33,9 +33,9 @@ const GENERAL_NAMES = new Set([0xa0, 0x81, DNS_NAME, 0xa3, 0xa4, 0xa5, URI_NAME,
 const SUBJECT_ALT_NAME = [0x55, 0x1d, 0x11]
 
 /**
- * The URI of a certificate whose subject alternative name holds exactly one, as written there; undefined
- * for none, several, one with anything but visible ASCII, and for any certificate that is malformed,
- * oversized or not version 3. Other kinds of name may stand beside it. Never throws.
+ * The URI of a certificate whose subject alternative name contains exactly one, as written there; undefined
+ * for none, several, one with characters other than visible ASCII, and for any certificate that is malformed,
+ * oversized or not version 3. Names of other types may be present. Never throws.
  */
 export function singleUriSan(certificate: Uint8Array): string | undefined {
   if (certificate.length > MAX_CERTIFICATE_BYTES) return undefined
@@ -88,7 +88,7 @@ function onlyUri(names: Uint8Array): string | undefined {
   let uri: string | undefined
   for (const name of derElements(list.content, MAX_NAMES) ?? []) {
     if (!GENERAL_NAMES.has(name.tag)) return undefined
-    // A DNS name that is none was made to be misread by somebody further on.
+    // An invalid DNS name was made to mislead a program that reads it later.
     if (name.tag === DNS_NAME && !/^[A-Za-z0-9*._-]+$/.test(ascii(name.content))) return undefined
     if (name.tag !== URI_NAME) continue
     if (uri !== undefined || name.content.length > MAX_URI_BYTES) return undefined
@@ -102,7 +102,7 @@ function isEqual(bytes: Uint8Array, expected: readonly number[]): boolean {
   return bytes.length === expected.length && expected.every((byte, index) => bytes[index] === byte)
 }
 
-/** One character a byte, so that no decoder can drop or replace any. */
+/** One character for each byte, so that no decoder can drop or replace any. */
 function ascii(bytes: Uint8Array): string {
   let text = ''
   for (const byte of bytes) text += String.fromCharCode(byte)

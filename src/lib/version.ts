@@ -7,7 +7,7 @@ import { readFileSync } from 'node:fs'
 export const hostmeshVersion: string = readVersion()
 
 function readVersion(): string {
-  // Sources and compiled files lie equally deep below the package's root.
+  // Sources and compiled files have the same depth below the package's root.
   const text = readFileSync(new URL('../../package.json', import.meta.url), 'utf8')
   const manifest: unknown = JSON.parse(text)
   return typeof manifest === 'object' &&

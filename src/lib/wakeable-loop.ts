@@ -1,26 +1,26 @@
 /**
- * A loop that does one thing after the other: a pass, a pause by the clock, the next pass. Who wakes it ends the pause.
+ * A loop that alternates passes and pauses, measured by a clock. A wake-up ends the pause.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import type { Clock } from './clock.ts'
 
-/** What a loop is built from. */
+/** Options of a loop. */
 export interface WakeableLoopOptions {
   readonly clock: Clock
-  /** Ends the loop: a pass that is under way is waited for, no other begins. */
+  /** Ends the loop: a running pass is awaited, no other begins. */
   readonly signal: AbortSignal
-  /** How long to pause before the first pass, milliseconds; not at all unless given. */
+  /** Pause before the first pass, milliseconds; default none. */
   readonly firstPauseMs?: number
-  /** Does what is due; returns how long to pause, milliseconds. */
+  /** Does the due work; returns the next pause in milliseconds. */
   readonly pass: () => Promise<number>
   /**
-   * Gets what a pass throws before `signal` has aborted; returns how long to pause. Without it a pass that throws
-   * ends the loop, and {@link WakeableLoop.ended} rejects.
+   * Called with the error of a pass if `signal` has not aborted; returns the next pause. Without it, a pass that
+   * throws ends the loop, and {@link WakeableLoop.ended} rejects.
    */
   readonly onError?: (thrown: unknown) => number
 }
 
-/** A running loop; its first pass begins in a later turn, never inside the constructor. */
+/** A running loop; its first pass begins in a later turn, never in the constructor. */
 export class WakeableLoop {
   readonly #options: WakeableLoopOptions
   #wakeSignal = new AbortController()
@@ -34,12 +34,12 @@ export class WakeableLoop {
     this.ended = this.#run()
   }
 
-  /** Ends the pause; while a pass is under way, another follows it at once. */
+  /** Ends the pause; during a pass, another pass follows at once. */
   wake(): void {
     this.#wakeSignal.abort()
   }
 
-  /** Calls `act` when no pass and no earlier `act` is under way; the next pass waits for it. */
+  /** Calls `act` while no pass and no earlier `act` is running; the next pass waits for it. */
   serialize<Result>(act: () => Promise<Result>): Promise<Result> {
     const result = this.#last.then(act)
     this.#last = result.catch(() => undefined)

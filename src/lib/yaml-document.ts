@@ -1,9 +1,9 @@
 /**
- * YAML text against a zod schema: the value, or every violation at once with line and column.
+ * Validates YAML text against a zod schema: returns the value, or all violations with line and column.
  *
  * Stricter than YAML: duplicate keys, unknown tags, keys that are not plain text, several documents and
- * an empty document are errors. Bounded: aliases may not multiply, and nesting that exhausts the stack
- * is an error like any other. Knows nothing of what the document is about.
+ * an empty document are errors. Limited: the expansion of aliases is bounded, and nesting that exhausts the stack
+ * is an error like any other. Independent of the document's subject.
  */
 import {
   type Document,
@@ -21,7 +21,7 @@ import type { z } from 'zod'
 import { describeError } from './errors.ts'
 import { explainIssues, type Violation } from './schema-issues.ts'
 
-/** Where a value sits in a document: keys and list positions from the top. */
+/** The location of a value in a document: keys and list positions from the top. */
 export type DocumentPath = readonly (string | number)[]
 
 /** A place in the text, both counted from 1. */
@@ -30,7 +30,7 @@ export interface TextPosition {
   readonly column: number
 }
 
-/** One thing that is wrong with a document. */
+/** One problem of a document. */
 export interface DocumentProblem {
   /** Undefined when the problem is not in the text: the file as a whole, or the environment. */
   readonly position: TextPosition | undefined
@@ -41,27 +41,27 @@ export interface DocumentProblem {
 /** A document that satisfies its schema. */
 export interface YamlDocument<T> {
   readonly value: T
-  /** Whether the text itself gives a value there (a default does not count). */
+  /** Whether the text itself contains a value there (a default does not count). */
   has(path: DocumentPath): boolean
   /** The problem `message` at `path`, with the position of the nearest part that is in the text. */
   problemAt(path: DocumentPath, message: string): DocumentProblem
 }
 
-/** What {@link parseYamlDocument} found. */
+/** The result of {@link parseYamlDocument}. */
 export type ParsedYaml<T> =
   | { readonly document: YamlDocument<T> }
   | { readonly problems: readonly DocumentProblem[] }
 
-/** Problems reported of one document; the rest is counted. More help nobody. */
+/** Maximum number of problems reported for one document; the rest is counted. */
 const MAX_PROBLEMS = 100
 
-/** Total nodes that aliases of one anchor may stand for. */
+/** Maximum total number of nodes that aliases of one anchor stand for. */
 const MAX_ALIAS_COUNT = 100
 
-/** Aliases of one document. To find what one stands for, the parser walks the document up to it. */
+/** Maximum number of aliases in one document: to resolve one, the parser walks the document up to it. */
 const MAX_ALIASES = 500
 
-/** Parses and checks. Never throws, whatever the text. */
+/** Parses and validates. Never throws, for any text. */
 export function parseYamlDocument<T>(text: string, schema: z.ZodType<T>): ParsedYaml<T> {
   try {
     return parse(text, schema)
@@ -74,7 +74,7 @@ export function parseYamlDocument<T>(text: string, schema: z.ZodType<T>): Parsed
   }
 }
 
-/** `file:line:column: path: message`, without the parts that the problem does not have. */
+/** `file:line:column: path: message`, without the parts that the problem lacks. */
 function formatProblem(fileName: string, problem: DocumentProblem): string {
   const place =
     problem.position === undefined ? '' : `:${problem.position.line}:${problem.position.column}`
@@ -82,7 +82,7 @@ function formatProblem(fileName: string, problem: DocumentProblem): string {
   return `${fileName}${place}: ${path === '' ? '' : `${path}: `}${problem.message}`
 }
 
-/** All problems, one a line, in the order of the text; cut after 100 with a count of the rest. */
+/** All problems, one per line, in the order of the text; after 100 only the number of the rest. */
 export function formatProblems(fileName: string, problems: readonly DocumentProblem[]): string[] {
   const inOrder = problems.toSorted(
     (a, b) =>
@@ -208,7 +208,7 @@ function keyOf(pair: Pair): string | undefined {
   const { key } = pair
   if (!isScalar(key)) return undefined
   const { value } = key
-  // `__proto__` would not survive the way through plain objects.
+  // `__proto__` would be lost in plain objects.
   if (typeof value === 'string') return value === '__proto__' ? undefined : value
   return typeof value === 'number' || typeof value === 'boolean' ? String(value) : undefined
 }
@@ -224,7 +224,7 @@ function locate(tree: Document, path: DocumentPath, key?: string): number | unde
     const pair = pairAt(tree, part)
     const node = nodeAt(tree, part)
     const hasText = node?.range && node.range[1] > node.range[0]
-    // A missing key is shown at its parent's key, which is where a reader looks for it.
+    // A missing key is reported at its parent's key, where a reader looks for it.
     const toKey = length < path.length || !hasText
     if (toKey && isScalar(pair?.key) && pair.key.range) return pair.key.range[0]
     if (node?.range) return node.range[0]
@@ -238,7 +238,7 @@ function pairAt(tree: Document, path: DocumentPath): Pair | undefined {
   return isMap(parent) && last !== undefined ? pairOf(parent, last) : undefined
 }
 
-/** The pairs of maps that were looked into: a large map with much to report on would be searched for each of it. */
+/** The pairs of maps already searched: a large map with many problems would be searched again for each of them. */
 const pairsByMap = new WeakMap<YAMLMap, ReadonlyMap<string, Pair>>()
 
 function pairOf(map: YAMLMap, key: string | number): Pair | undefined {

@@ -1,5 +1,5 @@
 /**
- * What a way of diverting connections must be able to do. Which there are, and which one a host uses, is backends.ts.
+ * The interface that each capture backend implements. backends.ts lists the backends and selects one for a host.
  */
 import type { SocketAddress } from '../../model/address.ts'
 import type { BackendKind } from '../../model/capture-backend.ts'
@@ -8,89 +8,89 @@ import type { RoutingSettings } from './routing.ts'
 import type { Family } from './rules.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
-/** What a configuration may ask for. */
+/** The backend that a configuration may select. */
 export type BackendChoice = BackendKind | 'auto'
 
-/** Which way is used, and why, in one sentence. */
+/** The selected backend, and the reason in one sentence. */
 export interface ChosenBackend {
   readonly kind: BackendKind
   readonly reason: string
 }
 
-/** What a configuration says of the rules beside the plan; a backend takes what it has a use for. */
+/** Settings of the rules that are not part of the plan; a backend uses those that it needs. */
 export interface BackendSettings extends RoutingSettings {
-  /** How long a connection from before capture is spared, seconds. */
+  /** How long a connection from before capture is spared, in seconds. */
   readonly spareSeconds: number
   readonly sparesWhileUsed: boolean
 }
 
-/** One rule of ours as the kernel has it. */
+/** One rule of ours as the kernel reports it. */
 export interface ShownRule {
-  /** `inet` is both families. */
+  /** `inet` means both families. */
   readonly family: Family | 'inet'
   readonly table: string
   readonly chain: string
   readonly rule: string
-  /** What the rule has caught; null where rules are not counted one by one (nftables). */
+  /** What the rule has matched; null where rules have no counters of their own (nftables). */
   readonly packets: number | null
   readonly bytes: number | null
 }
 
-/** Connections counted by the kernel; from 0 again when tables are made anew. */
+/** Connections counted by the kernel; the counters restart at 0 when the tables are created again. */
 export interface CaptureCounts {
-  /** Of callers without identity, refused at virtual addresses and at instances. */
+  /** Connections of callers without identity that were refused: at virtual addresses, and at instances. */
   readonly refusedVirtual: number
   readonly refusedInstance: number
-  /** Let out without the mesh: `capture.permissive`. */
+  /** Passed without the mesh: `capture.permissive`. */
   readonly permitted: number
-  /** First segments of processes that had just started, kept waiting until it was known who they are. */
+  /** First segments of newly started processes, delayed until the process was identified. */
   readonly waited: number | undefined
-  /** Refused because more connections were open than sets hold. */
+  /** Refused because the sets of open connections were full. */
   readonly full: number | undefined
-  /** Refused by the guard; undefined where there is none. */
+  /** Refused by the guard; undefined where there is no guard. */
   readonly guarded: number | undefined
-  /** Open since before capture, and spared now. */
+  /** Opened before capture, and spared now. */
   readonly spared: number | undefined
 }
 
-/** Addresses that rules know by sets. */
+/** The addresses that rules match by sets. */
 export interface MeshAddresses {
-  /** Instances of mesh services: captured. */
+  /** Instances of mesh services: connections to them are captured. */
   readonly instances: readonly SocketAddress[]
-  /** Those of them that may be reached without the mesh now. */
+  /** The subset that may be reached without the mesh now. */
   readonly permitted: readonly SocketAddress[]
 }
 
-/** What is in the kernel. */
+/** The state of capture in the kernel. */
 export interface BackendState {
   readonly rules: readonly ShownRule[]
-  /** Addresses in each set of instances; undefined when there is no such set. */
+  /** Number of addresses in each set of instances; undefined when the set does not exist. */
   readonly instances: Record<Family, number | undefined>
   readonly counts: CaptureCounts
-  /** Connections that are spared: `10.0.0.1:40000 > 10.0.0.2:5432`. */
+  /** Spared connections: `10.0.0.1:40000 > 10.0.0.2:5432`. */
   readonly spared: readonly string[]
 }
 
-/** One way of diverting. Operations never overlap: capture.ts runs one at a time. */
+/** One capture backend. Operations never overlap: capture.ts runs one at a time. */
 export interface CaptureBackend {
   readonly kind: BackendKind
-  /** Makes everything as planned: guard, rules, sets, routes. @throws MeshError; then all is as it was. */
+  /** Creates guard, rules, sets and routes as planned. @throws MeshError; then the previous state is kept. */
   apply(resolved: ResolvedPlan): Promise<void>
-  /** Brings up to date what depends on cgroups alone: the same workloads, units that have restarted. */
+  /** Updates only what depends on cgroups: the same workloads, but units have restarted. */
   renew(resolved: ResolvedPlan): Promise<void>
   /**
-   * Whether somebody renews the rules when a unit starts: then who has just started is kept waiting for that, else
-   * refused where he may be a workload.
+   * Sets whether an upkeep renews the rules when a unit starts. If so, connections of a newly started process are
+   * delayed until then; otherwise they are refused where the process may be a workload.
    */
   setUpkeep(isKept: boolean): Promise<void>
-  /** The addresses that sets are to hold from now on, all of them. */
+  /** Replaces all addresses that the sets hold. */
   setAddresses(addresses: MeshAddresses): Promise<void>
-  /** The first thing that is not as planned, in words; undefined when all is. */
+  /** The first difference from the plan, in words; undefined when there is none. */
   drift(resolved: ResolvedPlan): Promise<string | undefined>
   show(): Promise<BackendState>
-  /** What {@link show} counts, for less. */
+  /** The counts of {@link show}, at a lower cost. */
   counts(): Promise<CaptureCounts>
-  /** Removes rules and sets of ours, but no routes; returns whether there were any. Notes say what could not be looked at. */
+  /** Removes our rules and sets, but no routes; returns whether there were any. Notes: what could not be checked. */
   clear(notes: string[]): Promise<boolean>
   problems(): readonly Problem[]
 }

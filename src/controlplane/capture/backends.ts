@@ -1,8 +1,8 @@
 /**
- * The ways of diverting connections, each with all that it can do, and which one a host uses.
+ * The capture backends with their operations, and the selection of the one that a host uses.
  *
- *     nftables   TPROXY by a native table: no connection tracking, a guard of its own. Where the host can.
- *     iptables   REDIRECT by iptables and ipset: older hosts, and containers whose bridge calls iptables
+ *     nftables   TPROXY in a native table: no connection tracking, a guard of its own. Used where the host supports it.
+ *     iptables   REDIRECT with iptables and ipset: older hosts, and containers whose bridge calls iptables
  */
 import type { Log } from '../../lib/log.ts'
 import type { BackendKind } from '../../model/capture-backend.ts'
@@ -22,24 +22,24 @@ import { nftObstacle } from './nft-obstacle.ts'
 import type { CapturePlan } from './rules.ts'
 import { findCgroupRoot, type ResolvedPlan } from './workloads.ts'
 
-/** One way. */
+/** One backend. */
 interface Backend {
-  /** Whether the kernel tells of every change that other programs make. */
+  /** Whether the kernel reports every change that other programs make. */
   readonly hearsChanges: boolean
   create(run: RunCommand, log: Log, settings: BackendSettings): CaptureBackend
-  /** Everything that applying a plan on a host without rules of ours would do, as a shell would. */
+  /** The shell commands that would apply a plan on a host that has no rules of ours. */
   preview(resolved: ResolvedPlan, settings: BackendSettings): string
-  /** Puts the guard in place, from a plan that was kept. */
+  /** Installs the guard, from a stored plan. */
   applyGuard(
     run: RunCommand,
     resolved: ResolvedPlan,
     given: { readonly settings: BackendSettings; readonly addresses: MeshAddresses },
   ): Promise<void>
-  /** Removes the guard alone. Returns whether it was there. */
+  /** Removes only the guard. Returns whether it existed. */
   readonly removeGuard: (run: RunCommand) => Promise<boolean>
 }
 
-/** All ways, in the order in which their rules are looked for. */
+/** All backends, in the order in which their rules are searched for. */
 export const backends: Readonly<Record<BackendKind, Backend>> = {
   nftables: {
     hearsChanges: true,
@@ -49,7 +49,7 @@ export const backends: Readonly<Record<BackendKind, Backend>> = {
     removeGuard,
   },
   iptables: {
-    // Its legacy variant tells nobody.
+    // The legacy variant of iptables reports no changes.
     hearsChanges: false,
     create: (run, log, settings) => new IptablesBackend(run, log, settings),
     preview: previewIptables,
@@ -58,7 +58,7 @@ export const backends: Readonly<Record<BackendKind, Backend>> = {
   },
 }
 
-/** Which way a plan gets on this host. */
+/** Selects the backend for a plan on this host. */
 export async function selectBackend(
   choice: BackendChoice,
   { workloads }: Pick<CapturePlan, 'workloads'>,

@@ -1,8 +1,9 @@
 /**
- * Capture on this host as one thing that can be applied, kept, shown and removed, whatever tools divert.
+ * Capture on this host, independent of the backend: applies, maintains, shows and removes the rules.
  *
- * With `maintain` set it keeps the rules: a unit that restarts gets a new cgroup and needs its rule again, and other
- * programs flush tables. Foreign rules are never written, only read. One operation runs at a time.
+ * With `maintain` set it keeps the rules in place: a unit that restarts gets a new cgroup and needs a new rule, and
+ * other programs flush tables. Foreign rules are read, never changed; rules of ours are added to foreign chains. One
+ * operation runs at a time.
  */
 import { sleep } from '../../lib/abort.ts'
 import { describeError, errorCode } from '../../lib/errors.ts'
@@ -37,112 +38,112 @@ import {
   resolvePlan,
 } from './workloads.ts'
 
-/** What a capture is built from. */
+/** Options of {@link createCapture}. */
 export interface CaptureOptions {
   readonly log?: Log
-  /** Runs the kernel's tools; replaced where rules belong into another network namespace. */
+  /** Runs the kernel's tools; replaced when the rules belong to another network namespace. */
   readonly run?: RunCommand
-  /** What diverts; `auto` unless given. */
+  /** The backend; default `auto`. */
   readonly backend?: BackendChoice
   readonly nft?: BackendSettings
   /**
-   * Keep the rules in place after apply(): look at them this often, and when `watch` tells of a change. Left out: apply
-   * once and be done.
+   * Keeps the rules in place after apply(): verifies them at this interval, and when `watch` reports a change. If
+   * absent, the rules are applied once.
    */
   readonly maintain?: {
     readonly verifyEveryMs: number
     readonly cgroupEveryMs: number
     readonly watch?: WatchKernel
-    /** Owns a guard of its own ({@link HeldGuard}); left out: there is none. */
+    /** Owns a second guard ({@link HeldGuard}); if absent, there is none. */
     readonly owner?: TableOwner
   }
 }
 
-/** What is in the kernel now. */
+/** The state of capture in the kernel. */
 export interface CaptureState {
-  /** Whether the kernel has any rule of ours. */
+  /** Whether the kernel has any rules of ours. */
   readonly present: boolean
-  /** What diverts on this host and why; undefined when this process knows no plan. */
+  /** The backend of this host and the reason for it; undefined when this process has no plan. */
   readonly backend: ChosenBackend | undefined
-  /** Whether the rules are those of the last plan; undefined when this process knows no plan. */
+  /** Whether the rules match the last plan; undefined when this process has no plan. */
   readonly inSync: boolean | undefined
-  /** The first thing that is not as planned; undefined when all is, or no plan is known. */
+  /** The first difference from the plan; undefined when there is none, or when there is no plan. */
   readonly difference: string | undefined
   readonly rules: readonly ShownRule[]
-  /** Addresses in each set; undefined when there is no such set. */
+  /** Number of addresses in each set; undefined when the set does not exist. */
   readonly instances: Record<Family, number | undefined>
   readonly counts: CaptureCounts
-  /** Connections open since before capture, and spared now. */
+  /** Connections that were opened before capture, and are spared now. */
   readonly spared: readonly string[]
-  /** How often the rules were found changed by others, and applied again, since apply(). */
+  /** How often the rules were changed by other programs and applied again, since apply(). */
   readonly repairs: number
   readonly problems: readonly Problem[]
 }
 
-/** How capture stands, as the upkeep knows it. */
+/** The condition of capture as the upkeep last saw it. */
 export interface CaptureCondition {
-  /** Whether the rules are those of the plan; undefined before apply(). */
+  /** Whether the rules match the plan; undefined before apply(). */
   readonly inSync: boolean | undefined
   readonly backend: ChosenBackend | undefined
-  /** As old as the last full look; undefined before the first one. */
+  /** From the last full check; undefined before the first one. */
   readonly counts: CaptureCounts | undefined
-  /** How often the rules were found changed by others, and applied again. */
+  /** How often the rules were changed by other programs and applied again. */
   readonly repairs: number
-  /** What was found changed last, in words. */
+  /** The last change that was found, in words. */
   readonly lastRepair: string | undefined
-  /** Whether the guard outlives a flush of everything by others. */
+  /** Whether the guard survives when another program flushes all tables. */
   readonly isGuardHeld: boolean
 }
 
-/** What clear() did. */
+/** The result of clear(). */
 export interface ClearReport {
-  /** Whether anything of ours was there. */
+  /** Whether there were any rules of ours. */
   readonly removed: boolean
-  /** What could not be looked at, and why that is no failure. */
+  /** What could not be checked, and why that is not a failure. */
   readonly notes: readonly string[]
 }
 
-/** Capture of this host. Disposing it stops the upkeep and leaves the rules as they are. */
+/** Capture of this host. Disposing it stops the upkeep and leaves the rules in place. */
 export interface Capture extends AsyncDisposable {
   /**
-   * Makes the kernel capture what the plan says. A workload that does not exist (yet) is left out and
-   * named in problems(). @throws MeshError HM_CAPTURE_*; then the rules are those from before.
+   * Makes the kernel capture as planned. A workload that does not exist (yet) is left out and
+   * reported in problems(). @throws MeshError HM_CAPTURE_*; then the previous rules are kept.
    */
   apply(plan: CapturePlan): Promise<void>
-  /** The addresses that are to be captured from now on, and those that may pass without the mesh; all of them. */
+  /** Replaces all addresses: those that are captured, and those that may be reached without the mesh. */
   updateAddresses(addresses: MeshAddresses): Promise<void>
   /**
-   * Nobody carries what begins from now on: who has just started is refused, not kept waiting. The upkeep goes on until
-   * this is disposed, for what is open still passes by the rules.
+   * No daemon accepts new connections from now on: those of newly started processes are refused instead of delayed. The
+   * upkeep continues until this is disposed, because open connections still depend on the rules.
    */
   suspend(): Promise<void>
-  /** Removes rules, chains, sets and routes of ours, and nothing else; also those of a dead daemon. */
+  /** Removes only our rules, chains, sets and routes, including those of a dead daemon. */
   clear(): Promise<ClearReport>
-  /** What is in the kernel, compared with the plan given or else the one applied by this process. */
+  /** The state in the kernel, compared with the given plan, or with the plan that this process applied. */
   show(plan?: CapturePlan): Promise<CaptureState>
-  /** How it stands, as the upkeep has last seen it: asks nobody. */
+  /** The condition as the upkeep last saw it, without I/O. */
   condition(): CaptureCondition
-  /** What does not work now; empty when all is well. */
+  /** What does not work now; empty when there are no problems. */
   problems(): readonly Problem[]
-  /** The plan as it was last applied: users by number, without what does not exist; undefined before. */
+  /** The plan as last applied: users by number, without workloads that do not exist; undefined before. */
   plan(): CapturePlan | undefined
-  /** What diverts, and why; undefined before a plan was applied. */
+  /** The backend and the reason for it; undefined before a plan was applied. */
   backend(): ChosenBackend | undefined
 }
 
-/** A cgroup may vanish between our look and our change: look again this often. */
+/** A cgroup may disappear between reading it and changing the rules: at most this many attempts. */
 const MAX_ATTEMPTS = 10
 
-/** What is heard during an operation of ours, and so long after it, is most likely its echo. */
+/** A change reported during an operation of ours, or this long after it, is most likely our own. Milliseconds. */
 const OWN_ECHO_MS = 120
 
-/** What others change again and again while it is put back is put back so often before anything else. */
+/** When other programs change the rules again during a repair, the repair is repeated at most this often. */
 const MAX_REPAIRS = 4
 
-/** Everything is looked at this often where not every change is heard: the legacy variant of iptables tells nobody. */
+/** Interval of full checks where not all changes are reported: legacy iptables reports none. Milliseconds. */
 const UNHEARD_LOOK_MS = 2_000
 
-/** What native tables are made with unless a configuration says otherwise. */
+/** Default settings of native tables. */
 export const defaultNftSettings: BackendSettings = {
   mark: 0x1000,
   priority: 5,
@@ -151,7 +152,7 @@ export const defaultNftSettings: BackendSettings = {
   sparesWhileUsed: false,
 }
 
-/** Capture by the tools of this host. */
+/** Creates capture with the tools of this host. */
 export function createCapture(options: CaptureOptions = {}): Capture {
   return new KernelCapture(options)
 }
@@ -162,7 +163,7 @@ class KernelCapture implements Capture {
   readonly #options: CaptureOptions
   readonly #backends: Record<BackendKind, CaptureBackend>
   #chosen: ChosenBackend | undefined
-  /** Whether what another backend left behind has been looked for. */
+  /** Whether rules left by another backend have been searched for. */
   #isAlone = false
   #queue: Promise<unknown> = Promise.resolve()
   #resolved: ResolvedPlan | undefined
@@ -177,7 +178,7 @@ class KernelCapture implements Capture {
   #changedAt = -Infinity
   #inSync: boolean | undefined
   #counts: CaptureCounts | undefined
-  /** How long the last look at everything took: tens of thousands of rules of others take seconds. */
+  /** Duration of the last full check: with tens of thousands of foreign rules it takes seconds. */
   #lookMs = 0
 
   constructor(options: CaptureOptions) {
@@ -198,7 +199,7 @@ class KernelCapture implements Capture {
       try {
         await this.#applyFirst(plan, cgroupRoot)
       } finally {
-        // What could not be applied is tried again, unless the caller gives up.
+        // A failed apply is tried again, unless the caller gives up.
         if (maintain !== undefined) this.#startUpkeep(maintain, plan, cgroupRoot)
       }
     })
@@ -206,7 +207,7 @@ class KernelCapture implements Capture {
 
   async #applyFirst(plan: CapturePlan, cgroupRoot: string | undefined): Promise<void> {
     this.#chosen = await this.#choose(plan)
-    // By iptables, too, it refuses what begins while rules and guard are gone, where there is an nft to hold it.
+    // Useful with iptables, too, if there is an nft to hold it: refuses new connections while rules and guard are gone.
     this.#canHold =
       this.#options.maintain?.owner !== undefined &&
       (this.#chosen.kind === 'nftables' || (await nftObstacle(this.#run, cgroupRoot)) === undefined)
@@ -311,7 +312,7 @@ class KernelCapture implements Capture {
     this.#release()
   }
 
-  /** Brings the guard that nobody else can flush up to date. */
+  /** Updates the guard that no other program can flush. */
   async #hold(resolved = this.#resolved): Promise<void> {
     const owner = this.#options.maintain?.owner
     if (owner === undefined || resolved === undefined) return
@@ -343,7 +344,7 @@ class KernelCapture implements Capture {
     return selectBackend(this.#options.backend ?? 'auto', plan, this.#run)
   }
 
-  /** For a process that knows no plan: the one whose rules are there. */
+  /** For a process without a plan: the backend whose rules exist. */
   async #presentBackend(): Promise<CaptureBackend> {
     const { iptables, ...others } = this.#backends
     for (const backend of Object.values(others))
@@ -355,7 +356,7 @@ class KernelCapture implements Capture {
     return iptables
   }
 
-  /** What another backend left behind would divert, too. */
+  /** Removes the rules that another backend left, because they would divert, too. */
   async #clearOthers(): Promise<void> {
     let removed = false
     for (const backend of Object.values(this.#backends))
@@ -364,12 +365,12 @@ class KernelCapture implements Capture {
           removed = await backend.clear([])
         })
     if (!removed || this.#resolved === undefined) return
-    // Both use the same kind of routes: those that are still needed are made again.
+    // Both backends use the same kind of routes: those still needed are created again.
     await clearRouting(this.#run)
     await this.#backend().apply(this.#resolved)
   }
 
-  /** Runs what changes the kernel: its echo is no news. */
+  /** Runs a change of the kernel's state, so that reports of it are recognized as our own. */
   async #change(operation: () => Promise<void>): Promise<void> {
     this.#isChanging = true
     try {
@@ -380,20 +381,20 @@ class KernelCapture implements Capture {
     }
   }
 
-  /** Runs operations one after another; a failed one does not stop the next. */
+  /** Runs operations one after another; a failed one does not stop the next one. */
   #exclusive<T>(operation: () => Promise<T>): Promise<T> {
     const result = this.#queue.then(operation)
     this.#queue = result.catch(() => undefined)
     return result
   }
 
-  /** Applies what of the plan exists now. A cgroup may vanish between look and change: then once more. */
+  /** Applies the part of the plan that exists now. Tries again when a cgroup disappears between check and change. */
   async #applyPlan(plan: CapturePlan, root: string | undefined): Promise<void> {
     for (let attempt = 1; ; attempt += 1) {
       const resolved = await resolvePlan(plan, this.#run, root)
       try {
         const isRenewal = isSamePlan(this.#resolved, resolved)
-        // The guard first: it refuses whom it does not know, and the rules keep a unit that has just started waiting.
+        // Guard first, because it refuses unknown processes; until then the rules delay a newly started unit.
         if (isRenewal) await this.#hold(resolved)
         await this.#change(() => this.#backend()[isRenewal ? 'renew' : 'apply'](resolved))
         this.#resolved = resolved
@@ -439,13 +440,13 @@ class KernelCapture implements Capture {
   }
 
   /**
-   * One look at the cgroups, and at everything when `isDue`. Returns whether it looked at everything. A
-   * cgroup that went away needs no haste: its rule matches nobody until the next full look drops it.
+   * Checks the cgroups, and everything when `isDue`. Returns whether it checked everything. A cgroup that
+   * disappeared is not urgent: its rule matches no process until the next full check removes it.
    */
   async #keep(plan: CapturePlan, root: string | undefined, isDue: boolean): Promise<boolean> {
     try {
       if (this.#resolved === undefined) {
-        // It could not be applied: all of it once more.
+        // The plan could not be applied before: apply all of it again.
         if (isDue) await this.#applyFirst(plan, root)
         return isDue
       }
@@ -470,7 +471,7 @@ class KernelCapture implements Capture {
     return isDue
   }
 
-  /** Users may have come since the last look, and other programs may have changed rules. */
+  /** Repairs the rules: users may have been added since the last check, and other programs may have changed rules. */
   async #repair(plan: CapturePlan, root: string | undefined): Promise<void> {
     const resolved = await resolvePlan(plan, this.#run, root)
     if (!isSamePlan(this.#resolved, resolved)) return this.#applyPlan(plan, root)
@@ -484,16 +485,16 @@ class KernelCapture implements Capture {
       this.#repairs += 1
       this.#lastRepair = drift
       this.#log.warn('Capture rules were changed by another program; applied again', { drift })
-      // Who changes much, as a firewall does that is reloaded, is not done yet, and what came meanwhile passes for our echo.
+      // A program that changes much (a firewall reload) may not be finished, and its changes are taken for our own.
       await sleep(OWN_ECHO_MS)
       if (this.#upkeep === undefined) return
     }
-    // Somebody may have ended the nft that holds it.
+    // The nft process that holds the guard may have been killed.
     if (this.#held?.isHeld !== true) await this.#hold()
   }
 }
 
-/** Whether only what cgroups are there differs, if anything. */
+/** Whether two plans differ at most in cgroups that are not above workloads. */
 function isSamePlan(a: ResolvedPlan | undefined, b: ResolvedPlan): boolean {
   const shape = ({ plan, cgroups }: ResolvedPlan): string =>
     JSON.stringify([plan, cgroups.filter(({ isAbove }) => isAbove)])

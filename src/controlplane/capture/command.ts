@@ -1,37 +1,37 @@
 /**
- * Runs the kernel's own tools (nft, iptables, ipset, ip, ss, id) with a deadline. Capture starts no other process but the nft
- * that owns tables (table-owner.ts); this is the function to replace when rules belong into another network namespace.
+ * Runs the kernel's tools (nft, iptables, ipset, ip, ss, id) with a deadline. The only other process that capture
+ * starts is the nft that owns tables (table-owner.ts). Replace the runner if rules belong to another network namespace.
  */
 import { spawn } from 'node:child_process'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 
-/** How a tool ended. A status other than 0 is not an exception: the caller knows what it means. */
+/** How a tool ended. A status other than 0 is not an exception: the caller interprets it. */
 export interface CommandResult {
   readonly status: number
   readonly stdout: string
   readonly stderr: string
 }
 
-/** Runs one tool, feeding it `input`. Throws HM_CAPTURE_TOOL_MISSING and HM_CAPTURE_TIMEOUT only. */
+/** Runs one tool with `input` on standard input. Throws only HM_CAPTURE_TOOL_MISSING and HM_CAPTURE_TIMEOUT. */
 export type RunCommand = (
   tool: string,
   args: readonly string[],
   input?: string,
 ) => Promise<CommandResult>
 
-/** Where tools are looked for, whatever PATH the caller has: a service's PATH may lack sbin. */
+/** Where tools are searched for, regardless of the caller's PATH: a service's PATH may lack sbin. */
 export const SYSTEM_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
 /**
- * What tools are started with. An nft that reads commands writes its history into HOME, or into the root folder where there is
- * none: here it can do neither.
+ * Environment of the tools. An interactive nft writes its history into HOME, or into the root folder without HOME: this
+ * value prevents both.
  */
 export const TOOL_ENVIRONMENT = { PATH: SYSTEM_PATH, LC_ALL: 'C', HOME: '/dev/null' }
 
-/** Tools wait up to 5 s for the lock of iptables; what takes longer than this hangs. */
+/** Tools wait up to 5 s for the lock of iptables; a tool that takes longer than this deadline hangs. */
 const DEADLINE_MS = 15_000
 
-/** A host with tens of thousands of foreign rules still fits. */
+/** Enough for a host with tens of thousands of foreign rules. */
 const MAX_OUTPUT_BYTES = 128 * 1024 * 1024
 
 /** Debian packages by tool; other distributions use the same names. */
@@ -44,8 +44,8 @@ const PACKAGES: Record<string, string> = {
 }
 
 /**
- * A runner that finds tools in `searchPath` (colon-separated folders). Tools run in a session of their own: a signal to the
- * group of the daemon, as of Ctrl-C or a shell's `kill %1`, is for the daemon to act on and must not end them half-way.
+ * A runner that finds tools in `searchPath` (colon-separated folders). Tools run in a session of their own: a signal
+ * to the daemon's process group, as from Ctrl-C or a shell's `kill %1`, must not end a tool half-way.
  */
 export function createCommandRunner(searchPath: string = SYSTEM_PATH): RunCommand {
   return (tool, args, input = '') =>
@@ -55,7 +55,7 @@ export function createCommandRunner(searchPath: string = SYSTEM_PATH): RunComman
         detached: true,
         stdio: 'pipe',
       })
-      // Not that of spawn: it goes on for a tool that could not be started.
+      // Not the timeout option of spawn: its timer continues for a tool that could not be started.
       const deadline = setTimeout(() => child.kill('SIGKILL'), DEADLINE_MS)
       const output: Record<'stdout' | 'stderr', Buffer[]> = { stdout: [], stderr: [] }
       let length = 0
@@ -82,7 +82,7 @@ export function createCommandRunner(searchPath: string = SYSTEM_PATH): RunComman
           reject(commandError(tool, Object.assign(error, { killed: child.killed })))
         }
       })
-      // A tool that dies before it read its input makes this end fail; its status tells the story.
+      // A tool that exits before it has read its input causes an error here; its status is the result.
       child.stdin.on('error', () => undefined)
       child.stdin.end(input)
     })
@@ -109,7 +109,7 @@ function commandError(
   return new MeshError('HM_CAPTURE_TOOL_FAILED', `Cannot run ${tool}`, { cause: error })
 }
 
-/** Runs what a host without the tool need not do, and notes that it was not done. */
+/** Runs an operation that is optional where the tool is not installed, and adds a note when it was skipped. */
 export async function ignoreMissingTool(
   notes: string[],
   operation: () => Promise<unknown>,

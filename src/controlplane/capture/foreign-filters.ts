@@ -1,8 +1,9 @@
 /**
- * Filters of iptables that drop what capture diverts. A drop in any table is final, so an accept of ours elsewhere does not
- * help: a tagged line of ours at the head of the chain does. Native tables: native-filters.ts.
+ * Lets diverted traffic pass iptables filters of other programs that would drop it. A drop in any table is final, so an
+ * accept in our own table does not help: a tagged rule of ours at the head of the chain does. Native tables:
+ * native-filters.ts.
  *
- * What is diverted at OUTPUT still seems to leave by its old interface there, so `-o lo -j ACCEPT` does not let it pass.
+ * Traffic diverted at OUTPUT still shows its old interface there, so `-o lo -j ACCEPT` does not match it.
  */
 import type { RunCommand } from './command.ts'
 import type { Family } from './rules.ts'
@@ -18,7 +19,7 @@ interface ListedChain {
 
 const TAG = ['-m', 'comment', '--comment', 'hostmesh']
 
-/** Lets what has our mark pass the chains of iptables that drop what no rule accepts. */
+/** Adds our rules to the iptables chains that drop unmatched traffic, so that marked packets pass. */
 export async function passForeignFilters(
   run: RunCommand,
   families: readonly Family[],
@@ -30,7 +31,7 @@ export async function passForeignFilters(
   }
 }
 
-/** The first chain of iptables that drops and lets nothing of ours pass; undefined when there is none. */
+/** The first iptables chain that drops unmatched traffic and has no rule of ours; undefined when there is none. */
 export async function foreignFilterDrift(
   run: RunCommand,
   families: readonly Family[],
@@ -55,7 +56,7 @@ async function closedChains(
   return (await Promise.all(chains)).flat()
 }
 
-/** Takes our lines out of the chains of iptables. Returns whether there were any. */
+/** Removes our rules from the chains of iptables. Returns whether there were any. */
 export async function clearForeignFilters(run: RunCommand): Promise<boolean> {
   let removed = false
   for (const tool of Object.values(TOOLS))
@@ -66,7 +67,7 @@ export async function clearForeignFilters(run: RunCommand): Promise<boolean> {
   return removed
 }
 
-/** The chain by `-S`; undefined where the tool or the table is not there. */
+/** The chain as printed by `-S`; undefined where the tool or the table does not exist. */
 async function listChain(
   run: RunCommand,
   tool: string,
@@ -80,7 +81,7 @@ async function listChain(
   }
 }
 
-/** Whether a chain drops what no rule accepts. What an administrator denies by a match is no business of ours. */
+/** Whether a chain drops unmatched traffic. A drop with a match is an administrator's decision and is respected. */
 function drops(listed: readonly string[]): boolean {
   return listed.some((line) => /^-P \S+ DROP|^-A \S+ -j (DROP|REJECT)\b/.test(line))
 }

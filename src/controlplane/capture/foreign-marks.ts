@@ -1,15 +1,15 @@
 /**
- * Rules of others that write over the mark of capture, or over the packet priority beside it: what is diverted goes astray
- * then, and its connections time out or are refused. They can only be named.
+ * Finds rules of other programs that overwrite the mark of capture, or the packet priority used with it. Diverted
+ * packets are then lost: connections time out or are refused. Such rules can only be reported.
  *
- * The mark must live from our chain on the output hook to ours on the prerouting hook. A rule of a chain that the packet
- * meets between them keeps it, writes over it (a plain value, the mark of the connection), or sets it for packets that are not ours.
+ * The mark must survive from our chain on the output hook to our chain on the prerouting hook. A rule in a chain
+ * between them keeps it, overwrites it (a plain value, the connection's mark), or sets it only for other packets.
  */
 import { Problem } from '../../model/problem.ts'
 import type { RunCommand } from './command.ts'
 import type { Family } from './rules.ts'
 
-/** nft's words for priorities. */
+/** nft's names of priorities. */
 const PRIORITIES: Readonly<Record<string, number>> = {
   raw: -300,
   mangle: -150,
@@ -19,13 +19,13 @@ const PRIORITIES: Readonly<Record<string, number>> = {
   srcnat: 100,
 }
 
-/** Ours on the output hook, and ours on the prerouting hook. */
+/** Priorities of our chains on the output hook and on the prerouting hook. */
 const SET_AT = -140
 const READ_AT = 20
 
 const TOOLS: Record<Family, string> = { v4: 'iptables', v6: 'ip6tables' }
 
-/** Those of the mangle tables of iptables. */
+/** Such rules in the mangle tables of iptables. */
 export async function marksInIptables(
   run: RunCommand,
   families: readonly Family[],
@@ -43,11 +43,11 @@ export async function marksInIptables(
   return (await Promise.all(problems)).flat()
 }
 
-/** Those of native tables, in what nft prints of everything. Pure. */
+/** Such rules in native tables, from nft's listing of the ruleset. Pure. */
 export function marksInRuleset(ruleset: string, mark: number): readonly Problem[] {
   return ruleset.split(/^(?=table )/m).flatMap((text) => {
     const table = /^table (\S+ \S+) \{/.exec(text)?.[1]
-    // Those of iptables print their own words better.
+    // The mangle tables of iptables are reported by marksInIptables, in iptables' own words.
     if (table === undefined || table.startsWith('inet hostmesh') || /^ip6? mangle$/.test(table))
       return []
     const chains = text.split(/^(?=\tchain )/m).slice(1)
@@ -70,7 +70,7 @@ export function marksInRuleset(ruleset: string, mark: number): readonly Problem[
   })
 }
 
-/** Those of the mangle table of iptables, as `-S` prints it. Pure. */
+/** Such rules in the mangle table of iptables, as `-S` prints it. Pure. */
 export function marksInMangle(tool: string, listed: string, mark: number): readonly Problem[] {
   return listed.split('\n').flatMap((line) => {
     if (!line.startsWith('-A ') || line.startsWith('-A OUTPUT') || isOfOthers(line)) return []
@@ -87,7 +87,7 @@ export function marksInMangle(tool: string, listed: string, mark: number): reado
   })
 }
 
-/** Whether a base chain meets packets that are diverted while they carry the mark. */
+/** Whether diverted packets pass a base chain while they carry the mark. */
 function isBetween(chain: string): boolean {
   const [, hook = '', word = '', sign = '+', more = '0'] =
     /\n\t\ttype \S+ hook (\S+) priority (\S+?)(?: ([+-]) (\d+))?;/.exec(chain) ?? []
@@ -100,7 +100,7 @@ function isBetween(chain: string): boolean {
   )
 }
 
-/** Whether what a rule makes of the mark is not what it was in our bit. */
+/** Whether a rule changes our bit of the mark. */
 function writesOver(rule: string, mark: number): boolean {
   const value =
     /meta mark set (.*?)(?: (?:accept|return|counter|ct mark set|goto|jump)\b.*)?$/.exec(rule)?.[1]
@@ -111,7 +111,7 @@ function writesOver(rule: string, mark: number): boolean {
   return (Number(keeps) & mark) === 0 || (Number(sets) & mark) !== 0
 }
 
-/** What is diverted is TCP, and goes over loopback. */
+/** Whether a rule cannot match diverted packets, which are TCP and use loopback. */
 function isOfOthers(rule: string): boolean {
   return (
     /\b(udp|icmp|icmpv6|esp) |\bl4proto (udp|icmp|ipv6-icmp)|-p (udp|icmp)/.test(rule) ||
@@ -119,7 +119,7 @@ function isOfOthers(rule: string): boolean {
   )
 }
 
-/** What is diverted leaves by loopback. */
+/** Whether a rule matches only packets that leave by another device than loopback. */
 function leavesElsewhere(rule: string): boolean {
   return (
     isOfOthers(rule) ||

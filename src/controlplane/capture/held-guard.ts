@@ -1,8 +1,8 @@
 /**
- * The guard once more, in a table that nobody else can flush.
+ * A second copy of the guard, in a table that no other program can flush.
  *
- * `nft flush ruleset` takes every table away, and between that and the repair open connections would go on in plaintext. A
- * table with an owner ({@link TableOwner}) is left alone; the guard proper is what stays when this process ends.
+ * `nft flush ruleset` removes all other tables, and until the repair open connections would continue in plaintext. A
+ * table with an owner ({@link TableOwner}) survives a flush; the ordinary guard survives the end of this process.
  */
 import {
   changeLines,
@@ -13,19 +13,19 @@ import {
 } from './nft-elements.ts'
 import type { OwnedTable, OwnerLink, TableOwner } from './table-owner.ts'
 
-/** What the table is to be: its text, and the elements of its sets. */
+/** The wanted content of the table: its text, and the elements of its sets. */
 export interface HeldText {
   readonly text: string
   readonly sets: readonly NftElements[]
 }
 
-/** Elements in one line: the lines of an interactive nft have their limits. */
+/** Elements in one line: an interactive nft limits the length of lines. */
 const ELEMENTS_A_LINE = 200
 
-/** Addresses that are none of an instance any more and stay known at least. */
+/** At least this many addresses that are no longer those of an instance remain known. */
 const LEAST_KEPT = 1_000
 
-/** A table that is held. Disposing it takes the table away. */
+/** A table that is held. Disposing it removes the table. */
 export class HeldGuard implements Disposable, OwnedTable {
   readonly #owner: TableOwner
   readonly #onFailure: (words: string) => void
@@ -33,11 +33,11 @@ export class HeldGuard implements Disposable, OwnedTable {
   #render: ((table: string) => HeldText) | undefined
   #link: OwnerLink | undefined
   #text: string | undefined
-  /** Whether what is written now makes the table, in place of changing it. */
+  /** Whether lines written now create the table instead of changing it. */
   #isFilling = false
   readonly #elements = new Map<string, Set<string>>()
 
-  /** `onFailure` is told why the table is not held (any more). */
+  /** `onFailure` receives the reason why the table is not held (any more). */
   constructor(
     owner: TableOwner,
     onFailure: (words: string) => void,
@@ -48,12 +48,12 @@ export class HeldGuard implements Disposable, OwnedTable {
     this.#name = name
   }
 
-  /** Whether a table is held, as far as nft has not said otherwise. */
+  /** Whether the table is held, unless nft has reported otherwise. */
   get isHeld(): boolean {
     return this.#link !== undefined
   }
 
-  /** Makes the table so; what packets have put into its sets stays. `open` are connections that are captured already. */
+  /** Updates the table; elements that packets added to its sets remain. `open` are connections already captured. */
   update(render: (table: string) => HeldText, open: readonly NftElements[] = []): void {
     this.#render = render
     if (this.#link === undefined) this.#begin(this.#owner.acquire(this))
@@ -106,14 +106,14 @@ export class HeldGuard implements Disposable, OwnedTable {
   #fill(set: NftElements): void {
     const { name, elements } = set
     if (set.kind === 'map') {
-      // A unit that has restarted is another one by the same name.
+      // A restarted unit has the same name but another cgroup.
       this.#run(oneLine(renderElements([set])))
       return
     }
     const wanted = new Set(elements)
     const held = this.#elements.get(name) ?? new Set()
     const gone = [...held].filter((element) => !wanted.has(element))
-    // Connections to an instance that is gone may still be open.
+    // Connections to a removed instance may still be open.
     const isKept = name.startsWith('known') && gone.length < wanted.size + LEAST_KEPT
     if (!isKept) this.#change('delete', { ...set, elements: gone })
     this.#change('add', { ...set, elements: elements.filter((element) => !held.has(element)) })
@@ -143,7 +143,7 @@ export class HeldGuard implements Disposable, OwnedTable {
   }
 }
 
-/** Commands of several lines as one. */
+/** Joins commands of several lines into one line. */
 export function oneLine(text: string): string {
   return text
     .split('\n')
@@ -154,7 +154,7 @@ export function oneLine(text: string): string {
     .replaceAll(';;', ';')
 }
 
-/** What of a table is there, by the text that made it. */
+/** What a table contains, derived from the text that created it. */
 function presentIn(text: string): PresentTable {
   const names = (kind: string): string[] =>
     [...text.matchAll(new RegExp(`^  ${kind} (\\S+) \\{`, 'gm'))].map(([, name = '']) => name)

@@ -1,8 +1,8 @@
 /**
- * Text for `ipset restore`: the sets that rules of iptables look into. Pure.
+ * Text for `ipset restore`: the sets that iptables rules match against. Pure.
  *
- * A set is a table in the kernel; a rule looks `destination ip,port` up in it. Small changes are added
- * and deleted in place, large ones are built beside it and swapped in, so that no connection meets a
+ * A set is a table in the kernel; a rule looks `destination ip,port` up in it. Small changes add and delete
+ * members in place; for large ones a new set is built and swapped in, so that no connection meets a
  * half-filled set.
  */
 import type { SocketAddress } from '../../model/address.ts'
@@ -13,25 +13,25 @@ import { MAX_INSTANCE_ADDRESSES, membersByFamily, type SetMembers } from './set-
 /** All kinds of sets. */
 const setKinds: readonly SetKind[] = ['instances', 'permitted', 'guarded', 'spared', 'intact']
 
-/** One set of ours. */
+/** One of our sets. */
 export interface OwnSet {
   readonly name: string
   readonly kind: SetKind
   readonly family: Family
 }
 
-/** All sets of ours. */
+/** All our sets. */
 export const ownSets: readonly OwnSet[] = families.flatMap((family) =>
   setKinds.map((kind) => ({ name: setNames[kind][family], kind, family })),
 )
 
-/** Every address of a family; the kernel takes no prefix of length 0. */
+/** Members that cover every address of a family; the kernel accepts no prefix of length 0. */
 export const EVERY_ADDRESS: Record<Family, SetMembers> = {
   v4: new Set(['0.0.0.0/1', '128.0.0.0/1']),
   v6: new Set(['::/1', '8000::/1']),
 }
 
-/** Connections that can be spared at a time, of each family. */
+/** Maximum number of spared connections at a time, for each family. */
 const MAX_SPARED = 262_144
 
 /** Name under which the next content of a set is built. */
@@ -39,12 +39,12 @@ export function nextSetName(name: string): string {
   return `${name}_next`
 }
 
-/** Members of sets that rules look a destination up in, `10.0.0.7,tcp:5432`. @throws as {@link membersByFamily} */
+/** Members of sets that are matched against a destination, `10.0.0.7,tcp:5432`. @throws as {@link membersByFamily} */
 export function setMembers(addresses: Iterable<SocketAddress>): Record<Family, SetMembers> {
   return membersByFamily(addresses, (ip, port) => `${ip},tcp:${port}`)
 }
 
-/** Makes the set if it is not there; leaves its members alone. */
+/** Creates the set if it does not exist; keeps its members otherwise. */
 export function renderCreate({ name, kind, family }: OwnSet): string {
   const inet = family === 'v4' ? 'inet' : 'inet6'
   switch (kind) {
@@ -53,14 +53,14 @@ export function renderCreate({ name, kind, family }: OwnSet): string {
     case 'guarded':
       return `create ${name} hash:ip,port family ${inet} maxelem ${MAX_INSTANCE_ADDRESSES}\n`
     case 'spared':
-      // Each member brings a time of its own.
+      // Each member has its own timeout.
       return `create ${name} hash:ip,port,ip family ${inet} timeout 0 maxelem ${MAX_SPARED}\n`
     case 'intact':
       return `create ${name} hash:net family ${inet}\n`
   }
 }
 
-/** Makes the set hold exactly `members`, in one swap. */
+/** Replaces the content of the set by `members`, in one swap. */
 export function renderReplace(set: OwnSet, members: SetMembers): string {
   const { name } = set
   const next = nextSetName(name)
@@ -75,7 +75,7 @@ export function renderReplace(set: OwnSet, members: SetMembers): string {
   return lines.join('')
 }
 
-/** Spares connections for so many seconds from now. */
+/** Spares connections for this many seconds from now. */
 export function renderSpare(
   { name }: OwnSet,
   connections: readonly string[],
@@ -85,8 +85,8 @@ export function renderSpare(
 }
 
 /**
- * Turns `before` into `after` in place: empty when nothing changed, undefined when so much did that a
- * replacement is less work. Additions come first.
+ * Turns `before` into `after` in place: empty when nothing changed, undefined when a replacement is
+ * less work. Additions come first.
  */
 export function renderUpdate(
   name: string,

@@ -1,9 +1,9 @@
 /**
- * Capture by iptables and ipset: REDIRECT in nat and a guard in filter, for hosts on which native tables cannot be used.
+ * Capture by iptables and ipset: REDIRECT in nat and a guard in filter, for hosts that cannot use native tables.
  *
- * apply() is all or nothing over both families: it looks at what is there, applies IPv4 then IPv6, reads the
- * rules back, and on any failure puts back what was there before. Foreign rules are never written, only read.
- * What is known of addresses is in sets (kernel-sets.ts).
+ * apply() is atomic over both families: it reads the present rules, applies IPv4 and then IPv6, reads the
+ * rules back, and on any failure restores the previous rules. Foreign rules are read, never changed; our jumps
+ * are added to foreign chains. Addresses are held in sets (kernel-sets.ts).
  */
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import type { Log } from '../../lib/log.ts'
@@ -43,10 +43,10 @@ import {
 import { destroySockets, listSockets, redirectedPairs } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
-/** Other programs may change rules between our look and our change: look again this often. */
+/** Other programs may change rules between reading and changing them: at most this many attempts. */
 const MAX_ATTEMPTS = 4
 
-/** Failures that trying again cannot mend. */
+/** Failures that another attempt cannot repair. */
 const FINAL_CODES: ReadonlySet<string> = new Set([
   'HM_CAPTURE_TOOL_MISSING',
   'HM_CAPTURE_PERMISSION_DENIED',
@@ -63,9 +63,9 @@ export class IptablesBackend implements CaptureBackend {
   readonly #sets: KernelSets
   #resolved: ResolvedPlan | undefined
   #routeProblems: readonly Problem[] = []
-  /** Native filters of others that drop what is diverted. */
+  /** Native filters of other programs that drop diverted traffic. */
   #blocking: readonly Problem[] = []
-  /** Whether somebody renews the rules when a unit starts. */
+  /** Whether an upkeep renews the rules when a unit starts. */
   #isKept = false
 
   constructor(run: RunCommand, log: Log, settings: BackendSettings) {
@@ -112,7 +112,7 @@ export class IptablesBackend implements CaptureBackend {
           : undefined)
       if (difference !== undefined) return `IP${family}: ${difference}`
     }
-    // Who only looks changes nothing.
+    // A process that only reports changes nothing.
     if (this.#resolved !== undefined) await this.#passFilters()
     return this.#sets.drift()
   }
@@ -160,13 +160,13 @@ export class IptablesBackend implements CaptureBackend {
     present: readonly TableRules[],
   ): string | undefined {
     const difference = firstDifference(this.#rulesOf(resolved, family), present)
-    // Rules of another process may be kept, or not.
+    // The rules may be those of another process, with or without an upkeep.
     if (difference === undefined || this.#resolved !== undefined) return difference
     const others = this.#rulesOf(resolved, family, !this.#isKept)
     return firstDifference(others, present) === undefined ? undefined : difference
   }
 
-  /** By the cgroups for which the rules were made, where this process made them. */
+  /** Settings with the cgroups for which this process made the rules, or else those of `resolved`. */
   #iptablesSettings(resolved: ResolvedPlan): IptablesSettings {
     const { cgroups } = this.#resolved ?? resolved
     return { ...this.#settings, cgroups, waits: this.#isKept, refusesUnseen: false }
@@ -182,7 +182,7 @@ export class IptablesBackend implements CaptureBackend {
         v4: this.#rulesOf(resolved, 'v4'),
         v6: this.#rulesOf(resolved, 'v6'),
       }
-      // The text of a rule does not tell which cgroup it holds on to, so a new one always means a new rule.
+      // The text of a rule does not identify its cgroup, so a new cgroup always needs a new rule.
       const hasUnits = wanted.v4.some(({ chains }) => chains.has(UNITS_CHAIN))
       const ids = hasUnits ? 'cgroupIds' : 'unitIds'
       const isRenewed = !isSameMap(resolved[ids], former?.[ids] ?? new Map())
@@ -202,7 +202,7 @@ export class IptablesBackend implements CaptureBackend {
     }
   }
 
-  /** Who has just started is told from everybody else by one chain. */
+  /** Renews the one chain that separates newly started processes from known ones. */
   async #renewUnits(resolved: ResolvedPlan): Promise<void> {
     const settings = { ...this.#iptablesSettings(resolved), cgroups: resolved.cgroups }
     for (const family of activeFamilies()) {
@@ -256,7 +256,7 @@ export class IptablesBackend implements CaptureBackend {
     this.#routeProblems = problems
   }
 
-  /** Best effort: the failure that led here is what the caller must hear about. */
+  /** Best effort: the caller must receive the failure that caused the rollback. */
   async #rollBack(before: ReadonlyMap<Family, readonly TableRules[]>): Promise<void> {
     for (const [family, rules] of before) {
       try {
@@ -295,7 +295,7 @@ export class IptablesBackend implements CaptureBackend {
       try {
         if (await this.#clearWith(tools, notes)) removed = true
       } catch (error) {
-        // A variant that is not installed, or that only root may look at, is not the one in use.
+        // A variant that is not installed, or that only root may read, is not the one in use.
         const code = errorCode(error)
         if (code !== 'HM_CAPTURE_TOOL_MISSING' && code !== 'HM_CAPTURE_PERMISSION_DENIED')
           throw error
@@ -326,7 +326,7 @@ export class IptablesBackend implements CaptureBackend {
     })
   }
 
-  /** What is captured now could go on in plaintext: it is reset, and its sockets are destroyed. */
+  /** Captured connections could continue in plaintext: resets them, and destroys their sockets. */
   async #endCaptured(
     tools: IptablesTools,
     present: readonly TableRules[],
@@ -365,7 +365,7 @@ export class IptablesBackend implements CaptureBackend {
   }
 }
 
-/** Everything that applying a plan on a host without rules of ours would do, as a shell would. */
+/** The shell commands that would apply a plan on a host that has no rules of ours. */
 export function previewIptables(
   { plan, cgroups }: ResolvedPlan,
   { spareSeconds, sparesWhileUsed }: BackendSettings,
@@ -387,7 +387,7 @@ export function previewIptables(
   return `${routes.join('')}# ipset restore -exist\n${sets}\n# iptables-restore --noflush\n${v4}\n# ip6tables-restore --noflush\n${v6}`
 }
 
-/** Where loopback has no address of a family no route can lead there; the guard is there all the same. */
+/** Whether routes of a family can exist: not where loopback has no address of it. The guard exists all the same. */
 export function hasRoutes(family: Family): boolean {
   return loopbackFamilies().includes(family)
 }

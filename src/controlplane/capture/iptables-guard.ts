@@ -1,5 +1,5 @@
 /**
- * The guard of iptables by itself: put in place and removed without what diverts.
+ * Installs and removes the iptables guard alone, without the rules that divert.
  */
 import type { BackendSettings, MeshAddresses } from './backend.ts'
 import type { RunCommand } from './command.ts'
@@ -15,8 +15,8 @@ import type { SetMembers } from './set-members.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
 /**
- * Puts the guard in place alone. Its plan may name units that do not run yet: whatever starts beside or below where they
- * will be is refused at instances until a daemon applies the plan.
+ * Installs the guard alone. Its plan may name units that do not run yet: connections to instances from processes that
+ * start in the same cgroup folders or below are refused until a daemon applies the plan.
  */
 export async function applyIptablesGuard(
   run: RunCommand,
@@ -39,7 +39,7 @@ export async function applyIptablesGuard(
     ...given.settings,
     cgroups,
     waits: false,
-    // Only where a unit is missing may somebody be it who is in no cgroup that is known.
+    // A process in no known cgroup can be a workload only if a unit is missing.
     refusesUnseen: problems.length > 0,
   }
   for (const family of active) {
@@ -51,7 +51,7 @@ export async function applyIptablesGuard(
   }
 }
 
-/** Removes the guard alone, and leaves what diverts. Returns whether it was there. */
+/** Removes the guard alone, and keeps the rules that divert. Returns whether it existed. */
 export async function removeIptablesGuard(run: RunCommand): Promise<boolean> {
   let removed = false
   for (const family of activeFamilies()) {

@@ -1,16 +1,16 @@
 /**
- * The neutral rules of a plan in the words of `iptables-save`: the backend that diverts by REDIRECT. Pure.
+ * Writes the neutral rules of a plan in the syntax of `iptables-save`, for the backend that diverts by REDIRECT. Pure.
  *
- * All of it lives in own chains (`HOSTMESH_*`); the only lines in foreign chains are the jumps to them. Each rule
- * has one spelling, the one the kernel's tools print, so that "is it in place?" is a comparison (saved-rules.ts).
+ * All rules are in own chains (`HOSTMESH_*`); foreign chains contain only jumps to them. Each rule has one spelling,
+ * the one that the kernel's tools print, so that checking whether it is present is a comparison (saved-rules.ts).
  *
  *     nat OUTPUT      HOSTMESH_OUTPUT: daemon, loopback and own ports return; mesh destinations
  *                       -> HOSTMESH_LOCAL: one REDIRECT per cgroup or user, then the default identity
  *     nat PREROUTING  HOSTMESH_PREROUTING: the same for containers -> HOSTMESH_SOURCE: by address
  *     filter          what nat has diverted goes to loopback here; what still goes to a mesh address was not: the guard
- *       OUTPUT          HOSTMESH_VIRTUAL, HOSTMESH_GUARD: refuse that of workloads; HOSTMESH_DOORS: what is diverted goes
- *                       to the port of who calls now; HOSTMESH_FLUSHED: somebody has emptied the sets
- *       INPUT           HOSTMESH_INPUT: capture ports are the daemon's, whoever listens there
+ *       OUTPUT          HOSTMESH_VIRTUAL, HOSTMESH_GUARD: refuse traffic of workloads; HOSTMESH_DOORS: diverted traffic
+ *                       goes to the port of its present caller; HOSTMESH_FLUSHED: another program has emptied the sets
+ *       INPUT           HOSTMESH_INPUT: capture ports belong to the daemon, whatever process listens there
  *       FORWARD         HOSTMESH_REJECT, HOSTMESH_FORWARD, HOSTMESH_STALLED: the guard of containers
  */
 import { MeshError } from '../../lib/errors.ts'
@@ -29,18 +29,18 @@ import {
 } from './rules.ts'
 import type { KnownCgroup } from './workloads.ts'
 
-/** What all our chains begin with; nothing else is ever deleted. */
+/** Prefix of all our chains; no other chain is ever deleted. */
 export const CHAIN_PREFIX = 'HOSTMESH_'
 
 /**
- * The sets that rules look into, by family.
+ * The sets that rules match against, by family.
  *
  *     instances   `ip,port` of instances: diverted
- *     permitted   those of them that may be reached without the mesh now
- *     guarded     instances once more: what of workloads goes there un-diverted is refused. A set of its own, so that who
- *                 empties the other one lets nothing out; filled after it, so that what is open can be listed in between
+ *     permitted   the subset that may be reached without the mesh now
+ *     guarded     instances again: un-diverted traffic of workloads to them is refused. A separate set, so that
+ *                 emptying `instances` does not bypass the guard; filled later, so that open connections are listed
  *     spared      `ip,port,ip`: open since before capture, or permitted when it began
- *     intact      every address. Once it is empty, somebody has flushed all sets
+ *     intact      every address. When it is empty, another program has flushed all sets
  */
 export const setNames = {
   instances: { v4: 'hostmesh_instances', v6: 'hostmesh_instances6' },
@@ -53,17 +53,17 @@ export const setNames = {
 /** What a set holds. */
 export type SetKind = keyof typeof setNames
 
-/** What rules are made with beside the plan. */
+/** Settings of the rules that are not part of the plan. */
 export interface IptablesSettings {
-  /** The cgroups above workloads, and all beside them. */
+  /** The cgroups above workloads, and all cgroups beside them. */
   readonly cgroups: readonly KnownCgroup[]
-  /** Whether who has just started is kept waiting until somebody has looked who it is; else it is refused. */
+  /** Whether connections of a newly started process are delayed until the upkeep has identified it; else refused. */
   readonly waits: boolean
-  /** Whether what is in no known cgroup at the root is refused, too: before there is a daemon units have none yet. */
+  /** Whether processes in no known cgroup at the root are refused, too: before the daemon starts units have none. */
   readonly refusesUnseen: boolean
-  /** How long a connection is spared, seconds. */
+  /** How long a connection is spared, in seconds. */
   readonly spareSeconds: number
-  /** Whether segments prolong that. */
+  /** Whether segments extend that time. */
   readonly sparesWhileUsed: boolean
 }
 
@@ -75,7 +75,7 @@ const noSettings: IptablesSettings = {
   sparesWhileUsed: false,
 }
 
-/** A line of ours in a chain that is not ours. */
+/** A rule of ours in a foreign chain. */
 export interface Jump {
   readonly chain: string
   /** The rule as `iptables-save` prints it: `-A OUTPUT ... -j HOSTMESH_OUTPUT`. */
@@ -84,7 +84,7 @@ export interface Jump {
   readonly position: number
 }
 
-/** What one table must hold of ours. */
+/** Our rules in one table. */
 export interface TableRules {
   readonly table: 'filter' | 'nat'
   readonly jumps: readonly Jump[]
@@ -107,19 +107,19 @@ const PORTS = `${CHAIN_PREFIX}PORTS`
 const FORWARD = `${CHAIN_PREFIX}FORWARD`
 const STALLED = `${CHAIN_PREFIX}STALLED`
 
-/** The chain whose rules tell who has just started from who is known: renewed when a cgroup comes. */
+/** The chain that separates newly started processes from known ones: renewed when a cgroup is created. */
 export const UNITS_CHAIN: string = UNITS
 
-/** Where everything that the guard refuses ends, so that one rule counts it. */
+/** The last chain of everything that the guard refuses, so that one rule counts it. */
 export const REFUSE_CHAIN: string = REFUSE
 
-/** Where the rules of a hook go: those that decide by destination, and behind them those that ask who calls. */
+/** Chains of a hook: the first has the rules that decide by destination, the second those that decide by caller. */
 const hookChains: Record<CaptureHook, { readonly chain: string; readonly callers: string }> = {
   output: { chain: `${CHAIN_PREFIX}OUTPUT`, callers: `${CHAIN_PREFIX}LOCAL` },
   prerouting: { chain: `${CHAIN_PREFIX}PREROUTING`, callers: `${CHAIN_PREFIX}SOURCE` },
 }
 
-/** What a refused caller sees: as if nothing listened there, at once. */
+/** A refused caller receives a reset immediately, as if no process listened there. */
 const RESET = 'REJECT --reject-with tcp-reset'
 
 const UNREACHABLE: Record<Family, string> = {
@@ -131,22 +131,22 @@ const UNREACHABLE: Record<Family, string> = {
 const FIRST_SEGMENT = '-m tcp --tcp-flags FIN,SYN,RST,ACK SYN'
 const LATER_SEGMENT = '-m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN'
 
-/** Connections that begin, and those that tracking has forgotten. */
+/** Connections that begin, and those that connection tracking has forgotten. */
 const UNKNOWN_TO_TRACKING = '-m conntrack ! --ctstate ESTABLISHED'
 
-/** What a socket sends that its process has closed, and that has no owner any more. Resets are also the rules' own. */
+/** Segments of a socket that has no owner because its process closed it. Resets are excluded: our rules send them. */
 const ORPHAN = '-m tcp --tcp-flags SYN,RST NONE -m owner ! --socket-exists'
 
-/** What nat has diverted, and connections that it has diverted. */
+/** Packets that nat has diverted, and connections that it has diverted. */
 const DIVERTED = '-m conntrack --ctstate DNAT'
 
-/** The listener has IP_TRANSPARENT, which needs CAP_NET_ADMIN: nobody but the daemon can have such a socket. */
+/** The listener has IP_TRANSPARENT, which needs CAP_NET_ADMIN: only the daemon can have such a socket. */
 const OWN_SOCKET = '-m socket --transparent --nowildcard'
 
 /** The multiport match takes 15 slots; a range uses two. */
 const MULTIPORT_SLOTS = 15
 
-/** What both tables of a family are made of. */
+/** Input for both tables of a family. */
 interface Given {
   readonly plan: CapturePlan
   readonly family: Family
@@ -156,7 +156,7 @@ interface Given {
 
 /**
  * The tables of one family. The filter table comes first: a virtual address must be refused before
- * anything is diverted, so that there is no moment at which it leaves the host.
+ * anything is diverted, so that traffic to it never leaves the host.
  * @throws MeshError HM_CAPTURE_PLAN_INVALID as {@link captureRules} does.
  */
 export function iptablesRules(
@@ -191,12 +191,12 @@ function natRules({ plan, family, rules }: Given): TableRules {
     chains.set(chain, [
       ...passedBy(own, family).map((match) => line(match, 'RETURN')),
       line(virtual, callers),
-      // Whoever had the port before may have been spared; a set names no port of the destination.
+      // An earlier connection from this port may be spared; a set does not contain the destination port.
       ...(hook === 'output'
         ? [line(`-p tcp ${FIRST_SEGMENT} ${inSet('instances', family)}`, unspare(family))]
         : []),
       line(`-p tcp ${FIRST_SEGMENT} ${inSet('instances', family)}`, callers),
-      // Tracking begins with a later segment after it was emptied: what was diverted before still is.
+      // After tracking was emptied, nat sees later segments as new: diverted connections must be diverted again.
       ...(hook === 'output'
         ? [line(`-p tcp ${LATER_SEGMENT} ${inSet('spared', family)}`, 'RETURN')]
         : []),
@@ -216,7 +216,7 @@ function divertLines(chain: string, rule: CaptureRule, family: Family): string[]
   return [`-A ${chain} ${tagged(diverted.match, `REDIRECT --to-ports ${diverted.port}`)}`]
 }
 
-/** Whom a rule diverts and where to; undefined when it diverts nobody. */
+/** The callers that a rule diverts, and the target; undefined when it diverts none. */
 function divertOf(
   { matches, action }: CaptureRule,
   family: Family,
@@ -229,7 +229,7 @@ function divertOf(
   return { match, port: action.port }
 }
 
-/** Everything that refuses. Who is sent to a mesh address here was diverted by no rule of nat. */
+/** All rules that refuse. Traffic that still goes to a mesh address here was not diverted by nat. */
 function filterRules(given: Given): TableRules {
   const { plan, family } = given
   const virtual = `-d ${virtualNetwork(plan, family)}`
@@ -284,10 +284,10 @@ function filterRules(given: Given): TableRules {
     )
     const refused = sources.map(({ match }) => [match, REFUSE] as const)
     chain(FORWARD, [
-      // Tracking knows it as diverted, and nobody does it any more: nat has been taken away.
+      // Tracking has a diverted connection, but no rule diverts any more: nat has been emptied.
       ...sources.map(({ match }) => [`${match} ${DIVERTED}`, REFUSE] as const),
       [`-p tcp ${inSet('permitted', family)}`, 'RETURN'],
-      // Open since before capture: what is diverted does not come here, and what is forgotten is none.
+      // Open since before capture: diverted packets do not come here, and forgotten connections are not ESTABLISHED.
       ['-p tcp -m conntrack --ctstate ESTABLISHED', 'RETURN'],
       ...refused,
     ])
@@ -304,7 +304,7 @@ function filterRules(given: Given): TableRules {
 
 type Line = readonly [match: string, target: string]
 
-/** What a process of this host sends to an instance, un-diverted. */
+/** Traffic of this host's processes to instances, un-diverted. */
 function guardLines(given: Given, asksUnits: readonly Line[]): readonly Line[] {
   const { family, rules, settings } = given
   const permitted = inSet('permitted', family)
@@ -319,7 +319,7 @@ function guardLines(given: Given, asksUnits: readonly Line[]): readonly Line[] {
   )
   return [
     ...exempted(given),
-    // Open until it ends, also when its service is no longer permitted.
+    // Stays permitted until the connection ends, also when its service is no longer permitted.
     [`-p tcp ${FIRST_SEGMENT} ${permitted}`, spare],
     [`-p tcp ${permitted}`, 'RETURN'],
     ...(settings.sparesWhileUsed ? [[spared, spare] as const] : []),
@@ -329,11 +329,11 @@ function guardLines(given: Given, asksUnits: readonly Line[]): readonly Line[] {
       ? []
       : [
           ...asksUnits,
-          // Of a connection that tracking does not know, it may be anybody's.
+          // Without a tracked connection, such a segment may belong to any caller.
           ...(callers.length > 0
             ? [[`-p tcp ${ORPHAN} ${UNKNOWN_TO_TRACKING}`, REFUSE] as const]
             : []),
-          // Only what begins now: what was open before the rules were applied goes on.
+          // New connections only: those opened before the rules were applied continue.
           ...(refusesUnknown
             ? [[`-p tcp ${FIRST_SEGMENT} -m conntrack --ctstate NEW`, UNKNOWN] as const]
             : []),
@@ -342,8 +342,8 @@ function guardLines(given: Given, asksUnits: readonly Line[]): readonly Line[] {
 }
 
 /**
- * What is diverted goes to the port of who calls, and to a socket of the daemon: tracking may have diverted it as what
- * another caller had open from the same port, and anybody may listen at a port that the daemon has left.
+ * Diverted traffic must go to its caller's port, and to a socket of the daemon: tracking may have diverted it like
+ * another caller's earlier connection from the same port, and any process may listen at a port that the daemon left.
  */
 function listenerChains(
   given: Given,
@@ -382,7 +382,7 @@ function listenerChains(
   ])
 }
 
-/** Who may begin is asked; what has begun passes, whatever filters of others keep no record of connections. */
+/** Rules decide at the first segment; later segments pass, even where foreign filters track no connections. */
 function byFirst(match: string, ports: string, target: string): readonly Line[] {
   return [
     [`${match} ${FIRST_SEGMENT} ${ports}`, target],
@@ -391,8 +391,8 @@ function byFirst(match: string, ports: string, target: string): readonly Line[] 
 }
 
 /**
- * Who has just started: in no cgroup that somebody has looked at. A match takes in everything below a path, so those that
- * are known return before the folder that they are in is asked for.
+ * Newly started processes: in no known cgroup. A cgroup match includes everything below a path, so known cgroups return
+ * before the rule for the folder that contains them.
  */
 function unitLines({ plan, settings }: Given): readonly Line[] {
   const { cgroups, waits, refusesUnseen } = settings
@@ -404,7 +404,7 @@ function unitLines({ plan, settings }: Given): readonly Line[] {
     .flatMap(({ path, isAbove }) => (isAbove && !paths.includes(path) ? [path] : []))
     .toSorted((a, b) => depth(b) - depth(a))
   if (above.length === 0 && !refusesUnseen) return []
-  // Those that no later rule takes in need none of their own.
+  // Cgroups that no later rule includes need no rule of their own.
   const folders = new Set(refusesUnseen ? ['', ...above] : above)
   const known = cgroups.flatMap(({ path, isAbove }) =>
     !isAbove && folders.has(path.slice(0, Math.max(0, path.lastIndexOf('/')))) ? [path] : [],
@@ -416,7 +416,7 @@ function unitLines({ plan, settings }: Given): readonly Line[] {
   ]
 }
 
-/** Who is no caller: the daemon itself, and who dials a port of the daemon on this host. */
+/** Connections that are no calls of workloads: those of the daemon, and those to a port of the daemon on this host. */
 function exempted({ rules, family }: Given): readonly Line[] {
   const matches = rules
     .filter(({ hook, action }) => hook === 'output' && action.kind === 'pass')
@@ -425,7 +425,7 @@ function exempted({ rules, family }: Given): readonly Line[] {
   return matchesOf(matches, family).map((match) => [match, 'RETURN'])
 }
 
-/** Local callers in the order in which they are asked for, everybody last. */
+/** Local callers in matching order, the match for all callers last. */
 function callersOf({ rules, family }: Given): readonly {
   readonly match: string
   readonly port: number
@@ -438,7 +438,7 @@ function callersOf({ rules, family }: Given): readonly {
   })
 }
 
-/** Containers. */
+/** Containers with their capture ports. */
 function sourcesOf({
   rules,
   family,
@@ -468,7 +468,7 @@ function notIntact(family: Family): string {
   return `-m set ! --match-set ${setNames.intact[family]} dst`
 }
 
-/** One line's worth of words for each condition; only that of own ports may need several lines. */
+/** The words of each condition in one line; only own ports may need several lines. */
 function matchesOf(matches: readonly CaptureMatch[], family: Family): string[] {
   return matches.flatMap((match): string[] => {
     switch (match.kind) {
@@ -502,12 +502,12 @@ function tagged(match: string, target: string): string {
   return `${match === '' ? '' : `${match} `}${TAG} -j ${target}`
 }
 
-/** Dialing a port of the daemon on one of this host's addresses; the ports in ascending order. */
+/** Matches connections to a port of the daemon on one of this host's addresses; the ports in ascending order. */
 function ownPortMatches(ports: readonly number[]): string[] {
   return portGroups(ports).map((group) => `-p tcp -m addrtype --dst-type LOCAL ${group}`)
 }
 
-/** Ports in ascending order as few matches. */
+/** Ports in ascending order, in as few matches as possible. */
 function portGroups(ports: readonly number[]): string[] {
   const ranges: { first: number; last: number }[] = []
   for (const port of ports) {

@@ -1,6 +1,6 @@
 /**
- * The edge to iptables, one family at a time: reads what is there, applies a transaction, puts failures
- * into words. Knows nothing of plans.
+ * The interface to iptables, one family at a time: reads rules, applies a transaction, turns failures
+ * into errors. Does not depend on plans.
  */
 import { type ErrorCode, MeshError } from '../../lib/errors.ts'
 import type { CommandResult, RunCommand } from './command.ts'
@@ -16,13 +16,13 @@ export interface IptablesTools {
   readonly restore: string
 }
 
-/** The variant in use on this host, as the distribution's alternatives choose it. */
+/** The variant in use on this host, as the distribution's alternatives select it. */
 export const defaultTools: Record<Family, IptablesTools> = {
   v4: { save: 'iptables-save', restore: 'iptables-restore' },
   v6: { save: 'ip6tables-save', restore: 'ip6tables-restore' },
 }
 
-/** Every variant that may hold rules of ours from a time when another one was in use. */
+/** Every variant that may still hold rules of ours because it was in use earlier. */
 export const allTools: Record<Family, readonly IptablesTools[]> = {
   v4: variants('iptables', defaultTools.v4),
   v6: variants('ip6tables', defaultTools.v6),
@@ -36,14 +36,14 @@ function variants(name: string, used: IptablesTools): readonly IptablesTools[] {
   return [used, ...named]
 }
 
-/** Everything in nat and filter, with counters. Touches no table, so it loads no kernel module. */
+/** All tables in use, with counters. Names no table, so it loads no kernel module. */
 export async function readRules(run: RunCommand, tools: IptablesTools): Promise<SavedRules> {
   const result = await run(tools.save, ['-c'])
   if (result.status !== 0) throw toolError(tools.save, 'read the rules', result)
   return parseSavedRules(result.stdout)
 }
 
-/** Applies one text of `iptables-restore --noflush`; each table in it is all or nothing. */
+/** Applies one text of `iptables-restore --noflush`; each table in it is atomic. */
 export async function applyRules(
   run: RunCommand,
   tools: IptablesTools,
@@ -55,7 +55,7 @@ export async function applyRules(
   if (result.status !== 0) throw toolError(tools.restore, 'apply the rules', result, text)
 }
 
-/** The error of a tool that ended badly, with what to do about it as far as its words tell. */
+/** The error for a tool that failed, with a hint where its output identifies the cause. */
 export function toolError(
   tool: string,
   intent: string,
@@ -72,7 +72,7 @@ export function toolError(
   return new MeshError('HM_CAPTURE_APPLY_FAILED', `${tool} could not ${intent}: ${words}${where}`)
 }
 
-/** First match decides. The texts are those of iptables 1.8 and ipset 7. */
+/** The first match decides. The patterns are messages of iptables 1.8 and ipset 7. */
 const causes: readonly { pattern: RegExp; code: ErrorCode; hint: string }[] = [
   {
     pattern: /xtables\.lock: Permission denied|xtables\.lock: Read-only/,

@@ -1,18 +1,18 @@
 /**
- * Tells that somebody changed what capture has in the kernel, as soon as the kernel says so: rules of nftables (those
- * that iptables makes by its nft variant among them), rules and routes of routing.
+ * Reports that another program changed what capture has in the kernel, as soon as the kernel reports it: rules of
+ * nftables (including those that iptables makes by its nft variant), rules and routes of routing.
  *
- * Our own changes are heard as well: whoever is told looks, finds all as planned, and no harm is done. Asked every
- * {@link ASK_MS}; that is two system calls. `nft monitor` would do the same with processes that must be kept alive and
- * read every set of the host.
+ * Our own changes are reported as well; a callback then checks and finds everything as planned. The kernel is polled
+ * every {@link ASK_MS}, with two system calls. `nft monitor` would report the same, but needs processes that must be
+ * kept alive and that read every set of the host.
  */
 import { listenToNetlink } from '../../lib/netlink.ts'
 import { ROUTE_PROTOCOL } from './routing.ts'
 
-/** Starts to tell; disposing the result ends that. Undefined where nothing can be heard. */
+/** Starts to report changes; disposing the result stops it. Undefined where the kernel's reports cannot be received. */
 export type WatchKernel = (onChange: () => void) => Disposable | undefined
 
-/** How often the kernel is asked. */
+/** Interval at which the kernel is polled, in milliseconds. */
 const ASK_MS = 50
 
 const NFTABLES_GROUP = 7
@@ -21,14 +21,14 @@ const ROUTE_GROUPS = { ipv4Route: 7, ipv4Rule: 8, ipv6Route: 11, ipv6Rule: 19 } 
 const HEADER_BYTES = 16
 const RTM_NEWROUTE = 24
 const RTM_DELROUTE = 25
-/** Where a route's header has the number of who made it. */
+/** Offset in a route's header of the number of the program that created it. */
 const PROTOCOL_OFFSET = HEADER_BYTES + 5
 
-/** All who are told, by the one that listens for them. */
+/** All callbacks, served by one listener. */
 const told = new Set<() => void>()
 let listening: Disposable | undefined
 
-/** Listens in the network namespace of this process; once, for all who want to be told. */
+/** Listens in the network namespace of this process; one listener serves all callbacks. */
 export function watchKernel(onChange: () => void): Disposable | undefined {
   listening ??= listen(() => {
     for (const tell of told) tell()
@@ -72,10 +72,10 @@ function listen(onChange: () => void): Disposable | undefined {
   }
 }
 
-/** In the names of what we look at: our tables, chains and comments, and the chains of others that may drop what is diverted. */
+/** Names to look for: our tables, chains and comments, and foreign chains that may drop diverted traffic. */
 const NAMES = ['hostmesh', 'HOSTMESH', 'OUTPUT\0', 'INPUT\0']
 
-/** Whether messages about nftables may concern us. */
+/** Whether messages about nftables may concern our rules. */
 export function concernsRules(datagram: Buffer): boolean {
   return NAMES.some((name) => datagram.includes(name))
 }

@@ -1,8 +1,8 @@
 /**
- * The sets that rules of iptables look into, in the kernel: filled, compared, destroyed.
+ * The kernel sets that iptables rules match against: fills, compares and destroys them.
  *
- * An address that becomes one of an instance is diverted first and guarded last: what is open to it in between began
- * before, and is spared.
+ * The address of a new instance is diverted first and guarded last: connections open to it at that point began
+ * before, and are spared.
  */
 import { existsSync } from 'node:fs'
 import { sleep } from '../../lib/abort.ts'
@@ -27,7 +27,7 @@ import { type CapturePlan, capturePorts, type Family, families } from './rules.t
 import { isSameSet, type SetMembers } from './set-members.ts'
 import { listSockets, unredirected } from './sockets.ts'
 
-/** A set stays in use for a moment after its last rule went. */
+/** A set stays in use for a moment after its last rule was removed. Milliseconds. */
 const DESTROY_DEADLINE_MS = 3_000
 const DESTROY_RETRY_MS = 20
 
@@ -36,26 +36,26 @@ export class KernelSets {
   readonly #run: RunCommand
   readonly #spareSeconds: number
   #wanted: Record<'instances' | 'permitted', Record<Family, SetMembers>> | undefined
-  /** What sets hold as far as this process knows. */
+  /** The content of the sets, as far as this process knows. */
   readonly #synced = new Map<string, SetMembers>()
 
-  /** A connection from before capture is spared for so many seconds. */
+  /** `spareSeconds`: how long a connection from before capture is spared. */
   constructor(run: RunCommand, spareSeconds: number) {
     this.#run = run
     this.#spareSeconds = spareSeconds
   }
 
-  /** What they are to hold from now on; {@link divert} and {@link guard} make it so. */
+  /** Sets the wanted content; {@link divert} and {@link guard} apply it. */
   want({ instances, permitted }: MeshAddresses): void {
     this.#wanted = { instances: setMembers(instances), permitted: setMembers(permitted) }
   }
 
-  /** Addresses in the set of instances of a family; undefined when there is no such set. */
+  /** Number of addresses in the set of instances of a family; undefined when the set does not exist. */
   async instances(family: Family): Promise<number | undefined> {
     return (await this.#read(setNames.instances[family]))?.size
   }
 
-  /** Connections in the sets of those that are spared. */
+  /** Number of connections in the sets of spared connections. */
   async sparedCount(): Promise<number> {
     let spared = 0
     for (const { name, kind } of activeSets())
@@ -63,7 +63,7 @@ export class KernelSets {
     return spared
   }
 
-  /** Makes all sets exist, and those that nat looks into hold what is wanted once that is known. */
+  /** Creates all sets, and fills those that nat uses once the wanted content is known. */
   async divert(): Promise<void> {
     for (const set of activeSets()) {
       const { kind, family } = set
@@ -75,7 +75,7 @@ export class KernelSets {
     }
   }
 
-  /** Guards what is diverted; what is open to addresses that were not guarded, and not diverted, is spared. */
+  /** Guards the diverted addresses; open connections to addresses that were neither guarded nor diverted are spared. */
   async guard(plan: CapturePlan): Promise<void> {
     const wanted = this.#wanted?.instances
     if (wanted === undefined) return
@@ -105,7 +105,7 @@ export class KernelSets {
     await restoreSets(this.#run, lines.join(''))
   }
 
-  /** Makes a set hold exactly these. */
+  /** Makes a set hold exactly these members. */
   async #fill(set: OwnSet, wanted: SetMembers): Promise<void> {
     const { name } = set
     const synced = this.#synced.get(name)
@@ -117,12 +117,12 @@ export class KernelSets {
     this.#synced.set(name, wanted)
   }
 
-  /** The first set that holds something else than it should; undefined when there is none. */
+  /** The first set whose content is wrong; undefined when there is none. */
   async drift(): Promise<string | undefined> {
     for (const { name, kind, family } of activeSets()) {
       if (kind === 'spared') continue
       const present = await this.#read(name)
-      // Another process than the daemon does not know the addresses; but both must hold the same.
+      // A process other than the daemon does not know the addresses; but both sets must be equal.
       const wanted =
         kind === 'intact'
           ? EVERY_ADDRESS[family]
@@ -137,7 +137,7 @@ export class KernelSets {
     return undefined
   }
 
-  /** Spared connections that are open; a set names no port of the destination. */
+  /** Spared connections that are open; a set does not contain the destination port. */
   async spared(): Promise<string[]> {
     const sets = activeSets().filter(({ kind }) => kind === 'spared')
     const members = new Set<string>()
@@ -150,7 +150,7 @@ export class KernelSets {
       .map(({ local, peer }) => `${endText(local)} > ${endText(peer)}`)
   }
 
-  /** Addresses (`ip . port`) that the guard knows. */
+  /** Addresses (`ip . port`) that the guard has. */
   async guardedAddresses(): Promise<ReadonlySet<string>> {
     const guarded = new Set<string>()
     for (const { name, kind } of activeSets())
@@ -160,7 +160,7 @@ export class KernelSets {
     return guarded
   }
 
-  /** Members of a set; undefined when there is none. */
+  /** Members of a set; undefined when it does not exist. */
   async #read(name: string): Promise<SetMembers | undefined> {
     try {
       const result = await this.#run('ipset', ['save', name])
@@ -174,7 +174,7 @@ export class KernelSets {
     }
   }
 
-  /** Destroys all sets of ours. Returns whether there were any. */
+  /** Destroys all our sets. Returns whether there were any. */
   async destroy(notes: string[]): Promise<boolean> {
     this.#synced.clear()
     let removed = false
@@ -204,20 +204,20 @@ export class KernelSets {
   }
 }
 
-/** Feeds ipset. @throws MeshError HM_CAPTURE_* */
+/** Runs `ipset restore` with this text. @throws MeshError HM_CAPTURE_* */
 export async function restoreSets(run: RunCommand, text: string): Promise<void> {
   if (text === '') return
   const result = await run('ipset', ['restore', '-exist'], text)
   if (result.status !== 0) throw toolError('ipset', 'fill the sets', result, text)
 }
 
-/** The sets of the families that this host has. */
+/** The sets of the families that this host supports. */
 export function activeSets(): readonly OwnSet[] {
   const active = activeFamilies()
   return ownSets.filter(({ family }) => active.includes(family))
 }
 
-/** Both ends of a connection, `a . 1` and `b . 2`, as a set has them. */
+/** Both ends of a connection, `a . 1` and `b . 2`, as a member of a set. */
 function sparedMember(local: string, peer: string): string {
   return `${local.replace(' . ', ',tcp:')},${peer.split(' . ')[0]}`
 }
@@ -228,8 +228,8 @@ function endText(end: string): string {
 }
 
 /**
- * IPv6 is left out on a host whose kernel has none: nobody can open such a socket. Not where loopback alone lacks it: native
- * tables are of both families in any case, here the guard of IPv6 would be missing.
+ * IPv6 is left out where the kernel has none: no process can open such a socket. It is kept where only loopback has no
+ * IPv6 address: native tables always cover both families; here the guard of IPv6 would be missing.
  */
 export function activeFamilies(): readonly Family[] {
   return existsSync('/proc/net/if_inet6') ? families : ['v4']

@@ -1,22 +1,22 @@
 /**
- * Native tables of others that drop what capture diverts. A drop in any table is final: firewalld's chains get a tagged line of
- * ours at their head, again after each of its reloads; those of others can only be named.
+ * Finds native tables of other programs that drop diverted traffic. A drop in any table is final: firewalld's chains
+ * get a tagged rule of ours at their head, again after each of its reloads; other chains can only be reported.
  */
 import { Problem } from '../../model/problem.ts'
 import type { RunCommand } from './command.ts'
 import { readRuleset } from './nft.ts'
 
-/** How rules tell what is diverted from the rest, on the output hook. */
+/** How rules recognize diverted traffic on the output hook. */
 export interface DivertedWords {
-  /** In a sentence. */
+  /** The words for it in a sentence. */
   readonly what: string
-  /** The rule that lets it pass. */
+  /** The rule that accepts it. */
   readonly rule: string
   /** Such a rule as nft lists it. */
   readonly listed: RegExp
 }
 
-/** What TPROXY is to take. */
+/** Traffic that TPROXY is to receive. */
 export function markedWords(mark: number): DivertedWords {
   const word = `0x${mark.toString(16).padStart(8, '0')}`
   return {
@@ -26,14 +26,14 @@ export function markedWords(mark: number): DivertedWords {
   }
 }
 
-/** What REDIRECT has led to this host. */
+/** Traffic that REDIRECT has sent to this host. */
 export const redirectedWords: DivertedWords = {
   what: 'what is redirected to this host',
   rule: 'ct status dnat fib daddr type local accept',
   listed: /^\t\tct status dnat (fib daddr type local )?(counter )?accept/m,
 }
 
-/** What is diverted comes in by loopback. */
+/** Diverted traffic enters through loopback. */
 const LOOPBACK = {
   what: 'loopback',
   rule: 'iif lo accept',
@@ -49,15 +49,15 @@ interface BlockingChain {
   readonly missing: Pick<DivertedWords, 'what' | 'rule'>
 }
 
-/** What {@link passNativeFilters} leaves. */
+/** The result of {@link passNativeFilters}. */
 export interface NativeFilters {
-  /** What nft prints of everything, without counters and elements; empty where it prints nothing. */
+  /** nft's listing of the ruleset, without counters and elements; empty where nft prints nothing. */
   readonly ruleset: string
-  /** The chains that drop what is diverted. */
+  /** The chains that drop diverted traffic. */
   readonly problems: readonly Problem[]
 }
 
-/** Lets what is diverted pass the chains of firewalld. `ruleset` is what nft prints of everything, where that is known. */
+/** Makes firewalld's chains accept diverted traffic. `ruleset` is nft's listing of the ruleset, if known already. */
 export async function passNativeFilters(
   run: RunCommand,
   words: DivertedWords,
@@ -67,14 +67,14 @@ export async function passNativeFilters(
   const blocking = blockingChains(ruleset, words)
   const ours = blocking.filter(({ table }) => table === FIREWALLD)
   if (ours.length === 0) return { ruleset, problems: blocking.map(problemOf) }
-  // It may have made its table its own (NftablesTableOwner): then it is named as any other.
+  // firewalld may own its table (NftablesTableOwner): then it is reported like any other.
   for (const { chain, missing } of ours)
     await run('nft', ['insert', 'rule', ...FIREWALLD.split(' '), chain, missing.rule, COMMENT])
   const changed = await listRuleset(run)
   return { ruleset: changed, problems: findBlockingChains(changed, words) }
 }
 
-/** Takes our lines out of the chains of firewalld. Returns whether there were any. */
+/** Removes our rules from the chains of firewalld. Returns whether there were any. */
 export async function clearNativeFilters(run: RunCommand, words: DivertedWords): Promise<boolean> {
   const listed = await listRuleset(run, '-a')
   const table = listed.split(/^(?=table )/m).find((text) => text.startsWith(`table ${FIREWALLD} {`))
@@ -93,8 +93,8 @@ export async function clearNativeFilters(run: RunCommand, words: DivertedWords):
 }
 
 /**
- * Base chains that drop what leaves, or what comes in, unless a rule says otherwise, and say nothing of what is diverted, or of
- * loopback; in what nft prints of everything. Pure.
+ * Base chains that drop outgoing or incoming traffic by default and have no rule for diverted traffic or loopback, from
+ * nft's listing of the ruleset. Pure.
  */
 export function findBlockingChains(ruleset: string, words: DivertedWords): readonly Problem[] {
   return blockingChains(ruleset, words).map(problemOf)
@@ -103,7 +103,7 @@ export function findBlockingChains(ruleset: string, words: DivertedWords): reado
 function blockingChains(ruleset: string, words: DivertedWords): readonly BlockingChain[] {
   return ruleset.split(/^(?=table )/m).flatMap((text) => {
     const table = /^table (\S+ \S+) \{/.exec(text)?.[1]
-    // The chains of iptables have lines of ours.
+    // The chains of iptables have rules of ours.
     if (table === undefined || /^ip6? filter$/.test(table) || table.startsWith('inet hostmesh'))
       return []
     const chains = new Map(
@@ -122,7 +122,7 @@ function blockingChains(ruleset: string, words: DivertedWords): readonly Blockin
   })
 }
 
-/** A chain and those to which it sends whatever leaves, or what leaves by some device: it seems to leave by its old one. */
+/** A chain and all chains that it sends outgoing packets to: a diverted packet still shows its old device. */
 function chainsMet(first: string, chains: ReadonlyMap<string, string>): readonly string[] {
   const met = new Set([first])
   for (const name of met)
@@ -136,7 +136,7 @@ function chainsMet(first: string, chains: ReadonlyMap<string, string>): readonly
   return [...met].map((name) => chains.get(name) ?? '')
 }
 
-/** By its policy, or by its last rule. */
+/** Whether a chain drops unmatched traffic, by its policy or its last rule. */
 function dropsTheRest(chain: string): boolean {
   const rules = chain.split('\n').flatMap((line) => (/^\t\t\S/.test(line) ? [line.trim()] : []))
   const [type = ''] = rules
@@ -151,7 +151,7 @@ function problemOf({ table, chain, missing: { what, rule } }: BlockingChain): Pr
   )
 }
 
-/** Where nft is not installed nothing native drops. */
+/** nft's listing of the ruleset; empty where nft is not installed, because no native filter can exist there. */
 async function listRuleset(run: RunCommand, ...options: readonly string[]): Promise<string> {
   try {
     return await readRuleset(run, options)

@@ -1,9 +1,9 @@
 /**
  * Capture by a native nftables table and TPROXY, with a guard in a table of its own.
  *
- * One transaction changes both tables and both families. What packets put into sets survives it. An address that
- * becomes one of an instance is announced first (`coming`), so that connections which are open to it are listed
- * without a gap; one that is none any more stays `known` until nobody is connected to it.
+ * One transaction changes both tables and both families. Elements that packets added to sets are kept. The address of a
+ * new instance is announced first (`coming`), so that connections that are open to it are listed without a gap; the
+ * address of a removed instance stays `known` until no connection to it is open.
  */
 import { describeError } from '../../lib/errors.ts'
 import { ownAddresses } from '../../lib/own-addresses.ts'
@@ -69,10 +69,10 @@ import {
 } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
-/** What the names of sets end in. */
+/** Suffix of the names of sets, by family. */
 export const NUMBERS: Record<Family, '4' | '6'> = { v4: '4', v6: '6' }
 
-/** Sets whose elements we decide, in both tables. */
+/** Sets in both tables whose elements the daemon decides. */
 const STATIC_SETS = families.flatMap((family) => [
   ...GUARD_SETS.map((name) => ({ table: CAPTURE_TABLE, name: `${name}${NUMBERS[family]}` })),
   ...GUARD_SETS.map((name) => ({ table: GUARD_TABLE, name: `${name}${NUMBERS[family]}` })),
@@ -90,16 +90,16 @@ export class NftBackend implements CaptureBackend {
   readonly #run: RunCommand
   readonly #settings: BackendSettings
   #wanted: Record<Family, Members> | undefined
-  /** What both tables looked like when they were as planned. */
+  /** nft's listing of both tables when they were as planned. */
   #listing: string | undefined
-  /** What our sets hold, as far as this process knows. */
+  /** The content of our sets, as far as this process knows. */
   #held: ReadonlyMap<string, SetMembers> | undefined
   #problems: readonly Problem[] = []
-  /** Containers whose way back is looked for by the mark. */
+  /** Containers whose return route is looked up by the mark. */
   #returnRoutes: readonly string[] = []
-  /** Whether somebody renews the rules when a unit starts. */
+  /** Whether an upkeep renews the rules when a unit starts. */
   #isKept = false
-  /** Filters of others that drop what is diverted. */
+  /** Filters of other programs that drop diverted traffic. */
   #blocking: readonly Problem[] = []
 
   constructor(run: RunCommand, settings: BackendSettings) {
@@ -125,7 +125,7 @@ export class NftBackend implements CaptureBackend {
         ].join(''),
       )
       await this.#syncSets()
-      // Whoever took rules away may have taken what packets had put into sets along.
+      // A program that removed rules may also have removed the elements that packets added to sets.
       await this.#recall(resolved.plan)
       this.#listing = bothTables(await readRuleset(this.#run))
     } catch (error) {
@@ -163,7 +163,7 @@ export class NftBackend implements CaptureBackend {
     const wanted = this.#listing ?? (await this.#twinOf(resolved))
     const difference = firstDifferentLine(wanted, now) ?? routing
     if (difference !== undefined) return difference
-    // Who only looks changes nothing.
+    // A process that only reports changes nothing.
     if (this.#listing !== undefined) this.#blocking = await this.#foreignProblems(ruleset)
     return (
       (await this.#elementDrift(resolved)) ??
@@ -199,7 +199,7 @@ export class NftBackend implements CaptureBackend {
     return [...this.#problems, ...this.#blocking, ...this.#unreachable()]
   }
 
-  /** Containers with instances that the table of marked packets does not lead to the daemon. */
+  /** Containers with instances that the table of marked packets does not route to the daemon. */
   #unreachable(): Problem[] {
     const elements = families.flatMap((family) => [...(this.#wanted?.[family].instances ?? [])])
     const ips = new Set(elements.map((element) => element.split(' . ')[0] ?? ''))
@@ -215,7 +215,7 @@ export class NftBackend implements CaptureBackend {
       )
   }
 
-  /** What is captured now would go on in plaintext: it is reset, and its sockets are destroyed. */
+  /** Captured connections would continue in plaintext: resets them, and destroys their sockets. */
   async #endCaptured(
     guard: string | undefined,
     capture: string | undefined,
@@ -280,7 +280,7 @@ export class NftBackend implements CaptureBackend {
     return nftSettingsOf(resolved, this.#settings)
   }
 
-  /** What nft would print of the plan: it is asked, by tables that look the same and do nothing. */
+  /** nft's listing of the planned tables, obtained by creating dormant tables with the same text. */
   async #twinOf(resolved: ResolvedPlan): Promise<string> {
     const settings = this.#nftSettings(resolved)
     const names = [`${CAPTURE_TABLE}_twin`, `${GUARD_TABLE}_twin`] as const
@@ -316,7 +316,7 @@ export class NftBackend implements CaptureBackend {
       const n = NUMBERS[family]
       const of = (name: string): SetMembers =>
         present.get(`${GUARD_TABLE} ${name}${n}`) ?? new Set()
-      // Another process than the daemon does not know the addresses; but both tables must hold the same.
+      // A process other than the daemon does not know the addresses; but both tables must be equal.
       const { instances, permitted } = this.#wanted?.[family] ?? {
         instances: of('instances'),
         permitted: of('permitted'),
@@ -333,7 +333,7 @@ export class NftBackend implements CaptureBackend {
     return undefined
   }
 
-  /** Whether a workload's cgroup is known. Asked for alone: nft searches all cgroups for the name of each that it prints. */
+  /** Checks one workload's cgroup in its map, without a listing: nft would search all cgroups for each printed name. */
   async #unitDrift(resolved: ResolvedPlan, path: string): Promise<string | undefined> {
     const settings = this.#nftSettings(resolved)
     const name = `cgroups_${path.split('/').length}`
@@ -344,7 +344,7 @@ export class NftBackend implements CaptureBackend {
     return undefined
   }
 
-  /** What rules of other programs do to what is diverted, as far as it can be read from them and cannot be mended. */
+  /** Conflicts of foreign rules with diverted traffic that can be recognized from the rules and cannot be repaired. */
   async #foreignProblems(listed?: string): Promise<readonly Problem[]> {
     const { mark } = this.#settings
     const { ruleset, problems } = await passNativeFilters(this.#run, markedWords(mark), listed)
@@ -427,8 +427,8 @@ export class NftBackend implements CaptureBackend {
   }
 
   /**
-   * Tables that are new know nothing of the connections that are captured already: what the callers of these still send
-   * would be judged by its owner, and what their process has closed has none.
+   * Adds the connections that are captured already to new tables. Otherwise their callers' later segments would be
+   * judged by the owner of the socket, and a socket that its process has closed has no owner.
    */
   async #recall(plan: CapturePlan): Promise<void> {
     const { daemonUid } = plan
@@ -445,7 +445,7 @@ export class NftBackend implements CaptureBackend {
     await this.#endAbandoned(sockets, plan)
   }
 
-  /** Ends what a caller has left while its last packets were diverted to nobody; keepalive would take a minute. */
+  /** Ends connections whose caller's last packets were lost while nothing was diverted: keepalive takes a minute. */
   async #endAbandoned(before: readonly SocketEnds[], plan: CapturePlan): Promise<void> {
     const own = new Set([...ownAddresses()].flatMap((ip) => canonicalIp(ip) ?? []))
     const ranges = families.flatMap((family) => parseCidr(virtualNetwork(plan, family)) ?? [])
@@ -454,7 +454,7 @@ export class NftBackend implements CaptureBackend {
       ranges.some((range) => cidrContains(range, end.split(' . ')[0] ?? ''))
     const suspects = abandoned(before, plan.daemonUid, { own, isMesh })
     if (suspects.length === 0) return
-    // A listing is no snapshot: both ends of a connection that began during one may not be in it.
+    // A listing is not a snapshot: it may lack one end of a connection that began meanwhile.
     const still = new Set(abandoned(await listSockets(this.#run), plan.daemonUid, { own, isMesh }))
     await destroySockets(
       this.#run,
@@ -462,7 +462,7 @@ export class NftBackend implements CaptureBackend {
     )
   }
 
-  /** Lines that spare what is open to these addresses and not captured. */
+  /** Lines that spare open connections to these addresses that are not captured. */
   async #sparing(addresses: ReadonlySet<string>): Promise<string[]> {
     if (addresses.size === 0) return []
     const open = uncaptured(await listSockets(this.#run))
@@ -478,7 +478,7 @@ export class NftBackend implements CaptureBackend {
     )
   }
 
-  /** Forgets addresses that are none of an instance any more, once nobody is connected to them. */
+  /** Removes addresses of removed instances from `known`, once no connection to them is open. */
   async #removeExpired(): Promise<undefined> {
     const wanted = this.#wanted
     if (wanted === undefined) return
@@ -531,21 +531,21 @@ function inBothFamilies(name: string): readonly string[] {
   return families.map((family) => `${name}${NUMBERS[family]}`)
 }
 
-/** The four numbers of a connection, for people. */
+/** Both ends of a connection, formatted for people. */
 function connectionText(tuple: string): string {
   const [ip = '', port, toIp = '', toPort] = tuple.split(' . ')
   const from = formatAddress({ ip, port: Number(port) })
   return `${from} > ${formatAddress({ ip: toIp, port: Number(toPort) })}`
 }
 
-/** Both tables in what nft prints of everything; undefined when one is missing. */
+/** Both tables from nft's listing of the ruleset; undefined when one is missing. */
 function bothTables(ruleset: string): string | undefined {
   const capture = tableIn(ruleset, CAPTURE_TABLE)
   const guard = tableIn(ruleset, GUARD_TABLE)
   return capture === undefined || guard === undefined ? undefined : capture + guard
 }
 
-/** What of a table is there; undefined when it is not. */
+/** The present content of a table; undefined when the table does not exist. */
 export async function presentTable(
   run: RunCommand,
   table: string,
@@ -556,7 +556,7 @@ export async function presentTable(
   return { chains: names('chain'), maps: names('map'), sets: names('set') }
 }
 
-/** Everything that applying a plan on a host without rules of ours would do, as a shell would. */
+/** The shell commands that would apply a plan on a host that has no rules of ours. */
 export function previewNft(resolved: ResolvedPlan, settings: BackendSettings): string {
   const nft = nftSettingsOf(resolved, settings)
   const text = [
@@ -572,7 +572,7 @@ export function previewNft(resolved: ResolvedPlan, settings: BackendSettings): s
   return `${routing.join('')}# nft -f -\n${text}`
 }
 
-/** What tables are made with. */
+/** The settings with which tables are rendered. */
 export function nftSettingsOf(
   { cgroups, cgroupRoot = '' }: ResolvedPlan,
   { mark, spareSeconds, sparesWhileUsed }: BackendSettings,
@@ -622,7 +622,7 @@ function rulesIn(table: string, listing: string): ShownRule[] {
   for (const line of listing.split('\n')) {
     chain = /^\tchain (\S+) \{/.exec(line)?.[1] ?? chain
     if (!line.startsWith('\t\t') || chain === '' || line.startsWith('\t\ttype ')) continue
-    // Counters have names here, and several rules share one: {@link NftBackend.counts}.
+    // Rules share named counters here: {@link NftBackend.counts}.
     rules.push({ family: 'inet', table, chain, rule: line.trim(), packets: null, bytes: null })
   }
   return rules

@@ -1,27 +1,27 @@
 /**
- * How native tables find the cgroup of a caller. Pure.
+ * Rules and sets by which native tables find the cgroup of a caller. Pure.
  */
 import type { NftElements } from './nft-elements.ts'
 import { CAPTURE_TABLE, GUARD_TABLE, type NftSettings, SYN } from './nft-words.ts'
 import type { CapturePlan } from './rules.ts'
 
-/** How the cgroup of a caller is found: from the root down, by one map for each depth. */
+/** How the cgroup of a caller is found: from the root down, with one map for each depth. */
 export interface CgroupTree {
   /** Depth of the deepest map; 0 when no workload is a cgroup. */
   readonly levels: number
   readonly sets: readonly string[]
-  /** One for each depth and each workload that is the nearest one above it. */
+  /** One chain for each depth and each workload that is the nearest one above it. */
   chains(unclassified: string): readonly { readonly name: string; readonly lines: string[] }[]
-  /** What maps hold, by depth from 1 on; `divert` is what becomes of a workload. */
+  /** Elements of the maps, by depth from 1 on; `divert` returns the verdict for a workload. */
   elements(divert: (port: number) => string): readonly (readonly string[])[]
 }
 
-/** A set that is always empty: who is not in it has a cgroup of that depth. */
+/** A set that is always empty: a caller that is not in it has a cgroup of that depth. */
 const NO_CGROUPS = 'no_cgroups'
 
 /**
- * Each cgroup stands in one map once, so that nft looks it up once: whether it is a workload, has workloads below it,
- * or is neither. One that is in no map has come since, and may be a workload that restarts.
+ * Each cgroup is in exactly one map, so that nft looks it up once: it is a workload, has workloads below, or neither.
+ * A cgroup in no map is new, and may be a workload that restarts.
  */
 export function cgroupTree(plan: CapturePlan, { cgroups, cgroupPrefix }: NftSettings): CgroupTree {
   const ports = new Map(
@@ -67,7 +67,7 @@ export function cgroupTree(plan: CapturePlan, { cgroups, cgroupPrefix }: NftSett
         name,
         lines: [
           `socket cgroupv2 level ${level} vmap @cgroups_${level}`,
-          // What a process has left to send when its cgroup has gone is no start.
+          // A process whose cgroup is gone may still send; only a first segment is treated as a new process.
           `socket cgroupv2 level ${level} != @${NO_CGROUPS} ${SYN} goto ${unclassified}`,
           `goto ${port === undefined ? 'others' : `caller_${port}`}`,
         ],
@@ -88,7 +88,7 @@ export function cgroupTree(plan: CapturePlan, { cgroups, cgroupPrefix }: NftSett
   }
 }
 
-/** What the maps of cgroups hold: renewed when a unit has started. */
+/** Elements of the maps of cgroups: renewed when a unit has started. */
 export function cgroupElements(plan: CapturePlan, settings: NftSettings): readonly NftElements[] {
   const tree = cgroupTree(plan, settings)
   return [CAPTURE_TABLE, GUARD_TABLE].flatMap((table) =>

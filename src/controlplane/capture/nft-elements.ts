@@ -1,8 +1,8 @@
 /**
- * Changes of native tables as text: elements of sets, and a new text in place of what is there. Pure.
+ * Text of changes to native tables: elements of sets, and the replacement of a table's text. Pure.
  */
 
-/** One named set or map, with what makes its elements. */
+/** One named set or map with its elements. */
 export interface NftElements {
   readonly table: string
   readonly kind: 'set' | 'map'
@@ -10,7 +10,7 @@ export interface NftElements {
   readonly elements: readonly string[]
 }
 
-/** What of a table is there now that a new text must take away first. */
+/** The present content of a table, which a new text must remove first. */
 export interface PresentTable {
   readonly chains: readonly string[]
   readonly maps: readonly string[]
@@ -18,8 +18,8 @@ export interface PresentTable {
 }
 
 /**
- * The lines before a table's text that make it replace what is there, in one transaction, while sets keep what
- * packets put into them.
+ * Lines that precede a table's text and make it replace the present content in one transaction. Sets keep the elements
+ * that packets added.
  */
 export function renderReplacement(
   table: string,
@@ -41,7 +41,7 @@ export function renderReplacement(
   ].join('')
 }
 
-/** Most elements in one line: nft reads lines whole. */
+/** Maximum number of elements in one line: nft reads whole lines. */
 const ELEMENTS_A_LINE = 500
 
 /** Makes sets hold exactly these elements. */

@@ -29,14 +29,14 @@ import {
 } from './rules.ts'
 
 /**
- * The guard: a table of its own that refuses whatever of a captured workload would reach a mesh address un-diverted.
+ * The guard: a separate table that refuses traffic of captured workloads that would reach a mesh address un-diverted.
  *
- *     output       after every filter of others; what has our mark has been diverted
- *     input        what containers have open
+ *     output       after all foreign filters; packets with our mark have been diverted
+ *     input        open connections of containers
  *     forward      the same for containers
- *     postrouting  the last look: what is marked, or goes to a virtual address, leaves by loopback or not at all
+ *     postrouting  last check: marked packets, and packets to a virtual address, leave by loopback or are dropped
  *
- * It keeps its own record of captured connections, so that it also knows them when the table that diverts is gone.
+ * It has its own record of captured connections, which remains when the table that diverts is gone.
  */
 export function renderGuardTable(
   plan: CapturePlan,
@@ -59,7 +59,7 @@ export function renderGuardTable(
   const tree = cgroupTree(plan, settings)
   for (const { selector, capturePort } of plan.workloads)
     if (selector.kind === 'cgroup') chain(`caller_${capturePort}`, [refuse])
-  // Who has just started may be a workload.
+  // A newly started process may be a workload.
   for (const { name, lines } of tree.chains('refuse')) chain(name, lines)
   chain('workload', tree.levels === 0 ? others : ['goto below_1'])
   if (tree.levels > 0) chain('others', others)
@@ -76,7 +76,7 @@ export function renderGuardTable(
       `${SYN} update @open${n} { ${tuple} } return`,
       `tcp flags & rst == rst update @open${n} { ${tuple} timeout ${RST_SECONDS}s } return`,
       `tcp flags & fin == fin update @open${n} { ${tuple} timeout ${FIN_SECONDS}s } return`,
-      // As in the table that diverts: a connection that is used is known for as long.
+      // As in the table that diverts: a connection stays known while it is used.
       `tcp flags & psh == psh update @open${n} { ${tuple} }`,
     ])
     chain(`known${n}`, [
@@ -120,13 +120,13 @@ export function renderGuardTable(
               `${words(family).tuple} @open${n} ${refuse}`,
               ...(by === 'redirect' ? [`${from} ct status dnat ${refuse}`] : []),
               `${destination} @permitted${n} return`,
-              // After REDIRECT it is tracking that tells what is captured: it knows what was open before, until it forgets.
+              // After REDIRECT, tracking identifies captured connections, earlier ones included, until it forgets.
               `${from} ${by === 'redirect' ? 'ct state != established' : SYN} ${refuse}`,
             ]),
       ]
     }),
   ])
-  // What a container sends is diverted before it is forwarded, and comes in.
+  // Packets of a container are diverted before they are forwarded, and go to input.
   const captured = families.flatMap((family) => {
     const { n, tuple, destination } = words(family)
     if (sourcesOf(plan, family).length === 0) return []
@@ -146,7 +146,7 @@ export function renderGuardTable(
       const except = coversBroadcast(range) ? ` ip daddr != ${BROADCAST}` : ''
       return [
         `${ip} daddr ${range}${except} counter name refused drop`,
-        // Others may have taken the mark after everything else, and sent it on its way anew.
+        // Foreign rules may have removed the mark after all other checks and rerouted the packet.
         `${destination} @known${n} ${tuple} @open${n} counter name refused drop`,
       ]
     }),
@@ -162,7 +162,7 @@ export function renderGuardTable(
   return `table inet ${table} {\n${all.join('')}}\n`
 }
 
-/** What REDIRECT has diverted has another destination already: tracking knows where it went. */
+/** A packet diverted by REDIRECT has another destination already: tracking has the original one. */
 function redirectedLines(family: Family): string[] {
   const { n, ip, nfproto } = words(family)
   const tuple = `${ip} saddr . tcp sport . ct original ${ip} daddr . ct original proto-dst`

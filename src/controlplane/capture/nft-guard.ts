@@ -1,5 +1,5 @@
 /**
- * The guard of native tables by itself: put in place and removed without what diverts, and as text for a table of another name.
+ * Installs and removes the native guard without the rules that divert; also renders it for a table of another name.
  */
 import type { BackendTraits } from '../../model/capture-backend.ts'
 import type { BackendSettings, MeshAddresses } from './backend.ts'
@@ -15,8 +15,8 @@ import { acceptedAt, listSockets, redirectedAt } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
 
 /**
- * Puts the guard in place alone. Its plan may name units that do not run yet: whatever starts beside or below where they
- * will be is refused at instances until a daemon applies the plan.
+ * Installs the guard alone. Its plan may name units that do not run yet: connections to instances from processes that
+ * start in the same cgroup folders or below are refused until a daemon applies the plan.
  */
 export async function applyGuard(
   run: RunCommand,
@@ -31,14 +31,14 @@ export async function applyGuard(
   await applyNft(run, renderReplacement(GUARD_TABLE, text, present) + renderElements(sets))
 }
 
-/** The guard under any name, and what its sets are to hold. */
+/** The guard's text under any table name, and the elements of its sets. */
 export function guardOf(
   resolved: ResolvedPlan,
   given: {
     readonly settings: BackendSettings
     readonly addresses: MeshAddresses
     readonly table: string
-    /** Who diverts. */
+    /** The backend's way to divert. */
     readonly by?: BackendTraits['divertsBy']
   },
 ): { readonly text: string; readonly sets: readonly NftElements[] } {
@@ -64,9 +64,9 @@ export function guardOf(
 }
 
 /**
- * Connections at instance addresses that are captured now, as a guard knows them: those that the daemon's user has accepted. (Its
- * own record may hold hundreds of thousands of closed ones, which takes nft longer to print than a start may last.) After
- * REDIRECT those of containers are not among them: the guard asks tracking.
+ * Captured connections at instance addresses, as a guard records them: those that the daemon's user has accepted. (The
+ * guard's own record may have hundreds of thousands of closed ones, and printing them takes nft longer than a start may
+ * last.) After REDIRECT those of containers are not included: the guard asks connection tracking.
  */
 export async function readCaptured(
   run: RunCommand,
@@ -89,7 +89,7 @@ export async function readCaptured(
   })
 }
 
-/** Removes the guard alone. Returns whether it was there. */
+/** Removes only the guard. Returns whether it existed. */
 export async function removeGuard(run: RunCommand): Promise<boolean> {
   if ((await readTable(run, GUARD_TABLE)) === undefined) return false
   await applyNft(run, `delete table inet ${GUARD_TABLE}\n`)

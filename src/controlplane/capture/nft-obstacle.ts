@@ -1,5 +1,5 @@
 /**
- * Whether this host can use native tables: the kernel and nft are asked, and nothing is changed.
+ * Checks whether this host can use native tables. Asks the kernel and nft, and changes nothing.
  */
 import { MeshError } from '../../lib/errors.ts'
 import type { RunCommand } from './command.ts'
@@ -23,7 +23,7 @@ export async function nftObstacle(
   }
 }
 
-/** Everything that our tables ask of nft and of the kernel. */
+/** Every feature of nft and of the kernel that our tables need. */
 const PROBE = `table inet hostmesh_probe {
   map units { type cgroupsv2 : verdict; }
   set none { type cgroupsv2; }
@@ -49,7 +49,7 @@ const PROBE = `table inet hostmesh_probe {
 /** Where nft looks for cgroups. */
 const NFT_CGROUP_ROOT = '/sys/fs/cgroup'
 
-/** How nft names cgroups below this root; undefined when it cannot. */
+/** The prefix that nft needs for cgroups below this root; undefined when nft cannot name them. */
 export function cgroupPrefix(root: string): string | undefined {
   if (root === NFT_CGROUP_ROOT || root === '') return ''
   return root.startsWith(`${NFT_CGROUP_ROOT}/`)

@@ -1,18 +1,18 @@
 /**
- * The neutral rules of a plan as one native nftables table: the backend that diverts by TPROXY, without
+ * Renders the neutral rules of a plan as one native nftables table, for the backend that diverts by TPROXY without
  * connection tracking. Pure.
  *
- *     output      (route)   SYN: who calls is decided once; mark: to loopback, priority: to which capture port
+ *     output      (route)   SYN: the caller is determined once; mark: to loopback, priority: to which capture port
  *                           later segments to an instance: marked when the SYN put their four numbers into `open`
  *     prerouting            SYN with our mark: TPROXY to the capture port; later ones: the daemon's socket or a reset
  *                           containers: by source address, straight to TPROXY
  *
- * Every packet of the host passes every base chain, and to pass one costs as much as several of its rules: so there are few, and
- * what most packets are is asked first.
+ * Every packet of the host passes every base chain, and passing one costs as much as several of its rules. So there are
+ * few base chains, and the rules that decide most packets come first.
  *
- * A socket that its process has closed has no owner any more, so later segments are never judged by their owner when
- * the set knows them. The mark is bits that nobody else uses; the packet priority carries the port on its way over
- * loopback, where nothing queues by it. Sets `open`, `inbound` and `spared` are filled by packets and survive a replacement (nft-elements.ts).
+ * A socket that its process has closed has no owner, so later segments are not judged by their owner when the set has
+ * them. The mark uses bits that nothing else uses; the packet priority carries the port over loopback, where no queue
+ * uses it. Sets `open`, `inbound` and `spared` are filled by packets and survive a replacement (nft-elements.ts).
  */
 import { MeshError } from '../../lib/errors.ts'
 import { cgroupTree } from './nft-cgroups.ts'
@@ -63,24 +63,24 @@ export function renderCaptureTable(
   for (const { name, lines } of tree.chains('unclassified')) chain(name, lines)
   chain('callers', tree.levels === 0 ? callerLines(plan) : ['goto below_1'])
   if (tree.levels > 0) chain('others', callerLines(plan))
-  // Somebody will look soon who it is: the kernel sends the segment again in a second. Or nobody will.
+  // Dropped if an upkeep will identify the process soon (the kernel sends the segment again in a second); else reset.
   chain('unclassified', [
     'counter name waited meta l4proto vmap @waiting',
     `meta l4proto tcp ${RESET}`,
   ])
   for (const family of families) familyChains(plan, settings, { word: words(family), chain })
-  // A process may set marks of its own: ours are made here and nowhere else.
+  // A process may set marks of its own: our mark is set only here.
   const foreignMark = `meta mark & ${hex(mark)} != 0 meta mark set meta mark & ${hex(~mark >>> 0)}`
   chain('first', [foreignMark, 'meta nfproto ipv4 goto first4', 'goto first6'])
   const range6 = virtualNetwork(plan, 'v6')
   chain('output', [
-    // After the mangle chains of others, so that nobody restores another mark over ours.
+    // After the mangle chains of others, so that none of them restores another mark over ours.
     'type route hook output priority mangle + 10; policy accept;',
     `${SYN} goto first`,
-    // What the daemon answers has the mark of the caller where net.ipv4.tcp_fwmark_accept is set.
+    // The daemon's answers have the mark of the caller where net.ipv4.tcp_fwmark_accept is set.
     foreignMark,
     'ip daddr . tcp dport @known4 goto later4',
-    // The kernel delivers what goes to loopback by an IPv4 route, but not by an IPv6 one.
+    // The kernel delivers packets that an IPv4 route sends to loopback, but not those of an IPv6 route.
     `ip6 daddr ${range6} meta l4proto tcp ${setMark(mark)} return`,
     'ip6 daddr . tcp dport @known6 goto later6',
   ])
@@ -88,14 +88,14 @@ export function renderCaptureTable(
   const doors = localPorts.map((port) => `${classOf(port)} : jump door_${port}`)
   chain('doors', [
     ...(doors.length === 0 ? [] : [`meta priority vmap { ${doors.join(', ')} }`]),
-    // Nobody listens there: the daemon is away.
+    // No listener at that port: the daemon does not run.
     `meta l4proto tcp ${RESET}`,
   ])
-  // The kernel by itself finds a wildcard listener for a segment that ends a handshake (SYN cookies), and its own reset cannot
-  // leave from an address that is not one of this host.
+  // The kernel itself finds a wildcard listener for a segment that ends a handshake (SYN cookies), and its own reset
+  // cannot be sent from an address that is not one of this host.
   chain('later', [
     'socket transparent 1 accept',
-    // No socket waits for it: the daemon is away, or has ended the connection.
+    // No socket waits for it: the daemon does not run, or has ended the connection.
     `meta l4proto tcp ${RESET}`,
   ])
   chain('captured', [`${SYN} goto doors`, 'goto later'])
@@ -103,13 +103,13 @@ export function renderCaptureTable(
     // After firewalld's reverse-path rule at 10, which drops IPv6 segments that already have a socket.
     'type filter hook prerouting priority 20; policy accept;',
     `iif lo ${hasMark(mark)} meta l4proto tcp goto captured`,
-    // What goes to a virtual address and has lost its mark, or never needs one, must not meet a listener of others.
+    // Packets to a virtual address without mark (lost, or never needed) must not reach a listener of another process.
     ...families.map(
       (family) =>
         `iif lo ${words(family).ip} daddr ${virtualNetwork(plan, family)} meta l4proto tcp goto later`,
     ),
     'iif lo return',
-    // Who dials from an instance's address and port is answered there: that is no call of a workload.
+    // Answers to a caller that dials from an instance's address and port are not calls of a workload.
     ...families.map((family) => {
       const { n, ip } = words(family)
       const answers = `${ip} daddr . tcp dport . ${ip} saddr . tcp sport`
@@ -130,12 +130,12 @@ export function renderCaptureTable(
 }
 
 /**
- * Counted connections: refused at virtual and instance addresses, let out as permitted, refused for want of room, kept
- * waiting.
+ * Counters of connections: refused at virtual and instance addresses, permitted, refused because sets were full,
+ * delayed.
  */
 const COUNTERS = ['refused_virtual', 'refused_instance', 'permitted', 'full', 'waited'] as const
 
-/** Holds {@link WAITING_ELEMENT} while somebody watches for units that start. */
+/** Contains {@link WAITING_ELEMENT} while an upkeep watches for units that start. */
 const WAITING = '  map waiting {\n    type inet_proto : verdict\n  }\n'
 export const WAITING_ELEMENT = 'tcp : drop'
 
@@ -163,7 +163,7 @@ function familyChains(
   chain(`virtual${n}`, [
     'jump callers',
     `${hasMark(mark)} return`,
-    // With a default identity everybody has been diverted, so that nobody comes here.
+    // With a default identity every caller has been diverted already.
     reset('virtual'),
   ])
   const refusesUnknown = output.some(({ matches, action }) =>
@@ -183,7 +183,7 @@ function familyChains(
   ])
   chain(`later${n}`, [
     `${tuple} @open${n} goto again${n}`,
-    // From here on a connection is judged as if it began: which only those that are spared or forgotten may need.
+    // From here on a segment is judged like a first one, which only spared or forgotten connections need.
     `${destination} != @instances${n} return`,
     ...output
       .filter(({ matches: [match] }) => match?.kind === 'ownPort')
@@ -199,13 +199,13 @@ function familyChains(
     setMark(mark),
     `tcp flags & rst == rst update @open${n} { ${tuple} timeout ${RST_SECONDS}s } return`,
     `tcp flags & fin == fin update @open${n} { ${tuple} timeout ${FIN_SECONDS}s } return`,
-    // What an application writes ends so: an entry lives as long as its connection is used.
+    // The last segment of an application's write has PSH: an entry stays while its connection is used.
     `tcp flags & psh == psh update @open${n} { ${tuple} }`,
   ])
   sourceChains(plan, mark, to)
 }
 
-/** Containers of one family: TPROXY finds the socket of a segment by itself. */
+/** Chains for containers of one family: TPROXY finds the socket of a segment by itself. */
 function sourceChains(
   plan: CapturePlan,
   mark: number,
@@ -220,7 +220,7 @@ function sourceChains(
     chain(`source${n}_${port}`, [
       `${SYN} goto ${first}`,
       `tcp flags & psh == psh ${tuple} @open${n} update @open${n} { ${tuple} }`,
-      // What has been quiet for long may not be in the set any more: the socket knows better.
+      // An entry of a quiet connection may have expired: the socket is authoritative.
       `socket transparent 1 ${setMark(mark)} accept`,
       `${destination} @known${n} ${tuple} != @open${n} return`,
       `meta l4proto tcp ${RESET}`,
@@ -248,7 +248,7 @@ export function sourcesOf(plan: CapturePlan, family: Family): { ip: string; port
   })
 }
 
-/** The rules that decide without asking who calls. */
+/** The rules that decide without the caller. */
 export function beforeCallers(
   { matches, action }: CaptureRule,
   word: Words,
@@ -277,9 +277,9 @@ export function beforeCallers(
   const text = texts.join(' ')
   if (action.kind === 'refuse')
     return [`${text} counter name refused_virtual meta l4proto tcp ${RESET}`]
-  // It may have the numbers of a connection that was captured a moment ago.
+  // The daemon's connection may have the addresses and ports of one that was captured a moment ago.
   if (first?.kind === 'daemon') return [`${text} delete @open${n} { ${tuple} } return`]
-  // Open until it ends, also when its service is no longer permitted.
+  // Stays permitted until the connection ends, also when its service is no longer permitted.
   if (first?.kind === 'permitted')
     return [
       `${text} ${SYN} counter name permitted delete @open${n} { ${tuple} } update @spared${n} { ${tuple} } return`,
@@ -299,7 +299,7 @@ function isRefusal(
   )
 }
 
-/** Callers by user, then everybody: who is in no cgroup of a workload. */
+/** Callers by user, then all others: those in no cgroup of a workload. */
 function callerLines(plan: CapturePlan): string[] {
   const users = plan.workloads.flatMap(({ selector, capturePort }) =>
     selector.kind === 'user' ? [`${Number(selector.user)} : goto caller_${capturePort}`] : [],
@@ -331,7 +331,7 @@ function familySets({ spareSeconds }: NftSettings): (family: Family) => string[]
 }
 
 /**
- * Sets of instances: whose first segments are diverted, whose later segments may be those of captured connections,
- * whose connections are being listed, who may be reached without the mesh.
+ * Sets of instances: first segments to `instances` are diverted, later segments to `known` may be of captured
+ * connections, connections to `coming` are being listed, and `permitted` may be reached without the mesh.
  */
 const INSTANCE_SETS = ['instances', 'known', 'coming', 'permitted'] as const

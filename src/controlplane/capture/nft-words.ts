@@ -1,20 +1,20 @@
 /**
- * The words that all of our native tables are made of: names, matches, marks, limits. Pure.
+ * Parts shared by all our native tables: names, matches, marks, limits. Pure.
  */
 import type { Family } from './rules.ts'
 import type { KnownCgroup } from './workloads.ts'
 
-/** What the tables are made with beside the plan. */
+/** Settings of the tables that are not part of the plan. */
 export interface NftSettings {
   /** Bits of the packet mark that mean "to loopback". */
   readonly mark: number
-  /** The cgroups above workloads, and all beside them. */
+  /** The cgroups above workloads, and all cgroups beside them. */
   readonly cgroups: readonly KnownCgroup[]
-  /** Where cgroup v2 is mounted below /sys/fs/cgroup, with a slash at its end; empty where it is that folder. */
+  /** Path of the cgroup v2 mount below /sys/fs/cgroup, ending with a slash; empty where it is that folder. */
   readonly cgroupPrefix: string
-  /** How long a connection from before capture is spared without a segment, seconds. */
+  /** How long a connection from before capture is spared without a segment, in seconds. */
   readonly spareSeconds: number
-  /** Whether segments prolong that. */
+  /** Whether segments extend that time. */
   readonly sparesWhileUsed: boolean
 }
 
@@ -25,18 +25,18 @@ export const GUARD_TABLE = 'hostmesh_guard'
 /** Sets of instances that both tables have. */
 export const GUARD_SETS = ['instances', 'known', 'permitted'] as const
 
-/** What a family is called in rules. */
+/** The words for a family in rules. */
 export interface Words {
   readonly family: Family
   readonly n: '4' | '6'
   readonly ip: 'ip' | 'ip6'
   readonly type: 'ipv4_addr' | 'ipv6_addr'
   readonly nfproto: 'ipv4' | 'ipv6'
-  /** Where capture ports listen. */
+  /** The address at which capture ports listen. */
   readonly loopback: string
-  /** The four numbers of a connection. */
+  /** Both addresses and ports of a connection. */
   readonly tuple: string
-  /** What a set of instances holds. */
+  /** Key of a set of instances. */
   readonly destination: string
 }
 
@@ -60,14 +60,14 @@ export function words(family: Family): Words {
 export const SYN = 'tcp flags & (fin | syn | rst | ack) == syn'
 export const RESET = 'reject with tcp reset'
 
-/** Connections that can be open at a time at instance addresses, of each family. */
+/** Maximum number of open connections to instance addresses, for each family. */
 export const MAX_OPEN = 524_288
 
-/** An entry of `open` goes so long after the caller's FIN: the longest that a closed socket waits for the other side. */
+/** An `open` entry expires this long after the caller's FIN: the longest time a closed socket waits for its peer. */
 export const FIN_SECONDS = 65
 export const RST_SECONDS = 10
 
-/** Adds a chain to a table in the making. */
+/** Adds a chain to a table that is being rendered. */
 export type AddChain = (name: string, lines: readonly string[]) => void
 
 /** A chain of a table. */
@@ -85,17 +85,17 @@ export function hex(mark: number): string {
   return `0x${mark.toString(16).padStart(8, '0')}`
 }
 
-/** Gives a packet the mark, beside those of others. */
+/** Adds our mark to a packet, and keeps other marks. */
 export function setMark(mark: number): string {
   return `meta mark set meta mark | ${hex(mark)}`
 }
 
-/** Matches what has the mark. */
+/** Matches packets that have the mark. */
 export function hasMark(mark: number): string {
   return `meta mark & ${hex(mark)} == ${hex(mark)}`
 }
 
-/** Matches what has not the mark. */
+/** Matches packets that lack the mark. */
 export function lacksMark(mark: number): string {
   return `meta mark & ${hex(mark)} != ${hex(mark)}`
 }

@@ -1,27 +1,28 @@
 /**
- * The edge to nft: runs a transaction, reads tables and sets, puts failures into words. Knows nothing of plans.
+ * The interface to nft: runs a transaction, reads tables and sets, creates errors. Does not depend on plans.
  */
 import { MeshError } from '../../lib/errors.ts'
 import type { CommandResult, RunCommand } from './command.ts'
 
-/** Runs one transaction: all of the text or nothing. @throws MeshError */
+/** Runs one atomic transaction. @throws MeshError */
 export async function applyNft(run: RunCommand, text: string): Promise<void> {
   if (text === '') return
   const result = await run('nft', ['-f', '-'], text)
   if (result.status !== 0) throw nftError('apply the rules', result)
 }
 
-/** Why the kernel or nft would not take a text; undefined when they would. Nothing is changed. */
+/** Why the kernel or nft would reject a text; undefined when they would accept it. Changes nothing. */
 export async function checkNft(run: RunCommand, text: string): Promise<string | undefined> {
   const result = await run('nft', ['--check', '-f', '-'], text)
   return result.status === 0 ? undefined : firstLine(result)
 }
 
 /**
- * All tables as nft prints them, without elements of named sets and without what counters have counted.
+ * All tables as nft prints them, without elements of named sets and without counter values.
  *
- * The only listing of rules there is: for any other (`list table`, `list counters`, `list chain`, `list tables`, `get
- * element`) nft 1.0.6 reads all elements of all sets first, also with -t: 3 s for a set of 200,000 open connections.
+ * This is the only listing of rules in use: for any other (`list table`, `list counters`, `list chain`,
+ * `list tables`, `get element`) nft 1.0.6 reads all elements of all sets first, also with -t: 3 s for a set of 200,000
+ * open connections.
  * @throws MeshError
  */
 export async function readRuleset(
@@ -37,10 +38,10 @@ async function listTables(run: RunCommand, args: readonly string[]): Promise<str
   return result.stdout
 }
 
-/** Only the family that our tables have: others may be many. */
+/** Only the family of our tables: there may be many others. */
 const OURS = ['list', 'ruleset', 'inet'] as const
 
-/** One of our tables in what {@link readRuleset} returns; undefined when there is none. Pure. */
+/** One of our tables in the result of {@link readRuleset}; undefined when there is none. Pure. */
 export function tableIn(ruleset: string, table: string): string | undefined {
   const head = `table inet ${table} {`
   const begin = ruleset.startsWith(head) ? 0 : ruleset.indexOf(`\n${head}`) + 1
@@ -49,12 +50,12 @@ export function tableIn(ruleset: string, table: string): string | undefined {
   return ruleset.slice(begin, end === -1 ? undefined : end + '\n}\n'.length)
 }
 
-/** One of our tables as {@link readRuleset} has it; undefined when there is none. @throws MeshError */
+/** One of our tables as in {@link readRuleset}; undefined when it does not exist. @throws MeshError */
 export async function readTable(run: RunCommand, table: string): Promise<string | undefined> {
   return tableIn(await listTables(run, ['-s', '-t', ...OURS]), table)
 }
 
-/** Packets of the named counters of one of our tables; empty for a table that is not there. @throws MeshError */
+/** Packets of the named counters of one of our tables; empty for a table that does not exist. @throws MeshError */
 export async function readCounters(
   run: RunCommand,
 ): Promise<(table: string) => ReadonlyMap<string, number>> {
@@ -73,8 +74,8 @@ export interface SetName {
 }
 
 /**
- * Elements of sets, without what says when they expire, by {@link setKey}; a set that is not there is left out. One
- * process for all: it reads a command a line, since in one batch nft 1.0.6 finds the last set only.
+ * Elements of sets, without their expiry, by {@link setKey}; a set that does not exist is left out. One process
+ * for all sets, with one command in each line: in a batch, nft 1.0.6 finds only the last set.
  * @throws MeshError
  */
 export async function readSets(
@@ -89,17 +90,17 @@ export async function readSets(
   return parseSets(result.stdout)
 }
 
-/** Whether nft was built with what {@link readSets} and the owner of tables need. */
+/** Whether nft was built with the interactive mode that {@link readSets} and the owner of tables need. */
 export async function takesLines(run: RunCommand): Promise<boolean> {
   return (await run('nft', ['-i'])).status === 0
 }
 
-/** How {@link readSets} names a set. */
+/** The key of a set in the result of {@link readSets}. */
 export function setKey({ table, name }: SetName): string {
   return `${table} ${name}`
 }
 
-/** Whether a map has an element of this key: a deletion of it that is only checked would do. */
+/** Whether a map has an element with this key: checks whether deleting it would succeed. */
 export async function hasElement(
   run: RunCommand,
   table: string,
@@ -109,7 +110,7 @@ export async function hasElement(
   return (await checkNft(run, `delete element inet ${table} ${name} { ${key} }\n`)) === undefined
 }
 
-/** Reads what `nft list set` prints, any number of times. Pure. */
+/** Parses the output of `nft list set`, repeated any number of times. Pure. */
 function parseSets(text: string): ReadonlyMap<string, string[]> {
   const sets = new Map<string, string[]>()
   for (const listed of text.split(/^(?=.*\btable inet \S+ \{$)/m)) {
@@ -121,7 +122,7 @@ function parseSets(text: string): ReadonlyMap<string, string[]> {
   return sets
 }
 
-/** The elements in what nft prints of one set. */
+/** The elements in nft's listing of one set. */
 function parseElements(text: string): string[] {
   const list = /elements = \{([^}]*)\}/.exec(text)?.[1] ?? ''
   return list
@@ -130,7 +131,7 @@ function parseElements(text: string): string[] {
     .filter((element) => element !== '')
 }
 
-/** Names of one kind of object in a listing. */
+/** Names of all objects of one kind in a listing. */
 export function namesIn(listing: string, kind: 'chain' | 'map' | 'set'): string[] {
   return [...listing.matchAll(new RegExp(`^\\t${kind} (\\S+) \\{`, 'gm'))].map(
     ([, name = '']) => name,
@@ -141,7 +142,7 @@ function firstLine({ stderr, status }: CommandResult): string {
   return stderr.trim().split('\n')[0] ?? `status ${status}`
 }
 
-/** The error of an nft that ended badly, with what to do about it as far as its words tell. */
+/** The error for an nft that failed, with a hint where its output identifies the cause. */
 function nftError(intent: string, result: CommandResult): MeshError {
   const words = result.stderr.trim().replaceAll(/\s*\n\s*/g, '; ') || `status ${result.status}`
   if (/Operation not permitted|must be root/i.test(result.stderr))

@@ -1,6 +1,6 @@
 /**
- * Keeps the daemon's ports for the daemon ({@link renderPortTable}): from its first start on, while it is stopped, and
- * from the next boot on. Another program that takes the table away finds it made again while the daemon runs.
+ * Reserves the daemon's ports for the daemon ({@link renderPortTable}): from its first start on, also while it is
+ * stopped and from the next boot on. While the daemon runs, it restores the table when another program removes it.
  */
 import { describeError } from '../../lib/errors.ts'
 import { type Log, silentLog } from '../../lib/log.ts'
@@ -12,11 +12,11 @@ import { PLAIN_COUNTER, PORT_TABLE, type PortPlan, renderPortTable } from './por
 import type { TableOwner } from './table-owner.ts'
 import { pauseAfterLookMs, startUpkeep, type Upkeep } from './upkeep.ts'
 
-/** How often the kernel's counters are read, and the table is looked at although nobody was heard. Milliseconds. */
+/** Intervals of reading the kernel's counters, and of verifying the table without a report. Milliseconds. */
 const COUNT_MS = 5_000
 const VERIFY_MS = 10_000
 
-/** Everything that the table may need of nft and of the kernel. */
+/** Every feature of nft and of the kernel that the table may need. */
 const PROBE: PortPlan = {
   ports: [
     { kind: 'tcp', address: { ip: '::', port: 1 }, movedTo: 2 },
@@ -25,7 +25,7 @@ const PROBE: PortPlan = {
   plainInbound: { targets: [{ ip: '127.0.0.1', port: 3 }], refuses: true },
 }
 
-/** Why ports cannot be kept on this host; undefined when they can. Changes nothing. */
+/** Why ports cannot be guarded on this host; undefined when they can. Changes nothing. */
 export async function portGuardObstacle(
   run: RunCommand = createCommandRunner(),
 ): Promise<string | undefined> {
@@ -36,16 +36,16 @@ export async function portGuardObstacle(
   }
 }
 
-/** What a guard is made with. */
+/** Options of a guard. */
 export interface PortGuardOptions {
   readonly run?: RunCommand
   readonly log?: Log
   readonly watch?: WatchKernel
-  /** Owns the rules a second time ({@link HeldGuard}). */
+  /** Owns a second copy of the rules ({@link HeldGuard}). */
   readonly owner?: TableOwner
 }
 
-/** The guard of the ports of a daemon that runs. Disposing it ends the upkeep and leaves the rules. */
+/** The guard of the ports of a running daemon. Disposing it ends the upkeep and leaves the rules in place. */
 export class PortGuard implements Disposable {
   readonly #run: RunCommand
   readonly #log: Log
@@ -53,7 +53,7 @@ export class PortGuard implements Disposable {
   #held: HeldGuard | undefined
   #upkeep: Upkeep | undefined
   #plainInbound = 0
-  /** How long the last look took: tens of thousands of rules of others take seconds. */
+  /** Duration of the last check: with tens of thousands of foreign rules it takes seconds. */
   #lookMs = 0
   #plan: PortPlan | undefined
   /** What the kernel printed of the table when it was as planned. */
@@ -72,12 +72,12 @@ export class PortGuard implements Disposable {
       await this.#write(plan)
       this.#hold()
     } finally {
-      // What could not be written is tried again, unless the caller gives up.
+      // A failed write is tried again, unless the caller gives up.
       this.#upkeep ??= startUpkeep({
         folders: [],
         everyMs: COUNT_MS,
         watch: this.#options.watch,
-        // What capture changes is heard, too: a look finds all as planned.
+        // Changes made by capture are reported, too: a check then finds everything as planned.
         isOwn: () => false,
         pass: async (sinceVerifyMs, isChanged) => {
           const pauseMs = pauseAfterLookMs(this.#lookMs)
@@ -93,7 +93,7 @@ export class PortGuard implements Disposable {
     }
   }
 
-  /** Connections that reached a service around the mesh, as old as {@link COUNT_MS}; from 0 again when the table is made anew. */
+  /** Connections that bypassed the mesh, read at most {@link COUNT_MS} ago; restarts at 0 with a new table. */
   get plainInbound(): number {
     return this.#plainInbound
   }
@@ -105,8 +105,8 @@ export class PortGuard implements Disposable {
   }
 
   /**
-   * Once more, where nobody else can take it away, if anything would be missed for that moment: nobody can bind a TCP port at
-   * which this process listens, but where a UDP port has no socket of ours (its loopback twin) somebody can.
+   * Holds a second copy that no other program can flush, if a gap would matter. No other process can bind a TCP port at
+   * which this process listens; but a UDP port without a socket of ours (its loopback twin) can be bound.
    */
   #hold(): void {
     const { owner } = this.#options
@@ -141,7 +141,7 @@ export class PortGuard implements Disposable {
 
   async #repair(): Promise<void> {
     try {
-      // Whoever ended the nft that holds them has taken them away there.
+      // The nft that holds the second copy may have been killed, and the copy with it.
       this.#hold()
       if (this.#plan === undefined) return
       const isWritten = this.#listing !== undefined
@@ -163,14 +163,14 @@ export async function applyPortGuard(
   await applyNft(run, replacement(renderPortTable(plan)))
 }
 
-/** Gives the ports up. Returns whether they were guarded. */
+/** Removes the guard of the ports. Returns whether they were guarded. */
 export async function removePortGuard(run: RunCommand = createCommandRunner()): Promise<boolean> {
   if ((await readTable(run, PORT_TABLE)) === undefined) return false
   await applyNft(run, `delete table inet ${PORT_TABLE}\n`)
   return true
 }
 
-/** In one transaction: there is no moment without. */
+/** Replaces the table in one transaction: the ports are guarded at every moment. */
 function replacement(text: string): string {
   return `add table inet ${PORT_TABLE}\ndelete table inet ${PORT_TABLE}\n${text}`
 }

@@ -1,9 +1,9 @@
 /**
- * Rules that keep the daemon's ports for the daemon, as a native nftables table. Pure.
+ * Renders the rules that reserve the daemon's ports as a native nftables table. Pure.
  *
- * Whoever binds such a port while no daemon listens gets nothing: a first segment or a datagram reaches a socket of the
- * daemon's, known by IP_TRANSPARENT, which takes a privilege, or is refused. Where somebody else holds a port already,
- * the daemon listens at another one and what was sent to the first is led there.
+ * Another process that binds such a port while the daemon does not listen receives nothing: a first segment or datagram
+ * either reaches a socket of the daemon (recognized by IP_TRANSPARENT, which needs a privilege) or is refused. If
+ * another process holds a port already, the daemon listens at another one, and traffic to the first is sent there.
  */
 import { isLoopback, type SocketAddress } from '../../model/address.ts'
 import { type AddChain, chainText } from './nft-words.ts'
@@ -11,35 +11,35 @@ import { type AddChain, chainText } from './nft-words.ts'
 /** Our table. */
 export const PORT_TABLE = 'hostmesh_ports'
 
-/** A port that is the daemon's, whether it runs or not. */
+/** A port that belongs to the daemon, whether it runs or not. */
 export interface GuardedPort {
   readonly kind: 'tcp' | 'udp'
-  /** `::` is every address of both families, `0.0.0.0` every IPv4 one. A loopback address stands for both loopback addresses. */
+  /** `::` means all addresses of both families, `0.0.0.0` all IPv4 addresses, a loopback address both loopback ones. */
   readonly address: SocketAddress
-  /** The port at which the daemon listens in its place, at the same address. */
+  /** The port at which the daemon listens instead, at the same address. */
   readonly movedTo?: number | undefined
 }
 
-/** Ports of local services, and what becomes of who reaches them from another host without the mesh: it is counted, and may be refused. */
+/** Ports of local services. Connections from other hosts that bypass the mesh are counted, and may be refused. */
 export interface PlainInbound {
-  /** A loopback address stands for every address of this host. */
+  /** A loopback address means every address of this host. */
   readonly targets: readonly SocketAddress[]
   readonly refuses: boolean
 }
 
-/** Everything that the table is made from. */
+/** Input for the table. */
 export interface PortPlan {
   readonly ports: readonly GuardedPort[]
   readonly plainInbound: PlainInbound
 }
 
-/** Before connection tracking sees an answer, so that it knows it as one. */
+/** Before connection tracking sees an answer, so that tracking assigns it to its connection. */
 const RAW_PRIORITY = -300
 
-/** After everything of ours that diverts. */
+/** After all our chains that divert. */
 const PREROUTING_PRIORITY = 25
 
-/** Connections that came around the mesh. */
+/** Counts connections that bypassed the mesh. */
 export const PLAIN_COUNTER = 'plain_inbound'
 
 const REFUSE = [
@@ -49,14 +49,14 @@ const REFUSE = [
 
 const LOOPBACKS: readonly string[] = ['127.0.0.1', '::1']
 
-/** The same place for who dials `localhost`: programs take either. Undefined for another address. */
+/** The other loopback address, because programs use either for `localhost`. Undefined for another address. */
 export function loopbackTwin(ip: string): string | undefined {
   return LOOPBACKS.includes(ip) ? LOOPBACKS.find((other) => other !== ip) : undefined
 }
 
-/** The table. Ports of the same address and kind are given once. */
+/** Renders the table. `ports` contains each kind and address once. */
 export function renderPortTable({ ports, plainInbound }: PortPlan, table = PORT_TABLE): string {
-  // A copy comes after the table itself: its counters are the ones that are read.
+  // A copy comes after the table itself: the counters of the table are the ones that are read.
   const priority = table === PORT_TABLE ? PREROUTING_PRIORITY : PREROUTING_PRIORITY + 1
   const chains: string[] = []
   const chain: AddChain = (name, lines) => void chains.push(chainText(name, lines))
@@ -64,7 +64,7 @@ export function renderPortTable({ ports, plainInbound }: PortPlan, table = PORT_
   chain('ours', ['socket transparent 1 accept', ...REFUSE])
   for (const port of udp) movedChain(port, chain)
   chain('plain', [
-    // Diverted on its way here, as those of containers are.
+    // Diverted on its way here, like connections of containers.
     'socket transparent 1 accept',
     `counter name ${PLAIN_COUNTER}${plainInbound.refuses ? ' meta l4proto tcp reject with tcp reset' : ''}`,
   ])
@@ -99,7 +99,7 @@ function portsOf(ports: readonly GuardedPort[]): readonly number[] {
   return [...new Set(ports.map(({ address }) => address.port))].toSorted((a, b) => a - b)
 }
 
-/** Leads what is for one of these to `ours`: single addresses by a set, each kind of wildcard by a set of ports. */
+/** Sends traffic for these ports to `ours`: single addresses by a set, each kind of wildcard by a set of ports. */
 function oursLines(ports: readonly GuardedPort[]): string[] {
   const [kind] = ports.map((port) => port.kind)
   const groups = new Map<string, Set<string>>()
@@ -133,7 +133,7 @@ function destinationOf(ip: string, port: number): [match: string, element: strin
   return [`${ip.includes(':') ? 'ip6' : 'ip'} daddr . DPORT`, `${ip} . ${port}`]
 }
 
-/** One match for each family that a socket at this address takes. */
+/** One match for each family that a socket at this address accepts. */
 function families(ip: string, end: 'daddr' | 'saddr'): [word: 'ip' | 'ip6', match: string][] {
   const any = `fib ${end} type local`
   if (ip === '::')
@@ -165,7 +165,7 @@ function movedChain({ address: { port }, movedTo }: GuardedPort, chain: AddChain
   chain(`moved_${port}_${movedTo}`, [
     `udp dport set ${movedTo}`,
     'socket transparent 1 accept',
-    // A refusal names the port that was asked for.
+    // A rejection must contain the port that the sender used.
     `udp dport set ${port}`,
     ...REFUSE,
   ])

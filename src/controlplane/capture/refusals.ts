@@ -1,10 +1,10 @@
 /**
- * What rules of iptables have refused, from the kernel's own counters. Pure.
+ * Counts what iptables rules have refused, from the kernel's counters. Pure.
  */
 import type { CaptureCounts, ShownRule } from './backend.ts'
 import { REFUSE_CHAIN, setNames, UNITS_CHAIN } from './iptables-rules.ts'
 
-/** Sums the rules of both families: a reset answers a SYN, so a packet is an attempt. */
+/** Sums the rules of both families. A SYN is answered with a reset, so one packet is one attempt. */
 export function countRefusals(rules: readonly ShownRule[]): Omit<CaptureCounts, 'full' | 'spared'> {
   const sum = (isCounted: (rule: ShownRule) => boolean): number =>
     rules.filter(isCounted).reduce((packets, rule) => packets + (rule.packets ?? 0), 0)

@@ -1,14 +1,14 @@
 /**
- * Routes and routing rules of capture, marked by their protocol number so that exactly they can be removed.
+ * Routes and routing rules of capture, marked by their protocol number so that exactly these can be removed.
  *
- *     ip rule   fwmark MARK/MASK lookup TABLE   what is marked goes to loopback, before every other rule
- *     ip rule   to RANGE lookup main            no rule of others leads virtual addresses anywhere else
- *     TABLE     local default dev lo            and is delivered there; `throw` for containers: their way back,
- *                                               where the kernel looks for it by the mark
+ *     ip rule   fwmark MARK/MASK lookup TABLE   marked packets go to loopback, before every other rule
+ *     ip rule   to RANGE lookup main            no foreign rule sends virtual addresses elsewhere
+ *     TABLE     local default dev lo            delivers marked packets there; `throw` for containers: their return
+ *                                               route, where the kernel looks it up by the mark
  *     main      RANGE dev lo src HOST           virtual addresses never need a gateway and never leave the host
- *     main      255.255.255.255 dev HOST'S      is in the usual range and none of them
+ *     main      255.255.255.255 dev HOST'S      is in the usual range, but is not a virtual address
  *
- * Unicast on purpose: a `local` route would let a wildcard listener of the host answer when rules are gone.
+ * Unicast on purpose: a `local` route would let a wildcard listener of the host answer when the rules are gone.
  */
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { z } from 'zod'
@@ -26,11 +26,14 @@ export interface RoutingSettings {
   readonly table: number
 }
 
-/** What one family needs. */
+/** The routing that one family needs. */
 export interface WantedRouting extends RoutingSettings {
   readonly family: Family
   readonly range: string
-  /** Containers whose way back is looked for by the mark ({@link routesBackByMark}): nobody of this host reaches them by it. */
+  /**
+   * Containers whose return route is looked up by the mark ({@link routesBackByMark}): marked packets of this host do
+   * not reach them.
+   */
   readonly containers: readonly string[]
 }
 
@@ -69,7 +72,7 @@ const HEX = 16
 /** The number of the main table. */
 const MAIN_TABLE = '254'
 
-/** Makes routes and rule of a family as wanted. Returns what is wrong, one sentence each. @throws MeshError */
+/** Makes routes and rule of a family as wanted. Returns the problems, one sentence each. @throws MeshError */
 export async function ensureRouting(run: RunCommand, wanted: WantedRouting): Promise<string[]> {
   const { family, table, containers } = wanted
   const [rules, way, routes] = await Promise.all([
@@ -79,14 +82,14 @@ export async function ensureRouting(run: RunCommand, wanted: WantedRouting): Pro
   ])
   for (const ip of returnRoutes(routes).filter((each) => !containers.includes(each)))
     await change(run, family, ['route', 'del', 'throw', ip, 'table', String(table)])
-  // The routes first: by them what is to be removed is known, however this ends.
+  // Routes first: they identify what clearRouting() must remove, even if a later step fails.
   for (const words of routeCommands(wanted, way)) await change(run, family, words)
   for (const { words, isThere } of ruleCommands(wanted))
     if (!rules.some(isThere)) await change(run, family, words)
   return clashes(rules, wanted)
 }
 
-/** Families that loopback has an address of: by another nothing can be routed to it, and nobody can listen there. */
+/** Families of which loopback has an address: in others no route to it and no listener can exist. */
 export function loopbackFamilies(): readonly Family[] {
   const path = '/proc/net/if_inet6'
   const hasLoopback = existsSync(path) && / lo$/m.test(readFileSync(path, 'utf8'))
@@ -94,8 +97,8 @@ export function loopbackFamilies(): readonly Family[] {
 }
 
 /**
- * Whether the kernel looks for the way back to a container by the mark, when it checks where a packet came from; wg-quick sets
- * that. There is no such thing for IPv6.
+ * Whether the kernel uses the mark to look up the return route to a container when it validates a source address;
+ * wg-quick sets that. IPv6 has no such setting.
  */
 export function routesBackByMark(family: Family): boolean {
   const folder = '/proc/sys/net/ipv4/conf'
@@ -105,22 +108,22 @@ export function routesBackByMark(family: Family): boolean {
       (name) => readFileSync(`${folder}/${name}/src_valid_mark`, 'utf8').trim() !== '0',
     )
   } catch {
-    // A device that went away meanwhile: to be asked again.
+    // A device disappeared meanwhile: a later call decides.
     return false
   }
 }
 
-/** Containers with a way back among the routes of our table. */
+/** Containers with a return route in our table. */
 function returnRoutes(routes: readonly IpRoute[]): string[] {
   return routes.flatMap(({ type, dst }) => (type === 'throw' && dst !== undefined ? [dst] : []))
 }
 
-/** What `ip` is told for one family. */
+/** The arguments of `ip` for one family. */
 export function routingCommands(wanted: WantedRouting): string[][] {
   return [...ruleCommands(wanted).map(({ words }) => words), ...routeCommands(wanted)]
 }
 
-/** The rules of a family, each with how it is known among those that there are. */
+/** The rules of a family, each with a test that recognizes it among the present ones. */
 function ruleCommands(
   wanted: WantedRouting,
 ): { readonly words: string[]; readonly isThere: (rule: IpRule) => boolean }[] {
@@ -149,8 +152,8 @@ function routeCommands(wanted: WantedRouting, way?: HostRoute): string[][] {
 }
 
 /**
- * Leads virtual addresses to loopback, and nothing else: what no rule diverts does not leave the host. Returns what is
- * wrong in one sentence; undefined when nothing is.
+ * Routes only virtual addresses to loopback: undiverted packets to them do not leave the host. Returns the problem
+ * in one sentence; undefined when there is none.
  */
 export async function ensureRangeRoute(
   run: RunCommand,
@@ -166,7 +169,7 @@ export async function ensureRangeRoute(
   }
 }
 
-/** What of the route of {@link ensureRangeRoute} is wrong; undefined when nothing is. */
+/** What is wrong with the route of {@link ensureRangeRoute}; undefined when nothing is. */
 export async function rangeRouteDrift(
   run: RunCommand,
   family: Family,
@@ -176,7 +179,7 @@ export async function rangeRouteDrift(
   return routes.length > 0 ? undefined : `there is no route of ${range} to loopback`
 }
 
-/** The routes of virtual addresses, which are spoken to from the host's own; and of what is none of them. */
+/** Routes of virtual addresses, with the host's own address as source; and of the broadcast address if in the range. */
 export function rangeRoutes(range: string, { source, device }: HostRoute = {}): string[][] {
   const from = source === undefined ? [] : ['src', source]
   const route = (to: string, dev: string): string[] =>
@@ -187,7 +190,7 @@ export function rangeRoutes(range: string, { source, device }: HostRoute = {}): 
   ]
 }
 
-/** The first thing of a family's routing that is not as wanted; undefined when all is. */
+/** The first difference of a family's routing from the wanted one; undefined when there is none. */
 export async function routingDrift(
   run: RunCommand,
   wanted: WantedRouting,
@@ -209,7 +212,7 @@ export async function routingDrift(
   return virtual
 }
 
-/** Removes rules and routes of ours, whatever settings they were made with. Returns whether there were any. */
+/** Removes our rules and routes, whatever settings created them. Returns whether there were any. */
 export async function clearRouting(run: RunCommand): Promise<boolean> {
   let removed = false
   for (const family of families) {
@@ -224,10 +227,10 @@ export async function clearRouting(run: RunCommand): Promise<boolean> {
   return removed
 }
 
-/** Rules are looked for so often until there are none left: without the routes nobody knows them for ours any more. */
+/** Maximum number of searches for remaining rules: without the routes, rules cannot be recognized as ours. */
 const MOST_LOOKS = 3
 
-/** Deletes the rules that lead to these routes. Returns whether there were any. */
+/** Deletes the rules that refer to these routes. Returns whether there were any. */
 async function deleteRules(
   run: RunCommand,
   family: Family,
@@ -236,14 +239,14 @@ async function deleteRules(
   const tables = new Set(routes.flatMap(({ table }) => (table === undefined ? [] : [table])))
   const rules = await readRules(run, family)
   const marks = rules.filter(({ fwmark, table }) => fwmark !== undefined && tables.has(table ?? ''))
-  // Not by the route of the range: the kernel takes that away with the address that it speaks from.
+  // Not recognized by the range's route: the kernel removes that route with its source address.
   const ranges = rules.filter(
     (rule) =>
       rule.table === MAIN_TABLE &&
       destinationOf(rule) !== undefined &&
       marks.some(({ priority = 0 }) => rule.priority === priority + 1),
   )
-  // That of the mark last: by it the other is known.
+  // The mark's rule last: it identifies the other one.
   const ours = [...ranges, ...marks]
   for (const rule of ours) {
     const to = destinationOf(rule)
@@ -254,7 +257,7 @@ async function deleteRules(
   return ours.length > 0
 }
 
-/** Rules of others that use our bits, or that come before ours. */
+/** Foreign rules that use our bits, or that precede ours. */
 function clashes(rules: readonly IpRule[], wanted: WantedRouting): string[] {
   const { mark, priority, table, family } = wanted
   return rules.flatMap((rule) => {
@@ -296,7 +299,7 @@ function isRangeRule(rule: IpRule, { range, priority }: WantedRouting): boolean 
   )
 }
 
-/** After the rule of the mark, and before all of others: a VPN or a second uplink may lead everything else elsewhere. */
+/** After the mark's rule and before all foreign rules: a VPN or second uplink may route everything else elsewhere. */
 function rangeRuleWords({ range, priority }: WantedRouting): string[] {
   return ['to', range, 'priority', String(priority + 1), 'table', MAIN_TABLE]
 }
@@ -305,9 +308,9 @@ function destinationOf({ dst, dstlen }: IpRule): string | undefined {
   return dst === undefined || dstlen === undefined ? undefined : `${dst}/${dstlen}`
 }
 
-/** How applications of this host reach others. */
+/** The route by which applications of this host reach others. */
 interface HostRoute {
-  /** The address that they speak from. */
+  /** The source address of their connections. */
   readonly source?: string | undefined
   readonly device?: string | undefined
 }
@@ -342,7 +345,7 @@ function readTable(run: RunCommand, { family, table }: WantedRouting): Promise<r
   return readRoutes(run, family, ['route', 'show', 'table', String(table)])
 }
 
-/** What `ip -j` printed, which is nothing at all where there is nothing to list. */
+/** Parses the output of `ip -j`, which is empty where there is nothing to list. */
 function parseJson<T extends z.ZodType>(schema: T, text: string): z.infer<T> | undefined {
   return text.trim() === '' ? undefined : schema.parse(JSON.parse(text))
 }

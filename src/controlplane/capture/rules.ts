@@ -1,9 +1,9 @@
 /**
- * What capture does with a connection, as rules that name no tool: a pure function of the plan.
+ * The capture rules of a plan, independent of the tool: a pure function of the plan.
  *
- * The first rule of a hook that matches decides; nothing matches: the connection is left alone. Only rules that
- * name what the mesh owns (virtual range, instance addresses) divert or refuse, so nothing else ever enters the
- * proxy. nft-rules.ts and iptables-rules.ts write them for the kernel's tools, trace.ts walks them for people.
+ * The first rule of a hook that matches decides; if none matches, the connection is not changed. Only rules for
+ * addresses of the mesh (virtual range, instance addresses) divert or refuse, so no other traffic enters the
+ * proxy. nft-rules.ts and iptables-rules.ts render the rules for the tools, trace.ts evaluates them for people.
  *
  *     output      connections of processes on this host, decided at their first segment
  *     prerouting  those of containers, which the host forwards
@@ -13,7 +13,7 @@ import { canonicalIp, ipBytes, ipFromBytes, isIpv6, isPort } from '../../model/a
 import { cidrContains, parseCidr } from '../../model/cidr.ts'
 import type { WorkloadSelector } from '../../model/service.ts'
 
-/** The two halves of capture; each has its own tool, tables, set and transaction. */
+/** The two address families; each has its own rules and sets. */
 export type Family = 'v4' | 'v6'
 
 /** Both families in the order in which they are applied. */
@@ -28,9 +28,9 @@ export interface CaptureWorkload {
 /** What to capture on this host. */
 export interface CapturePlan {
   readonly workloads: readonly CaptureWorkload[]
-  /** Where local callers without an identity of their own go; undefined: they are not captured. */
+  /** Target of local callers without an identity of their own; undefined: they are not captured. */
   readonly defaultCapturePort?: number | undefined
-  /** Whether a local caller without identity is refused at the addresses of instances, too. */
+  /** Whether a local caller without identity is refused at instance addresses, too. */
   readonly refusesUnknownAtInstances?: boolean
   /** IPv4 and IPv6 ranges (CIDR) of virtual addresses. */
   readonly virtualRange: string
@@ -41,12 +41,12 @@ export interface CapturePlan {
   readonly ownPorts: readonly number[]
 }
 
-/** Where in the kernel a rule looks at a connection. */
+/** The point in the kernel at which a rule is evaluated. */
 export type CaptureHook = 'output' | 'prerouting'
 
 /** One condition; a rule matches when all of its conditions do. */
 export type CaptureMatch =
-  /** The destination is what the mesh owns: a virtual address, an address and port of an instance, or either. */
+  /** The destination belongs to the mesh: a virtual address, an address and port of an instance, or either. */
   | { readonly kind: 'mesh'; readonly what: 'virtual' | 'instance' | 'any' }
   /** The destination is an instance that may be reached without the mesh now (`capture.permissive`). */
   | { readonly kind: 'permitted' }
@@ -56,10 +56,10 @@ export type CaptureMatch =
   | { readonly kind: 'caller'; readonly selector: WorkloadSelector }
   | { readonly kind: 'daemon'; readonly uid: number }
 
-/** What becomes of the connection. */
+/** What happens to the connection. */
 export type CaptureAction =
   | { readonly kind: 'divert'; readonly port: number }
-  /** It goes where its application sent it. */
+  /** It goes to the destination that the application chose. */
   | { readonly kind: 'pass' }
   /** It is answered with a reset. */
   | { readonly kind: 'refuse' }
@@ -71,21 +71,21 @@ export interface CaptureRule {
   readonly action: CaptureAction
 }
 
-/** The kernel's limit of a cgroup path in a rule, with its closing zero. */
+/** The kernel's limit for a cgroup path in a rule, including the terminating zero. */
 const MAX_CGROUP_PATH_BYTES = 511
 
-/** A virtual range wider than this would swallow the ordinary internet. */
+/** A wider virtual range would include ordinary internet addresses. */
 const MIN_PREFIX_BITS: Record<Family, number> = { v4: 4, v6: 16 }
 
-/** Where the family's loopback addresses are; they mean another machine on every host and are never captured. */
+/** Loopback addresses of a family; they mean another machine on every host and are never captured. */
 export const loopbackRange: Record<Family, string> = { v4: '127.0.0.0/8', v6: '::1/128' }
 
 /**
  * The rules of one family, in order.
  *
  * `selector.user` must be numeric here: names are looked up where I/O is allowed (workloads.ts).
- * @throws MeshError HM_CAPTURE_PLAN_INVALID naming the value; nothing of a user's text goes unchecked
- *   into a rule.
+ * @throws MeshError HM_CAPTURE_PLAN_INVALID naming the value; no text from a user is written into a rule
+ *   unchecked.
  */
 export function captureRules(plan: CapturePlan, family: Family): readonly CaptureRule[] {
   checkPlan(plan)
@@ -97,7 +97,7 @@ export function captureRules(plan: CapturePlan, family: Family): readonly Captur
   const ports = [...new Set(plan.ownPorts)].toSorted((a, b) => a - b)
   const ownPort: CaptureMatch = { kind: 'ownPort', ports }
 
-  // A virtual address exists only for capture: whoever is not diverted there is refused.
+  // A virtual address exists only for capture: an undiverted connection to it is refused.
   add('output', REFUSE, daemon, VIRTUAL)
   add('output', PASS, daemon)
   add('output', PASS, { kind: 'loopback' })
@@ -129,10 +129,10 @@ export function capturePorts({ workloads, defaultCapturePort }: CapturePlan): Re
   return ports
 }
 
-/** In the usual virtual range, and everybody's: DHCP servers answer there. */
+/** In the usual virtual range, but shared by all hosts: DHCP servers answer there. */
 export const BROADCAST = '255.255.255.255'
 
-/** Whether a virtual range takes in {@link BROADCAST}. */
+/** Whether a virtual range includes {@link BROADCAST}. */
 export function coversBroadcast(range: string): boolean {
   const cidr = parseCidr(range)
   return cidr !== undefined && cidrContains(cidr, BROADCAST)
@@ -182,8 +182,8 @@ function divert(port: number): CaptureAction {
 
 /**
  * The network of a virtual range in its canonical spelling, `240.0.0.0/4`.
- * @throws MeshError HM_CAPTURE_PLAN_INVALID when it is no range of the family, or one that would take in
- *   loopback or most of the internet.
+ * @throws MeshError HM_CAPTURE_PLAN_INVALID when it is not a range of the family, or would include loopback or
+ *   most of the internet.
  */
 export function parseRange(text: string, family: Family): string {
   const [address = '', bitsText = '', ...rest] = text.split('/')
@@ -255,7 +255,7 @@ function checkPlan(plan: CapturePlan): void {
   }
 }
 
-/** Refuses what could not be written into a rule as one word; returns what identifies the selector. */
+/** Rejects a selector that cannot be written into a rule as one word; returns what identifies it. */
 function checkSelector(selector: WorkloadSelector): string {
   switch (selector.kind) {
     case 'cgroup': {

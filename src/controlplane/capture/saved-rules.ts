@@ -1,10 +1,10 @@
 /**
- * Reads what `iptables-save` prints and writes what `iptables-restore --noflush` takes. Pure.
+ * Parses the output of `iptables-save` and renders the input of `iptables-restore --noflush`. Pure.
  *
- * Three texts are made here: from what is there to what the plan wants, back to what was there before,
- * and to nothing of ours. Under --noflush a declared chain (`:NAME - [0:0]`) is emptied and everything else
- * stays, so each text is one idempotent transaction per table. Jumps are the exception (inserting twice
- * makes two), so the text first deletes each own jump that was seen.
+ * Three texts are rendered: from the present rules to the plan's, back to the previous rules,
+ * and to none of ours. Under --noflush a declared chain (`:NAME - [0:0]`) is emptied and everything else
+ * stays, so each text is one idempotent transaction per table. Jumps are the exception (inserting one twice
+ * makes two), so the text first deletes each own jump that was found.
  */
 import { CHAIN_PREFIX, type Jump, type TableRules } from './iptables-rules.ts'
 
@@ -17,7 +17,7 @@ export interface SavedRule {
   readonly bytes: number
 }
 
-/** What a table holds, foreign rules included. */
+/** The content of a table, foreign rules included. */
 export interface SavedTable {
   readonly chains: readonly string[]
   readonly rules: readonly SavedRule[]
@@ -26,7 +26,7 @@ export interface SavedTable {
 /** Tables by name; a table that was never used is absent. */
 export type SavedRules = ReadonlyMap<string, SavedTable>
 
-/** Reads the output of `iptables-save`, with or without counters. Unknown lines are skipped. */
+/** Parses the output of `iptables-save`, with or without counters. Unknown lines are skipped. */
 export function parseSavedRules(text: string): SavedRules {
   const tables = new Map<string, { chains: string[]; rules: SavedRule[] }>()
   let table: { chains: string[]; rules: SavedRule[] } | undefined
@@ -51,7 +51,7 @@ function parseRule(line: string): SavedRule | undefined {
   return { chain, line: rule.trimEnd(), packets: Number(packets), bytes: Number(bytes) }
 }
 
-/** The part of a save that is ours, as rules that could be applied again. */
+/** Our part of a save, as rules that could be applied again. */
 export function ownRules(saved: SavedRules): readonly TableRules[] {
   return (['filter', 'nat'] as const).map((name) => {
     const table = saved.get(name) ?? { chains: [], rules: [] }
@@ -62,14 +62,14 @@ export function ownRules(saved: SavedRules): readonly TableRules[] {
   })
 }
 
-/** Whether anything of ours is there. */
+/** Whether there are no rules of ours. */
 export function isEmpty(tables: readonly TableRules[]): boolean {
   return tables.every((table) => table.jumps.length === 0 && table.chains.size === 0)
 }
 
 /**
- * The transaction that turns `present` (own part of a save) into `wanted`. Own chains that are no longer
- * wanted go; jumps end up at their positions exactly once.
+ * The transaction that turns `present` (our part of a save) into `wanted`. Own chains that are no longer
+ * wanted are deleted; each jump ends up exactly once, at its position.
  */
 export function renderRestore(
   wanted: readonly TableRules[],
@@ -93,8 +93,8 @@ export function renderRestore(
 }
 
 /**
- * The transaction that removes exactly what is ours. nat goes first, the other way round than ownRules()
- * lists it: between the two commits a virtual address is still refused, never let out.
+ * The transaction that removes exactly our rules. nat goes first, in the reverse order of ownRules():
+ * between the two commits a virtual address is still refused, so traffic to it never leaves the host.
  */
 export function renderClear(present: readonly TableRules[]): string {
   const gone = present.map((table) => ({ table: table.table, jumps: [], chains: new Map() }))
@@ -102,8 +102,8 @@ export function renderClear(present: readonly TableRules[]): string {
 }
 
 /**
- * The first difference between what should be there and what is, in words; undefined when there is none.
- * Spelling does not count (quoting and the order of matches vary between versions of the tools).
+ * The first difference between wanted and present rules, in words; undefined when there is none.
+ * Spelling is ignored (quoting and the order of matches vary between versions of the tools).
  */
 export function firstDifference(
   wanted: readonly TableRules[],
@@ -153,7 +153,7 @@ function chainDifference(wanted: TableRules, there: TableRules): string | undefi
   return extra === undefined ? undefined : `${wanted.table} has an unexpected chain ${extra}`
 }
 
-/** A rule without its spelling: words unquoted, names of match modules left out, options in one order. */
+/** A rule in normal form: words unquoted, names of match modules left out, options in one order. */
 function ruleKey(line: string): string {
   const options: string[] = []
   let negation = ''
@@ -194,7 +194,7 @@ function jumpsOf(table: SavedTable): Jump[] {
   return jumps
 }
 
-/** The chain or target of a rule. Quoted text is one word, so a comment cannot pose as one. */
+/** The chain or target of a rule. Quoted text is one word, so a comment is not mistaken for a target. */
 function targetOf(line: string): string {
   const words = splitWords(line)
   const at = words.findLastIndex((word) => word === '-j' || word === '-g')

@@ -1,5 +1,5 @@
 /**
- * The addresses that sets of the kernel are to hold, by family, in the words of the tool that fills them. Pure.
+ * The addresses that kernel sets must hold, by family, in the syntax of the tool that fills the sets. Pure.
  */
 import { MeshError } from '../../lib/errors.ts'
 import {
@@ -12,16 +12,16 @@ import {
 } from '../../model/address.ts'
 import type { Family } from './rules.ts'
 
-/** Most addresses of one family; a catalog beyond it is a mistake, and the kernel's memory is finite. */
+/** Maximum number of addresses of one family: a larger catalog is a mistake, and kernel memory is limited. */
 export const MAX_INSTANCE_ADDRESSES = 262_144
 
-/** What one set holds. */
+/** The members of one set. */
 export type SetMembers = ReadonlySet<string>
 
 /**
- * The members of both sets. Loopback, multicast and unspecified addresses are left out: they mean another
- * machine on every host, and the rules let loopback pass anyway.
- * @throws MeshError HM_CAPTURE_INSTANCES_INVALID when an address is none, or there are too many.
+ * The members of the sets of both families. Loopback, multicast and unspecified addresses are left out: they mean
+ * another machine on every host, and the rules pass loopback anyway.
+ * @throws MeshError HM_CAPTURE_INSTANCES_INVALID when an address is invalid, or there are too many.
  */
 export function membersByFamily(
   addresses: Iterable<SocketAddress>,
@@ -48,7 +48,7 @@ export function membersByFamily(
   return members
 }
 
-/** Whether both hold the same; one that is not there holds nothing that could be the same. */
+/** Whether both sets are equal; an absent set equals none. */
 export function isSameSet(a: SetMembers | undefined, b: SetMembers): boolean {
   return a?.size === b.size && [...b].every((member) => a.has(member))
 }

@@ -1,31 +1,31 @@
 /**
- * TCP sockets of this host by `ss`: who was connected before capture came, and ending connections when it goes.
+ * TCP sockets of this host by `ss`: finds connections from before capture, and ends connections when capture ends.
  */
 import { canonicalIp, isIpv6 } from '../../model/address.ts'
 import type { RunCommand } from './command.ts'
 import type { Family } from './rules.ts'
 
-/** Both ends of a connection as its socket has them, in set elements' words: `ip . port`. */
+/** Both ends of a connection as its socket has them, in the syntax of set elements: `ip . port`. */
 export interface SocketEnds {
   readonly family: Family
   readonly local: string
   readonly peer: string
-  /** Whose socket it is; 0 also where `ss` does not say. */
+  /** Owner of the socket; 0 also where `ss` does not report it. */
   readonly uid: number
-  /** It has ended, and the kernel remembers its ports for a while (TIME-WAIT). */
+  /** The connection has ended, and the kernel remembers its ports for a while (TIME-WAIT). */
   readonly isOver: boolean
 }
 
-/** Filters given to one `ss -K`; a command line has its limits. */
+/** Number of filters in one `ss -K`: the length of a command line is limited. */
 const KILLED_AT_ONCE = 60
 
-/** All TCP connections; empty when `ss` cannot say. */
+/** All TCP connections; empty when `ss` fails. */
 export async function listSockets(run: RunCommand): Promise<readonly SocketEnds[]> {
   const { status, stdout } = await run('ss', ['-HOtane', 'exclude', 'listening'])
   return status === 0 ? parseSockets(stdout) : []
 }
 
-/** Reads what `ss -HOtane` prints; lines that are no connection of an IP address are skipped. */
+/** Parses the output of `ss -HOtane`; lines that are not a connection between IP addresses are skipped. */
 export function parseSockets(text: string): readonly SocketEnds[] {
   return text.split('\n').flatMap((line): SocketEnds[] => {
     const [state, , , local = '', peer = ''] = line.trim().split(/\s+/)
@@ -38,13 +38,13 @@ export function parseSockets(text: string): readonly SocketEnds[] {
   })
 }
 
-/** Connections that are not over and that no socket of this host takes at the other end: not captured. */
+/** Open connections whose other end is not a socket of this host: not captured. */
 export function uncaptured(sockets: readonly SocketEnds[]): readonly SocketEnds[] {
   const ends = new Set(sockets.map(({ local, peer }) => `${local} ${peer}`))
   return sockets.filter(({ local, peer, isOver }) => !isOver && !ends.has(`${peer} ${local}`))
 }
 
-/** The same after REDIRECT, by which a connection arrives at a capture port: nobody has accepted it there. */
+/** The same after REDIRECT, by which a connection arrives at a capture port: those not accepted at one. */
 export function unredirected(
   sockets: readonly SocketEnds[],
   capturePorts: ReadonlySet<number>,
@@ -56,8 +56,8 @@ export function unredirected(
 }
 
 /**
- * Both sockets (`a . 1 . b . 2`) of each connection that arrived at a capture port; that of a container's caller is not on
- * this host. `isMesh` tells the caller's socket from what else it has open from the same port.
+ * Both sockets (`a . 1 . b . 2`) of each connection that arrived at a capture port; the caller's socket is missing if
+ * it is in a container. `isMesh` separates the caller's socket from its other sockets with the same port.
  */
 export function redirectedPairs(
   sockets: readonly SocketEnds[],
@@ -82,7 +82,7 @@ export function acceptedAt(
   )
 }
 
-/** The same after REDIRECT: callers on this host of what was accepted at a capture port. */
+/** The same after REDIRECT: callers on this host of connections accepted at a capture port. */
 export function redirectedAt(
   sockets: readonly SocketEnds[],
   capturePorts: ReadonlySet<number>,
@@ -96,9 +96,10 @@ export function redirectedAt(
 }
 
 /**
- * Connections (`a . 1 . b . 2`, our end first) that the daemon's user has accepted at an address of the mesh and whose caller
- * is of this host and has no socket any more: it ended while nothing was diverted, so its end never came. Callers of other
- * network namespaces do not count. What the daemon dials looks the same while the other side has no room for it.
+ * Connections (`a . 1 . b . 2`, our end first) that the daemon's user has accepted at an address of the mesh and whose
+ * caller, on this host, has no socket any more: it ended while nothing was diverted, so its FIN never arrived. Callers
+ * in other network namespaces are left out. A connection that the daemon dials looks the same while the other side has
+ * no room for it.
  */
 export function abandoned(
   sockets: readonly SocketEnds[],
@@ -118,7 +119,7 @@ export function abandoned(
     .map(({ local, peer }) => `${local} . ${peer}`)
 }
 
-/** Destroys connections (`a . 1 . b . 2`), with a reset for who uses them. Returns what was wrong, if anything. */
+/** Destroys connections (`a . 1 . b . 2`), which resets them for their users. Returns the problem, if any. */
 export async function destroySockets(
   run: RunCommand,
   tuples: readonly string[],

@@ -1,16 +1,17 @@
 /**
- * The nft that owns the tables which nobody else can flush: one process for all of them, whose input we hold.
+ * The nft process that owns the tables that no other program can flush: one process for all tables, controlled by its
+ * standard input.
  *
- * A table with an owner (`flags owner`) is left alone by everybody but the program that made it, for as long as that runs. It
- * goes with this process, whatever ends it.
+ * A table with an owner (`flags owner`) can be changed only by the program that created it, while it runs. The
+ * tables disappear with this process, whatever ends it.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { TOOL_ENVIRONMENT } from './command.ts'
 
-/** Starts an nft that reads commands, one transaction a line. */
+/** Starts an nft that reads commands, one transaction in each line. */
 export type StartNft = () => ChildProcess
 
-/** Starts nft in the network namespace of this process, out of reach of signals to its group: it ends with its input. */
+/** Starts nft in this process's network namespace, detached from signals to its group: it ends when its input ends. */
 function startNft(): ChildProcess {
   return spawn('nft', ['-i'], {
     detached: true,
@@ -19,26 +20,26 @@ function startNft(): ChildProcess {
   })
 }
 
-/** nft keeps every line that it was told, for its history: after so many bytes another one takes over. */
+/** nft keeps every input line in its history: after this many bytes another nft replaces it. */
 const MOST_TOLD_BYTES = 2 * 1024 * 1024
 
-/** Words of an nft that are kept for the log. */
+/** Characters of nft's error output that are kept for the log. */
 const MOST_WORDS = 500
 
-/** An nft that was replaced keeps its tables until the other one surely has made its own. Milliseconds. */
+/** A replaced nft keeps its tables until its successor has certainly created its own. Milliseconds. */
 const HANDOVER_MS = 5_000
 
-/** One nft. */
+/** The input of one nft. */
 export interface OwnerLink {
-  /** Put behind the names of tables: those of its predecessor may still be there. */
+  /** Suffix for the names of tables, because those of the predecessor may still exist. */
   readonly suffix: string
   /** Runs one line of a change. */
   write(line: string): void
-  /** Runs one line that a successor would be told as well, so that it is no reason to have one. */
+  /** Runs one line that a successor would need as well; it does not count towards a replacement. */
   fill(line: string): void
 }
 
-/** Who has tables there. */
+/** A user of the nft process. */
 export interface OwnedTable {
   /** The nft has ended, and the tables with it. */
   onEnd(why: string): void
@@ -51,7 +52,7 @@ interface Running {
   readonly link: OwnerLink
 }
 
-/** Starts the nft when there is something to own, and ends it when there is nothing. */
+/** Starts the nft when there is a table to own, and ends it when there is none. */
 export class TableOwner {
   readonly #start: StartNft
   readonly #tables = new Set<OwnedTable>()
@@ -63,18 +64,18 @@ export class TableOwner {
     this.#start = start
   }
 
-  /** Whether it has been told so much that {@link replace} is due. */
+  /** Whether nft has received so many changes that {@link replace} is due. */
   get isWornOut(): boolean {
     return this.#told > MOST_TOLD_BYTES
   }
 
-  /** The nft for a table, until {@link OwnedTable.onEnd} or {@link release}. */
+  /** The nft for a table, valid until {@link OwnedTable.onEnd} or {@link release}. */
   acquire(table: OwnedTable): OwnerLink {
     this.#tables.add(table)
     return (this.#current ?? this.#begin()).link
   }
 
-  /** Gives up what a table has made itself go. */
+  /** Unregisters a table that its user has removed already. */
   release(table: OwnedTable): void {
     this.#tables.delete(table)
     if (this.#tables.size > 0) return
@@ -83,7 +84,7 @@ export class TableOwner {
     child?.stdin?.end()
   }
 
-  /** Starts another nft, which all tables move to. */
+  /** Starts another nft, and moves all tables to it. */
   replace(): void {
     const old = this.#current?.child
     if (old === undefined) return

@@ -1,6 +1,6 @@
 /**
- * What the capture rules do with one connection: walks the neutral rules of {@link captureRules} as the kernel
- * walks what was made of them, and says which one decided. Pure.
+ * What the capture rules do with one connection: evaluates the neutral rules of {@link captureRules} as the kernel
+ * evaluates the rendered ones, and reports which rule decided. Pure.
  */
 import { isIpv6, type SocketAddress } from '../../model/address.ts'
 import { cidrContains, parseCidr } from '../../model/cidr.ts'
@@ -24,20 +24,20 @@ export interface TracedConnection {
   readonly isOwnAddress: boolean
   /** Whether the daemon has put the destination into the set of instance addresses. */
   readonly isKnownInstance: boolean
-  /** Whether the destination may be reached without the mesh now; not unless given. */
+  /** Whether the destination may be reached without the mesh now; default false. */
   readonly isPermitted?: boolean
 }
 
-/** What becomes of it, and the rule that decided so; none when no rule matched. */
+/** What happens to the connection, and the rule that decided; none when no rule matched. */
 export type CaptureTrace =
   | { readonly outcome: 'diverted'; readonly port: number; readonly rules: readonly string[] }
-  /** It goes where the application sent it, past the mesh. */
+  /** It goes to the destination that the application chose, without the mesh. */
   | { readonly outcome: 'passed'; readonly rules: readonly string[] }
   /** It is answered with a reset. */
   | { readonly outcome: 'rejected'; readonly rules: readonly string[] }
 
 /**
- * Walks the rules of a plan.
+ * Evaluates the rules of a plan.
  * @throws MeshError HM_CAPTURE_PLAN_INVALID as {@link captureRules} does.
  */
 export function traceCapture(plan: CapturePlan, connection: TracedConnection): CaptureTrace {
@@ -81,7 +81,7 @@ function isMatch(
   }
 }
 
-/** A cgroup takes in everything below it. */
+/** Whether a selector covers a caller. A cgroup includes everything below it. */
 function isCaller(selector: WorkloadSelector, caller: WorkloadSelector): boolean {
   if (selector.kind === 'cgroup')
     return caller.kind === 'cgroup' && `${caller.path}/`.startsWith(`${selector.path}/`)

@@ -1,5 +1,5 @@
 /**
- * The loop that keeps what we have in the kernel: looks from time to time, and at once when something tells of a change.
+ * The loop that maintains our state in the kernel: checks it at intervals, and at once when a change is reported.
  */
 import { type FSWatcher, statSync, watch } from 'node:fs'
 import { sleep } from '../../lib/abort.ts'
@@ -7,20 +7,20 @@ import { systemClock } from '../../lib/clock.ts'
 import { WakeableLoop } from '../../lib/wakeable-loop.ts'
 import type { WatchKernel } from './kernel-changes.ts'
 
-/** Upkeep never runs more often than this, however many cgroups come and go. */
+/** Least pause between two passes, however often cgroups change. Milliseconds. */
 const MIN_UPKEEP_PAUSE_MS = 20
 
-/** After a look at everything that a change has caused, the next such look waits this long: others may change much. */
+/** Least pause between two full checks that reported changes cause: other programs may change much. Milliseconds. */
 const MIN_LOOK_PAUSE_MS = 250
 
-/** A look because of what is most likely the echo of a change of ours may wait this long. */
+/** Maximum delay of a full check for a report that most likely concerns a change of our own. Milliseconds. */
 const ECHO_LOOK_MS = 1_500
 
-/** What takes longer than this is a host with tens of thousands of rules of others, not one that is busy. */
+/** A longer check means a host with tens of thousands of foreign rules, not merely a busy one. Milliseconds. */
 const LONG_LOOK_MS = 2_000
 const LONG_LOOK_SHARE = 20
 
-/** How long the next look at everything that nobody has asked for waits, after one that took so long: 5 % of a processor. */
+/** Pause before the next regular full check, after one of this duration: at most 5 % of a processor. Milliseconds. */
 export function pauseAfterLookMs(lookMs: number): number {
   return lookMs < LONG_LOOK_MS ? 0 : lookMs * LONG_LOOK_SHARE
 }
@@ -31,21 +31,21 @@ export interface Upkeep {
 }
 
 /**
- * Calls `pass` every `everyMs`, and at once when something in a folder comes or goes or `watch` tells of a change; one call
- * at a time. `pass` is told how long ago everything was looked at, and says whether it has looked at everything now.
+ * Calls `pass` every `everyMs`, and at once when a folder's content changes or `watch` reports a change; one call at a
+ * time. `pass` receives the time since the last full check, and returns whether it has made one.
  */
 export function startUpkeep(options: {
   readonly folders: readonly string[]
   readonly everyMs: number
   readonly watch: WatchKernel | undefined
-  /** Whether what is heard now may be a change of ours. */
+  /** Whether a change reported now may be our own. */
   readonly isOwn: () => boolean
   readonly pass: (sinceVerifyMs: number, isChanged: boolean) => Promise<boolean>
 }): Upkeep {
   const { folders, everyMs } = options
   const stopped = new AbortController()
   const { signal } = stopped
-  /** When everything is to be looked at because of what was heard. */
+  /** When a full check is due because of a report. */
   let lookAt = Infinity
   let verifiedAt = performance.now()
   const watchers = new Map<string, WatchedFolder>()
@@ -61,7 +61,7 @@ export function startUpkeep(options: {
         verifiedAt = performance.now()
       const pauseMs = isChanged ? MIN_LOOK_PAUSE_MS : MIN_UPKEEP_PAUSE_MS
       await sleep(Math.min(pauseMs, everyMs), signal)
-      // What came into a new folder before it was watched is seen by looking at once.
+      // Entries created in a new folder before it was watched are found by an immediate pass.
       if (signal.aborted || watchFolders(folders, watchers, wake)) return 0
       return Math.min(everyMs, Math.max(0, lookAt - performance.now()))
     },
@@ -102,7 +102,7 @@ function watchFolders(
       watchers.set(folder, { watcher, inode })
       isNew = true
     } catch {
-      // Not there, or no watch left on this host: the regular look finds the change.
+      // The folder is missing, or the host has no watch left: the regular check finds the change.
     }
   }
   return isNew

@@ -1,11 +1,11 @@
 /**
- * Turns the workloads of a plan into ones that the kernel can match now: user names become numbers,
- * cgroups that do not exist are set aside.
+ * Resolves the workloads of a plan into ones that the kernel can match now: user names become numbers, and cgroups
+ * that do not exist are left out.
  *
- * A cgroup rule holds on to the cgroup that had the path when the rule was made. When systemd restarts a
- * unit, the unit gets a new cgroup under the old path and the rule matches nothing. So the identity of
- * each cgroup is returned beside the plan: when it changes, the rules must be applied again. Until then the new one is
- * told from every other process of the host by what is known of its neighbors.
+ * A cgroup rule refers to the cgroup that had the path when the rule was created. When systemd restarts a unit, the
+ * unit gets a new cgroup under the old path, and the rule matches nothing. So the ids of the cgroups are returned with
+ * the plan: when one changes, the rules must be applied again. Until then, a new cgroup is recognized because it is not
+ * among the known ones beside it.
  */
 import { readdirSync, statSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
@@ -15,32 +15,32 @@ import { Problem } from '../../model/problem.ts'
 import type { RunCommand } from './command.ts'
 import { type CapturePlan, type CaptureWorkload, describeSelector } from './rules.ts'
 
-/** A cgroup of which it is known that it is no workload itself. */
+/** A known cgroup that is not a workload, or has workloads below it. */
 export interface KnownCgroup {
   readonly path: string
   /** Whether workloads may be below it. */
   readonly isAbove: boolean
 }
 
-/** What of a plan can be applied now. */
+/** The part of a plan that can be applied now. */
 export interface ResolvedPlan {
   readonly plan: CapturePlan
   /**
-   * The cgroups that exist now above workloads, and all beside them: a process in any other one has just started, and
-   * nobody has looked yet whether it is a workload. Empty when no workload is a cgroup.
+   * The existing cgroups above workloads, and all beside them: a process in any other one has just started, and has not
+   * been identified yet. Empty when no workload is a cgroup.
    */
   readonly cgroups: readonly KnownCgroup[]
   /** What was left out and why. */
   readonly problems: readonly Problem[]
-  /** Cgroups of workloads that exist, by path, with what tells a new cgroup from its predecessor. */
+  /** Existing cgroups of workloads, by path, with an id that differs between a cgroup and its successor. */
   readonly unitIds: ReadonlyMap<string, string>
-  /** The same of all cgroups that matter: those of workloads, and {@link cgroups}. */
+  /** The same for all relevant cgroups: those of workloads, and {@link cgroups}. */
   readonly cgroupIds: ReadonlyMap<string, string>
   /** Where cgroup v2 is mounted; undefined where it is not. */
   readonly cgroupRoot: string | undefined
 }
 
-/** Where cgroup v2 is mounted, or undefined on a host that has none. */
+/** Where cgroup v2 is mounted; undefined on a host without it. */
 export async function findCgroupRoot(): Promise<string | undefined> {
   const mounts = await readFile('/proc/self/mounts', 'utf8')
   for (const line of mounts.split('\n')) {
@@ -53,7 +53,7 @@ export async function findCgroupRoot(): Promise<string | undefined> {
   return undefined
 }
 
-/** Resolves every workload of a plan; nothing here throws for a workload that cannot be resolved. */
+/** Resolves every workload of a plan; one that cannot be resolved is a problem, not an error. */
 export async function resolvePlan(
   plan: CapturePlan,
   run: RunCommand,
@@ -96,8 +96,8 @@ export async function resolvePlan(
 }
 
 /**
- * The cgroups that matter to a plan, as they are now: all in the folders on the way to those of workloads. Without
- * waiting: the kernel has them in memory, and what starts a process between two looks is what this is for.
+ * The cgroups that are relevant to a plan, as they are now: all in the folders above those of workloads. Synchronous:
+ * the kernel has them in memory, and the purpose is to find processes that start between two checks.
  */
 export function readCgroupIds(
   plan: CapturePlan,
@@ -109,19 +109,19 @@ export function readCgroupIds(
     for (const name of childrenOf(join(cgroupRoot, folder))) {
       const path = folder === '' ? name : `${folder}/${name}`
       const id = cgroupId(cgroupRoot, path)
-      // nft reads names in quotes and knows no escape.
+      // nft reads names in quotes and has no escape.
       if (id !== undefined && !path.includes('"')) ids.set(path, id)
     }
   return ids
 }
 
-/** The folders in which the cgroups of a plan come and go, for a file watcher. */
+/** The folders in which the cgroups of a plan are created and removed, for a file watcher. */
 export function cgroupParents(plan: CapturePlan, cgroupRoot: string | undefined): string[] {
   if (cgroupRoot === undefined) return []
   return [...foldersAbove(plan)].map((folder) => join(cgroupRoot, folder))
 }
 
-/** What is none of a workload itself. */
+/** The existing cgroups that are not workloads, or have workloads below them. */
 function knownCgroups(plan: CapturePlan, ids: ReadonlyMap<string, string>): KnownCgroup[] {
   const units = new Set(cgroupPaths(plan))
   const above = foldersAbove(plan)
@@ -148,8 +148,8 @@ function foldersAbove(plan: CapturePlan): Set<string> {
 }
 
 /**
- * The number of a user given by name or number; undefined when there is none of that name.
- * @throws MeshError when the lookup itself cannot be made.
+ * The number of a user given by name or number; undefined when no user has that name.
+ * @throws MeshError when the lookup itself fails.
  */
 async function findUid(user: string, run: RunCommand): Promise<number | undefined> {
   if (/^\d+$/.test(user)) return Number(user)
@@ -188,7 +188,7 @@ function childrenOf(folder: string): string[] {
 
 function cgroupId(root: string, path: string): string | undefined {
   try {
-    // The kernel's own number of a cgroup, never given twice.
+    // The kernel's number of a cgroup, which is never reused.
     return String(statSync(join(root, path), { bigint: true }).ino)
   } catch {
     return undefined
