@@ -50,8 +50,8 @@ export interface ConsulCatalogOptions extends ConsulAddress {
 const MAX_PROBLEMS = 50
 
 /**
- * The catalog of one agent, and other uses of the same agent. The constructor does not wait for the agent: an
- * unreachable agent is not an error.
+ * The catalog of one agent, and other uses of the same agent. The constructor sends no request, and an unreachable
+ * agent is not an error.
  */
 export class ConsulCatalog implements Catalog {
   readonly description: string
