@@ -25,7 +25,7 @@ export interface InstanceAddress extends SocketAddress {
 /** {@link InstanceAddress.since} of a claim that loses to any other. */
 export const YIELDING = Number.MAX_SAFE_INTEGER
 
-/** {@link InstanceAddress.since} of a claim that may be older or newer than another: a claim of known age beats both. */
+/** {@link InstanceAddress.since} of a claim that may be older or newer than another; a claim of known age beats both. */
 export const DISPUTED = YIELDING - 1
 
 /**
@@ -83,7 +83,7 @@ export interface Catalog extends AsyncDisposable {
   /**
    * Follows the instances of one service. `onChange` is called with every answer that differs from the previous one,
    * never with an error; a service that the catalog does not have has no endpoints. `last` is the answer of an
-   * earlier run: the first answer is checked against it for a sudden loss, as each later one is against its predecessor.
+   * earlier run: the first answer is checked against it for a sudden loss, as each later one is against the one before.
    */
   watchService(
     name: string,

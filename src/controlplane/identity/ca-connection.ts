@@ -1,5 +1,5 @@
 /**
- * The address of this host's CA, and whether it answers. After a failure there are no calls until the next retry is due.
+ * The address of this host's CA, and whether it answers. After a failure no calls are made until a retry is due.
  */
 import { Retry } from '../../lib/backoff.ts'
 import type { Clock, Random } from '../../lib/clock.ts'

@@ -5,7 +5,7 @@
  * ```
  *   host.pem               private key and certificate of the host
  *   services/<name>.pem    private key and certificate of a service
- *   bundle.json            address of the CA, and the bundle as received
+ *   bundle.json            address of the CA, and the bundle as it came
  * ```
  *
  * Key and certificate share a file, so that they always belong together. All files have mode 0600 and are replaced as a

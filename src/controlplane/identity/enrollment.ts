@@ -1,6 +1,6 @@
 /**
- * Enrolls this host in the mesh with a join token, and maintains its membership: its own certificate, which it needs for
- * all other calls to the CA.
+ * Enrolls this host in the mesh with a join token, and maintains its membership: its own certificate, which it needs
+ * for all other calls to the CA.
  *
  * ```
  *   stranger --join token--> member --half of life, new root--> member (new key)
@@ -69,7 +69,7 @@ export class Enrollment {
   #isAlarmed = false
   /** The key sent with a token whose answer may have been lost: the CA issues it again to that key only. */
   #pending: { readonly tokenId: string; readonly request: SigningRequest } | undefined
-  /** The last token that the CA has accepted or refused; below, the one that it refused. */
+  /** The last token with a result other than a network failure; below, the last one that the CA refused. */
   #judgedTokenId: string | undefined
   #refusedTokenId: string | undefined
 
@@ -259,7 +259,7 @@ export class Enrollment {
     }
   }
 
-  /** Whether a host that needs a token has one that the CA has not yet accepted or refused. */
+  /** Whether a host that needs a token has one that has not been tried, or only met network failures. */
   #hasUnjudgedToken(): boolean {
     if (this.#membership.state === 'member' || this.#membership.state === 'ended') return false
     try {

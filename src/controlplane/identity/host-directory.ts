@@ -4,7 +4,7 @@
  *
  * ```
  *   trust-domain     one line
- *   roots.pem        all trusted roots
+ *   roots.pem        all roots that are trusted
  *   <service>.pem    certificate, then intermediates
  *   <service>.key    private key, for its owner (and group) only
  * ```

@@ -1,6 +1,6 @@
 /**
- * Decides when a certificate is to be renewed: a pure function of the certificate and the wall clock, called repeatedly,
- * so that a step of the clock, sleep of the machine and a restart of the daemon need no special treatment.
+ * Decides when a certificate is to be renewed: a pure function of the certificate and the wall clock, called
+ * repeatedly, so that a step of the clock, sleep of the machine and a restart of the daemon need no special treatment.
  *
  * ```
  *   notBefore ......... 50 to 60 % ......... 80 % ......... notAfter
@@ -14,7 +14,7 @@ export interface RenewalFacts {
   readonly notAfterMs: number
   /** Hex; its last digits give each certificate a stable jitter of its own. */
   readonly serialNumber: string
-  /** Since when another root is known to sign, and within how long to follow; undefined while the issuing root signs. */
+  /** Since when another root is known to sign, and within how long to follow; undefined while its own root signs. */
   readonly rootChange?: { readonly sinceMs: number; readonly withinMs: number } | undefined
   /** Revoked, or no longer issued by a trusted root: peers already reject it. */
   readonly isRefused?: boolean

@@ -71,7 +71,7 @@ export class ServiceLeaves {
     for (const { retry } of this.#entries.values()) retry.hurry()
   }
 
-  /** The problems of leaves that could not be issued. */
+  /** Problems of services whose new certificate the CA refused, or this host rejected. */
   problems(): readonly Problem[] {
     // A refusal does not matter if the leaf is fresh again, for example after a clock was set back.
     return [...this.#entries.values()].flatMap((entry) =>

@@ -5,10 +5,10 @@
  *   StartNode -> router --routes--> splitter --weights--> resolver -> Target, Failover.Targets
  * ```
  *
- * Names of nodes and targets are opaque (three parts on Consul 1.8, four on newer): they are looked up, never parsed. Of
- * a router only the routes that match everything are used: conditions on requests come with HTTP. The heaviest split
- * of the last route, which carries bytes without a protocol, must be usable. Any other leg that is not usable, or for
- * which {@link MAX_TARGETS} leaves no room, is left out: nothing is sent there yet.
+ * Names of nodes and targets are opaque (three parts on Consul 1.8, four on newer): they are looked up, never parsed.
+ * Of a router only the routes that match everything are used: conditions on requests come with HTTP. The heaviest
+ * split of the last route, which carries bytes without a protocol, must be usable. Any other leg that is not usable, or
+ * for which {@link MAX_TARGETS} leaves no room, is left out: nothing is sent there yet.
  */
 import { errorCode, MeshError } from '../../../lib/errors.ts'
 import { isRecord, member, quoteForMessage } from '../../../lib/json-value.ts'

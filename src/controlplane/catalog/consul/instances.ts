@@ -166,7 +166,7 @@ export function isListed(
 /** A registration of another service at the same address. */
 export interface Rival {
   readonly service: string
-  /** Whether it was certainly there first: an index tells when a registration was made, not its address before a change. */
+  /** Whether it was certainly there first: an index tells when it was registered, not its address before a change. */
   readonly wasFirst: boolean
 }
 

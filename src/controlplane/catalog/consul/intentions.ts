@@ -77,8 +77,8 @@ export class IntentionWatch implements Disposable {
   #wakePath: string | undefined
 
   /**
-   * `onChange` receives all destinations whose rules are known, every time; one that is missing has never been read, and
-   * must be treated as denied.
+   * `onChange` receives all destinations whose rules are known, every time; one that is missing has never been read,
+   * and must be treated as denied.
    */
   constructor(
     destinations: readonly string[],

@@ -18,7 +18,7 @@ const GOOD_MS = 1_000
 /** Most reads in flight at once. */
 const CONCURRENCY = 3
 
-/** The answer, its services, each of them, and its own fields; not its tags and meta, which others may make any size. */
+/** The answer, its services, each of them, and its own fields; not tags and meta, which others may make any size. */
 const LEVELS = 3
 
 /** Reads over `transport`; the caller keeps ownership of it. */

@@ -87,7 +87,7 @@ export function ttlCheckIdOf(serviceId: string): string {
   return `hostmesh-ttl:${serviceId}`
 }
 
-/** The registration of a proxy whose checks start with the health of its service, so that callers do not use it early. */
+/** The registration of a proxy whose checks start with the health of its service: callers cannot use it earlier. */
 export function beginningAs(
   health: Health,
   proxy: ConsulProxyRegistration,

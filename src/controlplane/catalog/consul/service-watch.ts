@@ -337,7 +337,7 @@ function asInstance({ ip, port, node, since }: InstanceAddress): PlainInstance {
   return { node, id: '', address: { ip, port }, since, changed: since, weights: undefined }
 }
 
-/** The address as the rest of the mesh uses it: indexes of another datacenter are not comparable, so ours come first. */
+/** The address as the rest of the mesh uses it: another datacenter has its own indexes, so ours come first. */
 function asOf(datacenter: string, address: InstanceAddress): InstanceAddress {
   return datacenter === ''
     ? address

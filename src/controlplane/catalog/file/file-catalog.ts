@@ -40,7 +40,7 @@ export interface FileCatalogOptions {
   readonly path: string
   /** This host's node name, to warn when the file does not list a service that runs here. */
   readonly node: string
-  /** Content of an earlier run, and the place to store that of this one; closed by its owner. Absent: nothing is stored. */
+  /** Content of an earlier run, and the place to store that of this one; closed by its owner. Absent: not stored. */
   readonly state?: StateFile
   /** Whether an unusable file is an error even if an earlier run has stored a good one. */
   readonly isStrict?: boolean
@@ -70,7 +70,8 @@ const YOUNG_MS = 2_000
 
 /**
  * Opens a catalog file and follows it until disposed.
- * @throws MeshError HM_CATALOG_INVALID when the file is unreadable or invalid now, and no good one was stored or may be used.
+ * @throws MeshError HM_CATALOG_INVALID when the file is unreadable or invalid now, and no good one was stored or may be
+ * used.
  */
 export function createFileCatalog(options: FileCatalogOptions, log: Log): Catalog {
   return new FileCatalog(options, log)
