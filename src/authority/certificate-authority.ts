@@ -480,7 +480,7 @@ export class CertificateAuthority implements Disposable {
   }
 }
 
-/** The key of a request; must differ from that of the caller's certificate. @throws MeshError HM_CA_KEY_REFUSED */
+/** The key of a request; must differ from that of the caller's own certificate. */
 function newKey(caller: HostCaller, csr: string): KeyObject {
   const publicKey = readSigningRequest(csr)
   if (isSameKey(publicKey, caller.certificate.publicKey))

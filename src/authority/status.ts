@@ -2,8 +2,8 @@
  * The status of a CA for its operator: hosts, tokens and roots, and the progress of a rotation. No secret, no key.
  *
  * No host receives a certificate from a root that it does not have: a new root signs only when every host has reported
- * that it uses both, and the retiring root is removed only when it has signed no valid certificate. The operator can
- * force the removal.
+ * that it uses both, and the retiring root is removed only when the newest certificates of all hosts and services are
+ * from the new one. The operator can force the removal.
  */
 import type { CaDatabase } from './database.ts'
 import { type Host, splitNames } from './hosts.ts'

@@ -25,7 +25,7 @@ export interface InstanceAddress extends SocketAddress {
 /** {@link InstanceAddress.since} of a claim that loses to any other. */
 export const YIELDING = Number.MAX_SAFE_INTEGER
 
-/** {@link InstanceAddress.since} of a claim that may be older or newer than another; a claim of known age beats both. */
+/** {@link InstanceAddress.since} of a claim that may be older or newer than another; one of known age beats both. */
 export const DISPUTED = YIELDING - 1
 
 /**

@@ -133,7 +133,7 @@ class BuiltinSource implements CertificateSource {
       if (stored === undefined) return
       connection.locate(stored.server)
       bundle.restore(stored)
-      // Without a bundle the CA is not known for which a certificate is valid.
+      // Without a bundle it is not known which CA a certificate is valid for.
       if (bundle.current === undefined) return
       const credential = store.readHost()
       if (credential !== undefined) this.#enrollment.restore(credential)

@@ -25,7 +25,7 @@ export const UNREACHABLE_BACKOFF = { minMs: 250, maxMs: 3_000 }
 /** Retries after the CA has refused: it is unlikely to decide otherwise soon. */
 export const REFUSED_BACKOFF = { minMs: 500, maxMs: 30_000 }
 
-/** Failures that are not caused by the caller. */
+/** Failures that say nothing about the caller. */
 const NETWORK_FAILURES: ReadonlySet<string> = new Set([
   'HM_CA_UNREACHABLE',
   'HM_CA_RATE_LIMITED',

@@ -244,7 +244,7 @@ export class Enrollment {
     return readTokenFile(this.#options.tokenFile, this.#options.host)
   }
 
-  /** Whether there is a token to use after a refusal, or for a CA elsewhere, that was not refused itself. */
+  /** Whether there is an unrefused token, after a refusal or, while our CA is unreachable, for a CA elsewhere. */
   #mayEnroll(): boolean {
     const { connection } = this.#options
     const isRefused = this.#membership.state === 'refused'
