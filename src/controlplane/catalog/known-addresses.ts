@@ -32,7 +32,7 @@ export const storedAddress: z.ZodType<InstanceAddress> = z.object({
   goneSinceMs: z.exactOptional(z.number()),
 } satisfies Members<InstanceAddress>)
 
-/** The same for two addresses exactly if they are equal. */
+/** The identity of an address: equal for equal node, IP address and port. */
 export function keyOf(address: Pick<InstanceAddress, 'ip' | 'port' | 'node'>): string {
   return `${address.node} ${formatAddress(address)}`
 }

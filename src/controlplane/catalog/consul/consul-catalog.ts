@@ -272,7 +272,7 @@ function createTokenProbe(transport: ConsulTransport, clock: Clock): TokenProbe 
           if (decodeServiceNames(requireOk(answer, 'reading services').body).length > 0)
             readAtMs.set(datacenter, clock.monotonicMs())
         },
-        // A failure leaves `canRead` false; the watches report the reason.
+        // A failure counts as "cannot read"; the watches report the reason.
         () => undefined,
       )
     },

@@ -1,6 +1,6 @@
 /**
- * Limits how often a repeated failure is logged: once when it begins, and with a different message at most every
- * {@link REPEAT_MS}. Within one outage the messages alternate (ports, servers), so a new message is not a new failure.
+ * Limits how often a repeated failure is logged: at most one line every {@link REPEAT_MS}, and not the same message
+ * twice in a row. Within one outage the messages alternate (ports, servers), so a new message is not a new failure.
  */
 import type { Clock } from '../../../lib/clock.ts'
 

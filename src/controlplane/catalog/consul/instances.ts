@@ -191,7 +191,7 @@ export function rivalOf(
 /**
  * Sets on each endpoint the address and weights of its instance, as registered. Operators set the weights of a service
  * on the service, not on the proxy that a mesh adds.
- * @returns the endpoints, and a sentence for each proxy that stands for something else
+ * @returns the endpoints, and a sentence for each proxy at whose address no instance is registered
  */
 export function placeEndpoints(
   service: string,

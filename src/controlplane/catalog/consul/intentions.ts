@@ -178,7 +178,7 @@ export class IntentionWatch implements Disposable {
     const { signal } = this.#closing
     const first = await this.#options.transport.call('GET', path, { signal })
     // Without a leader only a stale read is answered. It may be older than the known rules, so it is used only
-    // while none are known.
+    // while those of a destination are unknown.
     const isUnknown = (name: string): boolean =>
       !this.#rulesByDestination.has(name) && !this.#remembered.has(name)
     if (first.status === 500 && names.some(isUnknown))
