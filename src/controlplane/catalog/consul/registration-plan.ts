@@ -87,7 +87,7 @@ export function ttlCheckIdOf(serviceId: string): string {
   return `hostmesh-ttl:${serviceId}`
 }
 
-/** The registration of a proxy whose checks start with the health of its service: callers cannot use it earlier. */
+/** The registration of a proxy that starts with the health of its service: callers do not use it before that is good. */
 export function beginningAs(
   health: Health,
   proxy: ConsulProxyRegistration,
@@ -133,7 +133,7 @@ export function planRegistration(
     }
     const proxyThere = present.get(proxyIdOf(id))
     // What the operator registered and then removed stays removed. An agent that lost everything has no proxy with
-    // that mark, so all of it is registered again.
+    // the mark of the operator, so all of it is registered again.
     const isOperators =
       there === undefined ? proxyThere?.meta[OWNER_MARK] === 'operator' : !isOurPlain(there)
     if (!isOperators && (there === undefined || !isSamePlain(there, registration))) {

@@ -222,7 +222,7 @@ export class Registrar implements Disposable {
       this.#toldHealth.set(service.id, now.health)
     } catch (error) {
       this.#options.log.debug('Check is missing', { id: checkId, reason: describeError(error) })
-      // Without the mark of the operator in the proxy, registering it would restore the plain service too.
+      // A new proxy would lack the mark of the operator, so the next pass would restore the plain service.
       if (now === WITHDRAWN) return
       const others = new Map(present)
       others.delete(proxyIdOf(service.id))

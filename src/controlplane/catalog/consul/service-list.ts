@@ -52,7 +52,7 @@ interface Member {
   goneSinceMs: number | undefined
 }
 
-/** Names beyond this are not queried: each kind gets a share of the room (fair-order.ts). */
+/** Most names that are queried; when there are more, each kind of name gets its share (fair-order.ts). */
 const MAX_NAMES = 5_000
 
 /** How often to check for old answers. */
