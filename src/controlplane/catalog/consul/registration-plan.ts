@@ -87,7 +87,7 @@ export function ttlCheckIdOf(serviceId: string): string {
   return `hostmesh-ttl:${serviceId}`
 }
 
-/** The registration of a proxy that starts with the health of its service: callers do not use it before that is good. */
+/** The registration of a proxy that starts with the health of its service: until that is good, callers avoid it. */
 export function beginningAs(
   health: Health,
   proxy: ConsulProxyRegistration,
