@@ -1,9 +1,9 @@
 /**
- * The CA itself: who may have which certificate, and what everybody is to trust (docs/ca-protocol.md).
+ * The CA itself: decides who gets which certificate, and what all hosts trust (docs/ca-protocol.md).
  *
- * Knows no network: the server and the commands call it. Holds the lock of its directory, so there is one at a time.
- * Every change is on the disk before anybody hears of it; a certificate is in the database before it is
- * handed out. Whatever cannot be decided is refused. No message contains a secret or a key.
+ * It does no network I/O: the server and the commands call it. It holds the lock of its directory, so only one is open
+ * at a time. Every change is on disk before anyone is informed of it; a certificate is in the database before it is
+ * issued. Whatever cannot be decided is refused. No message contains a secret or a key.
  */
 import { createHash, type KeyObject, X509Certificate } from 'node:crypto'
 import type { z } from 'zod'
@@ -43,17 +43,17 @@ import {
   type StatusInput,
 } from './status.ts'
 
-/** How long things live, milliseconds. */
+/** Lifetimes and intervals, milliseconds. */
 export interface CaLifetimes {
   readonly leafMs: number
   readonly hostMs: number
-  /** So long after its end a host certificate may still be renewed. */
+  /** How long after its expiry a host certificate may still be renewed. */
   readonly graceMs: number
-  /** Within this time hosts follow a change of the active root. */
+  /** How long hosts may take to follow a change of the active root. */
   readonly renewWithinMs: number
 }
 
-/** What the CA does unless told otherwise. */
+/** Defaults. */
 const DEFAULT_LIFETIMES: CaLifetimes = {
   leafMs: 24 * 3_600_000,
   hostMs: 7 * 86_400_000,
@@ -61,7 +61,7 @@ const DEFAULT_LIFETIMES: CaLifetimes = {
   renewWithinMs: 300_000,
 }
 
-/** Says what a host runs, beyond its token: the catalog. May be wrong for a while, must not throw for "no". */
+/** Reports what a host runs, beyond its token: the catalog. May be wrong for a while, must not throw for "no". */
 export type RunsService = (host: string, service: string) => Promise<boolean>
 
 /** What a CA is opened with. */
@@ -86,14 +86,14 @@ export class CertificateAuthority implements Disposable {
   readonly #roots: Roots
   readonly #owned: DisposableStack
   readonly #listeners = new Set<() => void>()
-  /** The roots each host has said it uses. Not kept: after a restart they say it again within moments. */
+  /** The roots that each host reported to use. Not stored: after a restart hosts report them again within moments. */
   readonly #rootsIdByHost = new Map<string, string>()
   #bundle: CaBundle
   #failedEnrollments = 0
 
   /**
-   * Opens the CA that `hostmesh ca init` made.
-   * @throws MeshError HM_CA_LOCKED when a server or command works on it, and as openDatabase, Roots
+   * Opens the CA that `hostmesh ca init` created.
+   * @throws MeshError HM_CA_LOCKED when a server or command uses it, and as openDatabase, Roots
    */
   constructor(options: CertificateAuthorityOptions) {
     const { directory, log, clock } = options
@@ -102,7 +102,7 @@ export class CertificateAuthority implements Disposable {
     this.lifetimes = { ...DEFAULT_LIFETIMES, ...options.lifetimes }
     this.#runsService = options.runsService ?? (async () => false)
     using owned = new DisposableStack()
-    // Before the lock: its file must not appear in a directory that is no CA's.
+    // Before the lock: its file must not appear in a directory that is not a CA's.
     this.#database = owned.use(openDatabase(directory))
     const lock = tryLockFile(lockFile(directory))
     if (lock === undefined)
@@ -122,7 +122,7 @@ export class CertificateAuthority implements Disposable {
     this.#owned.dispose()
   }
 
-  /** What every host is to trust now. */
+  /** What every host must trust now. */
   get bundle(): CaBundle {
     return this.#bundle
   }
@@ -133,13 +133,13 @@ export class CertificateAuthority implements Disposable {
     return { [Symbol.dispose]: () => this.#listeners.delete(listener) }
   }
 
-  /** Forgets what has expired and takes a rotation on when it can go on; called every few seconds. */
+  /** Deletes what has expired, and continues a rotation when that is possible; called every few seconds. */
   upkeep(): void {
     if (forgetExpired(this.#database, this.clock.wallMs())) this.#bundleMayHaveChanged()
     else this.#advanceRotation()
   }
 
-  /** Where hosts reach the server; null until one was started. Goes into tokens. */
+  /** Where hosts reach the server; null until one was started. Included in tokens. */
   get address(): string | null {
     return readAddress(this.#database) ?? null
   }
@@ -149,7 +149,7 @@ export class CertificateAuthority implements Disposable {
       this.#database.change((run) => run('INSERT OR REPLACE INTO server VALUES (1, ?)', address))
   }
 
-  /** A certificate for the server of this CA and a key, by the root that every host knows; PEM. */
+  /** A certificate for the server of this CA and a key, signed by the root that every host has; PEM. */
   certifyServer(publicKey: KeyObject): string {
     const uri = caUri(this.trustDomain)
     const what = 'a certificate for the CA server'
@@ -158,7 +158,7 @@ export class CertificateAuthority implements Disposable {
   }
 
   /**
-   * Makes a join token.
+   * Creates a join token.
    * @throws MeshError HM_CA_NAME_INVALID, HM_CA_DATACENTER_INVALID, HM_CA_TOKEN_REQUEST_INVALID
    */
   createToken(request: TokenRequest): { readonly token: string; readonly expiresAtMs: number } {
@@ -172,7 +172,7 @@ export class CertificateAuthority implements Disposable {
   }
 
   /**
-   * Makes a stranger with a token a host. `from` is for the log.
+   * Makes a stranger with a token a host. `from` is used in the log.
    * @throws MeshError HM_CA_TOKEN_REFUSED, HM_CA_CSR_INVALID, HM_CA_KEY_REFUSED, HM_CA_RATE_LIMITED, HM_CA_BUSY
    */
   enroll(request: EnrollRequest, from: string): string {
@@ -184,7 +184,7 @@ export class CertificateAuthority implements Disposable {
     const { id, host, usedByKey, datacenter, services } = token
     if (usedByKey !== null && usedByKey !== keyHash)
       throw this.#tokenRefused('used token', request, from)
-    // An operator has made room for one certificate; asking for it again and again is the host's doing.
+    // The operator granted one certificate; repeated requests are the host's, and count against its limit.
     if (usedByKey !== null) requireRoom(this.#database, host, nowMs)
     requireRoomForHost(this.#database, host)
     const certificatePem = this.#issueHost(host, publicKey, (run) => {
@@ -197,7 +197,7 @@ export class CertificateAuthority implements Disposable {
   }
 
   /**
-   * The host that a client certificate belongs to; TLS has proved that the caller has its key.
+   * The host that a client certificate belongs to; TLS has verified that the caller has its key.
    * @throws MeshError HM_CA_CERTIFICATE_REQUIRED, HM_CA_HOST_REFUSED, HM_CA_HOST_EXPIRED
    */
   identifyHost(
@@ -233,7 +233,7 @@ export class CertificateAuthority implements Disposable {
   }
 
   /**
-   * A new certificate for a host and a new key.
+   * A new certificate for a host, with a new key.
    * @throws MeshError HM_CA_CSR_INVALID, HM_CA_KEY_REFUSED, HM_CA_RATE_LIMITED
    */
   renew(caller: HostCaller, csr: string): string {
@@ -257,7 +257,7 @@ export class CertificateAuthority implements Disposable {
           hint: 'Register the service on that node, or enroll the host with a token that lists it',
         },
       )
-    // The catalog took its time: the host may have been revoked meanwhile.
+    // The host may have been revoked while the catalog was queried.
     const { name: host, datacenter } = this.#requireHost(caller)
     const lifetime = this.#lifetime('leafMs')
     requireRoom(this.#database, host, lifetime.nowMs)
@@ -267,7 +267,7 @@ export class CertificateAuthority implements Disposable {
     return certificatePem
   }
 
-  /** A host says which set of roots it uses now. */
+  /** Records which set of roots a host reports to use now. */
   noteRoots(caller: HostCaller, rootsId: string): void {
     if (this.#rootsIdByHost.get(caller.name) === rootsId) return
     this.#rootsIdByHost.set(caller.name, rootsId)
@@ -275,7 +275,7 @@ export class CertificateAuthority implements Disposable {
   }
 
   /**
-   * Revokes certificates that have not expired; returns their serial numbers. A whole host is no host any more.
+   * Revokes certificates that have not expired; returns their serial numbers. A host revoked as a whole is removed.
    * @throws MeshError HM_CA_NOTHING_TO_REVOKE
    */
   revoke(request: RevokeRequest): { readonly serials: readonly string[] } {
@@ -319,7 +319,7 @@ export class CertificateAuthority implements Disposable {
     return this.rotationStatus()
   }
 
-  /** Goes back to the root from before. @throws MeshError HM_CA_ROTATION_STATE */
+  /** Returns to the previous root. @throws MeshError HM_CA_ROTATION_STATE */
   abortRotation(): RotationStatus {
     this.#requireRotation()
     this.#roots.abortRotation()
@@ -356,7 +356,7 @@ export class CertificateAuthority implements Disposable {
     const window = `it is valid from ${timeText(fromMs)} to ${timeText(toMs)}, and the clock of the CA says ${timeText(nowMs)}`
     if (nowMs >= fromMs && nowMs < toMs) return
     if (nowMs < fromMs) {
-      // Made while our clock was ahead: now that it is right the host must not wait until then.
+      // Issued while our clock was ahead: now that it is correct the host must not have to wait until then.
       if (mayHaveExpired) return
       throw new MeshError(
         'HM_CA_HOST_EXPIRED',
@@ -401,7 +401,7 @@ export class CertificateAuthority implements Disposable {
     )
   }
 
-  /** Signs a host certificate; what `change` does is done together with its record, or not at all. */
+  /** Signs a host certificate; the changes made by `change` are in the same transaction as its record. */
   #issueHost(host: string, publicKey: KeyObject, change?: (run: Run) => void): string {
     const uri = hostUri(this.trustDomain, host)
     const what = `a certificate for host ${host}`
@@ -432,7 +432,7 @@ export class CertificateAuthority implements Disposable {
 
   #lifetime(kind: 'leafMs' | 'hostMs'): Lifetime {
     const lifetimeMs = this.lifetimes[kind]
-    // A short-lived certificate must still have its half life ahead.
+    // A short-lived certificate must still be fresh for half of its life.
     const backdateMs = Math.min(BACKDATE_MS, lifetimeMs / 10)
     return { nowMs: this.clock.wallMs(), lifetimeMs, backdateMs }
   }
@@ -480,7 +480,7 @@ export class CertificateAuthority implements Disposable {
   }
 }
 
-/** The key of a request, which is not that of the caller's own certificate. */
+/** The key of a request; must differ from that of the caller's own certificate. */
 function newKey(caller: HostCaller, csr: string): KeyObject {
   const publicKey = readSigningRequest(csr)
   if (isSameKey(publicKey, caller.certificate.publicKey))
@@ -491,7 +491,7 @@ function newKey(caller: HostCaller, csr: string): KeyObject {
   return publicKey
 }
 
-/** A short name of some content: equal content has an equal name. */
+/** A short identifier of content: equal content has an equal identifier. */
 function contentIdOf(parts: readonly string[]): string {
   return createHash('sha256').update(parts.join('\n')).digest('hex').slice(0, 16)
 }

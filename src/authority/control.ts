@@ -1,8 +1,8 @@
 /**
- * The commands of a CA's operator: tokens, revocations, rotation, status. A running server executes them, asked over
- * a unix socket in its directory; without one the command does it itself, under the lock.
+ * The commands of a CA's operator: tokens, revocations, rotation, status. A running server executes them, called over
+ * a unix socket in its directory; without a server the command executes them itself, under the lock.
  *
- * The socket is the server's own (0600): who may use it could read the keys beside it anyhow.
+ * The socket belongs to the server's user (0600): whoever may use it could read the keys in the directory anyway.
  */
 import { once } from 'node:events'
 import { rmSync } from 'node:fs'
@@ -29,7 +29,7 @@ import type { CaStatus, RotationStatus } from './status.ts'
 const MAX_BYTES = 64 * 1_024 * 1_024
 const CALL_TIMEOUT_MS = 30_000
 
-/** A directory that is just being used by another command is tried again for so long. */
+/** How long to retry while another command uses the directory. */
 const LOCK_PATIENCE_MS = 10_000
 
 const caCommand = z.discriminatedUnion('do', [
@@ -55,13 +55,13 @@ const caCommand = z.discriminatedUnion('do', [
   z.strictObject({ do: z.literal('status') }),
 ])
 
-/** A command; the methods of CertificateAuthority say what it does, and what it throws. */
+/** A command; the methods of CertificateAuthority document what it does and throws. */
 export type CaCommand = z.output<typeof caCommand>
 
 /** Steps of a rotation. */
 export type RotationStep = Extract<CaCommand, { do: 'rotate' }>['step']
 
-/** What each command answers. */
+/** The result of each command. */
 interface Answers {
   readonly token: { readonly token: string; readonly expiresAtMs: number }
   readonly revoke: { readonly serials: readonly string[] }
@@ -70,7 +70,7 @@ interface Answers {
 }
 
 /**
- * Has a command executed, by the server when there is one, by ourselves else.
+ * Executes a command: by the server if one runs, otherwise in this process.
  * @throws MeshError as CertificateAuthority, and HM_CA_LOCKED, HM_CA_CONTROL_FAILED
  */
 export async function runCommand<Name extends CaCommand['do']>(
@@ -133,7 +133,7 @@ function socketOf(directory: string): string {
   return join(directory, 'admin.sock')
 }
 
-/** The server's answer; undefined when none runs. */
+/** The server's answer; undefined when no server runs. */
 async function askServer(directory: string, command: CaCommand): Promise<unknown> {
   let answer: JsonAnswer
   try {
@@ -156,8 +156,8 @@ async function askServer(directory: string, command: CaCommand): Promise<unknown
 }
 
 /**
- * Executes commands for a CA that this process holds.
- * @throws what node:net throws when the socket cannot be made
+ * Executes commands for a CA that this process has open.
+ * @throws what node:net throws when the socket cannot be created
  */
 export async function serveControlSocket(
   authority: CertificateAuthority,
@@ -177,7 +177,7 @@ export async function serveControlSocket(
     },
   )
   server.maxConnections = 16
-  // We hold the lock of the directory: a socket that is there is that of somebody dead.
+  // This process holds the lock of the directory, so an existing socket was left by a dead process.
   rmSync(path, { force: true })
   const listening = once(server, 'listening')
   const umask = process.umask(0o177)

@@ -1,9 +1,9 @@
 /**
- * What the CA knows beside its keys, in one SQLite file: hosts, certificates, join tokens, roots, revocations.
+ * The CA's data except its keys, in one SQLite file: hosts, certificates, join tokens, roots, revocations.
  *
- * A change is a transaction: on the disk when it returns, or not made at all, whatever ends the process. The rollback
- * journal is used and not a write-ahead log, so that between changes this one file is complete and can be copied.
- * A file that is missing, damaged or of another program is refused: a CA without it has forgotten revocations.
+ * A change is a transaction: on disk when it returns, or not made at all, however the process ends. It uses the
+ * rollback journal, not a write-ahead log, so that between changes this one file is complete and can be copied. A file
+ * that is missing, damaged or from another program is rejected: a CA without it has lost its revocations.
  */
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
@@ -12,19 +12,19 @@ import { pathToFileURL } from 'node:url'
 import { writeFileAtomically } from '../lib/atomic-file.ts'
 import { errorCode, MeshError } from '../lib/errors.ts'
 
-/** Runs a statement and returns how many rows it has changed; `values` stand for the question marks in it. */
+/** Runs a statement and returns the number of changed rows; `values` replace its question marks. */
 export type Run = (sql: string, ...values: SQLInputValue[]) => number
 
-/** "hmca": what file(1) and we know the file by. */
+/** "hmca": identifies the file for file(1) and for us. */
 const APPLICATION_ID = 0x686d_6361
 
 /** Raised with every change of the tables. */
 const VERSION = 1
 
-/** A reader of the same file (`hostmesh ca show`) is done within this time, milliseconds. */
+/** How long to wait for a reader of the same file (`hostmesh ca show`), milliseconds. */
 const BUSY_MS = 5_000
 
-/** `seq` counts up: rows are in the order in which they were added. */
+/** `seq` is ascending: rows are in the order in which they were added. */
 const SCHEMA = `
   PRAGMA application_id = ${APPLICATION_ID};
   PRAGMA user_version = ${VERSION};
@@ -60,13 +60,13 @@ const SCHEMA = `
   ) STRICT;
 `
 
-/** Where the database of a CA is. */
+/** The path of a CA's database. */
 export function databaseFile(directory: string): string {
   return join(directory, 'state.db')
 }
 
 /**
- * Makes the database of a CA that has not been used, with its root. One that is there is left alone.
+ * Creates the database of a CA that has not been used, with its root. An existing one is not changed.
  * @throws what node:fs throws
  */
 export function createDatabase(
@@ -78,7 +78,7 @@ export function createDatabase(
     sqlite.exec(SCHEMA)
     const { id, name, addedAtMs } = root
     sqlite.prepare('INSERT INTO root VALUES (1, ?, ?, ?, 1, 0)').run(id, name, addedAtMs)
-    // Whole or not at all, and never with the permissions of the umask.
+    // Written as a whole, and never with the permissions of the umask.
     const options = { mode: 0o600, existing: 'fail' } as const
     writeFileAtomically(databaseFile(directory), sqlite.serialize(), options)
   } catch (thrown) {
@@ -98,7 +98,7 @@ export class CaDatabase implements Disposable {
   constructor(directory: string) {
     this.#path = databaseFile(directory)
     const url = pathToFileURL(this.#path)
-    // Never made here: an empty database would be a CA that has forgotten everything.
+    // Never created here: an empty database would be a CA that has lost everything.
     url.searchParams.set('mode', 'rw')
     try {
       this.#sqlite = new DatabaseSync(url, { timeout: BUSY_MS })
@@ -111,7 +111,7 @@ export class CaDatabase implements Disposable {
     }
     try {
       this.#check()
-      // TRUNCATE syncs the end of a transaction; with DELETE a power cut may undo it.
+      // TRUNCATE syncs the end of a transaction; with DELETE a power failure may undo it.
       this.#sqlite.exec('PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = FULL')
     } catch (thrown) {
       this.#sqlite.close()
@@ -123,7 +123,7 @@ export class CaDatabase implements Disposable {
     if (this.#sqlite.isOpen) this.#sqlite.close()
   }
 
-  /** All rows that a SELECT finds; `Row` is what its columns are. `values` stand for the question marks in it. */
+  /** All rows that a SELECT finds; `Row` has the types of its columns. `values` replace its question marks. */
   rows<Row extends object>(sql: string, ...values: SQLInputValue[]): Row[] {
     // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- tables are STRICT: columns have the types of the schema
     return this.#prepare(sql).all(...values) as Row[]
@@ -148,7 +148,7 @@ export class CaDatabase implements Disposable {
   }
 
   /**
-   * Makes all changes that `write` makes by `run`, or none of them when it throws.
+   * Makes all changes that `write` makes with `run`, or none if it throws.
    * @throws MeshError HM_CA_UNWRITABLE
    */
   change<Result>(write: (run: Run) => Result): Result {

@@ -1,5 +1,5 @@
 /**
- * Asks a catalog which services a host runs, for the CA: a file, or Consul.
+ * Looks up for the CA which services a host runs, in a catalog: a file, or Consul.
  */
 import { z } from 'zod'
 import {
@@ -11,7 +11,7 @@ import { createFileCatalog } from '../controlplane/catalog/file/file-catalog.ts'
 import type { Log } from '../lib/log.ts'
 import type { RunsService } from './certificate-authority.ts'
 
-/** Where the CA looks up who runs what. */
+/** Where the CA looks up the services of a host. */
 export type CaCatalog =
   | { readonly kind: 'file'; readonly path: string }
   | ({ readonly kind: 'consul' } & ConsulAddress)
@@ -21,7 +21,7 @@ export interface HostServices extends AsyncDisposable {
   readonly runsService: RunsService
 }
 
-/** A host that starts asks for all its services at once: one question to Consul will do. */
+/** A host requests the certificates of all its services at its start: one query to Consul is enough for them. */
 const CACHE_MS = 2_000
 const MAX_CACHED_HOSTS = 1_000
 
@@ -60,7 +60,7 @@ function fromConsul(address: ConsulAddress): HostServices {
     const answer = requireOk(await transport.call('GET', path), `the services of ${host}`)
     const services = Object.values(nodeAnswer.parse(answer.body ?? null)?.Services ?? {})
     return new Set(
-      // The application itself, and what its mesh proxy stands for: either is registered first.
+      // The application itself, and the service of its mesh proxy: either may be registered first.
       services.flatMap(({ Service, Kind = '', Proxy }) =>
         Kind === '' ? Service : (Proxy?.DestinationServiceName ?? []),
       ),

@@ -1,8 +1,8 @@
 /**
  * The hosts of the mesh, the certificates they have, and which of those are revoked.
  *
- * A host may present the certificates of its own that are *accepted*: the newest, and those before it whose successor
- * may have been lost on the way. They stay so after their end, within which they can be renewed.
+ * A host may present those of its own certificates that are *accepted*: the newest, and earlier ones whose successor
+ * may have been lost in transit. They stay accepted after their expiry, while they can be renewed.
  */
 import type { X509Certificate } from 'node:crypto'
 import { MeshError } from '../lib/errors.ts'
@@ -12,17 +12,17 @@ import type { CaDatabase, Run } from './database.ts'
 export interface Host {
   readonly name: string
   readonly datacenter: string
-  /** What its token lets it ask for, joined by spaces; the catalog may allow more. */
+  /** Services that its token lists, joined by spaces; the catalog may allow more. */
   readonly services: string
 }
 
-/** A host that has proved itself. */
+/** A host whose identity is verified. */
 export interface HostCaller {
   readonly name: string
   readonly certificate: X509Certificate
 }
 
-/** What is revoked; at least one is given. */
+/** What to revoke; at least one is given. */
 export interface RevokeRequest {
   readonly host?: string | undefined
   readonly service?: string | undefined
@@ -39,22 +39,22 @@ export interface Issue {
 
 const MAX_HOSTS = 8_000
 const MAX_CERTIFICATES_PER_HOST = 4_096
-/** Certificates of its own that a host may present. */
+/** Most accepted certificates of a host. */
 const ACCEPTED_CERTIFICATES = 4
-/** Revocations are listed for so long after the end: by the clock of a host it may not have come yet. */
+/** How long revocations are listed after the expiry of the certificate: a host's clock may be behind. */
 const KEPT_REVOKED_MS = 86_400_000
-/** And the last so many in any case: our own clock may be the one that runs ahead, and what is forgotten is forgotten. */
+/** The last ones are listed in any case: our own clock may be ahead, and what was deleted cannot be restored. */
 const KEPT_REVOKED = 1_000
 
 const NOT_REVOKED =
   'NOT EXISTS (SELECT 1 FROM revocation WHERE revocation.serial = certificate.serial)'
 
-/** Names that a column holds, joined by spaces. */
+/** The names in a column, which joins them by spaces. */
 export function splitNames(joined: string): readonly string[] {
   return joined.split(' ').filter((name) => name !== '')
 }
 
-/** The host of a caller; undefined when its certificate is not one that it may present. */
+/** The host of a caller; undefined when it may not present this certificate. */
 export function findHost(database: CaDatabase, caller: HostCaller): Host | undefined {
   return database.row<Host>(
     `SELECT name, datacenter, services FROM host JOIN certificate ON certificate.host = name
@@ -64,9 +64,9 @@ export function findHost(database: CaDatabase, caller: HostCaller): Host | undef
   )
 }
 
-/** @throws MeshError HM_CA_RATE_LIMITED when a host has as many certificates as one may have */
+/** @throws MeshError HM_CA_RATE_LIMITED when a host has the largest permitted number of certificates */
 export function requireRoom(database: CaDatabase, host: string, nowMs: number): void {
-  // Those that an operator has revoked do not count: a host that was taken over can be set up again.
+  // Revoked ones do not count: a host that was compromised can be set up again.
   const good = database.count(
     `SELECT count(*) FROM certificate WHERE host = ? AND notAfterMs > ? AND ${NOT_REVOKED}`,
     host,
@@ -79,19 +79,19 @@ export function requireRoom(database: CaDatabase, host: string, nowMs: number): 
     )
 }
 
-/** @throws MeshError HM_CA_BUSY when there are as many other hosts as there may be */
+/** @throws MeshError HM_CA_BUSY when there is the largest permitted number of other hosts */
 export function requireRoomForHost(database: CaDatabase, name: string): void {
   if (database.count('SELECT count(*) FROM host WHERE name <> ?', name) >= MAX_HOSTS)
     throw new MeshError('HM_CA_BUSY', `The CA has ${MAX_HOSTS} hosts, which is its limit`)
 }
 
-/** Adds a host, or puts it in the place of one of that name: whoever has a certificate of its former life is nobody now. */
+/** Adds a host, or replaces one with that name: the certificates of the replaced host are no longer accepted. */
 export function putHost(run: Run, { name, datacenter, services }: Host): void {
   run('UPDATE certificate SET accepted = 0 WHERE host = ?', name)
   run('INSERT OR REPLACE INTO host VALUES (NULL, ?, ?, ?)', name, datacenter, services)
 }
 
-/** Records a certificate; one of a host itself takes the place of the oldest that is accepted. */
+/** Records a certificate; one of a host itself displaces the oldest accepted one above the limit. */
 export function recordIssue(run: Run, issue: Issue, nowMs: number): void {
   const { host, service, certificate, rootId } = issue
   const times = [Math.round(nowMs), certificate.validToDate.getTime()]
@@ -106,7 +106,7 @@ export function recordIssue(run: Run, issue: Issue, nowMs: number): void {
 }
 
 /**
- * Revokes certificates that have not expired. A host that is revoked as a whole is no host any more.
+ * Revokes certificates that have not expired. A host that is revoked as a whole is removed.
  * @throws MeshError HM_CA_NOTHING_TO_REVOKE
  */
 export function revokeCertificates(
@@ -129,9 +129,9 @@ export function revokeCertificates(
         SELECT serial, notAfterMs FROM certificate WHERE ${isMeant} ORDER BY seq`,
       ...meant,
     )
-    // One that is only listed could be renewed when the list has dropped it.
+    // Otherwise it could be renewed once its revocation is no longer listed.
     run(`UPDATE certificate SET accepted = 0 WHERE ${isMeant}`, ...meant)
-    // Nor may whoever has the key and the token of back then ask for it once more.
+    // Nor may the holder of its key and token request it again.
     run(
       `DELETE FROM token WHERE usedByKey IS NOT NULL AND host IN
         (SELECT host FROM certificate WHERE service IS NULL AND ${isMeant})`,
@@ -152,7 +152,7 @@ export function revokeCertificates(
   })
 }
 
-/** Forgets tokens, certificates and revocations whose time is over; says whether there were such revocations. */
+/** Deletes expired tokens, certificates and revocations; returns whether any revocations were deleted. */
 export function forgetExpired(database: CaDatabase, nowMs: number): boolean {
   return database.change((run) => {
     run('DELETE FROM token WHERE expiresAtMs <= ?', nowMs)
@@ -166,11 +166,11 @@ export function forgetExpired(database: CaDatabase, nowMs: number): boolean {
   })
 }
 
-/** Takes a service off what a host may ask for. */
+/** Removes a service from those that a host may request. */
 const REMOVE_SERVICE = `UPDATE host SET
   services = trim(replace(' ' || services || ' ', ' ' || ? || ' ', ' ')) WHERE name = ?`
 
-/** Says whether it was a host. */
+/** Returns whether the host existed. */
 function removeHost(run: Run, name: string): boolean {
   run('DELETE FROM token WHERE host = ?', name)
   run('UPDATE certificate SET accepted = 0 WHERE host = ?', name)

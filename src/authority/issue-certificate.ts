@@ -2,13 +2,13 @@
  * Makes certificates: the root of a trust domain and the leaves of its services, in the profile of SPIFFE
  * X.509-SVIDs.
  *
- * node-forge only arranges the DER; keys, randomness, digests and signatures are node:crypto's. Loaded by
- * `hostmesh ca` and never by the daemon, and fed with nothing but our own names and CA certificate, and public
- * keys that node:crypto has read and written anew.
+ * node-forge only arranges the DER; keys, randomness, digests and signatures come from node:crypto. Loaded by
+ * `hostmesh ca` and never by the daemon. Its only inputs are our own names and CA certificate, and public keys that
+ * node:crypto has read and encoded again.
  *
- * A leaf has an empty subject and a critical subject alternative name (RFC 5280 4.1.2.6 asks for that
- * pair): Consul writes a common name as well, but that holds 64 characters where a service name may have
- * 128, and a second place for the identity is one that somebody will compare.
+ * A leaf has an empty subject and a critical subject alternative name (RFC 5280 4.1.2.6 requires that pair). Consul
+ * also writes a common name, but that holds 64 characters where a service name may have 128, and a second place for
+ * the identity would be compared by someone.
  */
 import {
   createHash,
@@ -26,15 +26,15 @@ const { asn1 } = forge
 type Asn1 = forge.asn1.Asn1
 
 /**
- * Clocks of a fleet may differ by this much: certificates begin that long before they are made, or a tenth of their
- * life, so that a short-lived one has its half life ahead.
+ * The largest expected difference between clocks of a fleet: certificates are valid from this long before they are
+ * made. {@link Lifetime.backdateMs} may be less, so that a short-lived one is still fresh for half of its life.
  */
 export const BACKDATE_MS = 300_000
 
 /** Ten years. */
 export const ROOT_LIFETIME_MS = 3_653 * 86_400_000
 
-/** What Consul gives its leaves. */
+/** As for Consul's leaves. */
 export const LEAF_LIFETIME_MS = 72 * 3_600_000
 
 /** A certificate and its private key (PKCS#8). */
@@ -43,27 +43,27 @@ export interface IssuedCertificate {
   readonly privateKeyPem: string
 }
 
-/** Who signs. */
+/** The signer. */
 export interface Authority {
   readonly certificate: X509Certificate
   readonly privateKey: KeyObject
 }
 
-/** From when and how long, milliseconds. */
+/** Start and length of the validity, milliseconds. */
 export interface Lifetime {
   readonly nowMs: number
   readonly lifetimeMs: number
-  /** How long before now the certificate begins; {@link BACKDATE_MS} unless given. */
+  /** How long before now the validity begins. Default: {@link BACKDATE_MS}. */
   readonly backdateMs?: number
 }
 
-/** What a certificate may be used for. */
+/** The permitted use of a certificate. */
 export type Purpose = 'client' | 'server' | 'both'
 
-/** What {@link certify} writes into a certificate. */
+/** The content of a certificate made by {@link certify}. */
 export interface CertifyRequest {
   readonly publicKey: KeyObject
-  /** The one URI. */
+  /** The only URI. */
   readonly uri: string
   readonly purpose: Purpose
   /** For messages: `a certificate for web`. */
@@ -77,7 +77,7 @@ export interface Extension {
   readonly value: Asn1
 }
 
-/** What {@link signCertificate} puts together. */
+/** The content of a certificate made by {@link signCertificate}. */
 export interface CertificateTemplate {
   readonly subject: Asn1
   readonly issuer: Asn1
@@ -91,7 +91,7 @@ export interface CertificateTemplate {
 export function issueRoot(trustDomain: string, lifetime: Lifetime): IssuedCertificate {
   const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
   const keyId = keyIdOf(publicKey)
-  // The key's id makes the names of an old and a new root differ, so that no verifier mixes them up.
+  // The key's id makes the names of an old and a new root differ, so that no verifier confuses them.
   const name = distinguishedName(`hostmesh CA ${keyId.subarray(0, 4).toString('hex')}`)
   const certificatePem = signCertificate(
     {
@@ -130,7 +130,7 @@ export function issueLeaf(
 }
 
 /**
- * A leaf for one service and a key that was made elsewhere; PEM.
+ * A leaf for one service and an existing key; PEM.
  * @throws MeshError as {@link issueLeaf}
  */
 export function certifyService(
@@ -152,7 +152,7 @@ export function certifyService(
 }
 
 /**
- * Refuses what no datacenter of Consul is called: it becomes a part of a SPIFFE ID.
+ * Rejects what is not a name of a Consul datacenter: it becomes a part of a SPIFFE ID.
  * @throws MeshError HM_CA_DATACENTER_INVALID
  */
 export function requireDatacenter(datacenter: string): void {
@@ -195,7 +195,7 @@ export function certify(authority: Authority, request: CertifyRequest, lifetime:
       notAfterMs,
       extensions: [
         basicConstraints(false),
-        // digitalSignature alone: TLS 1.3, and ECDHE before it, use the key for nothing else.
+        // digitalSignature only: TLS 1.3, and ECDHE before it, need the key for nothing else.
         { oid: '2.5.29.15', critical: true, value: bitString([0x80], 7) },
         extendedKeyUsage(...PURPOSES[purpose]),
         uriSan(uri, true),
@@ -214,10 +214,10 @@ const PURPOSES: Readonly<Record<Purpose, readonly string[]>> = {
   both: ['1.3.6.1.5.5.7.3.2', '1.3.6.1.5.5.7.3.1'],
 }
 
-/** What a TLS client can send as server name. */
+/** The longest server name that a TLS client can send. */
 const MAX_SERVER_NAME = 255
 
-/** Signs `template` with an EC key; PEM. Takes any template: what makes sense is for the caller to know. */
+/** Signs `template` with an EC key; PEM. Does not validate the template: that is the caller's responsibility. */
 export function signCertificate(template: CertificateTemplate, issuerKey: KeyObject): string {
   const ecdsaWithSha256 = sequence(oid('1.2.840.10045.4.3.2'))
   const spki = template.publicKey.export({ type: 'spki', format: 'der' })
@@ -237,7 +237,7 @@ export function signCertificate(template: CertificateTemplate, issuerKey: KeyObj
   return `-----BEGIN CERTIFICATE-----\n${lines.join('\n')}\n-----END CERTIFICATE-----\n`
 }
 
-/** A name with one part, the common name; an empty name without. */
+/** A name with one part, the common name; without one, an empty name. */
 export function distinguishedName(commonName?: string): Asn1 {
   if (commonName === undefined) return sequence()
   const text = asn1.create(asn1.Class.UNIVERSAL, asn1.Type.UTF8, false, commonName)
@@ -245,7 +245,7 @@ export function distinguishedName(commonName?: string): Asn1 {
   return sequence(asn1.create(asn1.Class.UNIVERSAL, asn1.Type.SET, true, [part]))
 }
 
-/** basicConstraints: a CA that may sign leaves only, or no CA. */
+/** basicConstraints: a CA that may sign only leaves, or no CA. */
 export function basicConstraints(isCa: boolean): Extension {
   const isTrue = asn1.create(asn1.Class.UNIVERSAL, asn1.Type.BOOLEAN, false, '\xff')
   const value = isCa ? sequence(isTrue, integer(Buffer.from([0]))) : sequence()
@@ -275,7 +275,7 @@ function authorityKeyId(keyId: Buffer | undefined): Extension {
   return { oid: '2.5.29.35', critical: false, value: sequence(...parts) }
 }
 
-/** The first 160 bits of the SHA-256 of the whole public key (RFC 7093); any unique value will do. */
+/** The first 160 bits of the SHA-256 of the whole public key (RFC 7093); any unique value would do. */
 function keyIdOf(publicKey: KeyObject): Buffer {
   const spki = publicKey.export({ type: 'spki', format: 'der' })
   return createHash('sha256').update(spki).digest().subarray(0, 20)
@@ -288,7 +288,7 @@ function serialNumber(): Buffer {
   return bytes
 }
 
-/** Name and key id of our own CA certificate, as they are written there. */
+/** Name and key id of our own CA certificate, exactly as encoded there. */
 function readIssuer(certificate: X509Certificate): { subject: Asn1; keyId: Buffer | undefined } {
   const [tbs] = children(asn1.fromDer(certificate.raw.toString('latin1')))
   const fields = tbs === undefined ? [] : children(tbs)
@@ -318,7 +318,7 @@ function exportKey(key: KeyObject): string {
   return key.export({ type: 'pkcs8', format: 'pem' }).toString()
 }
 
-/** Seconds, as certificates count them; four-digit years from 2050 on (RFC 5280 4.1.2.5). */
+/** Whole seconds, the resolution of certificates; four-digit years from 2050 on (RFC 5280 4.1.2.5). */
 function time(ms: number): Asn1 {
   const date = new Date(Math.floor(ms / 1_000) * 1_000)
   return date.getUTCFullYear() < 2050
@@ -341,7 +341,7 @@ function sequence(...parts: Asn1[]): Asn1 {
   return asn1.create(asn1.Class.UNIVERSAL, asn1.Type.SEQUENCE, true, parts)
 }
 
-/** A context-specific element: text makes it primitive, one character a byte. */
+/** A context-specific element: a string makes it primitive, one character per byte. */
 export function tagged(tag: number, content: string | Asn1[]): Asn1 {
   const isConstructed = typeof content !== 'string'
   // oxlint-disable-next-line typescript/no-unsafe-enum-assignment -- forge types context tags as universal ones

@@ -1,5 +1,5 @@
 /**
- * Join tokens on the side of the CA: made for one host, kept as a hash, used once (docs/ca-protocol.md, "Enrolling").
+ * Join tokens on the CA's side: made for one host, stored as a hash, used once (docs/ca-protocol.md, "Enrolling").
  */
 import { createHash, type KeyObject, randomBytes, timingSafeEqual } from 'node:crypto'
 import { MeshError } from '../lib/errors.ts'
@@ -8,17 +8,17 @@ import { isServiceName } from '../model/spiffe-id.ts'
 import type { CaDatabase } from './database.ts'
 import { requireDatacenter } from './issue-certificate.ts'
 
-/** What a token is made for. */
+/** The content of a token. */
 export interface TokenRequest {
   readonly host: string
   readonly datacenter: string
   readonly services: readonly string[]
   readonly ttlMs: number
-  /** `host:port`; the server's own unless given. */
+  /** `host:port`. Default: the server's own. */
   readonly address?: string | undefined
 }
 
-/** A token as it is kept. */
+/** A token as stored. */
 export interface KeptToken {
   readonly id: string
   readonly secretHash: string
@@ -35,7 +35,7 @@ const MAX_TOKENS = 10_000
 const MAX_TOKEN_TTL_MS = 30 * 86_400_000
 
 /**
- * Keeps a new token and returns its id, its secret of 256 random bits, and the address that goes into it.
+ * Stores a new token and returns its id, its secret of 256 random bits, and the address that it contains.
  * @throws MeshError HM_CA_NAME_INVALID, HM_CA_DATACENTER_INVALID, HM_CA_TOKEN_REQUEST_INVALID
  */
 export function addToken(
@@ -58,14 +58,14 @@ export function addToken(
   return { id, secret, address }
 }
 
-/** The token that a stranger shows, or why it is refused. */
+/** The token that a stranger presents, or why it is refused. */
 export function findToken(
   database: CaDatabase,
   shown: { readonly id: string; readonly secret: string; readonly host: string },
   nowMs: number,
 ): KeptToken | string {
   const token = database.row<KeptToken>('SELECT * FROM token WHERE id = ?', shown.id)
-  // Also for an unknown id, so that time does not say which ids exist.
+  // Also for an unknown id, so that the response time does not reveal which ids exist.
   const isRight = isSecret(shown.secret, token?.secretHash ?? hashSecret(''))
   if (token === undefined) return 'unknown token'
   if (!isRight) return 'wrong secret'
@@ -73,7 +73,7 @@ export function findToken(
   return token.host === shown.host ? token : `token of ${token.host}`
 }
 
-/** The address that goes into the token. */
+/** Validates the request; returns the address for the token. */
 function requireMeaning({ host, datacenter, services, ttlMs, address }: TokenRequest): string {
   if (!HOST_NAME.test(host))
     throw new MeshError('HM_CA_NAME_INVALID', `${noToken(host)}: it is no host name`, {
@@ -103,19 +103,19 @@ function invalid(message: string, hint?: string): MeshError {
   return new MeshError('HM_CA_TOKEN_REQUEST_INVALID', message, hint === undefined ? {} : { hint })
 }
 
-/** What is kept of the key that a token was used for. */
+/** The stored hash of the key that a token was used for. */
 export function hashKey(key: KeyObject): string {
   return createHash('sha256')
     .update(key.export({ type: 'spki', format: 'der' }))
     .digest('hex')
 }
 
-/** It has 256 random bits, so a plain hash cannot be searched. */
+/** A secret has 256 random bits, so a plain hash cannot be searched. */
 function hashSecret(secret: string): string {
   return createHash('sha256').update(secret).digest('hex')
 }
 
-/** Takes equally long either way. */
+/** Compares in constant time. */
 function isSecret(secret: string, hash: string): boolean {
   return timingSafeEqual(Buffer.from(hashSecret(secret), 'hex'), Buffer.from(hash, 'hex'))
 }

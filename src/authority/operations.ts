@@ -1,8 +1,8 @@
 /**
- * What `hostmesh ca` does: makes a CA, issues certificates into the directory of a host, shows a CA.
+ * The operations of `hostmesh ca`: creates a CA, issues certificates into the directory of a host, shows a CA.
  *
- * Issuing is all or nothing up to the writing: every certificate is made and judged as the daemon would
- * judge it before the first file is touched.
+ * Issuing is all or nothing until the files are written: every certificate is made, and validated as the daemon would
+ * do it, before the first file is changed.
  */
 import { existsSync, mkdirSync } from 'node:fs'
 import {
@@ -20,7 +20,7 @@ import { createAuthority, holdsAuthority, readAuthority, type StoredAuthority } 
 
 export { LEAF_LIFETIME_MS }
 
-/** What there is to know about a CA; no key. */
+/** The facts about a CA, without its key. */
 export interface AuthorityFacts {
   readonly directory: string
   readonly certificatePath: string
@@ -33,13 +33,13 @@ export interface AuthorityFacts {
   readonly notAfterMs: number
 }
 
-/** What to issue, and where to. */
+/** What to issue, and for which directory. */
 export interface IssueRequest {
-  /** The CA's. */
+  /** The directory of the CA. */
   readonly directory: string
   readonly datacenter: string
   readonly services: readonly string[]
-  /** The host's; created if need be. */
+  /** The directory of the host; created if necessary. */
   readonly out: string
   readonly lifetimeMs?: number | undefined
 }
@@ -54,7 +54,7 @@ export interface IssuedFiles {
   readonly paths: readonly string[]
 }
 
-/** One certificate that was issued; no key. */
+/** One issued certificate, without its key. */
 export interface IssuedLeaf {
   readonly service: string
   readonly spiffeId: string
@@ -63,7 +63,7 @@ export interface IssuedLeaf {
 }
 
 /**
- * Makes a CA: P-256, ten years.
+ * Creates a CA: P-256, ten years.
  * @throws MeshError HM_CA_EXISTS, HM_CA_NAME_INVALID, HM_CA_UNWRITABLE
  */
 export function initCa(directory: string, trustDomain: string, nowMs = Date.now()): AuthorityFacts {
@@ -72,7 +72,7 @@ export function initCa(directory: string, trustDomain: string, nowMs = Date.now(
 }
 
 /**
- * Reads a CA, its key included, so that a CA that is shown is one that works.
+ * Reads a CA including its key, so that a CA that is shown is usable.
  * @throws MeshError as {@link readAuthority}
  */
 export function showCa(directory: string): AuthorityFacts {
@@ -90,8 +90,8 @@ export function showCa(directory: string): AuthorityFacts {
 }
 
 /**
- * Issues a certificate and key for each service into a host's directory, with the roots. Roots that are
- * there already and still valid stay, so that a host can trust an old and a new CA at once.
+ * Issues a certificate and key for each service into a host's directory, with the roots. Existing roots that are still
+ * valid stay, so that a host can trust an old and a new CA at once.
  * @throws MeshError HM_CA_OUT_INVALID, HM_CA_LIFETIME_INVALID, HM_CA_NAME_INVALID, HM_CA_DATACENTER_INVALID,
  * HM_CA_UNWRITABLE, HM_CERT_SERVICE_INVALID, and as {@link readAuthority}
  */
@@ -148,7 +148,7 @@ function mergeRoots(authority: StoredAuthority, out: string, nowMs: number): Tru
   return readRoots([certificatePem, ...valid].join('\n'), trustDomain)
 }
 
-/** Keys before certificates, roots before all: a reader at any moment finds what fits or keeps what it has. */
+/** Roots first, then keys before certificates: at any moment a reader finds matching files, or keeps what it has. */
 function writeHost(out: string, bundle: TrustBundle, leaves: readonly Leaf[]): string[] {
   const roots = rootFiles(out)
   const paths: string[] = []

@@ -1,6 +1,6 @@
 /**
- * How often one address may do something: a token bucket for each, of which there is a bounded number. Pure but
- * for its memory; time is passed in.
+ * Limits the rate of calls per address: one token bucket for each, for a bounded number of addresses. Pure but for its
+ * memory; time is passed in.
  */
 import { canonicalIp, ipBytes, isIpv6 } from '../model/address.ts'
 
@@ -10,12 +10,12 @@ export interface Rate {
   readonly perSecond: number
 }
 
-/** Addresses remembered; the one that was quiet longest is forgotten first. */
+/** Most addresses remembered; the one idle for longest is forgotten first. */
 const MAX_ADDRESSES = 10_000
 
 /**
- * Who counts as one caller: an IPv4 address, or the 64 bits of an IPv6 address that name a network, within which
- * anybody has as many addresses as he likes.
+ * The key of one caller: an IPv4 address, or the 64 bits of an IPv6 address that name a network, within which anyone
+ * can have any number of addresses.
  */
 export function callerAt(remoteAddress: string | undefined): string {
   const ip = canonicalIp(remoteAddress?.split('%', 1)[0] ?? '') ?? ''
@@ -31,10 +31,10 @@ export class RateLimiter {
     this.rate = rate
   }
 
-  /** Takes one; false when there is none. `nowMs` is monotonic. */
+  /** Takes one token; false when there is none. `nowMs` is monotonic. */
   take(address: string, nowMs: number): boolean {
     const level = this.levelOf(address, nowMs)
-    // Re-inserted, so that the map's order is that of the last use.
+    // Inserted again, so that the map is in order of last use.
     this.buckets.delete(address)
     this.buckets.set(address, { level: level >= 1 ? level - 1 : level, atMs: nowMs })
     if (this.buckets.size > MAX_ADDRESSES) {

@@ -1,6 +1,6 @@
 /**
- * The roots of the CA: their key files, `ca.pem` and `ca.key` made by `hostmesh ca init` or those of a root that has
- * replaced them, and which of them signs.
+ * The roots of the CA, and which of them signs. Their key files are `ca.pem` and `ca.key`, made by `hostmesh ca init`,
+ * or those of a root that has replaced the first one.
  *
  * ```
  *   (one root) --start--> spreading --every host has both roots--> reissuing --finish--> (one root)
@@ -10,8 +10,8 @@
  *                        (one root)
  * ```
  *
- * Belongs on one guarded machine, never on a host of the mesh: who reads `ca.key` can be any service.
- * The trust domain is kept in the certificate itself, as its URI, so that the two cannot disagree.
+ * Belongs on one guarded machine, never on a host of the mesh: whoever reads `ca.key` can impersonate any service. The
+ * trust domain is stored in the certificate itself, as its URI, so that the two always agree.
  */
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
@@ -41,12 +41,12 @@ export interface StoredAuthority extends Authority {
   readonly trustDomain: string
 }
 
-/** A root of a CA that is open. */
+/** A root of an open CA. */
 export interface Root extends StoredAuthority {
   readonly name: string
   readonly addedAtMs: number
   readonly signs: boolean
-  /** It goes when the rotation that goes on is finished. */
+  /** Whether it is removed when the current rotation is finished. */
   readonly retires: boolean
 }
 
@@ -67,7 +67,7 @@ function rootFiles(
   }
 }
 
-/** Whether a directory is that of a CA. */
+/** Whether a directory belongs to a CA. */
 export function holdsAuthority(directory: string): boolean {
   const first = rootFiles(directory, FIRST_ROOT)
   return [first.privateKey, first.certificate, databaseFile(directory)].some((path) =>
@@ -76,7 +76,7 @@ export function holdsAuthority(directory: string): boolean {
 }
 
 /**
- * Makes a CA in `directory`, which is created if need be. Never overwrites one.
+ * Creates a CA in `directory`, which is created if necessary. Never overwrites one.
  * @throws MeshError HM_CA_EXISTS, HM_CA_NAME_INVALID, HM_CA_UNWRITABLE
  */
 export function createAuthority(directory: string, trustDomain: string, nowMs: number): void {
@@ -105,13 +105,13 @@ export function createAuthority(directory: string, trustDomain: string, nowMs: n
   }
 }
 
-/** The file whose lock is held by who works on a CA. It is there once a CA was in use. */
+/** The file that whoever works on a CA holds locked. It exists once a CA has been used. */
 export function lockFile(directory: string): string {
   return join(directory, 'lock')
 }
 
 /**
- * Opens what the CA in `directory` knows. A CA that was never in use, and it alone, gets a database that knows its root.
+ * Opens the database of the CA in `directory`. Only for a CA that was never used, a database with its root is created.
  * @throws MeshError HM_CA_STATE_INVALID, HM_CA_UNWRITABLE, and as {@link readAuthority}
  */
 export function openDatabase(directory: string): CaDatabase {
@@ -130,7 +130,7 @@ export function openDatabase(directory: string): CaDatabase {
 }
 
 /**
- * The root of the CA in `directory` that signs. Whether it has expired is for who uses it.
+ * The signing root of the CA in `directory`. The caller checks whether it has expired.
  * @throws MeshError HM_CA_UNREADABLE when there is no CA, HM_CA_STATE_INVALID, HM_FILE_UNREADABLE, HM_CERT_UNREADABLE,
  * HM_CERT_KEY_UNREADABLE, HM_CERT_KEY_EXPOSED, HM_CERT_KEY_MISMATCH
  */
@@ -145,14 +145,14 @@ function isUnused(directory: string): boolean {
   return !existsSync(databaseFile(directory)) && !existsSync(lockFile(directory))
 }
 
-/** The roots of a CA whose lock we hold. */
+/** The roots of a CA whose lock this process holds. */
 export class Roots {
   readonly #directory: string
   readonly #database: CaDatabase
   readonly #log: Log
   #all: readonly Root[]
 
-  /** Reads the keys, and removes files of roots that a crash has left. @throws MeshError as {@link readAuthority} */
+  /** Reads the keys, and removes root files left by a crash. @throws MeshError as {@link readAuthority} */
   constructor(directory: string, database: CaDatabase, log: Log) {
     this.#directory = directory
     this.#database = database
@@ -166,7 +166,7 @@ export class Roots {
     return this.#all
   }
 
-  /** The one that every host knows: it signs the server's certificate and goes into tokens. */
+  /** The root that every host has: it signs the server's certificate, and tokens contain its fingerprint. */
   get oldest(): Root {
     return this.#require(() => true)
   }
@@ -176,7 +176,7 @@ export class Roots {
     return this.#require(({ signs }) => signs)
   }
 
-  /** The one that goes at the end of the rotation; undefined when none goes on. */
+  /** The root that is removed at the end of the rotation; undefined without a rotation. */
   get retiring(): Root | undefined {
     return this.#all.find(({ retires }) => retires)
   }
@@ -186,7 +186,7 @@ export class Roots {
     return this.retiring.signs ? 'spreading' : 'reissuing'
   }
 
-  /** Adds a root beside the one that there is. @throws MeshError HM_CA_UNWRITABLE */
+  /** Adds a second root. @throws MeshError HM_CA_UNWRITABLE */
   startRotation(nowMs: number): void {
     const name = `root-${randomBytes(4).toString('hex')}`
     try {
@@ -204,7 +204,7 @@ export class Roots {
     this.#all = this.#read()
   }
 
-  /** The new root signs from now on. */
+  /** Makes the new root sign from now on. */
   signWithTarget(): void {
     this.#change('UPDATE root SET signs = NOT retires')
   }
@@ -215,8 +215,8 @@ export class Roots {
   }
 
   /**
-   * Goes back. While the new root has not signed it simply goes; afterwards everything has to be issued again, so the
-   * two roots change places and {@link finishRotation} removes what was the new one.
+   * Reverts the rotation. A new root that has not signed yet is removed; afterwards everything has to be issued again,
+   * so the two roots change places and {@link finishRotation} removes the one that was new.
    */
   abortRotation(): void {
     if (this.phase === 'spreading')
@@ -258,7 +258,7 @@ export class Roots {
     })
   }
 
-  /** Removes files of roots that there are no more: a crash or a rotation has left them. */
+  /** Removes files of roots that are no longer in the database: left by a crash or a rotation. */
   #removeOrphans(): void {
     for (const file of readdirSync(this.#directory)) {
       const name = /^(ca|root-[0-9a-f]{8})\.(pem|key)$/.exec(file)?.[1]
@@ -275,7 +275,7 @@ export class Roots {
   }
 }
 
-/** Makes a root and its files; existing ones are left alone. @throws what node:fs throws */
+/** Creates a root and its files; existing files are not changed. @throws what node:fs throws */
 function writeRoot(directory: string, name: string, trustDomain: string, nowMs: number): void {
   const files = rootFiles(directory, name)
   const root = issueRoot(trustDomain, { nowMs, lifetimeMs: ROOT_LIFETIME_MS })
@@ -283,7 +283,7 @@ function writeRoot(directory: string, name: string, trustDomain: string, nowMs: 
   writeFileAtomically(files.certificate, root.certificatePem, { mode: 0o644, existing: 'fail' })
 }
 
-/** Reads a root, and checks that its key and certificate belong together. */
+/** Reads a root, and checks that its key matches its certificate. */
 function readRoot(directory: string, name: string): StoredAuthority {
   const files = rootFiles(directory, name)
   const certificatePem = readCertificate(files.certificate, directory)

@@ -1,9 +1,9 @@
 /**
- * The network side of the CA: TLS 1.3, limits, JSON, long polls (docs/ca-protocol.md). Decides nothing about
- * certificates, that is the authority's.
+ * The network side of the CA: TLS 1.3, limits, JSON, long polls (docs/ca-protocol.md). Decisions about certificates are
+ * made by the authority.
  *
- * Client certificates are asked for and judged by the authority, not by TLS: a host that enrolls has none, and one
- * that comes back after a long time off may have an expired one. TLS proves that the caller has the key.
+ * TLS requests client certificates, but the authority validates them: a host that enrolls has none, and one that
+ * returns after a long absence may have an expired one. TLS verifies that the caller has the key.
  */
 import { constants, generateKeyPairSync, type X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
@@ -34,7 +34,7 @@ import { callerAt, type Rate, RateLimiter } from './rate-limit.ts'
 export interface CaServerLimits {
   readonly connections: number
   readonly connectionsPerAddress: number
-  /** Handshake, head, whole request, each; milliseconds. */
+  /** For the handshake, for the head and for the whole request, each; milliseconds. */
   readonly deadlineMs: number
   readonly calls: Rate
   readonly strangerCalls: Rate
@@ -77,7 +77,7 @@ const STATUS_BY_CODE: Readonly<Record<string, number>> = {
   HM_CA_BUSY: 503,
 }
 
-/** How often the authority forgets what has expired, and the server looks at its own certificate. */
+/** How often the authority deletes what has expired, and the server checks its own certificate. */
 const UPKEEP_MS = 5_000
 
 /**
@@ -109,7 +109,7 @@ export async function startCaServer(options: CaServerOptions): Promise<CaServer>
   )
   server.maxRequestsPerSocket = 10_000
   limitConnections(server, limits)
-  // A peer that breaks off, or that is no TLS client at all, is none of our failures.
+  // A peer that disconnects, or is not a TLS client, is no failure of this server.
   server.on('tlsClientError', (_, socket) => socket.destroy())
   server.on('clientError', (_, socket) => socket.destroy())
   const renewIdentity = (): void => {
@@ -148,7 +148,7 @@ export async function startCaServer(options: CaServerOptions): Promise<CaServer>
   }
 }
 
-/** The server's own certificate and key, which never touch the disk. */
+/** The server's own certificate and key, which are never written to disk. */
 class ServerIdentity {
   readonly #authority: CertificateAuthority
   #certificatePem = ''
@@ -169,7 +169,7 @@ class ServerIdentity {
 
   isDue(): boolean {
     const ageMs = this.#authority.clock.wallMs() - this.#madeAtMs
-    // A clock that was put back: hosts would call the certificate not valid yet.
+    // After a clock was set back, hosts would reject the certificate as not yet valid.
     return ageMs < 0 || ageMs >= this.#authority.lifetimes.hostMs / 2
   }
 
@@ -178,14 +178,14 @@ class ServerIdentity {
   }
 }
 
-/** A host that waits for another bundle. */
+/** A host that waits for a changed bundle. */
 interface Poll {
   readonly caller: HostCaller
   readonly response: ServerResponse
   readonly timer: NodeJS.Timeout
 }
 
-/** One answer for each request. */
+/** Answers the requests. */
 class RequestHandler implements Disposable {
   readonly #authority: CertificateAuthority
   readonly #log: Log
@@ -212,7 +212,7 @@ class RequestHandler implements Disposable {
     }
   }
 
-  /** Tells everybody who waits; whoever is no host any more hears that instead. */
+  /** Answers all waiting polls; a caller that is no longer a host is refused. */
   answerPolls(): void {
     for (const poll of this.#polls.values()) this.#endPoll(poll)
   }
@@ -222,7 +222,7 @@ class RequestHandler implements Disposable {
     this.#polls.clear()
   }
 
-  /** The answer; undefined when it comes later. */
+  /** The answer; undefined when it is sent later. */
   async #answer(request: IncomingMessage, response: ServerResponse): Promise<object | undefined> {
     const authority = this.#authority
     const from = request.socket.remoteAddress ?? ''
@@ -268,7 +268,7 @@ class RequestHandler implements Disposable {
     }
   }
 
-  /** Whether the caller is a host of this mesh: anybody can have a certificate of some kind. */
+  /** Whether the caller is a host of this mesh: anyone can have a certificate of some kind. */
   #isHost(certificate: X509Certificate | undefined): boolean {
     try {
       this.#authority.identifyHost(certificate, { mayHaveExpired: true })
@@ -315,7 +315,7 @@ class RequestHandler implements Disposable {
     const status = thrown instanceof RequestError ? thrown.status : (STATUS_BY_CODE[code] ?? 500)
     if (status >= 500) this.#log.error('Cannot answer a host', { error: describeError(thrown) })
     if (status === 429 || status === 503) response.setHeader('retry-after', '5')
-    // Whatever else the peer has sent on this connection is not a request that we have understood.
+    // The rest of what the peer sent on this connection may not be a request.
     if (status >= 400 && status !== 403) response.shouldKeepAlive = false
     const hint = isOurs && thrown.hint !== undefined ? `. ${thrown.hint}` : ''
     const message = isOurs ? `${thrown.message}${hint}` : 'The CA failed; its log says why'
@@ -323,7 +323,7 @@ class RequestHandler implements Disposable {
   }
 }
 
-/** A request that is wrong in form, with its status. */
+/** A malformed request, with its HTTP status. */
 class RequestError extends MeshError {
   readonly status: number
 
@@ -357,7 +357,7 @@ async function readRequest<Schema extends z.ZodType>(
   throw new RequestError(400, `The request is malformed: ${reasons.join('; ')}`)
 }
 
-/** Refuses an address more than its share before TLS costs anything. */
+/** Refuses connections above an address's share before TLS costs anything. */
 function limitConnections(server: Server, limits: CaServerLimits): void {
   const countByAddress = new Map<string, number>()
   const connections = new FairConnections<Socket>(limits.connections, ({ remoteAddress }) =>

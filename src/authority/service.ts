@@ -1,6 +1,6 @@
 /**
- * `hostmesh ca serve`: the CA as a service, until a signal ends it. Builds its parts in order and takes them
- * down again; docs/ca-protocol.md is what it speaks.
+ * `hostmesh ca serve`: the CA as a service, until a signal ends it. Starts its parts in order and stops them again;
+ * docs/ca-protocol.md describes its protocol.
  */
 import { systemClock } from '../lib/clock.ts'
 import { MeshError } from '../lib/errors.ts'
@@ -14,12 +14,12 @@ import { serveControlSocket } from './control.ts'
 import { type CaCatalog, openHostServices } from './host-services.ts'
 import { startCaServer } from './server.ts'
 
-/** What `hostmesh ca serve` is started with. */
+/** The options of `hostmesh ca serve`. */
 export interface CaServiceOptions {
   readonly directory: string
   /** `ip:port`. */
   readonly listen: string
-  /** `host:port` where hosts reach it; goes into tokens. That of `listen` unless given, if that is one address. */
+  /** `host:port` where hosts reach it; included in tokens. Default: that of `listen`, if that is one address. */
   readonly advertise?: string | undefined
   readonly catalog?: CaCatalog | undefined
   readonly lifetimes: Partial<CaLifetimes>

@@ -1,37 +1,38 @@
 /**
- * What an operator sees of a CA: hosts, tokens and roots at a glance, and how far a rotation is. No secret, no key.
+ * The status of a CA for its operator: hosts, tokens and roots, and the progress of a rotation. No secret, no key.
  *
- * No host is ever shown a certificate of a root it does not have: a new root signs only when every host has said that
- * it uses both, and the retiring root goes only when nothing that lives was signed by it.
+ * No host receives a certificate from a root that it does not have: a new root signs only when every host has reported
+ * that it uses both, and the retiring root is removed only when the newest certificates of all hosts and services are
+ * from the new one. The operator can force the removal.
  */
 import type { CaDatabase } from './database.ts'
 import { type Host, splitNames } from './hosts.ts'
 import type { Roots, RotationPhase } from './roots.ts'
 
-/** How far one host is with a rotation. */
+/** The progress of one host in a rotation. */
 export interface HostProgress {
   readonly host: string
-  /** It has said that it uses the roots of now. */
+  /** Whether it has reported that it uses the current roots. */
   readonly hasRoots: boolean
-  /** Which root its own certificate is from. */
+  /** The root of its own certificate. */
   readonly hostRoot: string
-  /** Its services whose newest certificate is from the root that signs now, and the others. */
+  /** Its services whose newest certificate is from the root that signs now; below, the others. */
   readonly reissued: readonly string[]
   readonly pending: readonly string[]
 }
 
-/** How a rotation stands. */
+/** The state of a rotation. */
 export interface RotationStatus {
   readonly phase: RotationPhase
   readonly activeRoot: string
   readonly retiringRoot: string | null
   readonly startedAtMs: number | null
   readonly hosts: readonly HostProgress[]
-  /** Hosts that the next step has to wait for. */
+  /** Hosts that the next step waits for. */
   readonly lagging: readonly string[]
 }
 
-/** The CA at a glance. */
+/** Summary of the CA. */
 export interface CaStatus {
   readonly trustDomain: string
   readonly address: string | null
@@ -52,18 +53,18 @@ export interface CaStatus {
   readonly failedEnrollments: number
 }
 
-/** What a status is taken of, at a moment. */
+/** What a status is computed from. */
 export interface StatusInput {
   readonly database: CaDatabase
   readonly roots: Roots
   readonly nowMs: number
-  /** So long after its end a host certificate may still be renewed. */
+  /** How long after its expiry a host certificate may still be renewed. */
   readonly graceMs: number
-  /** Whether a host has said that it uses the roots of now. */
+  /** Whether a host has reported that it uses the current roots. */
   readonly hasRoots: (host: string) => boolean
 }
 
-/** Every host with the end and the root of its newest certificate of its own; 0 and '' where it has none. */
+/** Every host with the expiry and the root of its newest certificate of its own; 0 and '' if it has none. */
 const HOSTS = `
   SELECT name, datacenter, services, ifnull(notAfterMs, 0) AS notAfterMs, ifnull(rootId, '') AS rootId
   FROM host LEFT JOIN certificate ON certificate.seq =
@@ -75,17 +76,17 @@ interface HostRow extends Host {
   readonly rootId: string
 }
 
-/** Whether every host that is waited for has the roots of now. */
+/** Whether every host that is waited for has the current roots. */
 export function areRootsSpread(input: StatusInput): boolean {
   return waitedFor(input).every(({ name }) => input.hasRoots(name))
 }
 
-/** Hosts whose own certificate could still be renewed. The others need a new token anyhow. */
+/** Hosts whose own certificate could still be renewed. The others need a new token anyway. */
 function waitedFor({ database, nowMs, graceMs }: StatusInput): IteratorObject<HostRow> {
   return database.iterate<HostRow>(HOSTS).filter(({ notAfterMs }) => notAfterMs + graceMs > nowMs)
 }
 
-/** How the rotation stands. */
+/** The state of the rotation. */
 export function readRotationStatus(input: StatusInput): RotationStatus {
   const { database, roots, nowMs } = input
   const activeRoot = roots.active.id
@@ -120,7 +121,7 @@ export function readRotationStatus(input: StatusInput): RotationStatus {
   }
 }
 
-/** The CA at a glance. */
+/** Summary of the CA. */
 export function readCaStatus(input: StatusInput, failedEnrollments: number): CaStatus {
   const { database, roots, nowMs } = input
   const counts = database.rows<{ host: string; certificates: number }>(

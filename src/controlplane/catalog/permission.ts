@@ -1,13 +1,13 @@
 /**
- * Reads one L7 permission of an intention, in Consul's spelling, from either catalog. Pure.
+ * Decodes one L7 permission of an intention, with Consul's keys, from either catalog. Pure.
  *
- * Every key must be known and every condition understood. A condition that is passed over would make the
- * permission match more than was meant, so the answer is then a reason, and the whole intention denies.
+ * Every key must be known and every condition understood. Ignoring a condition would make the permission match more
+ * than was meant, so the result is then a reason, and the whole intention denies.
  */
 import { isRecord, member, quoteForMessage } from '../../lib/json-value.ts'
 import type { HeaderMatch, IntentionPermission, PathMatch } from '../../model/permission.ts'
 
-/** The permission, or why it cannot be obeyed (a clause without subject: `has the unknown field "X"`). */
+/** The permission, or why it cannot be applied (a clause without subject: `has the unknown field "X"`). */
 export function decodePermission(value: unknown): IntentionPermission | string {
   const unknownKey = unknownField(value, ['Action', 'HTTP', 'JWT'])
   if (unknownKey !== undefined) return unknownKey
@@ -56,10 +56,10 @@ const PATH_KINDS = [
   ['PathRegex', 'regex'],
 ] as const
 
-/** A token, as method and header names are (RFC 9110, 5.6.2). */
+/** The syntax of method and header names: a token (RFC 9110, 5.6.2). */
 const TOKEN = /^[A-Za-z0-9!#$%&'*+.^_`|~-]+$/
 
-/** Whether JSON says anything there: Go writes zero values of fields that nobody has set. */
+/** Whether the value is set: Go writes zero values for fields that are not. */
 export function isPresent(value: unknown): boolean {
   return (
     value !== undefined &&
@@ -137,7 +137,7 @@ function decodeHeader(entry: unknown): HeaderMatch | string {
     : `has ${quoteForMessage(text)} as ${key} of the header ${name}`
 }
 
-/** A boolean that may be left out; undefined for anything else. */
+/** An optional boolean, false by default; undefined for anything else. */
 function flag(entry: unknown, key: string): boolean | undefined {
   const value = member(entry, key) ?? false
   return typeof value === 'boolean' ? value : undefined

@@ -1,9 +1,9 @@
 /**
- * A catalog that knows at once what it knew before the daemon was restarted.
+ * A catalog that starts with what it knew before the daemon was restarted.
  *
- * Stands before another catalog. Until that one has answered for a service, the list or the rules, the
- * answer of the earlier run is given; every new answer is passed on and remembered. The inner catalog gets the
- * remembered answer too, so that it doubts a sudden emptiness after a restart as it does at any other time.
+ * Wraps another catalog. Until that one has answered for a service, the list or the rules, the answer of the earlier
+ * run is used; every new answer is passed on and stored. The inner catalog receives the stored answer too, so that it
+ * holds back a sudden loss after a restart as it does at any other time.
  */
 import { z } from 'zod'
 import { type Clock, systemClock } from '../../lib/clock.ts'
@@ -19,64 +19,64 @@ import type {
 } from './catalog.ts'
 import { storedAddress } from './known-addresses.ts'
 
-/** Version of what is remembered: raised with every change in the shape of a service, policy or list. */
+/** Version of the stored data: raised with every change in the shape of a service, policy or list. */
 export const CATALOG_STATE_VERSION = 3
 
 /** Longest body of the file, bytes. */
 export const MAX_CATALOG_STATE_BYTES = 32 * 1024 * 1024
 
-/** What a memory is built from. */
+/** What a remembered catalog is built from. */
 export interface RememberedCatalogOptions {
   /** Disposed with the catalog. */
   readonly file: StateFile
-  /** Where this host is: answers of another datacenter are not remembered ones of this. */
+  /** Where this host is: stored answers of another datacenter are not used. */
   readonly datacenter: string
   readonly clock?: Clock
-  /** How often the age of unchanged answers is written down, milliseconds. */
+  /** How often the age of unchanged answers is written, milliseconds. */
   readonly refreshMs?: number
 }
 
-/** A catalog, and how much of what it said is only remembered. */
+/** A catalog that also reports how many of its answers are only remembered. */
 export interface RememberedCatalog extends Catalog {
-  /** What is acted on and has not been confirmed since the start. */
+  /** Answers in use that have not been confirmed since the start. */
   remembered(): RememberedAnswers
 }
 
-/** What is acted on and has not been confirmed since the start. */
+/** Answers in use that have not been confirmed since the start. */
 export interface RememberedAnswers {
   readonly services: Unconfirmed
   readonly policies: Unconfirmed
 }
 
-/** How much of one kind of answer is of an earlier run. */
+/** How many answers of one kind are from an earlier run. */
 export interface Unconfirmed {
-  /** All that is known of what is followed now. */
+  /** The number of known answers to what is followed now. */
   readonly known: number
-  /** How many of those nothing has confirmed since the start. */
+  /** How many of those have not been confirmed since the start. */
   readonly count: number
-  /** Wall clock of the oldest; undefined when there is none. */
+  /** Wall clock of the oldest unconfirmed one; undefined when there is none. */
   readonly sinceMs: number | undefined
 }
 
-/** A service that nobody has followed for so long is forgotten: 7 days. */
+/** A service that has not been followed for this long is forgotten: 7 days. */
 const FORGET_AFTER_MS = 7 * 24 * 3_600_000
 
-/** Services in the file; those followed now come first, then those followed last. */
+/** Most services in the file; those followed now come first, then those followed most recently. */
 const MAX_SERVICES = 4_000
 
-/** Characters of services in the file, which leaves room for rules, names and letters of several bytes. */
+/** Most characters of services in the file; this leaves room for rules, names and multi-byte characters. */
 const SERVICE_BYTES = MAX_CATALOG_STATE_BYTES / 2
 
 const REFRESH_MS = 60_000
 
-/** Ages that differ by less are the same: the wall clock is slewed all the time. */
+/** Ages that differ by less count as equal: the wall clock is slewed all the time. */
 const SAVED_AGE_STEP_MS = 1_000
 
 interface Entry {
   readonly service: CatalogService
-  /** The service as JSON, made once a change: a write only joins such texts. */
+  /** The service as JSON, made once per change: a write only joins such texts. */
   readonly text: string
-  /** Wall clock of when it was last followed. */
+  /** Wall clock of when the service was last followed. */
   followedAtMs: number
   /** Wall clock of the last good answer of an earlier run; undefined once this run has had one. */
   readonly confirmedAtMs: number | undefined
@@ -84,11 +84,11 @@ interface Entry {
 
 interface PolicyEntry {
   readonly policy: CatalogPolicy
-  /** As above. */
+  /** As in {@link Entry}. */
   readonly confirmedAtMs: number | undefined
 }
 
-/** Puts a memory before `inner`, which is disposed with it. */
+/** Wraps `inner`, which is disposed with the result. */
 export function rememberCatalog(
   inner: Catalog,
   options: RememberedCatalogOptions,
@@ -138,7 +138,7 @@ class RememberingCatalog implements RememberedCatalog {
       known?.service,
     )
     if (known !== undefined)
-      // Never inside the call that opens: the caller does not have its watch yet.
+      // Never inside this call: the caller does not have its watch yet.
       queueMicrotask(() => {
         if (isOpen && !isAnswered) onChange(known.service)
       })
@@ -194,7 +194,7 @@ class RememberingCatalog implements RememberedCatalog {
     )
     if (known.length > 0)
       queueMicrotask(() => {
-        // What has been answered since is newer; the rest is all there is.
+        // Later answers are newer; of the rest nothing better is known.
         const still = known.filter(
           (policy) => this.#policyByDestination.get(policy.destination)?.policy === policy,
         )
@@ -217,8 +217,8 @@ class RememberingCatalog implements RememberedCatalog {
   }
 
   deregister(): Promise<void> {
-    // From here on the catalog says of this host's own services what a stopped host is: that is no memory
-    // to start from.
+    // From now on the catalog shows this host's own services as those of a stopped host: a restart must not begin
+    // with that.
     this.#freeze()
     return this.#inner.deregister()
   }
@@ -285,10 +285,10 @@ class RememberingCatalog implements RememberedCatalog {
     this.#save()
   }
 
-  /** The age is part of what is remembered, so it is written down although nothing else has changed. */
+  /** The age is part of the stored data, so it is written even if nothing else has changed. */
   #refresh(): void {
     const goodAtMs = this.#goodAtMs()
-    // Away from it in either direction: a clock that was put back must not keep the age from being written.
+    // A difference in either direction: a clock that was set back must not keep the age from being written.
     if (goodAtMs !== undefined && Math.abs(goodAtMs - this.#savedAtMs) >= SAVED_AGE_STEP_MS)
       this.#save()
   }
@@ -301,13 +301,13 @@ class RememberingCatalog implements RememberedCatalog {
   }
 
   #save(): void {
-    // Without an answer there is nothing that the file does not say already.
+    // Without an answer the file already holds all that is known.
     if (this.#isFrozen || !this.#hasAnswered) return
     this.#savedAtMs = this.#goodAtMs() ?? 0
     this.#options.file.save(() => this.#render())
   }
 
-  /** What is known now is what is remembered, whatever comes. */
+  /** Stores what is known now, and nothing later. */
   #freeze(): void {
     if (this.#isFrozen) return
     this.#isFrozen = true
@@ -342,14 +342,14 @@ class RememberingCatalog implements RememberedCatalog {
       confirmedAtMs: goodAtMs,
       list: this.#list ?? null,
       policies: [...this.#policyByDestination.values()]
-        // Services that do not run here any more have no rules here.
+        // Services that no longer run here need no rules here.
         .filter(({ policy }) => this.#destinations.has(policy.destination))
         .map(({ policy, confirmedAtMs = goodAtMs }) => ({ confirmedAtMs, policy })),
     })
     return `{${head},"services":[${kept.join(',')}]}`
   }
 
-  /** Followed ones first, then those that were followed last. */
+  /** Followed services first, then those followed most recently. */
   #byUse(): readonly Entry[] {
     const rank = ({ service }: Entry): number => Number(this.#watchesByService.has(service.name))
     return [...this.#entryByService.values()].toSorted(
@@ -357,7 +357,7 @@ class RememberingCatalog implements RememberedCatalog {
     )
   }
 
-  /** Another Consul may know other services by the same names. */
+  /** Identifies the source: another Consul may have other services with the same names. */
   #source(): string {
     return `${this.#options.datacenter} ${this.#inner.description}`
   }

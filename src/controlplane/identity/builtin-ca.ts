@@ -1,10 +1,10 @@
 /**
  * Certificates from `hostmesh ca serve`: enrolls once with a join token (enrollment.ts), then keeps the host's own
- * certificate, those of its services (service-leaves.ts) and the bundle (bundle-follower.ts) fresh, and all of them on disk.
+ * certificate, those of its services (service-leaves.ts) and the bundle (bundle-follower.ts) current and on disk.
  *
- * Two loops: one looks every second at what is due by the wall clock (so steps of the clock and sleep need nothing
- * of their own), one follows the bundle. When the CA is away both try again every few seconds, for ever; what is
- * there is used until it ends, and not a moment longer, which is for the data plane and the peers to see to.
+ * Two loops: one checks every second what is due by the wall clock (so steps of the clock and sleep need no special
+ * treatment), one follows the bundle. While the CA is unreachable both retry every few seconds, without end. Existing
+ * certificates are used until they expire, and no longer; the data plane and the peers enforce that.
  */
 import { type Clock, type Random, systemClock, systemRandom } from '../../lib/clock.ts'
 import { describeError } from '../../lib/errors.ts'
@@ -23,28 +23,28 @@ import { TrustedBundle } from './trusted-bundle.ts'
 
 /** What the source is built from. */
 export interface BuiltinSourceOptions {
-  /** The name by which this host is known; the token must be for it. */
+  /** The name of this host; the token must be for it. */
   readonly host: string
-  /** `host:port`; what the token says unless given. */
+  /** `host:port`. Default: the address in the token. */
   readonly server?: string | undefined
   readonly tokenFile?: string | undefined
-  /** Where keys and certificates are kept; nobody else's. */
+  /** Where keys and certificates are stored; for this source only. */
   readonly directory: string
   readonly log: Log
-  /** Leaves for another datacenter are refused; any will do unless given. */
+  /** Leaves for another datacenter are rejected. Default: any datacenter. */
   readonly datacenter?: string | undefined
   readonly clock?: Clock
   readonly random?: Random
 }
 
-/** Due certificates are looked for this often: the longest that a step of the clock goes unnoticed. */
+/** How often to check what is due: the longest time that a step of the clock goes unnoticed. */
 const TICK_MS = 1_000
 
-/** Less than this share of life left is an alarm: renewal has been tried since half of it. */
+/** Less than this share of life left is a problem: renewal has been attempted since half of it. */
 const RENEWAL_OVERDUE_SHARE = 0.2
 
 /**
- * Reads what is on disk and begins to follow the CA.
+ * Reads what is on disk and starts to follow the CA.
  * @throws MeshError HM_CERT_STORE_UNWRITABLE, HM_CA_ADDRESS_INVALID
  */
 export function createBuiltinSource(options: BuiltinSourceOptions): CertificateSource {
@@ -125,7 +125,7 @@ class BuiltinSource implements CertificateSource {
     this.#board[Symbol.dispose]()
   }
 
-  /** What an earlier life left. Damage is named and mended by asking the CA again. */
+  /** Loads what an earlier run stored. Damage is logged, and repaired by querying the CA again. */
   #restore(): void {
     const { connection, bundle, store, log } = this.#parts
     try {
@@ -133,7 +133,7 @@ class BuiltinSource implements CertificateSource {
       if (stored === undefined) return
       connection.locate(stored.server)
       bundle.restore(stored)
-      // Without a bundle nothing is known of the CA that a certificate is good for.
+      // Without a bundle it is not known which CA a certificate is valid for.
       if (bundle.current === undefined) return
       const credential = store.readHost()
       if (credential !== undefined) this.#enrollment.restore(credential)
@@ -144,7 +144,7 @@ class BuiltinSource implements CertificateSource {
     }
   }
 
-  /** Does what is due now; returns how long to wait until it is looked at again. */
+  /** Does what is due now; returns how long to wait until the next check. */
   async #freshen(): Promise<number> {
     this.#leaves.alarm()
     this.#enrollment.alarm()
@@ -155,7 +155,7 @@ class BuiltinSource implements CertificateSource {
     return TICK_MS
   }
 
-  /** The CA is back: whatever was to wait is tried at once. */
+  /** The CA is reachable again: everything that waits is retried at once. */
   #hurry(): void {
     this.#leaves.hurry()
     this.#enrollment.hurry()

@@ -1,19 +1,19 @@
 /**
- * Follows the bundle of the CA by a long poll: what is revoked, and which roots there are. Its answer is also how this host
- * learns that the CA still knows it.
+ * Follows the bundle of the CA by a long poll: the revoked certificates and the current roots. An answer also confirms
+ * to this host that the CA still accepts it.
  */
 import { Retry } from '../../lib/backoff.ts'
 import { WakeableLoop } from '../../lib/wakeable-loop.ts'
 import { isNetworkFailure, REFUSED_BACKOFF, UNREACHABLE_BACKOFF } from './ca-connection.ts'
 import type { CaParts, Enrollment } from './enrollment.ts'
 
-/** How soon it is looked again whether there is a CA to ask, milliseconds. */
+/** How often to check whether there is a CA to query, milliseconds. */
 const LOOK_MS = 250
 
-/** The least time between two questions that brought nothing, milliseconds. */
+/** Least time between two queries without news, milliseconds. */
 const IDLE_MS = 1_000
 
-/** Follows from now on; resolves when `signal` of the parts has aborted and the last poll has ended. */
+/** Starts to follow; resolves when `signal` of the parts has aborted and the last poll has ended. */
 export function followBundle(parts: CaParts, enrollment: Enrollment): Promise<void> {
   const { clock, random, signal } = parts
   const retry = new Retry(UNREACHABLE_BACKOFF, clock, random)
@@ -30,17 +30,17 @@ async function poll(parts: CaParts, enrollment: Enrollment, retry: Retry): Promi
   const { client } = connection
   const askedAtMs = clock.monotonicMs()
   try {
-    // After a failure an answer at once, not in half a minute: it says that the CA is back.
+    // After a failure the answer should come at once, not in half a minute: it shows that the CA is back.
     const using = { have: retry.isFailing ? '' : current.id, roots: current.rootsId }
     const answer = await client.bundle(bundle.trust, host.credential, using)
     bundle.take(answer, client.address)
     retry.reset()
     enrollment.noteAccepted()
-    // One that we cannot use, or a server that does not wait: not a reason to ask without end.
+    // A bundle that cannot be used, or a server that does not wait, must not cause a tight loop.
     const isNews = answer.id === bundle.current?.id && answer.id !== using.have
     return isNews ? 0 : IDLE_MS - (clock.monotonicMs() - askedAtMs)
   } catch (thrown) {
-    // A credential that was replaced while the poll was open has its connections closed: the CA had no part in it.
+    // When a credential is replaced during the poll, its connections are closed: that is no failure of the CA.
     if (signal.aborted || host !== enrollment.host) return 0
     if (isNetworkFailure(thrown)) {
       connection.noteFailure(thrown)

@@ -1,6 +1,6 @@
 /**
- * A host's calls to the CA (docs/ca-protocol.md): every call has a deadline and a limit on what it reads, and the
- * server has proved itself before a request leaves, but for the one that asks for the roots.
+ * A host's calls to the CA (docs/ca-protocol.md). Every call has a deadline and a limit on the size of the answer, and
+ * the server is verified before a request is sent, except for the request for the roots.
  */
 import { X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
@@ -30,7 +30,7 @@ export interface HostCredential {
   readonly privateKeyPem: string
 }
 
-/** What a call is made with. */
+/** The roots by which a call verifies the CA. */
 export interface CaTrust {
   readonly trustDomain: string
   readonly rootsPem: readonly string[]
@@ -38,10 +38,10 @@ export interface CaTrust {
 
 const SCHEME = 'spiffe://'
 
-/** Connecting, sending and reading, all together. */
+/** For connecting, sending and reading together. */
 const CALL_TIMEOUT_MS = 10_000
 
-/** One CA, as one host talks to it. */
+/** The client of one CA, for one host. */
 export class CaClient implements Disposable {
   readonly address: string
   readonly #host: string
@@ -63,11 +63,11 @@ export class CaClient implements Disposable {
   }
 
   /**
-   * The root that a token names, from a server that nobody has verified yet: the fingerprint does it.
+   * The root named by a token, from a server that is not yet verified: the fingerprint verifies it.
    * @throws MeshError HM_CA_UNTRUSTED and as every call
    */
   async fetchRoot(token: JoinToken): Promise<CaTrust> {
-    // Whoever answers here is believed nothing but a certificate with the fingerprint of the token.
+    // From this server nothing is trusted but a certificate with the fingerprint of the token.
     const agent = new Agent({
       rejectUnauthorized: false,
       minVersion: 'TLSv1.3',
@@ -78,7 +78,7 @@ export class CaClient implements Disposable {
       for (const pem of answer.roots) {
         const certificate = parseRoot(pem)
         if (certificate === undefined || fingerprintOf(certificate) !== token.fingerprint) continue
-        // From the certificate: what the answer says beside it anybody may have written.
+        // From the certificate: the rest of the answer could be written by anyone.
         const uri = singleUriSan(certificate.raw)
         if (uri?.startsWith(SCHEME) === true)
           return { trustDomain: uri.slice(SCHEME.length), rootsPem: [certificate.toString()] }
@@ -95,7 +95,7 @@ export class CaClient implements Disposable {
     )
   }
 
-  /** Spends a token. @throws MeshError as every call */
+  /** Uses a token. @throws MeshError as every call */
   async enroll(
     trust: CaTrust,
     token: JoinToken,
@@ -131,7 +131,7 @@ export class CaClient implements Disposable {
     return (await this.#call(call, certificateAnswer)).certificate
   }
 
-  /** The bundle, when it is another than `have` or after a while. @throws MeshError as every call */
+  /** The bundle, as soon as it differs from `have`, or after a while. @throws MeshError as every call */
   bundle(
     trust: CaTrust,
     credential: HostCredential,
@@ -216,7 +216,7 @@ export class CaClient implements Disposable {
     )
   }
 
-  /** The failure of a call as one of ours. */
+  /** Converts the failure of a call into one of our errors. */
   async #explain(
     thrown: unknown,
     call: { readonly what: string; readonly isLate: boolean; readonly timeoutMs: number },
@@ -248,7 +248,7 @@ export class CaClient implements Disposable {
     })
   }
 
-  /** For a message: when the server's certificate is valid. Asks for it again, sends nothing, trusts nothing. */
+  /** For a message: the validity of the server's certificate. Connects again, sends nothing, trusts nothing. */
   async #serverWindow(): Promise<string> {
     const address = { host: this.#host, port: this.#port }
     const socket = tlsConnect({ ...address, rejectUnauthorized: false })
@@ -265,7 +265,7 @@ export class CaClient implements Disposable {
   }
 }
 
-/** What OpenSSL calls a certificate that does not lead to a root of ours. */
+/** OpenSSL's codes for a certificate that does not lead to one of our roots. */
 const VERIFY_CODES: ReadonlySet<string> = new Set([
   'SELF_SIGNED_CERT_IN_CHAIN',
   'DEPTH_ZERO_SELF_SIGNED_CERT',
@@ -284,7 +284,7 @@ function parseRoot(pem: string): X509Certificate | undefined {
   }
 }
 
-/** The other end's words: one line, and not for ever. */
+/** Text from the peer, as one line of limited length. */
 function printable(text: string): string {
   return text.replaceAll(/\p{Cc}+/gu, ' ').slice(0, 512)
 }

@@ -1,5 +1,5 @@
 /**
- * Where the CA of this host is, and whether it answers. After a failure nobody calls it until it may be tried again.
+ * The address of this host's CA, and whether it answers. After a failure no calls are made until a retry is due.
  */
 import { Retry } from '../../lib/backoff.ts'
 import type { Clock, Random } from '../../lib/clock.ts'
@@ -13,19 +13,19 @@ export interface CaConnectionOptions {
   readonly log: Log
   readonly clock: Clock
   readonly random: Random
-  /** `host:port` that no join token changes. */
+  /** `host:port`; takes precedence over join tokens. */
   readonly server: string | undefined
-  /** The CA answers again. */
+  /** Called when the CA answers again. */
   readonly onBack: () => void
 }
 
-/** Tries while the CA cannot be reached. Short, so that all is well soon after its return. */
+/** Retries while the CA is unreachable. Short, for a quick recovery when it is back. */
 export const UNREACHABLE_BACKOFF = { minMs: 250, maxMs: 3_000 }
 
-/** Tries after the CA has said no: it will hardly change its mind soon. */
+/** Retries after the CA has refused: it is unlikely to decide otherwise soon. */
 export const REFUSED_BACKOFF = { minMs: 500, maxMs: 30_000 }
 
-/** Failures that say nothing about who asks. */
+/** Failures that say nothing about the caller. */
 const NETWORK_FAILURES: ReadonlySet<string> = new Set([
   'HM_CA_UNREACHABLE',
   'HM_CA_RATE_LIMITED',
@@ -33,7 +33,7 @@ const NETWORK_FAILURES: ReadonlySet<string> = new Set([
   'HM_INTERNAL',
 ])
 
-/** Whether a call failed on the way, or because of the state the CA is in: the same call may work later. */
+/** Whether a call failed on the network, or because of the state of the CA: the same call may succeed later. */
 export function isNetworkFailure(thrown: unknown): boolean {
   return NETWORK_FAILURES.has(errorCode(thrown))
 }
@@ -52,19 +52,19 @@ export class CaConnection implements Disposable {
     if (options.server !== undefined) this.#client = new CaClient(options.server)
   }
 
-  /** Undefined before anybody has said where the CA is. */
+  /** Undefined while the address of the CA is unknown. */
   get address(): string | undefined {
     return this.#client?.address
   }
 
-  /** @throws MeshError HM_CA_NOT_ENROLLED before anybody has said where the CA is */
+  /** @throws MeshError HM_CA_NOT_ENROLLED while the address of the CA is unknown */
   get client(): CaClient {
     if (this.#client === undefined)
       throw new MeshError('HM_CA_NOT_ENROLLED', 'Nobody has said yet where the CA is')
     return this.#client
   }
 
-  /** What is wrong with it; undefined while the CA answers. */
+  /** Why the CA cannot be reached; undefined while it answers. */
   get problem(): Problem | undefined {
     return this.#problem
   }
@@ -74,24 +74,24 @@ export class CaConnection implements Disposable {
     return this.#retry.isDue
   }
 
-  /** Whether a CA at `address` is another than the one we have. */
+  /** Whether a CA at `address` would be a different one from the current one. */
   isElsewhere(address: string): boolean {
     return this.#options.server === undefined && address !== this.address
   }
 
-  /** The CA is at `address`, unless it is known already where. @throws MeshError HM_CA_ADDRESS_INVALID */
+  /** Sets the address of the CA, unless it is known already. @throws MeshError HM_CA_ADDRESS_INVALID */
   locate(address: string): void {
     this.#client ??= new CaClient(address)
   }
 
-  /** Calls another CA from now on, in place of the one before. */
+  /** Calls another CA from now on, instead of the previous one. */
   replace(client: CaClient): void {
     if (client === this.#client) return
     this.#client?.[Symbol.dispose]()
     this.#client = client
   }
 
-  /** A call has failed on the way. */
+  /** Records that a call failed on the network. */
   noteFailure(thrown: unknown): void {
     this.#retry.failed()
     const problem = Problem.of(thrown, 'HM_CERT_NOT_ISSUED')
@@ -102,7 +102,7 @@ export class CaConnection implements Disposable {
     this.#problem = problem
   }
 
-  /** The CA has answered. */
+  /** Records that the CA has answered. */
   noteAnswer(): void {
     this.#retry.reset()
     if (this.#problem === undefined) return

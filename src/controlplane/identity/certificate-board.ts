@@ -1,10 +1,10 @@
 /**
- * The current certificates of this host, as every certificate source keeps them: validated whole, then
- * swapped; on any failure the old ones stay and the failure is named.
+ * The current certificates of this host, as each certificate source holds them: validated as a whole, then replaced; on
+ * any failure the old ones stay and the failure is reported.
  *
- * Leaf and roots come independently and in any order. So the last offer for each service is kept and
- * judged again when the roots change (a leaf may be issued by a root that is not known yet) and, while it
- * is refused, every few seconds (a clock may be put right).
+ * Leaf and roots arrive independently and in any order. So the last offer for each service is kept and validated again
+ * when the roots change (a leaf may be issued by a root that is not known yet) and, while it is rejected, every few
+ * seconds (a clock may be corrected).
  */
 import type { Clock } from '../../lib/clock.ts'
 import type { Log } from '../../lib/log.ts'
@@ -17,13 +17,13 @@ import { type LeafCandidate, readLeaf } from './x509.ts'
 export interface CertificateBoardOptions {
   readonly log: Log
   readonly clock: Clock
-  /** Where this host is: a leaf for another datacenter is refused. Any will do unless given. */
+  /** Where this host is: a leaf for another datacenter is rejected. Default: any datacenter. */
   readonly datacenter?: string | undefined
-  /** A leaf with less than this share of its life left is a problem: somebody failed to renew it. */
+  /** A leaf with less than this share of its life left is a problem: its renewal has failed. */
   readonly renewalOverdueShare: number
 }
 
-/** How often refused leaves are judged again. */
+/** How often rejected leaves are validated again, milliseconds. */
 const RECHECK_MS = 5_000
 
 interface Subscription {
@@ -35,14 +35,14 @@ interface ServiceEntry {
   isRefused: boolean
   leaf: Leaf | undefined
   readonly subscriptions: Set<Subscription>
-  /** What brings its offers while somebody watches it. */
+  /** Supplies its offers while it is watched. */
   origin: Disposable | undefined
 }
 
-/** Never the name of a service: those have no spaces. */
+/** Never the name of a service: service names have no spaces. */
 const ROOTS = 'the roots'
 
-/** Holds what a source found; the source offers, the daemon watches. */
+/** Holds the certificates of a source: the source offers them, the daemon watches them. */
 export class CertificateBoard implements Disposable {
   readonly #options: CertificateBoardOptions
   readonly #entryByService = new Map<string, ServiceEntry>()
@@ -58,8 +58,7 @@ export class CertificateBoard implements Disposable {
   }
 
   /**
-   * Reads roots by `read` and takes them. When it throws, names the failure, keeps the old ones and
-   * returns false.
+   * Reads roots by `read` and accepts them. When it throws, records the failure, keeps the old ones and returns false.
    */
   offerRoots(read: () => TrustBundle): boolean {
     let bundle: TrustBundle
@@ -87,8 +86,8 @@ export class CertificateBoard implements Disposable {
   }
 
   /**
-   * Reads a leaf by `read`, takes it as soon as it is valid and keeps the old one until then. When `read`
-   * throws, names the failure and returns false.
+   * Reads a leaf by `read`, accepts it as soon as it is valid and keeps the old one until then. When `read` throws,
+   * records the failure and returns false.
    */
   offerLeaf(service: string, read: () => LeafCandidate): boolean {
     const entry = this.#entryOf(service)
@@ -106,7 +105,7 @@ export class CertificateBoard implements Disposable {
 
   /**
    * Calls back with the current leaf, in a later turn, and with each new one. The first watch of a service calls `open`
-   * to have its leaf offered; when the last is disposed, what `open` returned is disposed and the service forgotten.
+   * to have its leaf offered; when the last is disposed, the result of `open` is disposed and the service forgotten.
    */
   watchLeaf(service: string, onLeaf: (leaf: Leaf) => void, open?: () => Disposable): Disposable {
     const entry = this.#entryOf(service)
@@ -130,7 +129,7 @@ export class CertificateBoard implements Disposable {
     return subscribe(this.#rootSubscriptions, () => this.#bundle, onRoots)
   }
 
-  /** Forgets what was offered for a service, and what was wrong with it. */
+  /** Forgets the offer for a service, and its problem. */
   forget(service: string): void {
     this.#entryByService.delete(service)
     this.#problemBySubject.delete(service)
@@ -156,7 +155,7 @@ export class CertificateBoard implements Disposable {
   }
 
   #endingProblem(service: string, leaf: Leaf, nowMs: number): Problem | undefined {
-    // What is said of the newest offer says the same or more.
+    // The problem of the newest offer covers this one.
     if (this.#problemBySubject.get(service)?.code === 'HM_CERT_EXPIRED') return undefined
     const leftMs = leaf.notAfterMs - nowMs
     const end = new Date(leaf.notAfterMs).toISOString()
@@ -167,7 +166,7 @@ export class CertificateBoard implements Disposable {
         `The certificate of ${service} expired at ${end}: peers refuse it`,
         details,
       )
-    // It was taken when the clock was ahead.
+    // It was accepted while the clock was ahead.
     if (nowMs < leaf.notBeforeMs)
       return new Problem(
         'HM_CERT_REFUSED',
@@ -237,7 +236,7 @@ export class CertificateBoard implements Disposable {
 
   #setProblem(subject: string, thrown: unknown): void {
     const problem = Problem.of(thrown, 'HM_CERT_REFUSED', { subject })
-    // Some texts contain the time; another kind of failure is worth another line.
+    // Some messages contain the time, so only another code is logged again.
     if (this.#problemBySubject.get(subject)?.code !== problem.code)
       this.#options.log.warn('Certificate refused; the last good one stays', {
         subject,
@@ -267,7 +266,7 @@ function subscribe<Value>(
     },
   }
   subscriptions.add(subscription)
-  // Never inside the call that subscribes: the caller does not have its watch yet.
+  // Never inside this call: the caller does not have its watch yet.
   queueMicrotask(() => {
     if (subscriptions.has(subscription)) subscription.notify()
   })

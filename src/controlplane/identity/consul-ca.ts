@@ -1,10 +1,9 @@
 /**
- * Certificates from the Connect CA of the local Consul agent, which makes the keys, has them signed and
- * renews them; we only follow.
+ * Certificates from the Connect CA of the local Consul agent. The agent makes the keys, has them signed and renews
+ * them; this source only follows.
  *
- * Leaf and roots are separate answers that may arrive in either order, in a rotation too: the board holds
- * a leaf until its root is known. An answer that makes no sense is named in `problems()` and changes
- * nothing.
+ * Leaf and roots are separate answers that may arrive in either order, also in a rotation: the board holds a leaf until
+ * its root is known. An invalid answer is reported in `problems()` and changes nothing.
  */
 import { z } from 'zod'
 import { type Clock, systemClock } from '../../lib/clock.ts'
@@ -14,7 +13,7 @@ import { CertificateBoard } from './certificate-board.ts'
 import type { CertificateSource } from './certificate-source.ts'
 import { readRoots } from './x509.ts'
 
-/** What this source needs of Consul: blocking queries, without the connection and its token. */
+/** What this source needs from Consul: blocking queries; connection and token are handled elsewhere. */
 export interface ConsulFollower {
   /**
    * Calls `onAnswer` with each changed body of `path`, parsed; with undefined for "not found"; never with an
@@ -27,7 +26,7 @@ export interface ConsulFollower {
 export interface ConsulSourceOptions {
   readonly follower: ConsulFollower
   readonly log: Log
-  /** Leaves for another datacenter are refused; any will do unless given. */
+  /** Leaves for another datacenter are rejected. Default: any datacenter. */
   readonly datacenter?: string | undefined
   readonly clock?: Clock
 }
@@ -50,7 +49,7 @@ const rootsAnswer = z.object({
 
 const leafAnswer = z.object({ CertPEM: z.string(), PrivateKeyPEM: z.string() })
 
-/** Follows the agent's roots from now on, and the leaf of each service while somebody watches it. */
+/** Follows the agent's roots from now on, and the leaf of each service while it is watched. */
 export function createConsulSource(options: ConsulSourceOptions): CertificateSource {
   const { follower, log, datacenter, clock = systemClock } = options
   const board = new CertificateBoard({
@@ -63,7 +62,7 @@ export function createConsulSource(options: ConsulSourceOptions): CertificateSou
   const rootsQuery = follower.follow(ROOTS_PATH, (body) =>
     board.offerRoots(() => {
       const answer = parse(rootsAnswer, body, 'its roots')
-      // Consul's own roots and cross-signed intermediates differ in use: only RootCert is trusted.
+      // Only RootCert is trusted: Consul's roots and cross-signed intermediates have different uses.
       return readRoots(answer.Roots.map((root) => root.RootCert).join('\n'), answer.TrustDomain)
     }),
   )

@@ -1,6 +1,6 @@
 /**
- * What a host has from the CA, on its disk, so that a restart needs no CA: its own certificate, those of its
- * services, and the bundle it trusts.
+ * Stores on disk what a host received from the CA, so that a restart does not need the CA: its own certificate, those
+ * of its services, and the bundle it trusts.
  *
  * ```
  *   host.pem               private key and certificate of the host
@@ -8,8 +8,8 @@
  *   bundle.json            address of the CA, and the bundle as it came
  * ```
  *
- * Key and certificate share a file, so that there is no moment at which they do not belong together. All
- * files are 0600 and replaced whole. Reading judges nothing but the form.
+ * Key and certificate share a file, so that they always belong together. All files have mode 0600 and are replaced as a
+ * whole. Reading checks only the format.
  */
 import type { X509Certificate } from 'node:crypto'
 import { existsSync, mkdirSync } from 'node:fs'
@@ -26,7 +26,7 @@ import type { HostCredential } from './ca-client.ts'
 import { readKeyFile } from './host-directory.ts'
 import { parseCertificates } from './x509.ts'
 
-/** A certificate that we have, also as an object for those who look at it again and again. */
+/** A stored certificate, also parsed, for repeated checks. */
 export interface HeldCredential {
   readonly credential: HostCredential
   readonly certificate: X509Certificate
@@ -42,19 +42,21 @@ export function holdCredential(credential: HostCredential): HeldCredential {
 
 const storedBundle = z.object({ server: z.string(), bundle: bundleAnswer })
 
-/** The bundle and whom it is from. */
+/** The bundle, and the address of the CA that sent it. */
 export interface StoredBundle {
   readonly server: string
   readonly bundle: CaBundle
 }
 
-/** The directory of one host. Writing never throws: a full disk is a problem of the next restart, not of the traffic of now. */
+/**
+ * The directory of one host. Writing never throws: a full disk affects the next restart, not the current traffic.
+ */
 export class CredentialStore {
   readonly #directory: string
   readonly #log: Log
   #problem: Problem | undefined
 
-  /** Makes the directory if need be. @throws MeshError HM_CERT_STORE_UNWRITABLE */
+  /** Creates the directory if necessary. @throws MeshError HM_CERT_STORE_UNWRITABLE */
   constructor(directory: string, log: Log) {
     this.#directory = directory
     this.#log = log
@@ -65,7 +67,7 @@ export class CredentialStore {
     }
   }
 
-  /** Why the last write failed; undefined when it did not. */
+  /** Why the last write failed; undefined if it succeeded. */
   get problem(): Problem | undefined {
     return this.#problem
   }

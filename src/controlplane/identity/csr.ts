@@ -1,10 +1,10 @@
 /**
- * Certificate signing requests (PKCS#10, RFC 2986), made on the host and read by the CA: the carrier of one
- * public key and of the proof that the sender has its private half.
+ * Certificate signing requests (PKCS#10, RFC 2986), made on the host and read by the CA. A request carries one public
+ * key and the proof that the sender has the private key.
  *
- * Nothing else in a request means anything here: its subject and extensions are what a host would like to
- * be called, and what it is called is the CA's to say. So ours have an empty subject, and of a stranger's only the
- * key is read. P-256 with ECDSA and SHA-256, nothing else: weaker keys are refused, stronger ones have no use.
+ * Nothing else in a request is used: its subject and extensions are a wish of the host, and the CA decides the name. So
+ * our requests have an empty subject, and only the key of any request is read. P-256 with ECDSA and SHA-256 only:
+ * weaker keys are refused, stronger ones have no use.
  */
 import { createPublicKey, generateKeyPairSync, type KeyObject, sign, verify } from 'node:crypto'
 import { derElement, derElements } from '../../lib/der.ts'
@@ -16,7 +16,7 @@ export interface SigningRequest {
   readonly privateKeyPem: string
 }
 
-/** Longest request that is read: one of ours has 300 bytes. */
+/** Longest request that is read; our own have 300 bytes. */
 const MAX_CSR_BYTES = 8_192
 
 const INTEGER = 0x02
@@ -30,7 +30,7 @@ const ECDSA_WITH_SHA256 = derElement(
   Uint8Array.from([0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02]),
 )
 
-/** How the SubjectPublicKeyInfo of every P-256 key begins that is written in the usual way. */
+/** The first bytes of the SubjectPublicKeyInfo of every P-256 key in its usual encoding. */
 const P256_HEADER = Buffer.from('3059301306072a8648ce3d020106082a8648ce3d03010703420004', 'hex')
 
 /** Makes a new P-256 key and a request for it. */
@@ -64,7 +64,7 @@ const PEM =
   /^\s*-----BEGIN (?:NEW )?CERTIFICATE REQUEST-----([\sA-Za-z0-9+/=]+)-----END (?:NEW )?CERTIFICATE REQUEST-----\s*$/
 
 /**
- * The public key of a request whose sender has proved that he has the private one.
+ * The public key of a request, after verifying that the sender has the private key.
  * @throws MeshError HM_CA_CSR_INVALID, HM_CA_KEY_REFUSED
  */
 export function readSigningRequest(csrPem: string): KeyObject {
@@ -97,7 +97,7 @@ export function readSigningRequest(csrPem: string): KeyObject {
   return publicKey
 }
 
-/** Two keys are the same key. */
+/** Whether two keys are equal. */
 export function isSameKey(left: KeyObject, right: KeyObject): boolean {
   return left.type === right.type && left.equals(right)
 }
@@ -119,7 +119,7 @@ function readKey(spki: Uint8Array): KeyObject {
       `Cannot certify a key of type ${key.asymmetricKeyType ?? 'unknown'}${curve === undefined ? '' : ` on ${curve}`}: it must be EC on P-256`,
       { hint: 'Make it with: openssl ecparam -name prime256v1 -genkey -noout' },
     )
-  // A curve spelled out in parameters, or a compressed point, is the same key in a form that peers may refuse.
+  // An explicit curve or a compressed point encodes the same key in a form that peers may reject.
   if (
     !key.export({ type: 'spki', format: 'der' }).subarray(0, P256_HEADER.length).equals(P256_HEADER)
   )

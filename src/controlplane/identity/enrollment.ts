@@ -1,6 +1,6 @@
 /**
- * Makes this host a member of the mesh with a join token, and keeps it one: its own certificate, with which it asks the CA
- * for everything else.
+ * Enrolls this host in the mesh with a join token, and maintains its membership: its own certificate, which it needs
+ * for all other calls to the CA.
  *
  * ```
  *   stranger --join token--> member --half of life, new root--> member (new key)
@@ -33,30 +33,30 @@ export interface CaParts {
   readonly log: Log
   readonly clock: Clock
   readonly random: Random
-  /** Ends all asking; what fails after it has aborted has not failed. */
+  /** Ends all calls; a failure after it has aborted is ignored. */
   readonly signal: AbortSignal
-  /** There is something to do at once. */
+  /** Called when there is something to do at once. */
   readonly onChange: () => void
 }
 
-/** What enrolling needs. */
+/** What enrolment needs. */
 export interface EnrollmentOptions extends CaParts {
-  /** The name by which this host is known; the token must be for it. */
+  /** The name of this host; the token must be for it. */
   readonly host: string
   readonly tokenFile: string | undefined
-  /** What the CA has refused to this host before, it may grant now. */
+  /** Called after enrolment: the CA may now grant what it refused before. */
   readonly onEnrolled: () => void
 }
 
-/** How this host stands with the CA. Only a stranger has no certificate. */
+/** The state of this host at the CA. Only a stranger has no certificate. */
 type Membership =
   | { readonly state: 'stranger' }
   | { readonly state: 'member'; readonly host: HeldCredential }
-  /** The CA says that the certificate has ended, whatever our clock says. */
+  /** The CA reports that the certificate has expired, whatever our clock says. */
   | { readonly state: 'ended'; readonly host: HeldCredential }
   /**
-   * The CA does not know us, or is not the one we know. What we have stays: the refusal may be that of an impostor, or of a
-   * CA that is put right again.
+   * The CA does not accept us, or is not the CA that we trust. Our certificate stays in use: the refusal may come from
+   * an impostor, or from a CA that will be repaired.
    */
   | { readonly state: 'refused'; readonly host: HeldCredential; readonly isEnded: boolean }
 
@@ -67,9 +67,9 @@ export class Enrollment {
   #membership: Membership = { state: 'stranger' }
   #problem: Problem | undefined
   #isAlarmed = false
-  /** The key of a token whose answer may have been lost: the CA gives it out to that key alone. */
+  /** The key sent with a token whose answer may have been lost: the CA issues it again to that key only. */
   #pending: { readonly tokenId: string; readonly request: SigningRequest } | undefined
-  /** The last token that the CA has judged, and whether it was refused. */
+  /** The last token with a result other than a network failure; below, the last one that the CA refused. */
   #judgedTokenId: string | undefined
   #refusedTokenId: string | undefined
 
@@ -83,7 +83,7 @@ export class Enrollment {
     return this.#membership.state === 'stranger' ? undefined : this.#membership.host
   }
 
-  /** The same, unless it has ended by our clock. */
+  /** The same, unless it has expired by our clock. */
   get validHost(): HeldCredential | undefined {
     const { host } = this
     if (host === undefined) return undefined
@@ -91,20 +91,20 @@ export class Enrollment {
     return hasEnded ? undefined : host
   }
 
-  /** What is wrong with being a member, and with the certificate of the host. */
+  /** Problems of the membership, and of the certificate of the host. */
   problems(): readonly Problem[] {
     const membership = this.#problem !== undefined && this.#isInDoubt() ? [this.#problem] : []
     return [...membership, ...this.#certificateProblem()]
   }
 
-  /** Uses what an earlier run has kept. @throws MeshError HM_CA_ANSWER_MALFORMED */
+  /** Uses the certificate stored by an earlier run. @throws MeshError HM_CA_ANSWER_MALFORMED */
   restore(credential: HostCredential): void {
     this.#membership = { state: 'member', host: holdCredential(credential) }
   }
 
   /** Does what is due: enrolls, or renews the certificate. */
   async freshen(): Promise<void> {
-    // Whoever has just brought a new token is waiting for us.
+    // A new token is tried at once: the operator waits for it.
     if (!this.#retry.isDue && !this.#hasUnjudgedToken()) return
     try {
       const membership = this.#membership
@@ -118,7 +118,7 @@ export class Enrollment {
     }
   }
 
-  /** One line in the log when renewal is overdue. */
+  /** Logs once when renewal is overdue. */
   alarm(): void {
     const { host } = this
     if (host === undefined || this.#isAlarmed) return
@@ -129,12 +129,12 @@ export class Enrollment {
     })
   }
 
-  /** What was refused may be tried at once. */
+  /** Makes the next attempt after a refusal due at once. */
   hurry(): void {
     this.#retry.hurry()
   }
 
-  /** The CA knows us. */
+  /** Records that the CA accepts us. */
   noteAccepted(): void {
     this.#retry.reset()
     if (this.#membership.state === 'refused') {
@@ -146,7 +146,7 @@ export class Enrollment {
     this.#options.connection.noteAnswer()
   }
 
-  /** The CA has refused a call that was made with the certificate of this host; what does not concern it is passed over. */
+  /** Records that the CA refused a call made with the host's certificate; refusals for other reasons are ignored. */
   noteRefusal(thrown: unknown): void {
     const membership = this.#membership
     const code = errorCode(thrown)
@@ -170,7 +170,7 @@ export class Enrollment {
         { hint: `Put a new one there: hostmesh ca token --host ${host}` },
       )
     connection.locate(token.address)
-    // The CA that we know may be gone for good: the newest word on where it is is that of the token.
+    // The CA that we trust may be gone for good: the token has the newest address.
     const client = connection.isElsewhere(token.address)
       ? new CaClient(token.address)
       : connection.client
@@ -244,7 +244,7 @@ export class Enrollment {
     return readTokenFile(this.#options.tokenFile, this.#options.host)
   }
 
-  /** Whether there is a token for a CA that has refused us, or for one elsewhere, that was not refused itself. */
+  /** Whether there is an unrefused token, after a refusal or, while our CA is unreachable, for a CA elsewhere. */
   #mayEnroll(): boolean {
     const { connection } = this.#options
     const isRefused = this.#membership.state === 'refused'
@@ -259,7 +259,7 @@ export class Enrollment {
     }
   }
 
-  /** Whether a host that needs a token has one that the CA has not judged. */
+  /** Whether a host that needs a token has one that has not been tried, or only met network failures. */
   #hasUnjudgedToken(): boolean {
     if (this.#membership.state === 'member' || this.#membership.state === 'ended') return false
     try {
@@ -274,7 +274,7 @@ export class Enrollment {
     return state !== 'fresh' && state !== 'notYetValid'
   }
 
-  /** Whether what was last wrong still matters: not when a clock that was ahead is right again. */
+  /** Whether the last problem still matters: it does not when a clock that was ahead is correct again. */
   #isInDoubt(): boolean {
     const membership = this.#membership
     if (membership.state !== 'member' || this.#options.connection.problem !== undefined) return true
@@ -307,7 +307,7 @@ function isEnded(membership: Membership): boolean {
   return membership.state === 'ended' || (membership.state === 'refused' && membership.isEnded)
 }
 
-/** Whether the CA says that it does not know us, or is not the CA we know. */
+/** Whether the code means that the CA does not accept us, or is not the CA that we trust. */
 function isMembershipRefused(code: string): boolean {
   return code === 'HM_CA_HOST_REFUSED' || code === 'HM_CA_UNTRUSTED'
 }

@@ -1,10 +1,10 @@
 /**
- * Certificates from files on this host that somebody else keeps fresh (`hostmesh ca issue`, Vault Agent,
- * step-ca, cert-manager), read again when a file changes.
+ * Certificates from files on this host that another program renews (`hostmesh ca issue`, Vault Agent, step-ca,
+ * cert-manager), read again when a file changes.
  *
- * Files are looked at once a second rather than watched: that also sees replaced directories, swapped
- * symbolic links, network file systems and mounts. A file that breaks, and a certificate whose key has not
- * been written yet, is named in `problems()`, and what was read before stays.
+ * Files are checked once a second instead of watched: that also detects replaced directories, changed symbolic links,
+ * network file systems and mounts. A damaged file, or a certificate whose key has not been written yet, is reported in
+ * `problems()`, and what was read before stays.
  */
 import { statSync } from 'node:fs'
 import { type Clock, systemClock } from '../../lib/clock.ts'
@@ -26,38 +26,38 @@ import {
 } from './host-directory.ts'
 import { type LeafCandidate, MAX_PEM_BYTES, parseCertificates, readRoots } from './x509.ts'
 
-/** Paths of an operator's choice; `{service}` stands for the name of a service. */
+/** Paths chosen by the operator; `{service}` stands for the name of a service. */
 export interface FilePatterns {
   /** The certificate, then intermediates. */
   readonly certificate: string
   readonly key: string
-  /** All roots that are trusted; one file for all services. */
+  /** All trusted roots; one file for all services. */
   readonly roots: string
-  /** That of the first certificate that is read unless given. */
+  /** Default: that of the first certificate that is read. */
   readonly trustDomain?: string | undefined
 }
 
 /** What the source is built from. */
 export interface FilesSourceOptions {
-  /** A directory as `hostmesh ca issue` writes it, or patterns. */
+  /** A directory as written by `hostmesh ca issue`, or patterns. */
   readonly files: { readonly directory: string } | FilePatterns
   readonly log: Log
-  /** Leaves for another datacenter are refused; any will do unless given. */
+  /** Leaves for another datacenter are rejected. Default: any datacenter. */
   readonly datacenter?: string | undefined
   readonly clock?: Clock
-  /** How often the files are looked at, milliseconds. */
+  /** How often the files are checked, milliseconds. */
   readonly pollMs?: number
 }
 
 const POLL_MS = 1_000
 
-/** Nothing of ours renews these files, so there must be time left for a person to do it. */
+/** This program does not renew these files, so a person must have time left to do it. */
 const RENEWAL_OVERDUE_SHARE = 0.2
 
-/** Never the name of a service: those have no spaces. */
+/** Never the name of a service: service names have no spaces. */
 const ROOTS = 'the roots'
 
-/** Follows the files. Reads the roots at once; whatever is wrong is in `problems()` then. */
+/** Follows the files. Reads the roots at once; problems are reported in `problems()`. */
 export function createFilesSource(options: FilesSourceOptions): CertificateSource {
   const { log, datacenter, clock = systemClock, pollMs = POLL_MS } = options
   const layout =
@@ -73,7 +73,7 @@ export function createFilesSource(options: FilesSourceOptions): CertificateSourc
   const signatureBySubject = new Map<string, string>()
   const watched = new Set<string>()
 
-  /** `read` says whether it could; what could not be read is tried again, changed or not. */
+  /** `read` returns whether it succeeded; after a failure the files are read again even if unchanged. */
   function readIfChanged(subject: string, files: readonly string[], read: () => boolean): void {
     const signature = files.map(signatureOf).join(' ')
     if (signature === signatureBySubject.get(subject)) return
@@ -92,11 +92,11 @@ export function createFilesSource(options: FilesSourceOptions): CertificateSourc
     )
   }
 
-  /** Reads the files of a service until it is disposed. */
+  /** Reads the files of a service until the result is disposed. */
   function openLeaf(service: string): Disposable {
     watched.add(service)
     lookAtLeaf(service)
-    // The first leaf may be what says which trust domain the roots are of.
+    // The first leaf may determine the trust domain of the roots.
     lookAtRoots()
     return {
       [Symbol.dispose]() {
@@ -125,7 +125,7 @@ export function createFilesSource(options: FilesSourceOptions): CertificateSourc
   }
 }
 
-/** Where things are and how they are read. */
+/** Where the files are and how they are read. */
 interface Layout {
   readonly description: string
   readonly rootPaths: readonly string[]
@@ -161,7 +161,7 @@ function patternLayout(patterns: FilePatterns): Layout {
     readRoots: () => readRoots(readTextFile(patterns.roots, MAX_PEM_BYTES).text, trustDomain ?? ''),
     leafPaths: (service) => [pathOf(patterns.certificate, service), pathOf(patterns.key, service)],
     readLeaf(service) {
-      // Nothing but a service name may become a part of a path.
+      // Only a service name may become a part of a path.
       requireFileName(service)
       const path = pathOf(patterns.certificate, service)
       const certificatePem = readTextFile(path, MAX_PEM_BYTES).text
@@ -184,11 +184,11 @@ function trustDomainOf(certificatePem: string, path: string): string {
   return identity.trustDomain
 }
 
-/** What tells one state of a file from another; why it cannot be looked at counts as a state. */
+/** Identifies one state of a file; an error in reading it counts as a state. */
 function signatureOf(path: string): string {
   try {
     const facts = statSync(path)
-    // Mode is part of it through ctime.
+    // A change of mode also changes ctime, which is included.
     return fileSignature(facts)
   } catch (thrown) {
     return errorCode(thrown)

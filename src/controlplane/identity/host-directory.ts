@@ -1,6 +1,6 @@
 /**
- * The directory in which a host keeps its certificates: written by `hostmesh ca issue`, or by anything
- * else that can write PEM, and read by the daemon (docs/certificates.md, "Files of a host").
+ * The directory with a host's certificates: written by `hostmesh ca issue`, or by any program that writes PEM, and read
+ * by the daemon (docs/certificates.md, "Files of a host").
  *
  * ```
  *   trust-domain     one line
@@ -16,10 +16,10 @@ import type { TrustBundle } from '../../model/certificate.ts'
 import { isServiceName } from '../../model/spiffe-id.ts'
 import { type LeafCandidate, MAX_PEM_BYTES, readRoots } from './x509.ts'
 
-/** A private key in PEM is far below this. */
+/** A private key in PEM is much smaller. */
 const MAX_KEY_BYTES = 32_768
 
-/** The files that belong to the roots. */
+/** The files for the roots. */
 export function rootFiles(directory: string): {
   readonly trustDomain: string
   readonly roots: string
@@ -27,7 +27,7 @@ export function rootFiles(directory: string): {
   return { trustDomain: join(directory, 'trust-domain'), roots: join(directory, 'roots.pem') }
 }
 
-/** The files that belong to one service; {@link requireFileName} says which names they may have. */
+/** The files for one service; {@link requireFileName} checks its name. */
 export function leafFiles(
   directory: string,
   service: string,
@@ -39,7 +39,7 @@ export function leafFiles(
 }
 
 /**
- * Refuses names that are no service names, and the one whose file is taken by the roots.
+ * Rejects names that are not service names, and the one whose file name the roots use.
  * @throws MeshError HM_CERT_SERVICE_INVALID
  */
 export function requireFileName(service: string): void {
@@ -68,7 +68,7 @@ export function readHostRoots(directory: string): TrustBundle {
 }
 
 /**
- * One service's certificate and key, not yet judged.
+ * One service's certificate and key, not yet validated.
  * @throws MeshError HM_FILE_UNREADABLE, HM_CERT_KEY_EXPOSED, HM_CERT_SERVICE_INVALID
  */
 export function readHostLeaf(directory: string, service: string): LeafCandidate {
@@ -82,7 +82,7 @@ export function readHostLeaf(directory: string, service: string): LeafCandidate 
 }
 
 /**
- * The text of a private key's file.
+ * The text of a private key file.
  * @throws MeshError HM_FILE_UNREADABLE, HM_CERT_KEY_EXPOSED when others may read it or the group may write it
  */
 export function readKeyFile(path: string): string {

@@ -1,9 +1,9 @@
 /**
- * A certificate source that has at once what it had before the daemon was restarted.
+ * A certificate source that starts with what it had before the daemon was restarted.
  *
- * Stands before a source whose origin may be away. What the earlier run kept is judged as a fresh answer is
- * (a leaf that has expired or does not fit its roots is never given), and counts until the inner source has
- * something. The file holds private keys: 0600, never logged, never in the admin API.
+ * Wraps a source whose origin may be unreachable. Stored certificates are validated like new ones (a leaf that has
+ * expired or does not match its roots is never used), and are used until the inner source supplies something. The file
+ * contains private keys: mode 0600, never logged, never in the admin API.
  */
 import { z } from 'zod'
 import { type Clock, systemClock } from '../../lib/clock.ts'
@@ -14,41 +14,41 @@ import { CertificateBoard } from './certificate-board.ts'
 import type { CertificateSource } from './certificate-source.ts'
 import { readRoots } from './x509.ts'
 
-/** Version of what is remembered: raised with every change of its shape. */
+/** Version of the stored data: raised with every change of its shape. */
 export const CERTIFICATE_STATE_VERSION = 1
 
 /** Longest body of the file, bytes: a thousand services with a key and two certificates each. */
 export const MAX_CERTIFICATE_STATE_BYTES = 16 * 1024 * 1024
 
-/** What a memory is built from. */
+/** What a remembered source is built from. */
 export interface RememberedCertificatesOptions {
   /** Disposed with the source. */
   readonly file: StateFile
   readonly log: Log
-  /** Leaves for another datacenter are refused; any will do unless given. */
+  /** Leaves for another datacenter are rejected. Default: any datacenter. */
   readonly datacenter?: string | undefined
   readonly clock?: Clock
 }
 
-/** A source, and how much of what it gave is only remembered. */
+/** A source that also reports how many of its certificates are only remembered. */
 export interface RememberedCertificates extends CertificateSource {
   remembered(): UnconfirmedCertificates
 }
 
-/** What is in use and has not come from the inner source since the start. */
+/** Certificates in use that have not come from the inner source since the start. */
 export interface UnconfirmedCertificates {
   /** Leaves, and one more for the roots. */
   readonly count: number
-  /** Whether there are any certificates at all, from wherever. */
+  /** Whether there are any certificates at all, from either origin. */
   readonly isKnown: boolean
-  /** Wall clock of when the earlier run wrote them down; undefined when there are none. */
+  /** Wall clock of when the earlier run wrote them; undefined when there are none. */
   readonly sinceMs: number | undefined
 }
 
-/** Below this share of its life a leaf that nothing renews is a problem. */
+/** A leaf with less than this share of its life left, and no renewal, is a problem. */
 const RENEWAL_OVERDUE_SHARE = 0.05
 
-/** Never the name of a service: those have no spaces. */
+/** Never the name of a service: service names have no spaces. */
 const ROOTS = 'the roots'
 
 const storedCertificates = z.object({
@@ -65,7 +65,7 @@ type StoredCertificates = z.output<typeof storedCertificates>
 
 type Origin = Pick<CertificateSource, 'watchLeaf' | 'watchRoots'>
 
-/** Puts a memory before `inner`, which is disposed with it. */
+/** Wraps `inner`, which is disposed with the result. */
 export function rememberCertificates(
   inner: CertificateSource,
   options: RememberedCertificatesOptions,
@@ -83,10 +83,10 @@ export function rememberCertificates(
       ...readRoots(stored.rootsPem.join('\n'), stored.trustDomain),
       revokedSerials: stored.revokedSerials,
     }))
-  /** In use from memory; and those for which the inner source has spoken. */
+  /** Subjects in use from the file; and those that the inner source has supplied. */
   const unconfirmed = new Set<string>()
   const confirmed = new Set<string>()
-  /** The services of this run: what others left behind is not written again. */
+  /** The services of this run: those of earlier runs are not written again. */
   const leafByService = new Map<string, Leaf | undefined>()
   let bundle: TrustBundle | undefined
 
@@ -110,7 +110,7 @@ export function rememberCertificates(
     file.save(() => JSON.stringify(content))
   }
 
-  /** Follows memory until the inner source has spoken for `subject`, and the inner source from then on. */
+  /** Follows the stored value until the inner source has supplied `subject`, and the inner source from then on. */
   function follow<Value>(
     subject: string,
     open: (origin: Origin, take: (value: Value) => void) => Disposable,
@@ -124,7 +124,7 @@ export function rememberCertificates(
     const current = open(inner, (value) => {
       confirmed.add(subject)
       unconfirmed.delete(subject)
-      // Nothing wrong with what was remembered matters any more.
+      // Problems of the stored value no longer matter.
       earlier.forget(subject)
       onValue(value)
       save()
@@ -178,7 +178,7 @@ export function rememberCertificates(
   }
 }
 
-/** What the file holds, if it is of the same source. The text of a failure is left out: it may quote a key. */
+/** The content of the file, if it is from the same source. The parser's message is left out: it may quote a key. */
 function recall(file: StateFile, source: string): StoredCertificates | undefined {
   if (file.stored === undefined) return undefined
   const parsed = storedCertificates.safeParse(file.stored.body)

@@ -1,7 +1,6 @@
 /**
- * When a certificate is to be renewed: a pure function of the certificate and the wall clock, asked again and
- * again, so that a clock that is stepped, a machine that slept and a daemon that was restarted need nothing
- * of their own.
+ * Decides when a certificate is to be renewed: a pure function of the certificate and the wall clock, called
+ * repeatedly, so that a step of the clock, sleep of the machine and a restart of the daemon need no special treatment.
  *
  * ```
  *   notBefore ......... 50 to 60 % ......... 80 % ......... notAfter
@@ -9,19 +8,19 @@
  * ```
  */
 
-/** What the schedule depends on. Times are wall-clock milliseconds. */
+/** The inputs of the schedule. Times are wall-clock milliseconds. */
 export interface RenewalFacts {
   readonly notBeforeMs: number
   readonly notAfterMs: number
-  /** Hex; its end is the certificate's own, stable jitter. */
+  /** Hex; its last digits give each certificate a stable jitter of its own. */
   readonly serialNumber: string
-  /** Since when we know that another root signs now, and within how long to follow; undefined when ours does. */
+  /** Since when another root is known to sign, and within how long to follow; undefined while its own root signs. */
   readonly rootChange?: { readonly sinceMs: number; readonly withinMs: number } | undefined
-  /** Revoked, or no root stands behind it any more: peers refuse it already. */
+  /** Revoked, or no longer issued by a trusted root: peers already reject it. */
   readonly isRefused?: boolean
 }
 
-/** What is to be done with a certificate. */
+/** The state of a certificate in its renewal. */
 export type RenewalState = 'notYetValid' | 'fresh' | 'due' | 'overdue' | 'expired'
 
 /** The state now, and when renewal is or was due. */
@@ -34,7 +33,7 @@ const DUE_SHARE = 0.5
 const JITTER_SHARE = 0.1
 const OVERDUE_SHARE = 0.8
 
-/** What is to be done at `nowMs`. */
+/** The renewal state at `nowMs`. */
 export function renewalOf(facts: RenewalFacts, nowMs: number): Renewal {
   const { notBeforeMs, notAfterMs, rootChange } = facts
   const lifeMs = notAfterMs - notBeforeMs
@@ -47,18 +46,18 @@ export function renewalOf(facts: RenewalFacts, nowMs: number): Renewal {
     )
   if (facts.isRefused === true) dueAtMs = Math.min(dueAtMs, nowMs)
   if (nowMs >= notAfterMs) return { state: 'expired', dueAtMs }
-  // Another certificate from the same CA would not be valid yet either: this is a matter of clocks.
+  // Another certificate from the same CA would not be valid yet either: a clock is wrong.
   if (nowMs < notBeforeMs) return { state: 'notYetValid', dueAtMs: notBeforeMs }
   if (nowMs >= notBeforeMs + lifeMs * OVERDUE_SHARE) return { state: 'overdue', dueAtMs }
   return { state: nowMs >= dueAtMs ? 'due' : 'fresh', dueAtMs }
 }
 
-/** Whether a certificate should have been renewed long since. */
+/** Whether renewal is overdue or the certificate has expired. */
 export function isOverdue({ state }: Renewal): boolean {
   return state === 'overdue' || state === 'expired'
 }
 
-/** In [0, 1), the same for the same certificate wherever it is asked; serial numbers are random. */
+/** In [0, 1), always the same for the same certificate; serial numbers are random. */
 export function jitterOf(serialNumber: string): number {
   const tail = Number.parseInt(serialNumber.slice(-8), 16)
   return Number.isNaN(tail) ? 0 : tail / 2 ** (4 * Math.min(8, serialNumber.length))

@@ -1,5 +1,5 @@
 /**
- * The certificates of the services of this host: asked of the CA, renewed, and kept on disk.
+ * Requests, renews and stores the certificates of this host's services.
  */
 import { Retry } from '../../lib/backoff.ts'
 import { eachAtOnce } from '../../lib/each-at-once.ts'
@@ -14,15 +14,15 @@ import type { CaParts, Enrollment } from './enrollment.ts'
 import { isOverdue } from './renewal.ts'
 import { readLeaf } from './x509.ts'
 
-/** What leaves are asked for and kept with. */
+/** What is needed to request and store leaves. */
 export interface ServiceLeavesOptions extends CaParts {
   readonly enrollment: Enrollment
   readonly board: CertificateBoard
-  /** Leaves for another datacenter are refused; any will do unless given. */
+  /** Leaves for another datacenter are rejected. Default: any datacenter. */
   readonly datacenter: string | undefined
 }
 
-/** One service that somebody watches. */
+/** One watched service. */
 interface Entry {
   held: HeldCredential | undefined
   readonly retry: Retry
@@ -30,10 +30,10 @@ interface Entry {
   isAlarmed: boolean
 }
 
-/** Certificates asked for at the same time. */
+/** Most certificate requests at the same time. */
 const PARALLEL_SIGNS = 4
 
-/** The leaves of all services that are watched. */
+/** The leaves of all watched services. */
 export class ServiceLeaves {
   readonly #options: ServiceLeavesOptions
   readonly #entries = new Map<string, Entry>()
@@ -42,7 +42,7 @@ export class ServiceLeaves {
     this.#options = options
   }
 
-  /** Keeps the leaf of `service` fresh until it is disposed; begins with the one on disk. */
+  /** Keeps the leaf of `service` current until the result is disposed; starts with the one on disk. */
   open(service: string): Disposable {
     const { clock, random, onChange } = this.#options
     this.#entries.set(service, {
@@ -55,7 +55,7 @@ export class ServiceLeaves {
     return { [Symbol.dispose]: () => this.#entries.delete(service) }
   }
 
-  /** Asks for those that are due. */
+  /** Requests those that are due. */
   async freshen(): Promise<void> {
     const { connection, signal } = this.#options
     const due = [...this.#entries].filter(
@@ -66,20 +66,20 @@ export class ServiceLeaves {
     })
   }
 
-  /** What was refused may be tried at once. */
+  /** Makes the next attempts after refusals due at once. */
   hurry(): void {
     for (const { retry } of this.#entries.values()) retry.hurry()
   }
 
-  /** Of those that the CA refuses. */
+  /** Problems of services whose new certificate the CA refused, or this host rejected. */
   problems(): readonly Problem[] {
-    // One that is good for long again, such as after a clock went back, was refused nothing that matters.
+    // A refusal does not matter if the leaf is fresh again, for example after a clock was set back.
     return [...this.#entries.values()].flatMap((entry) =>
       entry.problem !== undefined && this.#isWanting(entry) ? entry.problem : [],
     )
   }
 
-  /** One line in the log for each whose renewal is overdue. */
+  /** Logs once for each leaf whose renewal is overdue. */
   alarm(): void {
     for (const [service, entry] of this.#entries) {
       if (entry.held === undefined || entry.isAlarmed) continue
@@ -109,7 +109,7 @@ export class ServiceLeaves {
     }
   }
 
-  /** Whether a service needs another certificate than the one it has. */
+  /** Whether a service needs a new certificate. */
   #isWanting({ held }: Entry): boolean {
     if (held === undefined) return true
     const { state, dueAtMs } = this.#options.bundle.renewalOf(held)
@@ -142,7 +142,7 @@ export class ServiceLeaves {
     }
   }
 
-  /** Takes a leaf that holds; one that does not stays with the CA, and what we have stays in use. */
+  /** Accepts a valid leaf. An invalid one is discarded, and the current one stays in use. */
   #take(service: string, entry: Entry, credential: HostCredential): void {
     const { bundle, store, board, datacenter, clock } = this.#options
     const leaf = { service, ...credential }

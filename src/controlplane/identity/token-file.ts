@@ -1,5 +1,5 @@
 /**
- * The join token that an operator has put on this host.
+ * Reads the join token that an operator has placed on this host.
  */
 import { MeshError } from '../../lib/errors.ts'
 import { readTextFile } from '../../lib/read-text-file.ts'

@@ -1,5 +1,5 @@
 /**
- * The bundle of the CA that this host uses: the roots it trusts, what is revoked, and which root signs now.
+ * The CA's bundle in use on this host: the trusted roots, the revoked certificates, and the root that signs now.
  */
 import { X509Certificate } from 'node:crypto'
 import type { Clock } from '../../lib/clock.ts'
@@ -13,25 +13,25 @@ import type { CredentialStore, HeldCredential, StoredBundle } from './credential
 import { type Renewal, renewalOf } from './renewal.ts'
 import { readRoots } from './x509.ts'
 
-/** What the bundle is kept with. */
+/** What the bundle is built from. */
 export interface TrustedBundleOptions {
   readonly board: CertificateBoard
   readonly store: CredentialStore
   readonly log: Log
   readonly clock: Clock
-  /** Another bundle is in use: certificates may have to follow. */
+  /** Called when another bundle is in use: certificates may have to be renewed. */
   readonly onChange: () => void
 }
 
-/** The bundle in use, if there is one yet. */
+/** The bundle in use, if there is one. */
 export class TrustedBundle {
   readonly #options: TrustedBundleOptions
   #current: CaBundle | undefined
-  /** Whom it is from, as it is on disk. */
+  /** The address of the CA that sent it, as stored on disk. */
   #server: string | undefined
-  /** Wall clock; since when we know the active root. */
+  /** Wall clock of when the active root became known. */
   #activeSinceMs = 0
-  /** The root that signed a certificate, by a root of the bundle in use. */
+  /** The id of the root that signed each certificate, for the roots of the bundle in use. */
   #rootIds = new WeakMap<X509Certificate, string>()
 
   constructor(options: TrustedBundleOptions) {
@@ -53,17 +53,17 @@ export class TrustedBundle {
     return rootsOf(this.#require())
   }
 
-  /** Uses what an earlier run has kept. */
+  /** Uses what an earlier run stored. */
   restore({ server, bundle }: StoredBundle): void {
     if (this.#use(bundle)) this.#server = server
   }
 
-  /** Uses what the CA at `server` has sent, and keeps it. One that cannot be used changes nothing. */
+  /** Uses what the CA at `server` has sent, and stores it. A bundle that cannot be used changes nothing. */
   take(bundle: CaBundle, server: string): void {
     const { store, log, onChange } = this.#options
     const isNew = bundle.id !== this.#current?.id
     if (isNew && !this.#use(bundle)) return
-    // The same from another CA as well: it is whom we have it from that is new.
+    // Also written when another CA has sent the same bundle: the address has changed.
     if (isNew || server !== this.#server) store.writeBundle({ server, bundle })
     this.#server = server
     if (!isNew) return
@@ -75,10 +75,10 @@ export class TrustedBundle {
     onChange()
   }
 
-  /** What is to be done with a certificate now. */
+  /** The renewal state of a certificate now. */
   renewalOf({ certificate }: HeldCredential): Renewal {
     const nowMs = this.#options.clock.wallMs()
-    // A clock that was put back must not postpone what we have long known.
+    // A clock that was set back must not postpone a renewal that is already known to be necessary.
     this.#activeSinceMs = Math.min(this.#activeSinceMs, nowMs)
     const { serialNumber, validFromDate, validToDate } = certificate
     const facts = {
@@ -116,7 +116,7 @@ export class TrustedBundle {
     return true
   }
 
-  /** That of the root that signed it; empty when none of the bundle did. */
+  /** The id of the root that signed it; empty if no root of the bundle did. */
   #rootOf(certificate: X509Certificate, bundle: CaBundle): string {
     let rootId = this.#rootIds.get(certificate)
     if (rootId === undefined) {

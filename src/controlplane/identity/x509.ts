@@ -1,10 +1,9 @@
 /**
- * Reads certificates: what a service may prove itself with, and which roots vouch for it.
+ * Reads and validates certificates: the leaf by which a service proves its identity, and the roots that are trusted.
  *
- * Everything a peer would refuse is refused here first, with a sentence that says why, so that a bad
- * certificate never replaces a good one. Parsing and signatures are OpenSSL's (node:crypto); the identity
- * comes from the DER bytes. Path length and name constraints are left to the handshake. No message
- * contains key material.
+ * Everything that a peer would reject is rejected here first, with a message that gives the reason, so that a bad
+ * certificate never replaces a good one. OpenSSL (node:crypto) parses and verifies signatures; the identity is read
+ * from the DER bytes. Path length and name constraints are left to the handshake. No message contains key material.
  */
 import { createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto'
 import { leadsToRoot } from '../../lib/certificate-path.ts'
@@ -13,14 +12,14 @@ import { singleUriSan } from '../../lib/uri-san.ts'
 import type { Leaf, TrustBundle } from '../../model/certificate.ts'
 import { parseSpiffeId } from '../../model/spiffe-id.ts'
 
-/** A certificate as it came from somewhere, not yet believed. */
+/** A certificate as received, not yet trusted. */
 export interface LeafCandidate {
   readonly service: string
   /** Leaf first, then intermediates. */
   readonly certificatePem: string
   /** PKCS#8 or SEC1, not encrypted. */
   readonly privateKeyPem: string
-  /** Where the service lives; any datacenter will do unless given. */
+  /** The datacenter of the service. Default: any. */
   readonly datacenter?: string | undefined
 }
 
@@ -36,7 +35,7 @@ const SERVER_AUTH = '1.3.6.1.5.5.7.3.1'
 const CERTIFICATE = /-----BEGIN CERTIFICATE-----[\sA-Za-z0-9+/=]+-----END CERTIFICATE-----/g
 
 /**
- * A candidate as a leaf that peers of its mesh will take at `nowMs` (wall clock).
+ * Validates a candidate as a leaf that peers of its mesh accept at `nowMs` (wall clock).
  * @throws MeshError HM_CERT_UNREADABLE, HM_CERT_KEY_UNREADABLE, HM_CERT_KEY_MISMATCH, HM_CERT_IDENTITY,
  * HM_CERT_PURPOSE, HM_CERT_NOT_YET_VALID, HM_CERT_EXPIRED, HM_CERT_REVOKED, HM_CERT_UNTRUSTED
  */
@@ -72,8 +71,8 @@ export function readLeaf(candidate: LeafCandidate, bundle: TrustBundle, nowMs: n
 }
 
 /**
- * The roots in `pem` as a trust bundle, duplicates dropped. Validity times are left to the chains that use
- * them: an old root may outlive its use in a list.
+ * The roots in `pem` as a trust bundle, without duplicates. Validity times are checked with the chains that use a root:
+ * an old root may stay in a list after its use.
  * @throws MeshError HM_CERT_UNREADABLE, HM_CERT_ROOT_INVALID, HM_CERT_TRUST_DOMAIN
  */
 export function readRoots(pem: string, trustDomain: string): TrustBundle {
@@ -99,7 +98,7 @@ export function readRoots(pem: string, trustDomain: string): TrustBundle {
 
 const MAX_TRUST_DOMAIN = 128
 
-/** Whether a text can be a trust domain: it must fit a SPIFFE ID and a TLS server name as it is. */
+/** Whether a string can be a trust domain: it must be valid in a SPIFFE ID and in a TLS server name. */
 export function isTrustDomain(text: string): boolean {
   return (
     text.length <= MAX_TRUST_DOMAIN &&
@@ -132,14 +131,14 @@ export function parseCertificates(pem: string, what: string): X509Certificate[] 
 }
 
 /**
- * A private key that is not encrypted. `owner` is for the message.
+ * A private key that is not encrypted. `owner` is used in the message.
  * @throws MeshError HM_CERT_KEY_UNREADABLE
  */
 export function parsePrivateKey(pem: string, owner: string): KeyObject {
   try {
     return createPrivateKey(pem)
   } catch {
-    // The cause is left out: nothing about a key goes into a message.
+    // The cause is omitted: no message contains anything about a key.
     throw new MeshError(
       'HM_CERT_KEY_UNREADABLE',
       `Cannot read the private key of ${owner}: it is not an unencrypted key in PEM form`,
@@ -193,7 +192,7 @@ function requireTime(certificate: X509Certificate, what: string, nowMs: number):
   if (problem !== undefined) throw problem
 }
 
-/** Why the certificate does not count at `nowMs`; undefined when it does. Both times are in the message. */
+/** Why the certificate is not valid at `nowMs`; undefined when it is. Both times are in the message. */
 function outsideValidity(
   certificate: X509Certificate,
   what: string,
@@ -248,7 +247,7 @@ function nameOf(certificate: X509Certificate): string {
   return oneLine(certificate.subject)
 }
 
-/** A distinguished name, which Node writes one part a line; Node leaves an empty one undefined. */
+/** A distinguished name; Node writes each part on its own line, and returns undefined for an empty one. */
 function oneLine(name: string | undefined): string {
   return JSON.stringify((name ?? '').replaceAll('\n', ', ').slice(0, 256))
 }

@@ -1,5 +1,5 @@
 /**
- * The calls by which a host registers its services at its agent, and tells how they are.
+ * The API calls with which a host registers its services at its agent and reports their health.
  */
 import Consul from 'consul'
 import { describeError, errorCode, MeshError } from '../../../lib/errors.ts'
@@ -20,7 +20,7 @@ export class AgentServices {
   readonly #transport: ConsulTransport
   readonly #log: Log
   readonly #consul: Consul
-  /** Whether the agent's own list is too large to be read. */
+  /** Whether the agent's full list of services is too large to read. */
   #isCrowded = false
 
   constructor(transport: ConsulTransport, log: Log) {
@@ -29,7 +29,7 @@ export class AgentServices {
     this.#consul = new Consul({ ...packageAddress(transport.address), agent: transport.plainAgent })
   }
 
-  /** What the agent has; of `ownIds` alone where others have registered more than can be read. */
+  /** The services of the agent; only those in `ownIds` when others have registered more than can be read. */
   async read(
     ownIds: readonly string[],
     signal: AbortSignal,
@@ -53,7 +53,7 @@ export class AgentServices {
     return body
   }
 
-  /** The same document with these services, one by one. */
+  /** The same document for these services only, read one by one. */
   async #readOwn(ids: readonly string[], signal: AbortSignal): Promise<unknown> {
     const own: Record<string, unknown> = {}
     for (const id of ids) {
@@ -64,7 +64,7 @@ export class AgentServices {
     return own
   }
 
-  /** How services of this host are by their checks. */
+  /** The health of services of this host, by their checks. */
   async readHealth(
     ids: readonly string[],
     signal: AbortSignal,
@@ -86,13 +86,13 @@ export class AgentServices {
           tcp: service.checkAddress,
           interval: '5s',
           timeout: '2s',
-          // Else a restart of the daemon would cost the service its health until the first check.
+          // Otherwise the service would be critical from a restart of the daemon until the first check.
           status: 'passing',
         },
       ],
       ...this.#callOptions(),
     })
-    // The package says no more than "forbidden" of a missing right.
+    // For a missing right the package reports only "forbidden".
     await registered.catch((cause: unknown) => {
       if (statusOf(cause) === 403)
         throw forbidden(`registering ${service.id}`, describeError(cause), writeRule(service.name))
@@ -109,14 +109,14 @@ export class AgentServices {
     })
   }
 
-  /** Its TTL check begins as `health`. */
+  /** Its TTL check starts as `health`. */
   async registerProxy(
     proxy: ConsulProxyRegistration,
     health: Health,
     signal: AbortSignal,
   ): Promise<void> {
-    // Not by the package: its register() drops `Kind`, and so makes a plain service of a proxy. Checks that an
-    // earlier version has given it go.
+    // Not through the package: its register() drops `Kind`, which turns a proxy into a plain service. Checks that an
+    // earlier version registered are removed.
     const answer = await this.#transport.call(
       'PUT',
       '/v1/agent/service/register?replace-existing-checks=true',
@@ -132,7 +132,7 @@ export class AgentServices {
     this.#log.info('Deregistered', { id })
   }
 
-  /** Beats a TTL check. */
+  /** Updates a TTL check. */
   async beat(checkId: string, health: Health, note: string): Promise<void> {
     const { check } = this.#consul.agent
     const options = { id: checkId, note, ...this.#callOptions() }
@@ -141,7 +141,7 @@ export class AgentServices {
     else await check.fail(options)
   }
 
-  /** Token and deadline of one call through the package, whose types know neither. */
+  /** Token and timeout of one call through the package; its types declare neither. */
   #callOptions(): { timeout: number; token?: string } {
     const token = this.#transport.token()
     const timeout = this.#transport.requestTimeoutMs
@@ -149,12 +149,12 @@ export class AgentServices {
   }
 }
 
-/** The HTTP status with which the package's error came, if any. */
+/** The HTTP status of an error from the package, if it has one. */
 function statusOf(error: unknown): unknown {
   return error instanceof Error && 'statusCode' in error ? error.statusCode : undefined
 }
 
-/** What the package needs to form a URL; which socket it uses is decided by the HTTP agent it is given. */
+/** What the package needs to build a URL; the HTTP agent passed to it chooses the socket. */
 function packageAddress(address: string): { host?: string; port?: number; secure: boolean } {
   const url = URL.parse(address)
   if (url === null || url.protocol === 'unix:') return { secure: false }

@@ -1,9 +1,9 @@
 /**
- * What a TLS connection to the agent is made with: roots, and the certificate that an agent with
- * `verify_incoming` asks for.
+ * TLS material for connections to the agent: roots, and the client certificate that an agent with
+ * `verify_incoming` requires.
  *
- * The files are read again when they change, because those who issue certificates also renew them; new
- * connections use the new ones. A set that cannot be used, such as half of a new pair, changes nothing.
+ * The files are read again when they change, because certificates are renewed; new connections use the new ones. A
+ * set that cannot be used, such as half of a new pair, is ignored.
  */
 import { readFileSync, statSync } from 'node:fs'
 import { createSecureContext } from 'node:tls'
@@ -12,7 +12,7 @@ import { describeError, type ErrorCode, MeshError } from '../../../lib/errors.ts
 
 /** Files in PEM, as the `catalog` section names them. */
 export interface AgentTlsFiles {
-  /** The system's roots unless given. */
+  /** Default: the system's roots. */
   readonly caFile?: string | undefined
   readonly certFile?: string | undefined
   readonly keyFile?: string | undefined
@@ -25,14 +25,14 @@ export interface AgentTlsMaterial {
   readonly key?: Buffer
 }
 
-/** The material of the moment. */
+/** The material in use now. */
 export interface AgentTls {
   current(): AgentTlsMaterial
   /** What is wrong with the files now; undefined when nothing is. */
   problem(): string | undefined
 }
 
-/** How often the files are looked at, milliseconds. */
+/** How often the files are checked for changes, milliseconds. */
 const CHECK_MS = 2_000
 
 /**

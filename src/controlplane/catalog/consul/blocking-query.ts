@@ -1,9 +1,9 @@
 /**
- * Long polls of one agent: one loop a path, all sharing the transport's watch pool.
+ * Long polls of one agent: one loop per path, all sharing the transport's watch pool.
  *
- * A watcher hears of an answer only when its content changed, and never of an error: the last good
- * answer stands until there is a better one. An answer that the watcher refuses (it throws) counts as a
- * failure and is offered again. The rules of index and pace are in `query-state.ts`.
+ * A watcher receives an answer only when its content changed, and never an error: the last good answer stays valid
+ * until a better one arrives. An answer that the watcher rejects (by throwing) counts as a failure and is delivered
+ * again. The rules of index and pace are in `query-state.ts`.
  */
 import { createHash } from 'node:crypto'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
@@ -23,39 +23,39 @@ import {
 import { ruleFor } from './rights.ts'
 import { type ConsulAnswer, type ConsulTransport, requireOk, WATCH_SOCKETS } from './transport.ts'
 
-/** A running watch. When it is disposed the call in flight is given up, and `onAnswer` is not called again. */
+/** A running watch. Disposing it cancels the request in flight; `onAnswer` is not called after that. */
 export interface FollowWatch extends Disposable {
   health(): FollowHealth
 }
 
-/** How one watch is doing. */
+/** The state of one watch. */
 export interface FollowHealth {
   readonly path: string
   /** Monotonic milliseconds of the last good answer; undefined before the first. */
   readonly lastGoodAtMs: number | undefined
   /** What is wrong now, one sentence; undefined when nothing is. */
   readonly problem: string | undefined
-  /** That of the error; undefined without a problem. */
+  /** Code of the error; undefined without a problem. */
   readonly code: string | undefined
-  /** Whether no answer came at all, rather than a bad one. */
+  /** Whether there was no answer at all, rather than a bad one. */
   readonly unreachable: boolean
 }
 
 /** See {@link FollowOptions.priority}. */
 export type Priority = 'urgent' | 'hot' | 'cold'
 
-/** How one watch differs from the usual. */
+/** How one watch differs from the default. */
 export interface FollowOptions {
   /**
-   * Who goes without a place to wait in when there are more watches than places: `cold` (what changes
-   * rarely) first, `urgent` (what the whole host depends on) last; `hot` unless given.
+   * Which watches have to poll when there are more watches than places for blocking queries: `cold` (changes rarely)
+   * first, `urgent` (the whole host depends on it) last. Default: `hot`.
    */
   readonly priority?: Priority
-  /** How fast it may follow; {@link USUAL_PACE} unless given. */
+  /** How fast it may follow. Default: {@link USUAL_PACE}. */
   readonly pace?: Pace
-  /** What it is about, such as a service's name: {@link Follower.refresh} finds it by that. */
+  /** What the watch is about, such as a service's name; {@link Follower.refresh} selects watches by it. */
   readonly subject?: string
-  /** Levels of the answer that are read; all unless given. */
+  /** How many levels of the answer are read. Default: all. */
   readonly levels?: number
 }
 
@@ -64,26 +64,26 @@ export interface FollowerOptions {
   readonly log: Log
   readonly clock?: Clock
   readonly random?: Random
-  /** Requests that may wait at the agent at once; fewer than the pool has connections. */
+  /** Most blocking requests at the agent at once; fewer than the pool has connections. */
   readonly maxBlocking?: number
 }
 
 /** Connections kept free for watches that have to poll. */
 const POLLING_SOCKETS = 8
 
-/** Places that watches of each priority leave to those above them. */
+/** Places that watches of each priority leave free for higher priorities. */
 const RESERVED: Readonly<Record<Priority, number>> = { urgent: 0, hot: 8, cold: 20 }
 
-/** A stale answer older than this is not better than what we have. */
+/** A stale answer older than this is not better than the one this host has. */
 const MAX_LAST_CONTACT_MS = 10_000
 
-/** Longest list in an answer; instances and intentions are limited further where they are decoded. */
+/** Longest list in an answer; the decoders limit instances and intentions further. */
 const MAX_ELEMENTS = 20_000
 
-/** Spreads the watches that wake up together when the agent is back. */
+/** Spreads the requests of watches that wake up together when the agent is reachable again. */
 const RECOVERY_SPREAD_MS = 500
 
-/** Watches on one agent, over a transport that stays the caller's. */
+/** The watches on one agent. The caller keeps ownership of the transport. */
 export class Follower implements Disposable {
   readonly #agent: SharedAgent
   readonly #stopListening: () => void
@@ -99,14 +99,14 @@ export class Follower implements Disposable {
       freePlaces: options.maxBlocking ?? WATCH_SOCKETS - POLLING_SOCKETS,
       isReachable: true,
     }
-    // A request that waits does so in the name of the token it was made with, and that one is about to be deleted.
+    // A blocking request keeps the token that it was made with, and that token is about to be deleted.
     this.#stopListening = transport.onTokenChange(() => this.retry())
   }
 
   /**
-   * Follows `path` (`/v1/…`, with its query if it has one). `onAnswer` gets the parsed body of every answer
-   * whose content differs from the last, and undefined for "not found". It may throw to refuse an answer; then
-   * it gets the next one whatever it says.
+   * Follows `path` (`/v1/…`, with its query if it has one). `onAnswer` receives the parsed body of every answer
+   * whose content differs from the previous one, and undefined for "not found". It may throw to reject an answer; it
+   * then receives the next answer even if that is unchanged.
    */
   follow(
     path: string,
@@ -118,14 +118,14 @@ export class Follower implements Disposable {
     return watch
   }
 
-  /** Of all open watches. */
+  /** The state of all open watches. */
   health(): readonly FollowHealth[] {
     return [...this.#agent.watches].map((watch) => watch.health())
   }
 
   /**
-   * Asks again at once for those watches on `subjects` that have no place to wait in, because somebody else
-   * has seen a change there. Watches that wait at the agent hear of it by themselves.
+   * Queries again at once for those watches on `subjects` that poll, because a change was seen elsewhere. Watches
+   * with a blocking query notice the change themselves.
    */
   refresh(subjects: Iterable<string>): void {
     const changed = new Set(subjects)
@@ -133,14 +133,14 @@ export class Follower implements Disposable {
       if (watch.subject !== undefined && changed.has(watch.subject)) watch.refresh()
   }
 
-  /** How many watches poll at the moment, for want of a place to wait in. */
+  /** How many watches poll now, because there is no place for a blocking query. */
   pollingCount(): number {
     return [...this.#agent.watches].filter((watch) => watch.isPolling).length
   }
 
   /**
-   * Asks anew for all watches, those that wait and those that sit out a failure: the token is another, or what
-   * was wrong with the agent is over, and no waiting request would notice that.
+   * Queries again for all watches, both those that block and those that wait after a failure: the token has changed,
+   * or a problem of the agent is over, and no blocking request would notice that.
    */
   retry(): void {
     for (const watch of this.#agent.watches) watch.retry()
@@ -160,12 +160,12 @@ interface SharedAgent {
   readonly clock: Clock
   readonly random: Random
   readonly watches: Set<PathWatch>
-  /** How many more requests may wait at the agent. */
+  /** How many more blocking requests the agent may hold. */
   freePlaces: number
   isReachable: boolean
 }
 
-/** What a watch pauses for: the time of its next poll, the end of a failure, or only not to ask too often. */
+/** Why a watch pauses: until its next poll, after a failure, or only to limit its rate. */
 type Pause = 'poll' | 'unreachable' | 'refused' | 'pace'
 
 /** Follows one path. */
@@ -182,15 +182,15 @@ class PathWatch implements FollowWatch {
   #health: FollowHealth
   /** Of the last good answer. */
   #fingerprint: string | undefined
-  /** Whether the last answer was refused by whoever watches. */
+  /** Whether the watcher rejected the last answer. */
   #isRefused = false
-  /** Whether somebody saw a change since the last request left. */
+  /** Whether a change was reported since the last request was sent. */
   #isOutdated = false
-  /** Calls off the request that is under way, to make it again. */
+  /** Cancels the request in flight, to send it again. */
   #restarting: AbortController | undefined
-  /** Undefined while a request is under way. */
+  /** Undefined while a request is in flight. */
   #pause: Pause | undefined
-  /** Whether the next request leaves together with those of other watches, and so a little later. */
+  /** Whether the next request would be sent together with those of other watches, and so is delayed a little. */
   #isSpread = false
 
   constructor(
@@ -236,14 +236,14 @@ class PathWatch implements FollowWatch {
     this.wakeFrom('refused')
   }
 
-  /** Asks again soon if it sits out such a failure. */
+  /** Queries again soon if it waits after a failure of this kind. */
   wakeFrom(pause: 'unreachable' | 'refused'): void {
     if (this.#pause !== pause) return
     this.#isSpread = true
     this.#loop.wake()
   }
 
-  /** One request; returns how long to wait for the next. */
+  /** One request; returns how long to wait before the next. */
   async #request(): Promise<number> {
     const { clock, random } = this.#agent
     const { signal } = this.#closing
@@ -277,7 +277,7 @@ class PathWatch implements FollowWatch {
     return true
   }
 
-  /** Whatever is wrong with the answer is thrown. */
+  /** Throws whatever is wrong with the answer. */
   async #ask(mayBlock: boolean, signal: AbortSignal): Promise<QueryOutcome> {
     const { transport, clock, random } = this.#agent
     const waitS = waitSeconds(random)
@@ -310,7 +310,7 @@ class PathWatch implements FollowWatch {
     if (this.#agent.isReachable) return
     this.#agent.isReachable = true
     log.info('Consul answers again', { address: transport.address })
-    // It is back for one watch, so it is back for all: none sits out its back-off.
+    // Reachable for one watch means reachable for all: none waits out its back-off.
     for (const watch of watches) watch.wakeFrom('unreachable')
   }
 
@@ -331,7 +331,7 @@ class PathWatch implements FollowWatch {
     return kind
   }
 
-  /** Returns how long to wait, and notes what for. */
+  /** Returns how long to wait, and records why. */
   #next(outcome: QueryOutcome): number {
     const { clock, random } = this.#agent
     const { state, delayMs } = nextQuery(this.#query, outcome, clock.monotonicMs(), random)
@@ -358,8 +358,8 @@ function pauseAfter(outcome: QueryOutcome): Pause {
 }
 
 /**
- * A digest of an answer's content. Order of keys and of list elements does not count (Consul gives tags
- * in random order), nor do Consul's own version numbers and the output texts of checks.
+ * A digest of an answer's content. It ignores the order of keys and of list elements (Consul returns tags in random
+ * order), Consul's own version numbers, and the output texts of checks.
  */
 export function fingerprint(body: unknown): string {
   return createHash('sha256').update(canonical(body)).digest('base64')
@@ -376,7 +376,7 @@ function canonical(value: unknown): string {
   return `{${members.toSorted().join(',')}}`
 }
 
-/** `?index&wait&stale` for one request. The agent's own certificate endpoints know no staleness. */
+/** Adds `?index&wait&stale` for one request. The agent's own certificate endpoints do not support `stale`. */
 function withQuery(path: string, index: bigint, waitS: number | undefined): string {
   const wait = waitS === undefined || index === 0n ? '' : `&wait=${waitS}s`
   const stale = path.startsWith('/v1/agent/') ? '' : '&stale'
@@ -385,12 +385,12 @@ function withQuery(path: string, index: bigint, waitS: number | undefined): stri
 
 function requireUsable(answer: ConsulAnswer, path: string, hasOlder: boolean): void {
   const what = `GET ${path.split('?', 1)[0]}`
-  // "Not found" with an index is an answer like any other: Consul blocks until the thing exists.
+  // "Not found" with an index is a valid answer: Consul blocks until the thing exists.
   if (answer.status === 404 && answer.index !== undefined && answer.index !== '0') return
   requireOk(answer, what, ruleFor(path))
   if (answer.body === undefined)
     throw new MeshError('HM_CONSUL_ANSWER_MALFORMED', `Answer of Consul to ${what} is empty`)
-  // Before it is digested: no list that is made use of may be as long.
+  // Checked before the digest is made: no list that is used may be this long.
   if (Array.isArray(answer.body) && answer.body.length > MAX_ELEMENTS)
     throw new MeshError(
       'HM_CONSUL_ANSWER_TOO_LARGE',
@@ -404,7 +404,7 @@ function requireUsable(answer: ConsulAnswer, path: string, hasOlder: boolean): v
     )
 }
 
-/** What kind of failure a call of the transport has met. */
+/** The kind of failure of a transport call. */
 export function failureKind(error: unknown): FailureKind {
   switch (errorCode(error)) {
     case 'HM_CONSUL_FORBIDDEN':

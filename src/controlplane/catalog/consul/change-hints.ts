@@ -1,25 +1,25 @@
 /**
- * Says which services have just changed, for the watches that have no blocking query of their own.
+ * Reports which services have just changed, for watches without a blocking query of their own.
  *
- * A host may wait at its agent with a few dozen questions at once; one that follows hundreds of services
- * polls for the rest. While it has to, one more blocking query follows the summary of all services that
- * Consul makes for its own dashboard (`/v1/internal/ui/services`; 0.2 KB a service, wakes on every change of instances
- * and checks). What differs from the last summary is asked for again at once. The summary is no documented
- * API: it is only a hint. Without it, or where it misses a change (a moved address), polling finds it later.
+ * A host may have a few dozen blocking queries at its agent; one that follows hundreds of services polls for the rest.
+ * While it polls, one more blocking query follows the summary of all services that Consul makes for its own dashboard
+ * (`/v1/internal/ui/services`; 0.2 KB per service, wakes on every change of instances and checks). Services that
+ * differ from the last summary are queried again at once. The summary is not a documented API, so it is only a hint:
+ * without it, or where it misses a change (a moved address), polling finds the change later.
  */
 import { isRecord } from '../../../lib/json-value.ts'
 import type { Follower, FollowWatch } from './blocking-query.ts'
 
-/** How often it is looked whether watches have to poll, milliseconds. */
+/** How often to check whether watches have to poll, milliseconds. */
 const LOOK_MS = 2_000
 
-/** A change and its reversal between two summaries are not seen: the closer these are, the better. */
+/** A change that is reversed between two summaries is missed: the closer together they are, the better. */
 const HINT_PACE = { everyMs: 200, maxIdleMs: 1_000 }
 
-/** Its failures are no problem of the catalog: without it watches poll. */
+/** Failures of this query are not reported as problems of the catalog: without it watches poll. */
 export const SUMMARY_PATH = '/v1/internal/ui/services'
 
-/** Follows the summary while any watch of `follower` polls. The follower stays the caller's. */
+/** Follows the summary while any watch of `follower` polls. The caller keeps ownership of the follower. */
 export function startChangeHints(follower: Follower): Disposable {
   let query: FollowWatch | undefined
   let known: ReadonlyMap<string, string> | undefined
@@ -53,7 +53,7 @@ export function startChangeHints(follower: Follower): Disposable {
   }
 }
 
-/** From the name of a service to what its summary says, its proxies included. Anything else is skipped. */
+/** The summary of each service by name, including its proxies. Malformed entries are skipped. */
 export function readSummary(body: unknown): ReadonlyMap<string, string> {
   const summary = new Map<string, string>()
   if (!Array.isArray(body)) return summary
@@ -67,7 +67,7 @@ export function readSummary(body: unknown): ReadonlyMap<string, string> {
   return summary
 }
 
-/** The services whose summary is new, different or gone. */
+/** The services whose summary is new, changed or removed. */
 export function changedServices(
   before: ReadonlyMap<string, string>,
   after: ReadonlyMap<string, string>,

@@ -1,5 +1,5 @@
 /**
- * Which instance addresses of one service are believed, and for how long after the catalog has lost them.
+ * Decides which instance addresses of one service are accepted, and for how long after the catalog stops listing them.
  *
  * ```
  *   listed --nobody was there before--> believed --not listed any more--> gone --FORGET_MS--> forgotten
@@ -7,10 +7,10 @@
  *      \--another may have been--> disputed: believed against nobody, asked again likewise
  * ```
  *
- * Who was at an address first is asked of the node, once for each new address, because the service that has it may
- * be one that this host does not follow. What is believed stays so, whatever is registered there later, also over a
- * restart of this host (`last`). An instance that is gone is one whose host is being restarted, most of the time:
- * its address stays (known-addresses.ts), and gives way to others of the same node only after {@link YIELD_MS}.
+ * Which service was at an address first is read from the node, once for each new address, because the service that
+ * has it may be one that this host does not follow. An accepted address stays accepted, whatever is registered there
+ * later, also after a restart of this host (`last`). When an instance disappears, its host is usually restarting: its
+ * address stays (known-addresses.ts), and yields to other services of the same node only after {@link YIELD_MS}.
  */
 import type { Clock } from '../../../lib/clock.ts'
 import { describeError } from '../../../lib/errors.ts'
@@ -25,25 +25,25 @@ import {
 } from '../known-addresses.ts'
 import { isListed, type NodeService, type PlainInstance, type Rival, rivalOf } from './instances.ts'
 
-/** A restart of a host, or a deployment, takes no longer, milliseconds. */
+/** A restart of a host, or a deployment, takes less than this, milliseconds. */
 export const YIELD_MS = 3_600_000
 
-/** Refused claims, and addresses that are gone, are looked at so often, milliseconds. */
+/** How often refused claims and gone addresses are checked again, milliseconds. */
 const AGAIN_MS = 15_000
 
-/** A question that had no answer is asked again so soon, milliseconds. */
+/** Delay before a failed read is repeated, milliseconds. */
 const RETRY_MS = 1_500
 
-/** Asks what is registered on a node. */
+/** Reads what is registered on a node. */
 export type ReadNode = (node: string) => Promise<readonly NodeService[]>
 
-/** What claims are judged with. */
+/** What is needed to judge claims. */
 export interface ClaimsOptions {
   readonly readNode: ReadNode
   readonly clock: Clock
-  /** Believed by an earlier run. */
+  /** Accepted by an earlier run. */
   readonly last: readonly InstanceAddress[]
-  /** Called when the answer of a node, or time, has changed what is believed. */
+  /** Called when the answer of a node, or time, has changed the accepted addresses. */
   readonly onChange: () => void
 }
 
@@ -55,9 +55,9 @@ export class Claims implements Disposable {
   /** What the catalog lists now. */
   #listed: ReadonlyMap<string, PlainInstance> = new Map()
   readonly #refusals = new Map<string, string>()
-  /** Nodes that are being asked. */
+  /** Nodes that are being read. */
   readonly #asking = new Set<string>()
-  /** Why a node could not be asked the last time. */
+  /** Why the last read of a node failed. */
   readonly #unreadable = new Map<string, string>()
   #timer: NodeJS.Timeout | undefined
   #isClosed = false
@@ -65,7 +65,7 @@ export class Claims implements Disposable {
   constructor(service: string, options: ClaimsOptions) {
     this.#service = service
     this.#options = options
-    // Of two that are the same the elder comes last and stays.
+    // Of two equal keys the older claim comes last and stays.
     this.#believed = indexAddresses(options.last.toSorted((a, b) => b.since - a.since))
   }
 
@@ -90,12 +90,12 @@ export class Claims implements Disposable {
     return this.#open().every((instance) => this.#refusals.has(keyOfInstance(instance)))
   }
 
-  /** Believes what somebody else who judges the same service does. */
+  /** Accepts addresses that another judge of the same service has accepted. */
   adopt(addresses: readonly InstanceAddress[]): void {
     for (const address of addresses) this.#believed.set(keyOf(address), address)
   }
 
-  /** Claims that are refused, and those that cannot be judged, one sentence each. */
+  /** Refused claims, and claims that cannot be judged, one sentence each. */
   warnings(): readonly string[] {
     const notAsked = this.#openNodes().flatMap((node) => {
       const why = this.#unreadable.get(node)
@@ -111,7 +111,7 @@ export class Claims implements Disposable {
   }
 
   #open(): readonly PlainInstance[] {
-    // One that gives way to others has been away for so long that it comes like a new one.
+    // An address that yields was missing for so long that it is judged like a new one.
     return [...this.#listed.values()].filter(
       (instance) => (this.#believed.get(keyOfInstance(instance))?.since ?? YIELDING) >= DISPUTED,
     )
@@ -132,7 +132,7 @@ export class Claims implements Disposable {
     for (const node of this.#openNodes()) if (!this.#asking.has(node)) void this.#ask(node)
   }
 
-  /** One question a node, however many of its addresses are open. */
+  /** One read per node, however many of its addresses are open. */
   async #ask(node: string): Promise<void> {
     this.#asking.add(node)
     let others: readonly NodeService[]
@@ -140,7 +140,7 @@ export class Claims implements Disposable {
       others = await this.#options.readNode(node)
       this.#unreadable.delete(node)
     } catch (error) {
-      // Nothing is believed meanwhile, and it is asked again.
+      // Nothing new is accepted meanwhile, and the read is repeated.
       this.#unreadable.set(node, describeError(error))
       return
     } finally {
@@ -151,13 +151,13 @@ export class Claims implements Disposable {
 
   #judge(node: string, others: readonly NodeService[]): void {
     for (const instance of this.#open()) {
-      // An answer without the very instance is older than its claim: whoever was there before may be missing too.
+      // An answer without this instance is older than its claim, so an earlier service may be missing from it too.
       if (instance.node !== node || !isListed(this.#service, instance, others)) continue
       const key = keyOfInstance(instance)
       const rival = rivalOf(this.#service, instance, others)
       if (rival === undefined) this.#refusals.delete(key)
       else this.#refusals.set(key, refusalOf(this.#service, instance, rival))
-      // One that was here and gives way stays until somebody else has the address.
+      // An address that was here and yields stays until another service has it.
       if (rival?.wasFirst === true) continue
       const address = addressOf(instance)
       this.#believed.set(key, rival === undefined ? address : { ...address, since: DISPUTED })

@@ -1,7 +1,7 @@
 /**
- * The catalog that a local Consul agent keeps: instances, intentions, registration.
+ * The catalog of a local Consul agent: instances, intentions, registration.
  *
- * Puts the parts of this folder together; each part keeps its own last good answer.
+ * Combines the parts of this folder; each part keeps its own last good answer.
  */
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { isErrorCode, MeshError } from '../../../lib/errors.ts'
@@ -32,13 +32,13 @@ import {
   requireOk,
 } from './transport.ts'
 
-/** What the Consul catalog needs to know. The `catalog` section of the configuration has the address's shape. */
+/** What the Consul catalog is built from. The `catalog` section of the configuration has the same shape of address. */
 export interface ConsulCatalogOptions extends ConsulAddress {
-  /** This host's name in Consul, when it is known: instances on loopback are then believed of this host only. */
+  /** This host's name in Consul, if known: then only its own instances are accepted at loopback addresses. */
   readonly node?: string | undefined
-  /** Where other hosts reach this one; the agent's address unless given. */
+  /** Where other hosts reach this one. Default: the agent's address. */
   readonly nodeAddress?: string | undefined
-  /** Answers from another datacenter are refused. */
+  /** Answers from another datacenter are rejected. */
   readonly datacenter?: string | undefined
   /** False leaves registration to the operator: register() then does nothing. */
   readonly register?: boolean | undefined
@@ -46,12 +46,12 @@ export interface ConsulCatalogOptions extends ConsulAddress {
   readonly random?: Random
 }
 
-/** Problems in {@link CatalogHealth}; the rest is in the log. */
+/** Most problems in {@link CatalogHealth}; the rest is in the log. */
 const MAX_PROBLEMS = 50
 
 /**
- * The catalog of one agent, and what else the same agent is good for. Nothing has been asked yet when it is made, and an agent
- * that is down is no error.
+ * The catalog of one agent, and other uses of the same agent. The constructor sends no request, and an unreachable
+ * agent is not an error.
  */
 export class ConsulCatalog implements Catalog {
   readonly description: string
@@ -100,7 +100,7 @@ export class ConsulCatalog implements Catalog {
     })
   }
 
-  /** Asks the agent who it is. @throws MeshError HM_CONSUL_UNREACHABLE, HM_CONSUL_FORBIDDEN and others */
+  /** Reads the agent's identity. @throws MeshError HM_CONSUL_UNREACHABLE, HM_CONSUL_FORBIDDEN and others */
   readAgentSelf(): Promise<AgentSelf> {
     return readAgentSelf(this.#parts.transport)
   }
@@ -123,7 +123,7 @@ export class ConsulCatalog implements Catalog {
     const opened = kept(watch, this.#serviceWatches)
     return {
       [Symbol.dispose]: () => {
-        // The list goes on with what is believed.
+        // The list continues with the accepted addresses.
         for (const list of this.#listWatches) list.adopt(name, watch.addresses())
         if (this.#watchByName.get(name) === watch) this.#watchByName.delete(name)
         opened[Symbol.dispose]()
@@ -236,7 +236,7 @@ function kept<W extends Disposable>(watch: W, watches: Set<W>): Disposable {
   }
 }
 
-/** Asks an agent who it is: node name, datacenter, address, version. One call, no retry. */
+/** Reads an agent's identity: node name, datacenter, address, version. One call, no retry. */
 async function readAgentSelf(transport: ConsulTransport): Promise<AgentSelf> {
   const answer = await transport.call('GET', '/v1/agent/self')
   return decodeAgentSelf(requireOk(answer, 'reading /v1/agent/self (agent:read)', AGENT_RULE).body)
@@ -246,7 +246,7 @@ function named(code: ProblemCode, messages: readonly string[]): Problem[] {
   return messages.map((message) => new Problem(code, message, { subject: subjectOf(message) }))
 }
 
-/** A watch without an answer of its own says what all of them say: that Consul is away. */
+/** While Consul is unreachable, all failing watches report the same problem. */
 function watchProblem({ path, problem, code, unreachable }: FollowHealth): Problem[] {
   if (problem === undefined || path === SUMMARY_PATH) return []
   const subject = unreachable ? 'Consul' : (path.split('?', 1)[0] ?? path)
@@ -268,11 +268,11 @@ function createTokenProbe(transport: ConsulTransport, clock: Clock): TokenProbe 
       const query = datacenter === '' ? '' : `?dc=${encodeURIComponent(datacenter)}`
       transport.call('GET', `/v1/catalog/services${query}`, { levels: NAME_LEVELS }).then(
         (answer) => {
-          // Consul's own servers are always in the catalog: an empty one means that we may not read it.
+          // Consul's own servers are always in the catalog: an empty answer means that the token may not read it.
           if (decodeServiceNames(requireOk(answer, 'reading services').body).length > 0)
             readAtMs.set(datacenter, clock.monotonicMs())
         },
-        // That it cannot read is the answer; the watches report what is wrong.
+        // A failure counts as "cannot read"; the watches report the reason.
         () => undefined,
       )
     },

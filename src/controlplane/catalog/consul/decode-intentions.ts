@@ -1,10 +1,10 @@
 /**
- * From Consul's answers about intentions to the model. Pure.
+ * Decodes Consul's answers about intentions into the model. Pure.
  *
- * One shape for both worlds: Consul 1.8 keeps intentions by themselves, newer ones make them from
- * service-intentions entries, and `/v1/connect/intentions/match` tells both alike. Leaving out a rule, or
- * a condition of it, could open what it closes. So a rule that cannot be read refuses the whole answer, and
- * one that cannot be obeyed as it is written denies and is named.
+ * One shape for all versions: Consul 1.8 stores intentions by themselves, newer versions derive them from
+ * service-intentions entries, and `/v1/connect/intentions/match` returns both in the same form. Omitting a rule, or a
+ * condition of it, could allow what it denies. So a rule that cannot be read rejects the whole answer, and one that
+ * cannot be applied as written denies and is reported.
  */
 import { MeshError } from '../../../lib/errors.ts'
 import { isRecord, member, quoteForMessage } from '../../../lib/json-value.ts'
@@ -13,15 +13,15 @@ import type { IntentionPermission } from '../../../model/permission.ts'
 import { decodePermission, isPresent } from '../permission.ts'
 import { malformed, shortened } from './decode.ts'
 
-/** Most rules for one destination; an answer with more is refused. */
+/** Most rules for one destination; an answer with more is rejected. */
 const MAX_INTENTIONS = 5_000
 
 /** Most permissions of a rule; one with more denies. */
 const MAX_PERMISSIONS = 1_000
 
-/** Rules by destination, and what was odd about them. */
+/** Rules by destination, and problems found in them. */
 export interface DecodedIntentions {
-  /** Has every destination that was asked for; highest precedence first. */
+  /** Has every requested destination; highest precedence first. */
   readonly byDestination: ReadonlyMap<string, readonly Intention[]>
   readonly problems: readonly string[]
 }
@@ -69,7 +69,7 @@ function decodeIntention(
   const source = text(destination, rule, 'SourceName')
   const target = text(destination, rule, 'DestinationName')
   if (source === '') throw malformed(`intention for ${destination}`, 'a SourceName', source)
-  // Consul finds the rules of a destination whatever their case, and compares sources exactly (seen on 1.8.7).
+  // Consul matches destinations without regard to case, and sources exactly (seen on 1.8.7).
   if (target.toLowerCase() !== destination.toLowerCase() && target !== '*')
     throw malformed(`intention for ${destination}`, `destination ${destination}`, target)
   if (isElsewhere(destination, rule)) return undefined
@@ -96,8 +96,8 @@ function decodeIntention(
 }
 
 /**
- * Whether the rule is about callers of another cluster, partition or namespace: none of ours can be
- * meant, whatever their name.
+ * Whether the rule is about callers of another cluster, partition or namespace: it cannot apply to callers of this
+ * mesh, whatever their name.
  */
 function isElsewhere(destination: string, rule: unknown): boolean {
   const isOther = (key: string, ours: readonly string[]): boolean =>
@@ -111,12 +111,12 @@ function isElsewhere(destination: string, rule: unknown): boolean {
   )
 }
 
-/** What the rule says about its pair; a clause when that cannot be obeyed. */
+/** The decision of the rule; a clause that says why if it cannot be applied. */
 function decodeVerdict(
   rule: unknown,
 ): { action: 'allow' | 'deny' } | { permissions: readonly IntentionPermission[] } | string {
   if (!isRecord(rule)) return `is ${quoteForMessage(rule)}`
-  // A field that is not known yet may narrow the rule, or turn it around.
+  // An unknown field may narrow the rule, or reverse it.
   const unknown = Object.keys(rule).find((key) => !KNOWN_FIELDS.has(key) && isPresent(rule[key]))
   if (unknown !== undefined) return `has the unknown field ${quoteForMessage(unknown)}`
   if (isPresent(rule['JWT'])) return 'has JWT requirements'
@@ -147,7 +147,7 @@ function decodePermissions(
   return { permissions }
 }
 
-/** Fields of an intention from Consul 1.8 to 1.22, with those that say nothing about who may call whom. */
+/** Fields of an intention from Consul 1.8 to 1.22, including those without influence on who may call whom. */
 const KNOWN_FIELDS: ReadonlySet<string> = new Set([
   'ID',
   'Description',
@@ -174,7 +174,7 @@ const KNOWN_FIELDS: ReadonlySet<string> = new Set([
   'ModifyIndex',
 ])
 
-/** A text that may be left out. A rule that has anything else there cannot be read. */
+/** An optional string. A rule with anything else there cannot be read. */
 function text(destination: string, rule: unknown, key: string): string {
   const value = member(rule, key) ?? ''
   if (typeof value !== 'string' || !isRecord(rule))

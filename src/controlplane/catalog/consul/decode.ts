@@ -1,10 +1,10 @@
 /**
- * From Consul's JSON to the model. Pure and suspicious: whoever may register a service may have written
- * any of it.
+ * Decodes Consul's JSON into the model. Pure. Trusts none of it: anyone who may register a service may have written
+ * any part.
  *
- * Two kinds of bad input. An answer of the wrong shape is refused whole (HM_CONSUL_ANSWER_MALFORMED), and
- * the last good one stays. One bad instance in a good answer is left out and named in `problems`: it
- * costs that instance, not the service. Intentions are different: see decode-intentions.ts.
+ * Two kinds of bad input. An answer of the wrong shape is rejected as a whole (HM_CONSUL_ANSWER_MALFORMED), and the
+ * last good one stays. One bad instance in a good answer is left out and reported in `problems`: the service keeps its
+ * other instances. Intentions are different: see decode-intentions.ts.
  */
 import { MeshError } from '../../../lib/errors.ts'
 import { isRecord, member, quoteForMessage } from '../../../lib/json-value.ts'
@@ -13,30 +13,30 @@ import type { Endpoint, Health } from '../../../model/endpoint.ts'
 import type { DefaultPolicy } from '../../../model/intention.ts'
 import { isServiceName } from '../../../model/spiffe-id.ts'
 
-/** Most instances of one service; an answer with more is refused. */
+/** Most instances of one service; decodeHealth() rejects an answer with more, decodeInstances() ignores the rest. */
 export const MAX_INSTANCES = 5_000
 
-/** Problems named one by one; the rest is counted. */
+/** Most problems listed one by one; the rest is counted. */
 const MAX_PROBLEMS = 10
 
-/** What the decoder must know to judge an instance. Undefined: not known, not judged. */
+/** What the decoder needs to judge an instance. Undefined: not known, so not checked. */
 export interface Place {
-  /** This host's name in Consul: only its own instances may be on loopback. */
+  /** This host's name in Consul: only its own instances may have loopback addresses. */
   readonly node?: string | undefined
-  /** An answer from another datacenter is refused. */
+  /** An answer from another datacenter is rejected. */
   readonly datacenter?: string | undefined
-  /** Whether that datacenter is another than this host's: then `wan` addresses count, and loopback is nobody's. */
+  /** Whether that datacenter is not this host's: then `wan` addresses are used, and loopback addresses rejected. */
   readonly isRemote?: boolean | undefined
 }
 
-/** Instances of one service. */
+/** The instances of one service. */
 export interface DecodedHealth {
   readonly endpoints: readonly Endpoint[]
   /** Consul's virtual addresses for the service, sorted. */
   readonly virtualIps: readonly string[]
-  /** Of instances that do not pass: the check that is worst and what it says, by key. */
+  /** For instances that do not pass: the worst check and its output, by key. */
   readonly failing: ReadonlyMap<string, string>
-  /** Keys of instances on nodes whose agents are away. */
+  /** Keys of instances on nodes whose agents are unreachable. */
   readonly awayKeys: ReadonlySet<string>
   /** Why instances were left out, one sentence each. */
   readonly problems: readonly string[]
@@ -86,7 +86,7 @@ export function decodeHealth(service: string, body: unknown, place: Place = {}):
   }
 }
 
-/** Of two proxies for one instance: a sidecar and hostmesh, while a host moves from one to the other. */
+/** Chooses between two proxies of one instance: a sidecar and hostmesh, while a host migrates between them. */
 function isBetter(one: Instance, other: Instance): boolean {
   const difference = HEALTH_RANK[one.endpoint.health] - HEALTH_RANK[other.endpoint.health]
   return difference === 0 ? one.modifyIndex >= other.modifyIndex : difference > 0
@@ -116,7 +116,7 @@ const MS_BY_GO_UNIT: Record<string, number> = {
   h: 3_600_000,
 }
 
-/** Levels of `/v1/catalog/services` that are read: the names, and not their tags, of which others may have any amount. */
+/** Levels of `/v1/catalog/services` that are read: the names, but not their tags, which others may make any size. */
 export const NAME_LEVELS = 1
 
 /**
@@ -128,19 +128,19 @@ export function decodeServiceNames(body: unknown): readonly string[] {
   return Object.keys(body).filter(isServiceName).toSorted()
 }
 
-/** Who answers Connect for a name. */
+/** Which instances accept Connect for a name. */
 export interface DecodedConnect {
-  /** Whether anybody does. */
+  /** Whether there are any. */
   readonly isMesh: boolean
-  /** Consul's virtual addresses for the service, sorted; as many as {@link MAX_VIRTUAL_IPS}. */
+  /** Consul's virtual addresses for the service, sorted; at most {@link MAX_VIRTUAL_IPS}. */
   readonly virtualIps: readonly string[]
 }
 
-/** Consul gives a service one address, and may show an older one on instances that it has not written anew. */
+/** Consul gives a service one address, and may show an older one on instances that it has not updated since. */
 const MAX_VIRTUAL_IPS = 4
 
 /**
- * Reads `/v1/catalog/connect/<service>`. An address is taken from what stands for the service alone.
+ * Reads `/v1/catalog/connect/<service>`. Only entries that represent this service alone supply an address.
  * @throws MeshError HM_CONSUL_ANSWER_MALFORMED
  */
 export function decodeConnect(service: string, body: unknown): DecodedConnect {
@@ -157,7 +157,7 @@ export function decodeConnect(service: string, body: unknown): DecodedConnect {
   }
 }
 
-/** The service itself, connect-native, or a proxy of it: no gateway, which answers for others too. */
+/** Whether it is the service itself, connect-native, or a proxy of it; not a gateway, which serves others too. */
 function standsFor(service: string, entry: unknown): boolean {
   const kind = member(entry, 'ServiceKind') ?? ''
   if (kind === '')
@@ -171,14 +171,14 @@ function standsFor(service: string, entry: unknown): boolean {
   )
 }
 
-/** What an agent says of itself. */
+/** What an agent reports about itself. */
 export interface AgentSelf {
   readonly nodeName: string
   readonly datacenter: string
-  /** The address under which the rest of the fleet knows this node, canonical; undefined when it is none. */
+  /** The address of this node for the rest of the fleet, canonical; undefined when it is not an IP address. */
   readonly nodeAddress: string | undefined
   readonly version: string
-  /** What holds where no intention matches, as this agent is configured; undefined when it does not say. */
+  /** The decision where no intention matches, as this agent is configured; undefined when it is not reported. */
   readonly defaultPolicy: DefaultPolicy | undefined
 }
 
@@ -207,7 +207,7 @@ export function decodeAgentSelf(body: unknown): AgentSelf {
   }
 }
 
-/** `allow` or `deny`, as the `X-Consul-Default-Acl-Policy` header has it too; undefined for anything else. */
+/** `allow` or `deny`, also from the `X-Consul-Default-Acl-Policy` header; undefined for anything else. */
 export function parseDefaultPolicy(value: unknown): DefaultPolicy | undefined {
   return value === 'allow' || value === 'deny' ? value : undefined
 }
@@ -218,16 +218,16 @@ export interface Weights {
   readonly Warning: number
 }
 
-/** What Consul takes where nobody has said anything. */
+/** Consul's default. */
 export const USUAL_WEIGHTS: Weights = { Passing: 1, Warning: 1 }
 
-/** One service as its own agent has it. */
+/** One service as its own agent lists it. */
 export interface AgentService {
   readonly id: string
   readonly name: string
   /** Empty for a plain service. */
   readonly kind: string
-  /** Empty for the agent's own. */
+  /** Empty: the agent's own address. */
   readonly address: unknown
   readonly port: number
   readonly meta: Readonly<Record<string, unknown>>
@@ -322,7 +322,7 @@ function decodeInstance(service: string, entry: unknown, place: Place): Instance
       id: who.id,
       node: nodeName,
       tunnel,
-      // What the proxy says of it; whether an instance listens there the catalog says: instances.ts.
+      // From the proxy's registration; instances.ts takes from the catalog whether an instance listens there.
       application: isPort(applicationPort) ? { ip: ip.ip, port: applicationPort } : undefined,
       health,
       weight: decodeWeight(member(registration, 'Weights'), health),
@@ -335,7 +335,7 @@ function decodeInstance(service: string, entry: unknown, place: Place): Instance
   }
 }
 
-/** Which instance of the service the registration stands for. */
+/** Which instance of the service the registration represents. */
 function decodeDestination(
   service: string,
   registration: Record<string, unknown>,
@@ -364,7 +364,7 @@ function nodeDatacenter(node: Record<string, unknown>): string {
   return typeof datacenter === 'string' ? datacenter : ''
 }
 
-/** As Consul's own proxies choose: of the service, else of its node; seen from another datacenter, `wan` first. */
+/** Same order as Consul's own proxies: service before node; from another datacenter, `wan` first. */
 function decodeAddress(
   registration: Record<string, unknown>,
   node: Record<string, unknown>,
@@ -385,7 +385,7 @@ function decodeAddress(
   return { ip }
 }
 
-/** Worst of all checks, of node and service; undefined when they are not a list. */
+/** The worst of all checks of node and service; undefined when they are not a list. */
 export function worstHealth(checks: unknown): Health | undefined {
   if (checks === undefined || checks === null) return 'passing'
   if (!Array.isArray(checks)) return undefined
@@ -393,14 +393,14 @@ export function worstHealth(checks: unknown): Health | undefined {
   for (const check of checks) {
     const status = member(check, 'Status')
     if (status === 'passing') continue
-    // A status that we do not know says that something is not in order.
+    // An unknown status means that something is wrong.
     if (status !== 'warning') return 'critical'
     worst = 'warning'
   }
   return worst
 }
 
-/** Consul's servers have one check of every node: whether they hear from its agent. */
+/** Whether Consul's servers cannot reach the node's agent: they have one check for that on every node. */
 function isAgentAway(checks: unknown): boolean {
   return (
     Array.isArray(checks) &&
@@ -411,11 +411,11 @@ function isAgentAway(checks: unknown): boolean {
   )
 }
 
-/** Of a check's name and of what it says, characters. */
+/** Most characters of a check's name and output. */
 const MAX_CHECK_NAME = 64
 const MAX_CHECK_OUTPUT = 200
 
-/** The first check that makes the health what it is, in one line for a terminal; undefined when it passes. */
+/** The first check that determines the health, in one line for a terminal; undefined when the health is passing. */
 export function worstCheck(checks: unknown, health: Health): string | undefined {
   if (health === 'passing' || !Array.isArray(checks)) return undefined
   const check: unknown = checks.find((each) => {
@@ -430,10 +430,10 @@ export function worstCheck(checks: unknown, health: Health): string | undefined 
   return output === '' ? title : `${title}: ${output}`
 }
 
-/** Checks print what they like: nothing of it is to steer a terminal. */
+/** Check output is arbitrary text: removes everything that could control a terminal. */
 function oneLine(text: unknown, most: number): string {
   if (typeof text !== 'string') return ''
-  // Bounded before it is searched: an output may have megabytes.
+  // Shortened before the search: an output may have megabytes.
   const line = text
     .slice(0, most * 4)
     .replace(/[\p{C}\p{Z}]+/gu, ' ')
@@ -441,14 +441,14 @@ function oneLine(text: unknown, most: number): string {
   return line.length > most ? `${line.slice(0, most)}…` : line
 }
 
-/** The share of an instance of that health: at least 1. */
+/** The weight of an instance with that health: at least 1. */
 export function decodeWeight(weights: unknown, health: Health): number {
   const weight = member(weights, health === 'warning' ? 'Warning' : 'Passing')
   if (typeof weight !== 'number' || !Number.isFinite(weight)) return 1
   return Math.min(65_535, Math.max(1, Math.round(weight)))
 }
 
-/** Consul gives virtual addresses out of 240.0.0.0/4 only; any other would divert what is not ours. */
+/** Consul assigns virtual addresses from 240.0.0.0/4 only; any other would divert traffic that is not ours. */
 function decodeVirtualIp(taggedAddresses: unknown): string | undefined {
   const text = member(member(taggedAddresses, 'consul-virtual'), 'Address')
   const ip = typeof text === 'string' ? canonicalIp(text) : undefined
@@ -493,7 +493,7 @@ export function malformed(what: string, expected: string, got: unknown): MeshErr
   )
 }
 
-/** The first problems, and how many more there are. */
+/** The first problems, and the number of the rest. */
 export function shortened(problems: readonly string[]): readonly string[] {
   if (problems.length <= MAX_PROBLEMS) return problems
   return [

@@ -1,14 +1,14 @@
 /**
- * From Consul's compiled discovery chain of a service to routes, clusters and the targets they are made of. Pure.
+ * Decodes Consul's compiled discovery chain of a service into routes, clusters and their targets. Pure.
  *
  * ```
  *   StartNode -> router --routes--> splitter --weights--> resolver -> Target, Failover.Targets
  * ```
  *
- * Names of nodes and targets are opaque (three parts on Consul 1.8, four on newer): they are looked up,
- * never taken apart. Of a router only routes that match everything are told: conditions on requests come with HTTP.
- * What bytes without a protocol take, the heaviest split of the last route, must be usable. Any other leg that is not,
- * or for which {@link MAX_TARGETS} leaves no room, is left out: nothing is sent there yet.
+ * Names of nodes and targets are opaque (three parts on Consul 1.8, four on newer): they are looked up, never parsed.
+ * Of a router only the routes that match everything are used: conditions on requests come with HTTP. The heaviest
+ * split of the last route, which carries bytes without a protocol, must be usable. Any other leg that is not usable, or
+ * for which {@link MAX_TARGETS} leaves no room, is left out: nothing is sent there yet.
  */
 import { errorCode, MeshError } from '../../../lib/errors.ts'
 import { isRecord, member, quoteForMessage } from '../../../lib/json-value.ts'
@@ -23,37 +23,37 @@ import { isServiceName, isSubsetName } from '../../../model/spiffe-id.ts'
 import { isPresent } from '../permission.ts'
 import { malformed, parseGoDuration } from './decode.ts'
 
-/** Where traffic goes: some instances of one service in one datacenter. */
+/** A destination of traffic: some instances of one service in one datacenter. */
 export interface ChainTarget {
   readonly service: string
   readonly datacenter: string
-  /** Whether that is another datacenter than the chain was compiled for. */
+  /** Whether that is not the datacenter that the chain was compiled for. */
   readonly isRemote: boolean
-  /** Consul's name for a part of the instances; undefined means all. */
+  /** Consul's name for a subset of the instances; undefined means all. */
   readonly subset: string | undefined
-  /** Which those are, in Consul's filter language; undefined means all. */
+  /** The subset's condition in Consul's filter language; undefined means all. */
   readonly filter: string | undefined
-  /** Whether instances with warnings are left out as well. */
+  /** Whether instances with warnings are left out too. */
   readonly onlyPassing: boolean
 }
 
-/** A cluster, before anybody has asked which instances its targets have. */
+/** A cluster before the instances of its targets have been read. */
 export interface ChainCluster extends Omit<Cluster, 'endpoints'> {
-  /** The first takes the traffic, the others in their order when it has nobody. */
+  /** The first takes the traffic; the others follow, in order, when it has no instance. */
   readonly targets: readonly [ChainTarget, ...ChainTarget[]]
 }
 
-/** What a discovery chain says of a service. */
+/** A decoded discovery chain. */
 export interface DecodedChain {
   readonly protocol: string
   readonly routes: readonly Route[]
-  /** What the routes lead to; the first takes bytes that nobody parses. */
+  /** The destinations of the routes; the first takes bytes that are not parsed. */
   readonly clusters: readonly [ChainCluster, ...ChainCluster[]]
-  /** What cannot be done as the chain says, one sentence each. */
+  /** Parts of the chain that cannot be applied, one sentence each. */
   readonly problems: readonly string[]
 }
 
-/** Consul's own defaults, for a service without config entries: everything goes to its instances. */
+/** Consul's defaults for a service without config entries: all traffic goes to its own instances. */
 export function defaultChain(service: string, datacenter = ''): DecodedChain {
   const itself: ChainTarget = {
     service,
@@ -72,21 +72,21 @@ export function defaultChain(service: string, datacenter = ''): DecodedChain {
   }
 }
 
-/** Targets followed for one service, all its clusters and their failover included: each costs a blocking query. */
+/** Most targets followed for one service, in all its clusters with their failover: each costs a blocking query. */
 export const MAX_TARGETS = 8
 
-/** Legs of splitters that are looked at, of all routes: far more than there can be targets. */
+/** Most legs of splitters examined, over all routes: far more than there can be targets. */
 const MAX_LEGS = 100
 
-/** No chain that Consul compiles is as deep: splitters are flattened. */
+/** Consul compiles no chain this deep: splitters are flattened. */
 const MAX_STEPS = 32
 
-/** Longer filters are a mistake; they travel in the query of each request. */
+/** Longer filters are a mistake; they are sent in the query of each request. */
 const MAX_FILTER_CHARS = 2_048
 
 /**
  * Reads `/v1/discovery-chain/<service>`. A chain without a start means the service itself, in `datacenter`.
- * @throws MeshError HM_CONSUL_ANSWER_MALFORMED for what is no chain, HM_CONSUL_CHAIN_UNUSABLE for one that leads nowhere.
+ * @throws MeshError HM_CONSUL_ANSWER_MALFORMED if it is not a chain, HM_CONSUL_CHAIN_UNUSABLE if it leads nowhere.
  */
 export function decodeChain(service: string, body: unknown, datacenter = ''): DecodedChain {
   const chain = member(body, 'Chain')
@@ -123,14 +123,14 @@ export function decodeChain(service: string, body: unknown, datacenter = ''): De
   return { protocol, routes: told, clusters, problems }
 }
 
-/** One way out of a splitter. */
+/** One branch of a splitter. */
 interface Leg {
-  /** The name of a node, if the chain is as it should be. */
+  /** The name of a node, if the chain is valid. */
   readonly next: unknown
   readonly weight: number
 }
 
-/** The legs of each route that matches everything. Consul ends a router with one that does. */
+/** The legs of each route that matches everything. Consul always ends a router with such a route. */
 function routesOf(chain: unknown, start: unknown): readonly (readonly Leg[])[] {
   const node = nodeAt(chain, start)
   if (member(node, 'Type') !== 'router') return [legsOf(chain, start)]
@@ -140,7 +140,7 @@ function routesOf(chain: unknown, start: unknown): readonly (readonly Leg[])[] {
     .map((route) => legsOf(chain, member(route, 'NextNode')))
 }
 
-/** Whether a route has no condition but the path that every path begins with. */
+/** Whether a route has no condition except the path prefix that every path has. */
 function matchesAll(route: unknown): boolean {
   const http = member(member(member(route, 'Definition'), 'Match'), 'HTTP')
   if (!isPresent(http)) return true
@@ -156,7 +156,7 @@ function legsOf(chain: unknown, name: unknown): readonly Leg[] {
   const node = nodeAt(chain, name)
   if (member(node, 'Type') !== 'splitter') return [{ next: name, weight: 1 }]
   return listOf(member(node, 'Splits')).map((split) => {
-    // Consul leaves a weight of 0 out.
+    // Consul omits a weight of 0.
     const weight = member(split, 'Weight')
     return {
       next: member(split, 'NextNode'),
@@ -169,7 +169,7 @@ function nodeAt(chain: unknown, name: unknown): unknown {
   return typeof name === 'string' ? member(member(chain, 'Nodes'), name) : undefined
 }
 
-/** The cluster of the resolver that a node is or leads to. */
+/** The cluster of the resolver at a node, or behind it. */
 function clusterAt(
   service: string,
   chain: Record<string, unknown>,

@@ -1,13 +1,13 @@
 /**
- * How often the log hears of something that fails again and again: once when it begins, and of other words for it
- * no more than every {@link REPEAT_MS}. The words of one outage alternate (ports, servers), so they cannot tell.
+ * Limits how often a repeated failure is logged: at most one line every {@link REPEAT_MS}, and not the same message
+ * twice in a row. Within one outage the messages alternate (ports, servers), so a new message is not a new failure.
  */
 import type { Clock } from '../../../lib/clock.ts'
 
-/** Between two lines about the same thing, milliseconds. */
+/** Least time between two log lines about the same thing, milliseconds. */
 export const REPEAT_MS = 60_000
 
-/** Remembers what was said last of one thing. Pure but for its clock. */
+/** Remembers the last logged message about one thing. Pure but for its clock. */
 export class FailureLog {
   readonly #clock: Clock
   #said: string | undefined
@@ -17,7 +17,7 @@ export class FailureLog {
     this.#clock = clock
   }
 
-  /** Whether a failure in these words is to be logged now; whoever asks does so. */
+  /** Whether a failure with this message is to be logged now; the caller logs it. */
   isNews(words: string): boolean {
     const nowMs = this.#clock.monotonicMs()
     if (words === this.#said || nowMs - this.#saidAtMs < REPEAT_MS) return false
@@ -26,7 +26,7 @@ export class FailureLog {
     return true
   }
 
-  /** It works again. Whether the log has heard that it did not. */
+  /** Notes that it works again. @returns whether the failure was logged */
   recover(): boolean {
     const wasSaid = this.#said !== undefined
     this.#said = undefined

@@ -1,10 +1,10 @@
 /**
- * Where the instances of a service listen, from `/v1/catalog/service/<name>`, and what else is registered on a node,
- * from `/v1/catalog/node/<node>`. Pure.
+ * Decodes where the instances of a service listen, from `/v1/catalog/service/<name>`, and what else is registered on a
+ * node, from `/v1/catalog/node/<node>`. Pure.
  *
- * A registration says where its own name leads and nothing else: an address counts only when Consul has it as an
- * address of the very node that the registration is of. A proxy's word on where its application listens does not
- * count at all: whoever may register a proxy may write any port there.
+ * A registration is trusted only for its own name: its address counts only when Consul lists it as an address of the
+ * same node. What a proxy's registration says about where its application listens does not count: whoever may register
+ * a proxy may write any port there.
  */
 import { isRecord, member, quoteForMessage } from '../../../lib/json-value.ts'
 import {
@@ -17,33 +17,33 @@ import {
 import type { Endpoint } from '../../../model/endpoint.ts'
 import { decodeWeight, isName, MAX_INSTANCES, malformed, type Place, shortened } from './decode.ts'
 
-/** An instance of a service as it is registered, whether a proxy stands for it or not. */
+/** An instance of a service as registered, with or without a proxy. */
 export interface PlainInstance {
   readonly node: string
   readonly id: string
   readonly address: SocketAddress
-  /** Consul's index of when it was registered: grows with time, the same for all readers. */
+  /** Consul's index of its registration: grows with time, the same for all readers. */
   readonly since: number
-  /** The same of when its registration was last changed: it may have come to its port only then. */
+  /** Consul's index of the last change of its registration: it may have got its port only then. */
   readonly changed: number
-  /** Its shares of traffic; undefined when nobody has given it any but Consul's usual one. */
+  /** Its weights; undefined for Consul's default ones. */
   readonly weights: unknown
 }
 
-/** Instances of one service. */
+/** The instances of one service. */
 export interface DecodedInstances {
   readonly instances: readonly PlainInstance[]
   /** Why instances were left out, one sentence each. */
   readonly problems: readonly string[]
 }
 
-/** What the hosts themselves stand on: SSH, DNS, Consul. No registration of a service leads there. */
+/** Ports of the host itself: SSH, DNS, Consul. A registration of a service there is not accepted. */
 const HOST_PORTS: ReadonlySet<number> = new Set([
   22, 53, 8300, 8301, 8302, 8500, 8501, 8502, 8503, 8600,
 ])
 
 /**
- * Reads `/v1/catalog/service/<service>`; no answer means no instance.
+ * Reads `/v1/catalog/service/<service>`; no body means no instance.
  * @throws MeshError HM_CONSUL_ANSWER_MALFORMED
  */
 export function decodeInstances(
@@ -68,7 +68,7 @@ export function decodeInstances(
   return { instances, problems: shortened(problems) }
 }
 
-/** The instance; why its address does not count; empty when it has none to count. */
+/** The instance; or why its address is not accepted; or an empty string when it has no port. */
 function decodePlain(entry: unknown, isRemote: boolean): PlainInstance | string {
   const node = member(entry, 'Node')
   const id = member(entry, 'ServiceID')
@@ -84,7 +84,7 @@ function decodePlain(entry: unknown, isRemote: boolean): PlainInstance | string 
   const ip = typeof text === 'string' ? canonicalIp(text) : undefined
   const wanPort = member(ofService, 'Port')
   const port = isPort(wanPort) ? wanPort : member(entry, 'ServicePort')
-  // Without a port it can only be called by name.
+  // Without a port it can be called only by name.
   if (port === 0) return ''
   if (ip === undefined || isUndialable(ip))
     return `its address ${quoteForMessage(text)} is no host's`
@@ -101,13 +101,13 @@ function decodePlain(entry: unknown, isRemote: boolean): PlainInstance | string 
   }
 }
 
-/** Consul writes 1 and 1 where nobody has said anything. */
+/** Consul writes 1 and 1 where no weights were given. */
 function ownWeights(weights: unknown): unknown {
   const shares = [member(weights, 'Passing'), member(weights, 'Warning')]
   return shares.every((share) => share === 1 || share === undefined) ? undefined : weights
 }
 
-/** Every address that Consul has of the node of an entry. */
+/** All addresses that Consul lists for the node of an entry. */
 function nodeAddresses(entry: unknown): ReadonlySet<string> {
   const tagged = member(entry, 'TaggedAddresses')
   const texts = [member(entry, 'Address'), ...(isRecord(tagged) ? Object.values(tagged) : [])]
@@ -116,7 +116,7 @@ function nodeAddresses(entry: unknown): ReadonlySet<string> {
   )
 }
 
-/** What listens at one port of a node, by its registration. */
+/** A service registered at one port of a node. */
 export interface NodeService {
   readonly service: string
   /** Undefined: any address of the node. */
@@ -126,14 +126,14 @@ export interface NodeService {
   readonly changed: number
 }
 
-/** When something was registered, and when that was last changed. */
+/** The indexes of a registration and of its last change. */
 function timesOf(entry: unknown): { readonly since: number; readonly changed: number } {
   const [created, modified] = [member(entry, 'CreateIndex'), member(entry, 'ModifyIndex')]
   const since = typeof created === 'number' ? created : 0
   return { since, changed: typeof modified === 'number' ? Math.max(modified, since) : since }
 }
 
-/** Reads `/v1/catalog/node/<node>`: its services, proxies and gateways left out. An unknown node has none. */
+/** Reads `/v1/catalog/node/<node>`: its services, without proxies and gateways. An unknown node has none. */
 export function decodeNodeServices(body: unknown): readonly NodeService[] {
   const services = member(body, 'Services')
   if (!isRecord(services)) return []
@@ -154,7 +154,7 @@ export function decodeNodeServices(body: unknown): readonly NodeService[] {
   })
 }
 
-/** Whether an answer about a node knows an instance of `service`. */
+/** Whether an answer about a node contains an instance of `service`. */
 export function isListed(
   service: string,
   { address }: PlainInstance,
@@ -166,11 +166,11 @@ export function isListed(
 /** A registration of another service at the same address. */
 export interface Rival {
   readonly service: string
-  /** Whether it was there before for certain. An index says when something was registered, and not where it was until it was changed. */
+  /** Whether it was certainly there first: an index tells when it was registered, not its address before a change. */
   readonly wasFirst: boolean
 }
 
-/** The registration of another service that was at an address before this one, or may have been; undefined when there is none. */
+/** The registration of another service that was at this address first, or may have been; undefined if there is none. */
 export function rivalOf(
   service: string,
   { address, since, changed }: PlainInstance,
@@ -189,9 +189,9 @@ export function rivalOf(
 }
 
 /**
- * Endpoints with the addresses and weights of the instances they stand for, as those are registered. Who writes the
- * weights of a service writes them on the service, not on the proxy that a mesh puts before it.
- * @returns the endpoints, and a sentence for each proxy that stands for something else
+ * Sets on each endpoint the address and weights of its instance, as registered. Operators set the weights of a service
+ * on the service, not on the proxy that a mesh adds.
+ * @returns the endpoints, and a sentence for each proxy at whose address no instance is registered
  */
 export function placeEndpoints(
   service: string,

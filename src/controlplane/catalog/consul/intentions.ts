@@ -1,10 +1,10 @@
 /**
- * Follows the intentions for a set of destinations, and what holds where none matches.
+ * Follows the intentions for a set of destinations, and the default policy.
  *
- * The truth is `/v1/connect/intentions/match`: it alone answers 403, not an empty list, when the token
- * lacks a right. On Consul 1.8 it cannot block, so the list of all intentions is followed as a wake-up;
- * where `/match` carries an index it is followed itself. Either way a wake-up only says "read again",
- * and a read happens every {@link REREAD_MS} even without one: a list filtered by ACL never wakes.
+ * The source is `/v1/connect/intentions/match`: only it answers 403, not an empty list, when the token lacks a right.
+ * On Consul 1.8 it cannot block, so the list of all intentions is followed as a wake-up; where `/match` carries an
+ * index it is followed itself. Either way a wake-up only means "read again", and a read happens every
+ * {@link REREAD_MS} even without one: a list filtered by ACL never wakes.
  */
 import { Retry } from '../../../lib/backoff.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
@@ -31,14 +31,14 @@ export interface IntentionOptions {
   readonly random?: Random
   /** Milliseconds between two reads without a wake-up. */
   readonly rereadMs?: number
-  /** The rules of an earlier run: known, though not read yet. */
+  /** The rules of an earlier run: known, but not yet read in this one. */
   readonly last?: readonly CatalogPolicy[] | undefined
 }
 
 /** Without a wake-up, rules and default policy are read this often, milliseconds. */
 const REREAD_MS = 30_000
 
-/** `/v1/agent/self` is a large answer; where no header tells the default policy it is read this often. */
+/** `/v1/agent/self` is a large answer: it is read this often where no header contains the default policy. */
 const SELF_EVERY_MS = 30_000
 
 /** A name in the query is about 30 bytes: this keeps a request line below 4 KiB. */
@@ -46,7 +46,7 @@ const NAMES_PER_CALL = 100
 
 const LIST_PATH = '/v1/connect/intentions'
 
-/** What came of one `/match`. */
+/** The result of one `/match`. */
 type BatchResult = 'good' | 'failed' | 'forbidden'
 
 /** Follows the rules for a set of destinations. */
@@ -65,7 +65,7 @@ export class IntentionWatch implements Disposable {
   readonly #failuresByBatch = new Map<string, FailureLog>()
   #decodeProblems: string[] = []
   #matchBlocks = false
-  /** By the header of an answer. */
+  /** From the header of an answer. */
   #toldDefaultPolicy: DefaultPolicy | undefined
   readonly #remembered: ReadonlySet<string>
   #defaultPolicy: DefaultPolicy | undefined
@@ -77,8 +77,8 @@ export class IntentionWatch implements Disposable {
   #wakePath: string | undefined
 
   /**
-   * `onChange` gets those destinations whose rules are known, all of them every time; one that is missing has never
-   * been read, and must be treated as denied.
+   * `onChange` receives all destinations whose rules are known, every time; one that is missing has never been read,
+   * and must be treated as denied.
    */
   constructor(
     destinations: readonly string[],
@@ -100,7 +100,7 @@ export class IntentionWatch implements Disposable {
     this.#stopListening = options.transport.onTokenChange(() => this.#loop?.wake())
   }
 
-  /** What is wrong now: what cannot be read, and what was read and cannot be obeyed. */
+  /** What is wrong now: rules that cannot be read, and rules that were read but cannot be applied. */
   problems(): readonly Problem[] {
     return [
       ...this.#problemByBatch.values(),
@@ -139,7 +139,7 @@ export class IntentionWatch implements Disposable {
     return (this.#options.rereadMs ?? REREAD_MS) * (0.8 + 0.2 * this.#random())
   }
 
-  /** One `/match` for `names`; keeps what is known when it fails. */
+  /** One `/match` for `names`; keeps the known rules when it fails. */
   async #readBatch(names: readonly string[]): Promise<BatchResult> {
     const key = names.join(' ')
     try {
@@ -148,7 +148,7 @@ export class IntentionWatch implements Disposable {
       for (const [destination, rules] of decoded.byDestination)
         this.#rulesByDestination.set(destination, rules)
       this.#decodeProblems.push(...decoded.problems)
-      // Of those as well that were asked for by themselves for want of a right.
+      // Also for those that were queried one by one for lack of a right.
       for (const batch of [key, ...names]) {
         this.#problemByBatch.delete(batch)
         this.#failuresByBatch.delete(batch)
@@ -160,7 +160,7 @@ export class IntentionWatch implements Disposable {
     } catch (error) {
       if (this.#closing.signal.aborted) return 'failed'
       const isForbidden = errorCode(error) === 'HM_CONSUL_FORBIDDEN'
-      // One destination without rights must not cost the others: ask for each by itself.
+      // One destination without rights must not affect the others: query each by itself.
       if (isForbidden && names.length > 1) {
         this.#problemByBatch.delete(key)
         await Promise.all(names.map((name) => this.#readBatch([name])))
@@ -177,8 +177,8 @@ export class IntentionWatch implements Disposable {
     const rule = names.slice(0, 5).map(readRule).join(' ')
     const { signal } = this.#closing
     const first = await this.#options.transport.call('GET', path, { signal })
-    // Without a leader only a stale read is answered. It may be older than what we know, so it is only
-    // good enough while we know nothing.
+    // Without a leader only a stale read is answered. It may be older than the known rules, so it is used only
+    // while those of a destination are unknown.
     const isUnknown = (name: string): boolean =>
       !this.#rulesByDestination.has(name) && !this.#remembered.has(name)
     if (first.status === 500 && names.some(isUnknown))
@@ -234,7 +234,7 @@ export class IntentionWatch implements Disposable {
     const policies = this.#destinations.flatMap((destination): CatalogPolicy | [] => {
       const intentions = this.#rulesByDestination.get(destination)
       if (intentions === undefined) return []
-      // Not knowing is no reason to let anybody in.
+      // Without a known default policy, deny.
       return { destination, intentions, defaultPolicy: this.#defaultPolicy ?? 'deny' }
     })
     const mark = JSON.stringify(policies)
@@ -258,7 +258,7 @@ const DEFAULT_UNKNOWN =
 
 const DEFAULT_SUBJECT = 'default policy'
 
-/** That of a watch that fails; while Consul is away all of them say the same. */
+/** The problem of a failed read; while Consul is unreachable all reads report the same one. */
 function readProblem(error: unknown, subject: string, what = subject): Problem {
   const reason = describeError(error)
   const isAway = failureKind(error) === 'unreachable'
@@ -268,7 +268,7 @@ function readProblem(error: unknown, subject: string, what = subject): Problem {
   })
 }
 
-/** What a sentence starts with, up to its first number or colon: what follows may change from day to day. */
+/** The start of a sentence, up to its first number or colon: what follows may change over time. */
 export function subjectOf(message: string): string {
   return /^[^\d:]*/.exec(message)?.[0] ?? ''
 }

@@ -1,20 +1,20 @@
 /**
- * Limits on JSON text before it is parsed: how long, how deeply nested, how many values.
+ * Limits on JSON text before it is parsed: length, depth of nesting, number of values.
  *
- * Counting happens as the bytes arrive, so a hostile answer is cut off before it is held in memory
- * whole. Malformed JSON is not this file's matter; the parser refuses it.
+ * Counts as the bytes arrive, so that a hostile answer is cut off before all of it is in memory. Malformed JSON is not
+ * detected here; the parser rejects it.
  */
 import { MeshError } from '../../../lib/errors.ts'
 
 /** Most bytes of one answer, after decompression. */
 const MAX_BODY_BYTES = 16 * 1024 * 1024
 
-/** Deepest nesting of objects and arrays; Consul's own answers stay below 12. */
+/** Deepest nesting of objects and arrays; Consul's own answers have fewer than 12 levels. */
 const MAX_DEPTH = 32
 
 /**
- * Most values of one answer. The 5,000 instances that a service may have are half of that; sixteen megabytes of
- * `[],[],` would be five millions, and take a gigabyte and seconds.
+ * Most values in one answer. The 5,000 instances that a service may have need half of that; sixteen megabytes of
+ * `[],[],` would be five million values, and take a gigabyte and seconds.
  */
 export const MAX_VALUES = 1_000_000
 
@@ -26,7 +26,7 @@ const OPEN_ARRAY = 0x5b
 const CLOSE_ARRAY = 0x5d
 const COMMA = 0x2c
 
-/** Watches the bytes of one JSON text go by. */
+/** Counts the bytes of one JSON text. */
 export interface JsonLimiter {
   /**
    * Takes the next bytes.

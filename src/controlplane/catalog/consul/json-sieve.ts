@@ -1,12 +1,12 @@
 /**
- * Lets through of a JSON text, as it arrives, what is read of it: nothing that is nested deeper than so many levels, and the
- * beginning of long texts. What is left is JSON of the same shape, with empty lists and objects where something was left out.
+ * Filters a JSON text as it arrives: removes what is nested deeper than a given level, and the end of long strings. The
+ * result is JSON of the same shape, with empty lists and objects where something was removed.
  *
- * For answers about many services at once. Whoever may write one of them decides how many tags and how much meta it has, and must
- * not be able to make the answer too large for the others.
+ * For answers about many services at once. Each owner of a service decides how many tags and how much meta it has, and
+ * must not be able to make the answer too large for the others.
  */
 
-/** No name and no address is longer; bytes. */
+/** Longer than any name or address; bytes. */
 const MAX_TEXT = 512
 
 const QUOTE = 0x22
@@ -17,12 +17,12 @@ const CLOSE_OBJECT = 0x7d
 const OPEN_ARRAY = 0x5b
 const CLOSE_ARRAY = 0x5d
 
-/** What the next bytes of an escape are: one that says which it is, or so many hexadecimal digits. */
+/** The state after a backslash: the next byte names the escape; smaller numbers count remaining hexadecimal digits. */
 const AFTER_BACKSLASH = 5
 
-/** Sieves one text. */
+/** Filters one text. */
 export interface JsonSieve {
-  /** Takes the next bytes. @returns those that are let through. */
+  /** Takes the next bytes. @returns those that are kept */
   push(chunk: Buffer): Buffer
 }
 
@@ -35,7 +35,7 @@ export function createJsonSieve(levels: number): JsonSieve {
   let escape = 0
 
   function passesText(byte: number): boolean {
-    // Never within an escape: half of one is no JSON.
+    // Never cut within an escape: half of one is not JSON.
     if (textBytes >= MAX_TEXT && escape === 0) isCut = true
     textBytes += 1
     if (escape === AFTER_BACKSLASH) escape = byte === LETTER_U ? 4 : 0
@@ -78,7 +78,7 @@ export function createJsonSieve(levels: number): JsonSieve {
       }
       if (start === 0) return chunk
       if (start > 0) parts.push(chunk.subarray(start))
-      // Copied: a small part must not keep the memory of a large chunk.
+      // Copied, so that a small part does not keep a large chunk in memory.
       return Buffer.concat(parts)
     },
   }

@@ -1,9 +1,9 @@
 /**
- * Which of the names that Consul has are services of the mesh: those for which somebody answers Connect.
+ * Decides which names in Consul are services of the mesh: those with an instance that accepts Connect.
  *
- * Each name is asked about once, and again when its answer is old, when a service named after it (`<name>-…`, as
- * proxies are) appears, or when another name has its address. A name of which Consul says what nobody can use keeps
- * its last answer, and is no reason not to ask about the others.
+ * Each name is queried once, and again when its answer is old, when a service named after it (`<name>-…`, as proxies
+ * are) appears, or when another name has its address. A name with an unusable answer keeps its last one, and does not
+ * prevent queries about the others.
  */
 import type { Clock, Random } from '../../../lib/clock.ts'
 import { eachAtOnce } from '../../../lib/each-at-once.ts'
@@ -11,42 +11,42 @@ import { describeError, errorCode } from '../../../lib/errors.ts'
 import { type DecodedConnect, decodeConnect } from './decode.ts'
 import { type ConsulTransport, requireOk } from './transport.ts'
 
-/** What Consul said of one name. */
+/** Consul's answer about one name. */
 interface NameAnswer extends DecodedConnect {
   readonly askedAtMs: number
   readonly untilMs: number
 }
 
-/** What the answers are asked with. */
+/** What the queries need. */
 export interface NameAnswersOptions {
   readonly transport: ConsulTransport
   readonly clock: Clock
   readonly random: Random
-  /** Ends all asking. */
+  /** Ends all queries. */
   readonly signal: AbortSignal
 }
 
-/** An answer that is no good to anybody: a matter of that name alone. */
+/** Errors of an unusable answer; they concern that name only. */
 const UNUSABLE: ReadonlySet<string> = new Set([
   'HM_CONSUL_ANSWER_TOO_LARGE',
   'HM_CONSUL_ANSWER_TOO_DEEP',
   'HM_CONSUL_ANSWER_MALFORMED',
 ])
 
-/** Names of such answers that are told. */
+/** Most names with unusable answers in a warning. */
 const MAX_TOLD = 5
 
-/** An answer about a name holds this long, milliseconds. */
+/** How long an answer about a name is valid, milliseconds. */
 const ANSWER_MS = 300_000
 
-/** Questions under way at once. */
+/** Most queries in flight at once. */
 export const CONCURRENCY = 3
 
 /** The answers about all names. */
 export class NameAnswers {
   readonly #options: NameAnswersOptions
   readonly #byName = new Map<string, NameAnswer>()
-  /** Why what Consul says of a name cannot be used. */
+  /** Why the answer about a name cannot be used. */
   readonly #unusable = new Map<string, string>()
 
   constructor(options: NameAnswersOptions) {
@@ -57,7 +57,7 @@ export class NameAnswers {
     return this.#byName.get(name)
   }
 
-  /** Asks about those of `names` whose answer is old or missing, and about any whose address another has got. */
+  /** Queries those of `names` whose answer is old or missing, and any whose address now belongs to another name. */
   async refresh(names: readonly string[]): Promise<void> {
     const { clock, signal } = this.#options
     const nowMs = clock.monotonicMs()
@@ -66,23 +66,23 @@ export class NameAnswers {
     await eachAtOnce(this.#outdated(nowMs), CONCURRENCY, signal, (name) => this.#ask(name))
   }
 
-  /** Forgets all but these. */
+  /** Forgets all names but these. */
   retain(names: ReadonlySet<string>): void {
     for (const answers of [this.#byName, this.#unusable])
       for (const name of answers.keys()) if (!names.has(name)) answers.delete(name)
   }
 
-  /** Asks anew about `name`. */
+  /** Makes the next refresh query `name` again. */
   forget(name: string): void {
     this.#byName.delete(name)
   }
 
-  /** Asks anew about all names that are not of the mesh. */
+  /** Makes the next refresh query all names outside the mesh again. */
   recheckOthers(): void {
     for (const [name, { isMesh }] of this.#byName) if (!isMesh) this.#byName.delete(name)
   }
 
-  /** `web-api-hostmesh` may be the proxy of `web-api` or of `web`: asks anew about both. */
+  /** `web-api-hostmesh` may be the proxy of `web-api` or of `web`: both are queried again. */
   recheckParents(name: string): void {
     for (let dash = name.lastIndexOf('-'); dash > 0; dash = name.lastIndexOf('-', dash - 1)) {
       const parent = name.slice(0, dash)
@@ -90,13 +90,13 @@ export class NameAnswers {
     }
   }
 
-  /** What is known of the name stays. @throws `error` when it is not a matter of the name alone */
+  /** Keeps what is known of the name. @throws `error` when it does not concern the name alone */
   noteUnusable(name: string, error: unknown): void {
     if (!UNUSABLE.has(errorCode(error))) throw error
     this.#unusable.set(name, describeError(error))
   }
 
-  /** Names of which Consul says what nobody can use, in one sentence. */
+  /** Names with unusable answers, in one sentence. */
   warnings(): readonly string[] {
     if (this.#unusable.size === 0) return []
     const told = [...this.#unusable].slice(0, MAX_TOLD).map(([name, why]) => `${name} (${why})`)
@@ -123,8 +123,8 @@ export class NameAnswers {
   }
 
   /**
-   * Names asked about before `sinceMs` that have an address which another name has by an answer since: Consul gives
-   * the address of a service that has lost its last proxy to the next one.
+   * Names last queried before `sinceMs` whose address another name has by a newer answer: when a service loses its last
+   * proxy, Consul gives its address to the next service.
    */
   #outdated(sinceMs: number): readonly string[] {
     const answers = [...this.#byName]

@@ -1,5 +1,5 @@
 /**
- * What is registered on a node, for {@link Claims}: a few small stale reads at once, each answer good for a
+ * Reads what is registered on a node, for {@link Claims}: a few small stale reads at once. Each answer is reused for a
  * moment, so that many services of one node cost one read.
  */
 import type { Clock } from '../../../lib/clock.ts'
@@ -12,16 +12,16 @@ export type NodeReader = (
   datacenter: string | undefined,
 ) => Promise<readonly NodeService[]>
 
-/** An answer is good for so long, milliseconds. */
+/** How long an answer is reused, milliseconds. */
 const GOOD_MS = 1_000
 
-/** Questions under way at once. */
+/** Most reads in flight at once. */
 const CONCURRENCY = 3
 
-/** The answer, its services, each of them, and what it says itself: not its tags and meta, of which others may have any amount. */
+/** The answer, its services, each of them, and its own fields; not tags and meta, which others may make any size. */
 const LEVELS = 3
 
-/** Reads over `transport`, which stays the caller's. */
+/** Reads over `transport`; the caller keeps ownership of it. */
 export function createNodeReader(transport: ConsulTransport, clock: Clock): NodeReader {
   const answers = new Map<
     string,

@@ -1,26 +1,27 @@
 /**
- * How the services of this host are, by what their checks at the agent say: what the TTL checks of their proxies are told. Pure but
- * for a clock.
+ * The health of this host's services, by their checks at the agent; the TTL checks of their proxies are set to it. Pure
+ * but for a clock.
  *
- * An agent that starts has a check as critical, without a word, until it has run. That is no news of its service.
+ * After its start an agent has each check as critical, without output, until the check has run. That says nothing
+ * about the service.
  */
 import type { Clock } from '../../../lib/clock.ts'
 import { isRecord, member } from '../../../lib/json-value.ts'
 import type { Health } from '../../../model/endpoint.ts'
 import { malformed, worstCheck, worstHealth } from './decode.ts'
 
-/** Of one service. */
+/** Health of one service. */
 export interface OwnHealth {
   readonly health: Health
-  /** The check that makes it so, in one line; undefined when all pass. */
+  /** The check that determines it, in one line; undefined when all pass. */
   readonly failing: string | undefined
   /** IDs of the checks that are critical. */
   readonly critical: readonly string[]
-  /** IDs of the checks that say something, whatever their state. */
+  /** IDs of the checks that have output, whatever their state. */
   readonly speaking: ReadonlySet<string>
 }
 
-/** How a service is that its operator took away. */
+/** The health of a service that its operator deregistered. */
 export const WITHDRAWN: OwnHealth = {
   health: 'critical',
   failing: 'Service is not registered',
@@ -29,28 +30,28 @@ export const WITHDRAWN: OwnHealth = {
 }
 
 /**
- * A service whose checks have not run since its agent started is as well as before, for so long: an agent runs a check for the
- * first time at any moment of its interval. Milliseconds.
+ * How long a service keeps its previous health when its checks have not run since the agent started: an agent runs a
+ * check for the first time at any moment of its interval. Milliseconds.
  */
 const NOT_RUN_MS = 10_000
 
-/** How each service was at the last look that told. */
+/** The health of each service at the last successful read. */
 export class OwnHealthHistory {
   readonly #clock: Clock
   #byId: ReadonlyMap<string, OwnHealth> = new Map()
-  /** When the checks of a service were first found not to have run. */
+  /** When the checks of a service were first found not to have run since the agent started. */
   readonly #notRunSinceMs = new Map<string, number>()
 
   constructor(clock: Clock) {
     this.#clock = clock
   }
 
-  /** Undefined for one of which the last look told nothing. */
+  /** Undefined for a service that was not in the last read. */
   of(id: string): OwnHealth | undefined {
     return this.#byId.get(id)
   }
 
-  /** Takes what a look has told, in place of what was known. */
+  /** Replaces what is known by the result of a read. */
   take(read: ReadonlyMap<string, OwnHealth>, withdrawn: ReadonlySet<string>): void {
     this.#byId = new Map(
       [...read].map(([id, now]) => [id, withdrawn.has(id) ? WITHDRAWN : this.#judge(id, now)]),
@@ -71,11 +72,11 @@ export class OwnHealthHistory {
 }
 
 /**
- * The checks of these services and nobody else's, of which there may be any amount. Those of the node count for a proxy without
- * being told.
+ * The path for the checks of these services only; others may have registered any number. The checks of the node apply
+ * to a proxy anyway.
  */
 export function ownChecksPath(serviceIds: readonly string[]): string {
-  // A string of the filter's language is quoted as one of JSON is.
+  // String literals of the filter language are quoted as in JSON.
   const filter = serviceIds.map((id) => `ServiceID == ${JSON.stringify(id)}`).join(' or ')
   return `/v1/agent/checks?filter=${encodeURIComponent(filter)}`
 }
@@ -99,8 +100,8 @@ export function decodeOwnHealth(
 }
 
 /**
- * Whether a service is critical only because its checks have not run since the agent started: those that are said something
- * before, and nothing now.
+ * Whether a service is critical only because its checks have not run since the agent started: its critical checks had
+ * output before, and have none now.
  */
 export function hasNotRun(before: OwnHealth, now: OwnHealth): boolean {
   return (
@@ -121,7 +122,7 @@ function healthOf(checks: readonly unknown[]): OwnHealth {
   }
 }
 
-/** Empty unless it is a text. */
+/** The string under `key`; empty if there is none. */
 function textOf(check: unknown, key: string): string {
   const text = member(check, key)
   return typeof text === 'string' ? text : ''

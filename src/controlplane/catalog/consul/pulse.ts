@@ -1,10 +1,10 @@
 /**
- * Asks Consul every few seconds for its own servers: one small answer that tells what long polls keep quiet about.
+ * Queries Consul every few seconds for its own servers: a small answer that shows what long polls do not.
  *
- * A long poll that waits does not notice that its token was deleted, nor that the servers lost their leader;
- * and a token without rights gets empty lists, not errors. Consul's servers are in every catalog under the
- * name `consul`, so an answer without them has a reason, and that reason is named here. When something was
- * wrong and no longer is, everything is asked anew: no long poll notices that it may read more now.
+ * A waiting long poll does not notice that its token was deleted, or that the servers lost their leader; and a token
+ * without rights receives empty lists, not errors. Consul's servers are in every catalog under the name `consul`, so
+ * an answer without them has a reason, which is reported here. When a problem is over, everything is queried again: no
+ * long poll notices that it may read more now.
  */
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { describeError, errorCode } from '../../../lib/errors.ts'
@@ -17,24 +17,24 @@ import { type ConsulAnswer, type ConsulTransport, NEW_TOKEN, requireOk } from '.
 /** What the pulse is built from. */
 export interface PulseOptions {
   readonly transport: ConsulTransport
-  /** Whether the host means to see all services, so that a policy which hides some is a mistake. */
+  /** Whether the host needs to see all services, so that a policy which hides some is a mistake. */
   readonly wantsAll: () => boolean
-  /** What was wrong is over. */
+  /** Called when a problem is over. */
   readonly onHealed: () => void
   readonly log: Log
   readonly clock?: Clock
   readonly random?: Random
 }
 
-/** A deleted token is to be known within 10 s. Milliseconds, the longest. */
+/** A deleted token must be noticed within 10 s. Milliseconds, at most. */
 const EVERY_MS = 7_000
 
-/** Servers hear from their leader many times a second; an election takes a few. */
+/** Servers hear from their leader many times a second; an election takes a few seconds. */
 const LEADERLESS_MS = 5_000
 
 const SERVERS_PATH = '/v1/catalog/service/consul?stale'
 
-/** Asks at once and goes on until it is disposed. The transport stays the caller's. */
+/** Queries at once and then until it is disposed. The caller keeps ownership of the transport. */
 export class Pulse implements Disposable {
   readonly #options: PulseOptions
   readonly #clock: Clock
@@ -61,7 +61,7 @@ export class Pulse implements Disposable {
     return this.#problem
   }
 
-  /** How long ago the answering server had last heard from its leader, milliseconds; undefined when not known. */
+  /** Time since the answering server last heard from its leader, milliseconds; undefined when not known. */
   lastContactMs(): number | undefined {
     if (this.#lastContact === undefined) return undefined
     const { ms, atMs } = this.#lastContact
@@ -82,9 +82,9 @@ export class Pulse implements Disposable {
         this.#lastContact = { ms: answer.lastContactMs, atMs: this.#clock.monotonicMs() }
       this.#note(await this.#judge(answer))
     } catch (error) {
-      // No answer, or a bad one: the watches say so by themselves.
+      // No answer, or a bad one: the watches report that themselves.
       if (errorCode(error) === 'HM_CONSUL_FORBIDDEN' && !signal.aborted) {
-        // Newer Consul refuses where 1.8 shows an empty list.
+        // Newer versions of Consul refuse where 1.8 returns an empty list.
         if (/ACL not found/i.test(describeError(error))) this.#note(UNKNOWN_TOKEN)
         else this.#note(wantsAll() ? BLIND : undefined)
       }
@@ -103,7 +103,7 @@ export class Pulse implements Disposable {
     })
     const names = decodeServiceNames(requireOk(listed, 'reading services').body)
     if (names.includes('consul')) return NODELESS
-    // A policy may show the few services that a host uses; their watches say when one is missing.
+    // A policy may show only the few services that a host uses; their watches report when one is missing.
     return names.length === 0 || wantsAll() ? BLIND : undefined
   }
 

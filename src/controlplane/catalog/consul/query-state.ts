@@ -7,51 +7,51 @@
  *      ^                     |
  *      +---------------------+  any failure, an index that went backwards, every 5 minutes
  *
- * Consul's rules: an index that goes backwards starts over at 0; 0 in an answer counts as 1; an answer
- * does not mean a change. Ours: after any failure start over at 0, because a restored or replaced server
- * makes an old index hang; and never ask in a tight loop, whatever the server does.
+ * Consul's rules: an index that goes backwards starts over at 0; 0 in an answer counts as 1; an answer does not imply a
+ * change. Ours: after any failure start over at 0, because on a restored or replaced server an old index blocks without
+ * end; and never query in a tight loop, whatever the server does.
  */
 import { backoffMs } from '../../../lib/backoff.ts'
 import type { Random } from '../../../lib/clock.ts'
 
 /** How fast a watch may follow a busy source. */
 export interface Pace {
-  /** Time a request costs, milliseconds; {@link BURST} of them may be saved up. */
+  /** Time that one request uses up, milliseconds; {@link BURST} of them may accumulate. */
   readonly everyMs: number
-  /** Answers that say nothing new slow the watch down to this, milliseconds. */
+  /** Answers without news slow the watch down to this interval, milliseconds. */
   readonly maxIdleMs: number
 }
 
-/** Between two requests of one watch. */
+/** The state of a watch between two requests. */
 export interface QueryState {
   readonly pace: Pace
-  /** What the next request carries; 0n is answered at once. */
+  /** Sent with the next request; 0n is answered at once. */
   readonly index: bigint
   /** Failures since the last good answer. */
   readonly failures: number
-  /** Good answers in a row that came early and said nothing new. */
+  /** Consecutive good answers that came early and contained nothing new. */
   readonly idleAnswers: number
-  /** Requests that may go out at once; grows by one every `pace.everyMs`. */
+  /** Requests that may be sent at once; grows by one every `pace.everyMs`. */
   readonly tokens: number
   readonly tokensAtMs: number
-  /** When the next read starts over at index 0 although all is well. */
+  /** When the next read starts over at index 0 even without a failure. */
   readonly restartAtMs: number
 }
 
-/** What came of one request. */
+/** The result of one request. */
 export type QueryOutcome =
   | {
       readonly kind: 'answer'
       /** The raw `X-Consul-Index`. */
       readonly index: string | undefined
-      /** Whether the content differs from the last. */
+      /** Whether the content differs from the previous answer. */
       readonly changed: boolean
       /** Whether the request was allowed to block. */
       readonly mayBlock: boolean
       /** Milliseconds from request to answer. */
       readonly tookMs: number
     }
-  /** `forbidden`: 401 or 403. `limited`: 429. `refused`: any other answer. `unreachable`: none at all. */
+  /** `forbidden`: 401 or 403. `limited`: 429. `refused`: any other bad answer. `unreachable`: no answer. */
   | { readonly kind: FailureKind }
 
 /** Why a request failed. */
@@ -66,28 +66,28 @@ export interface NextQuery {
 /** Wait after a failure, full jitter. */
 export const FAILURE_BACKOFF = { minMs: 500, maxMs: 30_000 }
 
-/** A token that lacks a right gets it by a person's hand: no hurry. */
+/** A person must grant the missing right: no hurry. */
 const FORBIDDEN_BACKOFF = { minMs: 5_000, maxMs: 30_000 }
 
-/** The agent asks for less. */
+/** The agent asks for fewer requests. */
 const LIMITED_BACKOFF = { minMs: 2_000, maxMs: 60_000 }
 
-/** Requests at once after a quiet time: a deployment changes a service a few times in a row. */
+/** Requests at once after a quiet period: a deployment changes a service a few times in a row. */
 const BURST = 3
 
-/** What a watch on one service, or on anything as small, gets. */
+/** For a watch on one service, or on anything of that size. */
 const USUAL_PACE: Pace = { everyMs: 1_000, maxIdleMs: 5_000 }
 
-/** An answer that took longer was worth its request. */
+/** An answer that took longer than this does not count as idle. */
 const EARLY_MS = 10_000
 
-/** An answer without a usable index cannot be waited on: ask this often. */
+/** An answer without a usable index cannot be used to block: poll this often. */
 const POLL_MS = 5_000
 
-/** When there are more watches than connections, those without one ask this often. */
+/** When there are more watches than connections, those without one poll this often. */
 const CROWDED_POLL_MS = 10_000
 
-/** How often an index is thrown away although all is well: heals what a restored snapshot leaves. */
+/** How often an index is discarded even without a failure: recovers from the effects of a restored snapshot. */
 const RESTART_MS = 300_000
 
 /** The state before the first request. */
@@ -103,7 +103,7 @@ export function firstQuery(nowMs: number, random: Random, pace = USUAL_PACE): Qu
   }
 }
 
-/** Consumes one outcome at `nowMs`, the time it came in. */
+/** Applies one outcome at `nowMs`, the time of its arrival. */
 export function nextQuery(
   state: QueryState,
   outcome: QueryOutcome,
@@ -124,7 +124,7 @@ export function nextQuery(
       state: { ...healthy, index: startOver ? 0n : index, idleAnswers: 0, restartAtMs },
       delayMs: jittered(CROWDED_POLL_MS, random),
     }
-  // A request with index 0 is answered at once by design, and one that waited long cost nothing.
+  // A request with index 0 is answered at once by design, and a long wait cost nothing.
   const isIdle = !outcome.changed && state.index !== 0n && outcome.tookMs < EARLY_MS
   const idleAnswers = isIdle ? state.idleAnswers + 1 : 0
   const { everyMs, maxIdleMs } = state.pace

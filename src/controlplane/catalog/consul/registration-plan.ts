@@ -1,8 +1,8 @@
 /**
- * What to register and what to take back, given what the agent has. Pure.
+ * Decides what to register and what to deregister, given what the agent has. Pure.
  *
- * Ours is recognized by marks in `Meta` together with the tunnel port, so that a daemon finds what it left
- * behind before a crash, and never touches what an operator, or another daemon, registered.
+ * Our registrations are recognized by marks in `Meta` together with the tunnel port, so that a daemon finds what it
+ * left behind before a crash, and never changes what an operator, or another daemon, registered.
  */
 import { formatAddress, isLoopback, type SocketAddress } from '../../../model/address.ts'
 import type { Health } from '../../../model/endpoint.ts'
@@ -15,21 +15,21 @@ export interface PlainRegistration {
   readonly id: string
   readonly port: number
   readonly meta: Readonly<Record<string, string>>
-  /** Where the agent checks that the application listens. */
+  /** The address where the agent checks that the application listens. */
   readonly checkAddress: string
 }
 
-/** The body of a proxy's registration, in Consul's spelling; only fields that Consul 1.8 knows. */
+/** The body of a proxy's registration, with Consul's keys; only fields that Consul 1.8 supports. */
 export interface ConsulProxyRegistration {
   readonly Kind: 'connect-proxy'
   readonly Name: string
   readonly ID: string
-  /** Left out: the agent's own address. */
+  /** Absent: the agent's own address. */
   readonly Address?: string
   readonly Port: number
-  /** Those of the plain service, as a sidecar has them. */
+  /** The tags of the plain service, as a sidecar has them. */
   readonly Tags?: readonly string[]
-  /** The same; left out where they are Consul's usual ones. */
+  /** The weights of the plain service; absent if they are Consul's default ones. */
   readonly Weights?: Weights
   readonly Meta: Readonly<Record<string, string>>
   readonly Proxy: {
@@ -41,22 +41,22 @@ export interface ConsulProxyRegistration {
   readonly Checks: readonly Readonly<Record<string, string>>[]
 }
 
-/** The difference between what is wanted and what the agent has. */
+/** The difference between the wanted registrations and those at the agent. */
 export interface RegistrationPlan {
   readonly plain: readonly PlainRegistration[]
   readonly proxies: readonly ConsulProxyRegistration[]
-  /** IDs of services that the operator took away: their proxies stay, but must be critical. */
+  /** IDs of services that the operator deregistered: their proxies stay, but must be critical. */
   readonly withdrawn: readonly string[]
   /** IDs to deregister, in order. */
   readonly remove: readonly string[]
-  /** What an operator should look at, one sentence each. */
+  /** What an operator should check, one sentence each. */
   readonly problems: readonly string[]
 }
 
-/** Says that a proxy is ours; its value is the version of the tunnel protocol. */
+/** Marks a proxy as ours; its value is the version of the tunnel protocol. */
 const PROXY_MARK = 'hostmesh-proto'
 
-/** Says that a plain service is ours; its value is the tunnel port. */
+/** Marks a plain service as ours; its value is the tunnel port. */
 const PLAIN_MARK = 'hostmesh-registered'
 
 /** On a proxy: the tunnel port of the host, whatever port the proxy itself has. */
@@ -66,15 +66,15 @@ const HOST_MARK = 'hostmesh-tunnel-port'
 const OWNER_MARK = 'hostmesh-plain'
 
 /**
- * On a proxy: `daemon` is who says how its service is. One without the mark is from an earlier version, and has an alias check
- * besides.
+ * On a proxy: `daemon` means that the daemon reports the health of its service. A proxy without the mark is from an
+ * earlier version, and has an alias check too.
  */
 const HEALTH_MARK = 'hostmesh-health'
 
-/** Without a beat for this long the proxy is critical. */
+/** Without an update for this long the proxy is critical. */
 const TTL = '30s'
 
-/** A proxy whose daemon has been gone this long is no longer worth listing. */
+/** A proxy whose daemon has been gone this long is deregistered. */
 const FORGET_AFTER = '72h'
 
 /** The ID of a service's proxy. */
@@ -87,7 +87,7 @@ export function ttlCheckIdOf(serviceId: string): string {
   return `hostmesh-ttl:${serviceId}`
 }
 
-/** The registration of a proxy that begins as healthy as its service is: callers have no use for it until then. */
+/** The registration of a proxy that starts with the health of its service: until that is good, callers avoid it. */
 export function beginningAs(
   health: Health,
   proxy: ConsulProxyRegistration,
@@ -96,8 +96,8 @@ export function beginningAs(
 }
 
 /**
- * Compares `desired` with what the agent has. With nothing desired it takes back all that is ours.
- * `nodeAddress` is where other hosts reach this one, when that is not the agent's address.
+ * Compares `desired` with what the agent has. With nothing desired it removes everything that is ours.
+ * `nodeAddress` is where other hosts reach this one, if that is not the agent's address.
  */
 export function planRegistration(
   desired: readonly LocalService[],
@@ -132,8 +132,8 @@ export function planRegistration(
       checkAddress: formatAddress(target),
     }
     const proxyThere = present.get(proxyIdOf(id))
-    // What the operator registered and then took away stays away; an agent that lost everything has no
-    // proxy that remembers, and gets all of it back.
+    // What the operator registered and then removed stays removed. An agent that lost everything has no proxy with
+    // the mark of the operator, so all of it is registered again.
     const isOperators =
       there === undefined ? proxyThere?.meta[OWNER_MARK] === 'operator' : !isOurPlain(there)
     if (!isOperators && (there === undefined || !isSamePlain(there, registration))) {
@@ -175,7 +175,7 @@ function proxyRegistration(
     readonly tunnelPort: number
     readonly owner: 'hostmesh' | 'operator'
     readonly nodeAddress: string | undefined
-    /** What the operator registered. */
+    /** The operator's registration, if there is one. */
     readonly plain: AgentService | undefined
   },
 ): ConsulProxyRegistration {
@@ -212,12 +212,12 @@ function proxyRegistration(
   }
 }
 
-/** Meta that the proxy takes over: the filters of a resolver's subsets are applied to proxies. */
+/** Meta copied to the proxy: the filters of a resolver's subsets are applied to proxies. */
 function inherited(plain: AgentService | undefined): Record<string, string> {
   const entries = Object.entries(plain?.meta ?? {}).filter(
     (entry): entry is [string, string] => typeof entry[1] === 'string',
   )
-  // Consul takes 64 pairs, and four of them are ours.
+  // Consul accepts 64 pairs, and four of them are ours.
   return Object.fromEntries(entries.slice(0, 60))
 }
 
@@ -264,7 +264,7 @@ function isSameMeta(
   return Object.entries(wanted).every(([key, value]) => there[key] === value)
 }
 
-/** The operator's own registration under another ID: then two plain services stand for one process. */
+/** The operator's own registration under another ID: then two plain services represent one process. */
 function otherIds(
   wanted: PlainRegistration,
   present: ReadonlyMap<string, AgentService>,
@@ -279,7 +279,7 @@ function otherIds(
     )
 }
 
-/** Other services that are registered here where one of ours listens: whoever may write them wants its callers. */
+/** Other services registered here at the address of one of ours: whoever may write them could receive its callers. */
 function foreigners(
   name: string,
   target: SocketAddress,

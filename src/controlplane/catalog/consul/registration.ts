@@ -1,15 +1,15 @@
 /**
- * Makes this host's services known through its agent, and keeps them known.
+ * Registers this host's services at its agent, and keeps them registered.
  *
- * Each service with a target stands in Consul as two: the plain service (what discovery and operators see)
- * and a `connect-proxy` named `<service>-hostmesh` on the tunnel port, which is how any Connect caller
- * finds it. A plain service that the operator registered is left alone, also when the operator takes it away; one
- * that was never there is registered too, with a TCP check of the application, and taken back together with the proxy.
+ * Each service with a target has two registrations in Consul: the plain service (for discovery and operators) and a
+ * `connect-proxy` named `<service>-hostmesh` on the tunnel port, through which any Connect caller finds it. A plain
+ * service that the operator registered is not changed, nor restored when the operator removes it. One that was never
+ * there is registered too, with a TCP check of the application, and deregistered together with the proxy.
  *
- * The proxy has one check, a TTL check that this daemon beats with the health of the plain service, and that turns critical when
- * the beats stop. An alias check would follow the plain service by itself, but not always: an agent that starts drops
- * what the check finds before it is listed, and has it as critical for a minute (Consul 1.8.7, at 1 restart of 8). The
- * state of a TTL check is on the agent's disk.
+ * The proxy has one check, a TTL check that this daemon updates with the health of the plain service, and that turns
+ * critical when the updates stop. An alias check would follow the plain service by itself, but not always: an agent
+ * that starts drops what the check finds before it is listed, and has it as critical for a minute (Consul 1.8.7, at 1
+ * restart of 8). The state of a TTL check is on the agent's disk.
  */
 import { Retry } from '../../../lib/backoff.ts'
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
@@ -34,30 +34,30 @@ import type { ConsulTransport } from './transport.ts'
 export interface RegistrarOptions {
   readonly transport: ConsulTransport
   readonly log: Log
-  /** Where other hosts reach this one; the agent's address unless given. */
+  /** Where other hosts reach this one. Default: the agent's address. */
   readonly nodeAddress?: string | undefined
   readonly clock?: Clock
   readonly random?: Random
-  /** Milliseconds between two looks at the agent. */
+  /** Milliseconds between two reads of the agent's services. */
   readonly lookMs?: number
 }
 
-/** The agent's own list of services is looked at this often: a local answer of less than a millisecond. */
+/** How often the agent's own list of services is read: a local answer of less than a millisecond. */
 const LOOK_MS = 2_000
 
-/** The TTL checks are beaten this often; they run out after 30 s. */
+/** How often the TTL checks are updated; they expire after 30 s. */
 const BEAT_MS = 10_000
 
 /**
- * After a failure: soon. An agent that was away for longer than our checks may go without a beat takes them for
- * critical when it is back, and tells the servers so as soon as it has joined them: the beat should come first.
+ * Short delays after a failure. An agent that was down for longer than the TTL of our checks takes them for critical
+ * when it is back, and reports that to the servers as soon as it has joined them: the update should arrive first.
  */
 const RETRY = { minMs: 300, maxMs: 1_000 }
 
 /** Deadline of deregister(), milliseconds. */
 const DEREGISTER_MS = 5_000
 
-/** Keeps registrations in place. It looks at the agent at once and from then on, also with nothing to register. */
+/** Maintains registrations. It reads the agent at once and from then on, also with nothing to register. */
 export class Registrar implements Disposable {
   readonly #options: RegistrarOptions
   readonly #clock: Clock
@@ -67,11 +67,11 @@ export class Registrar implements Disposable {
   readonly #loop: WakeableLoop
   readonly #healthHistory: OwnHealthHistory
   #desired: readonly LocalService[] = []
-  /** Those, and after they are to be taken back still those. */
+  /** The services registered last; deregister() keeps them, so that their registrations can still be read. */
   #kept: readonly LocalService[] = []
   #tunnelPort = 0
   #beatenAtMs = Number.NEGATIVE_INFINITY
-  /** What the TTL check of each service has been told. */
+  /** The health last sent to the TTL check of each service. */
   readonly #toldHealth = new Map<string, Health>()
   #lastGoodAtMs: number | undefined
   #unreachable: string | undefined
@@ -89,33 +89,33 @@ export class Registrar implements Disposable {
   }
 
   /**
-   * Registers these in place of any given before. Resolves after the first try; when that fails it is one
-   * of {@link Registrar.problems}, and tried again until it works.
+   * Registers these services instead of any given before. Resolves after the first attempt; a failure is one of
+   * {@link Registrar.problems}, and is retried until it succeeds.
    */
   async register(services: readonly LocalService[], tunnelPort: number): Promise<void> {
     this.#desired = services
     this.#kept = services
     this.#tunnelPort = tunnelPort
-    // The agent may have their proxies since before a crash, and how long ago those were beaten nobody knows.
+    // The agent may have their proxies from before a crash, with checks last updated at an unknown time.
     this.#beatenAtMs = Number.NEGATIVE_INFINITY
     await this.#loop.serialize(() => this.#look())
     this.#loop.wake()
   }
 
-  /** Takes back all of ours. Never throws; takes {@link DEREGISTER_MS} at most. */
+  /** Removes all our registrations. Never throws; takes {@link DEREGISTER_MS} at most. */
   async deregister(): Promise<void> {
     this.#desired = []
-    // The deadline covers a look at the agent that is still under way, too.
+    // The deadline also covers a pass that is still in progress.
     await Promise.race([
       this.#loop.serialize(() => this.#removeAll()),
       this.#clock.sleep(DEREGISTER_MS, this.#closing.signal),
     ])
   }
 
-  /** Keeps nothing more until the next register(); what is registered stays. */
+  /** Stops maintaining registrations until the next register(); existing ones stay. */
   leave(): void {
     this.#desired = []
-    // Without it nothing at the agent is known for ours.
+    // Without the port no registration at the agent is recognized as ours.
     this.#tunnelPort = 0
   }
 
@@ -128,12 +128,12 @@ export class Registrar implements Disposable {
     return this.#lastGoodAtMs
   }
 
-  /** Stops keeping; what is registered stays, and turns critical when its TTL check runs out. */
+  /** Stops maintaining; existing registrations stay, and turn critical when their TTL checks expire. */
   [Symbol.dispose](): void {
     this.#closing.abort()
   }
 
-  /** One look at the agent; returns how long to wait for the next. */
+  /** One pass over the agent's services; returns how long to wait for the next. */
   async #look(): Promise<number> {
     const { signal } = this.#closing
     if (signal.aborted) return 0
@@ -149,19 +149,19 @@ export class Registrar implements Disposable {
     }
   }
 
-  /** Registers what is missing, takes back what is left over, beats the rest. Returns what could not be done. */
+  /** Registers what is missing, removes what is left over, updates the checks. Returns what failed. */
   async #keep(signal: AbortSignal): Promise<readonly string[]> {
     const present = await this.#readAgent(signal)
     const plan = this.#plan(this.#desired, present)
     const isTimeToBeat =
       this.#unreachable !== undefined || this.#clock.monotonicMs() - this.#beatenAtMs >= BEAT_MS
-    // What was never beaten is forgotten when the agent restarts, so what is new is beaten at the next look.
+    // A check that was never updated is lost when the agent restarts, so a new one is updated at the next pass.
     if (plan.proxies.length > 0) this.#beatenAtMs = Number.NEGATIVE_INFINITY
     else if (isTimeToBeat) this.#beatenAtMs = this.#clock.monotonicMs()
     this.#unreachable = undefined
     const failures = [
       ...(await failuresOf(plan.plain.map((service) => this.#agent.registerPlain(service)))),
-      // Only then: a plain service that was lost is as well as it begins.
+      // After the plain services: one that was lost has the initial health of its new registration.
       ...(await failuresOf([this.#readHealth(new Set(plan.withdrawn))])),
       ...(await failuresOf(plan.proxies.map((proxy) => this.#registerProxy(proxy)))),
       ...(await failuresOf(plan.remove.map((id) => this.#agent.deregister(id)))),
@@ -185,7 +185,7 @@ export class Registrar implements Disposable {
     return services
   }
 
-  /** How the services of this host are. One of which nothing can be said is as it was. */
+  /** Reads the health of this host's services. A service about which nothing is known keeps its health. */
   async #readHealth(withdrawn: ReadonlySet<string>): Promise<void> {
     const ids = this.#desired.filter(({ target }) => target !== undefined).map(({ id }) => id)
     if (ids.length === 0) return
@@ -200,7 +200,7 @@ export class Registrar implements Disposable {
     await this.#agent.registerProxy(proxy, health, this.#closing.signal)
   }
 
-  /** Beats for those that are due: all of them from time to time, and whose health has changed. */
+  /** Updates the checks that are due: all of them from time to time, and those whose health has changed. */
   #beats(present: ReadonlyMap<string, AgentService>, isTimeToBeat: boolean): Promise<void>[] {
     return this.#desired.flatMap((service) => {
       const now = this.#healthHistory.of(service.id)
@@ -210,7 +210,7 @@ export class Registrar implements Disposable {
     })
   }
 
-  /** Beats the TTL check; a check that is gone comes back with its proxy. */
+  /** Updates the TTL check; a check that is missing is restored with its proxy. */
   async #beat(
     service: LocalService,
     now: OwnHealth,
@@ -222,7 +222,7 @@ export class Registrar implements Disposable {
       this.#toldHealth.set(service.id, now.health)
     } catch (error) {
       this.#options.log.debug('Check is missing', { id: checkId, reason: describeError(error) })
-      // A proxy that forgot whose service it stood for would bring it back.
+      // A new proxy would lack the mark of the operator, so the next pass would restore the plain service.
       if (now === WITHDRAWN) return
       const others = new Map(present)
       others.delete(proxyIdOf(service.id))
@@ -257,7 +257,7 @@ export class Registrar implements Disposable {
   }
 }
 
-/** Waits for all; the texts of those that failed. */
+/** Waits for all; returns the messages of those that failed. */
 async function failuresOf(work: readonly Promise<void>[]): Promise<readonly string[]> {
   const results = await Promise.allSettled(work)
   return results

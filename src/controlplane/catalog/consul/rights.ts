@@ -1,13 +1,13 @@
 /**
- * Which line of a policy allows what, in the words that Consul's policies are written in. Pure.
+ * The policy line that each right needs, in the syntax of Consul's policies. Pure.
  *
- * Only for messages: whoever is refused is told the line that is missing.
+ * Only for messages: an error about a missing right names the missing line.
  */
 
-/** Who this host is, and on Consul 1.8 the default policy. */
+/** To read this host's identity, and on Consul 1.8 the default policy. */
 export const AGENT_RULE = 'agent_prefix "" { policy = "read" }'
 
-/** To see instances at all: an instance is of a node. */
+/** To see instances at all: each belongs to a node. */
 export const NODE_RULE = 'node_prefix "" { policy = "read" }'
 
 /** To see the services of others. */
@@ -18,12 +18,12 @@ export function readRule(service: string): string {
   return `service "${service}" { policy = "read" }`
 }
 
-/** To register a service, and for its certificate. */
+/** To register a service, and to get its certificate. */
 export function writeRule(service: string): string {
   return `service "${service}" { policy = "write" }`
 }
 
-/** The line that reading `path` needs; undefined where none is needed, or its absence is no error. */
+/** The line needed to read `path`; undefined where none is needed, or where its absence is not an error. */
 export function ruleFor(path: string): string | undefined {
   const bare = path.split('?', 1)[0] ?? ''
   const name = decodeURIComponent(bare.slice(bare.lastIndexOf('/') + 1))

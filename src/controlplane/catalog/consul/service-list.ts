@@ -1,16 +1,16 @@
 /**
- * Follows which services the mesh has, those that have a connect proxy or are connect-native, and the virtual
- * addresses that Consul (1.11 and later) gives them.
+ * Follows the list of services in the mesh, those that have a connect proxy or are connect-native, and the virtual
+ * addresses that Consul (1.11 and later) assigns to them.
  *
- * Consul has no such list. `/v1/catalog/services` names everything that is registered, so each name is
- * asked about by itself (name-answers.ts). The cost is one small stale read a name and five minutes.
+ * Consul has no such list. `/v1/catalog/services` lists everything that is registered, so each name is queried by
+ * itself (name-answers.ts). The cost is one small stale read per name every five minutes.
  *
- * Of the services of the mesh their instances are read as well (`/v1/catalog/service/<name>`), at the same pace: who
- * dials one of them means the mesh, whether this host follows the service or not. A service that has no proxy any
- * more stays in the list, marked as gone, until nobody can have its addresses from before.
+ * For services of the mesh the instances are read too (`/v1/catalog/service/<name>`), at the same pace: whoever dials
+ * one of them expects the mesh, whether this host follows the service or not. A service without a proxy stays in the
+ * list, marked as gone, until no caller can still have its addresses.
  *
- * A list that is suddenly short is held back for a moment, and one that does not even name Consul itself is
- * never believed: that is what a token without rights sees.
+ * A list that is suddenly short is held back for a moment, and one that does not even contain Consul itself is never
+ * accepted: that is what a token without rights receives.
  */
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { eachAtOnce } from '../../../lib/each-at-once.ts'
@@ -33,7 +33,7 @@ import { type ConsulTransport, requireOk } from './transport.ts'
 export interface ServiceListOptions {
   readonly transport: ConsulTransport
   readonly readNode: NodeReader
-  /** What the watch of a followed service believes; undefined for one that nobody follows. */
+  /** The addresses that the watch of a followed service accepts; undefined for one that is not followed. */
   readonly followed?: (name: string) => readonly InstanceAddress[] | undefined
   readonly follower: Follower
   readonly log: Log
@@ -43,19 +43,19 @@ export interface ServiceListOptions {
   readonly last?: readonly ListedService[] | undefined
 }
 
-/** A service that is, or was, of the mesh. */
+/** A service that is, or was, in the mesh. */
 interface Member {
   readonly claims: Claims
   /** When its instances were last read. */
   readAtMs: number
-  /** Wall clock of when nobody answered Connect for it any more. */
+  /** Wall clock of when the last instance that accepts Connect disappeared. */
   goneSinceMs: number | undefined
 }
 
-/** More names than this are not asked about: of each kind so many as there is room for (fair-order.ts). */
+/** Most names that are queried; when there are more, each kind of name gets its share (fair-order.ts). */
 const MAX_NAMES = 5_000
 
-/** How often old answers are looked for. */
+/** How often to check for old answers. */
 const SWEEP_MS = 15_000
 
 /** Follows the list of services. */
@@ -71,16 +71,16 @@ export class ServiceListWatch implements Disposable {
   readonly #members = new Map<string, Member>()
   /** All names that Consul has; undefined before the first answer. */
   #names: readonly string[] | undefined
-  /** How many more it has than are looked at. */
+  /** How many names were left out. */
   #leftOutCount = 0
-  /** Those of the mesh that were published last. */
+  /** The names of the mesh in the last published list. */
   #meshNames: readonly string[]
   #published: string | undefined
   #doubtedAtMs: number | undefined
   #isReading = false
   #problem: string | undefined
 
-  /** `onChange` gets the list sorted by name, every time it changes. */
+  /** `onChange` receives the list sorted by name, every time it changes. */
   constructor(onChange: (services: readonly ListedService[]) => void, options: ServiceListOptions) {
     const { transport, clock = systemClock, random = systemRandom, last = [] } = options
     const { signal } = this.#closing
@@ -110,7 +110,7 @@ export class ServiceListWatch implements Disposable {
     return this.#problem === undefined ? [] : [this.#problem]
   }
 
-  /** What is too much for this host, one sentence each. */
+  /** What exceeds the limits of this host, one sentence each. */
   excess(): readonly string[] {
     if (this.#leftOutCount === 0) return []
     return [
@@ -118,24 +118,24 @@ export class ServiceListWatch implements Disposable {
     ]
   }
 
-  /** Claims that are not met, and names of which Consul says what nobody can use, one sentence each. */
+  /** Refused claims, and names with unusable answers, one sentence each. */
   warnings(): readonly string[] {
     const ofMembers = [...this.#members.values()].flatMap(({ claims }) => claims.warnings())
     return [...this.#answers.warnings(), ...ofMembers]
   }
 
-  /** Asks again about all names that nobody answered Connect for: what the token may see has changed. */
+  /** Queries again all names outside the mesh: what the token may read has changed. */
   recheck(): void {
     this.#answers.recheckOthers()
     this.#loop.wake()
   }
 
-  /** Takes over what the watch of a service believes, which ends. */
+  /** Takes over the addresses that the watch of a service accepted, when that watch ends. */
   adopt(name: string, addresses: readonly InstanceAddress[]): void {
     this.#members.get(name)?.claims.adopt(addresses)
   }
 
-  /** Where instances of a service are believed to listen; empty for one that is not of the mesh. */
+  /** The accepted addresses of a service; empty for one that is not in the mesh. */
   addressesOf(name: string): readonly InstanceAddress[] {
     return this.#members.get(name)?.claims.believed() ?? []
   }
@@ -163,12 +163,12 @@ export class ServiceListWatch implements Disposable {
     this.#loop.wake()
   }
 
-  /** Returns how long to wait before old answers are looked for again. */
+  /** Returns how long to wait before the next check for old answers. */
   async #askAll(): Promise<number> {
     await this.#answers.refresh(this.#names ?? [])
     this.#problem = undefined
     this.#publish()
-    // Not waited for: what is known of the mesh does not depend on it.
+    // Not awaited: the list of names does not depend on it.
     void this.#readInstances()
     return this.#doubtedAtMs === undefined ? SWEEP_MS : DOUBT_MS
   }
@@ -197,7 +197,7 @@ export class ServiceListWatch implements Disposable {
     this.#onChange(list)
   }
 
-  /** Whether too many names are gone to believe it yet; those are asked about again then. */
+  /** Whether too many names have disappeared to accept that yet; if so, those are queried again. */
   #isHeldBack(meshNames: readonly string[]): boolean {
     if (!isSuddenLoss(this.#meshNames, meshNames)) {
       this.#doubtedAtMs = undefined
@@ -211,7 +211,7 @@ export class ServiceListWatch implements Disposable {
     return true
   }
 
-  /** Who is of the mesh, and who was until now. */
+  /** Updates which services are in the mesh, and which no longer are. */
   #noteMembers(meshNames: readonly string[]): void {
     const present = new Set(meshNames)
     for (const name of meshNames) {
@@ -240,7 +240,7 @@ export class ServiceListWatch implements Disposable {
   }
 
   #listed(name: string, { claims, goneSinceMs }: Member): ListedService {
-    // Its own watch knows better, and sooner.
+    // The watch of the service itself knows more, and earlier.
     claims.adopt(this.#options.followed?.(name) ?? [])
     const addresses = claims.believed()
     return {
@@ -251,7 +251,7 @@ export class ServiceListWatch implements Disposable {
     }
   }
 
-  /** Reads the instances of each member about as often as it is asked about. */
+  /** Reads the instances of each member about as often as its name is queried. */
   async #readInstances(): Promise<void> {
     if (this.#isReading) return
     this.#isReading = true

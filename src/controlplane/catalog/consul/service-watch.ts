@@ -1,11 +1,11 @@
 /**
- * Follows one service: its discovery chain, the proxies of every target that the chain leads to, and its own
- * instances, which say at which addresses callers mean it, whether a proxy stands for them or not (claims.ts).
+ * Follows one service: its discovery chain, the proxies of every target of the chain, and its own instances, which
+ * determine at which addresses callers mean it, with or without a proxy (claims.ts).
  *
- * Each target has a watch of its own, so that a datacenter that cannot be reached costs its own instances' news and
- * nothing else: the other targets go on, and its last good instances stay. What is decided here: an answer in
- * which many instances of a target, or its last ones, are suddenly gone is doubted until it has been repeated,
- * because an emptied catalog, a restored server and a token without rights all look like that.
+ * Each target has its own watch, so that an unreachable datacenter affects only the news about its own instances: the
+ * other targets continue, and its last good instances stay. Decided here: an answer in which many instances of a
+ * target, or all that are left, suddenly disappear is held back until it has been repeated, because an emptied
+ * catalog, a restored server and a token without rights all look like that.
  */
 import type { Clock } from '../../../lib/clock.ts'
 import { MeshError } from '../../../lib/errors.ts'
@@ -32,17 +32,17 @@ import {
 import type { NodeReader } from './node-reader.ts'
 
 /**
- * Whether the token may read any service at all: lost rights show as empty lists, not as errors. Asked for another
+ * Whether the token may read any service at all: lost rights show as empty lists, not as errors. For another
  * datacenter, or for the agent's own when it is undefined.
  */
 export interface TokenProbe {
-  /** Asks again when the last answer is old. */
+  /** Queries again when the last answer is old. */
   ask(datacenter: string | undefined): void
-  /** Whether the last answer, not older than `sinceMs`, named a service. */
+  /** Whether there is an answer since `sinceMs` that contained a service. */
   canRead(datacenter: string | undefined, sinceMs: number): boolean
 }
 
-/** What a watch needs to know. */
+/** What the watch is built from. */
 export interface ServiceWatchOptions {
   readonly tokenProbe: TokenProbe
   readonly follower: Follower
@@ -52,17 +52,17 @@ export interface ServiceWatchOptions {
   readonly datacenter?: string | undefined
   /** The answer of an earlier run. */
   readonly last?: CatalogService | undefined
-  /** Where its instances are believed to listen, by whoever looked before. */
+  /** Addresses of its instances that were accepted before this watch. */
   readonly established?: readonly InstanceAddress[] | undefined
 }
 
-/** How long an answer of the {@link TokenProbe} counts, milliseconds. */
+/** How long an answer of the {@link TokenProbe} is valid, milliseconds. */
 export const TOKEN_PROBE_MS = 5_000
 
-/** Chain and first target are waited for so long; then what else is known has to do. Milliseconds. */
+/** How long to wait for chain and first target before using what else is known. Milliseconds. */
 const PATIENCE_MS = 2_000
 
-/** So long the service's own instances are: a service that is called by name must not wait for its addresses. */
+/** How long to wait for the service's own instances: a service called by name must not wait for its addresses. */
 const INSTANCE_PATIENCE_MS = 500
 
 /** The instances of the service itself in one datacenter. */
@@ -77,7 +77,7 @@ interface TargetWatch {
   readonly watch: FollowWatch
   /** The last good answer. */
   instances: DecodedHealth | undefined
-  /** Sentences about proxies that stand for no instance. */
+  /** Sentences about proxies without an instance. */
   warnings: readonly string[]
 }
 
@@ -86,15 +86,15 @@ export class ServiceWatch implements Disposable {
   readonly #name: string
   readonly #onChange: (service: CatalogService) => void
   readonly #options: ServiceWatchOptions
-  /** What the service is while nothing leads it elsewhere. */
+  /** The chain of a service without config entries. */
   readonly #usualChain: DecodedChain
-  /** By path. */
+  /** Key: path. */
   readonly #targetWatches = new Map<string, TargetWatch>()
-  /** By datacenter; '' is the agent's own. */
+  /** Key: datacenter; '' is the agent's own. */
   readonly #instanceWatches = new Map<string, InstanceWatch>()
   readonly #chainWatch: FollowWatch
   readonly #instanceTimer: NodeJS.Timeout
-  /** Undefined until it has been read, or waited for long enough. */
+  /** Undefined until it has been read, or the wait for it is over. */
   #chain: DecodedChain | undefined
   #virtualIps: readonly string[] = []
   #isPatient = true
@@ -103,7 +103,7 @@ export class ServiceWatch implements Disposable {
   #published: string | undefined
   #isClosed = false
 
-  /** `onChange` gets every state that differs from the last. */
+  /** `onChange` receives every state that differs from the previous one. */
   constructor(
     name: string,
     onChange: (service: CatalogService) => void,
@@ -113,7 +113,7 @@ export class ServiceWatch implements Disposable {
     this.#onChange = onChange
     this.#options = options
     this.#usualChain = defaultChain(name, options.datacenter)
-    // Most chains lead to the service itself: its instances are asked for at once.
+    // Most chains lead to the service itself: its instances are queried at once.
     this.#followTargets(this.#usualChain)
     this.#chainWatch = options.follower.follow(
       `/v1/discovery-chain/${encodeURIComponent(name)}`,
@@ -137,7 +137,7 @@ export class ServiceWatch implements Disposable {
     ]
   }
 
-  /** Claims that are not met, one sentence each. */
+  /** Refused claims, one sentence each. */
   warnings(): readonly string[] {
     return [
       ...[...this.#instanceWatches.values()].flatMap(({ claims, listed }) => [
@@ -148,14 +148,14 @@ export class ServiceWatch implements Disposable {
     ]
   }
 
-  /** Which check keeps an instance from passing, by endpoint key. */
+  /** The check that keeps an instance from passing, by endpoint key. */
   failing(): ReadonlyMap<string, string> {
     return new Map(
       [...this.#targetWatches.values()].flatMap(({ instances }) => [...(instances?.failing ?? [])]),
     )
   }
 
-  /** Where instances are believed to listen in the agent's own datacenter. */
+  /** Accepted addresses of instances in the agent's own datacenter. */
   addresses(): readonly InstanceAddress[] {
     return this.#instanceWatches.get('')?.claims.believed() ?? []
   }
@@ -173,12 +173,12 @@ export class ServiceWatch implements Disposable {
     const chain = this.#chain
     if (chain === undefined || this.#isClosed) return
     const [main] = chain.clusters
-    // Sending everybody to the failover because it answered a moment earlier would be wrong.
+    // Sending all traffic to the failover because it answered a moment earlier would be wrong.
     if (this.#isPatient && this.#instancesOf(main.targets[0]) === undefined) return
     const clusters = chain.clusters.flatMap((cluster) => this.#answered(cluster) ?? [])
     const [first, ...others] = clusters
     if (first?.name !== main.name) return
-    // Only what is believed will be captured: it should be in the first answer.
+    // Only accepted addresses are captured: they should be in the first answer.
     if (
       this.#published === undefined &&
       this.#awaitsInstances &&
@@ -209,21 +209,21 @@ export class ServiceWatch implements Disposable {
     return this.#targetWatches.get(pathOf(target))?.instances
   }
 
-  /** A cluster with the instances of its targets; undefined before the first of them has answered. */
+  /** A cluster with the instances of its targets; undefined before any of them has answered. */
   #answered({ targets, ...cluster }: ChainCluster): Cluster | undefined {
     const answers = targets.map((target) => this.#placedEndpoints(target))
     if (answers.every((answer) => answer === undefined)) return undefined
     return { ...cluster, endpoints: combine(targets, answers) }
   }
 
-  /** A target's instances, those of the service itself with the addresses that its proxies stand for. */
+  /** A target's instances; those of the service itself have the addresses of the instances behind the proxies. */
   #placedEndpoints(target: ChainTarget): readonly Endpoint[] | undefined {
     const watch = this.#targetWatches.get(pathOf(target))
     if (watch?.instances === undefined || target.service !== this.#name)
       return watch?.instances?.endpoints
     const own = this.#instanceWatches.get(target.isRemote ? target.datacenter : '')
     const { endpoints, problems } = placeEndpoints(this.#name, watch.instances.endpoints, [
-      // What was believed and is gone from the list is where it was, if its proxy is still there.
+      // An accepted address that is no longer listed is still valid if its proxy is still there.
       ...(own?.claims.believed() ?? []).map(asInstance),
       ...(own?.listed?.instances ?? []),
     ])
@@ -238,7 +238,7 @@ export class ServiceWatch implements Disposable {
     this.#publish()
   }
 
-  /** Follows what the chain leads to, and nothing else. */
+  /** Follows the targets of the chain, and no others. */
   #followTargets({ clusters }: DecodedChain): void {
     const paths = new Set(clusters.flatMap((cluster) => cluster.targets.map(pathOf)))
     for (const [path, { watch }] of this.#targetWatches)
@@ -248,7 +248,7 @@ export class ServiceWatch implements Disposable {
       }
     for (const cluster of clusters)
       for (const target of cluster.targets) this.#openTarget(target, cluster.name)
-    // Its own instances, here and where bytes go to it elsewhere: callers mean the mesh by their addresses.
+    // Its own instances, here and in datacenters where the chain sends bytes to it: their addresses are captured.
     const datacenters = new Set([
       '',
       ...clusters[0].targets
@@ -275,11 +275,11 @@ export class ServiceWatch implements Disposable {
         path,
         (body) => {
           opened.instances = withoutSuddenLoss(body)
-          // Others' virtual addresses lead to those others.
+          // Virtual addresses of other services belong to those services.
           if (isOwn) this.#virtualIps = opened.instances.virtualIps
           this.#publish()
         },
-        // The agent's summary of services is about its own datacenter.
+        // The agent's summary of services covers its own datacenter only.
         target.isRemote ? {} : { subject: target.service },
       ),
     }
@@ -337,14 +337,14 @@ function asInstance({ ip, port, node, since }: InstanceAddress): PlainInstance {
   return { node, id: '', address: { ip, port }, since, changed: since, weights: undefined }
 }
 
-/** As the rest of the mesh has it: another datacenter counts registrations by itself, so ours come first. */
+/** The address as the rest of the mesh uses it: another datacenter has its own indexes, so ours come first. */
 function asOf(datacenter: string, address: InstanceAddress): InstanceAddress {
   return datacenter === ''
     ? address
     : { ...address, node: `${datacenter}/${address.node}`, since: YIELDING }
 }
 
-/** The reverse, of the answer of an earlier run. */
+/** The reverse, for the answer of an earlier run. */
 function addressesOf(
   last: CatalogService | undefined,
   datacenter: string,
@@ -355,7 +355,7 @@ function addressesOf(
     .map((address) => ({ ...address, node: address.node.slice(prefix.length) }))
 }
 
-/** Where a target's proxies are read. */
+/** The path that lists a target's proxies. */
 function pathOf(target: ChainTarget): string {
   const query = [
     ...(target.isRemote ? [`dc=${encodeURIComponent(target.datacenter)}`] : []),
@@ -365,7 +365,7 @@ function pathOf(target: ChainTarget): string {
   return query.length === 0 ? path : `${path}?${query.join('&')}`
 }
 
-/** The endpoints of all targets; one that several targets have belongs to the first of them. */
+/** The endpoints of all targets; one that occurs in several targets belongs to the first of them. */
 function combine(
   targets: readonly ChainTarget[],
   answers: readonly (readonly Endpoint[] | undefined)[],
@@ -381,8 +381,8 @@ function combine(
 }
 
 /**
- * What holds of a chain that has not been read in time; undefined to go on waiting: a service that was led
- * elsewhere must not be taken for itself.
+ * The chain to use when none has been read in time; undefined to continue waiting: a service that was redirected must
+ * not be treated as its own destination.
  */
 function chainWithout(
   usual: DecodedChain,
@@ -409,7 +409,7 @@ function remembered(
   )
 }
 
-/** Reads the answers about one target, and refuses those that are to be doubted. */
+/** Decodes the answers about one target, and rejects those with a sudden loss. */
 function createLossFilter(
   target: ChainTarget,
   cluster: string,
@@ -426,7 +426,7 @@ function createLossFilter(
   let doubtedAtMs: number | undefined
   return (body) => {
     const after = decodeHealth(target.service, body, place)
-    // An agent that comes back with others hears of their return last: until then they are as good as gone.
+    // An agent that returns together with others hears of their return last: until then they count as gone.
     const there = after.endpoints.filter(({ key }) => !after.awayKeys.has(key))
     if (isDoubtful(trusted, there)) {
       doubtedAtMs ??= clock.monotonicMs()
@@ -448,7 +448,7 @@ function createLossFilter(
   }
 }
 
-/** Whether more instances vanished at once than a deployment takes away. */
+/** Whether more instances vanished at once than a deployment removes. */
 export function isDoubtful(before: readonly Endpoint[], after: readonly Endpoint[]): boolean {
   return isSuddenLoss(
     before.map((endpoint) => endpoint.key),

@@ -1,34 +1,33 @@
 /**
- * The ACL token of the moment: from the configuration, or from a file that may change at any time.
+ * The current ACL token: from the configuration, or from a file that may change at any time.
  *
- * The file is looked at every two seconds while calls are made, and at once when Consul refused a call:
- * whoever rotates a token deletes the old one. The first read must succeed; later failures keep the token
- * that worked.
+ * The file is checked every two seconds while calls are made, and at once when Consul refuses a call: rotating a token
+ * ends with deleting the old one. The first read must succeed; later failures keep the token that worked.
  */
 import { readFileSync, statSync } from 'node:fs'
 import type { Clock } from '../../../lib/clock.ts'
 import { MeshError } from '../../../lib/errors.ts'
 
-/** Where the token is. */
+/** Where the token comes from. */
 export interface TokenOptions {
   readonly token?: string | undefined
-  /** Wins over `token`. */
+  /** Takes precedence over `token`. */
   readonly tokenFile?: string | undefined
 }
 
-/** A token, and news of it. */
+/** A token, and notice of its changes. */
 export interface TokenSource {
-  /** Undefined for the anonymous one. */
+  /** Undefined for the anonymous token. */
   current(): string | undefined
-  /** The same, after a look at the file right now. */
+  /** The same, after checking the file now. */
   latest(): string | undefined
   /** What is wrong with the file now; undefined when nothing is. */
   problem(): string | undefined
-  /** Calls `listener` whenever the token has become another. Returns what ends that. */
+  /** Calls `listener` whenever the token has changed. Returns a function that ends that. */
   onChange(listener: () => void): () => void
 }
 
-/** How often the token file is looked at. */
+/** How often the token file is checked. */
 const TOKEN_CHECK_MS = 2_000
 
 /** A Consul token is a UUID of 36 characters; JWTs used as tokens are longer. */

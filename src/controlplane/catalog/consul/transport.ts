@@ -1,9 +1,9 @@
 /**
  * HTTP to one Consul agent: `http://`, `https://` or a Unix socket.
  *
- * Two pools of connections, so that long polls can never keep registration and heartbeats waiting: Consul
- * allows 200 connections per caller, and one blocking query holds one. Every call has a deadline and a
- * limit on what it reads; redirects are not followed; the token never appears in a message.
+ * Two pools of connections, so that long polls never delay registration and heartbeats: Consul allows 200 connections
+ * per caller, and one blocking query holds one. Every call has a deadline and a limit on the size of the answer;
+ * redirects are not followed; the token never appears in a message.
  */
 import type {
   Agent,
@@ -27,42 +27,45 @@ import { createJsonLimiter } from './json-limits.ts'
 import { createJsonSieve } from './json-sieve.ts'
 import { createTokenSource } from './token-source.ts'
 
-/** Where the agent is and how to talk to it. Same fields as the `catalog` section of the configuration. */
+/** The address of the agent and how to call it. Same fields as the `catalog` section of the configuration. */
 export interface ConsulAddress extends AgentTlsFiles {
   /** `http://host:port`, `https://host:port` or `unix:///path`. */
   readonly address: string
   readonly token?: string | undefined
-  /** Holds the token; read again when it changes. Wins over `token`. */
+  /** Holds the token; read again when it changes. Takes precedence over `token`. */
   readonly tokenFile?: string | undefined
-  /** The name in the agent's certificate, where it is not the host of the address. */
+  /** The name in the agent's certificate, if it is not the host of the address. */
   readonly tlsServerName?: string | undefined
   /** Deadline of a call that does not block, milliseconds. */
   readonly requestTimeout: number
 }
 
-/** What the agent said. Any status; {@link requireOk} turns bad ones into errors. */
+/** The agent's answer, with any status; {@link requireOk} turns bad ones into errors. */
 export interface ConsulAnswer {
   readonly status: number
-  /** The parsed body of a 2xx answer; undefined when it is empty or the status is another. */
+  /** The parsed body of a 2xx answer; undefined when it is empty or for any other status. */
   readonly body: unknown
-  /** The first characters of the body of any other answer: Consul puts its reason there. */
+  /** The first characters of the body of any other answer: it contains Consul's reason. */
   readonly text: string
   /** Raw `X-Consul-Index`; undefined when the answer has none. */
   readonly index: string | undefined
-  /** Milliseconds since the answering server last heard from the leader; undefined when not said. */
+  /** Milliseconds since the answering server last heard from the leader; undefined when not reported. */
   readonly lastContactMs: number | undefined
   /** Raw `X-Consul-Default-Acl-Policy`, from Consul 1.9 on. */
   readonly defaultAclPolicy: string | undefined
 }
 
-/** How one call differs from the usual. */
+/** How one call differs from the default. */
 export interface CallOptions {
-  /** `watch` for long polls; `plain` unless given. */
+  /** `watch` for long polls. Default: `plain`. */
   readonly pool?: 'watch' | 'plain'
-  /** Milliseconds for the whole call; the transport's request timeout unless given. */
+  /** Milliseconds for the whole call. Default: the transport's request timeout. */
   readonly timeoutMs?: number
   readonly signal?: AbortSignal
-  /** How many levels of the answer are read; what is nested deeper, and long text, is left out as it arrives (json-sieve.ts). All unless given. */
+  /**
+   * How many levels of the answer are read; deeper values and the end of long strings are removed as they arrive
+   * (json-sieve.ts). Default: all.
+   */
   readonly levels?: number | undefined
   /** Sent as JSON. */
   readonly body?: unknown
@@ -72,14 +75,14 @@ export interface CallOptions {
 export interface ConsulTransport extends Disposable {
   /** The address, for messages and status. */
   readonly address: string
-  /** The pool for plain calls, for the `consul` package to share. */
+  /** The pool for plain calls, which the `consul` package shares. */
   readonly plainAgent: Agent
   readonly requestTimeoutMs: number
-  /** The token of the moment; undefined for the anonymous one. */
+  /** The current token; undefined for the anonymous one. */
   token(): string | undefined
-  /** What is wrong with the files of token and certificate now, one sentence each. */
+  /** What is wrong with the token and certificate files now, one sentence each. */
   problems(): readonly string[]
-  /** Calls `listener` whenever the token has become another. Returns what ends that. */
+  /** Calls `listener` whenever the token has changed. Returns a function that ends that. */
   onTokenChange(listener: () => void): () => void
   /**
    * Calls `path` (which begins with `/v1/`) and reads the whole answer.
@@ -89,20 +92,20 @@ export interface ConsulTransport extends Disposable {
   call(method: 'GET' | 'PUT', path: string, options?: CallOptions): Promise<ConsulAnswer>
 }
 
-/** Connections for long polls; what Consul allows per caller is 200, shared with everything on the host. */
+/** Connections for long polls; Consul allows 200 per caller, shared with everything on the host. */
 export const WATCH_SOCKETS = 64
 
 /** Connections for everything else. */
 const PLAIN_SOCKETS = 4
 
-/** Most bytes of an answer of which only some levels are read; what is let through is limited like any answer. */
+/** Most bytes of an answer of which only some levels are read; what is kept is limited like any answer. */
 const MAX_SIEVED_BYTES = 128 * 1_048_576
 
 /** How much of an error's body is kept. */
 const MAX_ERROR_TEXT = 300
 
 /**
- * Opens the transport; nothing is connected yet.
+ * Creates the transport without connecting.
  * @throws MeshError HM_CONSUL_ADDRESS_INVALID, HM_CONSUL_CA_UNREADABLE, HM_CONSUL_CERT_UNUSABLE,
  * HM_CONSUL_TOKEN_UNREADABLE, HM_CONSUL_TOKEN_INVALID
  */
@@ -114,7 +117,7 @@ export function createTransport(
   const agentOptions: https.AgentOptions = {
     keepAlive: true,
     scheduling: 'lifo',
-    // The agents know the way by themselves, so that the `consul` package needs only one of them.
+    // The agents hold the address themselves, so that the `consul` package needs only one of them.
     ...(target.socketPath === undefined ? {} : { socketPath: target.socketPath }),
     ...(target.host === undefined ? {} : { host: target.host, port: target.port }),
     ...(options.tlsServerName === undefined ? {} : { servername: options.tlsServerName }),
@@ -165,8 +168,8 @@ export function createTransport(
     ])
     const exchangeOnce = (): Promise<ConsulAnswer> =>
       exchange(() => protocol.request(request), payload, signal, callOptions.levels)
-    // The agent may close an idle connection at the very moment we reuse it; that says nothing
-    // about the agent, and every call here may be repeated.
+    // The agent may close an idle connection at the moment we reuse it; that is no sign of a failure of the
+    // agent, and every call here may be repeated.
     const exchangeOrRepeat = (): Promise<ConsulAnswer> =>
       exchangeOnce().catch((error: unknown) => {
         if (!(error instanceof StaleConnection)) throw error
@@ -175,7 +178,7 @@ export function createTransport(
     try {
       const answer = await exchangeOrRepeat()
       if (answer.status !== 401 && answer.status !== 403) return answer
-      // Who rotates a token deletes the old one: a call that was refused with it is repeated with the new one.
+      // Rotating a token ends with deleting the old one: a call that was refused with it is repeated with the new one.
       return setToken(token.latest()) === usedToken ? answer : await exchangeOrRepeat()
     } catch (error) {
       throw asCallError(error, {
@@ -198,7 +201,7 @@ export function createTransport(
     onTokenChange: (listener) => token.onChange(listener),
     call,
     [Symbol.dispose]() {
-      // Also ends the calls that wait for a connection, which destroying the agents does not.
+      // Also ends calls that wait for a connection; destroying the agents does not.
       closing.abort()
       watchAgent.destroy()
       plainAgent.destroy()
@@ -207,8 +210,8 @@ export function createTransport(
 }
 
 /**
- * The answer itself when its status is 2xx.
- * @param rule what the policy of the token must hold for this call, as Consul writes it
+ * Returns the answer when its status is 2xx.
+ * @param rule what the token's policy must contain for this call, in Consul's syntax
  * @throws MeshError HM_CONSUL_FORBIDDEN (401, 403), HM_CONSUL_RATE_LIMITED (429), HM_CONSUL_REFUSED (any other)
  */
 export function requireOk(answer: ConsulAnswer, what: string, rule?: string): ConsulAnswer {
@@ -221,7 +224,7 @@ export function requireOk(answer: ConsulAnswer, what: string, rule?: string): Co
   throw new MeshError('HM_CONSUL_REFUSED', `Consul failed at ${what}: ${reason}`)
 }
 
-/** The error for a call that the token does not allow, or whose token Consul does not know. */
+/** The error for a call that the token does not permit, or whose token is unknown to Consul. */
 export function forbidden(what: string, reason: string, rule: string | undefined): MeshError {
   const hint = 'Give the token of hostmesh the rights listed in docs/consul.md'
   const message = `Consul does not allow ${what}: ${reason}`
@@ -231,20 +234,20 @@ export function forbidden(what: string, reason: string, rule: string | undefined
   return new MeshError('HM_CONSUL_FORBIDDEN', `${message}${missing}`, { hint })
 }
 
-/** What to do about a token that Consul does not know (any more). */
+/** What to do about a token that is, or has become, unknown to Consul. */
 export const NEW_TOKEN = 'write a valid one into the token file'
 
 /**
- * Has an agent open its next connections with `material`. Node's types do not show the options that an agent
- * merges into each request, but its documents do not forbid them either; the `consul` package, which shares
- * the agent, knows no other way.
+ * Makes an agent open its next connections with `material`. Node's types do not show the options that an agent merges
+ * into each request, but its documentation does not forbid their use; for the `consul` package, which shares the
+ * agent, there is no other way.
  */
 function useForNext(agent: Agent, material: AgentTlsMaterial): void {
   const options: unknown = Reflect.get(agent, 'options')
   if (typeof options === 'object' && options !== null) Object.assign(options, material)
 }
 
-/** A reused connection died before it carried an answer. */
+/** A reused connection failed before it carried an answer. */
 class StaleConnection extends Error {}
 
 interface Target {
@@ -277,7 +280,7 @@ function parseTarget(options: ConsulAddress, clock: Clock): Target {
   const url = URL.parse(options.address)
   if (url === null || url.username !== '' || url.pathname !== '/' || url.search !== '')
     throw invalidAddress(options.address)
-  // URL keeps the brackets of an IPv6 host; sockets do not want them.
+  // URL keeps the brackets of an IPv6 host; sockets do not accept them.
   const host = url.hostname.replace(/^\[|\]$/g, '')
   if (url.protocol === 'http:') {
     const port = url.port === '' ? 80 : Number(url.port)
@@ -363,7 +366,7 @@ async function readAnswer(
       chunks.push(read)
     } else if (bytes < MAX_ERROR_TEXT) chunks.push(chunk)
     bytes += chunk.length
-    // An error's body is text of any shape; there is no reason to read a long one to its end.
+    // The body of an error has no fixed form, so a long one is not read to its end.
     if (!isOk && bytes > 1_048_576)
       throw new MeshError('HM_CONSUL_ANSWER_TOO_LARGE', 'Error of Consul is longer than 1 MiB')
   }

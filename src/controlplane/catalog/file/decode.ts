@@ -1,7 +1,7 @@
 /**
- * From the text of a catalog file to what the catalog answers. Pure.
+ * Decodes the text of a catalog file into the catalog's answers. Pure.
  *
- * A file is taken whole or not at all: one wrong intention could open or close the wrong door.
+ * A file is accepted as a whole or not at all: one wrong intention could allow or deny the wrong connections.
  */
 import {
   type DocumentProblem,
@@ -16,7 +16,7 @@ import type { CatalogPolicy, CatalogService } from '../catalog.ts'
 import { decodePermission } from '../permission.ts'
 import { type CatalogFile, catalogFileSchema } from './schema.ts'
 
-/** Everything a catalog file says. */
+/** The content of a catalog file. */
 export interface CatalogContent {
   readonly serviceByName: ReadonlyMap<string, CatalogService>
   /** Sorted by precedence, highest first, then by names. */
@@ -24,19 +24,19 @@ export interface CatalogContent {
   readonly defaultPolicy: DefaultPolicy
 }
 
-/** What {@link decodeCatalog} found: the content, or one line for each problem. */
+/** The result of {@link decodeCatalog}: the content, or one line for each problem. */
 export type DecodedCatalog =
   | { readonly content: CatalogContent }
   | { readonly problems: readonly string[] }
 
-/** The catalog that knows nothing and allows nothing. */
+/** The catalog that contains nothing and allows nothing. */
 export const emptyCatalog: CatalogContent = {
   serviceByName: new Map(),
   intentions: [],
   defaultPolicy: 'deny',
 }
 
-/** Reads a catalog. Never throws; `fileName` is for the messages only. */
+/** Decodes a catalog. Never throws; `fileName` is used in messages only. */
 export function decodeCatalog(text: string, fileName: string): DecodedCatalog {
   const parsed = parseYamlDocument(text, catalogFileSchema)
   if ('problems' in parsed) return { problems: formatProblems(fileName, parsed.problems) }
@@ -55,7 +55,7 @@ export function decodeCatalog(text: string, fileName: string): DecodedCatalog {
   }
 }
 
-/** The rules of one destination, wildcards included, in the order in which they decide. */
+/** The rules of one destination, including wildcards, in order of precedence. */
 export function policyOf(content: CatalogContent, destination: string): CatalogPolicy {
   return {
     destination,
@@ -70,7 +70,7 @@ type FileService = CatalogFile['services'][number]
 type FileInstance = FileService['Instances'][number]
 type FileIntention = CatalogFile['intentions'][number]
 
-/** @param position in the file: of two services at one address the first has it */
+/** @param position in the file: of two services at one address, the first has it */
 function toService(service: FileService, position: number): CatalogService {
   const endpoints = service.Instances.map((instance) => toEndpoint(instance, service.Name))
   return {
@@ -133,7 +133,7 @@ function compareText(left: string, right: string): number {
   return left < right ? -1 : 1
 }
 
-/** Names, instance IDs and virtual addresses must each mean one thing. */
+/** Names, instance IDs and virtual addresses must be unique. */
 function serviceProblems(document: YamlDocument<CatalogFile>): DocumentProblem[] {
   const problems: DocumentProblem[] = []
   const names = new Map<string, string>()

@@ -1,10 +1,10 @@
 /**
  * The embedded catalog: one YAML file, read again whenever it changes; needs no other program.
  *
- * A file that cannot be read or is not sound changes nothing: the last good content stays, that of an earlier
- * run at a start, and health() names what is wrong. Only where there is none it is an error. Writers should replace
- * the file by renaming; one written in place is read once it has been still for {@link SETTLE_MS}. What it lists
- * no more stays an address of the mesh for a while (former-instances.ts).
+ * A file that is unreadable or invalid changes nothing: the last good content stays, at a start that of an earlier run,
+ * and health() reports the problem. It is an error only if there is none. Writers should replace the file by renaming;
+ * one written in place is read once it has not changed for {@link SETTLE_MS}. Addresses that it no longer lists stay
+ * addresses of the mesh for a while (former-instances.ts).
  */
 import { type FSWatcher, watch } from 'node:fs'
 import { stat } from 'node:fs/promises'
@@ -35,48 +35,49 @@ import {
 } from './former-instances.ts'
 import { type KeptFile, keepFile, recallFile } from './kept-file.ts'
 
-/** Where the file is and which of its nodes this host is. */
+/** The path of the file, and which of its nodes this host is. */
 export interface FileCatalogOptions {
   readonly path: string
   /** This host's node name, to warn when the file does not list a service that runs here. */
   readonly node: string
-  /** What an earlier run left, and where this one leaves it for the next; closed by its owner. Nothing is kept without it. */
+  /** Content of an earlier run, and the place to store that of this one; closed by its owner. Absent: not stored. */
   readonly state?: StateFile
-  /** A file that cannot be used now is an error although an earlier run has left a good one. */
+  /** Whether an unusable file is an error even if an earlier run has stored a good one. */
   readonly isStrict?: boolean
   readonly clock?: Clock
 }
 
-/** A file beyond this takes more than a second to parse: such a mesh wants a real catalog. */
+/** A larger file takes more than a second to parse: such a mesh needs a real catalog. */
 const MAX_CATALOG_BYTES = 1024 * 1024
 
-/** Intentions that are named one by one. */
+/** Most intentions listed one by one. */
 const MAX_WARNINGS = 10
 
-/** The file is looked at this often; folder events, where they work, are faster. */
+/** How often the file is checked; folder events, where they work, are faster. */
 const POLL_MS = 750
 
-/** A changed file is read when nothing has moved for so long: its writer may still be writing. */
+/** A changed file is read when it has not changed for this long: its writer may still be writing. */
 const SETTLE_MS = 100
 
-/** A file that is written without a pause is read all the same, this long after the first change. */
+/** A file that is written without a pause is still read, this long after the first change. */
 const MAX_SETTLE_MS = 500
 
-/** Addresses that are listed no more are looked at so often, milliseconds. */
+/** How often the age of gone addresses is checked, milliseconds. */
 const AGE_EVERY_MS = 15_000
 
-/** Two writes within the file system's time grain leave the same times: read young files again. */
+/** Two writes within the file system's time resolution leave the same times: a young file is read again. */
 const YOUNG_MS = 2_000
 
 /**
  * Opens a catalog file and follows it until disposed.
- * @throws MeshError HM_CATALOG_INVALID when the file cannot be read or is not sound now, and no good one was kept or may be used.
+ * @throws MeshError HM_CATALOG_INVALID when the file is unreadable or invalid now, and no good one was stored or may be
+ * used.
  */
 export function createFileCatalog(options: FileCatalogOptions, log: Log): Catalog {
   return new FileCatalog(options, log)
 }
 
-/** One open watch: what it last reported, and how to report again if that changed. */
+/** Calls back one open watch if its answer has changed. */
 type Report = () => void
 
 class FileCatalog implements Catalog {
@@ -145,7 +146,7 @@ class FileCatalog implements Catalog {
     )
   }
 
-  /** Registers nothing: the file is the whole truth. Says in health() what it lacks. */
+  /** Registers nothing: only the file is used. health() reports which of the services it lacks. */
   async register(services: readonly LocalService[], tunnelPort: number): Promise<void> {
     this.#registered = { services, tunnelPort }
   }
@@ -175,7 +176,7 @@ class FileCatalog implements Catalog {
     this.#save()
   }
 
-  /** Reports `select` of the content now (but not before the caller has its watch) and on change. */
+  /** Reports `select` of the content now (but not before the caller has its watch) and whenever it changes. */
   #follow<T>(select: (now: KnownContent) => T, onChange: (answer: T) => void): Disposable {
     let last: { readonly answer: T } | undefined
     const report: Report = () => {
@@ -200,7 +201,7 @@ class FileCatalog implements Catalog {
       watcher.on('error', () => watcher.close())
       return watcher
     } catch (thrown) {
-      // Out of inotify watches, or a file system without them: the poll sees the change too.
+      // Out of inotify watches, or a file system without them: polling detects the change too.
       this.#log.debug('Cannot watch the catalog folder, polling only', {
         reason: describeError(thrown),
       })
@@ -209,7 +210,7 @@ class FileCatalog implements Catalog {
   }
 
   async #look(): Promise<void> {
-    // A hung file system answers late or never; one question at a time is enough.
+    // A hung file system answers late or never: only one check at a time.
     if (this.#lookRunning) return
     this.#lookRunning = true
     this.#age()
@@ -234,7 +235,7 @@ class FileCatalog implements Catalog {
     this.#settle.unref()
   }
 
-  /** Reads the file; replaces the content if it is sound, and else only notes what is wrong. */
+  /** Reads the file; replaces the content if it is valid, otherwise only records what is wrong. */
   #read(): void {
     const { path } = this.#options
     let problems: readonly string[]
@@ -263,11 +264,11 @@ class FileCatalog implements Catalog {
     this.#problems = problems
     if (this.#lastGoodAtMs === undefined) return
     this.#log.error('Catalog file cannot be used; the last good one stays', { problems })
-    // How old that is must not be measured from its last change after a crash.
+    // Saves the time of confirmation: after a crash the age must not be counted from the last change.
     this.#save()
   }
 
-  /** Whether an earlier run has left a good text of this very file. Its problems stay what they are. */
+  /** Uses a good text of this file from an earlier run, if there is one. The problems of the file stay. */
   #takeKept(kept: KeptFile | undefined): boolean {
     const { path } = this.#options
     if (kept?.path !== path) return false
@@ -332,7 +333,7 @@ class FileCatalog implements Catalog {
     })
   }
 
-  /** The services of this host that the file gives nobody a way to. */
+  /** The services of this host that the file does not make reachable. */
   #unlisted(): Problem[] {
     const { services, tunnelPort } = this.#registered
     const { node, path } = this.#options
@@ -357,7 +358,7 @@ class FileCatalog implements Catalog {
   }
 }
 
-/** Intentions for services that the file does not list; who calls may be in no catalog, who is called must be. */
+/** Intentions for services that the file does not list; a caller need not be in a catalog, a destination must. */
 function unknownDestinations({ serviceByName, intentions }: CatalogContent): string[] {
   const unknown = intentions.filter(
     ({ destination }) => destination !== '*' && !serviceByName.has(destination),

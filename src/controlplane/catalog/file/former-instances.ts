@@ -1,8 +1,9 @@
 /**
- * What the catalog file says, together with where instances listened that it does not list any more. Pure.
+ * The content of the catalog file, together with addresses of instances that it no longer lists. Pure.
  *
- * The file is the operator's word: what it lists is believed at once, and has an address before whatever was there.
- * What it lists no more is refused and not passed by: applications go on dialing it, and an edit is soon made.
+ * The file is the operator's decision: what it lists is accepted at once, and has an address before anything that was
+ * there. Connections to what it no longer lists are refused and do not bypass the mesh: applications still dial it, and
+ * an edit is quickly made.
  */
 import { directRouting } from '../../../model/route.ts'
 import { type CatalogService, type InstanceAddress, type ListedService } from '../catalog.ts'
@@ -15,22 +16,22 @@ import {
 } from '../known-addresses.ts'
 import type { CatalogContent } from './decode.ts'
 
-/** Addresses by service, those that are gone included. */
+/** Addresses by service, including gone ones. */
 export type KnownServices = ReadonlyMap<string, KnownAddresses>
 
-/** A file and what is remembered of earlier ones. */
+/** The content of a file, and addresses remembered from earlier ones. */
 export interface KnownContent {
   readonly content: CatalogContent
   readonly known: KnownServices
 }
 
-/** Addresses of all services that are remembered though they are gone; the latest stay. */
+/** Most gone addresses remembered for all services; the latest stay. */
 const MAX_GONE = 20_000
 
-/** Whatever the file lists comes before it. */
+/** Gone addresses yield at once to whatever the file lists. */
 const YIELD_AFTER_MS = 0
 
-/** What is known once the file says `content`. */
+/** The known addresses after the file changed to `content`. */
 export function noteContent(
   known: KnownServices,
   content: CatalogContent,
@@ -45,7 +46,7 @@ export function noteContent(
   return ageServices(next, nowMs)
 }
 
-/** What is known now that time has passed; the same object when nothing has changed. */
+/** The known addresses at `nowMs`; the same object when nothing has changed. */
 export function ageServices(known: KnownServices, nowMs: number): KnownServices {
   const aged = [...known].map(
     ([name, addresses]) => [name, ageAddresses(addresses, nowMs, YIELD_AFTER_MS)] as const,
@@ -56,7 +57,7 @@ export function ageServices(known: KnownServices, nowMs: number): KnownServices 
   return isSame ? known : new Map(kept)
 }
 
-/** The answer for one service; one that the file does not list has no endpoints. */
+/** The answer for one service; one that is not in the file has no endpoints. */
 export function serviceOf({ content, known }: KnownContent, name: string): CatalogService {
   const listed = content.serviceByName.get(name)
   const addresses = sortedAddresses(known.get(name) ?? new Map())
@@ -64,7 +65,7 @@ export function serviceOf({ content, known }: KnownContent, name: string): Catal
   return { name, protocol: 'tcp', virtualIps: [], ...directRouting(name), addresses }
 }
 
-/** All services, those that are gone included, sorted by name. */
+/** All services, including gone ones, sorted by name. */
 export function listOf({ content, known }: KnownContent): readonly ListedService[] {
   const names = new Set([...content.serviceByName.keys(), ...known.keys()])
   return [...names].toSorted().map((name) => {
@@ -91,7 +92,7 @@ function withoutOldest(entries: readonly Entry[]): readonly Entry[] {
   )
   if (gone.length <= MAX_GONE) return entries
   const oldestMs = gone.toSorted((a, b) => b - a)[MAX_GONE - 1] ?? 0
-  // Of those that are as old as the oldest that stays, so many as there is room for.
+  // Of those as old as the oldest that stays, as many as there is room for.
   let room = MAX_GONE - gone.filter((goneSinceMs) => goneSinceMs > oldestMs).length
   const stays = ({ goneSinceMs = Number.POSITIVE_INFINITY }: InstanceAddress): boolean => {
     if (goneSinceMs !== oldestMs) return goneSinceMs > oldestMs

@@ -1,8 +1,8 @@
 /**
- * What of a catalog file outlives the daemon: its last good text, and where instances listen and did.
+ * What is stored of a catalog file for the next run: its last good text, and current and former instance addresses.
  *
- * The text is kept as it was, and read again by whoever starts: it has to satisfy the rules of that version. The
- * addresses are believed whatever file it was, because applications do not know of files.
+ * The text is stored unchanged and decoded again at a start: it has to satisfy the rules of that version. The
+ * addresses are used whichever file they came from, because applications do not depend on the file.
  */
 import { z } from 'zod'
 import type { StateFile } from '../../../lib/state-file.ts'
@@ -15,12 +15,12 @@ export const CATALOG_FILE_STATE_VERSION = 1
 /** Longest body of the state file, bytes. */
 export const MAX_CATALOG_FILE_STATE_BYTES = 32 * 1024 * 1024
 
-/** What is kept. */
+/** The stored data. */
 export interface KeptFile {
   readonly path: string
-  /** The last good text of that file. */
+  /** The last good text of the file at `path`. */
   readonly text: string
-  /** Wall clock of when it was last seen to be what the file says. */
+  /** Wall clock of when the file was last seen to have this text. */
   readonly confirmedAtMs: number
   readonly known: KnownServices
 }
@@ -32,7 +32,7 @@ const stored = z.object({
   addresses: z.array(z.tuple([z.string(), z.array(storedAddress)])),
 })
 
-/** What an earlier run left; undefined when it left nothing to believe. */
+/** The data of an earlier run; undefined when there is none that can be used. */
 export function recallFile(state: StateFile): KeptFile | undefined {
   if (state.stored === undefined) return undefined
   const parsed = stored.safeParse(state.stored.body)
@@ -47,7 +47,7 @@ export function recallFile(state: StateFile): KeptFile | undefined {
   }
 }
 
-/** Has the file written; `kept` says then what is to be in it. */
+/** Schedules a write of the file; `kept` is called at that time for the content. */
 export function keepFile(state: StateFile, kept: () => KeptFile): void {
   state.save(() => {
     const { known, ...rest } = kept()

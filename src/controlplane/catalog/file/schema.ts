@@ -1,7 +1,7 @@
 /**
- * The catalog file: its keys, in the spelling that Consul uses for the same things.
+ * The schema of the catalog file, with the keys that Consul uses for the same things.
  *
- * Strict, as the configuration is: an unknown key is an error. docs/file-catalog.md explains it.
+ * Strict, like the configuration: an unknown key is an error. docs/file-catalog.md explains it.
  */
 import { z } from 'zod'
 import { formatDuration, parseDuration } from '../../../lib/duration.ts'
@@ -72,7 +72,7 @@ const intention = z.strictObject({
   SourceName: serviceNameOrAll,
   DestinationName: serviceNameOrAll,
   Action: z.enum(['allow', 'deny']).optional(),
-  // What is in a permission is read by permission.ts, as that of Consul is.
+  // Decoded by permission.ts, like a permission from Consul.
   Permissions: z.array(z.record(z.string(), z.unknown())).min(1).max(1_000).optional(),
   Description: z.string().optional(),
 })
@@ -84,5 +84,5 @@ export const catalogFileSchema = z.strictObject({
   defaultPolicy: z.enum(['allow', 'deny']).default('deny'),
 })
 
-/** A parsed catalog file: all defaults filled in that do not depend on another key. */
+/** A parsed catalog file, with all defaults that do not depend on another key. */
 export type CatalogFile = z.output<typeof catalogFileSchema>
