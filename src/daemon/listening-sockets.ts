@@ -158,7 +158,7 @@ export class ListeningSockets implements Disposable {
   }
 
   /**
-   * Closes inherited sockets that are no longer needed, here and at the keeper. Called before the first accept: the kernel
+   * Closes unneeded inherited sockets, here and at the keeper. Called before the first accept: the kernel
    * would assign connections of the same port to a socket that nobody reads.
    */
   closeUnused(): void {
