@@ -160,8 +160,8 @@ export async function chosenBackend(
 }
 
 /**
- * Applies the rules of a configuration once; the daemon fills the sets of instances. Returns what could not be captured,
- * one sentence each.
+ * Applies the rules of a configuration once; the daemon fills the sets of instances. Returns what could not be
+ * captured, one sentence each.
  * @throws MeshError HM_CAPTURE_OFF when capture is off in the configuration.
  */
 export async function applyCapture(
@@ -179,8 +179,8 @@ export async function applyCapture(
 }
 
 /**
- * Applies the guard from a plan that a daemon kept, and the guard of its ports from the file next to it. Returns what could
- * not be done, one sentence each.
+ * Applies the guard from a plan that a daemon kept, and the guard of its ports from the file next to it. Returns what
+ * could not be done, one sentence each.
  * @throws MeshError HM_CAPTURE_KEPT_INVALID when there is neither.
  */
 export async function guardFromFile(

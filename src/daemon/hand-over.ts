@@ -6,9 +6,9 @@
  *   successor  starting --'prepared'--> waits --'takeOver'--> owns --'serving'--> 'main': systemd watches it
  * ```
  *
- * The parts with a single owner (admin socket, state files, capture rules, registration, resolver) belong at any
- * time to one process: this one until release(), the successor from 'takeOver' on. If the successor fails, it is ended first, and
- * then resume() takes everything back. One of the two accepts connections at all times.
+ * The parts with a single owner (admin socket, state files, capture rules, registration, resolver) belong to one
+ * process at any time: this one until release(), the successor from 'takeOver' on. If the successor fails, it is ended
+ * first, and then resume() takes everything back. One of the two accepts connections at all times.
  */
 import { describeError, MeshError } from '../lib/errors.ts'
 

@@ -1,8 +1,8 @@
 /**
  * Lock for the kernel rules of a network namespace: two daemons would overwrite each other's rules for ever.
  *
- * The lock is an abstract Unix socket: each network namespace has its own, and it is free as soon as its holder ends. Any
- * local user may bind that name, but must not keep the daemon from starting: a holder counts only if it could write
+ * The lock is an abstract Unix socket: each network namespace has its own, and it is free as soon as its holder ends.
+ * Any local user may bind that name, but must not keep the daemon from starting: a holder counts only if it could write
  * rules, by the credentials that the kernel reports.
  */
 import { once } from 'node:events'
@@ -17,7 +17,7 @@ import { descriptorOf } from '../lib/node-internals.ts'
 /** The leading zero makes the name abstract: no file. */
 const NAME = '\0hostmesh-kernel-rules'
 
-/** How long to wait for the lock: a killed daemon needs a moment to end; a hand-over releases it at once. Milliseconds. */
+/** How long to wait for the lock: a killed daemon needs a moment to end; a hand-over frees it at once. Milliseconds. */
 const PATIENCE_MS = 3_000
 const AGAIN_MS = 50
 
@@ -32,8 +32,8 @@ export interface Holder {
 }
 
 /**
- * Holds the lock until it is disposed or the process ends. If a process that cannot be a daemon has the name, logs that and
- * returns undefined. @throws MeshError HM_CAPTURE_HELD when another daemon holds it
+ * Holds the lock until it is disposed or the process ends. If a process that cannot be a daemon has the name, logs that
+ * and returns undefined. @throws MeshError HM_CAPTURE_HELD when another daemon holds it
  */
 export async function holdKernelRules(
   log: Log,

@@ -1,5 +1,5 @@
 /**
- * What a starting daemon still waits for, by name. When nothing is left, the daemon serves: systemd receives READY=1, and
+ * What a starting daemon still waits for, by name. When nothing is left, it serves: systemd receives READY=1, and
  * a reload continues.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
