@@ -100,7 +100,7 @@ export function divert(facts: HostFacts, caller: LocalService, address: SocketAd
   return traced(facts, { caller, address, trace, isKnownInstance })
 }
 
-/** Whether a container reaches another without the host. With iptables the kernel passes bridged traffic to the rules. */
+/** Whether a container reaches another without the host. With iptables the rules see bridged traffic, too. */
 function isNeighbor(
   { capture, networks, addresses }: HostFacts,
   caller: LocalService,
