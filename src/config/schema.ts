@@ -1,6 +1,6 @@
 /**
  * The configuration file: every key with its type, default and meaning. The JSON schema, the error messages and
- * docs/configuration.md are generated from this file.
+ * docs/configuration.md are made from this file.
  *
  * Strict: an unknown key is an error. Durations are text with a unit (`5s`, `200ms`, `1h30m`) and become milliseconds.
  * The parsed value is the daemon's {@link Config}. Rules that involve several keys are in validate.ts.

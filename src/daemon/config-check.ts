@@ -77,7 +77,7 @@ function namedUsers({ services, capture }: Config): readonly (readonly [string, 
 
 function unknownUser(key: string, user: string): string[] {
   try {
-    // The daemon uses getent, too: it reads all user databases of this machine, LDAP included.
+    // Like the daemon's own lookup: in all user databases of this machine, LDAP included.
     execFileSync('getent', ['passwd', '--', user], { timeout: 5_000, stdio: 'ignore' })
     return []
   } catch (error) {

@@ -17,7 +17,7 @@ export type LinkMessage =
   | { readonly kind: 'main' }
   /** From the predecessor: the number of its open connections. */
   | { readonly kind: 'draining'; readonly connections: number }
-  /** From the successor, as the next ones. */
+  /** From the successor, like the next three. */
   | { readonly kind: 'started'; readonly pid: number }
   | { readonly kind: 'prepared' }
   | { readonly kind: 'serving' }
@@ -59,14 +59,14 @@ export class Link implements Disposable {
     if (!this.isClosed) this.socket.write(`${JSON.stringify(message)}\n`)
   }
 
-  /** Calls `listener` with all messages, also earlier ones; the last is `closed`. */
+  /** Calls `listener` with all messages, earlier ones too (but not `draining`); `closed` comes last. */
   listen(listener: (message: LinkMessage | 'closed') => void): void {
     this.listeners.add(listener)
     for (const message of this.heard) listener(message)
     if (this.isClosed) listener('closed')
   }
 
-  /** The first message of a kind, earlier or later. @throws when the other process fails or ends first */
+  /** The first message of a kind, received already or later. @throws when the other process fails or ends first */
   next<K extends LinkMessage['kind']>(kind: K): Promise<Extract<LinkMessage, { kind: K }>> {
     return new Promise((resolve, reject) => {
       this.listen((message) => {

@@ -1,5 +1,5 @@
 /**
- * Lock for the kernel rules of a network namespace: two daemons would overwrite each other's rules for ever.
+ * Lock for the kernel rules of a network namespace: two daemons would overwrite each other's rules endlessly.
  *
  * The lock is an abstract Unix socket: each network namespace has its own, and it is free as soon as its holder ends.
  * Any local user may bind that name, but must not keep the daemon from starting: a holder counts only if it could write

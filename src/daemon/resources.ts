@@ -9,7 +9,7 @@ import { totalmem } from 'node:os'
 /** Descriptors that connections never use. */
 const RESERVED_DESCRIPTORS = 64
 
-/** A worker with fewer descriptors could do nothing. */
+/** Minimum descriptors of a worker; with fewer it could do nothing. */
 const LEAST_DESCRIPTORS = 32
 
 /** Share of the process's memory for bytes in transit. */

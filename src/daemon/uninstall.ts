@@ -92,7 +92,7 @@ const SHARED_WITH_CA = ['/etc/hostmesh', '/usr/bin/hostmesh', '/opt/hostmesh']
 /** The daemon's own files in `/etc/hostmesh`, where the CA runs on the same machine. */
 const OWN_IN_ETC = ['hostmesh.yaml', 'catalog.yaml', 'consul.token', 'join-token', 'certs']
 
-/** Timeout of a tool: a draining unit stops slowly, but no unit needs longer than this. Milliseconds. */
+/** Timeout of a tool: a draining unit stops slowly; a tool that takes longer than this hangs. Milliseconds. */
 const TOOL_DEADLINE_MS = 3_900_000
 
 /** Runs a tool of this machine. */

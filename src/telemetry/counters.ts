@@ -325,7 +325,7 @@ export class WorkerCounters {
     this.add(workerLayout.start[name], by)
   }
 
-  /** A connection, stream or tunnel was refused because a limit was reached. */
+  /** Something was refused or broken off because a caller had reached its limit. */
   refused(limit: LimitName, by = 1): void {
     this.add(workerLayout.start.limitRefusals + offsetByLimit[limit], by)
   }

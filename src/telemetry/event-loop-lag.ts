@@ -6,7 +6,7 @@
  */
 import { type Clock, systemClock } from '../lib/clock.ts'
 
-/** Interval of the timer, milliseconds. A shorter stall is seen only in proportion. */
+/** Interval of the timer, milliseconds. A shorter stall is seen only in part. */
 const PROBE_MS = 100
 
 /** How long a delay is reported: a scrape every 15 s misses none. */

@@ -3,7 +3,7 @@
  *
  * The registry holds collectors, not values: no value is stored twice, and the data plane never calls this module. Each
  * turn of the event loop renders one slice of samples, so that a scrape of thousands of service pairs does not block
- * the main thread; scrapes that arrive meanwhile share the result.
+ * the main thread for long; scrapes that arrive meanwhile share the result.
  */
 import { type Metric as PromMetric, Registry } from 'prom-client'
 import type { HostReading } from './host-reading.ts'

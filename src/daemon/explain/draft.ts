@@ -1,7 +1,7 @@
 /**
  * An explanation in progress: each station writes to it in order, and {@link Draft.finish} returns the result.
  *
- * The first failure on the path is the verdict. Later stations are still described, because whoever repairs the first
+ * The first failure on the path is the verdict. Later stations are still described, because the user who repairs the first
  * failure also needs to know the second.
  */
 import type { TunnelEntry } from '../../model/admin.ts'
