@@ -1,5 +1,5 @@
 /**
- * Starts, feeds and replaces the data-plane workers.
+ * Starts, updates and replaces the data-plane workers.
  *
  * All workers receive the same snapshots and certificates and accept on the same ports, each on its own sockets, which
  * the main thread keeps. A crashed worker loses only its own connections: new ones wait in its sockets until the

@@ -1,8 +1,8 @@
 /**
  * An explanation in progress: each station writes to it in order, and {@link Draft.finish} returns the result.
  *
- * The first failure on the path is the verdict. Later stations are still described, because the user who repairs the first
- * failure also needs to know the second.
+ * The first failure on the path is the verdict. Later stations are still described: after the first repair, the user
+ * needs to know the second failure.
  */
 import type { TunnelEntry } from '../../model/admin.ts'
 import type {
