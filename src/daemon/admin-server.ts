@@ -2,8 +2,8 @@
  * The admin API: read-only HTTP on a unix socket, and `/metrics` alone on a TCP port if asked for.
  *
  * The API is read-only, because the socket's file mode (0660, root and one group) alone decides who may ask. Answers
- * are bounded in number, memory and time, because the server shares its thread with the control plane. Paths are compared
- * as bytes: nothing is decoded or normalized.
+ * are bounded in number, memory and time, because the server shares its thread with the control plane. Paths are
+ * compared as bytes: nothing is decoded or normalized.
  */
 import { execFile } from 'node:child_process'
 import { once } from 'node:events'
