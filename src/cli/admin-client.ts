@@ -1,5 +1,5 @@
 /**
- * Asks the daemon's admin API over its unix socket. One request per call, bounded in time and size.
+ * Client of the daemon's admin API over its Unix socket. One request per call, bounded in time and size.
  */
 import { statSync } from 'node:fs'
 import { type ErrorCode, errorCode, MeshError } from '../lib/errors.ts'
@@ -7,26 +7,26 @@ import { callJson, type JsonAnswer, readError } from '../lib/json-http.ts'
 import { member } from '../lib/json-value.ts'
 import { http } from '../lib/node-http.ts'
 
-/** Where the daemon listens unless told otherwise. */
+/** The default address of the daemon. */
 export const DEFAULT_ADDRESS = 'unix:///run/hostmesh/admin.sock'
 
 const DEADLINE_MS = 15_000
 
-/** The daemon's own bound on unfetched answers; nothing sound is longer. */
+/** The daemon's own bound on unfetched answers; no valid answer is larger. */
 const MAX_ANSWER_BYTES = 64 * 1_024 * 1_024
 
-/** The path of `unix:///path`, or undefined when `address` is none. */
+/** The path in `unix:///path`; undefined for any other address. */
 export function socketPathOf(address: string): string | undefined {
   const match = /^unix:\/\/(\/.+)$/.exec(address)
   return match?.[1]
 }
 
 /**
- * Fetches one JSON document. `isDocument` looks just closely enough to tell that it is the right one.
- * @throws MeshError HM_USAGE_ADDRESS for a malformed address, HM_ADMIN_UNREACHABLE when no daemon
- *   answers, HM_ADMIN_DENIED when the socket is not ours to use, HM_ADMIN_REFUSED when the daemon
- *   answers with an error (its own code where the question was wrong, or what it names does not exist),
- *   HM_ADMIN_ANSWER_UNREADABLE when the answer is no such document.
+ * Fetches one JSON document. `isDocument` checks just enough to recognize it.
+ * @throws MeshError HM_USAGE_ADDRESS for a malformed address or a path that is not a socket, HM_ADMIN_UNREACHABLE when
+ *   no daemon answers, HM_ADMIN_DENIED when this user may not use the socket, HM_ADMIN_REFUSED when the daemon answers
+ *   with an error (the error's own code if the question was wrong, or names something that does not exist),
+ *   HM_ADMIN_ANSWER_UNREADABLE when the answer is not such a document.
  */
 export async function fetchDocument<T>(
   address: string,
@@ -88,7 +88,7 @@ function connectionFailed(socketPath: string, cause: unknown): MeshError {
   )
 }
 
-/** Whether something else is there. */
+/** Whether the path exists and is not a socket. */
 function isNoSocket(path: string): boolean {
   try {
     return !statSync(path).isSocket()
@@ -99,7 +99,7 @@ function isNoSocket(path: string): boolean {
 
 function refused(socketPath: string, path: string, { status, body }: JsonAnswer): MeshError {
   const { code, message, hint } = readError(body)
-  // What the daemon says of the question itself is for the asker, as it is.
+  // Errors about the question itself are returned unchanged.
   if (message !== undefined && code !== undefined && isAboutQuestion(code))
     return new MeshError(code, message, { ...(hint !== undefined && { hint }) })
   const reason = message ?? `HTTP status ${status}`

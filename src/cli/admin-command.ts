@@ -1,5 +1,5 @@
 /**
- * What the commands that show one admin document have in common: options, fetching, table or JSON.
+ * Common parts of the commands that show one admin document: options, fetching, output as table or JSON.
  */
 import { Command, Option } from 'commander'
 import { member } from '../lib/json-value.ts'
@@ -14,7 +14,7 @@ export interface AdminOptions {
   readonly output: OutputFormat
 }
 
-/** The global option that says where the daemon is. */
+/** The global option with the address of the daemon. */
 export function addressOption(): Option {
   return new Option('--addr <address>', "the daemon's admin socket")
     .env('HOSTMESH_ADDR')
@@ -28,17 +28,17 @@ export function outputOption(): Option {
     .default('table')
 }
 
-/** A command with `-o`; the caller adds arguments and action. */
+/** A command with `-o`; the caller adds arguments and the action. */
 export function adminCommand(name: string, description: string): Command {
   return new Command(name).description(description).addOption(outputOption())
 }
 
-/** Fetches a document of which `listKey` must be a list. */
+/** Fetches a document that must have a list under `listKey`. */
 export function fetchList<T>(address: string, path: string, listKey: keyof T & string): Promise<T> {
   return fetchDocument(address, path, (value): value is T => hasKey(value, listKey, Array.isArray))
 }
 
-/** Whether `value` is an object with that key, of that kind. */
+/** Whether `value` is an object with this key, and `isOfKind` accepts its value. */
 export function hasKey(
   value: unknown,
   key: string,
@@ -52,7 +52,7 @@ export function printLines(lines: readonly string[]): void {
   console.log(lines.join('\n'))
 }
 
-/** Prints a document as it came. */
+/** Prints a document unchanged. */
 export function printJson(document: unknown): void {
   console.log(JSON.stringify(document, null, 2))
 }

@@ -245,7 +245,7 @@ function directoryOption(): Option {
   return new Option('--directory <dir>', 'directory of the CA').makeOptionMandatory()
 }
 
-/** Seconds at the least: below it nothing could be renewed in time. */
+/** Minimum duration: with a shorter one nothing could be renewed in time. */
 const MIN_DURATION_MS = 1_000
 
 function durationOption(flags: string, meaning: string, defaultText: string): Option {

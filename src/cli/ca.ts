@@ -1,5 +1,5 @@
 /**
- * `hostmesh ca`: a certificate authority of our own, for meshes without Consul's.
+ * `hostmesh ca`: hostmesh's own certificate authority, for meshes that do not use Consul's.
  */
 import { Command, InvalidArgumentError } from 'commander'
 import {
@@ -14,7 +14,7 @@ import { printLines } from './admin-command.ts'
 import { caServiceCommands } from './ca-service.ts'
 import { formatTime } from './render/format.ts'
 
-/** Least lifetime that leaves time to carry the files to a host. */
+/** Minimum lifetime; it leaves time to copy the files to a host. */
 const MIN_LIFETIME_MS = 60_000
 
 interface IssueOptions {

@@ -1,8 +1,8 @@
 /**
- * `hostmesh capture`: see, apply, remove and inspect the rules that divert connections.
+ * `hostmesh capture`: shows, applies, removes and inspects the rules that divert connections.
  *
- * `clear` needs no configuration and no daemon: it is what uninstallers call last. `guard` is for a boot unit: it
- * refuses what nobody carries yet, by the plan that the daemon kept when it ran.
+ * `clear` needs no configuration and no daemon: uninstallers call it last. `guard` is for a boot unit: it refuses
+ * connections that no daemon carries yet, by the plan that the daemon kept when it ran.
  */
 import { stat } from 'node:fs/promises'
 import { Command, Option } from 'commander'
@@ -104,7 +104,7 @@ function guardCommand(): Command {
     .description('Show the guard with what it has refused')
     .action(async () => {
       const { rules, counts } = await showCapture(undefined)
-      // That of iptables is what we have in its filter table.
+      // The iptables guard is what we have in its filter table.
       const own = rules.filter(({ table }) => table === GUARD_TABLE || table === 'filter')
       console.log(own.length === 0 ? 'There is no guard' : ruleTable(own))
       const isIptables = own.some(({ table }) => table === 'filter')
@@ -114,14 +114,14 @@ function guardCommand(): Command {
   return guard
 }
 
-/** Whoever removes what a daemon keeps in place has removed it for a moment only. */
+/** Warns that a running daemon restores what is removed. */
 async function warnOfDaemon(command: Command): Promise<void> {
   const pid = await daemonPid(command.optsWithGlobals<{ addr: string }>().addr)
   if (pid !== undefined)
     warn([`A daemon runs, process ${pid}: what it captures it puts back. Stop it first`])
 }
 
-/** Does something with a configuration and with what the daemon that runs by it says of itself. */
+/** Runs an operation with a configuration and with the running daemon's report about itself. */
 async function withDaemon<T>(
   file: string,
   operation: (config: Config, daemon: KnownDaemon) => Promise<T>,
@@ -130,14 +130,14 @@ async function withDaemon<T>(
   return operation(config, await askDaemon(config.admin.socket))
 }
 
-/** Who runs the daemon, and its ports; nothing when none answers. */
+/** The user and ports of the running daemon; empty when none answers. */
 async function askDaemon(socket: string): Promise<KnownDaemon> {
   try {
     const { local } = await fetchDocument(`unix://${socket}`, '/v1/services', isServices)
     const ports = local.flatMap(({ id, capturePort }): [string, number][] =>
       capturePort === null ? [] : [[id, capturePort]],
     )
-    // It made the socket.
+    // The daemon made the socket, so the owner is its user.
     return { uid: (await stat(socket)).uid, ports: new Map(ports) }
   } catch {
     return {}
@@ -184,7 +184,7 @@ function stateLines(state: CaptureState): string[] {
 }
 
 function ruleTable(rules: CaptureState['rules']): string {
-  // What is counted by name, and not by rule, is said below.
+  // Counts by name, not by rule, are printed below the table.
   const isCounted = rules.some(({ packets }) => packets !== null)
   const rows = rules.map(({ family, table, chain, packets, bytes, rule }) => [
     family === 'inet' ? 'both' : `IP${family}`,

@@ -1,5 +1,5 @@
 /**
- * `hostmesh certs`: the certificates of this host's services and the roots it accepts. Never a key.
+ * `hostmesh certs`: the certificates of this host's services and the accepted roots. Never a key.
  */
 import type { Command } from 'commander'
 import { MeshError } from '../lib/errors.ts'
@@ -8,7 +8,7 @@ import { type AdminOptions, adminCommand, fetchList, printJson } from './admin-c
 import { formatAge } from './render/format.ts'
 import { type Cell, renderTable } from './render/table.ts'
 
-/** A certificate with less than this share of its life left should have been renewed long ago. */
+/** A certificate with less than this share of its lifetime left should have been renewed long before. */
 const LATE_SHARE = 0.25
 
 /** The `certs` command. */
@@ -36,7 +36,7 @@ function only(document: CertsDocument, service: string): CertsDocument {
   return { ...document, leaves }
 }
 
-/** The certificates for people. */
+/** The certificates as a table. */
 function renderCerts(document: CertsDocument, nowMs: number): string {
   const leaves =
     document.leaves.length === 0
@@ -72,7 +72,7 @@ function timeLeft(leaf: LeafEntry, nowMs: number): Cell {
   return { text: formatAge(leftMs), tone: isLate ? 'warning' : 'good' }
 }
 
-/** The first eight bytes tell roots apart; JSON has all. */
+/** The first eight bytes distinguish roots; JSON output has all. */
 function shortFingerprint(fingerprint: string): string {
   return `SHA256 ${fingerprint.slice(0, 23)}…`
 }

@@ -1,7 +1,7 @@
 /**
- * `hostmesh config`: check a configuration file, show it with all defaults, print its JSON schema.
+ * `hostmesh config`: checks a configuration file, shows it with all defaults, prints its JSON schema.
  *
- * Exit code 2 for a configuration that is not sound, with every problem on standard error.
+ * An invalid configuration gives exit code 2, with every problem on standard error.
  */
 import { Command, Option } from 'commander'
 import { stringify } from 'yaml'

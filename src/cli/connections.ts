@@ -1,5 +1,5 @@
 /**
- * `hostmesh connections`: the connections that go through this host now.
+ * `hostmesh connections`: the connections that are open through this host now.
  */
 import type { Command } from 'commander'
 import type { ConnectionsDocument, RefusedDocument } from '../model/admin.ts'
@@ -35,7 +35,7 @@ async function showRefused(addr: string, output: AdminOptions['output']): Promis
   else console.log(renderRefused(document, Date.now()))
 }
 
-/** The refused connections for people, newest first. */
+/** The refused connections as a table, newest first. */
 function renderRefused(document: RefusedDocument, nowMs: number): string {
   return renderTable(
     ['ID', 'DIRECTION', 'SOURCE', 'DESTINATION', 'FROM', 'ASKED FOR', 'AGE', 'FLAG', 'REASON'],
@@ -53,7 +53,7 @@ function renderRefused(document: RefusedDocument, nowMs: number): string {
   )
 }
 
-/** The connections for people. */
+/** The connections as a table. */
 function renderConnections(document: ConnectionsDocument, nowMs: number): string {
   return renderTable(
     [

@@ -1,6 +1,6 @@
 /**
- * `hostmesh explain` and `hostmesh snapshot`: why a connection goes where it goes, asked of the daemon, or
- * worked out from a file that a daemon's host wrote.
+ * `hostmesh explain` and `hostmesh snapshot`: why a connection goes where it goes, from the running daemon or from a
+ * file that `hostmesh snapshot` wrote on a daemon's host.
  */
 import { Command } from 'commander'
 import { MeshError } from '../lib/errors.ts'

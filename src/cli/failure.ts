@@ -1,12 +1,12 @@
 /**
- * How the command fails: one sentence on standard error, a hint below it, an exit code scripts can rely on.
+ * How a command fails: one sentence on standard error, a hint below it, and an exit code for scripts.
  */
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 
 /** The exit codes of every command; part of the public interface (docs/cli.md). */
 export const exitCodes = {
   ok: 0,
-  /** The command failed, or what it looked at is not well. */
+  /** The command failed, or what it checked has problems. */
   failed: 1,
   /** The command line or the configuration is wrong. */
   usage: 2,
@@ -26,7 +26,7 @@ const CODE_BY_ERROR: Readonly<Record<string, ExitCode>> = {
   HM_CONNECTION_NOT_FOUND: exitCodes.notFound,
   EACCES: exitCodes.denied,
   EPERM: exitCodes.denied,
-  // What a command line says: names, durations, addresses and folders.
+  // Errors in the command line: names, durations, addresses and folders.
   HM_CA_ADDRESS_INVALID: exitCodes.usage,
   HM_CA_DATACENTER_INVALID: exitCodes.usage,
   HM_CA_LIFETIME_INVALID: exitCodes.usage,
@@ -43,21 +43,21 @@ export function exitCodeOf(thrown: unknown): ExitCode {
   return code.endsWith('_DENIED') ? exitCodes.denied : exitCodes.failed
 }
 
-/** The documents that came with this program: a host has no other copy. */
+/** The documents installed with this program: a host has no other copy. */
 const documents = new URL('../../docs/', import.meta.url).pathname
 
-/** A document, as hints call it, with the folder where it is on this host. */
+/** Replaces document names in a hint by their paths on this host. */
 function withDocumentPaths(hint: string): string {
   return hint.replaceAll(/\bdocs\/(?=[\w-]+\.md\b)/g, documents)
 }
 
-/** What goes to standard error for anything thrown, newline included. */
+/** The text on standard error for anything thrown, newline included. */
 export function describeFailure(thrown: unknown): string {
   if (thrown instanceof MeshError) {
     const hint = thrown.hint === undefined ? '' : `  hint: ${withDocumentPaths(thrown.hint)}\n`
     return `hostmesh: ${describeError(thrown)}\n${hint}`
   }
-  // Not one of ours, so nobody has thought about it: the stack is what a report needs.
+  // An unexpected error: a bug report needs the stack.
   const stack = thrown instanceof Error && thrown.stack !== undefined ? thrown.stack : ''
   return `hostmesh: ${describeError(thrown)}\n${stack === '' ? '' : `${stack}\n`}`
 }

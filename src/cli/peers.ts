@@ -20,7 +20,7 @@ export function peersCommand(): Command {
   )
 }
 
-/** The tunnels for people. */
+/** The tunnels as a table. */
 function renderPeers(document: PeersDocument, nowMs: number): string {
   return renderTable(
     [

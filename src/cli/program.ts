@@ -1,8 +1,8 @@
 /**
- * The command tree, its global options, and the way from arguments to an exit code.
+ * The command tree, its global options, and the conversion from arguments to an exit code.
  *
- * Groups that pull in much code (certificates, configuration, capture) are loaded only when they are
- * asked for, so that `hostmesh status` starts fast.
+ * Groups that load much code (certificates, configuration, capture) are imported only when needed, so that
+ * `hostmesh status` starts fast.
  */
 import { Command, CommanderError, Help } from 'commander'
 import { MeshError } from '../lib/errors.ts'
@@ -29,7 +29,7 @@ const EXIT_CODE_HELP = `
 Exit codes: 0 ok; 1 failed, or not well; 2 wrong usage or configuration; 3 no daemon answers;
 4 permission denied; 5 not found.`
 
-/** Commands that pull in much code, in the order of the help. */
+/** Commands that load much code, in the order of the help. */
 const groups: Readonly<Record<string, () => Promise<Command>>> = {
   config: async () => (await import('./config.ts')).configCommand(),
   ca: async () => (await import('./ca.ts')).caCommand(),
@@ -38,8 +38,8 @@ const groups: Readonly<Record<string, () => Promise<Command>>> = {
 }
 
 /**
- * The whole command tree. `words` are the arguments that will be parsed: of the groups that are expensive to load only
- * the one is there that the first of them names, none when it names another command, all when it names nothing.
+ * The command tree. `words` are the arguments that will be parsed. Of the groups that are expensive to load, the tree
+ * has only the one that the first word names, none if that names another command, and all if it names nothing.
  */
 export async function buildProgram(words: readonly string[] = []): Promise<Command> {
   const program = new Command('hostmesh')
@@ -78,7 +78,7 @@ export async function buildProgram(words: readonly string[] = []): Promise<Comma
   return program
 }
 
-/** `hostmesh help ca token`: commander's own takes a single word, and shows something for any. */
+/** `hostmesh help ca token`: commander's own help takes a single word, and shows something for an unknown one. */
 function helpCommand(program: Command): Command {
   return new Command(HELP)
     .description('Show help for a command')
@@ -106,7 +106,7 @@ function groupsFor(word: string, others: readonly Command[]): readonly (() => Pr
   return isOther ? [] : Object.values(groups)
 }
 
-/** Adds a command made elsewhere; commander hands the program's settings down only to its own. */
+/** Adds a command made elsewhere; commander copies the program's settings only to commands that it creates itself. */
 function mount(parent: Command, command: Command): void {
   parent.addCommand(command)
   inheritSettings(parent, command)
@@ -118,8 +118,8 @@ function inheritSettings(parent: Command, command: Command): void {
 }
 
 /**
- * Parses, runs, and reports failures on standard error. Never throws, never ends the process: a command
- * may have set process.exitCode itself, so 0 from here must not overwrite it.
+ * Parses, runs, and reports failures on standard error. Never throws and never ends the process. A command may have set
+ * process.exitCode itself, so a 0 from here must not overwrite it.
  */
 export async function runProgram(words: readonly string[]): Promise<ExitCode> {
   try {
@@ -127,7 +127,7 @@ export async function runProgram(words: readonly string[]): Promise<ExitCode> {
     await program.parseAsync(words, { from: 'user' })
     return exitCodes.ok
   } catch (error) {
-    // commander has already said it, help and version included.
+    // commander has already printed the error, help or version.
     if (error instanceof CommanderError)
       return error.exitCode === 0 ? exitCodes.ok : exitCodes.usage
     process.stderr.write(describeFailure(error))
@@ -135,7 +135,7 @@ export async function runProgram(words: readonly string[]): Promise<ExitCode> {
   }
 }
 
-/** `error: unknown option '--x'` as one of our sentences. */
+/** Converts `error: unknown option '--x'` to a sentence in our style. */
 function usageError(text: string): string {
   const sentence = text.replace(/^error: /, '')
   return `hostmesh: ${sentence.charAt(0).toUpperCase()}${sentence.slice(1)}`

@@ -1,6 +1,6 @@
 /**
- * `hostmesh reload`: has the daemon of this host hand over to a new process with the configuration and the program that
- * are on disk now, and says how that ended. What `systemctl reload` runs.
+ * `hostmesh reload`: makes the daemon of this host hand over to a new process with the configuration and the program
+ * now on disk, and reports the result. `systemctl reload` runs it.
  */
 import { readFileSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -10,13 +10,13 @@ import type { StatusDocument } from '../model/admin.ts'
 import { fetchDocument } from './admin-client.ts'
 import { hasKey } from './admin-command.ts'
 
-/** How often the daemon is asked how far it is. */
+/** Interval of the requests to the daemon. */
 const POLL_MS = 100
 
-/** The daemon's own limits are shorter: beyond this something is wrong that it cannot say. */
+/** Longer than the daemon's own limits: when it expires, something is wrong that the daemon cannot report. */
 const LIMIT_MS = 120_000
 
-/** A successor whose predecessor has died meanwhile answers by then. */
+/** A successor whose predecessor has died answers within this time. */
 const ORPHAN_MS = 5_000
 
 /** The `reload` command. */
@@ -33,8 +33,8 @@ export function reloadCommand(): Command {
 }
 
 /**
- * The status once no reload is under way. What somebody else has asked for began with what was on disk then, and the
- * daemon takes no second one meanwhile.
+ * The status when no reload is in progress. A reload requested by another caller may have started with older files, and
+ * the daemon accepts no second one meanwhile.
  */
 async function awaitIdle(address: string): Promise<StatusDocument> {
   let status = await askStatus(address)
@@ -66,12 +66,12 @@ function askToReload(pid: number): void {
   }
 }
 
-/** What of a status tells how far a reload is. */
+/** The part of a status that shows the progress of a reload. */
 export type ReloadView = Pick<StatusDocument, 'pid' | 'reload'>
 
 /**
- * What an answer says of the reload that `before` was asked for. A successor counts on from its predecessor; a process
- * that does not was started by somebody else, in place of one that has died. Pure.
+ * Compares an answer with the status `before` the request. A successor continues its predecessor's count; a process
+ * that does not was started by something else, in place of one that has died. Pure.
  */
 export function judgeReload(
   before: ReloadView,
@@ -84,7 +84,7 @@ export function judgeReload(
   return reload.state === 'failed' ? 'failed' : 'done'
 }
 
-/** The status once the reload is over. While the admin socket changes hands nobody answers. */
+/** The status when the reload is over. While the admin socket is handed over, no process answers. */
 async function awaitOutcome(address: string, before: ReloadView): Promise<StatusDocument> {
   const endMs = performance.now() + LIMIT_MS
   let last: MeshError | undefined
@@ -125,7 +125,7 @@ function lost(pid: number, what: string): MeshError {
   )
 }
 
-/** One that has ended and that its parent has not asked for yet does not run. */
+/** Whether a process runs; a zombie, which has ended and was not waited for by its parent, does not. */
 function isRunning(pid: number): boolean {
   try {
     process.kill(pid, 0)

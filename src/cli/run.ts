@@ -1,5 +1,5 @@
 /**
- * `hostmesh run`: the daemon of this host, in the foreground, until it is told to stop.
+ * `hostmesh run`: the daemon of this host, in the foreground, until it is stopped.
  */
 import { Command } from 'commander'
 
@@ -9,7 +9,7 @@ export function runCommand(): Command {
     .description('Run the daemon of this host until SIGTERM or SIGINT')
     .requiredOption('--config <file>', 'configuration file')
     .action(async ({ config }: { config: string }) => {
-      // Only now: the daemon's code takes five times as long to load as all the rest.
+      // Imported only here: the daemon's code takes five times as long to load as all other code.
       const { runDaemon } = await import('../daemon/app.ts')
       await runDaemon(config)
     })

@@ -1,5 +1,5 @@
 /**
- * `hostmesh services`: the services that this host knows, what runs here, and the instances of one of them.
+ * `hostmesh services`: the services that this host knows, its local ones, and the instances of one service.
  */
 import type { Command } from 'commander'
 import { MeshError } from '../lib/errors.ts'
@@ -57,7 +57,7 @@ function renderServices(document: ServicesDocument): string {
   return parts.join('\n\n')
 }
 
-/** One service: its instances, and what this host runs of it. */
+/** One service: its instances, and those of this host's configuration. */
 function renderService(document: ServicesDocument): string {
   const parts = document.services.map((service) =>
     service.endpoints.length === 0
@@ -68,7 +68,7 @@ function renderService(document: ServicesDocument): string {
   return parts.join('\n\n')
 }
 
-/** The last two columns are there when somebody has something to say in them. */
+/** The table of instances; each of the last two columns is left out when it is empty. */
 function renderInstances({ name, datacenter, endpoints }: ServiceEntry): string {
   const hasRoles = endpoints.some(
     (endpoint) =>
@@ -98,12 +98,12 @@ function renderInstances({ name, datacenter, endpoints }: ServiceEntry): string 
   return [table, ...endpoints.flatMap(failureLines)].join('\n')
 }
 
-/** Why an instance does not pass, where the catalog says so. */
+/** Why an instance fails its health check, if the catalog reports that. */
 function failureLines({ id, node, health, failingCheck = null }: EndpointEntry): string[] {
   return failingCheck === null ? [] : [`${id} on ${node} is ${health}: ${failingCheck}`]
 }
 
-/** Of which service and datacenter, and whether it is there for failover only. */
+/** The service and datacenter of an instance, and whether it is only for failover. */
 function roleOf(endpoint: EndpointEntry): string {
   const role = endpoint.priority === 0 ? '' : `, failover ${endpoint.priority}`
   return `${endpoint.service} in ${endpoint.datacenter}${role}`

@@ -1,5 +1,5 @@
 /**
- * `hostmesh status`: is this host well, and if not, why. Exit code 0 only when nothing is wrong.
+ * `hostmesh status`: whether this host has problems, and which. Exit code 0 only when nothing is wrong.
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import { type Command, InvalidArgumentError } from 'commander'
@@ -12,13 +12,13 @@ import { exitCodes } from './failure.ts'
 import { formatAge, formatSince } from './render/format.ts'
 import { type Cell, paint, renderTable, type Tone } from './render/table.ts'
 
-/** Servers that have a leader are asked every 7 s; what is older is worth a word. Milliseconds. */
+/** Servers with a leader are asked every 7 s; an older contact is shown. Milliseconds. */
 const LEADER_MS = 12_000
 
-/** How often `--wait` looks. */
+/** Interval of the checks of `--wait`, milliseconds. */
 const POLL_MS = 250
 
-/** How often `--wait` says what it waits for. */
+/** Interval at which `--wait` reports what it waits for, milliseconds. */
 const REPORT_MS = 5_000
 
 interface StatusOptions extends AdminOptions {
@@ -38,7 +38,7 @@ export function statusCommand(): Command {
     })
 }
 
-/** The status once nothing is wrong, or the last one when the time is over. */
+/** The status when nothing is wrong, or the last one at the timeout. */
 async function awaitStatus(address: string, waitMs: number): Promise<StatusDocument> {
   const endMs = performance.now() + waitMs
   let reportAtMs = performance.now() + REPORT_MS
@@ -58,13 +58,13 @@ async function awaitStatus(address: string, waitMs: number): Promise<StatusDocum
   }
 }
 
-/** Why the host is not well; empty when it is. */
+/** What is wrong with the host or missing; empty when it is ready without problems. */
 function reasons({ ready, problems, awaited }: StatusDocument): readonly string[] {
   if (ready || problems.length > 0) return problems.map(({ message }) => message)
   return [`Not ready: waiting for ${awaited.join(', ')}`]
 }
 
-/** A daemon that does not answer is something to wait for; every other failure is thrown. */
+/** Returns the error of an unreachable daemon, because `--wait` continues then; throws every other error. */
 async function tryStatus(address: string): Promise<StatusDocument | MeshError> {
   try {
     return await fetchDocument(address, '/v1/status', isStatusDocument)
@@ -90,7 +90,7 @@ function isStatusDocument(value: unknown): value is StatusDocument {
   )
 }
 
-/** The status for people. */
+/** The status as text. */
 function renderStatus(status: StatusDocument, nowMs: number): string {
   const { problems } = status
   const uptime = formatSince(status.startedAt, nowMs)
@@ -149,7 +149,7 @@ function problemLines(
   nowMs: number,
 ): string[] {
   const tone = blocks ? 'bad' : 'warning'
-  // A configuration names several mistakes, one a line.
+  // A configuration error lists several problems, one per line.
   const [first = '', ...more] = message.split('\n')
   return [
     `  ${paint({ text: first, tone })}`,
@@ -159,7 +159,7 @@ function problemLines(
   ]
 }
 
-/** What is live and what is only remembered; nothing where all comes from files. */
+/** What is live and what is only remembered; empty when everything comes from files. */
 function stateRows({ parts }: StatusDocument['state']): [string, string][] {
   if (parts.length === 0) return []
   const texts = parts.map(({ part, state, remembered, ageMs }) => {

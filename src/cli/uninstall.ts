@@ -1,5 +1,5 @@
 /**
- * `hostmesh uninstall`: takes hostmesh from this host and says what it removed. Asks first.
+ * `hostmesh uninstall`: removes hostmesh from this host and reports what it removed. Asks first.
  */
 import { readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline/promises'
@@ -58,7 +58,7 @@ export function uninstallCommand(): Command {
     })
 }
 
-/** A unit is stopped on the way; a daemon that somebody runs by hand is his to stop: it would put its rules back. */
+/** Uninstall stops units; a daemon started by hand would restore its rules, so the user must stop it first. */
 async function requireStoppable(plan: UninstallPlan, address: string): Promise<void> {
   const pid = await daemonPid(address)
   if (pid === undefined || endsWithUnits(plan, controlGroupsOf(pid))) return
@@ -69,7 +69,7 @@ async function requireStoppable(plan: UninstallPlan, address: string): Promise<v
   )
 }
 
-/** Empty for a process that has ended meanwhile. */
+/** Empty for a process that has already ended. */
 function controlGroupsOf(pid: number): string {
   try {
     return readFileSync(`/proc/${pid}/cgroup`, 'utf8')

@@ -1,5 +1,5 @@
 /**
- * `hostmesh version`: what this program is, without asking the daemon.
+ * `hostmesh version`: the version of this program, without a request to the daemon.
  */
 import { Command, Option } from 'commander'
 import { hostmeshVersion } from '../lib/version.ts'

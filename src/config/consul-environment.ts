@@ -1,9 +1,9 @@
 /**
- * The environment variables that Consul's own command reads, as far as they say where the agent is and how
- * to talk to it. They fill what the file leaves out.
+ * The environment variables of Consul's own command that say where the agent is and how to connect to it. They fill in
+ * what the file leaves out.
  *
- * One that asks for what hostmesh does not do is an error, not a silence: with CONSUL_HTTP_SSL_VERIFY=false
- * the certificate of the agent, and with it the token, would be anybody's.
+ * A variable that requests an unsupported feature is an error and not ignored: with CONSUL_HTTP_SSL_VERIFY=false any
+ * server could pose as the agent and receive the token.
  */
 import { resolve } from 'node:path'
 import { type Config, consulAddress } from './schema.ts'
@@ -11,7 +11,7 @@ import { type Config, consulAddress } from './schema.ts'
 /** Environment variables by name, as in `process.env`. */
 export type Environment = Readonly<Record<string, string | undefined>>
 
-/** Variables that mean what a key of the `catalog` section means. */
+/** Variables that correspond to a key of the `catalog` section. */
 const SAME_AS_KEY = [
   ['CONSUL_CACERT', 'caFile'],
   ['CONSUL_CLIENT_CERT', 'certFile'],
@@ -19,7 +19,7 @@ const SAME_AS_KEY = [
   ['CONSUL_TLS_SERVER_NAME', 'tlsServerName'],
 ] as const
 
-/** Variables that hostmesh would have to ignore, and what to do in place of them. */
+/** Variables that hostmesh would have to ignore, and what to do instead. */
 const NOT_SUPPORTED = [
   [
     'CONSUL_CAPATH',
@@ -32,7 +32,7 @@ const NOT_SUPPORTED = [
 ] as const
 
 /**
- * Fills what the file does not say about the Consul agent.
+ * Fills in the settings of the Consul agent that the file leaves out.
  * @param isGiven whether the file has this key of the `catalog` section
  */
 export function withConsulEnvironment(
@@ -71,7 +71,7 @@ export function withConsulEnvironment(
 
   const isHttps = filled.address.startsWith('https:')
   for (const [name, key] of SAME_AS_KEY) {
-    // An environment made for several tools names files that this address has no use for.
+    // An environment for several tools may name files that do not apply to this address.
     if (told(name) === '' || isGiven(key) || !(isHttps || key === 'caFile')) continue
     filled[key] = key === 'tlsServerName' ? told(name) : resolve(told(name))
   }
@@ -84,7 +84,7 @@ export function withConsulEnvironment(
   return { config: { ...config, catalog: filled }, problems }
 }
 
-/** As Go reads it; undefined for anything else. */
+/** A boolean as Go parses it; undefined for any other text. */
 function truth(text: string): boolean | undefined {
   if (['1', 't', 'T', 'TRUE', 'true', 'True'].includes(text)) return true
   if (['0', 'f', 'F', 'FALSE', 'false', 'False'].includes(text)) return false

@@ -1,5 +1,5 @@
 /**
- * A configuration turned back into what a file would say; what `hostmesh config show` prints.
+ * Converts a configuration back into the form of a file, as `hostmesh config show` prints it.
  */
 import { z } from 'zod'
 import { type Config, configSchema } from './schema.ts'
@@ -7,8 +7,8 @@ import { type Config, configSchema } from './schema.ts'
 const REDACTED = '(redacted)'
 
 /**
- * Plain data with every default written out, durations as text and secrets replaced. Apart from the
- * secrets, reading it back gives the same configuration.
+ * Plain data with all defaults, durations as text and secrets replaced. Apart from the secrets, parsing it returns the
+ * same configuration.
  */
 export function describeConfig(config: Config): unknown {
   const { catalog } = config

@@ -1,9 +1,9 @@
 /**
- * From a file and the environment to a {@link Config}; the only reader of `process.env`.
+ * Loads a {@link Config} from a file and the environment; apart from lib/systemd.ts the only reader of `process.env`.
  *
- * Either the whole configuration is sound or every problem is named at once; nothing is half applied.
- * Relative paths in the file are taken from the file's own folder, so that the daemon's working folder
- * does not matter. Consul's usual environment variables fill what the file leaves out.
+ * Either the whole configuration is valid or all problems are reported together; it is never applied in part. Relative
+ * paths are resolved from the file's folder, not from the daemon's working folder. Consul's usual environment variables
+ * fill in what the file leaves out.
  */
 import { dirname, resolve } from 'node:path'
 import { describeError, MeshError } from '../lib/errors.ts'
@@ -13,21 +13,22 @@ import { type Environment, withConsulEnvironment } from './consul-environment.ts
 import { type Config, configSchema } from './schema.ts'
 import { validateConfig } from './validate.ts'
 
-/** Outcome of {@link checkConfig}: a sound configuration, or one line for each problem. */
+/** Result of {@link checkConfig}: a valid configuration, or one line for each problem. */
 export type CheckedConfig =
   | { readonly config: Config }
   | {
       readonly problems: readonly string[]
-      /** Where there is no text to find problems in: why, and what to do. */
+      /** Set when the file cannot be read: the reason, and what to do. */
       readonly unreadable?: MeshError
     }
 
-/** A configuration beyond this is a mistake; a thousand services need about 300 KiB. */
+/** Maximum size of a configuration; a thousand services need about 300 KiB. */
 const MAX_CONFIG_BYTES = 1024 * 1024
 
 /**
  * Reads a configuration file.
- * @throws MeshError HM_CONFIG_INVALID, naming every problem as `file:line:column: path: message`, or why the file cannot be read.
+ * @throws MeshError HM_CONFIG_INVALID, with every problem as `file:line:column: path: message`, or with the reason why
+ *   the file cannot be read.
  */
 export function loadConfig(path: string, env: Environment = process.env): Config {
   const checked = checkConfig(path, env)
@@ -42,7 +43,7 @@ export function loadConfig(path: string, env: Environment = process.env): Config
   )
 }
 
-/** Reads a configuration file and reports instead of throwing. */
+/** Reads a configuration file; returns problems instead of throwing. */
 export function checkConfig(path: string, env: Environment = process.env): CheckedConfig {
   let file: TextFile
   try {
@@ -60,16 +61,16 @@ export function checkConfig(path: string, env: Environment = process.env): Check
   return checkConfigText(file.text, { path, env, isReadableByAll: (file.mode & 0o004) !== 0 })
 }
 
-/** Where a configuration text came from. */
+/** The origin of a configuration text. */
 export interface ConfigOrigin {
   /** Name of the file, for messages and for relative paths. */
   readonly path: string
   readonly env: Environment
-  /** Whether any user of the machine may read the file: then it must hold no secret. */
+  /** Whether any user of the machine may read the file; it must then not contain a secret. */
   readonly isReadableByAll: boolean
 }
 
-/** Checks a configuration that has been read already. Never throws, whatever the text. */
+/** Checks the text of a configuration. Never throws, whatever the text. */
 export function checkConfigText(text: string, origin: ConfigOrigin): CheckedConfig {
   const parsed = parseYamlDocument(text, configSchema)
   if ('problems' in parsed) return { problems: formatProblems(origin.path, parsed.problems) }

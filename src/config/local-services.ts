@@ -1,23 +1,23 @@
 /**
- * From the `services` section to the model: capture ports are given out here, in file order, but for those that cannot
- * be had or are in use already.
+ * Converts the `services` section to the model. Assigns capture ports in file order, except where a port is in use or
+ * cannot be opened.
  */
 import type { LocalService, WorkloadSelector } from '../model/service.ts'
 import type { Config } from './schema.ts'
 
-/** What is known of this host's ports. */
+/** The known use of this host's ports. */
 export interface CapturePorts {
-  /** Where the sockets of services are bound already, by service ID: a port must not become another service's. */
+  /** Ports to which sockets of services are already bound, by service ID; no other service may get one of them. */
   readonly bound: ReadonlyMap<string, number>
-  /** Whether nobody has a port. */
+  /** Whether no process uses a port. */
   readonly isFree: (port: number) => boolean
 }
 
 const ANY_PORT: CapturePorts = { bound: new Map(), isFree: () => true }
 
 /**
- * The host's services. Services with an identity, and the one that unknown callers are taken for, get the
- * capture ports from `capture.basePort` up; where one cannot be had, the next that can follows behind them all.
+ * The services of the host. Those with an identity, and the one that unknown callers are treated as, get capture ports
+ * from `capture.basePort` up; for a port that is in use, the next usable one after all of these is taken.
  */
 export function localServices(
   config: Config,
@@ -77,7 +77,7 @@ function givePorts(
   for (const [index, service] of captured.entries()) {
     if (given.has(idOf(service))) continue
     const first = basePort + index
-    // When none is left, opening the first one says why.
+    // If no port is left, opening the first choice reports why.
     const port = isUsable(first) ? first : (spare() ?? first)
     taken.add(port)
     given.set(idOf(service), port)
@@ -85,7 +85,7 @@ function givePorts(
   return given
 }
 
-/** The ports that the configuration gives another use. */
+/** The ports that the configuration uses for something else. */
 function portsOf({ services, tunnel, metrics, dns }: Config): ReadonlySet<number | undefined> {
   return new Set([
     tunnel.port,
@@ -101,7 +101,7 @@ function portsOf({ services, tunnel, metrics, dns }: Config): ReadonlySet<number
 
 const LAST_PORT = 65_535
 
-/** The service that local callers without an identity are taken for; undefined when they are refused. */
+/** The service that local callers without an identity are treated as; undefined when they are refused. */
 export function hostIdentity(config: Config): Config['services'][number] | undefined {
   const { unknownCallers } = config.capture
   if (unknownCallers === 'refuse') return undefined

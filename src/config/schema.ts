@@ -1,10 +1,9 @@
 /**
- * The configuration file: every key, its type, default and meaning. The JSON schema, the error messages
- * and docs/configuration.md are made from this one place.
+ * The configuration file: every key with its type, default and meaning. The JSON schema, the error messages and
+ * docs/configuration.md are made from this file.
  *
- * Strict: an unknown key is an error. Durations are text with a unit (`5s`, `200ms`, `1h30m`) and become
- * milliseconds. The parsed value is the daemon's {@link Config}. Rules that involve several keys are in
- * validate.ts.
+ * Strict: an unknown key is an error. Durations are text with a unit (`5s`, `200ms`, `1h30m`) and become milliseconds.
+ * The parsed value is the daemon's {@link Config}. Rules that involve several keys are in validate.ts.
  */
 import { z } from 'zod'
 import { DURATION_PATTERN, formatDuration, parseDuration } from '../lib/duration.ts'
@@ -12,7 +11,7 @@ import { canonicalIp } from '../model/address.ts'
 import { backendKinds } from '../model/capture-backend.ts'
 import { isServiceName } from '../model/spiffe-id.ts'
 
-/** A duration in the file, milliseconds in the value; encodes back to text for `config show`. */
+/** A duration: text in the file, milliseconds in the value; `config show` encodes it as text. */
 function duration(defaultText: string, meaning: string, minMs = 1) {
   return z
     .codec(z.string(), z.number(), {
@@ -104,7 +103,7 @@ const service = z.strictObject({
   upstreams: z.array(upstream).max(200).default([]).describe('Services that this one calls'),
 })
 
-/** Where a Consul agent answers. */
+/** The address of a Consul agent. */
 export const consulAddress = z
   .string()
   .regex(
@@ -504,7 +503,7 @@ export const configSchema = z.strictObject({
     .prefault({}),
 })
 
-/** A parsed configuration: all defaults filled in, durations in milliseconds, addresses canonical. */
+/** A parsed configuration: with all defaults, durations in milliseconds, addresses canonical. */
 export type Config = z.output<typeof configSchema>
 
 /** Whether the resolver runs. */
@@ -512,5 +511,5 @@ export function isDnsOn({ dns, capture }: Pick<Config, 'dns' | 'capture'>): bool
   return (dns.mode ?? capture.mode) === 'on'
 }
 
-/** What a user may write. */
+/** A configuration as a user may write it. */
 export type ConfigInput = z.input<typeof configSchema>

@@ -1,22 +1,22 @@
 /**
- * Rules of the configuration that involve more than one key. Pure: what needs the machine (users,
- * interfaces, open ports) is checked at start, by the part that uses it.
+ * Rules of the configuration that involve several keys. Pure: what depends on the machine (users, interfaces, open
+ * ports) is checked at start, by the part that uses it.
  */
 import { canonicalIp, formatAddress, isIpv6, isLoopback, isUndialable } from '../model/address.ts'
 import { type Cidr, cidrContains, cidrSize, cidrsOverlap, parseCidr } from '../model/cidr.ts'
 import { hostIdentity, localServices } from './local-services.ts'
 import { type Config, isDnsOn } from './schema.ts'
 
-/** A broken rule, at the key where it is best mended. */
+/** A violated rule, with the key where it is best corrected. */
 export interface ConfigProblem {
   readonly path: readonly (string | number)[]
   readonly message: string
 }
 
-/** Longest path that fits a Unix socket address on Linux, without the closing zero byte. */
+/** Longest path that fits a Unix socket address on Linux, without the terminating zero byte. */
 const MAX_SOCKET_PATH_BYTES = 107
 
-/** Every broken rule of a configuration that satisfies its schema; empty when it is sound. */
+/** All violated rules of a configuration that satisfies its schema; empty when it is valid. */
 export function validateConfig(config: Config): readonly ConfigProblem[] {
   return [
     ...sourceProblems(config),
@@ -30,12 +30,12 @@ export function validateConfig(config: Config): readonly ConfigProblem[] {
   ]
 }
 
-/** What is allowed and hardly meant, one sentence each; empty when nothing is. */
+/** What is allowed but hardly intended, one sentence each; empty when there is nothing. */
 export function configWarnings(config: Config): readonly string[] {
   const identified = config.services.filter(({ identity }) => identity !== undefined)
   if (config.capture.mode === 'on') {
     if (identified.length > 0 || hostIdentity(config) !== undefined) return []
-    // The last workload of a host may go by a reload like any other.
+    // No error: a reload may remove the last workload of a host like any other.
     return [
       'Capture is on and no service has an identity: nothing is captured, and virtual addresses are refused to every process; give a service an identity, or set capture.mode: off',
     ]
@@ -78,7 +78,7 @@ function agentTlsProblems(
       path: ['catalog', certFile === undefined ? 'keyFile' : 'certFile'],
       message: 'Give both certFile and keyFile, or neither',
     })
-  // caFile alone does no harm on a socket; who sets the others believes to be protected by them.
+  // caFile alone does no harm with a socket; the other keys would only seem to protect the connection.
   if (!address.startsWith('https:') && (certFile ?? keyFile ?? tlsServerName) !== undefined)
     problems.push({
       path: ['catalog', 'address'],
@@ -223,7 +223,7 @@ function isSameWorkload(
 ): boolean {
   if (left.kind !== right.kind) return false
   if (left.value === right.value) return true
-  // The cgroup match of iptables takes descendants too.
+  // The cgroup match of iptables also matches descendants.
   return (
     left.kind === 'cgroup' &&
     (left.value.startsWith(`${right.value}/`) || right.value.startsWith(`${left.value}/`))
@@ -235,7 +235,7 @@ interface PortUse {
   readonly port: number
   readonly what: string
   readonly path: readonly (string | number)[]
-  /** Whether an application, not hostmesh, listens there: two applications are none of our business. */
+  /** Whether an application, not hostmesh, listens there: a clash between two applications is not checked. */
   readonly isApplication: boolean
 }
 
@@ -261,7 +261,7 @@ function portProblems(config: Config): ConfigProblem[] {
   return problems
 }
 
-/** Every socket that hostmesh will listen on, in order of the file, then those of the applications. */
+/** All sockets that hostmesh will listen on, in order of the file, then those of the applications. */
 function portUses(config: Config): PortUse[] {
   const own = (what: string, ip: string, port: number, path: (string | number)[]): PortUse => ({
     what,
@@ -287,7 +287,7 @@ function portUses(config: Config): PortUse[] {
     uses.push(own('the metrics', config.metrics.address, config.metrics.port, ['metrics', 'port']))
   if (isDnsOn(config))
     uses.push(own('the resolver', config.dns.address, config.dns.port, ['dns', 'port']))
-  // Diverted connections arrive at whatever address the kernel picks: the port must be free on all.
+  // Diverted connections arrive at any address that the kernel picks: the port must be free on all addresses.
   for (const service of localServices(config))
     if (service.capturePort !== undefined)
       uses.push(
@@ -351,7 +351,7 @@ function captureProblems(config: Config): ConfigProblem[] {
   return problems
 }
 
-/** Blocks that hold addresses of real machines, or of none: capturing them would break the host. */
+/** Blocks with addresses of real machines, or of none: capturing them would break the host. */
 const RESERVED = [
   '0.0.0.0/8',
   '127.0.0.0/8',
@@ -405,7 +405,7 @@ function oneRange(
   }))
 }
 
-/** Real addresses that lie in a range that is to hold virtual ones only. */
+/** Real addresses in a range that must contain only virtual ones. */
 function rangeMembers(config: Config, cidr: Cidr): string[] {
   const members = RESERVED.filter((block) => cidrsOverlap(block, cidr)).map(
     (block) => `addresses of ${block.network}/${block.prefix}`,

@@ -1,9 +1,9 @@
 /**
  * The admin API: read-only HTTP on a unix socket, and `/metrics` alone on a TCP port if asked for.
  *
- * Who may ask is decided by the socket's file mode (0660, root and one group), so nothing here changes
- * anything, whoever asks. Answers are bounded in number, size in memory and time: the server shares its
- * thread with the control plane. Paths are compared as bytes: nothing is decoded or normalized.
+ * The API is read-only, because the socket's file mode (0660, root and one group) alone decides who may ask. Answers
+ * are bounded in number, memory and time, because the server shares its thread with the control plane. Paths are
+ * compared as bytes: nothing is decoded or normalized.
  */
 import { execFile } from 'node:child_process'
 import { once } from 'node:events'
@@ -27,11 +27,11 @@ type DocumentMakers = {
   readonly [Name in keyof AdminDocuments]: () => Promise<AdminDocuments[Name]>
 }
 
-/** What the API shows. Each call makes a fresh document; one that throws becomes an answer 500. */
+/** The documents of the API. Each call makes a new document; if a call throws, the answer is status 500. */
 export interface AdminView extends DocumentMakers {
   /** `/v1/snapshot` */
   readonly snapshot: () => Promise<HostFacts>
-  /** `query` is the text behind the question mark, `from=web&to=db` or `connection=0-17`. */
+  /** `query` is the part of the URL after the question mark, `from=web&to=db` or `connection=0-17`. */
   readonly explain: (query: string) => Promise<Explanation>
   /** Prometheus text, format 0.0.4. */
   readonly metrics: () => Promise<string>
@@ -39,43 +39,43 @@ export interface AdminView extends DocumentMakers {
 
 /** Where `/metrics` is served. */
 export interface MetricsPort extends SocketAddress {
-  /** Opens the socket; the descriptor becomes the server's. It binds one by itself unless given. */
+  /** Opens the socket; the server then owns the descriptor. Without it the server binds a socket itself. */
   readonly open?: () => number
 }
 
-/** What the server needs. */
+/** Options of the server. */
 export interface AdminServerOptions {
   readonly socketPath: string
-  /** Name or number of the group that may use the socket; the process' own unless given. */
+  /** Name or number of the group that may use the socket; the group of the process if undefined. */
   readonly group?: string | undefined
-  /** Where to serve `/metrics`, and nothing else, over TCP; port 0 takes any free one. */
+  /** Where to serve `/metrics`, and nothing else, over TCP; port 0 takes any free port. */
   readonly metrics?: MetricsPort | undefined
   readonly view: AdminView
   readonly log: Log
-  /** How long the view may take and how long a reader may take to fetch an answer; for tests. */
+  /** Timeouts of the view, and of a reader that fetches an answer; for tests. */
   readonly deadlinesMs?: { readonly view: number; readonly reader: number } | undefined
 }
 
 /** A running admin API. */
 export interface AdminServer extends AsyncDisposable {
-  /** Where `/metrics` is over TCP; undefined when it is not. */
+  /** The TCP address of `/metrics`; undefined when it is not served over TCP. */
   readonly metricsAddress: SocketAddress | undefined
-  /** Stops listening, ends open connections, removes the socket file. */
+  /** Stops listening, closes open connections, removes the socket file. */
   close(): Promise<void>
 }
 
-/** Connections of each listener; beyond it the one that has asked nothing for longest is closed. */
+/** Maximum connections of each listener; beyond it the connection with the oldest last request is closed. */
 const MAX_CONNECTIONS = 64
 
-/** A request line and its headers; curl sends 100 bytes. */
+/** Maximum size of a request line and its headers; curl sends 100 bytes. */
 const MAX_HEADER_BYTES = 8_192
 
-/** Answers that are made but not yet fetched, all readers together; beyond it the API answers 503. */
+/** Maximum bytes of answers that are made but not yet fetched, for all readers; beyond it the API answers 503. */
 const MAX_UNFETCHED_BYTES = 64 * 1_024 * 1_024
 
 const DEADLINES_MS = { view: 10_000, reader: 30_000 } as const
 
-/** How long a probe of a socket file may take; a live daemon accepts at once. */
+/** Timeout of the probe of a socket file; a live daemon accepts at once. */
 const PROBE_MS = 2_000
 
 const STATUS_BY_CODE: Readonly<Record<string, number>> = {
@@ -95,8 +95,8 @@ const METRICS_TYPE = 'text/plain; version=0.0.4; charset=utf-8'
 /**
  * Starts the admin API.
  * @throws MeshError HM_ADMIN_SOCKET_IN_USE when another daemon answers at that path,
- *   HM_ADMIN_SOCKET_PATH_TAKEN when something that is not a socket is there, HM_ADMIN_SOCKET_FAILED when it
- *   cannot be made, HM_ADMIN_GROUP_UNKNOWN, HM_ADMIN_GROUP_DENIED, HM_METRICS_LISTEN_FAILED.
+ *   HM_ADMIN_SOCKET_PATH_TAKEN when a file that is not a socket has that path, HM_ADMIN_SOCKET_FAILED when the
+ *   socket cannot be made, HM_ADMIN_GROUP_UNKNOWN, HM_ADMIN_GROUP_DENIED, HM_METRICS_LISTEN_FAILED.
  */
 export async function startAdminServer(options: AdminServerOptions): Promise<AdminServer> {
   const { socketPath, log } = options
@@ -128,7 +128,7 @@ export async function startAdminServer(options: AdminServerOptions): Promise<Adm
 
 interface Route {
   readonly contentType: string
-  /** Whether the query makes another document; elsewhere it is ignored. */
+  /** Whether the document depends on the query; otherwise the query is ignored. */
   readonly takesQuery?: boolean
   render(query: string): Promise<string>
 }
@@ -164,7 +164,7 @@ function createAdminHttpServer(routes: Routes, answers: Answers): Server {
       requestTimeout: 10_000,
       keepAliveTimeout: 5_000,
       connectionsCheckingInterval: 1_000,
-      // curl and Prometheus send Host; a bare HTTP/1.1 line by hand need not.
+      // curl and Prometheus send Host; an HTTP/1.1 request typed by hand may omit it.
       requireHostHeader: false,
     },
     (request, response) => {
@@ -179,13 +179,13 @@ function createAdminHttpServer(routes: Routes, answers: Answers): Server {
   return server
 }
 
-/** One body, shared by everybody who asked while it was being made. */
+/** One body, shared by all readers that asked while it was being made. */
 interface Body {
   readonly bytes: Buffer
   readers: number
 }
 
-/** Makes and sends answers within the bounds of this file's header. */
+/** Makes and sends answers within the bounds in this file's head. */
 class Answers {
   readonly log: Log
   private readonly deadlinesMs: { readonly view: number; readonly reader: number }
@@ -198,7 +198,7 @@ class Answers {
   }
 
   async answer(routes: Routes, request: IncomingMessage, response: ServerResponse): Promise<void> {
-    // Whatever follows on a connection that sent a body we do not read is not a request.
+    // The body is not read, so the bytes that follow on this connection must not be parsed as a request.
     if (hasBody(request)) response.shouldKeepAlive = false
     try {
       const route = this.admit(routes, request)
@@ -208,7 +208,7 @@ class Answers {
     }
   }
 
-  /** The route that is asked for. */
+  /** The requested route. */
   private admit(routes: Routes, request: IncomingMessage): Route {
     const route = routes.get((request.url ?? '').split('?', 1)[0] ?? '')
     if (route === undefined)
@@ -225,7 +225,7 @@ class Answers {
     return route
   }
 
-  /** The body of a route; made once for all who ask while it is being made. */
+  /** The body of a route; concurrent requests share one. */
   private make(route: Route, url: string): Promise<Body> {
     const [path, query] = splitOnce(url, '?')
     const key = route.takesQuery === true ? url : path
@@ -267,7 +267,7 @@ class Answers {
     if (response.destroyed) return
     if (status === 405) response.setHeader('allow', 'GET')
     if (status === 503) response.setHeader('retry-after', '5')
-    // Only our own sentences go out: those of the runtime may quote what they choked on.
+    // Only MeshError messages are sent: messages of the runtime may quote the input that caused them.
     const message =
       error instanceof MeshError
         ? error.message
@@ -309,10 +309,10 @@ async function listenOnSocket(server: Server, socketPath: string): Promise<void>
   const listening = once(server, 'listening')
   const umask = process.umask()
   try {
-    // The group must get through the directory to the socket; one that is there keeps its mode.
+    // The group must be able to reach the socket through the directory; an existing directory keeps its mode.
     process.umask(0o022)
     mkdirSync(dirname(socketPath), { recursive: true, mode: 0o755 })
-    // The socket must never exist with a wider mode: bind happens inside listen(), under this umask.
+    // The socket must never exist with a wider mode: listen() binds it under this umask.
     process.umask(0o117)
     server.listen(socketPath)
   } catch (error) {
@@ -328,7 +328,7 @@ async function listenOnSocket(server: Server, socketPath: string): Promise<void>
   }
 }
 
-/** Removes the socket file of a daemon that is gone; leaves anything else alone. */
+/** Removes the socket file of a daemon that has ended; leaves any other file alone. */
 async function clearStaleSocket(socketPath: string): Promise<void> {
   try {
     const entry = await lstat(socketPath)
@@ -348,7 +348,7 @@ async function clearStaleSocket(socketPath: string): Promise<void> {
   }
 }
 
-/** Whether somebody listens at that socket. In doubt the answer is yes: a live socket is never removed. */
+/** Whether a process listens on that socket. When unsure, returns true: a live socket is never removed. */
 function isAnswering(socketPath: string): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(socketPath)
@@ -381,7 +381,7 @@ async function giveToGroup(socketPath: string, gid: number, group: string): Prom
   }
 }
 
-/** The number of a group, from wherever this machine keeps its groups. */
+/** The number of a group, from any database of this machine. */
 async function groupId(group: string): Promise<number> {
   if (/^\d{1,9}$/.test(group)) return Number(group)
   try {

@@ -1,5 +1,5 @@
 /**
- * The documents of the admin API, made from the daemon's parts at the moment they are asked for.
+ * The documents of the admin API, made from the daemon's parts on each request.
  */
 import { X509Certificate } from 'node:crypto'
 import type { CaptureCondition } from '../controlplane/capture/capture.ts'
@@ -33,11 +33,11 @@ import type { WorkerConnections, WorkerPool } from './worker-pool.ts'
 
 type Refused = Awaited<ReturnType<WorkerPool['refusals']>>[number]
 
-/** Instances that one question probes, and questions that do so at once. */
+/** Maximum instances that one question probes, and maximum questions that probe at the same time. */
 const MAX_PROBED = 16
 const MAX_PROBING = 4
 
-/** Connections in one document; the rest is counted. */
+/** Maximum connections listed in one document; the rest is only counted. */
 const MAX_CONNECTIONS = 10_000
 
 const connectionStates = {
@@ -108,7 +108,7 @@ export function createAdminView(host: Host, exposition: Exposition): AdminView {
   }
 }
 
-/** What a query of `/v1/explain` asks. */
+/** Parses the query of `/v1/explain`. */
 async function questionOf(
   host: Host,
   query: string,
@@ -121,7 +121,7 @@ async function questionOf(
   return { question, isProbed }
 }
 
-/** The local service in whose name is probed: it needs its certificate. */
+/** The local service in whose name instances are probed: the probe needs its certificate. */
 function proberOf({ services }: Host, from: string): string {
   const caller = services.find(({ name, id }) => name === from || id === from)
   if (caller !== undefined) return caller.name
@@ -222,7 +222,7 @@ function statusOf(host: Host, countByWorker: readonly number[]): StatusDocument 
   }
 }
 
-/** What is to be known of capture: which way it diverts, what it spares, what holds meanwhile. */
+/** Details of capture: how it diverts, what it spares, and what applies meanwhile. */
 function captureDetails(condition: CaptureCondition | undefined): [string, string][] {
   if (condition?.backend === undefined) return []
   const { backend, counts, repairs, lastRepair, isGuardHeld } = condition
@@ -246,7 +246,7 @@ function messages(problems: readonly Problem[]): readonly string[] {
   return problems.map(({ message }) => message)
 }
 
-/** What the workers avoid, put together. */
+/** The ejections of all workers, merged. */
 function ejectionsByKey(
   byWorker: Awaited<ReturnType<WorkerPool['ejections']>>,
 ): ReadonlyMap<string, EjectionEntry> {

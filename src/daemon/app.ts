@@ -1,5 +1,5 @@
 /**
- * `hostmesh run`: configuration, signals, systemd and reloads around the one {@link Daemon} of a host.
+ * `hostmesh run`: loads the configuration and connects signals, systemd and reloads to the {@link Daemon} of the host.
  *
  * ```
  *   starting --all parts up--> ready --SIGTERM, SIGINT--> draining --connections gone or deadline--> stopped
@@ -30,7 +30,7 @@ import { isRestarting } from './stop-cause.ts'
 
 /**
  * Runs the daemon until a signal ends it. Resolves after an orderly stop.
- * @throws MeshError when it cannot start; nothing is left behind then.
+ * @throws MeshError when the daemon cannot start; nothing is left behind then.
  */
 export async function runDaemon(configPath: string): Promise<void> {
   nameThread('hostmesh')
@@ -42,7 +42,7 @@ export async function runDaemon(configPath: string): Promise<void> {
   })
   for (const warning of configWarnings(config)) log.warn(warning)
   const { link, inherited } = predecessorAmong(inheritedSockets(environment))
-  // Last of all: the older one takes it for the end of this process.
+  // Closed last: the predecessor treats a closed link as the end of this process.
   using _link = link
   using systemd = connectSystemd({ log, environment, isSuccessor: link !== undefined })
   await using parts = new AsyncDisposableStack()
@@ -76,14 +76,14 @@ export async function runDaemon(configPath: string): Promise<void> {
     if (serves) void reloader.reload()
     else log.warn('Too early to reload: the daemon is still starting')
   })
-  // From the first moment: `systemctl start` waits, and whoever looks wants to know for what.
+  // From the start: `systemctl start` waits, and an operator wants to see for what.
   daemon.onProblems = (problems) => systemd.status(problemLine(daemon.serviceNames(), problems))
   if (link === undefined) await daemon.start()
   else if ((await succeed(daemon, link, stopAsked)) === 'abandoned') return
   systemd.takeOver()
   daemon.onProblems(daemon.currentProblems())
   serves = true
-  // A successor serves, or waits for what its predecessor waited for: systemd is not to wait again.
+  // A successor serves already, or waits for what its predecessor waited for: systemd must not wait again.
   void daemon.tellReady(systemd, link === undefined ? config.timeouts.ready : 0)
   const successor = await Promise.race([
     reloader.replaced,
@@ -109,8 +109,8 @@ export async function runDaemon(configPath: string): Promise<void> {
 }
 
 /**
- * Before the first socket: whether nobody else is to have anything of what is sent to ports of ours, also while this daemon
- * is away. Not where it only runs for once: without capture and without a unit nothing of it is to stay in the kernel.
+ * Whether the kernel can keep this daemon's ports from other programs, also while the daemon is stopped. Called before
+ * the first socket is opened. False with capture off and no systemd unit: such a run must leave nothing in the kernel.
  */
 async function canGuardPorts(
   { capture }: Config,
@@ -123,7 +123,7 @@ async function canGuardPorts(
   return obstacle === undefined
 }
 
-/** The line to the daemon that started this one, and the sockets that came with it. */
+/** Separates the link to the predecessor from the other inherited sockets. */
 function predecessorAmong(all: readonly InheritedSocket[]): {
   readonly link: Link | undefined
   readonly inherited: readonly InheritedSocket[]
@@ -135,7 +135,7 @@ function predecessorAmong(all: readonly InheritedSocket[]): {
   return { link: Link.of(fd), inherited }
 }
 
-/** The newer side of a reload: see hand-over.ts. Abandoned: the older one goes on, and nothing of it was touched. */
+/** The successor's side of a reload, see hand-over.ts. `abandoned`: the predecessor continues unchanged. */
 async function succeed(
   daemon: Daemon,
   link: Link,
@@ -152,7 +152,7 @@ async function succeed(
     if (go === 'abandoned') return daemon.abandon()
     await daemon.takeOver()
     link.tell({ kind: 'serving' })
-    // Should the older one be gone, this one is all there is.
+    // If the predecessor has ended, this process is the only daemon left.
     const main = await Promise.race([
       link.next('main').catch(() => 'main' as const),
       stopAsked.then(() => 'abandoned' as const),

@@ -1,6 +1,6 @@
 /**
- * What `hostmesh capture` and the daemon do with a configuration: from it to a capture plan, and the
- * plan's rules as text for people. Needs no running daemon and no catalog.
+ * Operations of `hostmesh capture` and the daemon on a configuration: make the capture plan, show its rules as text,
+ * apply, inspect and remove them. Needs no running daemon and no catalog.
  */
 import { existsSync } from 'node:fs'
 import { dirname, join } from 'node:path'
@@ -30,19 +30,19 @@ import { KEPT_CAPTURE, KEPT_PORTS, readKeptCapture, readKeptPorts } from './kept
 export type { CaptureState, ClearReport } from '../controlplane/capture/capture.ts'
 export { GUARD_TABLE } from '../controlplane/capture/nft-words.ts'
 
-/** The rules of a configuration, written out. */
+/** The rules of a configuration as text. */
 export interface CapturePreview {
-  /** Exactly what would be fed to the tools on a host without rules of ours, with a comment before each part. */
+  /** The exact input of the tools on a host without our rules, with a comment before each part. */
   readonly text: string
-  /** Workloads that are left out now, and why. */
+  /** Workloads that are currently left out, and why. */
   readonly problems: readonly string[]
 }
 
-/** What the daemon of a host says of itself, where its configuration leaves it open. */
+/** What the running daemon reports about itself where the configuration leaves it open. */
 export interface KnownDaemon {
-  /** Who it runs as. */
+  /** The user that it runs as. */
   readonly uid?: number | undefined
-  /** The capture ports that it has, by service ID: another program may have had the first choice. */
+  /** Its capture ports, by service ID: the first choice may have been in use. */
   readonly ports?: ReadonlyMap<string, number> | undefined
 }
 
@@ -80,7 +80,7 @@ export async function capturePlan(
   }
 }
 
-/** The exact rules that `apply` would make now. Looks users and cgroups up, changes nothing. */
+/** The exact rules that `apply` would make now. Looks up users and cgroups; changes nothing. */
 export async function previewCapture(
   config: Config,
   daemon: KnownDaemon = {},
@@ -95,7 +95,7 @@ export async function previewCapture(
   }
 }
 
-/** The plan that the daemon of this host has, or would have. */
+/** The plan that the daemon of this host has or would have. */
 function planBeside(
   config: Config,
   { uid, ports = new Map() }: KnownDaemon,
@@ -105,33 +105,33 @@ function planBeside(
   return capturePlan(config, services, run, uid ?? keptDaemonUid(config))
 }
 
-/** Who the daemon ran as that kept its plan here last; undefined when none has. */
+/** The user of the daemon that last kept its plan here; undefined when no plan can be read. */
 function keptDaemonUid({ state }: Config): number | undefined {
   try {
     return readKeptCapture(join(state.directory, `${KEPT_CAPTURE.name}.json`)).plan.daemonUid
   } catch {
-    // None has run here, or nobody may know.
+    // No daemon has run here, or this user may not read its file.
     return undefined
   }
 }
 
-/** Where callers of other hosts may come around the mesh, and what becomes of them. */
+/** Where callers of other hosts may bypass the mesh, and what happens to their connections. */
 export function plainInbound({ capture }: Config, services: readonly LocalService[]): PlainInbound {
   const targets = services.flatMap(({ target }) => (target === undefined ? [] : [target]))
   return { targets, refuses: capture.plainInbound === 'refuse' }
 }
 
-/** The ports that a daemon of this host has had last; none when nothing is known of one. */
+/** The ports that a daemon of this host last had; empty when none are known. */
 export function earlierPorts({ state }: Config): readonly GuardedPort[] {
   try {
     return readKeptPorts(join(state.directory, `${KEPT_PORTS.name}.json`)).ports
   } catch {
-    // None has run here.
+    // No daemon has run here.
     return []
   }
 }
 
-/** What native tables of a configuration are made with beside the plan. */
+/** Settings of native tables that are not in the plan. */
 export function nftSettings({ capture }: Config): BackendSettings {
   return {
     mark: capture.mark,
@@ -142,12 +142,12 @@ export function nftSettings({ capture }: Config): BackendSettings {
   }
 }
 
-/** What a capture of this configuration is made of. */
+/** The capture options of a configuration. */
 export function captureOptions(config: Config): Pick<CaptureOptions, 'backend' | 'nft'> {
   return { backend: config.capture.backend, nft: nftSettings(config) }
 }
 
-/** What will divert on this host; undefined while capture is off. */
+/** The backend that will divert on this host; undefined while capture is off. */
 export async function chosenBackend(
   config: Config,
   run: RunCommand = createCommandRunner(),
@@ -160,9 +160,9 @@ export async function chosenBackend(
 }
 
 /**
- * Applies the rules of a configuration once; the daemon fills the sets of instances. Returns what could
- * not be captured, one sentence each.
- * @throws MeshError HM_CAPTURE_OFF when the configuration has capture switched off.
+ * Applies the rules of a configuration once; the daemon fills the sets of instances. Returns what could not be
+ * captured, one sentence each.
+ * @throws MeshError HM_CAPTURE_OFF when capture is off in the configuration.
  */
 export async function applyCapture(
   config: Config,
@@ -179,8 +179,8 @@ export async function applyCapture(
 }
 
 /**
- * Puts the guard in place from a plan that a daemon kept, and that of its ports, which it kept beside. Returns what could
- * not be done, one sentence each.
+ * Applies the guard from a plan that a daemon kept, and the guard of its ports from the file next to it. Returns what
+ * could not be done, one sentence each.
  * @throws MeshError HM_CAPTURE_KEPT_INVALID when there is neither.
  */
 export async function guardFromFile(
@@ -189,9 +189,9 @@ export async function guardFromFile(
 ): Promise<readonly string[]> {
   const portsPath = join(dirname(path), `${KEPT_PORTS.name}.json`)
   const hasPorts = existsSync(portsPath)
-  // Without capture there are ports alone.
+  // A daemon without capture keeps only its ports.
   const notes = hasPorts && !existsSync(path) ? [] : await applyKeptGuard(path, run)
-  // Behind the guard of workloads: a host whose guard is one of iptables may lack what this one takes.
+  // After the guard of workloads: a host with an iptables guard may lack the tool that this one needs.
   if (hasPorts) await ignoreMissingTool(notes, () => applyPortGuard(readKeptPorts(portsPath), run))
   return notes
 }
@@ -205,7 +205,7 @@ async function applyKeptGuard(path: string, run: RunCommand): Promise<string[]> 
   )
 }
 
-/** Removes the guard and that of the ports, not what diverts. Returns whether one was there. */
+/** Removes the guard and the guard of the ports, not the diverting rules. Returns whether one existed. */
 export async function clearGuard(run: RunCommand = createCommandRunner()): Promise<boolean> {
   let removed = false
   const guards = Object.values(backends).map(({ removeGuard }) => removeGuard)
@@ -216,7 +216,7 @@ export async function clearGuard(run: RunCommand = createCommandRunner()): Promi
   return removed
 }
 
-/** Removes everything of ours from the kernel; needs neither daemon nor configuration. */
+/** Removes all our rules from the kernel; needs neither daemon nor configuration. */
 export async function clearCapture(run: RunCommand = createCommandRunner()): Promise<ClearReport> {
   await using capture = createCapture({ run })
   const report = await capture.clear()
@@ -227,7 +227,7 @@ export async function clearCapture(run: RunCommand = createCommandRunner()): Pro
   return { ...report, removed: report.removed || hadPorts }
 }
 
-/** What is in the kernel now, compared with the configuration if there is one. */
+/** The rules in the kernel, compared with the configuration if one is given. */
 export async function showCapture(
   config: Config | undefined,
   daemon: KnownDaemon = {},

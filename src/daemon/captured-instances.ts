@@ -1,34 +1,34 @@
 /**
- * Which instance addresses the capture rules divert, as callers may have them from DNS, and which they count and let
- * pass. Pure; the daemon fills the kernel's sets by it, and explain reads them by it.
+ * Which instance addresses (as callers may get them from DNS) the capture rules divert, and which they only count and
+ * let pass. Pure; the daemon fills the kernel's sets with the result, and explain uses it, too.
  */
 import { formatAddress, isLoopback, type SocketAddress } from '../model/address.ts'
 import type { MeshService } from '../model/snapshot.ts'
 
-/** The addresses that belong into the sets; none is in both. */
+/** The addresses of the two sets; none is in both. */
 export interface InstanceSets {
   /** Diverted. */
   readonly captured: readonly SocketAddress[]
-  /** Of permissive services, where the mesh cannot carry a connection at the moment: counted, and left alone. */
+  /** Of permissive services, where the mesh cannot carry a connection now: counted and not diverted. */
   readonly permitted: readonly SocketAddress[]
 }
 
 /** In `capture.permissive`: every service. */
 const EVERY_SERVICE = '*'
 
-/** What else decides. */
+/** Further inputs. */
 export interface InstanceSetOptions {
   /** Names of services, or {@link EVERY_SERVICE}. */
   readonly permissive?: readonly string[]
-  /** Addresses of services that are not followed: whether a proxy serves them turns out when they are. */
+  /** Addresses of services that are not followed: whether a proxy serves them is unknown until they are. */
   readonly dormant?: ReadonlyMap<string, readonly SocketAddress[]> | undefined
-  /** Whether this host carries connections; it does not when it stops. Then nothing that is permissive waits for it. */
+  /** Whether this host carries connections; false during a stop, when permissive services bypass the mesh. */
   readonly carries?: boolean
 }
 
 /**
- * Every address at which an instance of a mesh service listens, here or elsewhere, whether a proxy serves it or not.
- * Loopback is each host's own and never captured.
+ * All addresses at which an instance of a mesh service listens, on any host, whether a proxy serves it or not.
+ * Loopback addresses belong to each host and are never captured.
  */
 export function instanceSets(
   services: Iterable<MeshService>,
@@ -59,7 +59,7 @@ export function instanceSets(
 
 const NOWHERE: ReadonlySet<string> = new Set()
 
-/** Where a proxy that is not known to be away serves the instance. */
+/** Addresses of instances that a proxy serves and that are not known to be down. */
 function servedAddresses({ name, clusters }: MeshService): ReadonlySet<string> {
   const served = new Set<string>()
   for (const { application, service, health } of clusters[0].endpoints)

@@ -1,7 +1,6 @@
 /**
- * What a configuration says of this machine, looked at before a daemon is started: files that are not there,
- * users that nobody knows, a catalog file that would be refused. Warnings, since a configuration is often
- * checked before the rest of a host is in place.
+ * Checks a configuration against this machine before a daemon is started: missing files, unknown users, an invalid
+ * catalog file. Problems are only warnings: a configuration is often checked before the rest of a host is in place.
  */
 import { execFileSync } from 'node:child_process'
 import { accessSync, constants } from 'node:fs'
@@ -11,10 +10,10 @@ import { decodeCatalog } from '../controlplane/catalog/file/decode.ts'
 import { describeError, errorCode } from '../lib/errors.ts'
 import { readTextFile } from '../lib/read-text-file.ts'
 
-/** The largest catalog file that the daemon reads. */
+/** The maximum size of a catalog file that the daemon reads. */
 const MAX_CATALOG_BYTES = 1024 * 1024
 
-/** Everything worth telling about a sound configuration on this host, one sentence each. */
+/** Warnings about a valid configuration on this host, one sentence each. */
 export function hostWarnings(config: Config): readonly string[] {
   return [
     ...configWarnings(config),
@@ -24,7 +23,7 @@ export function hostWarnings(config: Config): readonly string[] {
   ]
 }
 
-/** Files and folders, by the key that names them. Patterns and what the daemon makes itself are left out. */
+/** Files and folders by configuration key, without patterns and without files that the daemon creates. */
 function namedFiles({ catalog, certificates }: Config): readonly (readonly [string, string])[] {
   const named: Record<string, string | undefined> =
     catalog.kind === 'file'
@@ -65,7 +64,7 @@ function catalogWarnings({ catalog }: Config): string[] {
   }
 }
 
-/** Names, by the key that gives them; numbers need no entry anywhere. */
+/** User names by configuration key, without numbers, which need no entry. */
 function namedUsers({ services, capture }: Config): readonly (readonly [string, string])[] {
   const identities = services.map(({ identity }, index) => [
     `services[${index}].identity.user`,
@@ -78,11 +77,11 @@ function namedUsers({ services, capture }: Config): readonly (readonly [string, 
 
 function unknownUser(key: string, user: string): string[] {
   try {
-    // As the daemon finds out: wherever this machine keeps its users, LDAP included.
+    // Like the daemon's own lookup: in all user databases of this machine, LDAP included.
     execFileSync('getent', ['passwd', '--', user], { timeout: 5_000, stdio: 'ignore' })
     return []
   } catch (error) {
-    // 2: no such key. Anything else says nothing about the user.
+    // Status 2: unknown key. Any other failure does not mean that the user is unknown.
     const isUnknown = error instanceof Error && 'status' in error && error.status === 2
     return isUnknown ? [`${key}: this host has no user ${user}`] : []
   }

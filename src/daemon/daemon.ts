@@ -1,10 +1,10 @@
 /**
- * The daemon of a host: builds every part, joins them, and takes them down again.
+ * The daemon of a host: builds all parts, connects them, and stops them.
  *
- * Order of starting: admin API (its socket also keeps a second daemon out, and the lock of the kernel's rules one with a socket of
- * its own), what two daemons of a host may do at once (`prepare`: catalog, certificates, workers, discovery), and only when all of
- * that stands what there is one of (`own`): ports, resolver, rules, registration. Stopping goes the other way round: nobody is sent
- * here any more before nobody is served any more.
+ * Order of start: admin API (its socket keeps out a second daemon), lock of the kernel rules (keeps out one with
+ * another socket), what two daemons may run at once (`#prepare`: catalog, certificates, workers, discovery), and last
+ * what only one may own (`#own`): ports, resolver, rules, registration. A stop goes in reverse: it deregisters before
+ * it stops serving.
  */
 import { hostname } from 'node:os'
 import { localServices } from '../config/local-services.ts'
@@ -52,19 +52,19 @@ import { openCatalog, openCertificates } from './sources.ts'
 import { WorkerPool } from './worker-pool.ts'
 import { workerSettings } from './worker-settings.ts'
 
-/** How long a question waits for what the catalog says of a service that was not followed before. Milliseconds. */
+/** How long a DNS query waits for the catalog's first answer about a service that was not followed. Milliseconds. */
 const DNS_PATIENCE_MS = 2_000
 
-/** How long taking back the registration may hold up a stop, milliseconds. */
+/** Timeout of the deregistration during a stop, milliseconds. */
 const STOP_STEP_TIMEOUT_MS = 6_000
 
-/** What a starting daemon waits for that only the owner of the host's ports and rules has. */
+/** What a starting daemon waits for that only the owner of the host's ports and rules can provide. */
 const WORKERS = 'the workers'
 const RESOLVER = 'the resolver'
 const CAPTURE_RULES = 'the capture rules'
 const OWN_PARTS = [WORKERS, RESOLVER, CAPTURE_RULES]
 
-/** A successor waits so long for certificates and its first snapshot. Milliseconds. */
+/** How long a successor waits for certificates and its first snapshot. Milliseconds. */
 const PREPARE_MS = 15_000
 
 /** What a daemon is built from. */
@@ -76,13 +76,13 @@ export interface DaemonOptions {
   readonly logLinesLost: () => number
 }
 
-/** One daemon. It starts by {@link Daemon.start}, or succeeds another one. */
+/** One daemon. Starts with {@link Daemon.start}, or as the successor of another one. */
 export class Daemon implements Incumbent {
-  /** Called with every change of the list of problems. */
+  /** Called on every change of the list of problems. */
   onProblems: (problems: readonly ProblemEntry[]) => void = () => undefined
-  /** What became of reloads. */
+  /** State of the reloads. */
   reloads: () => ReloadStatus = () => NEVER_RELOADED
-  /** Why the last one failed. */
+  /** Why the last reload failed. */
   reloadProblem: () => Problem | undefined = () => undefined
   readonly #config: Config
   readonly #log: Log
@@ -94,7 +94,7 @@ export class Daemon implements Incumbent {
   readonly #problems: ProblemWatch
   readonly #pool: WorkerPool
   readonly #host: Host
-  /** All of them from the beginning: nothing is ready because nobody has asked for it yet. */
+  /** All blockers exist from the beginning: a part that has not started yet must not count as ready. */
   readonly #awaitedParts: {
     readonly workers: Blocker
     readonly firstSnapshot: Blocker
@@ -106,17 +106,17 @@ export class Daemon implements Incumbent {
   readonly #leaves = new Map<string, Leaf>()
   #bundle: TrustBundle | undefined
   #nodeName: string
-  /** From {@link Daemon.prepare} on. */
+  /** Set by `#prepare`. */
   #control: ControlPlane | undefined
   #dns: DnsServer | undefined
   #draining = false
-  /** Whether rules stay when this process ends: the next one takes them over. */
+  /** Whether the rules stay in the kernel when this process ends, because the next process takes them over. */
   #leavesRules = false
-  /** The parts that a host has one of; they change hands in a reload. */
+  /** The parts that only one daemon of a host may own; a reload hands them over. */
   #owned = new AsyncDisposableStack()
-  /** Aborted when registration is another process'. */
+  /** Aborted when another process has taken over the registration. */
   #registering = new AbortController()
-  /** Aborted when nobody new is to be sent here any more. */
+  /** Aborted when a stop begins: new connections must no longer be sent to this host. */
   readonly #stopping = new AbortController()
   #eventLoopLagMs = 0
 
@@ -125,7 +125,7 @@ export class Daemon implements Incumbent {
     this.#config = config
     this.#log = log
     this.#options = options
-    // Here for what is started before the rest, and again behind it: they are the first to go.
+    // Deferred here for parts owned before `#prepare`, and again after it, so that owned parts are disposed first.
     parts.defer(() => this.#owned.disposeAsync())
     const bound = capturePorts(sockets.inheritedPorts())
     this.#services = localServices(config, { bound, isFree: isPortFree })
@@ -194,7 +194,7 @@ export class Daemon implements Incumbent {
     )
   }
 
-  /** What it still waits for before it is ready. */
+  /** What the daemon still waits for before it is ready. */
   awaited(): readonly string[] {
     const workers = this.#pool.statuses(() => 0)
     const hasWorker = workers.length === 0 || workers.some(({ state }) => state === 'running')
@@ -202,7 +202,7 @@ export class Daemon implements Incumbent {
     return hasWorker || awaited.includes(WORKERS) ? awaited : [...awaited, 'a worker']
   }
 
-  /** The list of problems now. */
+  /** The current list of problems. */
   currentProblems(): readonly ProblemEntry[] {
     return this.#problems.look()
   }
@@ -212,7 +212,7 @@ export class Daemon implements Incumbent {
     return [...new Set(this.#services.map(({ name }) => name))]
   }
 
-  /** Starts on a host that has no daemon. Serves when it resolves. */
+  /** Starts on a host without a running daemon. The daemon serves when this resolves. */
   async start(): Promise<void> {
     const workers = this.#startWorkers()
     await this.#startAdmin()
@@ -221,8 +221,9 @@ export class Daemon implements Incumbent {
   }
 
   /**
-   * Tells systemd that the host is ready when it serves, or after `patienceMs` although it does not: what is ordered after
-   * it must not hang the boot for ever, and is refused, never in plaintext. Who needs more waits for the mark of serving.
+   * Reports READY to systemd when the host serves, or after `patienceMs` even if it does not: units ordered after this
+   * one must not block the boot; their connections are refused, never sent in plaintext. A unit that needs a serving
+   * host waits for the mark of serving.
    */
   async tellReady(systemd: Systemd, patienceMs: number): Promise<void> {
     const awaited = (): readonly string[] => this.awaited()
@@ -237,7 +238,7 @@ export class Daemon implements Incumbent {
         await untilNothingAwaited(awaited, Number.POSITIVE_INFINITY, signal)
       }
       systemd.serves()
-      // Not before: it takes longer than many a start step.
+      // Only now: it takes longer than many start steps.
       collectGarbage()
       this.#log.info('Ready', {
         node: this.#nodeName,
@@ -249,7 +250,7 @@ export class Daemon implements Incumbent {
     }
   }
 
-  /** For a successor: starts whatever may run twice on a host, and waits until it waits for no more than its predecessor. */
+  /** For a successor: starts what may run twice on a host. Resolves when it waits for no more than its predecessor. */
   async prepareToSucceed(awaited: readonly string[]): Promise<void> {
     await this.#prepare(this.#startWorkers(), { holdsMemory: true })
     const allowed = new Set([...awaited, ...OWN_PARTS])
@@ -261,7 +262,7 @@ export class Daemon implements Incumbent {
       throw new MeshError('HM_RELOAD_NOT_READY', `The new process waits for ${missing.join(', ')}`)
   }
 
-  /** For a successor that has prepared: takes over what there is one of. Serves when it resolves. */
+  /** For a prepared successor: takes over the parts with a single owner. The daemon serves when this resolves. */
   async takeOver(): Promise<void> {
     const control = this.#prepared()
     this.#leavesRules = true
@@ -272,7 +273,7 @@ export class Daemon implements Incumbent {
     this.#leavesRules = false
   }
 
-  /** For a successor that is not to be: leaves everything as it is. */
+  /** For a successor whose hand-over is cancelled: ends its workers and changes nothing else. */
   async abandon(): Promise<'abandoned'> {
     this.#leavesRules = true
     this.#control?.memory.hold(true)
@@ -297,7 +298,7 @@ export class Daemon implements Incumbent {
     await this.#startAdmin()
     await this.#rules.hold(this.#owned)
     control.memory.hold(false)
-    // Whatever fails must not keep the rest from going on; rules are tried again by their upkeep.
+    // A failure must not stop the other steps; the upkeep of the rules retries them.
     await this.#takeUp('DNS', () => this.#startDns(control))
     await this.#takeUp('The rules of ports', () =>
       this.#rules.guardPorts(this.#owned, control.memory),
@@ -307,21 +308,21 @@ export class Daemon implements Incumbent {
     this.#leavesRules = false
   }
 
-  /** For a daemon that was replaced: its connections go on until they end, or for so long. Called again it is sooner. */
+  /** For a replaced daemon: connections continue until they end or the deadline passes. A later call can shorten it. */
   async retire(deadlineMs: number): Promise<void> {
     this.#draining = true
-    // Only this process' descriptors: the sockets are the successor's.
+    // Closes only the descriptors of this process: the sockets belong to the successor.
     this.#options.sockets[Symbol.dispose]()
     await this.#pool.retire(deadlineMs)
   }
 
-  /** Connections that are open. */
+  /** Number of open connections. */
   async connectionCount(): Promise<number> {
     const { countByWorker } = await this.#pool.connections(0)
     return countByWorker.reduce((sum, count) => sum + count, 0)
   }
 
-  /** Takes back what was registered, refuses whoever is new, and waits for connections to end. */
+  /** Deregisters, refuses new connections, and waits until the open ones end. */
   async stop(): Promise<void> {
     this.#draining = true
     this.#stopping.abort()
@@ -331,7 +332,7 @@ export class Daemon implements Incumbent {
     await this.#pool.drain(this.#config.timeouts.drain)
   }
 
-  /** Hands everything that outlives this process to the next one: sockets, rules and registration stay. */
+  /** Ends this process and leaves sockets, rules and registration to the next one. */
   async endForRestart(): Promise<void> {
     this.#draining = true
     this.#stopping.abort()
@@ -385,16 +386,16 @@ export class Daemon implements Incumbent {
     }
   }
 
-  /** They load while everything else starts; whoever needs them waits. */
+  /** Workers load while everything else starts; a step that needs them awaits the result. */
   #startWorkers(): Promise<void> {
-    // Before they start: one that cannot listen is a thread all the same, and would keep the process alive.
+    // Deferred before the start: a worker that cannot listen is still a thread and would keep the process alive.
     this.#options.parts.defer(() => this.#pool.drainForRestart(0))
     const started = this.#pool.prepare()
     started.catch(() => undefined)
     return started
   }
 
-  /** Everything that another daemon of this host is not disturbed by. */
+  /** Starts everything that does not disturb another daemon of this host. */
   async #prepare(workers: Promise<void>, { holdsMemory = false } = {}): Promise<ControlPlane> {
     const config = this.#config
     const log = this.#log
@@ -406,7 +407,7 @@ export class Daemon implements Incumbent {
     const source = openCatalog(config, log, {
       node: this.#nodeName,
       memory,
-      // A reload is refused as a whole; a start has nothing to fall back on but what was kept.
+      // A reload with an invalid file is rejected as a whole; a start can only fall back on the kept catalog.
       isStrict: holdsMemory,
     })
     const catalog = parts.use(memory.catalog(source))
@@ -453,10 +454,10 @@ export class Daemon implements Incumbent {
     return control
   }
 
-  /** Ports, resolver, rules and registration. */
+  /** Takes ports, resolver, rules and registration. */
   async #own(control: ControlPlane): Promise<void> {
     const { sockets } = this.#options
-    // The pool closes what nobody has taken.
+    // Before listen(), which closes every inherited socket that was not taken.
     if (isDnsOn(this.#config)) for (const socket of this.#dnsSockets()) sockets.take(socket)
     await this.#pool.listen()
     await this.#rules.guardPorts(this.#owned, control.memory)
@@ -531,7 +532,7 @@ export class Daemon implements Incumbent {
     return [ownSocket('dns/tcp', 'tcp', address, port), ownSocket('dns/udp', 'udp', address, port)]
   }
 
-  /** A descriptor of a socket of the main thread, to be closed by whoever asked for it. */
+  /** A duplicate of the descriptor of a main-thread socket; the caller closes it. */
   #borrow(socket: OwnSocket): number {
     return duplicateDescriptor(this.#options.sockets.take(socket))
   }
@@ -554,14 +555,14 @@ export class Daemon implements Incumbent {
   }
 }
 
-/** A socket that the main thread itself serves. */
+/** A socket that the main thread serves itself. */
 type OwnSocket = PlannedSocket & { readonly isOptional: false }
 
 function ownSocket(name: string, kind: 'tcp' | 'udp', ip: string, port: number): OwnSocket {
   return { name, kind, address: { ip, port }, transparent: false, isOptional: false }
 }
 
-/** By service ID: which capture ports the sockets of an earlier daemon have. */
+/** Capture ports of the sockets of an earlier daemon, by service ID. */
 function capturePorts(inherited: ReadonlyMap<string, number>): ReadonlyMap<string, number> {
   const ports = new Map<string, number>()
   for (const [name, port] of inherited) {

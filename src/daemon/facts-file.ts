@@ -1,6 +1,6 @@
 /**
- * Reads the facts that `hostmesh snapshot` wrote, on any machine. What explain() walks through is checked
- * here, so that a file which was cut off or edited is refused with its first fault, not half believed.
+ * Reads the facts that `hostmesh snapshot` wrote, on any machine. All that explain() uses is checked here, so that a
+ * truncated or edited file is rejected with its first fault and never used in part.
  */
 import { z } from 'zod'
 import { writeNamedFile } from '../lib/atomic-file.ts'
@@ -16,12 +16,12 @@ import {
   selectorSchema,
 } from '../model/schema.ts'
 
-/** Beyond it is no document of ours: the admin API makes none so large. */
+/** A larger file is none of ours: the admin API makes no document of that size. */
 const MAX_BYTES = 64 * 1_024 * 1_024
 
 const names = z.array(z.string())
 
-/** Loose beyond the model: what a newer version adds does not matter to this one. */
+/** Loose: additions of a newer version do not matter to this one. */
 const facts = z.looseObject({
   format: z.literal(FACTS_FORMAT),
   formatVersion: z.literal(FACTS_VERSION, {
@@ -140,14 +140,14 @@ const facts = z.looseObject({
 
 /**
  * The facts in a file.
- * @throws MeshError HM_FILE_UNREADABLE when it cannot be read, HM_SNAPSHOT_INVALID when it is none.
+ * @throws MeshError HM_FILE_UNREADABLE when it cannot be read, HM_SNAPSHOT_INVALID when it does not hold facts.
  */
 export function readFacts(path: string): HostFacts {
   return parseFacts(readTextFile(path, MAX_BYTES).text, path)
 }
 
 /**
- * The facts in a text; `name` is what it is called in messages.
+ * The facts in a text; `name` is its name in messages.
  * @throws MeshError HM_SNAPSHOT_INVALID with the first fault.
  */
 export function parseFacts(text: string, name: string): HostFacts {
@@ -167,7 +167,7 @@ export function parseFacts(text: string, name: string): HostFacts {
   return parsed.data as unknown as HostFacts
 }
 
-/** Writes facts, readable by the owner alone: they draw a map of the mesh. */
+/** Writes facts to a file that only the owner may read: they are a map of the mesh. */
 export function writeFacts(path: string, document: object): void {
   try {
     writeNamedFile(path, `${JSON.stringify(document, null, 2)}\n`, 0o600)

@@ -1,8 +1,8 @@
 /**
- * Collects the facts that explain() reasons from, of the running daemon, at the moment they are asked for.
+ * Collects the facts of the running daemon that explain() reasons from, on each request.
  *
- * Public facts only: certificates by name, serial number and dates, never a key. Rules of destinations on
- * other hosts are asked of the catalog, within {@link POLICY_TIMEOUT_MS}; what does not come is left out.
+ * Public facts only: certificates by name, serial number and dates, never a key. Rules of destinations on other hosts
+ * are requested from the catalog, within {@link POLICY_TIMEOUT_MS}; rules that do not arrive in time are left out.
  */
 import type { Catalog, CatalogPolicy } from '../controlplane/catalog/catalog.ts'
 import { compilePolicy } from '../controlplane/discovery/compile.ts'
@@ -21,31 +21,31 @@ import type { LocalService } from '../model/service.ts'
 import type { MeshService } from '../model/snapshot.ts'
 import type { Host } from './host.ts'
 
-/** How long the catalog may take to tell the rules of other hosts' services, milliseconds. */
+/** Timeout of the catalog's answer with the rules of other hosts' services, milliseconds. */
 const POLICY_TIMEOUT_MS = 3_000
 
-/** How long the first answer about a service that was not followed may take, milliseconds. */
+/** Timeout of the first answer about a service that was not followed, milliseconds. */
 const FIRST_ANSWER_MS = 2_000
 
-/** Destinations whose rules one document asks for. */
+/** Maximum destinations whose rules one document requests. */
 const MAX_POLICIES = 1_000
 
-/** Domains of the resolver whose names are names of services. */
+/** Domains of the resolver in which the names are service names. */
 const SERVICE_DOMAINS = ['mesh', 'virtual.consul']
 
-/** What the admin API has made already. */
+/** Documents that the admin API has made already. */
 export interface FactSources {
   readonly status: StatusDocument
   readonly certs: CertsDocument
   readonly tunnels: readonly TunnelEntry[]
 }
 
-/** What is wanted beside the host's own facts: everything, or what concerns one service. */
+/** What to collect besides the host's own facts: everything, or what concerns one service. */
 export type FactScope =
   | 'all'
   | {
       readonly service: string | undefined
-      /** The instances whose daemons are to be asked now, and in whose name. */
+      /** The instances whose daemons to probe now, and the service in whose name. */
       readonly probe?:
         | {
             readonly source: string
@@ -55,14 +55,14 @@ export type FactScope =
         | undefined
     }
 
-/** The facts now. */
+/** Collects the facts. */
 export async function collectFacts(
   host: Host,
   sources: FactSources,
   scope: FactScope,
 ): Promise<HostFacts> {
   const { status, certs, tunnels } = sources
-  // A connection would make this host follow the service: so does the question what would become of one.
+  // Like a connection to the service, a question about one makes this host follow it.
   if (scope !== 'all' && scope.service !== undefined)
     await host.now().mesh.discovery.lookup(scope.service, FIRST_ANSWER_MS)
   const { mesh, rules: hostRules, bundle } = host.now()
@@ -71,7 +71,7 @@ export async function collectFacts(
   const own = [...snapshot.policies.values()]
   const asked =
     scope === 'all' ? known : [snapshot.services.get(scope.service ?? '')].filter(isKnown)
-  // A redirect leads to another service, and the rules for that one decide.
+  // A redirect leads to another service, whose rules decide.
   const wanted = new Set([
     ...(scope === 'all' ? [] : [scope.service ?? '']),
     ...asked.flatMap(({ name, clusters }) => [
@@ -80,7 +80,7 @@ export async function collectFacts(
     ]),
   ])
   const elsewhere = [...wanted].filter((name) => name !== '' && !snapshot.policies.has(name))
-  // A service of this host whose rules are not loaded must show as such.
+  // Rules of a local service must come from the snapshot only: if they are not loaded, the answer must show it.
   const offered = new Set(
     host.services.filter(({ target }) => target !== undefined).map(({ name }) => name),
   )
@@ -138,7 +138,7 @@ export async function collectFacts(
   }
 }
 
-/** Whether somebody listens at each application's address. */
+/** Whether a process listens at each application's address. */
 function listenersOf(services: readonly LocalService[]): Promise<readonly ListenerFacts[]> {
   const targets = services.flatMap(({ target }) => (target === undefined ? [] : [target]))
   return Promise.all(
@@ -153,7 +153,7 @@ function isKnown(service: MeshService | undefined): service is MeshService {
   return service !== undefined
 }
 
-/** The catalog's rules for destinations of other hosts; empty when it does not say in time. */
+/** The catalog's rules for destinations of other hosts; empty when no answer arrives in time. */
 function askPolicies(
   catalog: Pick<Catalog, 'watchPolicies'>,
   destinations: readonly string[],
@@ -162,7 +162,7 @@ function askPolicies(
   return new Promise((resolve) => {
     const settle = (policies: readonly CatalogPolicy[]): void => {
       clearTimeout(deadline)
-      // The answer may come before watchPolicies() has returned the watch.
+      // settle may run before watchPolicies() has returned the watch.
       setImmediate(() => watch[Symbol.dispose]())
       resolve(policies)
     }

@@ -1,6 +1,6 @@
 /**
- * The line between two daemons of a host, the one that hands over and the one that takes over: JSON values, one a line,
- * over a socket pair. It stays open until the older one is gone.
+ * The link between the daemon that hands over and the daemon that takes over: one JSON value per line over a socket
+ * pair. It stays open until the predecessor has ended.
  */
 import { spawn } from 'node:child_process'
 import { Socket } from 'node:net'
@@ -8,29 +8,29 @@ import { describeError, errorCode } from '../lib/errors.ts'
 import type { SystemdEnvironment } from '../lib/systemd.ts'
 import type { Successor } from './hand-over.ts'
 
-/** What one tells the other. */
+/** A message on the link. */
 export type LinkMessage =
-  /** From the older: what it waits for itself, and how often this host was reloaded. */
+  /** From the predecessor: what it waits for itself, and how often this host was reloaded. */
   | { readonly kind: 'hello'; readonly awaited: readonly string[]; readonly reloads: number }
   | { readonly kind: 'takeOver' }
-  /** The newer is systemd's main process from now on. */
+  /** From the predecessor: the successor is systemd's main process from now on. */
   | { readonly kind: 'main' }
-  /** How many connections the older one still carries. */
+  /** From the predecessor: the number of its open connections. */
   | { readonly kind: 'draining'; readonly connections: number }
-  /** From the newer. */
+  /** From the successor, like the next three. */
   | { readonly kind: 'started'; readonly pid: number }
   | { readonly kind: 'prepared' }
   | { readonly kind: 'serving' }
   | { readonly kind: 'failed'; readonly reason: string }
-  /** So many of the replaced processes may still go on, the one that hears this first among them: too many reloads end the oldest. */
+  /** How many replaced processes may continue, the receiver included: too many reloads end the oldest. */
   | { readonly kind: 'mayGoOn'; readonly processes: number }
-  /** The host stops: open connections may go on for so long. */
+  /** The host stops: open connections may continue for this time. */
   | { readonly kind: 'end'; readonly deadlineMs: number }
 
 /** Name of the link's descriptor among those that a successor is started with. */
 export const LINK_NAME = 'hand-over'
 
-/** One end. */
+/** One end of the link. */
 export class Link implements Disposable {
   private readonly socket: Socket
   private readonly listeners = new Set<(message: LinkMessage | 'closed') => void>()
@@ -54,19 +54,19 @@ export class Link implements Disposable {
     return new Link(new Socket({ fd, readable: true, writable: true }))
   }
 
-  /** Says something; does nothing when the other one is gone. */
+  /** Sends a message; does nothing when the other process has ended. */
   tell(message: LinkMessage): void {
     if (!this.isClosed) this.socket.write(`${JSON.stringify(message)}\n`)
   }
 
-  /** Calls back with what is said from now on, and with what was said already; `closed` last. */
+  /** Calls `listener` with all messages, earlier ones too (but not `draining`); `closed` comes last. */
   listen(listener: (message: LinkMessage | 'closed') => void): void {
     this.listeners.add(listener)
     for (const message of this.heard) listener(message)
     if (this.isClosed) listener('closed')
   }
 
-  /** The first message of a kind, said already or later. @throws when the other one fails or is gone before */
+  /** The first message of a kind, received already or later. @throws when the other process fails or ends first */
   next<K extends LinkMessage['kind']>(kind: K): Promise<Extract<LinkMessage, { kind: K }>> {
     return new Promise((resolve, reject) => {
       this.listen((message) => {
@@ -77,7 +77,7 @@ export class Link implements Disposable {
     })
   }
 
-  /** Resolves when the other one is gone. */
+  /** Resolves when the other process has ended. */
   get closed(): Promise<void> {
     return new Promise((resolve) => {
       this.listen((message) => {
@@ -102,7 +102,7 @@ export class Link implements Disposable {
   }
 }
 
-/** What a successor is started with. */
+/** Options of a successor. */
 export interface SuccessorOptions {
   /** The program and its arguments. */
   readonly command: readonly string[]
@@ -113,13 +113,13 @@ export interface SuccessorOptions {
 }
 
 /**
- * Starts a process apart from this one: a child of process 1 (or of a subreaper), so that the service manager hears of its
- * end. The inner shell keeps its number when it becomes the program, and says it over the link: a program that hangs before
- * it can say anything is ended too.
+ * Starts a process that is not a child of this one but of process 1 (or of a subreaper), so that the service manager
+ * notices its end. The inner shell keeps its process ID when it becomes the program, and sends it over the link: so a
+ * program that hangs before it can send anything can be ended, too.
  */
 const LAUNCH = `sh -c 'export LISTEN_PID=$$; echo "{\\"kind\\":\\"started\\",\\"pid\\":$$}" >&3; exec "$@"' sh "$@" &`
 
-/** How long a successor that fails may take to end by itself. Milliseconds. */
+/** How long a failed successor may take to end by itself. Milliseconds. */
 const END_MS = 3_000
 
 /** Starts a successor. */

@@ -1,47 +1,47 @@
 /**
- * A reload, seen from the daemon that runs: the order in which everything changes hands.
+ * A reload, as the running daemon performs it: the order in which everything is handed over.
  *
  * ```
  *   this one   serving ---------------------> release --> (both accept) --> retire: drains its connections, ends
  *   successor  starting --'prepared'--> waits --'takeOver'--> owns --'serving'--> 'main': systemd watches it
  * ```
  *
- * Whatever there is one of (admin socket, state files, capture rules, registration, resolver) has one owner at any time:
- * this one until release(), the successor from 'takeOver' on. If the successor fails it is ended first, and resume() takes
- * everything back. Connections are accepted throughout, by either.
+ * The parts with a single owner (admin socket, state files, capture rules, registration, resolver) belong to one
+ * process at any time: this one until release(), the successor from 'takeOver' on. If the successor fails, it is ended
+ * first, and then resume() takes everything back. One of the two accepts connections at all times.
  */
 import { describeError, MeshError } from '../lib/errors.ts'
 
-/** The process that is to take over. */
+/** The process that takes over. */
 export interface Successor {
   /** Resolves when it is able to serve. @throws why it is not, or that it has ended */
   prepared(): Promise<{ readonly pid: number }>
-  /** Has it take everything over. Resolves when it serves. @throws as above */
+  /** Makes it take over everything. Resolves when it serves. @throws as above */
   takeOver(): Promise<void>
   /** Ends it. Resolves when it is gone. */
   end(): Promise<void>
 }
 
-/** The daemon that runs. */
+/** The running daemon. */
 export interface Incumbent {
-  /** Lets go of whatever there is one of; connections go on being accepted. */
+  /** Releases everything with a single owner; continues to accept connections. */
   release(): Promise<void>
-  /** Takes it back. */
+  /** Takes everything back. */
   resume(): Promise<void>
 }
 
-/** Until when, in milliseconds, and whether at all. */
+/** Timeouts in milliseconds, and cancellation. */
 export interface HandOverLimits {
   readonly prepareMs: number
   readonly takeOverMs: number
-  /** Once aborted, a hand-over fails as one does that takes too long. */
+  /** When aborted, the hand-over fails as after a timeout. */
   readonly signal: AbortSignal
 }
 
 /**
  * Hands over.
- * @returns the successor's number; what is left is to retire
- * @throws MeshError HM_RELOAD_FAILED with the reason; everything is then as it was
+ * @returns the successor's process ID; the caller must then retire
+ * @throws MeshError HM_RELOAD_FAILED with the reason; everything is then as before
  */
 export async function handOver(
   incumbent: Incumbent,
@@ -58,7 +58,7 @@ export async function handOver(
     await within(limits.takeOverMs, 'take over', successor.takeOver(), signal)
     return pid
   } catch (error) {
-    // Before anything is taken back: two owners would undo each other's work.
+    // The successor ends before anything is taken back: two owners would undo each other's work.
     await successor.end()
     if (hasReleased) await incumbent.resume()
     throw new MeshError(

@@ -1,8 +1,8 @@
 /**
- * The rules of this host in the kernel, as far as they are the daemon's: what captures the connections of its workloads, and who has
- * its ports while nobody serves behind them. There is one writer a network namespace: see kernel-lock.ts.
+ * The daemon's own rules in the kernel of this host: capture of its workloads' connections, and the guard of its ports
+ * while no process serves them. A network namespace has one writer: see kernel-lock.ts.
  *
- * They are taken with {@link HostRules.hold}, kept by what `owned` disposes, and let go of when another process is to have them.
+ * {@link HostRules.hold} takes the rules. Disposing `owned` ends their upkeep, so that another process can own them.
  */
 import type { Config } from '../config/schema.ts'
 import type { MeshAddresses } from '../controlplane/capture/backend.ts'
@@ -27,7 +27,7 @@ import { holdKernelRules } from './kernel-lock.ts'
 import type { ListeningSockets } from './listening-sockets.ts'
 import type { HostState } from './memory.ts'
 
-/** The rules in the kernel are compared with the plan this often; new cgroups are noticed faster. Milliseconds. */
+/** How often the rules in the kernel are compared with the plan; new cgroups are noticed sooner. Milliseconds. */
 const CAPTURE_UPKEEP = {
   verifyEveryMs: 10_000,
   cgroupEveryMs: 1_000,
@@ -39,24 +39,24 @@ export interface HostRulesOptions {
   readonly config: Config
   readonly services: readonly LocalService[]
   readonly sockets: ListeningSockets
-  /** Whether nobody else is to have what is sent to ports of ours, also while this daemon is away. */
+  /** Whether to keep other programs from receiving what is sent to our ports, also while this daemon is stopped. */
   readonly guardsPorts: boolean
   /** Whether an earlier daemon may have left rules that this one does not want. */
   readonly hadCapture: boolean
   readonly log: Log
-  /** What the catalog said first is in the kernel's sets now. */
+  /** Called when the catalog's first answer is in the kernel's sets. */
   readonly onInPlace: () => void
 }
 
-/** How the rules are, as the upkeep has last seen them. */
+/** The state of the rules at the last check. */
 export interface RulesView {
   /** Undefined while capture is off. */
   readonly condition: CaptureCondition | undefined
   readonly problems: readonly Problem[]
   readonly plan: CapturePlan | undefined
-  /** Connections that came around the mesh; undefined where nobody counts them. */
+  /** Connections that bypassed the mesh; undefined where they are not counted. */
   readonly plainInbound: number | undefined
-  /** Ports that nobody else may use as a source; none while capture is off. */
+  /** Ports that no other program may use as a source port; empty while capture is off. */
   readonly ownPorts: readonly number[]
 }
 
@@ -67,7 +67,7 @@ export class HostRules {
   #capture: Capture | undefined
   #plan: CapturePlan | undefined
   #portGuard: PortGuard | undefined
-  /** Not any more once new connections are refused: who is permitted to passes without the mesh. */
+  /** False once new connections are refused: permissive connections then pass without the mesh. */
   #carries = true
 
   constructor(options: HostRulesOptions) {
@@ -79,7 +79,7 @@ export class HostRules {
     return this.#capture !== undefined
   }
 
-  /** How they are. */
+  /** The current state of the rules. */
   view(): RulesView {
     return {
       condition: this.#capture?.condition(),
@@ -91,8 +91,8 @@ export class HostRules {
   }
 
   /**
-   * Takes the rules of this network namespace, where any are written.
-   * @throws MeshError HM_CAPTURE_HELD when another daemon has them
+   * Locks the rules of this network namespace if this daemon writes any.
+   * @throws MeshError HM_CAPTURE_HELD when another daemon holds the lock
    */
   async hold(owned: AsyncDisposableStack): Promise<void> {
     if (!this.#writes) return
@@ -100,7 +100,7 @@ export class HostRules {
     if (lock !== undefined) owned.use(lock)
   }
 
-  /** Guards the ports of this daemon, and its services from whoever comes around the mesh. */
+  /** Guards the ports of this daemon, and its services against callers that bypass the mesh. */
   async guardPorts(owned: AsyncDisposableStack, memory: HostState): Promise<void> {
     const { config, services, sockets, guardsPorts, log } = this.#options
     if (!guardsPorts) return
@@ -111,16 +111,16 @@ export class HostRules {
     await memory.keepPorts(plan)
   }
 
-  /** Captures, by what was captured before until the catalog says more; or removes what an earlier daemon left behind. */
+  /** Captures, with the kept addresses until the catalog answers; or removes what an earlier daemon left behind. */
   async capture(
     owned: AsyncDisposableStack,
     { memory, discovery }: { readonly memory: HostState; readonly discovery: Discovery },
   ): Promise<void> {
     const { config, services, hadCapture, guardsPorts, log } = this.#options
-    // What an earlier daemon with capture left behind refuses for good.
+    // Rules left by an earlier daemon with capture refuse connections until they are removed.
     const isLeftOver = hadCapture || memory.keptCapture() !== undefined
     if (config.capture.mode === 'off' && !isLeftOver) return
-    // Another daemon may capture here: its rules are not ours to clear.
+    // Rules of another daemon in this namespace are not ours to remove.
     await using _ = this.#writes ? undefined : await holdKernelRules(log)
     const capture = owned.use(
       createCapture({
@@ -159,7 +159,7 @@ export class HostRules {
     try {
       await capture.updateAddresses(addresses)
       this.#keep(addresses, memory)
-      // Whoever is ready has what the catalog said first in its sets.
+      // A ready host has the catalog's first answer in its sets.
       if (snapshot.version > 0) this.#options.onInPlace()
     } catch (error) {
       this.#options.log.error('Cannot update the captured addresses', {
@@ -168,7 +168,7 @@ export class HostRules {
     }
   }
 
-  /** The rules stay and refuse; only what is permissive passes while nobody carries it. */
+  /** Stops carrying connections: the rules stay and refuse; only permissive connections pass. */
   async suspend(parts: {
     readonly memory: HostState
     readonly discovery: Discovery
@@ -185,12 +185,12 @@ export class HostRules {
     }
   }
 
-  /** Another process has them now. */
+  /** Forgets the rules: another process owns them now. */
   letGo(): void {
     this.#capture = undefined
   }
 
-  /** Whether rules in the kernel are kept by this daemon, and not only removed once. */
+  /** Whether this daemon keeps rules in the kernel, instead of only removing old ones once. */
   get #writes(): boolean {
     return this.#options.config.capture.mode !== 'off' || this.#options.guardsPorts
   }

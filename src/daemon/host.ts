@@ -1,5 +1,5 @@
 /**
- * A running host, as the admin API, explain and the metrics see it: what does not change, and everything else read at one moment.
+ * A running host, as the admin API, explain and the metrics see it: the constant facts, and a snapshot of the rest.
  */
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import type { Discovery } from '../controlplane/discovery/publisher.ts'
@@ -14,7 +14,7 @@ import type { RulesView } from './host-rules.ts'
 import type { HostState } from './memory.ts'
 import type { WorkerPool } from './worker-pool.ts'
 
-/** What a host knows of the mesh, and from where. */
+/** The parts that provide this host's knowledge of the mesh. */
 export interface ControlPlane {
   readonly memory: HostState
   readonly catalog: Catalog
@@ -22,7 +22,7 @@ export interface ControlPlane {
   readonly discovery: Discovery
 }
 
-/** As much of it as is asked for documents, explain and metrics. */
+/** The part of {@link ControlPlane} that documents, explain and metrics read. */
 export interface MeshKnowledge {
   readonly memory: Pick<HostState, 'status' | 'problems'>
   readonly catalog: Pick<Catalog, 'description' | 'health' | 'failingChecks' | 'watchPolicies'>
@@ -30,7 +30,7 @@ export interface MeshKnowledge {
   readonly discovery: Omit<Discovery, 'virtualAddresses' | 'dormant' | typeof Symbol.asyncDispose>
 }
 
-/** In the first moments of a start: the admin API is there before anything is opened. */
+/** Used at the beginning of a start: the admin API runs before the control plane exists. */
 export const NOTHING_KNOWN: MeshKnowledge = {
   memory: { status: () => ({ directory: '', parts: [], problems: [] }), problems: () => [] },
   catalog: {
@@ -63,17 +63,17 @@ export interface Host {
   readonly captureMode: 'off' | 'on'
   readonly services: readonly LocalService[]
   readonly pool: WorkerPool
-  /** Everything else, as it is now. */
+  /** The changing facts, read now. */
   now(): HostMoment
 }
 
 /** A host at one moment. */
 export interface HostMoment {
   readonly node: string
-  /** What it still waits for before it is ready. */
+  /** What the host still waits for before it is ready. */
   readonly awaited: readonly string[]
   readonly isDraining: boolean
-  /** The one list of what is wrong. */
+  /** All current problems. */
   readonly problems: readonly ProblemEntry[]
   readonly reload: ReloadStatus
   readonly rules: RulesView
@@ -87,7 +87,7 @@ export interface HostMoment {
   readonly eventLoopLagMs: number
 }
 
-/** The two words that status and metrics have in common. */
+/** The two states of readiness that status and metrics share. */
 export function readinessOf({
   awaited,
   isDraining,
@@ -100,7 +100,7 @@ export function readinessOf({
   return { ready: serving && !problems.some(({ blocks }) => blocks), serving }
 }
 
-/** What the metrics of the main thread are made from. */
+/** The input of the main thread's metrics. */
 export function readMetrics(host: Host): HostReading {
   const moment = host.now()
   const { mesh, rules, dns, leaves, logLinesLost, eventLoopLagMs } = moment

@@ -1,6 +1,6 @@
 /**
- * The plan of capture as it was last in the kernel, kept in the state directory: a boot unit puts the guard in
- * place from it before any workload starts and before there is a daemon.
+ * The capture plan that was last in the kernel, kept in the state directory: a boot unit makes the guard from it before
+ * any workload and the daemon start.
  */
 import { existsSync } from 'node:fs'
 import { z } from 'zod'
@@ -12,15 +12,15 @@ import { silentLog } from '../lib/log.ts'
 import { openStateFile, type StateFile } from '../lib/state-file.ts'
 import { type BackendKind, backendKinds } from '../model/capture-backend.ts'
 
-/** The file's name in the state directory, what its first line calls it, and its version. */
+/** The file's name in the state directory, also used in its first line, its version, and its maximum size. */
 export const KEPT_CAPTURE = { name: 'capture', version: 1, maxBytes: 64 * 1024 * 1024 } as const
 
-/** The ports of the daemon, guarded from the boot on, too; a file of its own, because it is there without capture. */
+/** The ports of the daemon, also guarded from the boot on; a separate file, because it exists without capture. */
 export const KEPT_PORTS = { name: 'capture-ports', version: 1, maxBytes: 1024 * 1024 } as const
 
-/** What is kept. */
+/** The content of the capture file. */
 export interface KeptCapture {
-  /** What diverted, and has the guard. */
+  /** The backend that diverted and that makes the guard. */
   readonly backend: BackendKind
   readonly plan: CapturePlan
   readonly settings: BackendSettings
@@ -35,7 +35,7 @@ const selector = z.union([
 
 const addresses = z.array(z.object({ ip: z.string(), port: z.int() }))
 
-/** The shape of what is kept. */
+/** Schema of the capture file. */
 export const keptCapture = z.object({
   backend: z.enum(backendKinds).default('nftables'),
   plan: z.object({
@@ -62,7 +62,7 @@ const keptAddress = z.object({
   port: z.int().min(1).max(65_535),
 })
 
-/** The shape of kept ports. */
+/** Schema of the ports file. */
 const keptPorts = z.object({
   ports: z.array(z.object({ kind: z.enum(['tcp', 'udp']), address: keptAddress })),
   plainInbound: z
@@ -70,17 +70,17 @@ const keptPorts = z.object({
     .default({ targets: [], refuses: false }),
 })
 
-/** Has the file replaced soon. */
+/** Schedules a write of the file. */
 export function keepCapture(file: StateFile, what: KeptCapture): void {
   file.save(() => JSON.stringify(what))
 }
 
-/** Reads a kept plan. @throws MeshError HM_CAPTURE_KEPT_INVALID when there is none to believe. */
+/** Reads a kept plan. @throws MeshError HM_CAPTURE_KEPT_INVALID when there is no valid one */
 export function readKeptCapture(path: string): KeptCapture {
   return readKept(path, KEPT_CAPTURE, keptCapture)
 }
 
-/** Reads kept ports. @throws MeshError HM_CAPTURE_KEPT_INVALID when there are none to believe. */
+/** Reads kept ports. @throws MeshError HM_CAPTURE_KEPT_INVALID when there are no valid ones */
 export function readKeptPorts(path: string): PortPlan {
   return readKept(path, KEPT_PORTS, keptPorts)
 }

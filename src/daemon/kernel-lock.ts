@@ -1,9 +1,9 @@
 /**
- * One daemon in a network namespace writes rules of the kernel: two would take them from each other for ever.
+ * Lock for the kernel rules of a network namespace: two daemons would overwrite each other's rules endlessly.
  *
- * The lock is an abstract Unix socket, of which each network namespace has its own and which is free the moment its holder
- * ends. Any local user may take such a name, and is not to keep the daemon from starting: only a holder that could write
- * rules counts, by the credentials that the kernel tells of it.
+ * The lock is an abstract Unix socket: each network namespace has its own, and it is free as soon as its holder ends.
+ * Any local user may bind that name, but must not keep the daemon from starting: a holder counts only if it could write
+ * rules, by the credentials that the kernel reports.
  */
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
@@ -14,10 +14,10 @@ import type { Log } from '../lib/log.ts'
 import { requireNativeCalls, SOL_SOCKET } from '../lib/native.ts'
 import { descriptorOf } from '../lib/node-internals.ts'
 
-/** The zero in front makes it abstract: no file. */
+/** The leading zero makes the name abstract: no file. */
 const NAME = '\0hostmesh-kernel-rules'
 
-/** A daemon that was killed takes a moment to be gone; one that hands over lets go at once. Milliseconds. */
+/** How long to wait for the lock: a killed daemon needs a moment to end; a hand-over frees it at once. Milliseconds. */
 const PATIENCE_MS = 3_000
 const AGAIN_MS = 50
 
@@ -25,15 +25,15 @@ const SO_PEERCRED = 17
 const CREDENTIAL_NUMBERS = 3
 const CAP_NET_ADMIN = 1n << 12n
 
-/** Who listens at a Unix socket, as the kernel knows it. */
+/** The process that listens on a Unix socket, as the kernel reports it. */
 export interface Holder {
   readonly pid: number
   readonly uid: number
 }
 
 /**
- * Holds the lock until it is disposed or the process ends. Undefined, and said in the log, when somebody has the name who
- * cannot be a daemon. @throws MeshError HM_CAPTURE_HELD when another daemon holds it
+ * Holds the lock until it is disposed or the process ends. If a process that cannot be a daemon has the name, logs that
+ * and returns undefined. @throws MeshError HM_CAPTURE_HELD when another daemon holds it
  */
 export async function holdKernelRules(
   log: Log,
@@ -46,7 +46,7 @@ export async function holdKernelRules(
     if (held !== undefined) return held
     const holder = await holderOf(name)
     if (holder !== undefined && !mayWriteRules(holder)) {
-      // At once: who cannot keep the daemon from starting is not to hold it up either.
+      // Without a wait: such a process must not delay the start either.
       log.warn('Somebody who is no daemon has the name by which a second daemon is noticed', {
         pid: holder.pid,
         uid: holder.uid,
@@ -66,7 +66,7 @@ export async function holdKernelRules(
 }
 
 async function tryToListen(name: string): Promise<AsyncDisposable | undefined> {
-  // There is nothing to be said: whoever asks reads who listens.
+  // Nothing is sent: a client only reads who listens.
   const server = createServer((socket) => socket.destroy())
   server.listen(name)
   try {
@@ -79,7 +79,7 @@ async function tryToListen(name: string): Promise<AsyncDisposable | undefined> {
   return { [Symbol.asyncDispose]: () => new Promise((resolve) => server.close(() => resolve())) }
 }
 
-/** Who listens there; undefined when nobody does, or nobody that can be asked. */
+/** The process that listens on a name; undefined when there is none or it cannot be determined. */
 export async function holderOf(name: string): Promise<Holder | undefined> {
   const socket = connect(name)
   socket.on('error', () => undefined)
@@ -94,7 +94,7 @@ export async function holderOf(name: string): Promise<Holder | undefined> {
   }
 }
 
-/** Process, user and group of who listens at the other end; nothing when the kernel does not say. */
+/** Process, user and group of the listening peer; empty when the kernel does not report them. */
 function credentialsOf(fd: number): readonly number[] {
   const numbers = new Int32Array(CREDENTIAL_NUMBERS)
   const length = new Uint32Array([numbers.byteLength])
@@ -103,13 +103,13 @@ function credentialsOf(fd: number): readonly number[] {
   return calls.getsockopt(fd, SOL_SOCKET, SO_PEERCRED, bytes, length) === 0 ? [...numbers] : []
 }
 
-/** Root, our own user, or whoever has the capability for it in the user namespace that we are in. */
+/** Whether the process is root, our own user, or has CAP_NET_ADMIN in our user namespace. */
 export function mayWriteRules({ pid, uid }: Holder): boolean {
   if (uid === 0 || uid === process.geteuid?.()) return true
   try {
     const [, effective = '0'] =
       /^CapEff:\s*([0-9a-f]+)/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1')) ?? []
-    // In a user namespace of his own everybody has every capability.
+    // In its own user namespace any process has every capability.
     const isSameNamespace = uidMapOf(pid) === uidMapOf('self')
     return isSameNamespace && (BigInt(`0x${effective}`) & CAP_NET_ADMIN) !== 0n
   } catch {

@@ -1,5 +1,5 @@
 /**
- * The problems of a host that runs short of something, or bars somebody, from what its workers say of themselves. Pure.
+ * The problems of a host that is short of a resource or bars callers, from the reports of its workers. Pure.
  */
 import type { Pressure, ResourcePressure } from '../dataplane/proxy/pressure.ts'
 import { Problem } from '../model/problem.ts'
@@ -53,7 +53,7 @@ export function limitProblems(pressures: readonly Pressure[]): readonly Problem[
   return problems
 }
 
-/** Of the workers that are short; undefined when none is. */
+/** The sum over the workers that are short; undefined when none is. */
 function shortage(of: readonly ResourcePressure[]): ResourcePressure | undefined {
   const short = of.filter(({ isShort }) => isShort)
   if (short.length === 0) return undefined

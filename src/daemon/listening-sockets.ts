@@ -1,9 +1,9 @@
 /**
- * All listening sockets of the host, by name. Owned by the main thread, from before anybody accepts until the process
- * ends: workers, the resolver and the metrics port only borrow them.
+ * All listening sockets of the host, by name. The main thread owns them from before the first accept until the process
+ * ends; workers, the resolver and the metrics port only borrow them.
  *
- * A keeper (systemd) has duplicates while this process lives and gives them to the next one: then they are inherited,
- * with whoever has connected meanwhile, and only what is missing is opened.
+ * A keeper (systemd) holds duplicates while this process lives and passes them to the next one, which inherits them
+ * together with the waiting connections and opens only the missing ones.
  */
 import { type GuardedPort, loopbackTwin } from '../controlplane/capture/port-rules.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
@@ -25,39 +25,39 @@ import type { InheritedSocket, Systemd } from '../lib/systemd.ts'
 import { formatAddress, type SocketAddress } from '../model/address.ts'
 import { Problem } from '../model/problem.ts'
 
-/** A socket that a configuration needs. */
+/** A socket that the configuration needs. */
 export interface PlannedSocket {
   /** Unique on the host, and the same after a restart: printable, without a colon, at most 255 characters. */
   readonly name: string
   readonly kind: 'tcp' | 'udp'
   readonly address: SocketAddress
-  /** Takes what is diverted to it, whatever address that was sent to. */
+  /** Accepts diverted connections, whatever their original destination. */
   readonly transparent: boolean
-  /** Most bytes of one segment of what is accepted; the kernel's own limit without it. */
+  /** Maximum bytes of one TCP segment of accepted connections; the kernel's limit if undefined. */
   readonly maxSegment?: number | undefined
-  /** Whether the host may do without it where it has no IPv6. */
+  /** Whether the host may run without it if it has no IPv6. */
   readonly isOptional: boolean
 }
 
-/** What a system without IPv6 says of an IPv6 address. */
+/** Errors of a system without IPv6 for an IPv6 address. */
 const NO_SUCH_FAMILY = 'EAFNOSUPPORT'
 const NO_SUCH_ADDRESS = 'EADDRNOTAVAIL'
 
 const IN_USE = 'EADDRINUSE'
 
-/** Who keeps sockets for the next process. */
+/** Keeps sockets for the next process. */
 export type SocketKeeper = Pick<Systemd, 'keep' | 'forget'>
 
-/** The sockets of this process. Disposing closes them all; what a keeper has stays open. */
+/** The sockets of this process. Disposing closes them all; the keeper's duplicates stay open. */
 export class ListeningSockets implements Disposable {
   private readonly log: Log
   private readonly keeper: SocketKeeper | undefined
   private readonly inherited = new Map<string, number>()
   private readonly open = new Map<string, number>()
   private readonly planned = new Map<string, PlannedSocket>()
-  /** Bound, and nobody listens: the other loopback address of upstream ports. */
+  /** Bound without listening: the other loopback address of upstream ports. */
   private readonly twins = new Map<string, number>()
-  /** Who had a port of ours when it was to be opened, by kind and address: to find out means to look at all processes. */
+  /** The holder of a port that was in use, by kind and address. Cached: finding it means reading all processes. */
   private readonly holders = new Map<string, string>()
   private isGuarded = false
   private readonly earlier = new Set<string>()
@@ -73,13 +73,13 @@ export class ListeningSockets implements Disposable {
     this.keeper = options.keeper
     for (const { name, fd } of options.inherited ?? []) {
       setCloseOnExec(fd, true)
-      // Two of one name: of none it is known whose it is.
+      // Two sockets with one name cannot be told apart.
       if (this.inherited.has(name)) closeDescriptor(fd)
       else this.inherited.set(name, fd)
     }
   }
 
-  /** The ports of the sockets that were inherited and not yet taken, by name. */
+  /** The ports of inherited sockets that were not taken yet, by name. */
   inheritedPorts(): ReadonlyMap<string, number> {
     const ports = new Map<string, number>()
     for (const [name, fd] of this.inherited) {
@@ -95,16 +95,16 @@ export class ListeningSockets implements Disposable {
   }
 
   /**
-   * From now on rules of the kernel keep these ports ({@link ports}): sockets carry the sign by which those know them. One
-   * whose port another program has is opened at another port, where the rules lead what was sent to the first, if that
-   * was a port of the daemon's before (`earlier`): a new one may be an honest program's.
+   * From now on kernel rules guard these ports ({@link ports}), and sockets carry the mark that the rules recognize. If
+   * another program has a port, the socket is opened on another port, and the rules redirect there what is sent to the
+   * first. Only for a port that the daemon had before (`earlier`): any other may belong to a legitimate program.
    */
   guard(earlier: readonly GuardedPort[]): void {
     this.isGuarded = true
     for (const port of earlier) this.earlier.add(keyOf(port))
   }
 
-  /** The ports of all sockets that are open, for rules. */
+  /** The ports of all open sockets, for the kernel rules. */
   ports(): readonly GuardedPort[] {
     const ports = new Map<string, GuardedPort>()
     for (const [name, { kind, address }] of this.planned) {
@@ -115,7 +115,7 @@ export class ListeningSockets implements Disposable {
     return [...ports.values()]
   }
 
-  /** One for each port that another program had when it was to be opened. */
+  /** One problem for each port that another program had when it was to be opened. */
   problems(): readonly Problem[] {
     return this.ports().flatMap(({ kind, address, movedTo }) => {
       if (movedTo === undefined) return []
@@ -134,9 +134,9 @@ export class ListeningSockets implements Disposable {
   }
 
   /**
-   * The descriptor of a socket: open already, inherited, or opened now; undefined for an optional one that this host cannot
-   * have. It stays this object's: who accepts from it takes a duplicate.
-   * @throws MeshError HM_LISTEN_FAILED, whose hint says who has the port where that can be found out
+   * The descriptor of a socket: already open, inherited, or opened now; undefined for an optional socket that this host
+   * cannot have. This object owns it: to accept from it, take a duplicate.
+   * @throws MeshError HM_LISTEN_FAILED; the message names the holder of the port if it can be found
    */
   take(socket: PlannedSocket & { readonly isOptional: false }): number
   take(socket: PlannedSocket): number | undefined
@@ -150,7 +150,7 @@ export class ListeningSockets implements Disposable {
     return fd
   }
 
-  /** As {@link take}, and undefined when the socket was not inherited: nothing is opened for it. */
+  /** As {@link take}, but opens nothing: undefined when the socket was not inherited. */
   takeInherited(socket: PlannedSocket): number | undefined {
     const fd = this.inherit(socket)
     if (fd !== undefined) this.keep(socket, fd)
@@ -158,14 +158,14 @@ export class ListeningSockets implements Disposable {
   }
 
   /**
-   * Closes what was inherited and is not needed any more, here and at the keeper. Before anybody accepts: the kernel would
-   * hand connections of the same port to a socket that nobody looks at.
+   * Closes unneeded inherited sockets, here and at the keeper. Called before the first accept: the kernel
+   * would assign connections of the same port to a socket that nobody reads.
    */
   closeUnused(): void {
     for (const name of this.inherited.keys()) this.drop(name)
   }
 
-  /** Closes a socket, here and at the keeper. The port is free when nobody accepts from a duplicate any more. */
+  /** Closes a socket, here and at the keeper. The port is free when the last duplicate is closed. */
   giveUp(name: string): void {
     const fd = this.open.get(name)
     if (fd === undefined) return
@@ -183,7 +183,7 @@ export class ListeningSockets implements Disposable {
     this.planned.clear()
   }
 
-  /** The port that a socket has in place of the planned one; undefined when it has that. */
+  /** The port that a socket has instead of the planned one; undefined when it has the planned one. */
   private movedTo(name: string): number | undefined {
     const fd = this.open.get(name)
     const port = fd === undefined ? undefined : boundPort(fd)
@@ -196,7 +196,7 @@ export class ListeningSockets implements Disposable {
     this.keeper?.keep(socket.name, fd)
   }
 
-  /** Who dials `localhost` may mean either loopback address: nobody else is to answer at the other one. */
+  /** `localhost` may mean either loopback address: no other program may answer at the other one. */
   private holdTwin({ kind, address: { ip, port } }: PlannedSocket): void {
     const twin = loopbackTwin(ip)
     const key = `${twin} ${port}`
@@ -211,13 +211,13 @@ export class ListeningSockets implements Disposable {
     }
   }
 
-  /** One that was inherited under this name, if it is what is planned; else that one goes. */
+  /** The socket inherited under this name, if it is as planned; otherwise it is dropped. */
   private inherit(socket: PlannedSocket): number | undefined {
     const { name, kind, address } = socket
     const fd = this.inherited.get(name)
     if (fd === undefined) return undefined
     const planned = this.specOf(socket)
-    // The second was opened where there was no IPv6.
+    // The second spec was used where there was no IPv6.
     const specs = address.ip === '::' ? [planned, { ...planned, ip: '0.0.0.0' }] : [planned]
     const spec = specs.find((candidate) => isSocketOf(fd, candidate))
     if (spec === undefined) {
@@ -250,7 +250,7 @@ export class ListeningSockets implements Disposable {
       return openListeningSocket(this.specOf(socket))
     } catch (error) {
       const code = errorCode(error)
-      // A host without IPv6: what was meant is every address.
+      // `::` means every address; a host without IPv6 has only the IPv4 ones.
       if (code === NO_SUCH_FAMILY && address.ip === '::')
         return this.openOne({ ...socket, address: { ...address, ip: '0.0.0.0' } })
       if (socket.isOptional && (code === NO_SUCH_FAMILY || code === NO_SUCH_ADDRESS)) {
@@ -260,7 +260,7 @@ export class ListeningSockets implements Disposable {
         })
         return undefined
       }
-      // What diverts to a port names that one.
+      // A transparent socket cannot move: the rules that divert to it name its port.
       const mayMove = this.earlier.has(keyOf(socket)) && !socket.transparent && code === IN_USE
       const moved = mayMove ? this.openElsewhere(socket) : undefined
       if (moved !== undefined) return moved
@@ -268,7 +268,7 @@ export class ListeningSockets implements Disposable {
     }
   }
 
-  /** At any free port of the same address, the same for all sockets of the port; undefined when there is none. */
+  /** Any free port of the same address, the same for all sockets of this port; undefined when there is none. */
   private openElsewhere(socket: PlannedSocket): number | undefined {
     const { kind, address } = socket
     const key = keyOf(socket)
@@ -278,7 +278,7 @@ export class ListeningSockets implements Disposable {
     try {
       return openListeningSocket({ ...this.specOf(socket), port: port ?? 0 })
     } catch {
-      // That the port itself could not be had says more.
+      // The error of the planned port is more useful to the caller.
       return undefined
     }
   }

@@ -1,9 +1,9 @@
 /**
- * What this host remembers of its last run, so that it serves at once when Consul is away or the catalog file is
- * broken: catalog answers and policy, certificates, its own name in Consul, virtual addresses. One file each in
- * `state.directory`.
+ * What this host remembers of its last run, so that it serves at once when Consul is unreachable or the catalog file is
+ * invalid: catalog answers and policy, certificates, its own name in Consul, virtual addresses, capture plan and
+ * ports. One file each in `state.directory`.
  *
- * A folder that cannot be used costs the memory and is said in the status; the daemon runs all the same.
+ * A folder that cannot be used disables the memory and is reported in the status; the daemon runs nevertheless.
  */
 import { join } from 'node:path'
 import { z } from 'zod'
@@ -48,7 +48,7 @@ import {
 } from './kept-capture.ts'
 import type { StateName } from './state-files.ts'
 
-/** A start waits so long for the agent to say who it is when it has said so before, milliseconds. */
+/** How long a start waits for the agent to report its node name when a remembered name exists, milliseconds. */
 const NAME_PATIENCE_MS = 500
 
 const VIRTUAL_ADDRESSES_VERSION = 1
@@ -57,12 +57,12 @@ const NODE_VERSION = 1
 const storedAddresses = z.record(z.string(), z.array(z.string()).max(8))
 const storedNode = z.object({ source: z.string(), nodeName: z.string().min(1) })
 
-/** Who the agent says it is. */
+/** A catalog whose agent reports its node name. */
 interface NamedCatalog extends Pick<Catalog, 'description'> {
   readAgentSelf(): Promise<{ readonly nodeName: string }>
 }
 
-/** The state files of one daemon, and what stands on them. */
+/** The state files of one daemon, and the parts that use them. */
 export class HostState implements AsyncDisposable {
   private readonly config: Config
   private readonly log: Log
@@ -87,12 +87,12 @@ export class HostState implements AsyncDisposable {
     this.keptAddresses = new Map(Object.entries(valid(this.addresses, storedAddresses) ?? {}))
   }
 
-  /** Where a catalog file is kept: it may be broken or another one by the next start. */
+  /** Keeps the content of a catalog file: at the next start the file may be invalid or another one. */
   catalogFile(): StateFile {
     return this.open('catalog-file', CATALOG_FILE_STATE_VERSION, MAX_CATALOG_FILE_STATE_BYTES)
   }
 
-  /** The catalog to follow: a file keeps what it needs by itself, what an agent said is remembered. */
+  /** The catalog to follow: a catalog file keeps its own state, the answers of an agent are remembered here. */
   catalog<C extends Catalog>(inner: C): C | RememberedCatalog {
     if (this.config.catalog.kind === 'file') return inner
     this.catalogMemory = rememberCatalog(inner, {
@@ -102,7 +102,7 @@ export class HostState implements AsyncDisposable {
     return this.catalogMemory
   }
 
-  /** The certificates to use. A source that keeps files of its own needs no other memory. */
+  /** The certificates to use. A source with files of its own needs no other memory. */
   certificates(inner: CertificateSource): CertificateSource {
     if (this.config.certificates.kind !== 'consul') return inner
     this.certificateMemory = rememberCertificates(inner, {
@@ -113,7 +113,7 @@ export class HostState implements AsyncDisposable {
     return this.certificateMemory
   }
 
-  /** The name under which Consul knows this host; `fallback` when neither the agent nor memory says. */
+  /** The name of this host in Consul; `fallback` when neither the agent nor the memory has it. */
   async nodeName(consul: NamedCatalog, fallback: string): Promise<string> {
     const file = this.open('node', NODE_VERSION, 4_096)
     const stored = valid(file, storedNode)
@@ -146,7 +146,7 @@ export class HostState implements AsyncDisposable {
     return name ?? known
   }
 
-  /** What earlier runs assigned. */
+  /** The assignments of earlier runs. */
   virtualAddresses(): VirtualAddresses {
     return this.keptAddresses
   }
@@ -158,30 +158,30 @@ export class HostState implements AsyncDisposable {
     this.addresses.save(() => JSON.stringify(Object.fromEntries(assigned)))
   }
 
-  /** Whether the files are another process': what changes meanwhile is written when they are this one's again. */
+  /** Whether another process owns the files: changes are then written when this process owns them again. */
   hold(isHeld: boolean): void {
     this.isHeld = isHeld
     for (const file of this.files.values()) file.hold(isHeld)
   }
 
-  /** What an earlier run captured; undefined when nothing is known of that. */
+  /** What an earlier run captured; undefined when that is unknown. */
   keptCapture(): KeptCapture | undefined {
     this.captureFile ??= this.open(KEPT_CAPTURE.name, KEPT_CAPTURE.version, KEPT_CAPTURE.maxBytes)
     return valid(this.captureFile, keptCapture)
   }
 
-  /** Nothing is captured any more, nor at the next boot. */
+  /** Nothing is captured any more, neither now nor at the next boot. */
   async forgetCapture(): Promise<void> {
     await this.captureFile?.remove()
   }
 
-  /** The plan of capture as it is in the kernel, for a boot unit. */
+  /** Keeps the capture plan that is in the kernel, for a boot unit. */
   keepCapture(what: KeptCapture): void {
     this.captureFile ??= this.open(KEPT_CAPTURE.name, KEPT_CAPTURE.version, KEPT_CAPTURE.maxBytes)
     keepCapture(this.captureFile, what)
   }
 
-  /** The ports of this daemon, for a boot unit; undefined: they are not guarded. */
+  /** Keeps the ports of this daemon for a boot unit; undefined: they are not guarded. */
   async keepPorts(plan: PortPlan | undefined): Promise<void> {
     const { name, version, maxBytes } = KEPT_PORTS
     this.portsFile ??= this.open(name, version, maxBytes)
@@ -193,7 +193,7 @@ export class HostState implements AsyncDisposable {
       })
   }
 
-  /** What is live and what is remembered, and what is wrong with the files. */
+  /** What is live, what is remembered, and the problems of the files. */
   status(): StateStatus {
     return {
       directory: this.config.state.directory,
@@ -241,7 +241,7 @@ export class HostState implements AsyncDisposable {
     })
   }
 
-  /** Never stale: a certificate is as good as on its first day until it ends. */
+  /** Never stale: a certificate remains equally good until it expires. */
   private certificateParts(): StatePart[] {
     if (this.certificateMemory === undefined) return []
     const { count, sinceMs, isKnown } = this.certificateMemory.remembered()

@@ -1,6 +1,6 @@
 /**
- * What is wrong with this host: the one list that the status, its exit code, the metrics, the log and
- * systemd's status line are made from.
+ * The problems of this host: the one list from which the status, its exit code, the metrics, the log and the status
+ * line of systemd are made.
  */
 import { type Clock, systemClock } from '../lib/clock.ts'
 import { formatDuration } from '../lib/duration.ts'
@@ -8,24 +8,24 @@ import type { Log } from '../lib/log.ts'
 import type { ProblemEntry, StatePart, WorkerStatus } from '../model/admin.ts'
 import { Problem } from '../model/problem.ts'
 
-/** What the parts of the daemon say of themselves at one moment. */
+/** The reports of the daemon's parts at one moment. */
 export interface HostCondition {
-  /** What has to come before the host serves. */
+  /** What the host still waits for before it serves. */
   readonly awaited: readonly string[]
   readonly isDraining: boolean
   readonly workers: readonly Pick<WorkerStatus, 'id' | 'state'>[]
-  /** Undefined while capture is off or was not looked at yet. */
+  /** Undefined while capture is off or before the first check. */
   readonly captureInSync: boolean | undefined
   readonly captureProblems: readonly Problem[]
   readonly stateParts: readonly StatePart[]
-  /** Of all the others: catalog, certificates, discovery, memory, configuration, limits. */
+  /** Problems of all other parts: catalog, certificates, discovery, memory, configuration, limits. */
   readonly others: readonly Problem[]
 }
 
-/** How often the list is looked at for the log and for systemd, milliseconds. */
+/** Interval of the checks for the log and systemd, milliseconds. */
 const LOOK_MS = 1_000
 
-/** Everything that is wrong, most important first. Pure. */
+/** All problems, most important first. Pure. */
 export function hostProblems(condition: HostCondition): readonly Problem[] {
   const { awaited, captureInSync, captureProblems } = condition
   const problems: Problem[] = []
@@ -43,7 +43,7 @@ export function hostProblems(condition: HostCondition): readonly Problem[] {
         new Problem('HM_WORKER_STOPPED', `Worker ${id} is stopped`, { subject: String(id) }),
       )
   problems.push(...condition.others, ...condition.stateParts.flatMap(partProblem))
-  // Two parts may have met the same: a remembered certificate and the one of its origin, both expired.
+  // Two parts may report the same problem: a remembered certificate and the one of its source, both expired.
   return [
     ...new Map(problems.map((problem) => [`${problem.key} ${problem.message}`, problem])).values(),
   ]
@@ -64,16 +64,16 @@ function wholeSeconds(ms: number): number {
   return Math.max(1, Math.round(ms / 1_000)) * 1_000
 }
 
-/** What a watch over the problems is built from. */
+/** Options of a {@link ProblemWatch}. */
 export interface ProblemWatchOptions {
   readonly list: () => readonly Problem[]
   readonly log: Log
-  /** Called when the list has another content than before. */
+  /** Called when a problem appears or ends. */
   readonly onChange?: ((problems: readonly ProblemEntry[]) => void) | undefined
   readonly clock?: Clock
 }
 
-/** Remembers since when each problem stands, and logs each once when it appears and once when it is gone. */
+/** Remembers when each problem appeared, and logs each once when it appears and once when it ends. */
 export class ProblemWatch implements Disposable {
   private readonly options: ProblemWatchOptions
   private readonly clock: Clock
@@ -88,7 +88,7 @@ export class ProblemWatch implements Disposable {
     this.timer.unref()
   }
 
-  /** The problems now. */
+  /** The current problems. */
   look(): readonly ProblemEntry[] {
     const { log } = this.options
     const before = this.standing
@@ -102,7 +102,7 @@ export class ProblemWatch implements Disposable {
     const came = [...now].filter(([key]) => !before.has(key))
     const gone = [...before].filter(([key]) => !now.has(key))
     for (const [, { problem }] of came) {
-      // Every start and every stop has one of its own.
+      // Info, because they occur at every start and stop.
       const level = problem.code.startsWith('HM_HOST_') ? 'info' : 'warn'
       log[level](problem.message, { code: problem.code, hint: problem.hint })
     }

@@ -1,23 +1,23 @@
 /**
- * What a starting daemon still waits for, by name. It serves when nothing is left; that is what systemd is told as READY=1,
- * and what a reload waits for.
+ * What a starting daemon still waits for, by name. When nothing is left, it serves: systemd receives READY=1, and
+ * a reload continues.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 
-/** It is looked this often whether something is still waited for, and less often the longer that takes. Milliseconds. */
+/** Interval of the checks, milliseconds; it grows with the time waited. */
 const LOOK_MS = { first: 20, last: 1_000 }
 
-/** One thing that is waited for. */
+/** Something that the start waits for. */
 export interface Blocker {
-  /** It has come; further calls do nothing. */
+  /** Ends the wait for it; further calls do nothing. */
   release(): void
 }
 
-/** The set of things that are waited for. */
+/** The set of things that the start waits for. */
 export class Readiness {
   private readonly blockers = new Set<string>()
 
-  /** Enters something to wait for. `name` completes "waiting for …". */
+  /** Adds something to wait for. `name` completes "waiting for …". */
   block(name: string): Blocker {
     this.blockers.add(name)
     return { release: () => this.blockers.delete(name) }
@@ -29,7 +29,7 @@ export class Readiness {
   }
 }
 
-/** Waits until nothing is waited for any more, for so long at most. Returns what is; never rejects but when it is aborted. */
+/** Waits at most `limitMs` until nothing is waited for. Returns what is left; rejects only when aborted. */
 export async function untilNothingAwaited(
   awaited: () => readonly string[],
   limitMs: number,

@@ -1,40 +1,40 @@
 /**
- * Makes the services of this host known to callers only when they can be served: a caller that comes before
- * the certificate is refused in the handshake, one that comes before the intentions is denied, and neither
- * would have come here but for the registration.
+ * Registers the services of this host only when they can be served: a caller that connects before the certificate is
+ * there fails in the handshake, one that connects before the intentions is denied, and neither would have connected
+ * without the registration.
  *
- * All of them at once while that is near; after a while those that are ready go ahead, so that a service
- * whose certificate does not come (a missing right) costs that service.
+ * All services are registered together if they are ready soon. After a timeout the ready ones are registered, so that a
+ * service whose certificate never arrives (a missing right) affects only itself.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
 import type { LocalService } from '../model/service.ts'
 
-/** What is registered, and what it waits for. */
+/** What to register, and when. */
 export interface RegisterOptions {
   readonly registry: Pick<Catalog, 'register'>
   readonly services: readonly LocalService[]
   readonly tunnelPort: number
   /** Whether a caller of this service would be served now. */
   readonly canServe: (service: LocalService) => boolean
-  /** Ends the waiting: nothing is registered from then on. */
+  /** Ends the wait; nothing is registered afterwards. */
   readonly signal: AbortSignal
-  /** Milliseconds that services which are ready wait for the others. */
+  /** How long ready services wait for the others, milliseconds. */
   readonly patienceMs?: number
 }
 
-/** A leaf of Consul takes a second or two at most; longer is a right that is missing, or an outage. */
+/** A leaf of Consul takes at most a second or two; a longer wait means a missing right or an outage. */
 const PATIENCE_MS = 10_000
 
-/** A look costs a few map lookups. */
+/** Interval of the checks, milliseconds; a check costs a few map lookups. */
 const LOOK_MS = 50
 
-/** Registers each service once it can be served. Returns when all are, or when the signal says stop. */
+/** Registers each service once it can be served. Returns when all are registered or the signal is aborted. */
 export async function registerWhenServed(options: RegisterOptions): Promise<void> {
   const { registry, services, tunnelPort, canServe, signal, patienceMs = PATIENCE_MS } = options
   const patienceEndsAtMs = performance.now() + patienceMs
-  // With nothing to register the registry is told so: it takes back what a crash left behind.
+  // An empty list is registered, too: it removes what a crashed daemon left registered.
   let registered = -1
   while (!signal.aborted) {
     const ready = services.filter(canServe)

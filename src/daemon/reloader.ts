@@ -1,6 +1,6 @@
 /**
- * Reloads the daemon: checks the configuration on disk, starts the program on disk with it, and hands over. One reload at a
- * time. Also keeps the line to the process that this one replaced, for as long as that one has connections.
+ * Reloads the daemon: checks the configuration on disk, starts the program on disk with it, and hands over. One reload
+ * at a time. Also keeps the link to the replaced process while that process has connections.
  */
 import { loadConfig } from '../config/load.ts'
 import { describeError } from '../lib/errors.ts'
@@ -12,7 +12,7 @@ import { handOver, type Incumbent } from './hand-over.ts'
 import { type Link, startSuccessor } from './hand-over-link.ts'
 import type { ListeningSockets } from './listening-sockets.ts'
 
-/** What a reloader needs. */
+/** Options of a reloader. */
 export interface ReloaderOptions {
   readonly configPath: string
   readonly environment: SystemdEnvironment
@@ -23,17 +23,17 @@ export interface ReloaderOptions {
     connectionCount(): Promise<number>
     retire(deadlineMs: number): Promise<void>
   }
-  /** The process that this one has replaced. */
+  /** The process that this one replaced. */
   readonly predecessor: Link | undefined
 }
 
-/** Who has replaced this process. */
+/** The process that has replaced this one. */
 export interface Replacement {
   readonly pid: number
   readonly link: Link
 }
 
-/** The status before the first. */
+/** The status before the first reload. */
 export const NEVER_RELOADED: ReloadStatus = {
   count: 0,
   state: 'none',
@@ -41,28 +41,31 @@ export const NEVER_RELOADED: ReloadStatus = {
   earlierConnections: null,
 }
 
-/** The successor says by itself what it waits for in vain; then whatever there is one of changes hands. Milliseconds. */
+/** Timeouts of preparation and take-over, milliseconds. The successor reports earlier what it waits for in vain. */
 const LIMITS = { prepareMs: 30_000, takeOverMs: 20_000 }
 
-/** A process that was replaced says this often how many connections it has. Milliseconds. */
+/** How often a replaced process reports its number of connections. Milliseconds. */
 const TELL_MS = 1_000
 
-/** Each may hold as much memory as a daemon, for as long as `timeouts.reloadDrain`: more reloads than this end the oldest. */
+/**
+ * Maximum replaced processes that still drain. Each may use as much memory as a daemon for `timeouts.reloadDrain`; a
+ * further reload ends the oldest.
+ */
 const MAX_DRAINING = 4
 
-/** How long connections of one that is ended so may still go on. Milliseconds. */
+/** How long the connections of a process ended for that reason may continue. Milliseconds. */
 const TOO_MANY_GRACE_MS = 5_000
 
-/** When the host stops, the process that was replaced gets its resets out within so long. Milliseconds. */
+/** Extra time for the replaced process to send its resets when the host stops. Milliseconds. */
 const END_MARGIN_MS = 3_000
 
-/** See the file's header. */
+/** Runs reloads, see the file's head. */
 export class Reloader {
   private readonly options: ReloaderOptions
   private readonly wasReplaced = Promise.withResolvers<Replacement>()
   private readonly stopping = new AbortController()
   private current: ReloadStatus = NEVER_RELOADED
-  /** The reload that this process was started for is not over. */
+  /** Whether the reload that started this process is not finished. */
   private isSucceeding = false
   private underWay: Promise<Replacement | undefined> = Promise.resolve(undefined)
   private failure: Problem | undefined
@@ -72,7 +75,7 @@ export class Reloader {
     this.options = options
     options.predecessor?.listen((message) => {
       if (message === 'closed') {
-        // Whoever was to say that this is the main process is gone: it is, or it has given up by itself.
+        // The predecessor ended before it sent `main`: this is the main process, or it has given up by itself.
         if (this.isSucceeding) this.succeeded()
         this.current = { ...this.current, earlierConnections: null }
       } else if (message.kind === 'draining')
@@ -96,12 +99,12 @@ export class Reloader {
     return this.current
   }
 
-  /** Why the last reload failed; undefined when it did not. */
+  /** Why the last reload failed; undefined when it succeeded. */
   problem(): Problem | undefined {
     return this.failure
   }
 
-  /** Never rejects: what went wrong is in the log and in the status, and everything goes on as before. */
+  /** Never rejects: log and status report a failure, and the daemon continues as before. */
   async reload(): Promise<void> {
     const { log } = this.options
     if (this.stopping.signal.aborted) log.warn('This process ends: it does not reload')
@@ -110,8 +113,8 @@ export class Reloader {
   }
 
   /**
-   * The daemon is to stop: ends the successor of a reload that is under way, and whatever there is one of is this process'
-   * again. Where it is too late for that, who has taken over gets the signal that was meant for the daemon, and is returned.
+   * Called when the daemon must stop: ends the successor of a reload in progress, and this process owns everything
+   * again. If the take-over is complete, sends the signal to the new process instead and returns it.
    */
   async giveUp(signal: NodeJS.Signals): Promise<Replacement | undefined> {
     if (this.stopping.signal.aborted) return undefined
@@ -150,7 +153,7 @@ export class Reloader {
       return replacement
     } catch (error) {
       const reason = describeError(error)
-      // Another reason is another problem: the log and systemd hear of it.
+      // The reason is the subject: a new reason makes a new problem, which the log and systemd report.
       this.failure = Problem.of(error, 'HM_RELOAD_FAILED', { subject: reason })
       this.current = { ...this.current, state: 'failed', reason }
       log.error('The reload has failed; the running configuration stays', { error: reason })
@@ -158,7 +161,7 @@ export class Reloader {
     }
   }
 
-  /** After a reload: lets connections go on until they have ended, their time is over, or the host stops. */
+  /** After a reload: lets connections continue until they end, their time is over, or the host stops. */
   async retire(successor: Link, stopAsked: Promise<unknown>): Promise<void> {
     const { daemon, predecessor, log } = this.options
     this.stopping.abort()
@@ -189,12 +192,12 @@ export class Reloader {
     }, TELL_MS)
     await daemon.retire(this.drainMs)
     clearInterval(timer)
-    // Who it has replaced itself is told of a stop through it.
+    // This link also passes on a stop to the process that this one replaced, so wait for that process.
     await predecessor?.closed
     successor[Symbol.dispose]()
   }
 
-  /** The host stops: the process that was replaced ends too. Resolves when it is gone. */
+  /** The host stops: ends the replaced process. Resolves when it is gone. */
   async endPredecessor(graceMs: number): Promise<void> {
     const { predecessor } = this.options
     if (predecessor === undefined) return
@@ -205,7 +208,7 @@ export class Reloader {
   }
 }
 
-/** What starts the program that is installed now; this one again where it was not started by its script. */
+/** The command of the installed program; the command of this process if it was not started by the installed script. */
 function ownCommand(environment: SystemdEnvironment, configPath: string): readonly string[] {
   const { HOSTMESH_COMMAND } = environment
   const program =

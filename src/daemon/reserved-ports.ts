@@ -1,9 +1,9 @@
 /**
- * Whether the system may give ports of ours to outgoing connections of others, while the daemon is away. Pure.
+ * Whether the kernel may assign our ports to outgoing connections of other programs while the daemon is stopped. Pure.
  */
 import { Problem } from '../model/problem.ts'
 
-/** Names our ports that are in the range and not reserved (`ip_local_reserved_ports`: `1,5-9`); undefined when none is. */
+/** Our ports in the range that are not reserved (`ip_local_reserved_ports`: `1,5-9`); undefined when there are none. */
 export function unreservedPorts(
   ports: readonly number[],
   range: readonly [first: number, last: number] | undefined,

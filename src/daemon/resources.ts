@@ -1,30 +1,30 @@
 /**
- * What the process may have, and what of it each data-plane worker gets: descriptors and memory. The main thread keeps a
- * reserve of descriptors for the catalog, the admin API, the log and the resolver, which must go on when connections
+ * Limits of the process, and each data-plane worker's share of them: descriptors and memory. The main thread has a
+ * reserve of descriptors for the catalog, the admin API, the log and the resolver, which must work even if connections
  * do not.
  */
 import { readdirSync, readFileSync } from 'node:fs'
 import { totalmem } from 'node:os'
 
-/** Descriptors that connections never get. */
+/** Descriptors that connections never use. */
 const RESERVED_DESCRIPTORS = 64
 
-/** Less than this a worker cannot do anything with. */
+/** Minimum descriptors of a worker; with fewer it could do nothing. */
 const LEAST_DESCRIPTORS = 32
 
-/** Share of the process's memory that bytes on their way may occupy. */
+/** Share of the process's memory for bytes in transit. */
 const HELD_SHARE = 1 / 4
 
-/** Share of the process's memory that tunnels of peers may occupy, and what one takes, used or not. */
+/** Share of the process's memory for tunnels of peers, and the memory of one tunnel, used or not. */
 const TUNNEL_SHARE = 1 / 4
 const TUNNEL_BYTES = 131_072
 
-/** A worker may have so many of one host, however many workers there are: not each gets the same. */
+/** Minimum tunnels of one host per worker, however many workers there are: the spread is uneven. */
 const LEAST_TUNNELS_PER_HOST = 16
 
 const MIB = 1_048_576
 
-/** What the kernel lets this process have. */
+/** The kernel's limits for this process. */
 export interface ProcessLimits {
   /** Soft limit of open files. */
   readonly descriptors: number
@@ -34,7 +34,7 @@ export interface ProcessLimits {
   readonly memory: number
 }
 
-/** Asks the kernel. */
+/** Reads the limits from the kernel. */
 export function readProcessLimits(): ProcessLimits {
   const constrained = process.constrainedMemory()
   const total = totalmem()
@@ -45,14 +45,14 @@ export function readProcessLimits(): ProcessLimits {
   }
 }
 
-/** The soft limit of open files in the text of `/proc/<pid>/limits`; without bound when the text has none. */
+/** The soft limit of open files in the text of `/proc/<pid>/limits`; unlimited when the text has none. */
 export function openFilesLimit(text: string): number {
   const soft = /^Max open files\s+(\S+)/m.exec(text)?.[1]
   const limit = Number(soft)
   return Number.isFinite(limit) ? limit : Number.MAX_SAFE_INTEGER
 }
 
-/** What each of `workers` gets of it. Pure. */
+/** The share of each of `workers` in the limits. Pure. */
 export function workerShare(
   limits: ProcessLimits,
   workers: number,
@@ -66,7 +66,7 @@ export function workerShare(
   }
 }
 
-/** How many tunnels of peers each of `workers` may have, of all hosts and of one. Pure. */
+/** The maximum tunnels of peers for each of `workers`, in total and of one host. Pure. */
 export function tunnelShare(
   { memory }: Pick<ProcessLimits, 'memory'>,
   workers: number,

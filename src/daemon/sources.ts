@@ -1,5 +1,5 @@
 /**
- * Where this host's knowledge comes from, as its configuration says: the catalog of the mesh and the certificates of its services.
+ * Opens the configured sources of this host: the catalog of the mesh and the certificates of its services.
  */
 import type { Config } from '../config/schema.ts'
 import type { Catalog } from '../controlplane/catalog/catalog.ts'
@@ -16,7 +16,7 @@ import { MeshError } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
 import type { HostState } from './memory.ts'
 
-/** Opens the catalog; `isStrict` refuses a catalog file that is not valid, in place of going on with what was kept. */
+/** Opens the catalog; with `isStrict` an invalid catalog file is rejected, without it the kept content is used. */
 export function openCatalog(
   config: Config,
   log: Log,

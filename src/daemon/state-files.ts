@@ -1,6 +1,6 @@
-/** The files of `state.directory`: what a daemon writes there, and what an uninstall takes away. */
+/** The files of `state.directory`: a daemon writes them, and an uninstall removes them. */
 
-/** All of them, without `.json`. */
+/** All names, without `.json`. */
 export const stateNames = [
   'capture',
   'capture-ports',
@@ -11,5 +11,5 @@ export const stateNames = [
   'virtual-addresses',
 ] as const
 
-/** One of them. */
+/** One of these names. */
 export type StateName = (typeof stateNames)[number]

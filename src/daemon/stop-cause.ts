@@ -1,6 +1,5 @@
 /**
- * Whether this daemon is being stopped for good or to be started again: a signal does not say, the job of the service
- * manager does.
+ * Whether this daemon is stopped for good or for a restart: the signal is the same, the service manager's job differs.
  */
 import { execFile } from 'node:child_process'
 import { readFileSync } from 'node:fs'
@@ -11,7 +10,7 @@ import type { Log } from '../lib/log.ts'
 /** systemd answers in milliseconds. */
 const ASK_TIMEOUT_MS = 1_000
 
-/** Asks systemd; false outside of it, and when it does not answer. */
+/** Asks systemd; false outside systemd and when it does not answer. */
 export async function isRestarting(log: Log): Promise<boolean> {
   const unit = unitOf(readFileSync('/proc/self/cgroup', 'utf8'))
   if (unit === undefined) return false
@@ -30,13 +29,13 @@ export async function isRestarting(log: Log): Promise<boolean> {
   }
 }
 
-/** The unit of a process, from the text of its /proc/PID/cgroup; undefined when it is no service's. */
+/** The unit of a process, from the text of its /proc/PID/cgroup; undefined when it belongs to no service. */
 export function unitOf(cgroups: string): string | undefined {
-  // Version 2 has one line, a hybrid machine another one for systemd alone.
+  // Version 2 has one line; a hybrid system has a separate line for systemd.
   return /^(?:0:|\d+:name=systemd):.*\/([^/\n]+\.service)$/m.exec(cgroups)?.[1]
 }
 
-/** Whether a job of this kind is among those that `systemctl list-jobs` lists: `97 hostmesh.service restart running`. */
+/** Whether the output of `systemctl list-jobs` has a restart job of the unit: `97 hostmesh.service restart running`. */
 export function isRestartQueued(jobs: string, unit: string): boolean {
   return jobs.split('\n').some((line) => {
     const [, name, type] = line.trim().split(/\s+/)

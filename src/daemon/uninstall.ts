@@ -1,9 +1,9 @@
 /**
- * Takes hostmesh from this host: unit, capture rules, what the resolver was told, keys and state, program, user.
+ * Removes hostmesh from this host: unit, capture rules, resolver configuration, keys and state, program, user.
  *
- * Works with a broken configuration and without one: what it says of folders is read as far as it can be read.
- * Whole folders are removed only where nobody but hostmesh writes; elsewhere the files that it, or `hostmesh ca
- * issue`, is known to have written, and the folder if it is empty then. What an operator may share is left and said.
+ * Works without a configuration and with an invalid one: the folders that it names are read as far as possible. Whole
+ * folders are removed only where nobody but hostmesh writes; elsewhere only the files that it or `hostmesh ca issue` is
+ * known to have written, and the folder if it is then empty. What an operator may share is kept and reported.
  */
 import { execFile } from 'node:child_process'
 import {
@@ -24,44 +24,44 @@ import { member } from '../lib/json-value.ts'
 import { stateNames } from './state-files.ts'
 import { unitOf } from './stop-cause.ts'
 
-/** Tells how a tool ended; replaced where nothing may be run. */
+/** Runs a tool and returns how it ended; replaced where no tool may run. */
 export type RunTool = (
   tool: string,
   args: readonly string[],
 ) => Promise<{ readonly status: number; readonly stdout: string; readonly stderr: string }>
 
-/** Where and with what. */
+/** Where to remove hostmesh, and with which tools. */
 export interface UninstallOptions {
-  /** The folder that stands for `/`. */
+  /** The folder that is used as `/`. */
   readonly root: string
-  /** As seen from the root. */
+  /** Relative to the root, starting with `/`. */
   readonly configPath: string
   readonly run: RunTool
-  /** Removes the rules in the kernel; says what it removed, nothing when there was nothing. */
+  /** Removes the rules in the kernel; returns what it removed, empty if there was nothing. */
   readonly clearCapture: () => Promise<readonly string[]>
 }
 
-/** What would be done, in this order. Paths are as seen from the root, and exist. */
+/** What would be done, in this order. Paths are relative to the root and exist. */
 export interface UninstallPlan {
-  /** Files by which resolvers were told of the mesh, with the unit that reads each. */
+  /** Files that configure resolvers for the mesh, with the unit that reads each. */
   readonly resolvers: readonly { readonly path: string; readonly unit: string }[]
-  /** Units of ours, by name. */
+  /** hostmesh's own units, by name. */
   readonly units: readonly string[]
   /** Files and folders, those with keys first. */
   readonly paths: readonly string[]
-  /** Folders that are removed if they are empty then. */
+  /** Folders that are removed if they are then empty. */
   readonly folders: readonly string[]
   readonly users: readonly string[]
-  /** What is left, and why. */
+  /** What is kept, and why. */
   readonly kept: readonly string[]
-  /** Files of other units that need one of ours: what they start is stopped, or does not start at the next boot. */
+  /** Files of other units that require one of ours: those units are stopped, or do not start at the next boot. */
   readonly dependents: readonly string[]
 }
 
-/** What was done: one line each. */
+/** What was done, one line each. */
 export interface UninstallReport {
   readonly removed: readonly string[]
-  /** What could not be removed; not empty means that something is left. */
+  /** What could not be removed; if not empty, something is left. */
   readonly failed: readonly string[]
 }
 
@@ -79,20 +79,20 @@ const OVERRIDE_FOLDERS = [
   '/run/systemd/system.control',
 ]
 
-/** A line of a unit file by which it depends on a unit of ours for more than its turn. */
+/** A line of a unit file that makes it depend on one of our units beyond the order of start. */
 const NEEDS_US =
   /^\s*(?:Requires|Requisite|BindsTo|PartOf|Wants|WantedBy|RequiredBy)\s*=.*\bhostmesh(?:-ready|-guard)?\.(?:service|target)\b/m
 
-/** Nobody else writes there. */
+/** Only hostmesh writes there. */
 const OWN_FOLDERS = ['/var/lib/hostmesh', '/run/hostmesh']
 
-/** Removed unless the machine is that of the CA, which uses them too. */
+/** Removed unless the CA, which uses them too, runs on this machine. */
 const SHARED_WITH_CA = ['/etc/hostmesh', '/usr/bin/hostmesh', '/opt/hostmesh']
 
-/** What of `/etc/hostmesh` is the daemon's where the CA is on the same machine. */
+/** The daemon's own files in `/etc/hostmesh`, where the CA runs on the same machine. */
 const OWN_IN_ETC = ['hostmesh.yaml', 'catalog.yaml', 'consul.token', 'join-token', 'certs']
 
-/** A unit that drains takes its time to stop; what takes longer than this hangs. Milliseconds. */
+/** Timeout of a tool: a draining unit stops slowly; a tool that takes longer than this hangs. Milliseconds. */
 const TOOL_DEADLINE_MS = 3_900_000
 
 /** Runs a tool of this machine. */
@@ -109,7 +109,7 @@ export const runTool: RunTool = (tool, args) =>
     })
   })
 
-/** Looks at what there is. Changes nothing. */
+/** Inspects the host. Changes nothing. */
 export function planUninstall(
   options: Pick<UninstallOptions, 'root' | 'configPath'>,
 ): UninstallPlan {
@@ -147,13 +147,13 @@ export function planUninstall(
   }
 }
 
-/** Whether a process, by the text of its /proc/PID/cgroup, ends when the units of a plan are stopped. */
+/** Whether a process, given the text of its /proc/PID/cgroup, ends when the units of a plan are stopped. */
 export function endsWithUnits({ units }: Pick<UninstallPlan, 'units'>, cgroups: string): boolean {
   const unit = unitOf(cgroups)
   return unit !== undefined && units.includes(unit)
 }
 
-/** Unit files and drop-ins of others in a folder, by path, that need a unit of ours. */
+/** Paths of other programs' unit files and drop-ins in a folder that require one of our units. */
 function dependentsIn(root: string, folder: string): string[] {
   return globSync(['*.*', '*.d/*.conf'], { cwd: join(root, folder) })
     .filter((name) => !name.startsWith('hostmesh'))
@@ -162,13 +162,13 @@ function dependentsIn(root: string, folder: string): string[] {
     .toSorted()
 }
 
-/** The text of a plain file; empty for all that is none, and for a link that leads nowhere. */
+/** The text of a regular file; empty for anything else and for a dangling link. */
 function readIfFile(path: string): string {
   const isFile = statSync(path, { throwIfNoEntry: false })?.isFile() === true
   return isFile ? readFileSync(path, 'utf8') : ''
 }
 
-/** Those that exist, each once: `/lib` is a link to `/usr/lib` on most machines. */
+/** The existing folders without duplicates: `/lib` is a link to `/usr/lib` on most machines. */
 function distinctFolders(root: string, folders: readonly string[]): readonly string[] {
   const byPlace = new Map<string, string>()
   for (const folder of folders) {
@@ -180,7 +180,7 @@ function distinctFolders(root: string, folders: readonly string[]): readonly str
   return [...byPlace.values()]
 }
 
-/** Does it. What fails is reported, and the rest goes on: half of an uninstall is worse than most of it. */
+/** Carries out a plan. Failures are reported and the rest continues: half an uninstall is worse than most of one. */
 export async function uninstall(
   plan: UninstallPlan,
   options: UninstallOptions,
@@ -205,7 +205,7 @@ export async function uninstall(
     if (status !== 0) throw new Error(stderr.trim() || `systemctl ended with ${status}`)
   }
 
-  // First of all: nobody is sent to a resolver that is about to go.
+  // First, so that no query is sent to a resolver that is about to stop.
   for (const { path, unit } of plan.resolvers) {
     await remove(path)
     await attempt(unit, () => systemctl('try-restart', unit))
@@ -225,7 +225,7 @@ export async function uninstall(
     })
   if (plan.units.length > 0) {
     await attempt('systemd', () => systemctl('daemon-reload'))
-    // Nothing to forget is no failure.
+    // It fails when there is nothing to reset, which is fine.
     await run('systemctl', ['reset-failed', ...plan.units]).catch(() => undefined)
   }
   for (const user of plan.users) await removeUser(run, user, removed, failed)
@@ -242,7 +242,7 @@ async function removeUser(
     ['userdel', 'passwd'],
     ['groupdel', 'group'],
   ] as const) {
-    // The group of a user's own goes with it.
+    // userdel also removes the user's own group.
     if ((await run('getent', [database, user]).catch(() => undefined))?.status !== 0) continue
     const result = await run(tool, [user]).catch((error: unknown) => ({
       status: 1,
@@ -296,7 +296,7 @@ function namedByConfig(config: unknown): Named {
   }
 }
 
-/** What of a configuration can be read, sound or not. */
+/** The readable part of a configuration, valid or not. */
 function readLoosely(path: string): unknown {
   try {
     return parseDocument(readFileSync(path, 'utf8'), { logLevel: 'silent' }).toJS() as unknown
@@ -305,14 +305,14 @@ function readLoosely(path: string): unknown {
   }
 }
 
-/** Those that exist, of a path that may end in `*`. */
+/** The existing paths that match a path, which may end in `*`. */
 function expanded(root: string, path: string): string[] {
   if (!path.endsWith('*')) return hasEntry(join(root, path)) ? [path] : []
   const names = globSync(basename(path), { cwd: join(root, dirname(path)) })
   return names.map((name) => join(dirname(path), name))
 }
 
-/** Leaves out what goes with a folder above it. */
+/** Removes paths that lie in another one of the list. */
 function outermost(paths: readonly string[]): string[] {
   const distinct = [...new Set(paths)]
   return distinct.filter(
@@ -328,7 +328,7 @@ function isIn(path: string, folders: readonly string[]): boolean {
   return folders.some((folder) => path === folder || path.startsWith(`${folder}/`))
 }
 
-/** Also a link that leads nowhere. */
+/** Also true for a dangling link. */
 function hasEntry(path: string): boolean {
   return lstatSync(path, { throwIfNoEntry: false }) !== undefined
 }

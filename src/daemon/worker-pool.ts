@@ -1,9 +1,9 @@
 /**
- * Starts, feeds and replaces the data-plane workers.
+ * Starts, updates and replaces the data-plane workers.
  *
- * Every worker gets the same snapshots and certificates and accepts on the same ports, each from sockets of its own that the
- * main thread keeps. A worker that dies takes its own connections with it and nothing else: new ones wait in the sockets
- * until its successor, which is fed the current state first, accepts them. What was fed last is kept here, for successors.
+ * All workers receive the same snapshots and certificates and accept on the same ports, each on its own sockets, which
+ * the main thread keeps. A crashed worker loses only its own connections: new ones wait in its sockets until the
+ * replacement accepts them. The pool keeps the current state and sends it to a replacement first.
  *
  * ```
  *   starting --'listening'--> running --drain()--> draining --'drained'--> stopped
@@ -40,54 +40,54 @@ import {
 import type { WorkerTotals } from '../telemetry/totals.ts'
 import { ListeningSockets, type PlannedSocket } from './listening-sockets.ts'
 
-/** What a pool is built from. */
+/** Options of a pool. */
 export interface WorkerPoolOptions {
   readonly count: number
-  /** The settings of every worker, but for what is its own. */
+  /** The settings of every worker, without the individual ones. */
   readonly settings: Omit<WorkerSettings, 'id' | 'trafficMemory' | 'workerMemory'>
   readonly totals: WorkerTotals
   readonly log: Log
-  /** Most bytes of one segment of a tunnel; the kernel's own limit without it. */
+  /** Maximum bytes of one TCP segment of a tunnel; the kernel's limit if undefined. */
   readonly maxSegment?: number | undefined
-  /** The sockets of the host; those of the pool alone unless given. */
+  /** The sockets of the host; a set owned by the pool if undefined. */
   readonly sockets?: ListeningSockets
-  /** What workers say of the use of services; must not throw. */
+  /** Receives the workers' reports about the use of services; must not throw. */
   readonly onUse?: (message: UseMessage) => void
 }
 
 /** An address is wanted, or services are in use. */
 export type UseMessage = Extract<FromWorker, { readonly kind: 'wanted' | 'used' }>
 
-/** A dead worker is replaced after this. */
+/** Delay before a crashed worker is replaced. */
 const RESTART_BACKOFF = { minMs: 50, maxMs: 5_000 }
 
-/** A worker that has run for so long starts its back-off anew. */
+/** A worker that has run this long starts its back-off again. */
 const STABLE_MS = 30_000
 
-/** A worker that says nothing for so long is stuck: it is ended and replaced. Milliseconds. */
+/** A worker that sends nothing for this long is stuck: it is ended and replaced. Milliseconds. */
 const STUCK_MS = 10_000
 
-/** How long a worker may take to answer the admin API, milliseconds. */
+/** Timeout of a worker's answer for the admin API, milliseconds. */
 const ASK_TIMEOUT_MS = 2_000
 
-/** How long it may take for probes: each has deadlines of its own, to dial and to be answered. */
+/** Timeout of an answer to probes, milliseconds: each probe has its own deadlines for dialing and for the answer. */
 const PROBE_TIMEOUT_MS = 8_000
 
 /**
- * Size of a worker's young generation. Most of what a connection allocates dies young; at V8's default the
+ * Size of a worker's young generation. Most allocations of a connection are short-lived; with V8's default the
  * 99th percentile of latency doubles (docs/performance.md).
  */
 const YOUNG_GENERATION_MB = 32
 
-/** What one answer of a worker looks like. */
+/** An answer of a worker. */
 type Answer = Extract<FromWorker, { readonly id: number }>
 
-/** A question to a worker, without the number that its answer will carry. */
+/** A question to a worker, without the number that the answer repeats. */
 type Question = WithoutId<Extract<ToWorker, { readonly kind: 'ask' }>>
 
 type WithoutId<T> = T extends unknown ? Omit<T, 'id' | 'kind'> : never
 
-/** A socket of a worker; `kept` is its name among all of the host. */
+/** A socket of a worker; `kept` is its unique name on the host. */
 type MemberSocket = WorkerSocket & { readonly kept: string }
 
 interface Member {
@@ -99,19 +99,19 @@ interface Member {
   failures: number
   startedAtMs: number
   aliveAtMs: number
-  /** What the thread said last of what it is short of. */
+  /** The thread's last report about its shortages. */
   pressure: Pressure | undefined
   /** Number of the thread's memory in the totals. */
   memoryId: number
 }
 
-/** With an id that no other connection of this daemon has or had. */
+/** With an id that is unique over the life of this daemon. */
 type Identified<T extends { readonly id: number }> = Omit<T, 'id'> & { readonly id: string }
 
 /** Connections of all workers. */
 export interface WorkerConnections {
   readonly connections: readonly Identified<ConnectionView>[]
-  /** All open ones, listed or not, by worker id. */
+  /** Number of open connections, listed or not, by worker id. */
   readonly countByWorker: readonly number[]
 }
 
@@ -149,9 +149,9 @@ export class WorkerPool {
     }))
   }
 
-  /** Starts all workers, which take what they are fed and accept nothing yet. @throws MeshError HM_WORKER_FAILED */
+  /** Starts all workers. They receive state and do not accept connections yet. @throws MeshError HM_WORKER_FAILED */
   async prepare(): Promise<void> {
-    // Before anything is waited for: a pool that is ended meanwhile ends it, too.
+    // Before the first await: a pool that is ended during the start must clear this timer, too.
     this.watchdog = setInterval(() => this.endStuckWorkers(), STUCK_MS / 10)
     await Promise.all(
       this.members.map(async (member) => {
@@ -164,7 +164,7 @@ export class WorkerPool {
 
   /**
    * Opens the sockets and waits until all workers accept.
-   * @throws MeshError HM_LISTEN_FAILED, or what else keeps one from it
+   * @throws MeshError HM_LISTEN_FAILED, or another error that keeps a worker from accepting
    */
   async listen(): Promise<void> {
     const planned = plannedSockets(this.options)
@@ -184,8 +184,8 @@ export class WorkerPool {
   }
 
   /**
-   * The sockets of an earlier daemon that had more workers are dealt out to those of this one, and kept like their own: the
-   * kernel resets who waits in one that is closed, and who connects in that moment.
+   * Distributes the sockets of an earlier daemon with more workers among the workers, and keeps them like their own:
+   * the kernel resets connections that wait in a closed socket or arrive at that moment.
    */
   private takeSurplus(planned: readonly PlannedSocket[]): void {
     const listeners = new Map(planned.map((listener) => [listener.name, listener]))
@@ -199,19 +199,19 @@ export class WorkerPool {
     }
   }
 
-  /** Feeds what changed. `snapshot` is the whole, kept for workers that start later. */
+  /** Sends a change to all workers. `snapshot` is the full state, kept for workers that start later. */
   publish(delta: SnapshotDelta, snapshot: Snapshot): void {
     this.snapshot = snapshot
     this.tell({ kind: 'snapshot', delta })
   }
 
-  /** Feeds a new leaf. */
+  /** Sends a new leaf to all workers. */
   setLeaf(leaf: Leaf): void {
     this.leaves.set(leaf.service, leaf)
     this.tell({ kind: 'leaf', leaf })
   }
 
-  /** Feeds new roots. */
+  /** Sends new roots to all workers. */
   setRoots(bundle: TrustBundle): void {
     this.bundle = bundle
     this.tell({ kind: 'roots', bundle })
@@ -223,15 +223,15 @@ export class WorkerPool {
     return answers.flatMap((answer) => (answer?.kind === 'peers' ? answer.peers : []))
   }
 
-  /** The instances that each worker avoids. A worker that does not answer is left out. */
+  /** The instances that each worker has ejected. A worker that does not answer is left out. */
   async ejections(): Promise<readonly (readonly Ejection[])[]> {
     const answers = await this.ask({ what: 'ejections' })
     return answers.flatMap((answer) => (answer?.kind === 'ejections' ? [answer.ejections] : []))
   }
 
   /**
-   * The connections of all workers, at most `limit` listed of each. Ids are `<worker>-<number>`, and
-   * `<worker>.<restarts>-<number>` of a worker that replaced one.
+   * The connections of all workers, at most `limit` listed per worker. Ids are `<worker>-<number>`, or
+   * `<worker>.<restarts>-<number>` for a worker that replaced another.
    */
   async connections(limit: number): Promise<WorkerConnections> {
     const answers = await this.ask({ what: 'connections', limit })
@@ -246,7 +246,7 @@ export class WorkerPool {
     }
   }
 
-  /** One open connection; undefined when there is none of that id. */
+  /** One open connection; undefined when no open connection has this id. */
   async connection(id: string): Promise<Identified<ConnectionView> | undefined> {
     const member = this.members.find((each) => id.startsWith(prefixOf(each)))
     const number = member === undefined ? '' : id.slice(prefixOf(member).length)
@@ -257,7 +257,7 @@ export class WorkerPool {
       : undefined
   }
 
-  /** The last connections that were refused or broken off, of all workers, newest first. */
+  /** The last connections of all workers that were refused or broken off, newest first. */
   async refusals(): Promise<readonly Identified<Refusal>[]> {
     const answers = await this.ask({ what: 'refusals' })
     return answers
@@ -269,7 +269,7 @@ export class WorkerPool {
       .toSorted((left, right) => right.endedAtMs - left.endedAtMs)
   }
 
-  /** What the balancers have learned of the endpoints of a service, or of all services. */
+  /** What the balancers have measured of the endpoints of one service, or of all services. */
   async loads(service: string | undefined): Promise<readonly LoadFacts[]> {
     const answers = await this.ask({ what: 'loads', service })
     return answers.flatMap((answer, worker) =>
@@ -277,7 +277,7 @@ export class WorkerPool {
     )
   }
 
-  /** What became of the last connections of each pair, in each worker. */
+  /** The outcomes of the last connections of each pair, by worker. */
   async outcomes(): Promise<readonly OutcomeFacts[]> {
     const answers = await this.ask({ what: 'outcomes' })
     return answers.flatMap((answer, worker) =>
@@ -300,7 +300,7 @@ export class WorkerPool {
     )
   }
 
-  /** What the daemons of these instances say now of a connection of `source`; by one worker that runs. */
+  /** Probes: what the daemons of these instances would do with a connection of `source`. One running worker asks. */
   async probe(
     source: string,
     service: string,
@@ -321,7 +321,7 @@ export class WorkerPool {
         }))
   }
 
-  /** State of each worker, with the connections that the caller counts for it. */
+  /** State of each worker, with the number of connections that `connectionsOf` returns for it. */
   statuses(connectionsOf: (worker: number) => number): WorkerStatus[] {
     return this.members.map((member) => ({
       id: member.id,
@@ -331,30 +331,30 @@ export class WorkerPool {
     }))
   }
 
-  /** What the workers that run have said last of what they are short of. */
+  /** The last reports of the running workers about their shortages. */
   pressures(): readonly Pressure[] {
     return this.members.flatMap(({ pressure }) => (pressure === undefined ? [] : [pressure]))
   }
 
-  /** No new connections; open ones may go on for `deadlineMs`, then they are reset. Resolves when all are gone. */
+  /** Accepts no new connections; open ones are reset after `deadlineMs`. Resolves when all are gone. */
   async drain(deadlineMs: number): Promise<void> {
-    // Before the workers close theirs: otherwise new connections would wait for nobody.
+    // Before the workers close their duplicates: otherwise new connections would wait in a socket that nobody serves.
     for (const { sockets } of this.members)
       for (const { kept } of sockets) this.sockets.giveUp(kept)
     await this.end({ kind: 'drain', deadlineMs, why: 'stop' })
   }
 
   /**
-   * For a restart: the sockets stay, and new connections are served until the open ones have ended or `graceMs` is
-   * over; from then on they wait for the next process. Resolves when all are gone.
+   * For a restart: the sockets stay open. New connections are accepted until all open ones have ended or `graceMs` is
+   * over; later ones wait for the next process. Resolves when all are gone.
    */
   async drainForRestart(graceMs: number): Promise<void> {
     await this.end({ kind: 'drain', deadlineMs: graceMs, why: 'restart' })
   }
 
   /**
-   * After another process has taken the sockets over: no new connections, and open ones may go on for `deadlineMs`.
-   * Said again it brings the deadline forward. Resolves when all are gone.
+   * After another process has taken over the sockets: no new connections; open ones may continue for `deadlineMs`.
+   * A second call shortens the deadline. Resolves when all are gone.
    */
   async retire(deadlineMs: number): Promise<void> {
     await this.end({ kind: 'drain', deadlineMs, why: 'handOver' })
@@ -441,7 +441,7 @@ export class WorkerPool {
         break
       case 'cannotListen':
         this.options.log.error(message.message, { worker: member.id, code: message.code })
-        // The first start reports it to its caller; a replacement tries again.
+        // The first start reports the error to its caller; a replacement is ended and started again.
         if (member.restarts > 0) void member.thread?.terminate()
         break
       case 'peers':
@@ -495,7 +495,7 @@ export class WorkerPool {
 
   private endStuckWorkers(): void {
     const nowMs = performance.now()
-    // If this thread itself was stuck, the workers' messages are still unread.
+    // If this thread itself was blocked, the workers' messages are still unread.
     const wasLate = nowMs - this.watchedAtMs > STUCK_MS / 2
     this.watchedAtMs = nowMs
     if (wasLate) return
@@ -513,7 +513,7 @@ export class WorkerPool {
     for (const { thread } of this.members) if (thread !== undefined) send(thread, message)
   }
 
-  /** By worker; undefined for one that does not answer in time. */
+  /** Answers by worker; undefined for a worker that does not answer in time. */
   private ask(question: Question): Promise<(Answer | undefined)[]> {
     return Promise.all(this.members.map((member) => this.askOne(member, question)))
   }
@@ -543,7 +543,7 @@ export class WorkerPool {
     return { ...view, id: `${member === undefined ? worker : prefixOf(member)}${view.id}` }
   }
 
-  /** The next message of a worker that is looked for. */
+  /** The next message of this worker that `wanted` accepts. */
   private next(
     member: Member,
     wanted: (message: FromWorker | 'exit') => boolean,
@@ -559,16 +559,16 @@ export class WorkerPool {
   }
 }
 
-/** One for each listener; each worker has them all, under a name of its own. */
+/** One per listener; each worker has its own copy of each, under its own name. */
 function plannedSockets({ settings, maxSegment }: WorkerPoolOptions): readonly PlannedSocket[] {
   return [
     ...localListeners(settings).map(({ name, address, kind }) => ({
       name,
       address,
       kind: 'tcp' as const,
-      // TPROXY needs it; rules of iptables know the daemon's own socket by it.
+      // TPROXY needs it; iptables rules recognize the daemon's own sockets by it.
       transparent: kind === 'capture',
-      // Without IPv6 nothing is diverted there either.
+      // Without IPv6 nothing is diverted to these addresses.
       isOptional: kind === 'capture' && isIpv6(address.ip),
     })),
     ...tunnelListeners(settings).map(({ name, address }) => ({
@@ -586,12 +586,12 @@ function cannotStart({ id }: Member): MeshError {
   return new MeshError('HM_WORKER_FAILED', `Cannot start data-plane worker ${id}`)
 }
 
-/** Of a worker's socket among all of the host. */
+/** The unique name on the host of a worker's socket. */
 function socketName(listener: string, worker: number): string {
   return `${listener}/${worker}`
 }
 
-/** The other way round; a worker that is no number for what is no worker's. */
+/** The inverse of {@link socketName}; `worker` is NaN for a socket that belongs to no worker. */
 function partsOfSocketName(name: string): { readonly name: string; readonly worker: number } {
   const end = name.lastIndexOf('/')
   return { name: name.slice(0, Math.max(0, end)), worker: Number(name.slice(end + 1)) }
@@ -601,7 +601,7 @@ function timeText(wallMs: number): string {
   return new Date(wallMs).toISOString()
 }
 
-/** What the ids of a worker's connections begin with; a successor counts from 1 again. */
+/** Prefix of the ids of a worker's connections: a replacement counts from 1 again. */
 function prefixOf({ id, restarts }: Member): string {
   return restarts === 0 ? `${id}-` : `${id}.${restarts}-`
 }
@@ -610,7 +610,7 @@ function send(thread: Worker, message: ToWorker): void {
   thread.postMessage(message)
 }
 
-/** The worker's program: beside this one, in the language this one is in. */
+/** The worker's program: next to this file, as TypeScript or JavaScript like this file. */
 function workerFile(): URL {
   const extension = import.meta.url.endsWith('.ts') ? 'ts' : 'js'
   return new URL(`../dataplane/worker.${extension}`, import.meta.url)

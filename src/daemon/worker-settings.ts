@@ -1,5 +1,5 @@
 /**
- * What a data-plane worker is told of the configuration and of the process it runs in.
+ * The settings of the data-plane workers, from the configuration and the limits of the process.
  */
 import type { Config } from '../config/schema.ts'
 import type { ChosenBackend } from '../controlplane/capture/backend.ts'
@@ -9,10 +9,10 @@ import type { LocalService } from '../model/service.ts'
 import { readProcessLimits, tunnelShare, workerShare } from './resources.ts'
 import type { WorkerPoolOptions } from './worker-pool.ts'
 
-/** Workers tell which services are in use so many times within the time after which unused ones are let go. */
+/** Number of times that workers report services in use within the time after which unused services are dropped. */
 const USES_TOLD = 10
 
-/** They tell at least this often, milliseconds: the order of use says whose turn it is when too many are followed. */
+/** Longest interval of these reports, milliseconds: their order decides what to drop when too many are followed. */
 const MAX_TELL_USE_MS = 30_000
 
 /** The settings of every worker of this host. */
@@ -24,7 +24,7 @@ export function workerSettings(
   const { timeouts, limits } = config
   const processLimits = readProcessLimits()
   const isTransparent = backend !== undefined && backendTraits[backend.kind].divertsBy === 'tproxy'
-  // REDIRECT leads containers to the address of their bridge; everybody else comes to loopback.
+  // REDIRECT sends containers to the address of their bridge, and all other callers to loopback.
   const needsAnyAddress =
     !isTransparent && services.some(({ selector }) => selector?.kind === 'sourceAddress')
   return {
@@ -56,7 +56,7 @@ export function workerSettings(
   }
 }
 
-/** Where capture ports listen; IPv6 may be switched off. */
+/** The listen addresses of capture ports; IPv6 may be disabled. */
 function loopbackAddresses(): string[] {
   return loopbackFamilies().map((family) => (family === 'v4' ? '127.0.0.1' : '::1'))
 }

@@ -1,12 +1,12 @@
 /**
- * What is counted, as data. A column says what is counted, under which name it is exported, and how many cells of
- * memory it takes; from its declaration in `counters.ts` reading, merging, the Prometheus text and docs/metrics.md follow.
+ * What is counted, as data. A column declares what is counted, its exported name, and its number of memory cells.
+ * Reading, merging, the Prometheus text and docs/metrics.md are derived from the declarations in `counters.ts`.
  *
- * A reading is a plain array of cells, in the order of the columns: sums and differences of readings need to know
- * nothing of what is in them.
+ * A reading is a plain array of cells in the order of the columns, so that sums and differences of readings do not
+ * depend on their meaning.
  */
 
-/** How a column is exported; one without is part of a metric that `metrics.ts` puts together. */
+/** How a column is exported; a column without it is part of a metric that `metrics.ts` assembles. */
 export interface MetricHead {
   readonly group: MetricGroup
   readonly name: string
@@ -18,11 +18,11 @@ export type MetricGroup = 'Connections' | 'Tunnels' | 'Host' | 'Process'
 
 /** One kind of thing that is counted. */
 export type Column =
-  /** Only grows. */
+  /** Only increases. */
   | { readonly kind: 'count'; readonly metric?: MetricHead }
-  /** Goes up and down, and ends with the worker. `thread`: told for each worker alone, else as a sum. */
+  /** Increases and decreases, and ends with the worker. `thread`: exported for each worker, otherwise as a sum. */
   | { readonly kind: 'gauge'; readonly metric?: MetricHead; readonly by?: 'thread' }
-  /** One count for each value of a label. With `always` the others have no series before they happen. */
+  /** One count for each value of a label. With `always`, the other values have no series before they occur. */
   | {
       readonly kind: 'split'
       readonly metric: MetricHead
@@ -39,11 +39,11 @@ export type Column =
 
 type ColumnOf<Kind extends Column['kind']> = Extract<Column, { readonly kind: Kind }>
 
-/** Makes columns whose metrics are in one section, each from the metric's name and what it means. */
+/** Makes columns with metrics in one section, each from the metric's name and help text. */
 interface ColumnMakers {
   count(name: string, help: string): ColumnOf<'count'>
   gauge(name: string, help: string): ColumnOf<'gauge'>
-  /** A gauge that is told for each worker alone. */
+  /** A gauge that is exported for each worker. */
   threadGauge(name: string, help: string): ColumnOf<'gauge'>
   split<const Value extends string>(
     name: string,
@@ -68,7 +68,7 @@ export function columnsIn(group: MetricGroup): ColumnMakers {
   }
 }
 
-/** The columns of a row, by the name that the code uses. */
+/** The columns of a row, by the name in the code. */
 export type Columns = Readonly<Record<string, Column>>
 
 /** The names of the columns of one kind. */
@@ -83,13 +83,13 @@ export type ValueOf<All extends Columns, Name extends keyof All> = All[Name] ext
   ? Value
   : never
 
-/** What a histogram holds: counts by upper bound, then above the last (not cumulative), and the sum of all values. */
+/** A histogram: counts by upper bound, then the count above the last (not cumulative), and the sum of all values. */
 export interface BucketCounts {
   readonly buckets: readonly number[]
   readonly seconds: number
 }
 
-/** A row as numbers: a split column by value. */
+/** A row as numbers; a split column by value. */
 export type Numbers<All extends Columns> = {
   readonly [Name in keyof All]: All[Name] extends { readonly kind: 'split' }
     ? Readonly<Record<ValueOf<All, Name>, number>>
@@ -98,10 +98,10 @@ export type Numbers<All extends Columns> = {
       : number
 }
 
-/** Where the cells of a row's columns are. */
+/** The positions of the cells of a row's columns. */
 export class Layout<All extends Columns> {
   readonly columns: All
-  /** Cells of one row. */
+  /** Number of cells in one row. */
   readonly width: number
   /** The first cell of each column. */
   readonly start: { readonly [Name in keyof All]: number }
@@ -128,7 +128,7 @@ export class Layout<All extends Columns> {
     return new Float64Array(this.width)
   }
 
-  /** Where a value of a split column is counted, from the first cell of the column on. */
+  /** The cell of each value of a split column, relative to the first cell of the column. */
   offsets<Name extends NameOf<All, 'split'>>(name: Name): Record<ValueOf<All, Name>, number>
   offsets(name: string): Record<string, number> {
     const column = this.columns[name]
@@ -136,7 +136,7 @@ export class Layout<All extends Columns> {
     return Object.fromEntries(column.values.map((value, index) => [value, index]))
   }
 
-  /** The number of a count or gauge; of a split column or histogram how often anything was counted. */
+  /** The number of a count or gauge; for a split column or histogram the sum of its counts. */
   total(cells: Float64Array, name: keyof All & string): number {
     const counts = this.counts(cells, name)
     return counts.reduce((sum, count) => sum + count, 0)
@@ -151,13 +151,13 @@ export class Layout<All extends Columns> {
     return cells.subarray(start, start + count)
   }
 
-  /** The sum of the values in a histogram, seconds. */
+  /** The sum of the values in a histogram, in seconds. */
   seconds(cells: Float64Array, name: keyof All & string): number {
     const column = this.columns[name]
     return column === undefined ? 0 : (cells[this.start[name] + cellsOf(column) - 1] ?? 0)
   }
 
-  /** A whole row. */
+  /** The numbers of a whole row. */
   read(cells: Float64Array): Numbers<All> {
     const numbers = Object.entries(this.columns).map(([name, column]) => {
       const counts = this.counts(cells, name)
@@ -171,7 +171,7 @@ export class Layout<All extends Columns> {
     return Object.fromEntries(numbers) as Numbers<All>
   }
 
-  /** What is left of a worker that is gone: its gauges end. */
+  /** Clears the gauges of a worker that has ended. */
   endGauges(cells: Float64Array): void {
     for (const cell of this.gaugeCells) cells[cell] = 0
   }
@@ -182,7 +182,7 @@ export function addCells(sum: Float64Array, cells: Float64Array): void {
   for (let i = 0; i < sum.length; i += 1) sum[i] = (sum[i] ?? 0) + (cells[i] ?? 0)
 }
 
-/** The bucket of a value: the first whose bound is not below it. */
+/** The bucket of a value: the first whose bound is at least the value. */
 export function bucketOf(bounds: readonly number[], value: number): number {
   let bucket = 0
   while (bucket < bounds.length && value > (bounds[bucket] ?? 0)) bucket += 1

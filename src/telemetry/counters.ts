@@ -1,13 +1,13 @@
 /**
- * Counters of one data-plane worker, in memory shared with the main thread. A new counter is one line in the tables here,
- * and the place that counts.
+ * Counters of one data-plane worker, in memory shared with the main thread. A new counter needs one line in the tables
+ * here, and the code that counts.
  *
- * One thread writes, any thread reads: every cell is an aligned 64-bit float, so a reader sees the old
- * or the new value, never half of each. Adding is one array write: no allocation, no message, no lock.
- * Summing over workers, and keeping the sums of workers that are gone, is `totals.ts`'s.
+ * One thread writes, any thread reads: each cell is an aligned 64-bit float, so a reader sees the old or the new value,
+ * never a mixture. Counting is one array write: no allocation, no message, no lock. `totals.ts` sums over workers and
+ * keeps the sums of ended workers.
  *
- * Bounded by construction: a fixed number of rows and columns. Service pairs beyond the last row share one
- * row per reporter, whose services are called `other`.
+ * The number of rows and columns is fixed. Service pairs beyond the last row share one row per reporter, with the
+ * services `other`.
  */
 import { type ResponseFlag, responseFlags } from '../model/response-flag.ts'
 import { bucketOf, type Columns, columnsIn, Layout, type NameOf, type ValueOf } from './columns.ts'
@@ -15,20 +15,20 @@ import { bucketOf, type Columns, columnsIn, Layout, type NameOf, type ValueOf } 
 /** Who counted: the host of the calling service or the host of the called one. */
 export type Reporter = 'source' | 'destination'
 
-/** What a row of traffic is about. */
+/** The labels of a row of traffic. */
 export interface TrafficLabels {
   readonly reporter: Reporter
   readonly source: string
   readonly destination: string
 }
 
-/** Service pairs of one worker that have a row of their own. */
+/** Maximum service pairs of one worker with a row of their own. */
 export const MAX_TRAFFIC_ROWS = 1_024
 
-/** Service name, both source and destination, of the rows that the pairs without a row share. */
+/** Source and destination service of the shared rows of pairs without their own row. */
 export const OTHER_SERVICE = 'other'
 
-/** Every ending of a connection. */
+/** All endings of a connection. */
 export const trafficFlags: readonly ResponseFlag[] = Object.keys(responseFlags).filter(isFlag)
 
 function isFlag(text: string): text is ResponseFlag {
@@ -38,7 +38,7 @@ function isFlag(text: string): text is ResponseFlag {
 const connections = columnsIn('Connections')
 const tunnels = columnsIn('Tunnels')
 
-/** What is counted of a service pair. */
+/** What is counted per service pair. */
 export const trafficColumns = {
   opened: connections.count(
     'hostmesh_tcp_connections_opened_total',
@@ -64,7 +64,7 @@ export const trafficColumns = {
   duration: connections.histogram(
     'hostmesh_tcp_connection_duration_seconds',
     'How long ended connections were open',
-    // From one exchange to a connection kept for a day.
+    // From a single exchange to a connection that is kept for a day.
     [0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 30, 60, 300, 1_800, 3_600, 86_400],
   ),
 } satisfies Columns
@@ -72,7 +72,7 @@ export const trafficColumns = {
 /** The cells of a service pair. */
 export const trafficLayout: Layout<typeof trafficColumns> = new Layout(trafficColumns)
 
-/** What is counted of a worker that has no service pair. */
+/** What is counted per worker and has no service pair. */
 export const workerColumns = {
   acceptedConnections: connections.count(
     'hostmesh_accepted_connections_total',
@@ -161,13 +161,13 @@ export const workerLayout: Layout<typeof workerColumns> = new Layout(workerColum
 
 type WorkerColumns = typeof workerColumns
 
-/** What a refusal for want of something is counted as. */
+/** The limit to which a refusal is counted. */
 export type LimitName = ValueOf<WorkerColumns, 'limitRefusals'>
 
-/** What the end of a tunnel session is counted as. */
+/** The reason to which the end of a tunnel session is counted. */
 export type SessionEnd = ValueOf<WorkerColumns, 'tunnelSessionsClosed'>
 
-/** The shared `other` rows come first, so that they exist whatever happens. */
+/** The shared `other` rows come first, so that they always exist. */
 const OTHER_ROWS = 2
 const ROWS = OTHER_ROWS + MAX_TRAFFIC_ROWS
 const WIDTH = trafficLayout.width
@@ -180,7 +180,7 @@ const {
 const { connectFailures: CONNECT_FAILURES, duration: DURATION } = trafficLayout.start
 const offsetByFlag = trafficLayout.offsets('closed')
 
-/** The labels of a worker's rows before any was announced: the two `other` rows. */
+/** The labels of a worker's rows before any row is announced: the two `other` rows. */
 export function initialTrafficLabels(): (TrafficLabels | undefined)[] {
   return [
     { reporter: 'source', source: OTHER_SERVICE, destination: OTHER_SERVICE },
@@ -188,7 +188,7 @@ export function initialTrafficLabels(): (TrafficLabels | undefined)[] {
   ]
 }
 
-/** Connections and bytes by reporter and service pair. The worker's half; see {@link readTraffic}. */
+/** Connections and bytes by reporter and service pair. The worker's side; see {@link readTraffic}. */
 export class TrafficCounters {
   private readonly cells: Float64Array
   private readonly announceRow: (row: number, labels: TrafficLabels) => void
@@ -198,14 +198,14 @@ export class TrafficCounters {
   }
   private nextRow = OTHER_ROWS
 
-  /** Zeroed memory for one worker, 270 KiB. */
+  /** Zeroed memory for one worker, 257 KiB. */
   static createMemory(): SharedArrayBuffer {
     return new SharedArrayBuffer(ROWS * WIDTH * Float64Array.BYTES_PER_ELEMENT)
   }
 
   /**
-   * `announceRow` is called once for each row that comes into use, before anything is counted in it;
-   * the rows that {@link initialTrafficLabels} names are never announced.
+   * `announceRow` is called once for each row that comes into use, before anything is counted in it, but not for the
+   * rows of {@link initialTrafficLabels}.
    */
   constructor(
     memory: SharedArrayBuffer,
@@ -251,7 +251,7 @@ export class TrafficCounters {
     this.add(row, RECEIVED, bytes)
   }
 
-  /** One try to reach an instance failed; the connection may still succeed on another. */
+  /** One attempt to reach an instance failed; the connection may still succeed on another. */
   connectFailed(row: number): void {
     this.add(row, CONNECT_FAILURES, 1)
   }
@@ -285,8 +285,8 @@ export interface TrafficRow {
 }
 
 /**
- * The rows of a worker that have been used, for the main thread. `labels` by row number, as announced;
- * a row whose announcement is still on its way is left out, and appears with its full counts later.
+ * The used rows of a worker, for the main thread. `labels` by row number, as announced; a row whose announcement has
+ * not arrived yet is left out, and appears with its full counts later.
  */
 export function readTraffic(
   memory: SharedArrayBuffer,
@@ -300,14 +300,14 @@ export function readTraffic(
     const isUsed = row >= OTHER_ROWS || (all[start + OPENED] ?? 0) > 0
     if (label === undefined || !isUsed) continue
     const cells = new Float64Array(all.subarray(start, start + WIDTH))
-    // After all others: a connection that opens and closes while they are read must not look closed only.
+    // Read last: otherwise a connection that opens and closes during the read would count as closed only.
     cells[OPENED] = all[start + OPENED] ?? 0
     rows.push({ labels: label, cells })
   }
   return rows
 }
 
-/** Single numbers of one worker. The worker's half; see {@link readWorker}. */
+/** Numbers of one worker without a service pair. The worker's side; see {@link readWorker}. */
 export class WorkerCounters {
   private readonly cells: Float64Array
 
@@ -325,7 +325,7 @@ export class WorkerCounters {
     this.add(workerLayout.start[name], by)
   }
 
-  /** Something was refused because a caller had its share. */
+  /** Something was refused or broken off because a caller had reached its limit. */
   refused(limit: LimitName, by = 1): void {
     this.add(workerLayout.start.limitRefusals + offsetByLimit[limit], by)
   }
@@ -353,7 +353,7 @@ export class WorkerCounters {
 const offsetByLimit = workerLayout.offsets('limitRefusals')
 const offsetBySessionEnd = workerLayout.offsets('tunnelSessionsClosed')
 
-/** What a worker's {@link WorkerCounters} holds now, by {@link workerLayout}, for the main thread. */
+/** The current cells of a worker's {@link WorkerCounters}, by {@link workerLayout}, for the main thread. */
 export function readWorker(memory: SharedArrayBuffer): Float64Array {
   return new Float64Array(new Float64Array(memory))
 }

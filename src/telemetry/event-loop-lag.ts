@@ -1,23 +1,23 @@
 /**
- * How late the event loop of this thread is: the longest delay of a short timer in the last seconds.
+ * Measures the lag of this thread's event loop: the longest delay of a short timer in the last seconds.
  *
- * A timer of our own and not perf_hooks' histogram: that one forgets the delay in progress whenever it
- * is reset, so a stall that begins at a reset is never seen.
+ * It uses its own timer and not the histogram of perf_hooks, which drops the delay in progress at each reset, so that a
+ * stall that begins at a reset is never seen.
  */
 import { type Clock, systemClock } from '../lib/clock.ts'
 
-/** How often the timer looks, milliseconds. A shorter stall is seen with its share of this. */
+/** Interval of the timer, milliseconds. A shorter stall is seen only in part. */
 const PROBE_MS = 100
 
-/** A delay is reported for this long, so that a scrape every 15 s misses none. */
+/** How long a delay is reported: a scrape every 15 s misses none. */
 const WINDOW_MS = 15_000
 
-/** The delays of the last {@link WINDOW_MS}, as a value: the timer is {@link watchEventLoopLag}'s. */
+/** The delays of the last {@link WINDOW_MS}; {@link watchEventLoopLag} has the timer. */
 export class LagWindow {
   private readonly slots: number[] = Array.from({ length: WINDOW_MS / 1_000 }, () => 0)
   private second = 0
 
-  /** Notes a delay seen at `nowMs` (monotonic). */
+  /** Records a delay seen at `nowMs` (monotonic). */
   note(nowMs: number, lagMs: number): void {
     const second = Math.floor(nowMs / 1_000)
     const skipped = Math.min(second - this.second, this.slots.length)
@@ -27,15 +27,15 @@ export class LagWindow {
     this.slots[slot] = Math.max(this.slots[slot] ?? 0, lagMs)
   }
 
-  /** The longest delay noted in the window. */
+  /** The longest delay in the window. */
   longestMs(): number {
     return Math.max(...this.slots)
   }
 }
 
 /**
- * Measures this thread's event loop until disposed. `report` gets the longest delay of the last 15 s, in
- * milliseconds, ten times a second: make it cheap. Does not keep the thread alive.
+ * Measures this thread's event loop until disposed. `report` receives the longest delay of the last 15 s, in
+ * milliseconds, ten times a second, and must be cheap. Does not keep the thread alive.
  */
 export function watchEventLoopLag(
   report: (longestMs: number) => void,

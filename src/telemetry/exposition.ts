@@ -1,17 +1,16 @@
 /**
- * The Prometheus text of this host: joins the metric table with the values of the moment.
+ * The Prometheus text of this host: combines the metric table with the current values.
  *
- * The registry holds collectors, not values: nothing is kept twice, and the data plane never calls in
- * here. A slice of samples is rendered per turn of the event loop, so that a scrape of thousands of
- * service pairs does not block the main thread in one piece; scrapes that arrive meanwhile share the
- * answer.
+ * The registry holds collectors, not values: no value is stored twice, and the data plane never calls this module. Each
+ * turn of the event loop renders one slice of samples, so that a scrape of thousands of service pairs does not block
+ * the main thread for long; scrapes that arrive meanwhile share the result.
  */
 import { type Metric as PromMetric, Registry } from 'prom-client'
 import type { HostReading } from './host-reading.ts'
 import { type Metric, metrics, type Reading, type Sample } from './metrics.ts'
 import type { WorkerTotals } from './totals.ts'
 
-/** Where the values come from. */
+/** The sources of the values. */
 export interface MetricsSource {
   readonly version: string
   readonly totals: WorkerTotals
@@ -23,11 +22,11 @@ export interface MetricsSource {
 export interface Exposition {
   /** The content type to answer with. */
   readonly contentType: string
-  /** The text of all metrics, as of now or of a scrape that is being answered now. */
+  /** The text of all metrics: current, or of a scrape in progress. */
   metrics(): Promise<string>
 }
 
-/** Rendered without a pause: about 3 ms. */
+/** Number of samples rendered without a pause: about 3 ms. */
 const SLICE_SAMPLES = 1_000
 
 /** Builds the exposition of one daemon. */
@@ -83,8 +82,8 @@ async function collect(metric: Metric, reading: Reading): Promise<readonly Sampl
 function register(registry: Registry, metric: Metric, slice: () => readonly Sample[]): void {
   const { name, help, type } = metric
   const collector = { name, help, type, get: async () => ({ name, help, type, values: slice() }) }
-  // The registry only ever calls get() (prom-client 15.1.3, lib/registry.js); its types ask for one of
-  // its own classes, which would keep a second copy of every value.
+  // The registry only calls get() (prom-client 15.1.3, lib/registry.js); its types require one of its own classes,
+  // which would keep a second copy of each value.
   // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- see above
   registry.registerMetric(collector as unknown as PromMetric)
 }

@@ -1,17 +1,17 @@
 /**
- * What the main thread knows of the host at one moment, for whoever tells it on: the metrics now.
+ * The main thread's values of the host at one moment, for the metrics.
  */
 
-/** What the control plane knows at the moment of a scrape. */
+/** The control plane's values at the moment of a scrape. */
 export interface HostReading {
   readonly ready: boolean
   readonly serving: boolean
-  /** How many problems of each code there are. */
+  /** Number of problems by code. */
   readonly problems: ReadonlyMap<string, number>
   readonly snapshotVersion: number
-  /** Wall clock; undefined before the first good answer. */
+  /** Wall clock; undefined before the first valid answer. */
   readonly catalogLastSuccessMs: number | undefined
-  /** What is only remembered, by part, and what is wrong with the files it is kept in. */
+  /** Number of remembered items by part, and the problems of their files. */
   readonly state: {
     readonly parts: readonly { readonly part: string; readonly remembered: number }[]
     readonly problems: readonly string[]
@@ -28,7 +28,7 @@ export interface HostReading {
   readonly unknownCallersRefused?:
     | { readonly virtual: number; readonly instance: number }
     | undefined
-  /** The same of what capture lets pass or holds back; undefined while it is off, and each where nobody counts it. */
+  /** Also from the kernel's counters; undefined while capture is off, and each where it is not counted. */
   readonly captureCounts?:
     | {
         readonly permitted: number
@@ -38,7 +38,7 @@ export interface HostReading {
         readonly spared: number | undefined
       }
     | undefined
-  /** Connections that came around the mesh; undefined where nobody counts them. */
+  /** Connections that bypassed the mesh; undefined where they are not counted. */
   readonly plainInbound?: number | undefined
   /** Undefined while capture is off. */
   readonly captureRepairs?: number | undefined

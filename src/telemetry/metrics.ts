@@ -1,6 +1,6 @@
 /**
- * Every metric that a host exports, with where its values come from. What workers count is derived from their columns
- * (`counters.ts`); the rest is the table here. docs/metrics.md is written from both.
+ * All metrics that a host exports, and the sources of their values. The metrics of workers are derived from their
+ * columns (`counters.ts`); the others are in the table here. docs/metrics.md is generated from both.
  *
  * Names are `hostmesh_<noun>_<unit>[_total]` in base units. Labels are bounded: service names (a fixed number of pairs,
  * then `other`), response flags, threads; never an address, a path or anything else that a peer chooses.
@@ -20,11 +20,11 @@ export interface Sample {
   readonly labels: Labels
   /** For the `_bucket`, `_sum` and `_count` of a histogram. */
   readonly metricName?: string
-  /** More labels; one object for many samples is written out once (prom-client's cache). */
+  /** More labels; an object shared by many samples is rendered once (prom-client's cache). */
   readonly sharedLabels?: Labels
 }
 
-/** Everything read at the start of one scrape, so that its metrics agree with one another. */
+/** All values read at the start of one scrape, so that its metrics are consistent. */
 export interface Reading {
   readonly host: HostReading
   readonly traffic: readonly TrafficTotal[]
@@ -34,7 +34,7 @@ export interface Reading {
   readonly version: string
 }
 
-/** One number, samples with labels, or nothing while there is nothing to say. */
+/** One number, samples with labels, or undefined when there is no value. */
 type Values = number | undefined | readonly Sample[]
 
 /** One metric. */
@@ -60,7 +60,7 @@ type MetricMaker = (
   labels?: readonly string[],
 ) => Metric
 
-/** Makes the metrics of one section that the main thread knows. */
+/** Makes metrics of one section from values of the main thread. */
 function metricsIn(group: MetricGroup): Readonly<Record<'gauge' | 'counter', MetricMaker>> {
   const of =
     (type: Metric['type']): MetricMaker =>
@@ -263,7 +263,7 @@ const hostMetrics: readonly Metric[] = [
   ),
   ofProcess.gauge('hostmesh_process_open_fds', 'Open file descriptors of the process', async () => {
     const names = await readdir('/proc/self/fd').catch(() => undefined)
-    // One more than are open otherwise: the directory itself, while it is read.
+    // Without the descriptor of the directory itself, which is open while it is read.
     return names === undefined ? undefined : names.length - 1
   }),
   ofProcess.gauge(
@@ -315,7 +315,7 @@ function labelsOf(column: Column): readonly string[] {
   return column.kind === 'gauge' && column.by !== undefined ? [column.by] : []
 }
 
-/** What one column of one row says. */
+/** The samples of one column of one row. */
 function samplesOf<All extends Columns>(
   layout: Layout<All>,
   name: keyof All & string,

@@ -1,9 +1,8 @@
 /**
- * The node's counts: the sum over its workers, those that are gone included.
+ * The counts of the node: the sum over its workers, ended ones included.
  *
- * A worker that crashed leaves its memory behind. {@link WorkerTotals.retire} adds it to the retired sums,
- * so that no total ever goes backwards when the worker is replaced; connections that were open at that
- * moment become `lost`. So opened = closed + lost + active, always.
+ * {@link WorkerTotals.retire} adds the memory of a crashed worker to the retired sums, so that no total decreases when
+ * the worker is replaced; connections that were open then become `lost`. So opened = closed + lost + active, always.
  */
 import { addCells, type Numbers } from './columns.ts'
 import {
@@ -21,10 +20,10 @@ import {
   workerLayout,
 } from './counters.ts'
 
-/** Service pairs of the whole node that are told apart, over all its workers and their lives. */
+/** Maximum service pairs of the node that are counted separately, over all workers and restarts. */
 export const MAX_NODE_PAIRS = 2_048
 
-/** The memory a worker counts in: hand it to the thread that starts. */
+/** The memory in which a worker counts: pass it to the thread that starts. */
 export interface WorkerMemory {
   readonly traffic: SharedArrayBuffer
   readonly counters: SharedArrayBuffer
@@ -32,9 +31,9 @@ export interface WorkerMemory {
 
 /** A row summed over workers. */
 export interface TrafficTotal extends TrafficRow {
-  /** Open now, in workers that are alive. */
+  /** Open now, in running workers. */
   readonly active: number
-  /** Were open when their worker crashed. */
+  /** Open when their worker crashed. */
   readonly lost: number
 }
 
@@ -42,7 +41,7 @@ interface LiveWorker extends WorkerMemory {
   readonly labels: (TrafficLabels | undefined)[]
 }
 
-/** Memory and sums of all workers of this node. Lives in the main thread. */
+/** Memory and sums of all workers of this node. Belongs to the main thread. */
 export class WorkerTotals {
   private readonly live = new Map<number, LiveWorker>()
   private readonly pairs = new Set<string>()
@@ -51,7 +50,7 @@ export class WorkerTotals {
 
   /**
    * Makes the memory for a worker that is about to start. `worker` names it until it is retired.
-   * @throws RangeError when that worker is already there: its counts would be lost.
+   * @throws RangeError when that worker exists already: its counts would be lost.
    */
   attach(worker: number): WorkerMemory {
     if (this.live.has(worker)) throw new RangeError(`Worker ${worker} already counts`)
@@ -79,8 +78,8 @@ export class WorkerTotals {
   }
 
   /**
-   * A worker is gone for good: its counts stay, its gauges end, its connections are lost. Call it on the
-   * thread's `exit` event, before which Node delivers every message that the thread had posted.
+   * A worker has ended: its counts stay, its gauges end, its open connections are lost. Call it on the thread's `exit`
+   * event, before which Node delivers every message that the thread has posted.
    */
   retire(worker: number): void {
     const memory = this.live.get(worker)
@@ -103,7 +102,7 @@ export class WorkerTotals {
     return [...totals.values()]
   }
 
-  /** What has no service pair, of all workers; gauges of those that are alive. By the layout of a worker. */
+  /** Counts without a service pair, of all workers, and gauges of the running ones. By {@link workerLayout}. */
   cells(): Float64Array {
     const sum = Float64Array.from(this.retiredCells)
     for (const memory of this.live.values()) addCells(sum, readWorker(memory.counters))
@@ -115,7 +114,7 @@ export class WorkerTotals {
     return workerLayout.read(this.cells())
   }
 
-  /** The cells of each worker that is alive. */
+  /** The cells of each running worker. */
   cellsByWorker(): ReadonlyMap<number, Float64Array> {
     return new Map([...this.live].map(([worker, { counters }]) => [worker, readWorker(counters)]))
   }

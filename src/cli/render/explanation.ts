@@ -1,5 +1,5 @@
 /**
- * An explanation for people: the verdict first, then station by station along the road, then what to do.
+ * An explanation as text: the verdict first, then the stations along the path, then what to do.
  */
 import type { Explanation, Station, Verdict } from '../../model/explanation.ts'
 import { formatAge, formatSince } from './format.ts'
@@ -22,7 +22,7 @@ const MARKS: Record<Station['mark'], { readonly text: string; readonly tone: Ton
   none: { text: '-', tone: 'faint' },
 }
 
-/** Width of the longest name of a station, and a space. */
+/** Width of the longest station name, and a space. */
 const NAME_WIDTH = 12
 
 /** The lines, without a newline at the end. */

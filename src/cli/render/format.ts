@@ -1,5 +1,5 @@
 /**
- * Numbers as people read them, in the manner of kubectl: two units at most, the coarser the longer ago.
+ * Numbers for people, in the style of kubectl: at most two units, coarser for longer times.
  */
 
 const SECOND = 1_000
@@ -7,7 +7,7 @@ const MINUTE = 60 * SECOND
 const HOUR = 60 * MINUTE
 const DAY = 24 * HOUR
 
-/** A length of time: `7s`, `3m5s`, `12m`, `2h5m`, `30h`, `3d4h`, `12d`. Negative ones count as zero. */
+/** A duration: `7s`, `3m5s`, `12m`, `2h5m`, `30h`, `3d4h`, `12d`. Negative values count as zero. */
 export function formatAge(ms: number): string {
   const age = Math.max(0, ms)
   if (age < 2 * MINUTE) return `${Math.floor(age / SECOND)}s`
@@ -19,13 +19,13 @@ export function formatAge(ms: number): string {
   return `${Math.floor(age / DAY)}d`
 }
 
-/** The time since an RFC 3339 text, or `?` when it is none. */
+/** The time since an RFC 3339 timestamp; `?` for an invalid one. */
 export function formatSince(time: string, nowMs: number): string {
   const atMs = Date.parse(time)
   return Number.isNaN(atMs) ? '?' : formatAge(nowMs - atMs)
 }
 
-/** A moment, to the second: `2027-01-31T12:00:00Z`. */
+/** A point in time, to the second: `2027-01-31T12:00:00Z`. */
 export function formatTime(wallMs: number): string {
   return `${new Date(wallMs).toISOString().slice(0, 19)}Z`
 }
@@ -36,7 +36,7 @@ export function formatBytes(bytes: number): string {
   if (bytes < 1_024) return `${Math.round(bytes)}B`
   let value = bytes / 1_024
   let unit = 0
-  // 1023.5 would be written as 1024: that is one of the next unit.
+  // 1023.5 would be rounded to 1024, which is one of the next unit.
   while (value >= 1_023.5 && unit < units.length - 1) {
     value /= 1_024
     unit += 1
@@ -44,7 +44,7 @@ export function formatBytes(bytes: number): string {
   return `${value < 9.95 ? value.toFixed(1) : Math.round(value)}${units[unit]}`
 }
 
-/** A round trip: `0.2ms`, `14ms`. */
+/** A round-trip time: `0.2ms`, `14ms`. */
 export function formatRoundTrip(ms: number): string {
   return ms < 9.95 ? `${ms.toFixed(1)}ms` : `${Math.round(ms)}ms`
 }

@@ -1,22 +1,22 @@
 /**
  * Aligned columns on standard output: headings in capitals, two spaces between columns, no lines.
  *
- * Color only where standard output is a terminal that wants it (NO_COLOR is obeyed). Cells may hold text that
- * came from other hosts: control characters never reach the terminal.
+ * Color only if standard output is a terminal that accepts it (NO_COLOR is respected). Cells may contain text from
+ * other hosts: control characters never reach the terminal.
  */
 import { styleText } from 'node:util'
 
-/** How a cell is meant; the color follows from it. */
+/** The meaning of a cell, which sets its color. */
 export type Tone = 'good' | 'warning' | 'bad' | 'faint'
 
-/** Text, with a tone where it means something. */
+/** Text, with a tone if it has a meaning. */
 export type Cell = string | { readonly text: string; readonly tone: Tone }
 
 const COLORS = { good: 'green', warning: 'yellow', bad: 'red', faint: 'gray' } as const
 
 /**
- * Longest cell but for the last of a row, in characters; what is longer ends with an ellipsis. JSON output
- * has it whole.
+ * Maximum length of a cell, except the last of a row, in characters; longer text ends with an ellipsis. JSON output has
+ * the full text.
  */
 const MAX_CELL = 80
 
@@ -42,7 +42,7 @@ export function renderTable(
   return [line(headings), ...rows.map(line)].join('\n')
 }
 
-/** A cell's whole text, painted for the terminal. */
+/** The full text of a cell, colored for the terminal. */
 export function paint(cell: Cell): string {
   return tint(cell, cleanText(cell))
 }
@@ -58,6 +58,6 @@ function shortText(cell: Cell): string {
 
 function cleanText(cell: Cell): string {
   const text = typeof cell === 'string' ? cell : cell.text
-  // Bidirectional overrides reorder what follows them on some terminals.
+  // Bidirectional overrides reorder the following text on some terminals.
   return text.replaceAll(/[\p{Cc}\p{Cf}]/gu, '\uFFFD')
 }

@@ -1,6 +1,6 @@
 /**
- * Station `answer`: what the daemons of the destination said, asked now by a probe or met by the last connections
- * of the pair. What this host works out from the catalog is what should happen; this is what does.
+ * Station `answer`: what the destination's daemons answered to a probe, or how the last connections of the pair ended.
+ * The other stations derive from the catalog what should happen; this one shows what does.
  */
 import { endingByCode, endingByReset, resetReasons } from '../../model/ending.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
@@ -9,25 +9,25 @@ import type { HostFacts, OutcomeFacts, ProbeFacts } from '../../model/facts.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { Draft } from './draft.ts'
 
-/** How long what a connection met is taken for what the next one will meet, milliseconds. */
+/** How long the outcome of a connection is used as a prediction for the next one, milliseconds. */
 const LATELY_MS = 300_000
 
 /** What is known of one instance, or of one pair at its destination. */
 export interface Evidence {
-  /** What it is about, as it is shown. */
+  /** The instance or service, as it is displayed. */
   readonly target: string
-  /** `reached`: the host answered, and what it would do with a connection is not known. */
+  /** `reached`: the host answered, but what it would do with a connection is unknown. */
   readonly says: 'delivered' | 'reached' | 'refused'
   readonly isAsked: boolean
-  /** Of `refused`. */
+  /** For `refused`. */
   readonly verdict: Verdict
-  /** A connection that meets this is not offered to another instance. */
+  /** Whether a connection that ends like this is not tried with another instance. */
   readonly isFinal: boolean
   /** One line. */
   readonly text: string
 }
 
-/** What is known of the instances that a connection of `source` may be given to. */
+/** The evidence about the instances that a connection of `source` may be given to. */
 export function evidenceOf(
   facts: HostFacts,
   source: string,
@@ -41,7 +41,7 @@ export function evidenceOf(
   })
 }
 
-/** What connections of `source` to a service of this host met. */
+/** The outcomes of connections of `source` to a service of this host. */
 export function arrivalEvidence(
   facts: HostFacts,
   source: string,
@@ -50,17 +50,17 @@ export function arrivalEvidence(
   return recentEvidence(facts, 'inbound', source, service)
 }
 
-/** Whether somebody has said, or shown, that the destination lets the caller in. */
+/** Whether all evidence is that the destination lets the caller in. */
 export function isLetIn(evidence: readonly Evidence[]): boolean {
   return evidence.length > 0 && evidence.every(({ says }) => says === 'delivered')
 }
 
-/** Whether that was said just now. */
+/** Whether that evidence comes from probes made just now. */
 export function isAskedAndLetIn(evidence: readonly Evidence[]): boolean {
   return isLetIn(evidence) && evidence.every(({ isAsked }) => isAsked)
 }
 
-/** Writes down what is known; `count` instances may get the connection. Nothing when nobody has said anything. */
+/** Adds the station; `count` instances may get the connection. Adds nothing without evidence. */
 export function describeAnswer(draft: Draft, evidence: readonly Evidence[], count: number): void {
   const refusals = evidence.filter(({ says }) => says === 'refused')
   const lines = evidence.map(({ text }) => text)
@@ -85,7 +85,7 @@ export function describeAnswer(draft: Draft, evidence: readonly Evidence[], coun
   )
 }
 
-/** Asked to probe where there is nobody to ask: an answer that does not say so looks like one that rests on a probe. */
+/** For a requested probe without an instance to ask: without this station the answer would seem to rest on a probe. */
 export function withoutProbe(road: Explanation): Explanation {
   const summary =
     'Nobody was asked: a probe goes to instances that a connection may be given to, and there is none'
@@ -95,7 +95,7 @@ export function withoutProbe(road: Explanation): Explanation {
   }
 }
 
-/** By a probe. */
+/** Evidence from a probe. */
 function probeEvidence(probe: ProbeFacts): Evidence {
   const { endpoint, kind, verdict, reason, flag, code } = probe
   const took = `asked just now, ${Math.max(1, Math.round(probe.tookMs))} ms`
@@ -141,7 +141,7 @@ const REFUSALS: Readonly<Record<string, string>> = {
   draining: 'it is shutting down',
 }
 
-/** By the last connections: the latest word of all workers, unless it is too old. */
+/** Evidence from the last connections: the latest outcome in all workers, unless it is too old. */
 function recentEvidence(
   facts: HostFacts,
   direction: OutcomeFacts['direction'],
@@ -181,7 +181,7 @@ function recentEvidence(
   return [{ ...base, says: 'delivered', text: `${what} ${agoText(nowMs - okAtMs)} ago` }]
 }
 
-/** Of a stream that was reset only the flag is known: several resets share one, and agree in this. */
+/** For a stream that was reset only the flag is known; all resets with the same flag have the same answer here. */
 function mayTryAnother(code: string, flag: ResponseFlag | null): boolean {
   const ending =
     code === 'HM_TUNNEL_STREAM_RESET'

@@ -1,18 +1,17 @@
 /**
- * Station `caller`: which local service calls, and how it is recognized; or, for a caller of another host, that
- * it is not from here.
+ * Station `caller`: which local service calls, and how it is recognized; or that the caller is not on this host.
  */
 import type { HostFacts } from '../../model/facts.ts'
 import type { LocalService } from '../../model/service.ts'
 import type { Asked, Draft } from './draft.ts'
 import { selectorText } from './words.ts'
 
-/** Whether `name` means this local service: by its name, or by the id of the instance. */
+/** Whether `name` is the name of this local service or the id of the instance. */
 export function isCalled(service: LocalService, name: string): boolean {
   return service.name === name || service.id === name
 }
 
-/** The caller is here. `callers` are all instances that were meant, `caller` is the one the road is told of. */
+/** For a local caller. `callers` are all matching instances, `caller` is the one that is explained. */
 export function describeCaller(
   draft: Draft,
   callers: readonly LocalService[],
@@ -40,7 +39,7 @@ export function describeCaller(
     )
 }
 
-/** The caller is on another host, and the destination is here. */
+/** For a caller on another host and a destination on this one. */
 export function describeRemoteCaller(draft: Draft, facts: HostFacts, from: string): void {
   draft.station(
     'caller',
@@ -50,7 +49,7 @@ export function describeRemoteCaller(draft: Draft, facts: HostFacts, from: strin
   )
 }
 
-/** Neither the caller nor the destination is here. */
+/** For a caller and a destination that are both not on this host. */
 export function describeUnknownCaller(draft: Draft, facts: HostFacts, asked: Asked): void {
   const { from, to } = asked
   const names = [...new Set(facts.local.map((service) => service.name))].join(', ')

@@ -1,7 +1,7 @@
 /**
- * Station `capture`: how a caller's connection gets into the daemon, or why it does not. Here is what the
- * capture rules do with a connection to an address, by {@link traceCapture}, which walks the rules as the kernel
- * does; doors.ts chooses the address, and knows the ways in that need no rule.
+ * Station `capture`: how a caller's connection reaches the daemon, or why it does not. This file evaluates the capture
+ * rules for an address with {@link traceCapture}, which walks them as the kernel does; doors.ts chooses the address and
+ * handles the ways that need no rule.
  */
 import { type CaptureTrace, traceCapture } from '../../controlplane/capture/trace.ts'
 import { formatAddress, isIpv6, isLoopback, type SocketAddress } from '../../model/address.ts'
@@ -14,17 +14,17 @@ import { instanceSets } from '../captured-instances.ts'
 import type { Draft } from './draft.ts'
 import { selectorText } from './words.ts'
 
-/** How a caller's connection gets to the daemon, or why it does not. */
+/** How a caller's connection reaches the daemon, or why it does not. */
 export interface Entrance {
   readonly door: DoorChoice
   readonly station: Station
-  /** What the daemon hears: a service by the door's name, or an address; undefined when nothing gets in. */
+  /** The destination as the daemon sees it: a service name or an address; undefined when nothing reaches the daemon. */
   readonly wanted: string | SocketAddress | undefined
-  /** The verdict's sentence and the advice when it does not get in; undefined when it does. */
+  /** The verdict's sentence and the advice if the connection does not reach the daemon; otherwise undefined. */
   readonly failure: { readonly summary: string; readonly next: readonly string[] } | undefined
 }
 
-/** Writes down how the caller gets in. */
+/** Adds the station. */
 export function describeEntrance(draft: Draft, entrance: Entrance): void {
   const { door, station, failure } = entrance
   draft.stations.push(station)
@@ -32,7 +32,7 @@ export function describeEntrance(draft: Draft, entrance: Entrance): void {
   if (failure !== undefined) draft.fail('uncaptured', failure.summary, ...failure.next)
 }
 
-/** A connection that does not get in, or not in the caller's name. */
+/** A connection that does not reach the daemon, or not in the caller's name. */
 export function notCaptured(
   address: string,
   rules: readonly string[],
@@ -46,7 +46,7 @@ export function notCaptured(
   }
 }
 
-/** Stands in for a caller that no rule names: the rules are walked as for any such process. */
+/** Used for a caller that no rule names: the rules are walked as for any such process. */
 const UNMATCHED_CALLER: WorkloadSelector = { kind: 'user', user: 'none' }
 
 /** What the capture rules do with a connection of this caller to an address. */
@@ -81,7 +81,7 @@ export function divert(facts: HostFacts, caller: LocalService, address: SocketAd
           isOwnAddress: isLoopback(address.ip) || facts.addresses.includes(address.ip),
           isKnownInstance,
         })
-  // Not recognized: no rule is its own. The default identity's may still take it.
+  // Not recognized: no rule names the caller. The rule of the default identity may still apply.
   if (trace === undefined || (workload === undefined && trace.outcome !== 'diverted')) {
     const why =
       caller.selector === undefined
@@ -100,7 +100,7 @@ export function divert(facts: HostFacts, caller: LocalService, address: SocketAd
   return traced(facts, { caller, address, trace, isKnownInstance })
 }
 
-/** Whether a container reaches another one without the host; with iptables the kernel is told to show it what crosses bridges. */
+/** Whether a container reaches another without the host. With iptables the rules see bridged traffic, too. */
 function isNeighbor(
   { capture, networks, addresses }: HostFacts,
   caller: LocalService,
@@ -115,7 +115,7 @@ function isNeighbor(
   })
 }
 
-/** The words for what the rules did. */
+/** The entrance for the result of the walk. */
 function traced(
   facts: HostFacts,
   asked: {

@@ -1,6 +1,6 @@
 /**
- * Station `certificate`: what this host shows for its side of a tunnel, whether that is good at the time of the
- * facts, and what the other side must prove to be.
+ * Station `certificate`: the certificate that this host presents for its side of a tunnel, whether it is valid at the
+ * time of the facts, and which identity the other side must prove.
  */
 import type { HostFacts } from '../../model/facts.ts'
 import type { MeshService } from '../../model/snapshot.ts'
@@ -8,7 +8,7 @@ import { formatServerName, formatSpiffeId } from '../../model/spiffe-id.ts'
 import type { Draft } from './draft.ts'
 import { membershipProblem } from './host.ts'
 
-/** The caller's side: what `source` shows to an instance of `service`, unless no other host is involved. */
+/** The caller's side: what `source` presents to an instance of `service`, unless no other host is involved. */
 export function describeCertificate(
   draft: Draft,
   facts: HostFacts,
@@ -28,7 +28,7 @@ export function describeCertificate(
   describeLeaf(draft, facts, { service: source, role: 'It shows' })
 }
 
-/** The certificate that this host has for a service of its own; `role` begins the sentence that names it. */
+/** The certificate that this host has for one of its services; `role` begins the sentence that names it. */
 export function describeLeaf(
   draft: Draft,
   facts: HostFacts,

@@ -1,7 +1,6 @@
 /**
- * Station `connection`: what is on record about one that is open, or was refused or broken off, laid over the
- * road that such a connection would take now. Where the two differ, the record is what happened: the instance it
- * was given to, the tunnel it used, the way it ended.
+ * Station `connection`: the record of a connection that is open, was refused or was broken off, combined with the path
+ * that such a connection would take now. Where the two differ, the record wins: the instance, the tunnel, the ending.
  */
 import { formatAddress } from '../../model/address.ts'
 import type { ConnectionEntry, RefusedEntry } from '../../model/admin.ts'
@@ -9,10 +8,7 @@ import type { Explanation, Station, Verdict } from '../../model/explanation.ts'
 import type { HostFacts } from '../../model/facts.ts'
 import { tunnelStation } from './tunnel.ts'
 
-/**
- * What an outbound connection dialed, in the words of a question; empty when it has not got so far that this is
- * known.
- */
+/** The destination that an outbound connection dialed, as in a question; empty when it is not known yet. */
 export function dialedBy(facts: HostFacts, connection: ConnectionEntry): string {
   if (connection.originalDestination !== null) return connection.originalDestination
   const bind = facts.local
@@ -22,7 +18,7 @@ export function dialedBy(facts: HostFacts, connection: ConnectionEntry): string 
   return bind === undefined ? connection.destination : formatAddress(bind)
 }
 
-/** The road as it is now, with the record before it, and told by the record where that knows better. */
+/** The present path, preceded by the record and corrected by it. */
 export function withRecord(
   road: Explanation,
   connection: ConnectionEntry | RefusedEntry,
@@ -76,7 +72,7 @@ function recordOf(connection: ConnectionEntry): string[] {
   ]
 }
 
-/** The station whose affair an ending is. */
+/** The station to which an ending belongs. */
 const BROKEN_AT: Partial<Record<RefusedEntry['flag'], Station['name']>> = {
   DENY: 'policy',
   TLS: 'certificate',
@@ -84,7 +80,7 @@ const BROKEN_AT: Partial<Record<RefusedEntry['flag'], Station['name']>> = {
   UH: 'endpoint',
 }
 
-/** One station of the road; `tunnels` are the open ones to the peer of this connection. */
+/** One station, corrected by the record; `tunnels` are the open ones to the peer of this connection. */
 function asRecorded(
   station: Station,
   connection: ConnectionEntry | RefusedEntry,

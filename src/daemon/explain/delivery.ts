@@ -1,5 +1,5 @@
 /**
- * Station `delivery`: the application's own port, when it is on this host; else whose host delivers.
+ * Station `delivery`: the application's port if it is on this host; otherwise the hosts that deliver.
  */
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
@@ -9,7 +9,7 @@ import type { MeshService } from '../../model/snapshot.ts'
 import type { Draft } from './draft.ts'
 import { listed } from './words.ts'
 
-/** Who of `chosen` delivers: this host to the target that its configuration has, or another to its own instance. */
+/** Who delivers to `chosen`: this host, to the target in its configuration, or another host to its own instance. */
 export function describeDelivery(
   draft: Draft,
   facts: HostFacts,
@@ -37,7 +37,7 @@ export function describeDelivery(
     )
 }
 
-/** The caller is elsewhere; `instances` are those of this host that it may be given to. */
+/** For a caller on another host; `instances` are those of this host that it may be given to. */
 export function describeOwnDelivery(
   draft: Draft,
   facts: HostFacts,
@@ -47,7 +47,7 @@ export function describeOwnDelivery(
   describeTargets(draft, facts, instances[0]?.name ?? '', targets, '')
 }
 
-/** The applications' own ports, and whether somebody listens there. */
+/** The applications' ports, and whether a process listens there. */
 function describeTargets(
   draft: Draft,
   facts: HostFacts,

@@ -1,6 +1,6 @@
 /**
- * Which way in a caller takes to a destination: an upstream port of its own, or an address that the rules of
- * capture.ts divert. A service has both, perhaps: the address is what applications dial, the port comes second.
+ * The way by which a caller reaches a destination: one of its upstream ports, or an address that the rules of
+ * capture.ts divert. If a service has both, the address is preferred, because that is what applications dial.
  */
 import { formatAddress, isLoopback, type SocketAddress } from '../../model/address.ts'
 import type { HostFacts } from '../../model/facts.ts'
@@ -10,7 +10,7 @@ import { divert, type Entrance, notCaptured } from './capture.ts'
 import type { Target } from './target.ts'
 
 /**
- * How the callers get in: of several instances the first that does, else the first with the reason why not.
+ * How the callers get in: the first of several instances that does, otherwise the first one with the reason why not.
  * Undefined when there is no caller.
  */
 export function enterAsOneOf(
@@ -22,7 +22,7 @@ export function enterAsOneOf(
   return entrances.find(({ entrance }) => entrance.failure === undefined) ?? entrances[0]
 }
 
-/** The explicit upstream that listens at an address, and whose it is. */
+/** The explicit upstream that listens at an address, and its owner. */
 export function listenerAt(
   facts: HostFacts,
   address: SocketAddress,
@@ -63,7 +63,7 @@ function enter(facts: HostFacts, caller: LocalService, target: Target): Entrance
       details: [],
     },
     wanted: name,
-    // A service that is not known, or has no instance, fails at a station of its own, with better advice.
+    // An unknown service, or one without instances, fails at a later station with better advice.
     failure:
       service === undefined || service.clusters[0].endpoints.length === 0
         ? undefined
@@ -74,7 +74,7 @@ function enter(facts: HostFacts, caller: LocalService, target: Target): Entrance
   }
 }
 
-/** Where an application that means the service would dial: a virtual address, else an instance. */
+/** The address that an application dials for the service: a virtual address, otherwise an instance. */
 function addressOf(
   service: MeshService | undefined,
   port: number | undefined,
@@ -110,7 +110,7 @@ function throughUpstream(bind: SocketAddress, destination: string): Entrance {
   }
 }
 
-/** By an upstream port of another service, for which the caller would be taken. */
+/** By an upstream port of another service: the caller would be recognized as that service. */
 function throughOtherListener(
   caller: LocalService,
   owner: LocalService,

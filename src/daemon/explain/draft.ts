@@ -1,8 +1,8 @@
 /**
- * An explanation under way: what the stations write on, one after another, and what becomes of it.
+ * An explanation in progress: each station writes to it in order, and {@link Draft.finish} returns the result.
  *
- * It keeps one rule: the first failure on the road is the verdict. Stations behind it are told all the same,
- * because whoever repairs the first wants to know of the second.
+ * The first failure on the path is the verdict. Later stations are still described: after the first repair, the user
+ * needs to know the second failure.
  */
 import type { TunnelEntry } from '../../model/admin.ts'
 import type {
@@ -15,10 +15,10 @@ import type {
 } from '../../model/explanation.ts'
 import type { HostFacts } from '../../model/facts.ts'
 
-/** What was asked, as the answer repeats it. */
+/** The question, as the answer repeats it. */
 export type Asked = Pick<Explanation, 'from' | 'to' | 'connection'>
 
-/** Stations and findings so far; {@link Draft.finish} makes the answer of them. */
+/** The stations and findings so far. */
 export class Draft {
   readonly stations: Station[] = []
   readonly next: string[] = []
@@ -33,7 +33,7 @@ export class Draft {
   serverName: string | null = null
   tunnels: readonly TunnelEntry[] = []
 
-  /** The next station of the road. */
+  /** Adds the next station of the path. */
   station(
     name: Station['name'],
     mark: Station['mark'],
@@ -44,8 +44,8 @@ export class Draft {
   }
 
   /**
-   * The road does not go on. The first failure is the verdict: it is what the application meets. Advice of later
-   * ones is kept.
+   * Ends the path. The first failure is the verdict, because the application meets it first. The advice of later
+   * failures is kept.
    */
   fail(verdict: Verdict, summary: string, ...next: readonly string[]): void {
     this.next.push(...next)
@@ -54,7 +54,7 @@ export class Draft {
     this.summary = summary
   }
 
-  /** The answer. `allowed` is its sentence when nothing failed; who knows that something did leaves it out. */
+  /** The answer. `allowed` is its sentence when nothing failed; leave it out when something certainly failed. */
   finish(facts: HostFacts, asked: Asked, allowed = ''): Explanation {
     return {
       ...asked,

@@ -1,6 +1,6 @@
 /**
- * Station `endpoint`: which instances the balancer would choose among, by the balancer's own {@link candidates}, and why
- * not the others; what the balancers have learned comes with the facts.
+ * Station `endpoint`: the instances among which the balancer would choose, by its own {@link candidates}, and why not
+ * the others. The balancers' measurements come with the facts.
  */
 import { candidates } from '../../dataplane/balance/picker.ts'
 import { formatAddress } from '../../model/address.ts'
@@ -12,8 +12,8 @@ import type { Draft } from './draft.ts'
 import { listed } from './words.ts'
 
 /**
- * Returns the endpoints of which one would be taken; with `pinned`, the instance that the caller dialed, only
- * that one.
+ * Adds the station and returns the endpoints of which one would be picked; with `pinned`, the instance that the caller
+ * dialed, only that one.
  */
 export function describeEndpoints(
   draft: Draft,
@@ -55,7 +55,7 @@ export function describeEndpoints(
   return chosen
 }
 
-/** Where to look when nobody would be picked. */
+/** Advice when no endpoint would be picked. */
 function nextOf({ name, clusters }: MeshService): readonly string[] {
   const [{ endpoints }] = clusters
   const critical = endpoints.filter(({ health }) => health === 'critical')
@@ -69,13 +69,13 @@ function nextOf({ name, clusters }: MeshService): readonly string[] {
   ]
 }
 
-/** Those of the first priority that there is. */
+/** The endpoints of the first priority in use. */
 export function firstOf(endpoints: readonly Endpoint[]): readonly Endpoint[] {
   const first = Math.min(...endpoints.map(({ priority }) => priority))
   return endpoints.filter(({ priority }) => priority === first)
 }
 
-/** The service as its peers prove it: endpoints of one priority are of one service in one datacenter. */
+/** The service that its peers must prove: endpoints of one priority belong to one service in one datacenter. */
 export function reachedBy(service: MeshService, endpoints: readonly Endpoint[]): MeshService {
   const [first] = endpoints
   if (first === undefined) return service
@@ -116,12 +116,12 @@ function choicesOf(
   })
 }
 
-/** Why every worker avoids it; null when one does not. */
+/** Why all workers have ejected the endpoint; null when at least one has not. */
 function ejectionOf(loads: HostFacts['loads']): string | null {
   return loads.some(({ ejectedFor }) => ejectedFor === null) ? null : (loads[0]?.ejectedFor ?? null)
 }
 
-/** A choice in one line; of what service and where is said when it is not what was asked for. */
+/** A choice in one line, with service and datacenter if they differ from the requested ones. */
 function endpointText(choice: EndpointChoice, asked: MeshService): string {
   const isOther = choice.service !== asked.name || choice.datacenter !== asked.datacenter
   const role = isOther ? ` of ${choice.service} in ${choice.datacenter}` : ''

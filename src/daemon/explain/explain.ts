@@ -1,9 +1,9 @@
 /**
- * Why a connection goes where it goes: the road of one connection, live, refused or hypothetical, told from
- * a host's facts. Pure: facts in, explanation out, the same from a running daemon and from a file.
+ * Explains why a connection goes where it goes: the path of one connection, open, refused or hypothetical, from the
+ * facts of a host. Pure: the same facts give the same explanation, from a running daemon or from a file.
  *
- * This file is the story; each station is a file of its own beside it. Nothing is decided here by rules of its
- * own: every station asks the function that the data plane, or the kernel's rules, decide by.
+ * This file calls the stations in order; each is a file in this folder. No station has rules of its own: it calls the
+ * function with which the data plane, or the kernel's rules, decide.
  */
 import type { ConnectionEntry, RefusedEntry } from '../../model/admin.ts'
 import type { Explanation } from '../../model/explanation.ts'
@@ -30,15 +30,15 @@ import { describeRoute, nameOf, ownService } from './route.ts'
 import { readTarget, wantedBy } from './target.ts'
 import { describeArrivingTunnel, describeTunnel } from './tunnel.ts'
 
-/** What is asked: about a pair that may or may not be connected, or about a connection that is or was. */
+/** The question: about a pair, connected or not, or about a connection, open or ended. */
 export type Question =
   | { readonly kind: 'pair'; readonly from: string; readonly to: string }
   | { readonly kind: 'connection'; readonly connection: ConnectionEntry | RefusedEntry }
 
 /**
- * Explains. Total but for the question itself, and for facts that no daemon has written.
- * @throws MeshError HM_USAGE_DESTINATION when `to` can be no destination; HM_CAPTURE_PLAN_INVALID when no rules
- *   can be made of the capture plan.
+ * Explains. Fails only for an invalid question, or for facts that no daemon has written.
+ * @throws MeshError HM_USAGE_DESTINATION when `to` cannot be a destination; HM_CAPTURE_PLAN_INVALID when the capture
+ *   plan cannot be turned into rules.
  */
 export function explain(facts: HostFacts, question: Question): Explanation {
   if (question.kind === 'pair') return explainPair(facts, question.from, question.to)
@@ -46,7 +46,7 @@ export function explain(facts: HostFacts, question: Question): Explanation {
   return withRecord(explainConnection(facts, connection), connection)
 }
 
-/** The caller is on this host, if anybody is: the whole road. Else the part of the destination. */
+/** The whole path if the caller is on this host; otherwise only the destination's part. */
 function explainPair(facts: HostFacts, from: string, to: string): Explanation {
   const asked: Asked = { from, to, connection: null }
   const target = readTarget(facts, to)
@@ -66,7 +66,7 @@ function explainPair(facts: HostFacts, from: string, to: string): Explanation {
   const { service } = found
   draft.service = service.name
   const chosen = describeEndpoints(draft, facts, service, found.pinned)
-  // When nobody would be picked, the rest is told as if somebody were.
+  // If no endpoint would be picked, the rest is explained as if one were.
   const meant = chosen.length > 0 ? chosen : firstOf(service.clusters[0].endpoints)
   const reached = reachedBy(service, meant)
   const remote = meant.filter(({ local }) => !local)
@@ -89,8 +89,8 @@ function explainPair(facts: HostFacts, from: string, to: string): Explanation {
 }
 
 /**
- * The caller is on another host: what this host knows is its own part, that of the destination.
- * @param name of the service that is called; undefined when the destination is none
+ * For a caller on another host: this host knows only its own part, that of the destination.
+ * @param name of the called service; undefined when the destination is none
  */
 function explainArrival(facts: HostFacts, asked: Asked, name: string | undefined): Explanation {
   const { from } = asked
@@ -116,20 +116,20 @@ function explainArrival(facts: HostFacts, asked: Asked, name: string | undefined
   return draft.finish(facts, asked, `${facts.node} lets ${from} reach ${name}`)
 }
 
-/** How sure that is. */
+/** How certain the answer is. */
 function certaintyText(evidence: readonly Evidence[]): string {
   if (isAskedAndLetIn(evidence)) return ': its host says so now'
   if (isLetIn(evidence)) return ': it did lately'
   return '; whether its host and its application agree, --probe asks'
 }
 
-/** What would become of such a connection now. */
+/** What would happen to such a connection now. */
 function explainConnection(facts: HostFacts, connection: ConnectionEntry): Explanation {
   const { id, source, destination, direction } = connection
   if (direction === 'inbound')
     return explainArrival(facts, { from: source, to: destination, connection: id }, destination)
   const to = dialedBy(facts, connection)
-  // It has not got so far that anything is known of where it goes.
+  // The destination is not known yet.
   if (to === '') return new Draft().finish(facts, { from: source, to, connection: id })
   return explainPair(facts, source, to)
 }

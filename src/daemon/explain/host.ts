@@ -1,15 +1,14 @@
 /**
- * Station `host`: what is wrong with this host by its own account, where that concerns the connection. A host on
- * which nothing is wrong has no such station.
+ * Station `host`: the problems of this host that concern the connection. A host without problems has no such station.
  */
 import type { ProblemEntry } from '../../model/admin.ts'
 import type { HostFacts } from '../../model/facts.ts'
 import type { Draft } from './draft.ts'
 
-/** Without these nobody takes a connection. */
+/** Without these no connection is accepted. */
 const NEEDED: ReadonlySet<string> = new Set(['the workers', 'a worker', 'the capture rules'])
 
-/** Writes down the problems; ends the road when the host takes no connections. */
+/** Adds the problems; ends the path when the host accepts no connections. */
 export function describeHost(draft: Draft, facts: HostFacts): void {
   const { node, draining, awaited, problems } = facts
   const missing = awaited.filter((name) => NEEDED.has(name))
@@ -28,7 +27,7 @@ export function describeHost(draft: Draft, facts: HostFacts): void {
     )
 }
 
-/** Why peers will not believe this host; undefined when it knows no reason. */
+/** Why peers will not trust this host; undefined when it knows no reason. */
 export function membershipProblem(facts: HostFacts): ProblemEntry | undefined {
   return facts.problems.find(({ code }) => code === 'HM_CA_HOST_REFUSED')
 }

@@ -1,9 +1,9 @@
 /**
- * Station `policy`: may this caller reach this service, by {@link evaluate}, which decides every connection; who
- * decides it, by which rule, and what would have to change.
+ * Station `policy`: whether this caller may reach this service, by {@link evaluate}, which decides every connection;
+ * where it is decided, by which rule, and what would have to change.
  *
- * The destination's host decides. When that is this one, rules that are not loaded deny; when it is another, the
- * rules that the catalog has are told, and without them the answer is `undecided`, never a guess.
+ * The destination's host decides. If that is this host, rules that are not loaded deny. If it is another host, the
+ * catalog's rules are shown, and without them the answer is `undecided`, never a guess.
  */
 import { appliesTo, evaluate } from '../../dataplane/policy/evaluate.ts'
 import type { Endpoint } from '../../model/endpoint.ts'
@@ -15,8 +15,8 @@ import type { Draft } from './draft.ts'
 import { listed } from './words.ts'
 
 /**
- * `chosen` are the instances of which one would be taken: when all are here this host decides. `isHere` says so
- * where that is known without them.
+ * `chosen` are the instances of which one would be picked: this host decides if all are local. `isHere` gives that
+ * answer where it is known without them.
  */
 export function describePolicy(
   draft: Draft,
@@ -26,7 +26,7 @@ export function describePolicy(
     readonly service: MeshService
     readonly chosen: readonly Endpoint[]
     readonly isHere?: boolean
-    /** What the destination has said or done: it decides, whatever the catalog tells us. */
+    /** What the destination answered or did; it overrides the rules of the catalog. */
     readonly evidence?: readonly Evidence[]
   },
 ): void {
@@ -75,7 +75,7 @@ export function describePolicy(
     ...(known === undefined ? [] : overruled(source, known, rule)),
   ]
   const verb = decision.allow ? 'Allowed' : 'Denied'
-  // The rules that decide are those of the destination, and it has just said what they do.
+  // The destination's rules decide, and a probe has just shown their result.
   if (!decision.allow && !isHere && isAskedAndLetIn(evidence)) {
     draft.station('policy', 'warning', `By the catalog it is denied: ${decision.reason}`, [
       ...details,
@@ -94,7 +94,7 @@ export function describePolicy(
     )
 }
 
-/** The rules that would decide if the one that does were not there. */
+/** The rules that also match but have a lower precedence than the deciding one. */
 function overruled(
   source: string,
   policy: ServicePolicy,
@@ -107,7 +107,7 @@ function overruled(
     .map((other) => `Would match too, and comes later: ${text(other)}`)
 }
 
-/** What to do to allow it: in the catalog file, or by Consul's own command. */
+/** How to allow it: in the catalog file, or with Consul's command. */
 function allowingAdvice(
   facts: HostFacts,
   source: string,

@@ -1,6 +1,5 @@
 /**
- * Station `route`: which service a destination is, by the {@link AddressIndex} that the data plane asks, or by
- * the name of a door.
+ * Station `route`: which service a destination is, by the data plane's {@link AddressIndex} or by name.
  */
 import { AddressIndex, type AddressRoute } from '../../dataplane/route/by-address.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
@@ -14,8 +13,8 @@ import type { Draft } from './draft.ts'
 import { readTarget, type Target } from './target.ts'
 
 /**
- * The service that a pair is about; undefined when it is none that this host knows.
- * @param ownerOf knows the addresses of services that are not followed, too
+ * The service that a pair is about; undefined when this host does not know it.
+ * @param ownerOf also finds the addresses of services that are not followed
  */
 export function serviceAskedFor(
   facts: HostFacts,
@@ -31,12 +30,12 @@ export function serviceAskedFor(
   return routeOf(facts, target.address)?.service ?? ownerOf(target.address.ip, target.address.port)
 }
 
-/** The name of the service that a destination is; undefined for an address of none. */
+/** The name of the service that a destination is; undefined for an address without a service. */
 export function nameOf(facts: HostFacts, target: Target): string | undefined {
   return target.kind === 'service' ? target.name : routeOf(facts, target.address)?.service
 }
 
-/** A service that runs here, as the catalog has it, or as well as can be said while the catalog does not (yet). */
+/** A service of this host, as the catalog has it, or with defaults while the catalog does not have it. */
 export function ownService(facts: HostFacts, name: string): MeshService {
   const known = facts.services.find((service) => service.name === name)
   if (known !== undefined) return known
@@ -51,8 +50,8 @@ export function ownService(facts: HostFacts, name: string): MeshService {
 }
 
 /**
- * The service, and the one instance that was asked for when the address is an instance's; undefined when the
- * road ends here. `wanted` is what the daemon hears, `target` what was asked.
+ * Adds the station and returns the service, with the instance if the address is an instance's; undefined if the path
+ * ends here. `wanted` is the destination as the daemon sees it, `target` the one in the question.
  */
 export function describeRoute(
   draft: Draft,
@@ -107,7 +106,7 @@ export function describeRoute(
   return { service, pinned }
 }
 
-/** The data plane's own answer, from an index of this host's services. */
+/** The data plane's answer, from an index of this host's services. */
 function routeOf(facts: HostFacts, address: SocketAddress): AddressRoute | undefined {
   const index = new AddressIndex()
   index.apply({

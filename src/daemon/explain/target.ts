@@ -1,20 +1,20 @@
 /**
- * What `--to` says, read against what this host knows: a service by name or by DNS name, or an address. Only
- * reading; which service is behind an address is the question of route.ts.
+ * Parses `--to` with the facts of this host: a service by name or by DNS name, or an address. route.ts finds the
+ * service behind an address.
  */
 import { MeshError } from '../../lib/errors.ts'
 import { canonicalIp, type SocketAddress } from '../../model/address.ts'
 import type { HostFacts } from '../../model/facts.ts'
 
-/** What is called: a service, with the port if one was named, or an address. */
+/** The destination: a service, with the port if one was given, or an address. */
 export type Target =
   | { readonly kind: 'service'; readonly name: string; readonly port: number | undefined }
   | { readonly kind: 'address'; readonly address: SocketAddress }
 
 /**
- * Reads `db`, `db:5432`, `db.mesh`, `240.0.0.1`, `10.0.0.7:5432`, `[fd00::1]:80`. A service known by the very
- * name wins over a DNS name.
- * @throws MeshError HM_USAGE_DESTINATION when it can be no destination.
+ * Parses `db`, `db:5432`, `db.mesh`, `240.0.0.1`, `10.0.0.7:5432`, `[fd00::1]:80`. A service with exactly this name
+ * takes precedence over a DNS name.
+ * @throws MeshError HM_USAGE_DESTINATION when the text cannot be a destination.
  */
 export function readTarget(facts: HostFacts, text: string): Target {
   const isService = (name: string): boolean =>
@@ -40,7 +40,7 @@ export function readTarget(facts: HostFacts, text: string): Target {
     : { kind: 'service', name: plain.slice(0, -domain.length - 1), port }
 }
 
-/** The port that is meant when only an address is given. */
+/** The port to assume for an address without one. */
 function usualPort(facts: HostFacts, ip: string): number {
   for (const { virtualIps, clusters } of facts.services) {
     const isVirtual = virtualIps.includes(ip)
@@ -50,7 +50,7 @@ function usualPort(facts: HostFacts, ip: string): number {
   return 80
 }
 
-/** What the daemon would hear if a caller that does not get in did: the rest of the road is told by it. */
+/** What the daemon would see if the connection reached it; used to explain the rest of a path that ends earlier. */
 export function wantedBy(target: Target): string | SocketAddress {
   return target.kind === 'service' ? target.name : target.address
 }

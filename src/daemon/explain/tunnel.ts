@@ -1,5 +1,5 @@
 /**
- * Station `tunnel`: the open sessions that the connection would use, and where one would be dialed.
+ * Station `tunnel`: the open sessions that the connection would use, and where a new one would be dialed.
  */
 import { formatAddress } from '../../model/address.ts'
 import type { TunnelEntry } from '../../model/admin.ts'
@@ -68,7 +68,7 @@ export function describeArrivingTunnel(
   else draft.station('tunnel', 'none', `None is open from ${source}`)
 }
 
-/** What is said of sessions that are open. */
+/** The station for open sessions. */
 export function tunnelStation(
   open: readonly TunnelEntry[],
 ): Pick<Station, 'mark' | 'summary' | 'details'> {

@@ -1,9 +1,9 @@
 /**
- * The small words that several stations, and the admin API, say alike. Only text: nothing is decided here.
+ * Short texts that several stations and the admin API share. Text only: nothing is decided here.
  */
 import type { WorkloadSelector } from '../../model/service.ts'
 
-/** A selector in the words of the configuration. */
+/** A selector as in the configuration. */
 export function selectorText(selector: WorkloadSelector): string {
   switch (selector.kind) {
     case 'cgroup':
@@ -17,7 +17,7 @@ export function selectorText(selector: WorkloadSelector): string {
   }
 }
 
-/** A list in words: at most five of it, and how many more there are. */
+/** A list as text: at most five items, and how many more there are. */
 export function listed(items: readonly string[]): string {
   const rest = items.length - 5
   return rest > 0 ? `${items.slice(0, 5).join(', ')} and ${rest} more` : items.join(', ')
