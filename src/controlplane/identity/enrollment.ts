@@ -39,12 +39,12 @@ export interface CaParts {
   readonly onChange: () => void
 }
 
-/** What enrolment needs. */
+/** What enrollment needs. */
 export interface EnrollmentOptions extends CaParts {
   /** The name of this host; the token must be for it. */
   readonly host: string
   readonly tokenFile: string | undefined
-  /** Called after enrolment: the CA may now grant what it refused before. */
+  /** Called after enrollment: the CA may now grant what it refused before. */
   readonly onEnrolled: () => void
 }
 

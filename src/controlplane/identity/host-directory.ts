@@ -1,6 +1,6 @@
 /**
  * The directory with a host's certificates: written by `hostmesh ca issue`, or by any program that writes PEM, and read
- * by the daemon (docs/certificates.md, "Files of a host").
+ * by the daemon (docs/certificates.md, "Files from another program").
  *
  * ```
  *   trust-domain     one line
