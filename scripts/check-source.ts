@@ -1,16 +1,16 @@
 /**
- * Checks that the sources keep what they say of themselves: `node scripts/check-source.ts [ROOT]`.
+ * Checks claims of the sources that lint cannot check: `node scripts/check-source.ts [ROOT]`.
  *
- * What is exported is imported by somebody; a file whose header says "Pure." asks nothing of the system and no clock,
- * nor does what it imports; what has one way has one (disk, native code, Node's undocumented fields, the environment);
- * a guard of lint guards something that is there.
+ * Every export is imported by another file. A file whose header says "Pure." uses neither the system nor a clock, and
+ * neither do its imports. Disk writes, native code, processes and Node's undocumented fields are used in listed files
+ * only. Every path in .oxlintrc.json exists.
  */
 import { globSync, readFileSync } from 'node:fs'
 import { dirname, join, normalize, resolve } from 'node:path'
 
 const root = resolve(process.argv[2] ?? join(import.meta.dirname, '..'))
 
-/** What only certain files may say, and which; `inside`: of that folder alone. */
+/** Patterns that only the listed files may contain; `inside` limits a rule to one folder. */
 const reserved: readonly {
   readonly what: string
   readonly pattern: RegExp
@@ -25,10 +25,11 @@ const reserved: readonly {
   },
   {
     what: 'a file is written by src/lib/atomic-file.ts',
-    pattern: /\b(?:writeFile|appendFile|createWriteStream|renameSync|rename)(?:Sync)?\(|\.sync\(\)/,
+    pattern:
+      /\b(?:writeFile|appendFile|copyFile|cp|rename|createWriteStream)(?:Sync)?\(|\.sync\(\)/,
     files: [
       'src/lib/atomic-file.ts',
-      // Sets aside what cannot be believed.
+      // Renames a file that it rejects.
       'src/lib/state-file.ts',
       // An empty file, and a file of /proc.
       'src/lib/systemd.ts',
@@ -60,11 +61,11 @@ const reserved: readonly {
   },
 ]
 
-/** What a pure file does not say: it would ask the system, a clock or chance. */
+/** Uses of the system, a clock or random numbers, which a pure file does not contain. */
 const impure =
-  /\b(?:Date\.now|performance\.now|Math\.random|setTimeout|setInterval|setImmediate|fetch)\(|\bnew Date\(\)|\bprocess\.\w/
+  /\b(?:Date\.now|performance\.now|Math\.random|setTimeout|setInterval|setImmediate|fetch)\(|\bnew Date\(\)|\b(?:process|crypto)\.\w/
 
-/** What of Node only computes. */
+/** Functions of Node that only compute. */
 const pureNames: ReadonlySet<string> = new Set([
   'createHash',
   'hash',
@@ -105,36 +106,33 @@ function parse(path: string): Source {
   const header = /^(?:#!.*\n)?\/\*\*[\s\S]*?\*\//.exec(text)?.[0] ?? ''
   const code = text.replaceAll(/^\s*\/\*\*[\s\S]*?\*\/|(?<![:'"`\w])\/\/ .*$/gm, '')
   const imports: Import[] = []
-  const add = (words: string, clause: string, from: string): void => {
-    const isType = words.startsWith('type')
-    const named = /\{([^}]*)\}/.exec(clause)?.[1]
+  const add = (type: string, clause: string, from: string): void => {
+    const listed = listedIn(clause)
+    const isWhole = !clause.startsWith('{')
     imports.push({
-      names: (named ?? '')
-        .split(',')
-        .map((word) =>
-          word
-            .trim()
-            .replace(/^type /, '')
-            .replace(/ as .*/, ''),
-        )
-        .filter((word) => word !== ''),
-      isWhole: named === undefined,
-      isType:
-        isType ||
-        (named !== undefined &&
-          named.split(',').every((word) => word.trim() === '' || /^\s*type /.test(word))),
+      names: listed.map((word) => word.replaceAll(/^type | as .*/g, '')),
+      isWhole,
+      isType: type !== '' || (!isWhole && listed.every((word) => word.startsWith('type '))),
       from: from.startsWith('.') ? normalize(join(dirname(path), from)) : from,
     })
   }
-  for (const [, words = '', clause = '', from = ''] of code.matchAll(
-    /^(?:import|export) (type )?([^'"]*?)(?: from )?'([^']+)'$/gm,
+  for (const [, type = '', clause = '', from = ''] of code.matchAll(
+    /^(?:import|export) (type )?([\w\s{},*]*?)(?: from )?'([^']+)'$/gm,
   ))
-    add(words, clause, from)
+    add(type, clause, from)
   for (const [, from = ''] of code.matchAll(/\bimport\(\s*'([^']+)'/g)) add('', '*', from)
   return { path, code, header, imports }
 }
 
-/** Exports that no other file imports. A type that its own file uses may stay: it is part of what others get. */
+/** The words between the braces of an import or export, such as `type A` and `a as b`. */
+function listedIn(clause: string): string[] {
+  return (/\{([^}]*)\}/.exec(clause)?.[1] ?? '')
+    .split(',')
+    .map((word) => word.trim())
+    .filter((word) => word !== '')
+}
+
+/** Exports that no other file imports. A type that its own file uses may be one: it describes another export. */
 function checkExports(): string[] {
   const used = new Map<string, Set<string>>()
   for (const source of sources.values())
@@ -144,7 +142,7 @@ function checkExports(): string[] {
       const set = used.get(from) ?? new Set()
       used.set(from, set)
       for (const name of names) set.add(name)
-      // Of a whole module what is used is what is named.
+      // Of a module that is imported as a whole, the names that the file contains are used.
       if (isWhole)
         for (const { name } of exportsOf(target)) if (mentions(source.code, name) > 0) set.add(name)
     }
@@ -162,7 +160,12 @@ function checkExports(): string[] {
 function exportsOf({ code }: Source): { readonly name: string; readonly kind: string }[] {
   const declared =
     /^export (?:declare |abstract |async )*(function\*?|const|let|class|interface|type) (\w+)/gm
-  return [...code.matchAll(declared)].map(([, kind = '', name = '']) => ({ name, kind }))
+  return [
+    ...Array.from(code.matchAll(declared), ([, kind = '', name = '']) => ({ name, kind })),
+    ...Array.from(code.matchAll(/^export (?:type )?\{[^}]*\}/gm), ([list]) => listedIn(list))
+      .flat()
+      .map((word) => ({ name: word.replace(/^type |.* as /, ''), kind: 'list' })),
+  ]
 }
 
 function mentions(code: string, name: string): number {
@@ -178,12 +181,12 @@ function checkPure(): string[] {
     })
 }
 
-/** What makes a file impure: itself, or what it imports to run. */
+/** The reason why a file is impure: its own code, or that of a file it imports (not only types of it). */
 function findImpure(source: Source, seen: Set<string>): string | undefined {
   if (seen.has(source.path)) return undefined
   seen.add(source.path)
-  const said = impure.exec(source.code)
-  if (said !== null) return `${source.path} says ${said[0]}`
+  const use = impure.exec(source.code)
+  if (use !== null) return `${source.path} says ${use[0]}`
   for (const { from, isType, isWhole, names } of source.imports) {
     if (isType) continue
     if (from.startsWith('node:')) {
@@ -207,7 +210,7 @@ function checkReserved(): string[] {
   )
 }
 
-/** Files and folders that .oxlintrc.json names are there, but for the room that is to come. */
+/** Files and folders in .oxlintrc.json that do not exist; src/aggregator is planned. */
 function checkLint(): string[] {
   const config: {
     overrides: {

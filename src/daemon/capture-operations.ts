@@ -27,7 +27,7 @@ import { MeshError } from '../lib/errors.ts'
 import type { LocalService } from '../model/service.ts'
 import { KEPT_CAPTURE, KEPT_PORTS, readKeptCapture, readKeptPorts } from './kept-capture.ts'
 
-export type { CaptureState, ClearReport } from '../controlplane/capture/capture.ts'
+export type { CaptureState } from '../controlplane/capture/capture.ts'
 export { GUARD_TABLE } from '../controlplane/capture/nft-words.ts'
 
 /** The rules of a configuration as text. */

@@ -5,7 +5,6 @@
 import { createHash, type Hash } from 'node:crypto'
 import { once } from 'node:events'
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net'
-import type { TLSSocket } from 'node:tls'
 import { readLeaf } from '../../src/controlplane/identity/x509.ts'
 import type { ByteStream, Receiver } from '../../src/dataplane/io/byte-stream.ts'
 import type { Connection, Open } from '../../src/dataplane/proxy/connection.ts'
@@ -379,7 +378,6 @@ export function spliced(downstream: ByteStream, upstream: ByteStream): Promise<S
   })
 }
 
-export type { TLSSocket }
 export { TRUST_DOMAIN }
 
 /** The other end of a session, written by hand: sends what it likes, reads what the session answers. */

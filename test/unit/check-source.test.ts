@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempDisposableSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { test } from 'node:test'
@@ -20,21 +20,18 @@ const SOUND = {
 
 /** The lines that are said of the tree with these files changed. */
 function check(changed: Readonly<Record<string, string>> = {}): string[] {
-  const root = mkdtempSync(join(tmpdir(), 'hostmesh-check-source-'))
-  try {
-    for (const [path, text] of Object.entries({ ...SOUND, ...changed })) {
-      mkdirSync(dirname(join(root, path)), { recursive: true })
-      writeFileSync(join(root, path), text)
-    }
-    const { stdout, stderr, status } = spawnSync(process.execPath, [script, root], {
-      encoding: 'utf8',
-    })
-    assert.equal(stdout, '')
-    assert.equal(status === 0, stderr === '')
-    return stderr.split('\n').filter((line) => line !== '')
-  } finally {
-    rmSync(root, { recursive: true })
+  using folder = mkdtempDisposableSync(join(tmpdir(), 'hostmesh-check-source-'))
+  const root = folder.path
+  for (const [path, text] of Object.entries({ ...SOUND, ...changed })) {
+    mkdirSync(dirname(join(root, path)), { recursive: true })
+    writeFileSync(join(root, path), text)
   }
+  const { stdout, stderr, status } = spawnSync(process.execPath, [script, root], {
+    encoding: 'utf8',
+  })
+  assert.equal(stdout, '')
+  assert.equal(status === 0, stderr === '')
+  return stderr.split('\n').filter((line) => line !== '')
 }
 
 test('nothing is said of a sound tree', () => {
@@ -64,14 +61,33 @@ test('an export without an importer is named', () => {
   assert.deepEqual(found, ['src/lib/more.ts: exports more, which no other file imports'])
 })
 
-test('a second way to disk is named', () => {
+test('an export in a list is one, and hides no other import', () => {
   const found = check({
-    'src/main.ts': `${SOUND['src/main.ts']}\nimport { writeFileSync } from 'node:fs'\n\nwriteFileSync('a', 'b')\n`,
+    'src/lib/more.ts': `/** More. */\nimport { sum } from '../model/sum.ts'\n\nexport class More {}\nexport { sum as add, type Sum }\nexport { write } from './atomic-file.ts'\n`,
+    'src/main.ts': `/** Starts. */\nimport { More, write } from './lib/more.ts'\n\nwrite(String(More))\n`,
   })
-  assert.deepEqual(found, [
-    'src/main.ts: a file is written by src/lib/atomic-file.ts, and here is writeFileSync(',
-  ])
+  assert.deepEqual(
+    found,
+    ['add', 'Sum'].map((name) => `src/lib/more.ts: exports ${name}, which no other file imports`),
+  )
 })
+
+for (const [path, code, found] of [
+  ['src/main.ts', `writeFileSync('a', 'b')`, 'a file is written by src/lib/atomic-file.ts'],
+  ['src/main.ts', `import koffi from 'koffi'`, 'native code is called through src/lib/native.ts'],
+  ['src/main.ts', `import 'node:child_process'`, 'what starts processes is listed here'],
+  [
+    'src/main.ts',
+    `console.log(socket._handle)`,
+    "Node's undocumented fields are read by src/lib/node-internals.ts",
+  ],
+  ['src/dataplane/a.ts', `import 'node:fs'`, 'a worker asks no disk, no DNS and no other program'],
+] as const)
+  test(`named outside of its files: ${code}`, () => {
+    const [line = '', ...others] = check({ [path]: `${SOUND['src/main.ts']}\n${code}\n` })
+    assert.deepEqual(others, [])
+    assert.ok(line.startsWith(`${path}: ${found}, and here is `), line)
+  })
 
 test('a guard of lint for what is not there is named', () => {
   const found = check({
