@@ -49,13 +49,14 @@ in_bench='ip:iproute2 iptables nft:nftables ipset nginx haproxy wrk openssl'
 in_fleet='systemd-nspawn:systemd-container debootstrap ansible-playbook:ansible-core ansible-lint ssh:openssh-client
   dnsmasq:dnsmasq-base dig:bind9-dnsutils ip:iproute2 iptables nft:nftables ipset nsenter:util-linux'
 
-# want COMMAND[:PACKAGE]...: adds to $packages what is missing.
+# want COMMAND[:PACKAGE]...: adds to $packages what is missing, each package once.
 want() {
   for pair in "$@"; do
     case $pair in
       /*) set -- ${pair%%:*}; [ -e "$1" ] ;;
       *) has "${pair%%:*}" ;;
-    esac || packages="$packages ${pair#*:}"
+    esac && continue
+    case "$packages " in *" ${pair#*:} "*) ;; *) packages="$packages ${pair#*:}" ;; esac
   done
 }
 
