@@ -107,7 +107,7 @@ export class IptablesBackend implements CaptureBackend {
       const present = ownRules(await readRules(this.#run, defaultTools[family]))
       const difference =
         this.#ruleDrift(resolved, family, present) ??
-        (hasRoutes(family)
+        (loopbackFamilies().includes(family)
           ? await rangeRouteDrift(this.#run, family, virtualNetwork(plan, family))
           : undefined)
       if (difference !== undefined) return `IP${family}: ${difference}`
@@ -247,7 +247,7 @@ export class IptablesBackend implements CaptureBackend {
 
   async #ensureRoutes(plan: CapturePlan): Promise<void> {
     const problems: Problem[] = []
-    for (const family of activeFamilies().filter(hasRoutes)) {
+    for (const family of loopbackFamilies()) {
       const range = virtualNetwork(plan, family)
       const problem = await ensureRangeRoute(this.#run, family, range)
       if (problem !== undefined)
@@ -385,11 +385,6 @@ export function previewIptables(
     ),
   )
   return `${routes.join('')}# ipset restore -exist\n${sets}\n# iptables-restore --noflush\n${v4}\n# ip6tables-restore --noflush\n${v6}`
-}
-
-/** Whether routes of a family can exist: not where loopback has no address of it. The guard exists all the same. */
-export function hasRoutes(family: Family): boolean {
-  return loopbackFamilies().includes(family)
 }
 
 function isSameMap(a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>): boolean {

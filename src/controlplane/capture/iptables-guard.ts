@@ -5,10 +5,9 @@ import type { BackendSettings, MeshAddresses } from './backend.ts'
 import type { RunCommand } from './command.ts'
 import { EVERY_ADDRESS, renderCreate, renderReplace, setMembers } from './ipset.ts'
 import { applyRules, defaultTools, readRules } from './iptables.ts'
-import { hasRoutes } from './iptables-backend.ts'
 import { iptablesGuard, type SetKind } from './iptables-rules.ts'
 import { activeFamilies, activeSets, restoreSets } from './kernel-sets.ts'
-import { ensureRangeRoute } from './routing.ts'
+import { ensureRangeRoute, loopbackFamilies } from './routing.ts'
 import { type Family, virtualNetwork } from './rules.ts'
 import { isEmpty, ownRules, renderClear, renderRestore } from './saved-rules.ts'
 import type { SetMembers } from './set-members.ts'
@@ -24,7 +23,6 @@ export async function applyIptablesGuard(
   given: { readonly settings: BackendSettings; readonly addresses: MeshAddresses },
 ): Promise<void> {
   const { plan, cgroups, problems } = resolved
-  const active = activeFamilies()
   const members: Partial<Record<SetKind, Record<Family, SetMembers>>> = {
     guarded: setMembers(given.addresses.instances),
     permitted: setMembers(given.addresses.permitted),
@@ -42,12 +40,13 @@ export async function applyIptablesGuard(
     // A process in no known cgroup can be a workload only if a unit is missing.
     refusesUnseen: problems.length > 0,
   }
-  for (const family of active) {
+  for (const family of activeFamilies()) {
     const present = ownRules(await readRules(run, defaultTools[family]))
     const filter = present.filter(({ table }) => table === 'filter')
     const wanted = iptablesGuard(plan, family, settings)
     await applyRules(run, defaultTools[family], renderRestore([wanted], filter))
-    if (hasRoutes(family)) await ensureRangeRoute(run, family, virtualNetwork(plan, family))
+    if (loopbackFamilies().includes(family))
+      await ensureRangeRoute(run, family, virtualNetwork(plan, family))
   }
 }
 
