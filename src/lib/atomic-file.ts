@@ -56,9 +56,12 @@ export function writeFileAtomically(
     if (options.existing === 'replace') renameSync(temporary, path)
     else linkSync(temporary, path)
   } finally {
-    rmSync(temporary, { force: true })
-    fsyncSync(folder)
-    closeSync(folder)
+    try {
+      rmSync(temporary, { force: true })
+      fsyncSync(folder)
+    } finally {
+      closeSync(folder)
+    }
   }
 }
 
