@@ -111,9 +111,10 @@ test('an instance that cannot be reached is left for another one, and is in flig
 
 test('a denial is no reason to try another', async () => {
   await using application = await startApplication()
-  const scene = reach([application.port, application.port], 'deny')
+  const scene = reach([application.port, await freePort()], 'deny')
   await assert.rejects(scene.reach.run(), (error) => errorCode(error) === 'HM_POLICY_DENIED')
-  assert.deepEqual(scene.inFlight(), [0, 0])
+  assert.deepEqual(scene.inFlight(), [0, undefined])
+  assert.equal(scene.failures(), 1)
   assert.equal(scene.reach.decidedFor, undefined)
   assert.deepEqual(application.connections, [])
 })
