@@ -5,6 +5,7 @@
  *   serving --drain()--> draining --connections gone or deadline--> 'drained'
  * ```
  */
+import { sleep } from '../lib/abort.ts'
 import { MeshError } from '../lib/errors.ts'
 import type { Listeners } from './listeners.ts'
 import type { MemoryShortage } from './memory-shortage.ts'
@@ -121,8 +122,4 @@ export class LifeCycle {
     memory.tick(accounts.isShort, nowMs)
     post({ kind: 'alive', pressure: isShortOf })
   }
-}
-
-function sleep(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms))
 }
