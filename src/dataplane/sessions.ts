@@ -77,7 +77,7 @@ export class Sessions {
       idleMs: timeouts.tunnelIdleMs,
       ...this.observer(),
       rejection: (certificates, credential) =>
-        credentials.newRootsRejection(certificates, credential.believed),
+        credentials.newRootsRejection(certificates, credential.trusted),
       lane: (source, destination) => {
         const nowMs = performance.now()
         return accounts.of(source, nowMs).lane(destination, nowMs)

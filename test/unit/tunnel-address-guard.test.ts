@@ -8,9 +8,9 @@ import { AddressGuard, type TrackedAddress } from '../../src/dataplane/tunnel/ad
 const limits = { maxPending: 2, maxPendingOfAll: 100_000, ratePerSecond: 10, burst: 40 }
 
 function enter(guard: AddressGuard, ip: string, nowMs: number): TrackedAddress {
-  const visitor = guard.enter(ip, nowMs)
-  assert.ok(visitor !== undefined, `${ip} at ${nowMs}`)
-  return visitor
+  const address = guard.enter(ip, nowMs)
+  assert.ok(address !== undefined, `${ip} at ${nowMs}`)
+  return address
 }
 
 test('so many handshakes under way from one address, and others are not touched', () => {
@@ -38,10 +38,10 @@ test('who makes handshakes that come to nothing is turned away long before who m
   )
   const tryFor = (ip: string, isFutile: boolean): number => {
     for (let done = 0; done < 1_000; done += 1) {
-      const visitor = guard.enter(ip, 0)
-      if (visitor === undefined) return done
-      if (isFutile) guard.wasFutile(visitor, 0)
-      guard.leave(visitor)
+      const address = guard.enter(ip, 0)
+      if (address === undefined) return done
+      if (isFutile) guard.wasFutile(address, 0)
+      guard.leave(address)
     }
     return 1_000
   }
@@ -57,9 +57,9 @@ test('what was under way when the others came to nothing is paid for, too', () =
     0,
   )
   const under = Array.from({ length: 150 }, () => enter(guard, '10.0.0.1', 0))
-  for (const visitor of under) {
-    guard.wasFutile(visitor, 0)
-    guard.leave(visitor)
+  for (const address of under) {
+    guard.wasFutile(address, 0)
+    guard.leave(address)
   }
   assert.equal(guard.enter('10.0.0.1', 2_500), undefined)
   enter(guard, '10.0.0.1', 2_550)

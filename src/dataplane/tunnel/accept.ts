@@ -92,10 +92,10 @@ export function createTunnelServer(options: AcceptOptions): Server {
   server.removeAllListeners('connection')
   server.on('connection', (socket) => {
     const ip = canonicalIp(socket.remoteAddress ?? '') ?? ''
-    const visitor = options.guard.enter(ip, performance.now())
+    const address = options.guard.enter(ip, performance.now())
     const isShort = !descriptors.allows(strangers.descriptors, 1)
-    if (visitor === undefined || isShort || pending >= options.maxPending) {
-      if (visitor !== undefined) options.guard.leave(visitor)
+    if (address === undefined || isShort || pending >= options.maxPending) {
+      if (address !== undefined) options.guard.leave(address)
       options.onRefused(
         isShort ? 'HM_LIMIT_DESCRIPTORS' : 'HM_TLS_TOO_MANY_HANDSHAKES',
         socket.remoteAddress,
@@ -112,10 +112,10 @@ export function createTunnelServer(options: AcceptOptions): Server {
       isPending = false
       pending -= 1
       descriptors.add(strangers.descriptors, -1)
-      options.guard.leave(visitor)
+      options.guard.leave(address)
     }
     socket.once('close', done)
-    pendingHandshakes.set(socket, { done, visitor, believed: options.credentials.trusted })
+    pendingHandshakes.set(socket, { done, address, trusted: options.credentials.trusted })
     for (const listener of startTls) Reflect.apply(listener, server, [socket])
   })
   server.on('tlsClientError', (error, socket) => {
@@ -134,7 +134,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
     handshake?.done()
     try {
       const accepted = {
-        ...admit(socket, options, handshake?.believed),
+        ...admit(socket, options, handshake?.trusted),
         wasFutile: () => noteFutile(options, raw),
       }
       const rejection = options.rejection(accepted)
@@ -157,8 +157,8 @@ export function createSideEntrance(server: Server): TcpServer {
 /** A handshake in progress: the function that ends its accounting, and the trust when it began. */
 interface PendingHandshake {
   readonly done: () => void
-  readonly visitor: TrackedAddress
-  readonly believed: Trust | undefined
+  readonly address: TrackedAddress
+  readonly trusted: Trust | undefined
 }
 
 /** By raw socket. */
@@ -166,13 +166,13 @@ const pendingHandshakes = new WeakMap<object, PendingHandshake>()
 
 function noteFutile(options: AcceptOptions, raw: object | undefined): void {
   const handshake = raw === undefined ? undefined : pendingHandshakes.get(raw)
-  if (handshake !== undefined) options.guard.wasFutile(handshake.visitor, performance.now())
+  if (handshake !== undefined) options.guard.wasFutile(handshake.address, performance.now())
 }
 
 function admit(
   socket: TLSSocket,
   options: AcceptOptions,
-  believed: Trust | undefined,
+  trusted: Trust | undefined,
 ): Omit<AcceptedPeer, 'wasFutile'> {
   const { credentials } = options
   const { trustDomain } = credentials
@@ -190,7 +190,7 @@ function admit(
       `Cannot answer as ${destination}: ${credentials.unavailableReason(destination)}`,
     )
   const peer = identifyPeer(socket, trustDomain)
-  const rejection = credentials.newRootsRejection({ peer, own: own.proof }, believed)
+  const rejection = credentials.newRootsRejection({ peer, own: own.proof }, trusted)
   if (rejection !== undefined) throw rejection
   return { socket, peer, destination, own, isTunnel }
 }

@@ -40,52 +40,52 @@ export interface TrackedAddress {
 export class AddressGuard {
   private readonly limits: AddressLimits
   private readonly pending: SharedLimit
-  private readonly trackedByAddress = new Map<string, TrackedAddress>()
+  private readonly addresses = new Map<string, TrackedAddress>()
   private readonly others: TrackedAddress
 
   constructor(limits: AddressLimits, nowMs: number) {
     this.limits = limits
     this.pending = new SharedLimit(limits.maxPendingOfAll, SHARE_FACTOR)
-    this.others = this.newTrackedAddress(nowMs)
+    this.others = this.newAddress(nowMs)
   }
 
   /** A connection arrived from `ip`. @returns undefined when it must be reset; else the caller calls {@link leave}. */
   enter(ip: string, nowMs: number): TrackedAddress | undefined {
-    const trackedOf = this.visitor(networkOf(ip), nowMs)
-    const { pending, futile, handshakes } = trackedOf
+    const address = this.at(networkOf(ip), nowMs)
+    const { pending, futile, handshakes } = address
     if (pending.used >= this.limits.maxPending || !this.pending.allows(pending, 1)) return undefined
     if (!futile.hasAny(nowMs) || !handshakes.take(nowMs)) return undefined
     this.pending.add(pending, 1)
-    return trackedOf
+    return address
   }
 
   /** The handshake has ended. Call it once for each {@link enter}. */
-  leave(visitor: TrackedAddress): void {
-    this.pending.add(visitor.pending, -1)
+  leave(address: TrackedAddress): void {
+    this.pending.add(address.pending, -1)
   }
 
   /** The handshake was futile: it failed, the peer was rejected, or the tunnel ended before it carried anything. */
-  wasFutile(visitor: TrackedAddress, nowMs: number): void {
-    visitor.futile.drain(nowMs)
+  wasFutile(address: TrackedAddress, nowMs: number): void {
+    address.futile.drain(nowMs)
   }
 
   /** Call it about once a second: removes addresses with nothing left to remember. */
   tick(nowMs: number): void {
-    for (const [key, { pending, handshakes, futile }] of this.trackedByAddress)
+    for (const [key, { pending, handshakes, futile }] of this.addresses)
       if (pending.used === 0 && handshakes.isFull(nowMs) && futile.isFull(nowMs))
-        this.trackedByAddress.delete(key)
+        this.addresses.delete(key)
   }
 
-  private visitor(key: string, nowMs: number): TrackedAddress {
-    const known = this.trackedByAddress.get(key)
+  private at(key: string, nowMs: number): TrackedAddress {
+    const known = this.addresses.get(key)
     if (known !== undefined) return known
-    if (this.trackedByAddress.size >= MAX_ADDRESSES) return this.others
-    const visitor = this.newTrackedAddress(nowMs)
-    this.trackedByAddress.set(key, visitor)
-    return visitor
+    if (this.addresses.size >= MAX_ADDRESSES) return this.others
+    const address = this.newAddress(nowMs)
+    this.addresses.set(key, address)
+    return address
   }
 
-  private newTrackedAddress(nowMs: number): TrackedAddress {
+  private newAddress(nowMs: number): TrackedAddress {
     const { ratePerSecond, burst } = this.limits
     return {
       pending: { used: 0 },

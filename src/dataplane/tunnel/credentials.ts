@@ -46,7 +46,7 @@ export interface Credential {
   readonly proof: Proof
   readonly trustDomain: string
   /** The trust when the context was made. */
-  readonly believed: Trust
+  readonly trusted: Trust
   readonly context: SecureContext
   /** The same for `setSecureContext`, which does not accept an existing context. */
   readonly secureContextOptions: SecureContextOptions
@@ -160,7 +160,7 @@ export class Credentials {
       leaf,
       proof,
       trustDomain: bundle.trustDomain,
-      believed: trust,
+      trusted: trust,
       context: createSecureContext(secureContextOptions),
       secureContextOptions,
     }
