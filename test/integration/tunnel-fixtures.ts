@@ -324,16 +324,17 @@ export class Collector implements Receiver {
 const NOTHING_HELD = { heldMemory: 0 }
 
 /** A stage of a carried connection in which bytes run. */
-export function openStage(row = 0): Open {
+export function openStage(parts: Partial<Open> = {}): Open {
   return {
     state: 'open',
     destination: 'db',
-    row,
+    row: 0,
     endpoint: 'node/db',
     peer: undefined,
     decidedFor: undefined,
     stream: NOTHING_HELD,
     local: NOTHING_HELD,
+    ...parts,
   }
 }
 

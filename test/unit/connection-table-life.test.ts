@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import type { Open, Reaching } from '../../src/dataplane/proxy/connection.ts'
+import type { Reaching } from '../../src/dataplane/proxy/connection.ts'
 import { ConnectionTable } from '../../src/dataplane/proxy/connection-table.ts'
 import type { Account } from '../../src/dataplane/tunnel/accounts.ts'
 import { MeshError } from '../../src/lib/errors.ts'
@@ -13,6 +13,7 @@ import {
   type TrafficLabels,
   trafficLayout,
 } from '../../src/telemetry/counters.ts'
+import { openStage } from '../integration/tunnel-fixtures.ts'
 import { looseAccount, makeAccounts } from './account-fixtures.ts'
 
 const limits = {
@@ -26,26 +27,10 @@ const limits = {
 
 const account = looseAccount()
 
-const NO_BYTES = { heldMemory: 0 }
-
 /** An instance of a service is reached for a connection. */
 function reaching(destination: string, row = 2): Reaching {
   const reach = { peer: undefined, decidedFor: undefined, heldMemory: 0 }
   return { state: 'reaching', destination, row, reach }
-}
-
-function open(state: Open['state'], parts: Partial<Open> = {}): Open {
-  return {
-    state,
-    destination: 'db',
-    row: 2,
-    endpoint: 'node/db',
-    peer: undefined,
-    decidedFor: undefined,
-    stream: NO_BYTES,
-    local: NO_BYTES,
-    ...parts,
-  }
 }
 
 function makeTable(): {
@@ -163,7 +148,7 @@ test('of a caller that is shed, what holds most goes first, and no more than is 
   const broken: string[] = []
   const make = (name: string, of: typeof web, stream: number, socket: number): void => {
     const connection = table.add('outbound', name, of, undefined)
-    connection.stage = open('open', {
+    connection.stage = openStage({
       stream: { heldMemory: stream },
       local: { heldMemory: socket },
     })
@@ -205,7 +190,7 @@ test('quiet connections are broken off, busy and opening ones are not', () => {
   const aborted: string[] = []
   const make = (name: string, state: 'opening' | 'open' | 'half-closed') => {
     const connection = table.add('outbound', name, account, undefined)
-    if (state !== 'opening') connection.stage = open(state)
+    if (state !== 'opening') connection.stage = openStage({ state })
     connection.abort = (flag, reason) => {
       aborted.push(`${name} ${flag} ${reason.code}`)
       table.end(connection, flag)

@@ -24,7 +24,7 @@ function join(
 ): Spliced {
   const memory = TrafficCounters.createMemory()
   const counters = new TrafficCounters(memory, () => undefined)
-  const stage = openStage(counters.row('source', 'web', 'db'))
+  const stage = openStage({ row: counters.row('source', 'web', 'db') })
   const connection = looseConnection(stage)
   const parts: Spliced = {
     caller: new FakeStream(),
