@@ -191,3 +191,16 @@ test('an agent with more services of others than can be read costs ours neither 
   for (const id of ['db', 'db-hostmesh'])
     assert.ok(agent.requestsFor(`/v1/agent/service/deregister/${id}`).length > 0, id)
 })
+
+test('a service of others under the ID of a proxy of ours is neither beaten nor replaced', async () => {
+  await using scene = await afterCrash()
+  const { agent, registrar } = scene
+  const foreign = { Kind: '', ID: 'db-hostmesh', Service: 'other', Port: 1, Meta: {} }
+  agent.always(SERVICES, () => ({ body: { ...known([db]), 'db-hostmesh': foreign } }))
+  agent.always('/v1/agent/check/pass/hostmesh-ttl%3Adb', () => ({ status: 500, body: 'unknown' }))
+  agent.always('/v1/agent/service/register', () => ({}))
+  await registrar.register([db], TUNNEL_PORT)
+  assert.match(registrar.problems().join(), /another service with ID "db-hostmesh"/)
+  assert.equal(scene.beats(db), 0)
+  assert.deepEqual(agent.requestsFor('/v1/agent/service/register'), [])
+})

@@ -74,7 +74,7 @@ const HEALTH_MARK = 'hostmesh-health'
 /** Without an update for this long the proxy is critical. */
 const TTL = '30s'
 
-/** A proxy whose daemon has been gone this long is deregistered. */
+/** The agent deregisters a proxy that has been critical for this long. A daemon that is up registers it again. */
 const FORGET_AFTER = '72h'
 
 /** The ID of a service's proxy. */
@@ -85,6 +85,11 @@ export function proxyIdOf(serviceId: string): string {
 /** The ID of a proxy's TTL check. */
 export function ttlCheckIdOf(serviceId: string): string {
   return `hostmesh-ttl:${serviceId}`
+}
+
+/** Whether the agent has a proxy of that service, and not something else under its ID. */
+export function hasProxy(present: ReadonlyMap<string, AgentService>, serviceId: string): boolean {
+  return PROXY_MARK in (present.get(proxyIdOf(serviceId))?.meta ?? {})
 }
 
 /** The registration of a proxy that starts with the health of its service: until that is good, callers avoid it. */
@@ -149,7 +154,7 @@ export function planRegistration(
       nodeAddress,
       plain: isOperators ? there : undefined,
     })
-    if (proxyThere !== undefined && !(PROXY_MARK in proxyThere.meta))
+    if (proxyThere !== undefined && !hasProxy(present, id))
       problems.push(
         `Service ${name} has no proxy: the agent has another service with ID "${proxy.ID}"`,
       )

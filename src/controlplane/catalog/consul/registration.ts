@@ -23,6 +23,7 @@ import type { AgentService } from './decode.ts'
 import { type OwnHealth, OwnHealthHistory, WITHDRAWN } from './own-health.ts'
 import {
   type ConsulProxyRegistration,
+  hasProxy,
   planRegistration,
   proxyIdOf,
   type RegistrationPlan,
@@ -204,7 +205,7 @@ export class Registrar implements Disposable {
   #beats(present: ReadonlyMap<string, AgentService>, isTimeToBeat: boolean): Promise<void>[] {
     return this.#desired.flatMap((service) => {
       const now = this.#healthHistory.of(service.id)
-      if (now === undefined || !present.has(proxyIdOf(service.id))) return []
+      if (now === undefined || !hasProxy(present, service.id)) return []
       const isDue = isTimeToBeat || this.#toldHealth.get(service.id) !== now.health
       return isDue ? [this.#beat(service, now, present)] : []
     })
