@@ -194,6 +194,28 @@ describe('the Consul catalog', { concurrency: true }, () => {
     assert.equal(seen[0]?.clusters[0].connectTimeoutMs, 700)
   })
 
+  test('without a chain a service that was led elsewhere or split in the last run is waited for', async () => {
+    const [usual] = catalogService('db').clusters
+    const v1 = { ...usual, name: 'db:v1', subset: 'v1' }
+    const replacement = endpoint('n0/db-backup', { priority: 1 })
+    await using world = await setUp()
+    world.agent.always(HEALTH, ({ query }) =>
+      query.get('index') === '0' ? indexed(7, instances(1)) : undefined,
+    )
+    world.agent.always(CHAIN, () => ({ status: 500, body: 'no leader' }))
+    const seen: string[] = []
+    for (const [what, clusters] of Object.entries({
+      redirected: catalogService('other').clusters,
+      subset: [v1],
+      split: [usual, v1],
+      failover: [{ ...usual, endpoints: [replacement] }],
+      usual: [usual],
+    } satisfies Record<string, CatalogService['clusters']>))
+      world.catalog.watchService('db', () => seen.push(what), catalogService('db', { clusters }))
+    await eventually('the usual one, the last to be told', () => seen.length > 0, 4_000)
+    assert.deepEqual(seen, ['usual'])
+  })
+
   test('a list of services that is empty, at the start too, takes no name away', async () => {
     await using world = await setUp()
     world.agent.always('/v1/catalog/services', () => indexed(1, {}))

@@ -381,18 +381,18 @@ function combine(
 }
 
 /**
- * The chain to use when none has been read in time; undefined to continue waiting: a service that was redirected must
- * not be treated as its own destination.
+ * The chain to use when none has been read in time; undefined to continue waiting: a service that was redirected or
+ * split must not be treated as its own only destination.
  */
 function chainWithout(
   usual: DecodedChain,
   last: CatalogService | undefined,
 ): DecodedChain | undefined {
   if (last === undefined) return usual
-  const [{ connectTimeoutMs, endpoints }] = last.clusters
-  if (endpoints.some(({ service, priority }) => service !== last.name || priority > 0))
-    return undefined
   const [itself] = usual.clusters
+  const [{ name, connectTimeoutMs, endpoints }, ...others] = last.clusters
+  const isUsual = name === itself.name && others.length === 0
+  if (!isUsual || endpoints.some(({ priority }) => priority > 0)) return undefined
   return { ...usual, protocol: last.protocol, clusters: [{ ...itself, connectTimeoutMs }] }
 }
 
