@@ -50,3 +50,16 @@ test('one that is critical is to be started, one that is missing to be registere
 test('a service whose traffic is led to another one is not judged by that', () => {
   assert.deepEqual(problemsOf([endpoint('db-v2', 2)]), [])
 })
+
+test('a service that is split is judged by all its subsets, and not judged where it is in none', () => {
+  const problemsOfSplit = (endpoints: readonly Endpoint[]): readonly string[] => {
+    const whole = service('db', 1, [endpoint('db', 2)])
+    const [v1] = whole.clusters
+    const v2 = { ...v1, name: 'db:v2', subset: 'v2', endpoints }
+    const split: MeshService = { ...whole, clusters: [v1, v2, { ...v2, name: 'db:v3' }] }
+    return ownServiceProblems([db], 'host-1', new Map([['db', split]])).map(String)
+  }
+  assert.deepEqual(problemsOfSplit([good]), [])
+  assert.deepEqual(problemsOfSplit([]), [])
+  assert.match(problemsOfSplit([{ ...good, id: 'db-1' }])[0] ?? '', /it is there with ID "db-1"$/)
+})

@@ -22,9 +22,9 @@ export function ownServiceProblems(
   return localServices.flatMap((local) => {
     const service = services.get(local.name)
     if (local.target === undefined || service === undefined) return []
-    const here = service.clusters[0].endpoints.filter(
-      ({ node, service: name }) => node === nodeName && name === local.name,
-    )
+    const here = service.clusters
+      .flatMap(({ endpoints }) => endpoints)
+      .filter(({ node, service: name }) => node === nodeName && name === local.name)
     const endpoint = here.find(({ id }) => id === local.id)
     const problem =
       endpoint === undefined
@@ -37,13 +37,16 @@ export function ownServiceProblems(
 function absence(
   { name, id }: LocalService,
   here: readonly Endpoint[],
-  service: MeshService,
+  { clusters }: MeshService,
   nodeName: string,
 ): Problem | undefined {
-  // If the traffic is routed to other services or subsets, this host cannot judge it.
-  if (here.length === 0 && service.clusters[0].endpoints.some((other) => other.service !== name))
-    return undefined
-  const others = here.map((other) => `"${other.id}"`).join(', ')
+  // If the traffic is routed to other services or to subsets, this host cannot judge it.
+  const isElsewhere = clusters.some(
+    ({ subset, endpoints }) =>
+      subset !== undefined || endpoints.some((other) => other.service !== name),
+  )
+  if (here.length === 0 && isElsewhere) return undefined
+  const others = [...new Set(here.map((other) => `"${other.id}"`))].join(', ')
   return new Problem(
     'HM_CATALOG_NOT_LISTED',
     `Service ${name} of this host is not in the catalog with Node ${nodeName} and ID "${id}"` +
