@@ -71,7 +71,6 @@ export class IntentionWatch implements Disposable {
   #defaultPolicy: DefaultPolicy | undefined
   #defaultProblem: Problem | undefined
   #selfReadAtMs = Number.NEGATIVE_INFINITY
-  #lastGoodAtMs: number | undefined
   #published: string | undefined
   #wakeUp: FollowWatch | undefined
   #wakePath: string | undefined
@@ -112,10 +111,6 @@ export class IntentionWatch implements Disposable {
     ]
   }
 
-  lastGoodAtMs(): number | undefined {
-    return this.#lastGoodAtMs
-  }
-
   [Symbol.dispose](): void {
     this.#closing.abort()
     this.#stopListening()
@@ -153,7 +148,6 @@ export class IntentionWatch implements Disposable {
         this.#problemByBatch.delete(batch)
         this.#failuresByBatch.delete(batch)
       }
-      this.#lastGoodAtMs = this.#clock.monotonicMs()
       this.#matchBlocks = answer.index !== undefined
       this.#toldDefaultPolicy = parseDefaultPolicy(answer.defaultAclPolicy)
       return 'good'
