@@ -59,7 +59,7 @@ export class AddressBook {
   }
 
   /** The addresses from the catalog for a service; undefined when there are none. */
-  assignedTo(service: string): readonly string[] | undefined {
+  givenTo(service: string): readonly string[] | undefined {
     return this.#given.get(service)
   }
 

@@ -254,7 +254,7 @@ class RunningDiscovery implements Discovery {
     if (use === 'unknown') return this.#unknown(name)
     const service = this.current().services.get(name)
     if (service === undefined) {
-      const virtualIps = this.#addresses.assignedTo(name)
+      const virtualIps = this.#addresses.givenTo(name)
       return use === 'followed' && needs === 'addresses' && virtualIps !== undefined
         ? { kind: 'listed', virtualIps }
         : { kind: 'unavailable' }

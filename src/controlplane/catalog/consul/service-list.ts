@@ -89,7 +89,7 @@ export class ServiceListWatch implements Disposable {
     this.#clock = clock
     this.#random = random
     this.#answers = new NameAnswers({ transport, clock, random, signal })
-    this.#meshNames = last.filter(isPresentInstance).map(({ name }) => name)
+    this.#meshNames = last.filter(isPresentService).map(({ name }) => name)
     for (const { name, addresses, goneSinceMs } of last)
       this.#members.set(name, this.#newMember(name, addresses, goneSinceMs))
     this.#loop = new WakeableLoop({
@@ -289,6 +289,6 @@ export class ServiceListWatch implements Disposable {
   }
 }
 
-function isPresentInstance({ goneSinceMs }: ListedService): boolean {
+function isPresentService({ goneSinceMs }: ListedService): boolean {
   return goneSinceMs === undefined
 }
