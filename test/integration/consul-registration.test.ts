@@ -50,7 +50,11 @@ async function afterCrash(): Promise<
   agent.always(SERVICES, () => ({ body: known([db, web]) }))
   agent.always('/v1/agent/checks', () => ({ body: {} }))
   for (const service of [db, web])
-    for (const as of ['pass', 'warn', 'fail']) agent.always(pathOf(service, as), () => ({}))
+    for (const path of [
+      ...['pass', 'warn', 'fail'].map((as) => pathOf(service, as)),
+      ...[service.id, `${service.id}-hostmesh`].map((id) => `/v1/agent/service/deregister/${id}`),
+    ])
+      agent.always(path, () => ({}))
   const registrar = started.use(
     new Registrar({ transport, log: silentLog, clock, lookMs: LOOK_MS }),
   )
@@ -185,8 +189,6 @@ test('an agent with more services of others than can be read costs ours neither 
   assert.equal(scene.beats(db), 1)
   const registered = agent.requestsFor('/v1/agent/service/register').map(({ body }) => body)
   assert.equal(registered.length, 2, 'web and its proxy, which were not there')
-  for (const id of ['db', 'db-hostmesh'])
-    agent.always(`/v1/agent/service/deregister/${id}`, () => ({}))
   await registrar.deregister()
   for (const id of ['db', 'db-hostmesh'])
     assert.ok(agent.requestsFor(`/v1/agent/service/deregister/${id}`).length > 0, id)
