@@ -173,6 +173,29 @@ describe('the check of a proxy', () => {
   })
 })
 
+test('a proxy whose check is found missing is not registered again once another process maintains it', async () => {
+  await using scene = await afterCrash()
+  const { agent, registrar } = scene
+  agent.always('/v1/agent/service/register', () => ({}))
+  agent.always('/v1/agent/check/pass/hostmesh-ttl%3Adb', () => {
+    registrar.leave()
+    return { status: 500, body: 'unknown check' }
+  })
+  await registrar.register([db], TUNNEL_PORT)
+  assert.equal(scene.beats(db), 1)
+  assert.deepEqual(agent.requestsFor('/v1/agent/service/register'), [])
+})
+
+test('a proxy whose check is missing is registered again', async () => {
+  await using scene = await afterCrash()
+  const { agent, registrar } = scene
+  agent.always('/v1/agent/service/register', () => ({}))
+  agent.always('/v1/agent/check/pass/hostmesh-ttl%3Adb', () => ({ status: 500, body: 'unknown' }))
+  await registrar.register([db], TUNNEL_PORT)
+  const [registered] = agent.requestsFor('/v1/agent/service/register')
+  assert.match(registered?.body ?? '', /"ID":"db-hostmesh"/)
+})
+
 test('an agent with more services of others than can be read costs ours neither their beat nor their end', async () => {
   await using scene = await afterCrash()
   const { agent, registrar } = scene

@@ -225,6 +225,8 @@ export class Registrar implements Disposable {
       this.#options.log.debug('Check is missing', { id: checkId, reason: describeError(error) })
       // A new proxy would lack the mark of the operator, so the next pass would restore the plain service.
       if (now === WITHDRAWN) return
+      // Meanwhile leave() or deregister() may have given it up: it must not be registered once more.
+      if (!this.#desired.includes(service)) return
       const others = new Map(present)
       others.delete(proxyIdOf(service.id))
       const plan = this.#plan([service], others)
