@@ -196,6 +196,21 @@ test('a proxy whose check is missing is registered again', async () => {
   assert.match(registered?.body ?? '', /"ID":"db-hostmesh"/)
 })
 
+test('a proxy whose service the operator took away gets a missing check back, and fails', async () => {
+  await using scene = await afterCrash()
+  const { agent, registrar } = scene
+  const { db: _, 'db-hostmesh': proxy } = known([db])
+  const operators = { ...(proxy as { Meta: object }) }
+  operators.Meta = { ...operators.Meta, 'hostmesh-plain': 'operator' }
+  agent.always(SERVICES, () => ({ body: { 'db-hostmesh': operators } }))
+  agent.always('/v1/agent/service/register', () => ({}))
+  agent.always('/v1/agent/check/fail/hostmesh-ttl%3Adb', () => ({ status: 500, body: 'unknown' }))
+  await registrar.register([db], TUNNEL_PORT)
+  const registered = agent.requestsFor('/v1/agent/service/register').map(({ body }) => body)
+  assert.equal(registered.length, 1, 'the proxy alone')
+  assert.match(registered[0] ?? '', /"hostmesh-plain":"operator".*"Status":"critical"/)
+})
+
 test('an agent with more services of others than can be read costs ours neither their beat nor their end', async () => {
   await using scene = await afterCrash()
   const { agent, registrar } = scene

@@ -61,7 +61,7 @@ test('from nothing, the plain service and its proxy are registered', () => {
 test('a plan that was carried out leaves nothing to do', () => {
   const desired = [local('db'), local('web', 'web-2', 80)]
   const plan = planRegistration(desired, 15_443, after(desired))
-  assert.deepEqual(plan, { plain: [], proxies: [], withdrawn: [], remove: [], problems: [] })
+  assert.deepEqual(plan, { plain: [], proxies: [], withdrawn: new Set(), remove: [], problems: [] })
 })
 
 test('a service without a target is not registered', () => {
@@ -98,7 +98,18 @@ test('a plain service that the operator took away is not brought back', () => {
     ]),
   )
   const plan = planRegistration([local('db')], 15_443, decodeAgentServices(body))
-  assert.deepEqual(plan, { plain: [], proxies: [], withdrawn: ['db'], remove: [], problems: [] })
+  assert.deepEqual(plan, {
+    plain: [],
+    proxies: [],
+    withdrawn: new Set(['db']),
+    remove: [],
+    problems: [],
+  })
+  // After 72 h the agent removes the proxy too.
+  const { withdrawn } = plan
+  const again = planRegistration([local('db')], 15_443, new Map(), { withdrawn })
+  assert.deepEqual([again.plain, again.withdrawn], [[], withdrawn])
+  assert.equal(again.proxies[0]?.Meta['hostmesh-plain'], 'operator')
 })
 
 test('a plain service that an operator takes over from us is theirs from then on', () => {

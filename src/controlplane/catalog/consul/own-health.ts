@@ -22,7 +22,7 @@ export interface OwnHealth {
 }
 
 /** The health of a service that its operator deregistered. */
-export const WITHDRAWN: OwnHealth = {
+const WITHDRAWN: OwnHealth = {
   health: 'critical',
   failing: 'Service is not registered',
   critical: [],

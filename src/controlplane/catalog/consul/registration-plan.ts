@@ -46,7 +46,7 @@ export interface RegistrationPlan {
   readonly plain: readonly PlainRegistration[]
   readonly proxies: readonly ConsulProxyRegistration[]
   /** IDs of services that the operator deregistered: their proxies stay, but must be critical. */
-  readonly withdrawn: readonly string[]
+  readonly withdrawn: ReadonlySet<string>
   /** IDs to deregister, in order. */
   readonly remove: readonly string[]
   /** What an operator should check, one sentence each. */
@@ -100,19 +100,24 @@ export function beginningAs(
   return { ...proxy, Checks: proxy.Checks.map((check) => ({ ...check, Status: health })) }
 }
 
-/**
- * Compares `desired` with what the agent has. With nothing desired it removes everything that is ours.
- * `nodeAddress` is where other hosts reach this one, if that is not the agent's address.
- */
+/** What a plan depends on beside the wanted registrations and those at the agent. */
+export interface RegistrationContext {
+  /** Where other hosts reach this one, if that is not the agent's address. */
+  readonly nodeAddress?: string | undefined
+  /** {@link RegistrationPlan.withdrawn} of the plan before: the agent may have removed those proxies since. */
+  readonly withdrawn?: ReadonlySet<string>
+}
+
+/** Compares `desired` with what the agent has. With nothing desired it removes everything that is ours. */
 export function planRegistration(
   desired: readonly LocalService[],
   tunnelPort: number,
   present: ReadonlyMap<string, AgentService>,
-  nodeAddress?: string,
+  { nodeAddress, withdrawn: before }: RegistrationContext = {},
 ): RegistrationPlan {
   const plain: PlainRegistration[] = []
   const proxies: ConsulProxyRegistration[] = []
-  const withdrawn: string[] = []
+  const withdrawn = new Set<string>()
   const problems: string[] = []
   const wanted = new Set<string>()
   const configured = new Set(desired.map(({ name }) => name))
@@ -140,12 +145,14 @@ export function planRegistration(
     // What the operator registered and then removed stays removed. An agent that lost everything has no proxy with
     // the mark of the operator, so all of it is registered again.
     const isOperators =
-      there === undefined ? proxyThere?.meta[OWNER_MARK] === 'operator' : !isOurPlain(there)
+      there === undefined
+        ? proxyThere?.meta[OWNER_MARK] === 'operator' || before?.has(id) === true
+        : !isOurPlain(there)
     if (!isOperators && (there === undefined || !isSamePlain(there, registration))) {
       plain.push(registration)
       problems.push(...otherIds(registration, present))
     }
-    if (isOperators && there === undefined) withdrawn.push(id)
+    if (isOperators && there === undefined) withdrawn.add(id)
     problems.push(...foreigners(name, target, others))
     const owner = isOperators ? 'operator' : 'hostmesh'
     const proxy = proxyRegistration(service, target, {

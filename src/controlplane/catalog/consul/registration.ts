@@ -20,7 +20,7 @@ import type { Health } from '../../../model/endpoint.ts'
 import type { LocalService } from '../../../model/service.ts'
 import { AgentServices } from './agent-services.ts'
 import type { AgentService } from './decode.ts'
-import { type OwnHealth, OwnHealthHistory, WITHDRAWN } from './own-health.ts'
+import { type OwnHealth, OwnHealthHistory } from './own-health.ts'
 import {
   type ConsulProxyRegistration,
   hasProxy,
@@ -71,6 +71,8 @@ export class Registrar implements Disposable {
   /** The services registered last; deregister() keeps them, so that their registrations can still be read. */
   #kept: readonly LocalService[] = []
   #tunnelPort = 0
+  /** Services that the operator deregistered while their proxies were registered. */
+  #withdrawn: ReadonlySet<string> = new Set()
   #beatenAtMs = Number.NEGATIVE_INFINITY
   /** The health last sent to the TTL check of each service. */
   readonly #toldHealth = new Map<string, Health>()
@@ -154,6 +156,7 @@ export class Registrar implements Disposable {
   async #keep(signal: AbortSignal): Promise<readonly string[]> {
     const present = await this.#readAgent(signal)
     const plan = this.#plan(this.#desired, present)
+    this.#withdrawn = plan.withdrawn
     const isTimeToBeat =
       this.#unreachable !== undefined || this.#clock.monotonicMs() - this.#beatenAtMs >= BEAT_MS
     // A check that was never updated is lost when the agent restarts, so a new one is updated at the next pass.
@@ -163,7 +166,7 @@ export class Registrar implements Disposable {
     const failures = [
       ...(await failuresOf(plan.plain.map((service) => this.#agent.registerPlain(service)))),
       // After the plain services: one that was lost has the initial health of its new registration.
-      ...(await failuresOf([this.#readHealth(new Set(plan.withdrawn))])),
+      ...(await failuresOf([this.#readHealth()])),
       ...(await failuresOf(plan.proxies.map((proxy) => this.#registerProxy(proxy)))),
       ...(await failuresOf(plan.remove.map((id) => this.#agent.deregister(id)))),
       ...(await failuresOf(this.#beats(present, isTimeToBeat))),
@@ -176,7 +179,10 @@ export class Registrar implements Disposable {
     desired: readonly LocalService[],
     present: ReadonlyMap<string, AgentService>,
   ): RegistrationPlan {
-    return planRegistration(desired, this.#tunnelPort, present, this.#options.nodeAddress)
+    return planRegistration(desired, this.#tunnelPort, present, {
+      nodeAddress: this.#options.nodeAddress,
+      withdrawn: this.#withdrawn,
+    })
   }
 
   async #readAgent(signal: AbortSignal): Promise<ReadonlyMap<string, AgentService>> {
@@ -187,11 +193,11 @@ export class Registrar implements Disposable {
   }
 
   /** Reads the health of this host's services. A service about which nothing is known keeps its health. */
-  async #readHealth(withdrawn: ReadonlySet<string>): Promise<void> {
+  async #readHealth(): Promise<void> {
     const ids = this.#desired.filter(({ target }) => target !== undefined).map(({ id }) => id)
     if (ids.length === 0) return
     const read = await this.#agent.readHealth(ids, this.#closing.signal)
-    this.#healthHistory.take(read, withdrawn)
+    this.#healthHistory.take(read, this.#withdrawn)
   }
 
   async #registerProxy(proxy: ConsulProxyRegistration): Promise<void> {
@@ -223,8 +229,6 @@ export class Registrar implements Disposable {
       this.#toldHealth.set(service.id, now.health)
     } catch (error) {
       this.#options.log.debug('Check is missing', { id: checkId, reason: describeError(error) })
-      // A new proxy would lack the mark of the operator, so the next pass would restore the plain service.
-      if (now === WITHDRAWN) return
       // Meanwhile leave() or deregister() may have given it up: it must not be registered once more.
       if (!this.#desired.includes(service)) return
       const others = new Map(present)
