@@ -279,7 +279,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
   })
 
   test('an empty answer is not obeyed while the token sees no service at all', async () => {
-    await using world = await setUp()
+    await using world = await setUp({ clock: hurried(HURRY) })
     world.agent.always('/v1/catalog/services', () => indexed(1, {}))
     const counts: number[] = []
     world.catalog.watchService('db', (service) => counts.push(service.clusters[0].endpoints.length))
