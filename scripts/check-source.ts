@@ -176,8 +176,10 @@ function checkPure(): string[] {
   return [...sources.values()]
     .filter(({ path, header }) => path.startsWith('src/') && /\bpure\b/i.test(header))
     .flatMap((source) => {
-      const road = findImpure(source, new Set())
-      return road === undefined ? [] : [`${source.path}: says that it is pure, and is not: ${road}`]
+      const chain = findImpure(source, new Set())
+      return chain === undefined
+        ? []
+        : [`${source.path}: says that it is pure, and is not: ${chain}`]
     })
 }
 
@@ -195,8 +197,8 @@ function findImpure(source: Source, seen: Set<string>): string | undefined {
       continue
     }
     const target = sources.get(from)
-    const road = target === undefined ? undefined : findImpure(target, seen)
-    if (road !== undefined) return road
+    const chain = target === undefined ? undefined : findImpure(target, seen)
+    if (chain !== undefined) return chain
   }
   return undefined
 }

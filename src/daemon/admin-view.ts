@@ -87,17 +87,21 @@ export function createAdminView(host: Host, exposition: Exposition): AdminView {
       const service = serviceAskedFor(bare, from, to, (ip, port) =>
         host.now().mesh.discovery.ownerOf(ip, port),
       )
-      const road = explain(service === undefined ? bare : await facts({ service }), question)
-      const endpoints = road.endpoints.flatMap(({ endpoint, excluded }) =>
+      const explanation = explain(service === undefined ? bare : await facts({ service }), question)
+      const endpoints = explanation.endpoints.flatMap(({ endpoint, excluded }) =>
         excluded === null ? [endpoint] : [],
       )
-      if (!isProbed) return road
-      if (road.service === null || endpoints.length === 0) return withoutProbe(road)
+      if (!isProbed) return explanation
+      if (explanation.service === null || endpoints.length === 0) return withoutProbe(explanation)
       if (probing >= MAX_PROBING)
         throw new MeshError('HM_ADMIN_BUSY', `Cannot probe now: ${probing} others are under way`)
       probing += 1
       try {
-        const probe = { source, service: road.service, endpoints: endpoints.slice(0, MAX_PROBED) }
+        const probe = {
+          source,
+          service: explanation.service,
+          endpoints: endpoints.slice(0, MAX_PROBED),
+        }
         return explain(await facts({ service, probe }), question)
       } finally {
         probing -= 1

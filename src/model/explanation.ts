@@ -80,7 +80,7 @@ export interface PolicyChoice {
 }
 
 /** How a connection enters the mesh. */
-export interface DoorChoice {
+export interface EntryChoice {
   readonly kind: 'captured' | 'upstream' | 'none'
   /** The address that the application dials, `ip:port`. */
   readonly address: string | null
@@ -110,7 +110,7 @@ export interface Explanation {
   readonly stations: readonly Station[]
   /** The service that the destination belongs to; null when it is none. */
   readonly service: string | null
-  readonly door: DoorChoice | null
+  readonly entry: EntryChoice | null
   readonly endpoints: readonly EndpointChoice[]
   readonly policy: PolicyChoice | null
   /** The certificate that this host uses for its side; null when it has or needs none. */

@@ -19,7 +19,7 @@ import {
 import { forgeries, uri } from '../unit/forged-identities.ts'
 import { craft, makeAuthority, WEB_ID } from '../unit/identity-fixtures.ts'
 
-/** WEB is a service like any other, just not web: the door admits it under that name. */
+/** WEB is a service like any other, just not web: the tunnel port accepts it under that name. */
 const forged = Object.entries(forgeries).filter(([name]) => name !== 'an upper-case service')
 
 test(`the tunnel port and the dialer refuse ${forged.length} forged identities`, async (t) => {

@@ -61,12 +61,12 @@ describe('a host that has fewer workers than the one before it', () => {
     const [port, tunnelPort] = [await freePort(), await freePort()]
     const kept = new Map<string, number>()
     const inherited = [
-      { door: `upstream/web/127.0.0.1/${port}`, port },
-      { door: 'tunnel', port: tunnelPort },
-    ].flatMap((door) =>
+      { name: `upstream/web/127.0.0.1/${port}`, port },
+      { name: 'tunnel', port: tunnelPort },
+    ].flatMap((listener) =>
       Array.from({ length: EARLIER }, (_, worker) => ({
-        name: `${door.door}/${worker}`,
-        fd: openListeningSocket({ kind: 'tcp', ip: '127.0.0.1', port: door.port }),
+        name: `${listener.name}/${worker}`,
+        fd: openListeningSocket({ kind: 'tcp', ip: '127.0.0.1', port: listener.port }),
       })),
     )
     const keeper = {

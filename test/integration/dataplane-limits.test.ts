@@ -24,7 +24,7 @@ describe('what a caller may have', () => {
   test('descriptors: a caller has half of what is free, another one still its part, and endings give them back', async () => {
     await using undo = new AsyncDisposableStack()
     const application = undo.use(await startEcho())
-    // 24 for connections: this host has no door but the tunnel port.
+    // 24 for connections: the tunnel port is the only listener of this host.
     const db = undo.use(await startDb(application, { descriptors: 40 }))
     await db.publish(
       snapshotOf(

@@ -1,5 +1,5 @@
 /**
- * What `hostmesh explain` says is what happens: on a real mesh its verdict, its door and its intention agree
+ * What `hostmesh explain` says is what happens: on a real mesh its verdict, its entry and its intention agree
  * with the call that is made next, live and from a file.
  */
 import assert from 'node:assert/strict'
@@ -71,10 +71,10 @@ for (const catalog of ['file', 'consul'] as const) {
         const said = await agreed(web, to, () => web.call('db'))
         assert.equal(said.verdict, 'allowed')
         assert.equal(said.service, 'db')
-        assert.equal(said.door?.kind, 'captured')
-        assert.equal(said.door?.address, `${ip}:5432`)
+        assert.equal(said.entry?.kind, 'captured')
+        assert.equal(said.entry?.address, `${ip}:5432`)
         assert.match(
-          said.door?.rules.at(-1) ?? '',
+          said.entry?.rules.at(-1) ?? '',
           new RegExp(`by user ${web.service.uid}: divert to port \\d+`),
         )
         assert.deepEqual(said.policy?.intention, {
@@ -92,26 +92,26 @@ for (const catalog of ['file', 'consul'] as const) {
     await t.test('the rule that it names is a rule in the kernel', async () => {
       const said = await explained(a, '--from', 'batch', '--to', 'db')
       const { stdout } = await a.daemon.command('capture', 'show', '-o', 'json')
-      const port = said.door?.port ?? 0
+      const port = said.entry?.port ?? 0
       const kernel = (JSON.parse(stdout) as CaptureState).rules.map(({ chain }) => chain)
       assert.ok(kernel.includes(`caller_${port}`), `no chain for port ${port}`)
-      assert.equal(said.door?.rules.length, 1)
-      assert.match(said.door?.rules.at(-1) ?? '', /by cgroup \S+: divert to port/)
+      assert.equal(said.entry?.rules.length, 1)
+      assert.match(said.entry?.rules.at(-1) ?? '', /by cgroup \S+: divert to port/)
     })
 
     await t.test('the address of an instance: captured by the set, and pinned', async () => {
       const to = `${b.namespace.ip}:5432`
       const said = await agreed(web, to, () => web.callAddress(b.namespace.ip, 5432))
       assert.equal(said.verdict, 'allowed')
-      assert.match(said.door?.rules.join('\n') ?? '', /to a mesh address/)
+      assert.match(said.entry?.rules.join('\n') ?? '', /to a mesh address/)
       assert.match(station(said, 'endpoint').summary, /this very instance/)
     })
 
     await t.test('an upstream port: no rule, the service by name', async () => {
       const said = await agreed(web, '127.0.0.1:9001', () => web.callPort(9001))
-      assert.equal(said.door?.kind, 'upstream')
+      assert.equal(said.entry?.kind, 'upstream')
       assert.equal(said.service, 'db')
-      assert.deepEqual(said.door?.rules, [])
+      assert.deepEqual(said.entry?.rules, [])
     })
 
     await t.test('a denied pair is denied by the intention that it names', async () => {
@@ -267,13 +267,13 @@ for (const catalog of ['file', 'consul'] as const) {
           const comparable = ({
             verdict,
             summary,
-            door,
+            entry,
             policy,
             service,
           }: Explanation): object => ({
             verdict,
             summary,
-            door,
+            entry,
             policy,
             service,
           })

@@ -80,7 +80,7 @@ describe('the last connections', () => {
     assert.ok(said.stations.every(({ name }) => name !== 'answer'))
   })
 
-  test('an instance that could not be reached ends the road only when no other remains', () => {
+  test('an instance that could not be reached ends the path only when no other remains', () => {
     const all = asked({
       outcomes: everyone.map((target) => outcome({ target, failure: failure(5, 'UF') })),
     })
@@ -169,10 +169,10 @@ test('a probe that asks nobody says so, and why nobody would be picked', () => {
       endpoints: endpoints.map((each) => ({ ...each, health: 'critical' })),
     }),
   )
-  const road = asked({ services: dead })
-  assert.equal(road.verdict, 'unreachable')
-  assert.match(road.next.join(), /Which health check fails.*hostmesh services db.*on host-/)
-  const last = withoutProbe(road).stations.at(-1)
+  const explanation = asked({ services: dead })
+  assert.equal(explanation.verdict, 'unreachable')
+  assert.match(explanation.next.join(), /Which health check fails.*hostmesh services db.*on host-/)
+  const last = withoutProbe(explanation).stations.at(-1)
   assert.equal(last?.name, 'answer')
   assert.match(last.summary, /^Nobody was asked/)
 })

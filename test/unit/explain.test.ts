@@ -169,14 +169,14 @@ test('every way past the mesh is not captured, with the reason', () => {
       },
     }),
     foreign: ask('web', '10.9.9.9:80'),
-    otherDoor: ask('web', '127.0.0.1:9001'),
+    otherListener: ask('web', '127.0.0.1:9001'),
   }
   for (const [name, { verdict }] of Object.entries(said)) assert.equal(verdict, 'uncaptured', name)
   assert.match(said.off.summary, /capture is off/)
   assert.match(said.noIdentity.summary, /no identity/)
   assert.deepEqual(said.noRule.next.slice(0, 1), ['there is no cgroup'])
   assert.match(said.foreign.summary, /past the mesh/)
-  assert.match(said.otherDoor.summary, /in the name of tool/)
+  assert.match(said.otherListener.summary, /in the name of tool/)
 })
 
 test('a container is captured where the host forwards for it, by the address that is known', () => {
@@ -211,7 +211,7 @@ test('a container is captured where the host forwards for it, by the address tha
 test('an upstream port needs neither capture nor identity', () => {
   const said = ask('tool', 'db', { policies: [policy('db', 'catalog', [['*', '*', 'allow']])] })
   assert.equal(said.verdict, 'allowed')
-  assert.deepEqual(said.door, {
+  assert.deepEqual(said.entry, {
     kind: 'upstream',
     address: '127.0.0.1:9001',
     port: 9001,
@@ -250,7 +250,7 @@ test('a certificate that is missing, over, not begun or revoked makes it unreach
   }
 })
 
-test('the first failure on the road is the verdict, and later ones are still shown', () => {
+test('the first failure on the path is the verdict, and later ones are still shown', () => {
   const said = ask('web', 'vault', { certificates: { ...facts().certificates, leaves: [] } })
   assert.equal(said.verdict, 'unreachable')
   assert.equal(station(said, 'policy').mark, 'bad')

@@ -1,6 +1,6 @@
 /**
  * Names in certificates that were made to pass for web's, by what is wrong with them. For the reader of
- * names, and for the doors that rely on it.
+ * names, and for the listeners that rely on it.
  */
 import type { Extension } from '../../src/authority/issue-certificate.ts'
 import { altNames, DNS, type Name, URI, WEB_ID } from './identity-fixtures.ts'

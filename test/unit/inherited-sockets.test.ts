@@ -100,15 +100,15 @@ describe('inherited sockets', () => {
       name,
       fd: openListeningSocket({ kind: 'tcp', ip: '127.0.0.1', port }),
     })
-    const inherited = [open('door/1', same), open('door/2', moved)]
+    const inherited = [open('listener/1', same), open('listener/2', moved)]
     using sockets = new ListeningSockets(silentLog, { keeper, inherited })
     kept.length = 0
     forgotten.length = 0
-    assert.equal(sockets.takeInherited(plan('door/1', same)), inherited[0]?.fd)
-    assert.equal(sockets.takeInherited(plan('door/2', same)), undefined)
-    assert.equal(sockets.takeInherited(plan('door/3', same)), undefined)
-    assert.deepEqual([kept, forgotten], [['door/1'], ['door/2']])
-    assert.deepEqual([...sockets.all().keys()], ['door/1'])
+    assert.equal(sockets.takeInherited(plan('listener/1', same)), inherited[0]?.fd)
+    assert.equal(sockets.takeInherited(plan('listener/2', same)), undefined)
+    assert.equal(sockets.takeInherited(plan('listener/3', same)), undefined)
+    assert.deepEqual([kept, forgotten], [['listener/1'], ['listener/2']])
+    assert.deepEqual([...sockets.all().keys()], ['listener/1'])
     assert.ok(isPortFree(moved))
   })
 })
@@ -145,7 +145,7 @@ describe('capture ports', () => {
   })
 })
 
-test('doors have names that systemd takes, of which each is unique', () => {
+test('listeners have unique names that systemd accepts', () => {
   const settings = {
     captures: true,
     captureAddresses: ['127.0.0.1', '::1'],

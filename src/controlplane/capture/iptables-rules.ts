@@ -8,7 +8,7 @@
  *                       -> HOSTMESH_LOCAL: one REDIRECT per cgroup or user, then the default identity
  *     nat PREROUTING  HOSTMESH_PREROUTING: the same for containers -> HOSTMESH_SOURCE: by address
  *     filter          what nat has diverted goes to loopback here; what still goes to a mesh address was not: the guard
- *       OUTPUT          HOSTMESH_VIRTUAL, HOSTMESH_GUARD: refuse traffic of workloads; HOSTMESH_DOORS: diverted traffic
+ *       OUTPUT          HOSTMESH_VIRTUAL, HOSTMESH_GUARD: refuse traffic of workloads; HOSTMESH_LISTENERS: diverted traffic
  *                       goes to the port of its present caller; HOSTMESH_FLUSHED: another program has emptied the sets
  *       INPUT           HOSTMESH_INPUT: capture ports belong to the daemon, whatever process listens there
  *       FORWARD         HOSTMESH_REJECT, HOSTMESH_FORWARD, HOSTMESH_STALLED: the guard of containers
@@ -99,7 +99,7 @@ const REFUSE = `${CHAIN_PREFIX}REFUSE`
 const UNKNOWN = `${CHAIN_PREFIX}UNKNOWN`
 const GUARD = `${CHAIN_PREFIX}GUARD`
 const UNITS = `${CHAIN_PREFIX}UNITS`
-const DOORS = `${CHAIN_PREFIX}DOORS`
+const LISTENERS = `${CHAIN_PREFIX}LISTENERS`
 const CALLERS = `${CHAIN_PREFIX}CALLERS`
 const FLUSHED = `${CHAIN_PREFIX}FLUSHED`
 const INPUT = `${CHAIN_PREFIX}INPUT`
@@ -251,7 +251,7 @@ function filterRules(given: Given): TableRules {
   const heads: [string, string, string][] = [
     ['OUTPUT', virtual, VIRTUAL],
     ['OUTPUT', `-p tcp ${inSet('guarded', family)}`, GUARD],
-    ['OUTPUT', `-p tcp ${DIVERTED}`, DOORS],
+    ['OUTPUT', `-p tcp ${DIVERTED}`, LISTENERS],
     ['OUTPUT', `-p tcp ${UNKNOWN_TO_TRACKING} ${notIntact(family)}`, FLUSHED],
     ['INPUT', `-p tcp ${DIVERTED}`, INPUT],
     ['FORWARD', virtual, REJECT],
@@ -357,7 +357,7 @@ function listenerChains(
   ]
   const groups = portGroups([...new Set(all)].toSorted((a, b) => a - b))
   chain(
-    DOORS,
+    LISTENERS,
     groups.flatMap((group) => byFirst(`-d ${loopbackRange[family]} -p tcp`, group, CALLERS)),
   )
   chain(CALLERS, [

@@ -84,10 +84,10 @@ export function renderCaptureTable(
     `ip6 daddr ${range6} meta l4proto tcp ${setMark(mark)} return`,
     'ip6 daddr . tcp dport @known6 goto later6',
   ])
-  for (const port of localPorts) chain(`door_${port}`, listenerLines(port))
-  const doors = localPorts.map((port) => `${classOf(port)} : jump door_${port}`)
-  chain('doors', [
-    ...(doors.length === 0 ? [] : [`meta priority vmap { ${doors.join(', ')} }`]),
+  for (const port of localPorts) chain(`listener_${port}`, listenerLines(port))
+  const listeners = localPorts.map((port) => `${classOf(port)} : jump listener_${port}`)
+  chain('listeners', [
+    ...(listeners.length === 0 ? [] : [`meta priority vmap { ${listeners.join(', ')} }`]),
     // No listener at that port: the daemon does not run.
     `meta l4proto tcp ${RESET}`,
   ])
@@ -98,7 +98,7 @@ export function renderCaptureTable(
     // No socket waits for it: the daemon does not run, or has ended the connection.
     `meta l4proto tcp ${RESET}`,
   ])
-  chain('captured', [`${SYN} goto doors`, 'goto later'])
+  chain('captured', [`${SYN} goto listeners`, 'goto later'])
   chain('prerouting', [
     // After firewalld's reverse-path rule at 10, which drops IPv6 segments that already have a socket.
     'type filter hook prerouting priority 20; policy accept;',

@@ -86,12 +86,12 @@ export function describeAnswer(draft: Draft, evidence: readonly Evidence[], coun
 }
 
 /** For a requested probe without an instance to ask: without this station the answer would seem to rest on a probe. */
-export function withoutProbe(road: Explanation): Explanation {
+export function withoutProbe(explanation: Explanation): Explanation {
   const summary =
     'Nobody was asked: a probe goes to instances that a connection may be given to, and there is none'
   return {
-    ...road,
-    stations: [...road.stations, { name: 'answer', mark: 'none', summary, details: [] }],
+    ...explanation,
+    stations: [...explanation.stations, { name: 'answer', mark: 'none', summary, details: [] }],
   }
 }
 

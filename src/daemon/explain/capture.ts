@@ -1,13 +1,13 @@
 /**
  * Station `capture`: how a caller's connection reaches the daemon, or why it does not. This file evaluates the capture
- * rules for an address with {@link traceCapture}, which walks them as the kernel does; doors.ts chooses the address and
+ * rules for an address with {@link traceCapture}, which walks them as the kernel does; entry.ts chooses the address and
  * handles the ways that need no rule.
  */
 import { type CaptureTrace, traceCapture } from '../../controlplane/capture/trace.ts'
 import { formatAddress, isIpv6, isLoopback, type SocketAddress } from '../../model/address.ts'
 import { backendTraits } from '../../model/capture-backend.ts'
 import { cidrContains, parseCidr } from '../../model/cidr.ts'
-import type { DoorChoice, Station } from '../../model/explanation.ts'
+import type { EntryChoice, Station } from '../../model/explanation.ts'
 import type { HostFacts } from '../../model/facts.ts'
 import type { LocalService, WorkloadSelector } from '../../model/service.ts'
 import { instanceSets } from '../captured-instances.ts'
@@ -15,8 +15,8 @@ import type { Draft } from './draft.ts'
 import { selectorText } from './words.ts'
 
 /** How a caller's connection reaches the daemon, or why it does not. */
-export interface Entrance {
-  readonly door: DoorChoice
+export interface EntryResult {
+  readonly entry: EntryChoice
   readonly station: Station
   /** The destination as the daemon sees it: a service name or an address; undefined when nothing reaches the daemon. */
   readonly wanted: string | SocketAddress | undefined
@@ -25,10 +25,10 @@ export interface Entrance {
 }
 
 /** Adds the station. */
-export function describeEntrance(draft: Draft, entrance: Entrance): void {
-  const { door, station, failure } = entrance
+export function describeEntry(draft: Draft, result: EntryResult): void {
+  const { entry, station, failure } = result
   draft.stations.push(station)
-  draft.door = door
+  draft.entry = entry
   if (failure !== undefined) draft.fail('uncaptured', failure.summary, ...failure.next)
 }
 
@@ -37,9 +37,9 @@ export function notCaptured(
   address: string,
   rules: readonly string[],
   why: { readonly station: string; readonly summary: string; readonly next: readonly string[] },
-): Entrance {
+): EntryResult {
   return {
-    door: { kind: 'none', address, port: null, rules },
+    entry: { kind: 'none', address, port: null, rules },
     station: { name: 'capture', mark: 'bad', summary: why.station, details: rules },
     wanted: undefined,
     failure: { summary: why.summary, next: why.next },
@@ -50,7 +50,11 @@ export function notCaptured(
 const UNMATCHED_CALLER: WorkloadSelector = { kind: 'user', user: 'none' }
 
 /** What the capture rules do with a connection of this caller to an address. */
-export function divert(facts: HostFacts, caller: LocalService, address: SocketAddress): Entrance {
+export function divert(
+  facts: HostFacts,
+  caller: LocalService,
+  address: SocketAddress,
+): EntryResult {
   const { capture } = facts
   const text = formatAddress(address)
   const past = `A connection of ${caller.name} to ${text} would not enter the mesh`
@@ -115,7 +119,7 @@ function isNeighbor(
   })
 }
 
-/** The entrance for the result of the walk. */
+/** The entry for the result of the evaluation. */
 function traced(
   facts: HostFacts,
   asked: {
@@ -124,14 +128,14 @@ function traced(
     readonly trace: CaptureTrace
     readonly isKnownInstance: boolean
   },
-): Entrance {
+): EntryResult {
   const { caller, address, trace } = asked
   const { rules } = trace
   const text = formatAddress(address)
   if (trace.outcome === 'diverted' && trace.port === caller.capturePort) {
     const isDrifted = facts.capture.inSync === false
     return {
-      door: { kind: 'captured', address: text, port: trace.port, rules },
+      entry: { kind: 'captured', address: text, port: trace.port, rules },
       station: {
         name: 'capture',
         mark: isDrifted ? 'warning' : 'good',

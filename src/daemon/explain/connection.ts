@@ -20,16 +20,18 @@ export function dialedBy(facts: HostFacts, connection: ConnectionEntry): string 
 
 /** The present path, preceded by the record and corrected by it. */
 export function withRecord(
-  road: Explanation,
+  explanation: Explanation,
   connection: ConnectionEntry | RefusedEntry,
 ): Explanation {
   const { id, source, destination, endpoint } = connection
   const refused = 'flag' in connection ? connection : undefined
-  const tunnels = road.tunnels.filter(({ peerAddress }) => peerAddress === connection.peerAddress)
+  const tunnels = explanation.tunnels.filter(
+    ({ peerAddress }) => peerAddress === connection.peerAddress,
+  )
   const record = refused === undefined ? openStation(connection) : endedStation(refused)
-  const stations = road.stations.map((station) => asRecorded(station, connection, tunnels))
+  const stations = explanation.stations.map((station) => asRecorded(station, connection, tunnels))
   return {
-    ...road,
+    ...explanation,
     connection: id,
     to: connection.originalDestination ?? destination,
     verdict: refused === undefined ? 'allowed' : verdictOf(refused),
@@ -37,9 +39,9 @@ export function withRecord(
       refused === undefined
         ? `${source} is connected to ${destination}${endpoint === null ? '' : ` at ${endpoint}`}`
         : `${source} -> ${destination} ended with ${refused.flag}: ${refused.reason}`,
-    next: refused === undefined ? [] : road.next,
+    next: refused === undefined ? [] : explanation.next,
     stations: [record, ...stations],
-    tunnels: tunnels.length > 0 ? tunnels : road.tunnels,
+    tunnels: tunnels.length > 0 ? tunnels : explanation.tunnels,
   }
 }
 

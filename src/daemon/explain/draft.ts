@@ -6,8 +6,8 @@
  */
 import type { TunnelEntry } from '../../model/admin.ts'
 import type {
-  DoorChoice,
   EndpointChoice,
+  EntryChoice,
   Explanation,
   PolicyChoice,
   Station,
@@ -25,7 +25,7 @@ export class Draft {
   verdict: Verdict = 'allowed'
   summary: string | undefined
   service: string | null = null
-  door: DoorChoice | null = null
+  entry: EntryChoice | null = null
   endpoints: readonly EndpointChoice[] = []
   policy: PolicyChoice | null = null
   leaf: Explanation['leaf'] = null
@@ -66,7 +66,7 @@ export class Draft {
       next: [...new Set(this.next)],
       stations: this.stations,
       service: this.service,
-      door: this.door,
+      entry: this.entry,
       endpoints: this.endpoints,
       policy: this.policy,
       leaf: this.leaf,

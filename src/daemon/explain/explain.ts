@@ -17,13 +17,13 @@ import {
   isLetIn,
 } from './answer.ts'
 import { describeCaller, describeRemoteCaller, describeUnknownCaller, isCalled } from './caller.ts'
-import { describeEntrance } from './capture.ts'
+import { describeEntry } from './capture.ts'
 import { describeCertificate, describeLeaf } from './certificate.ts'
 import { dialedBy, withRecord } from './connection.ts'
 import { describeDelivery, describeOwnDelivery } from './delivery.ts'
-import { enterAsOneOf } from './doors.ts'
 import { type Asked, Draft } from './draft.ts'
 import { describeEndpoints, firstOf, reachedBy } from './endpoint.ts'
+import { entryOf } from './entry.ts'
 import { describeHost } from './host.ts'
 import { describePolicy } from './policy.ts'
 import { describeRoute, nameOf, ownService } from './route.ts'
@@ -51,17 +51,17 @@ function explainPair(facts: HostFacts, from: string, to: string): Explanation {
   const asked: Asked = { from, to, connection: null }
   const target = readTarget(facts, to)
   const callers = facts.local.filter((service) => isCalled(service, from))
-  const entered = enterAsOneOf(facts, callers, target)
+  const entered = entryOf(facts, callers, target)
   if (entered === undefined) return explainArrival(facts, asked, nameOf(facts, target))
 
-  const { caller, entrance } = entered
+  const { caller, result: entry } = entered
   const source = caller.name
   const draft = new Draft()
   describeHost(draft, facts)
   describeCaller(draft, callers, caller)
-  describeEntrance(draft, entrance)
+  describeEntry(draft, entry)
 
-  const found = describeRoute(draft, facts, entrance.wanted ?? wantedBy(target), target)
+  const found = describeRoute(draft, facts, entry.wanted ?? wantedBy(target), target)
   if (found === undefined) return draft.finish(facts, asked)
   const { service } = found
   draft.service = service.name

@@ -8,8 +8,8 @@ import type { HostFacts } from '../../model/facts.ts'
 import { directRouting } from '../../model/route.ts'
 import type { MeshService } from '../../model/snapshot.ts'
 import { isCalled } from './caller.ts'
-import { listenerAt } from './doors.ts'
 import type { Draft } from './draft.ts'
+import { listenerAt } from './entry.ts'
 import { readTarget, type Target } from './target.ts'
 
 /**
@@ -25,8 +25,8 @@ export function serviceAskedFor(
   if (to === '') return undefined
   const target = readTarget(facts, to)
   if (target.kind === 'service') return target.name
-  const door = listenerAt(facts, target.address)
-  if (door !== undefined && isCalled(door.caller, from)) return door.destination
+  const listener = listenerAt(facts, target.address)
+  if (listener !== undefined && isCalled(listener.caller, from)) return listener.destination
   return routeOf(facts, target.address)?.service ?? ownerOf(target.address.ip, target.address.port)
 }
 

@@ -6,20 +6,23 @@ import { formatAddress, isLoopback, type SocketAddress } from '../../model/addre
 import type { HostFacts } from '../../model/facts.ts'
 import type { LocalService } from '../../model/service.ts'
 import type { MeshService } from '../../model/snapshot.ts'
-import { divert, type Entrance, notCaptured } from './capture.ts'
+import { divert, type EntryResult, notCaptured } from './capture.ts'
 import type { Target } from './target.ts'
 
 /**
  * How the callers get in: the first of several instances that does, otherwise the first one with the reason why not.
  * Undefined when there is no caller.
  */
-export function enterAsOneOf(
+export function entryOf(
   facts: HostFacts,
   callers: readonly LocalService[],
   target: Target,
-): { readonly caller: LocalService; readonly entrance: Entrance } | undefined {
-  const entrances = callers.map((caller) => ({ caller, entrance: enter(facts, caller, target) }))
-  return entrances.find(({ entrance }) => entrance.failure === undefined) ?? entrances[0]
+): { readonly caller: LocalService; readonly result: EntryResult } | undefined {
+  const results = callers.map((caller) => ({
+    caller,
+    result: entryOfCaller(facts, caller, target),
+  }))
+  return results.find(({ result }) => result.failure === undefined) ?? results[0]
 }
 
 /** The explicit upstream that listens at an address, and its owner. */
@@ -34,13 +37,13 @@ export function listenerAt(
   return undefined
 }
 
-function enter(facts: HostFacts, caller: LocalService, target: Target): Entrance {
+function entryOfCaller(facts: HostFacts, caller: LocalService, target: Target): EntryResult {
   if (target.kind === 'address') {
-    const door = listenerAt(facts, target.address)
-    if (door === undefined) return divert(facts, caller, target.address)
-    return door.caller.name === caller.name
-      ? throughUpstream(target.address, door.destination)
-      : throughOtherListener(caller, door.caller, target.address)
+    const listener = listenerAt(facts, target.address)
+    if (listener === undefined) return divert(facts, caller, target.address)
+    return listener.caller.name === caller.name
+      ? throughUpstream(target.address, listener.destination)
+      : throughOtherListener(caller, listener.caller, target.address)
   }
   const { name } = target
   const bind = caller.upstreams.find((upstream) => upstream.destination === name)?.bind
@@ -55,7 +58,7 @@ function enter(facts: HostFacts, caller: LocalService, target: Target): Entrance
   }
   if (bind !== undefined) return throughUpstream(bind, name)
   return {
-    door: { kind: 'none', address: null, port: null, rules: [] },
+    entry: { kind: 'none', address: null, port: null, rules: [] },
     station: {
       name: 'capture',
       mark: 'none',
@@ -89,16 +92,16 @@ function addressOf(
   return instance === undefined ? undefined : { ip: instance.ip, port: instance.port }
 }
 
-function withDetail(entrance: Entrance, detail: string): Entrance {
-  const { station } = entrance
-  return { ...entrance, station: { ...station, details: [...station.details, detail] } }
+function withDetail(result: EntryResult, detail: string): EntryResult {
+  const { station } = result
+  return { ...result, station: { ...station, details: [...station.details, detail] } }
 }
 
 /** By an upstream port of the caller: no rule is needed. */
-function throughUpstream(bind: SocketAddress, destination: string): Entrance {
+function throughUpstream(bind: SocketAddress, destination: string): EntryResult {
   const address = formatAddress(bind)
   return {
-    door: { kind: 'upstream', address, port: bind.port, rules: [] },
+    entry: { kind: 'upstream', address, port: bind.port, rules: [] },
     station: {
       name: 'capture',
       mark: 'good',
@@ -115,7 +118,7 @@ function throughOtherListener(
   caller: LocalService,
   owner: LocalService,
   address: SocketAddress,
-): Entrance {
+): EntryResult {
   const text = formatAddress(address)
   return notCaptured(text, [], {
     station: `${text} is an upstream port of ${owner.name}: who dials it is taken for ${owner.name}`,
