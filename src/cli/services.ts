@@ -83,7 +83,7 @@ function renderInstances({ name, datacenter, endpoints }: ServiceEntry): string 
       'HEALTH',
       'LOCAL',
       ...(hasRoles ? ['SERVES AS'] : []),
-      ...(hasEjected ? ['AVOIDED'] : []),
+      ...(hasEjected ? ['EJECTED'] : []),
     ],
     endpoints.map((endpoint) => [
       endpoint.id,

@@ -43,14 +43,14 @@ export function withConsulEnvironment(
   const { catalog } = config
   if (catalog.kind !== 'consul') return { config, problems: [] }
   const problems: string[] = []
-  const told = (name: string): string => env[name] ?? ''
+  const valueOf = (name: string): string => env[name] ?? ''
   const filled = { ...catalog }
 
-  const address = told('CONSUL_HTTP_ADDR')
+  const address = valueOf('CONSUL_HTTP_ADDR')
   for (const name of ['CONSUL_HTTP_SSL', 'CONSUL_HTTP_SSL_VERIFY'])
-    if (told(name) !== '' && truth(told(name)) === undefined)
+    if (valueOf(name) !== '' && truth(valueOf(name)) === undefined)
       problems.push(`${name} in the environment must be true or false`)
-  const isSsl = truth(told('CONSUL_HTTP_SSL')) === true
+  const isSsl = truth(valueOf('CONSUL_HTTP_SSL')) === true
   if (!isGiven('address')) {
     if (address !== '')
       filled.address = (
@@ -64,7 +64,7 @@ export function withConsulEnvironment(
   }
 
   if (!isGiven('token') && !isGiven('tokenFile')) {
-    const [tokenFile, token] = [told('CONSUL_HTTP_TOKEN_FILE'), told('CONSUL_HTTP_TOKEN')]
+    const [tokenFile, token] = [valueOf('CONSUL_HTTP_TOKEN_FILE'), valueOf('CONSUL_HTTP_TOKEN')]
     if (tokenFile !== '') filled.tokenFile = resolve(tokenFile)
     else if (token !== '') filled.token = token
   }
@@ -72,15 +72,15 @@ export function withConsulEnvironment(
   const isHttps = filled.address.startsWith('https:')
   for (const [name, key] of SAME_AS_KEY) {
     // An environment for several tools may name files that do not apply to this address.
-    if (told(name) === '' || isGiven(key) || !(isHttps || key === 'caFile')) continue
-    filled[key] = key === 'tlsServerName' ? told(name) : resolve(told(name))
+    if (valueOf(name) === '' || isGiven(key) || !(isHttps || key === 'caFile')) continue
+    filled[key] = key === 'tlsServerName' ? valueOf(name) : resolve(valueOf(name))
   }
-  if (isHttps && truth(told('CONSUL_HTTP_SSL_VERIFY')) === false)
+  if (isHttps && truth(valueOf('CONSUL_HTTP_SSL_VERIFY')) === false)
     problems.push(
       'CONSUL_HTTP_SSL_VERIFY in the environment turns off the check of the agent, which would hand the token to anybody: unset it, and give its roots as caFile or CONSUL_CACERT',
     )
   for (const [name, advice] of NOT_SUPPORTED)
-    if (told(name) !== '') problems.push(`${name} is set in the environment, but ${advice}`)
+    if (valueOf(name) !== '') problems.push(`${name} is set in the environment, but ${advice}`)
   return { config: { ...config, catalog: filled }, problems }
 }
 

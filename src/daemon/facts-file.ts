@@ -97,7 +97,7 @@ const facts = z.looseObject({
       inFlight: z.number(),
       cost: z.number(),
       failures: z.number(),
-      ejectedFor: z.string().nullable(),
+      ejectionReason: z.string().nullable(),
     }),
   ),
   problems: z.array(

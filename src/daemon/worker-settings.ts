@@ -10,10 +10,10 @@ import { readProcessLimits, tunnelShare, workerShare } from './resources.ts'
 import type { WorkerPoolOptions } from './worker-pool.ts'
 
 /** Number of times that workers report services in use within the time after which unused services are dropped. */
-const USES_TOLD = 10
+const REPORTS_PER_IDLE_TIME = 10
 
 /** Longest interval of these reports, milliseconds: their order decides what to drop when too many are followed. */
-const MAX_TELL_USE_MS = 30_000
+const MAX_REPORT_USE_MS = 30_000
 
 /** The settings of every worker of this host. */
 export function workerSettings(
@@ -48,10 +48,10 @@ export function workerSettings(
       ...workerShare(processLimits, config.workers, limits.heldMiB),
       ...tunnelShare(processLimits, config.workers, limits),
     },
-    tellUseMs:
+    reportUseMs:
       config.catalog.kind === 'consul'
-        ? Math.min(MAX_TELL_USE_MS, config.catalog.unusedAfter / USES_TOLD)
-        : MAX_TELL_USE_MS,
+        ? Math.min(MAX_REPORT_USE_MS, config.catalog.unusedAfter / REPORTS_PER_IDLE_TIME)
+        : MAX_REPORT_USE_MS,
     log: config.log,
   }
 }

@@ -50,7 +50,7 @@ export interface LifeCycleParts {
   readonly pressure: PressureWatch
   readonly memory: MemoryShortage
   /** How often to report the services in use, milliseconds. */
-  readonly tellUseMs: number
+  readonly reportUseMs: number
   readonly post: (message: FromWorker) => void
 }
 
@@ -103,7 +103,7 @@ export class LifeCycle {
     const { connections, balancer, workerCounters } = context
     waiting.tick()
     this.ticks += 1
-    if (this.ticks % Math.max(1, Math.floor(this.parts.tellUseMs / TICK_MS)) === 0) {
+    if (this.ticks % Math.max(1, Math.floor(this.parts.reportUseMs / TICK_MS)) === 0) {
       const services = connections.takeCalled()
       if (services.length > 0) post({ kind: 'used', services })
     }

@@ -56,7 +56,7 @@ export interface WorkerSettings {
     readonly descriptors: number
   }
   /** How often to report the services in use. */
-  readonly tellUseMs: number
+  readonly reportUseMs: number
   readonly log: {
     readonly level: 'debug' | 'info' | 'warn' | 'error'
     readonly format: 'json' | 'text'

@@ -76,8 +76,8 @@ export class Sessions {
       keepaliveMs: timeouts.keepaliveMs,
       idleMs: timeouts.tunnelIdleMs,
       ...this.observer(),
-      rejection: (certificates, credential) =>
-        credentials.newRootsRejection(certificates, credential.trusted),
+      rejectionReason: (certificates, credential) =>
+        credentials.handshakeRejectionReason(certificates, credential.trusted),
       lane: (source, destination) => {
         const nowMs = performance.now()
         return accounts.of(source, nowMs).lane(destination, nowMs)

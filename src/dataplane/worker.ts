@@ -164,7 +164,7 @@ class Worker {
         guard,
         strangers: accounts.of('handshakes under way', nowMs),
         until: (look, timeoutMs) => waiting.until(look, timeoutMs),
-        rejection: (accepted) => sessions.rejectionReason(accepted),
+        rejectionReason: (accepted) => sessions.rejectionReason(accepted),
         onPeer: (accepted) => sessions.accept(accepted),
         onRefused: (code, remoteAddress, detail) => {
           workerCounters.inc('tunnelHandshakeFailures')
@@ -175,9 +175,9 @@ class Worker {
       },
     })
     watchEventLoopLag((longestMs) => workerCounters.set('eventLoopDelayMs', longestMs))
-    const { tellUseMs } = settings
+    const { reportUseMs } = settings
     const parts = { context, sessions, listeners, waiting, accounts, guard, pressure, memory }
-    this.lifeCycle = new LifeCycle({ ...parts, tellUseMs, post })
+    this.lifeCycle = new LifeCycle({ ...parts, reportUseMs, post })
     this.accounts = accounts
     this.context = context
     this.sessions = sessions

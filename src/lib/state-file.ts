@@ -278,14 +278,14 @@ class OpenStateFile implements StateFile {
     const kept = `${path}.broken`
     try {
       renameSync(path, kept)
-      log.warn('State of an earlier run is not believed; going on without it', {
+      log.warn('State of an earlier run is rejected; continuing without it', {
         path,
         reason,
         kept,
       })
     } catch (thrown) {
-      this.#problem = `Cannot believe ${path} (${reason}), nor set it aside: ${describeError(thrown)}`
-      log.warn('State of an earlier run is not believed; going on without it', {
+      this.#problem = `Cannot use ${path} (${reason}), and cannot rename it: ${describeError(thrown)}`
+      log.warn('State of an earlier run is rejected; continuing without it', {
         problem: this.#problem,
       })
     }

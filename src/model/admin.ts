@@ -163,13 +163,13 @@ export interface EndpointEntry {
   readonly failingCheck?: string | null
   /** 0 receives the traffic; 1 and higher only when no instance of a lower number is available. */
   readonly priority: number
-  /** Null unless the instance is avoided because connections to it failed. */
+  /** Null unless the instance is ejected because connections to it failed. */
   readonly ejected: EjectionEntry | null
 }
 
-/** Why an instance is avoided regardless of its health in the catalog. */
+/** Why an instance is ejected regardless of its health in the catalog. */
 export interface EjectionEntry {
-  /** Data-plane workers that avoid it, and workers that were asked: each decides by its own measurements. */
+  /** Data-plane workers that have ejected it, and workers that were asked: each decides by its own measurements. */
   readonly workers: number
   readonly ofWorkers: number
   readonly reason: string

@@ -23,7 +23,7 @@ import type { MeshService, ServicePolicy } from './snapshot.ts'
 export const FACTS_FORMAT = 'hostmesh-snapshot'
 
 /** Increased when a reader of the old form would misinterpret the new one. */
-export const FACTS_VERSION = 2
+export const FACTS_VERSION = 3
 
 /** `/v1/snapshot`: the facts of a host. */
 export interface HostFacts {
@@ -156,6 +156,6 @@ export interface LoadFacts {
   readonly cost: number
   /** Failures since the last success. */
   readonly failures: number
-  /** Why this worker avoids it while other endpoints remain; null when it does not. */
-  readonly ejectedFor: string | null
+  /** Why this worker has ejected it; null when it has not. */
+  readonly ejectionReason: string | null
 }

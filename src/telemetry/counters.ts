@@ -88,7 +88,7 @@ export const workerColumns = {
   ),
   ejectedEndpoints: connections.threadGauge(
     'hostmesh_outlier_ejected_endpoints',
-    'Instances that a data-plane worker avoids now because connections to them failed',
+    'Instances that a data-plane worker has ejected now because connections to them failed',
   ),
   overflow: connections.count(
     'hostmesh_overflow_total',

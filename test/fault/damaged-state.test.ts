@@ -43,7 +43,7 @@ test('damaged state at a start', async (t) => {
       await eventually(() => web.call('db'))
       for (const name of names) {
         assert.ok((await readdir(folder)).includes(`${name}.json.broken`), name)
-        assert.match(a.daemon.log, new RegExp(`${name}\\.json".*not believed`))
+        assert.match(a.daemon.log, new RegExp(`${name}\\.json".*rejected`))
       }
       assert.doesNotMatch(a.daemon.log, /PRIVATE KEY/)
       assert.deepEqual((await a.daemon.status()).state.problems, [])

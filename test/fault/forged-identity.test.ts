@@ -1,6 +1,6 @@
 /**
  * Certificates that a genuine CA was tricked into signing: whatever stands where the one SPIFFE ID should,
- * the tunnel port admits nobody with it, and the dialer believes nobody with it.
+ * the tunnel port accepts no caller with it, and the dialer accepts no peer with it.
  */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'

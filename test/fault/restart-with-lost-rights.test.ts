@@ -130,7 +130,7 @@ describe('a restart with a token without rights', () => {
     await eventually(
       () => {
         const problems = run.catalog.health().problems.join('\n')
-        assert.match(problems, /lost service:read, so that is not believed/)
+        assert.match(problems, /lost service:read, so this answer is not accepted/)
         assert.match(problems, /not even itself/)
         assert.match(problems, /not allow reading the intentions/)
       },

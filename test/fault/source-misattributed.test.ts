@@ -159,7 +159,7 @@ async function churn(mesh: Mesh, service: Service): Promise<Tally> {
   return JSON.parse(result.stdout) as Tally
 }
 
-/** What an intruder may hope to be believed by. */
+/** The means by which an attacker may try to be accepted as another service. */
 function forgeries(): readonly string[] {
   const address = { ip: '10.88.0.1', port: 40_001 }
   const preface = { source: address, destination: address, instance: 'db', traceparent: undefined }

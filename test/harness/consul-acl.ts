@@ -16,7 +16,7 @@ const manual = join(import.meta.dirname, '../../docs/consul.md')
 /** What Consul's documentation asks for each agent's own work; not hostmesh's rights. */
 const AGENT_POLICY = 'node_prefix "" { policy = "write" } service_prefix "" { policy = "read" }'
 
-/** How long agents believe what they know of a token; the default is half a minute. */
+/** How long agents cache a token; the default is half a minute. */
 const CACHE_TTL = { policy_ttl: '1s', token_ttl: '1s', role_ttl: '1s' }
 
 /** A token as Consul made it. */

@@ -228,7 +228,7 @@ test('services lists those of the mesh and of this host; with a name, its instan
       .slice(0, 3)
       .map((row) => row.slice(-2)),
     [
-      ['SERVES AS', 'AVOIDED'],
+      ['SERVES AS', 'EJECTED'],
       ['db in dc1', `for 42s more by 1/2 workers: ${reason}`],
       ['db-copy in dc2, failover 1', '-'],
     ],

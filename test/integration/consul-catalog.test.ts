@@ -227,7 +227,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
     assert.deepEqual(seen, [])
   })
 
-  test('names that are suddenly gone are believed 3 s later, and not when they come back', async () => {
+  test('the loss of many names at once is accepted 3 s later, and not when they come back', async () => {
     const clock = hurried(HURRY)
     await using world = await setUp({ clock })
     let isMesh = false
@@ -293,7 +293,7 @@ describe('the Consul catalog', { concurrency: true }, () => {
     assert.deepEqual(counts, [1])
   })
 
-  test('that the last nodes of a service are away is believed 3 s later, and not when they come back', async () => {
+  test('the loss of the last nodes of a service is accepted 3 s later, and not when they come back', async () => {
     const clock = hurried(HURRY)
     await using world = await setUp({ clock })
     let index = 8

@@ -274,7 +274,7 @@ test('a Unix socket works like an address', async () => {
   assert.deepEqual((await transport.call('PUT', '/v1/x', { body: {} })).body, { ok: true })
 })
 
-test('https is believed with the right roots only', async () => {
+test('https is accepted with the right roots only', async () => {
   using directory = scratch()
   const key = join(directory.path, 'key.pem')
   const cert = join(directory.path, 'cert.pem')

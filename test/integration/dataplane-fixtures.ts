@@ -151,7 +151,7 @@ export async function startHost(options: HostOptions): Promise<TestHost> {
         tunnelIdleMs: 60_000,
         keepaliveMs: 10_000,
       },
-      tellUseMs: 30_000,
+      reportUseMs: 30_000,
       limits: {
         connections: 10_000,
         connectionsPerService: options.connectionsPerService ?? 10_000,

@@ -428,7 +428,7 @@ test('a CA whose clock is wrong is refused with the time of this host and that o
   }
 })
 
-test('a CA whose clock was ahead and is put right is believed at once, not when its certificate begins', async () => {
+test('a CA whose clock was ahead and is corrected is accepted at once, not when its certificate begins', async () => {
   let aheadMs = 24 * HOUR_MS
   const clock = misdated(() => aheadMs)
   await using fixture = await Fixture.create({ authority: { clock } })

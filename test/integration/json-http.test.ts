@@ -73,7 +73,7 @@ test('an answer that is not JSON, or breaks off, is no document', async () => {
   )
 })
 
-test('a failure is read as it was written, and of anything else nothing is believed', () => {
+test('a failure is read as it was written, and anything else is ignored', () => {
   const thrown = new MeshError('HM_CA_BUSY', 'Too much', { hint: 'Wait' })
   const sent = JSON.parse(JSON.stringify(errorDocument(thrown, thrown.message)))
   assert.deepEqual(readError(sent), { code: 'HM_CA_BUSY', message: 'Too much', hint: 'Wait' })

@@ -86,7 +86,7 @@ export async function openTunnelPort(
     ),
     strangers: looseAccount(),
     until: (look) => Promise.resolve(look()),
-    rejection: () => undefined,
+    rejectionReason: () => undefined,
     onPeer: (peer) => {
       peer.socket.on('error', () => undefined)
       const resolve = waiting.shift()

@@ -46,7 +46,7 @@ async function startScene(undo: AsyncDisposableStack): Promise<{
     keepaliveMs: 10_000,
     idleMs: 60_000,
     lane: () => looseLane(),
-    rejection: () => undefined,
+    rejectionReason: () => undefined,
     onRoundTrip: () => undefined,
     onStreamReset: () => undefined,
     onStreamShed: () => undefined,

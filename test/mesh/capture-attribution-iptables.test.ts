@@ -1,5 +1,5 @@
 /**
- * Whose a connection is, by iptables: connection tracking remembers a port after a reset, and must not be believed.
+ * Whose a connection is, by iptables: connection tracking remembers a port after a reset, and must not be trusted.
  */
 import { test } from 'node:test'
 import { reusePorts } from './port-reuse.ts'

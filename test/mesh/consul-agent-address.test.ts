@@ -64,7 +64,7 @@ test('an agent that takes nothing but TLS, and asks for a certificate', async (t
 
   for (const { claim, changes, says } of [
     {
-      claim: 'without the roots of the agent nothing is believed',
+      claim: 'without the roots of the agent no answer is accepted',
       changes: { caFile: undefined },
       says: /certificate|self.signed/i,
     },

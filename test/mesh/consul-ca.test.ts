@@ -123,7 +123,7 @@ describe('with a real Consul agent', () => {
     const renewed = leaves('web').at(-1)
     assert.ok(renewed)
     assert.equal(parseCertificates(renewed.certificatePem, 'the chain').length, 2)
-    // Who has not heard of the new root yet still believes the new leaf, and OpenSSL agrees.
+    // A host that does not have the new root yet still accepts the new leaf, and OpenSSL agrees.
     assert.equal(readLeaf(renewed, old, Date.now()).spiffeId, renewed.spiffeId)
     const rootPath = join(work, 'old-root.pem')
     const chainPath = join(work, 'chain.pem')

@@ -1,5 +1,5 @@
 /**
- * Outlier detection: who is avoided, for how long, and who never is. Time stands still unless it is moved.
+ * Outlier detection: which endpoints are ejected, for how long, and which never are. Time stands still unless it is moved.
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
@@ -57,7 +57,7 @@ function setUp(...endpoints: readonly Endpoint[]) {
 describe('an endpoint', () => {
   const [a, b, c] = [endpoint('a'), endpoint('b'), endpoint('c')]
 
-  test('is avoided after three quick failures in a row', () => {
+  test('is ejected after three quick failures in a row', () => {
     const { fail, reached, succeed } = setUp(a, b)
     fail(a, quick, FAILURES_TO_EJECT - 1)
     succeed(a)
@@ -67,7 +67,7 @@ describe('an endpoint', () => {
     assert.deepEqual(reached(), ['b'])
   })
 
-  test('is avoided after one failure that cost a deadline', () => {
+  test('is ejected after one failure that cost a deadline', () => {
     const { fail, reached } = setUp(a, b)
     fail(a, slow)
     assert.deepEqual(reached(), ['b'])
@@ -108,7 +108,7 @@ describe('an endpoint', () => {
     assert.ok(picked > 400, `picked ${picked} times of 1000`)
   })
 
-  test('whose probe fails is avoided for twice as long, up to five minutes', () => {
+  test('whose probe fails is ejected for twice as long, up to five minutes', () => {
     const { balancer, clock, fail, reached } = setUp(a, b)
     fail(a, slow)
     const lengths: number[] = []
@@ -140,7 +140,7 @@ describe('an endpoint', () => {
     assert.equal(eject(), 30_000)
   })
 
-  test('stays avoided when the snapshot changes around it', () => {
+  test('stays ejected when the snapshot changes around it', () => {
     const { balancer, fail } = setUp(a, b)
     fail(a, slow)
     const next = [{ ...a, weight: 7 }, b, c]
@@ -158,7 +158,7 @@ describe('an endpoint', () => {
     assert.equal(balancer.ejectedCount, 0)
   })
 
-  test('says why it is avoided', () => {
+  test('says why it is ejected', () => {
     const { balancer, fail } = setUp(a, b)
     fail(a, slow)
     assert.deepEqual(balancer.ejections(), [

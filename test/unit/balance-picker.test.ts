@@ -95,7 +95,7 @@ test('of two, one that holds much more is passed over', () => {
   assert.equal(again.pick([a, b], none)?.key, 'a')
 })
 
-test('a slow instance is avoided soon, and comes back as time goes by', () => {
+test('a slow instance gets fewer connections soon, and its share back as time goes by', () => {
   const clock = new TestClock()
   const endpoints = [a, b]
   const balancer = new Balancer(clock, facing())
@@ -109,7 +109,7 @@ test('a slow instance is avoided soon, and comes back as time goes by', () => {
   assert.equal(balancer.pick(endpoints, none)?.key, 'a')
 })
 
-test('a failed instance is avoided until its failure is old', () => {
+test('a failed instance gets fewer connections until its failure is old', () => {
   const clock = new TestClock()
   const endpoints = [a, b]
   const balancer = new Balancer(clock, facing())
@@ -266,7 +266,7 @@ describe('latency steers within what weights allow', () => {
 })
 
 describe('latency', () => {
-  test('is not believed of one sample, but soon', () => {
+  test('is not concluded from one sample, but from few', () => {
     for (const tookMs of [60, 300, 5_000]) {
       const slow = untriedLoad(0)
       observeSuccess(slow, tookMs, 10)
@@ -346,8 +346,8 @@ describe('candidates', () => {
               balancer.finished(each.endpoint)
             }
           clock.pass(laterMs)
-          const expected = candidates(all, (each) => balancer.peek(each)?.ejectedFor ?? null)
-            .filter(({ excludedFor }) => excludedFor === undefined)
+          const expected = candidates(all, (each) => balancer.peek(each)?.ejectionReason ?? null)
+            .filter(({ exclusionReason }) => exclusionReason === undefined)
             .map((each) => each.endpoint.key)
           const picked = new Set<string>()
           for (let i = 0; i < 200; i += 1) {
@@ -368,8 +368,8 @@ describe('candidates', () => {
     const balancer = new Balancer(clock, uniform(1))
     balancer.failed(a, [a, b], { cost: 'slow', reason: 'timed out' })
     const excluded = (): (string | undefined)[] =>
-      candidates([a, b], (each) => balancer.peek(each)?.ejectedFor ?? null).map(
-        ({ excludedFor }) => excludedFor,
+      candidates([a, b], (each) => balancer.peek(each)?.ejectionReason ?? null).map(
+        ({ exclusionReason }) => exclusionReason,
       )
     assert.deepEqual(excluded(), ['connections to it failed (timed out)', undefined])
     clock.pass(30_000)

@@ -1,5 +1,5 @@
 /**
- * Who may claim an address in Consul: what is read of instances and nodes, and what is believed of it over time.
+ * Who may claim an address in Consul: what is read of instances and nodes, and which claims are accepted over time.
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
@@ -167,13 +167,13 @@ function scene(onNode: () => readonly NodeService[], last: readonly InstanceAddr
     take: async (...instances: PlainInstance[]) => {
       claims.take(instances)
       await setImmediate()
-      return claims.believed()
+      return claims.accepted()
     },
   }
 }
 
-describe('which claims are believed', () => {
-  test('a claim is believed when nobody was at the address before, and asked about once', async () => {
+describe('which claims are accepted', () => {
+  test('a claim is accepted when no other service was at the address before, and asked about once', async () => {
     const { claims, asked, take } = scene(() => [there('db', 7), there('evil', 9)])
     claims.take([instance(7)])
     assert.equal(claims.isSettled(), false)
@@ -184,7 +184,7 @@ describe('which claims are believed', () => {
     claims[Symbol.dispose]()
   })
 
-  test('a node that cannot be asked is named as long as it is not, and nothing is believed of it', async () => {
+  test('a node that cannot be asked is named as long as it is not, and nothing is accepted from it', async () => {
     let answer: readonly NodeService[] | undefined
     const { claims, take } = scene(() => {
       if (answer === undefined) throw new Error('too long')
@@ -260,10 +260,10 @@ describe('which claims are believed', () => {
     claims[Symbol.dispose]()
   })
 
-  test('what an earlier run believed is believed at once, whoever is there by now', async () => {
+  test('what an earlier run accepted is accepted at once, whichever service is there now', async () => {
     const last = [{ ...ADDRESS, node: 'b', since: 7 }]
     const { claims, asked, take } = scene(() => [there('evil', 8), there('db', 12)], last)
-    assert.deepEqual(claims.believed(), last)
+    assert.deepEqual(claims.accepted(), last)
     assert.deepEqual(await take(instance(12)), last, 'registered anew, but not a newcomer')
     assert.deepEqual(asked, [])
     claims[Symbol.dispose]()
@@ -305,7 +305,7 @@ describe('which claims are believed', () => {
     claims.take([instance(20)])
     assert.equal(claims.isSettled(), false)
     assert.deepEqual(
-      claims.believed().map(({ ip, port, since }) => ({ ip, port, since })),
+      claims.accepted().map(({ ip, port, since }) => ({ ip, port, since })),
       [{ ...ADDRESS, since: YIELDING }],
     )
     assert.deepEqual(await take(instance(20)), [{ ...ADDRESS, node: 'b', since: 20 }])

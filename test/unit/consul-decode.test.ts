@@ -123,7 +123,7 @@ test('addresses that are no host of the mesh leave the instance out', () => {
   assert.deepEqual(decodeOne({ nodeAddress: '' }).endpoints, [])
 })
 
-test('loopback is believed of this host only', () => {
+test('loopback is accepted from this host only', () => {
   const body = [proxy({ address: '127.0.0.1' })]
   assert.equal(decodeHealth('db', body, { node: 'n1' }).endpoints.length, 1)
   assert.equal(decodeHealth('db', body, { node: 'n2' }).endpoints.length, 0)

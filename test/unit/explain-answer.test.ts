@@ -148,7 +148,7 @@ describe('the host itself', () => {
     assert.equal(asked({ draining: true, ready: false }).verdict, 'unreachable')
   })
 
-  test('a host whose CA has revoked it is believed by nobody', () => {
+  test('a host whose CA has revoked it is rejected by the other hosts', () => {
     const said = asked({ problems: [problem] })
     assert.equal(said.verdict, 'unreachable')
     assert.match(said.summary, /revoked/)

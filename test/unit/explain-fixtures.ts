@@ -140,14 +140,21 @@ export function facts(parts: Partial<HostFacts> = {}): HostFacts {
       },
     ],
     loads: [
-      { worker: 0, endpoint: 'host-2/db-2', inFlight: 2, cost: 4.5, failures: 0, ejectedFor: null },
+      {
+        worker: 0,
+        endpoint: 'host-2/db-2',
+        inFlight: 2,
+        cost: 4.5,
+        failures: 0,
+        ejectionReason: null,
+      },
       {
         worker: 1,
         endpoint: 'host-2/db-2',
         inFlight: 1,
         cost: 3.25,
         failures: 0,
-        ejectedFor: null,
+        ejectionReason: null,
       },
     ],
     problems: [],

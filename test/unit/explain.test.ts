@@ -329,7 +329,7 @@ test('facts go through a file unchanged as far as explaining goes; broken files 
     ['{}', /format/],
     [
       JSON.stringify({ ...facts(), formatVersion: 1 }),
-      /formatVersion: it is 1, and this hostmesh reads 2$/,
+      /formatVersion: it is 1, and this hostmesh reads 3$/,
     ],
     [JSON.stringify({ ...facts(), services: [{ name: 'x' }] }), /services\.0/],
     [JSON.stringify({ ...facts(), services: [{ ...db, clusters: [] }] }), /services\.0\.clusters/],
@@ -360,15 +360,15 @@ test('a redirect is told by the service and datacenter that it reaches, failover
   )
 })
 
-test('an instance that every worker avoids is left out with the reason, unless it is the last', () => {
+test('an instance that every worker has ejected is excluded with the reason, unless it is the last', () => {
   const services = [service('db', 9, [endpoint('db', 2), endpoint('db', 4, { priority: 1 })])]
-  const load = (worker: number, ejectedFor: string | null): HostFacts['loads'][number] => ({
+  const load = (worker: number, ejectionReason: string | null): HostFacts['loads'][number] => ({
     worker,
     endpoint: 'host-2/db-2',
     inFlight: 0,
     cost: 1,
     failures: 3,
-    ejectedFor,
+    ejectionReason,
   })
   const chosen = (loads: HostFacts['loads'], list = services): string[] =>
     ask('web', 'db', { services: list, loads }).endpoints.map(

@@ -21,7 +21,12 @@ function makeSessions(maxSessions = 1_000): {
     ip?: string,
     destination?: string,
   ) => InboundSession
-  readonly rejection: (caller: string, nowMs: number, ip?: string, destination?: string) => unknown
+  readonly rejectionReason: (
+    caller: string,
+    nowMs: number,
+    ip?: string,
+    destination?: string,
+  ) => unknown
   readonly drained: InboundSession[]
   readonly used: () => { places: number; descriptors: number }
 } {
@@ -55,7 +60,7 @@ function makeSessions(maxSessions = 1_000): {
       sessions.add(inbound)
       return inbound
     },
-    rejection: (caller, nowMs, ip = '10.0.0.1', destination = 'db') =>
+    rejectionReason: (caller, nowMs, ip = '10.0.0.1', destination = 'db') =>
       sessions.rejectionReason(place(caller, ip, destination), nowMs)?.code,
     used: () => ({
       places: accounts.shared.sessions.used,
@@ -65,62 +70,62 @@ function makeSessions(maxSessions = 1_000): {
 }
 
 test('one place may have so many; other addresses, destinations and callers are not touched', () => {
-  const { open, rejection } = makeSessions()
-  assert.equal(rejection('web', 0), undefined)
+  const { open, rejectionReason } = makeSessions()
+  assert.equal(rejectionReason('web', 0), undefined)
   open('web', 0)
   open('web', 0)
-  assert.equal(rejection('web', 1_000), 'HM_LIMIT_SESSIONS')
-  assert.equal(rejection('web', 1_000, '10.0.0.2'), undefined)
-  assert.equal(rejection('web', 1_000, '10.0.0.1', 'cache'), undefined)
-  assert.equal(rejection('cron', 1_000), undefined)
+  assert.equal(rejectionReason('web', 1_000), 'HM_LIMIT_SESSIONS')
+  assert.equal(rejectionReason('web', 1_000, '10.0.0.2'), undefined)
+  assert.equal(rejectionReason('web', 1_000, '10.0.0.1', 'cache'), undefined)
+  assert.equal(rejectionReason('cron', 1_000), undefined)
 })
 
 test('a further one takes the place of the oldest that has been idle for half a minute', () => {
-  const { open, rejection, drained } = makeSessions()
+  const { open, rejectionReason, drained } = makeSessions()
   open('web', 10)
   const oldest = open('web', 0)
-  assert.equal(rejection('web', 29_999), 'HM_LIMIT_SESSIONS')
+  assert.equal(rejectionReason('web', 29_999), 'HM_LIMIT_SESSIONS')
   assert.deepEqual(drained, [])
-  assert.equal(rejection('web', 30_000), undefined)
+  assert.equal(rejectionReason('web', 30_000), undefined)
   assert.deepEqual(drained, [oldest])
 })
 
 test('one identity has half of what is free, over all its addresses', () => {
-  const { open, rejection } = makeSessions(10)
+  const { open, rejectionReason } = makeSessions(10)
   let count = 0
-  while (rejection('web', 0, `10.0.0.${count}`) === undefined) {
+  while (rejectionReason('web', 0, `10.0.0.${count}`) === undefined) {
     open('web', 0, `10.0.0.${count}`)
     count += 1
   }
   assert.equal(count, 5)
-  assert.equal(rejection('cron', 0), undefined, 'there is room for others')
+  assert.equal(rejectionReason('cron', 0), undefined, 'there is room for others')
 })
 
 test('all identities of one host have so many, then its own oldest idle one makes room', () => {
-  const { open, rejection, drained } = makeSessions()
+  const { open, rejectionReason, drained } = makeSessions()
   for (let i = 0; i < 10; i += 1) {
-    assert.equal(rejection(`evil ${i}`, 0), undefined)
+    assert.equal(rejectionReason(`evil ${i}`, 0), undefined)
     open(`evil ${i}`, i)
   }
-  assert.equal(rejection('web', 1_000), 'HM_LIMIT_SESSIONS')
-  assert.equal(rejection('web', 1_000, '10.0.0.2'), undefined, 'another host is not touched')
-  assert.equal(rejection('web', 30_000), undefined)
+  assert.equal(rejectionReason('web', 1_000), 'HM_LIMIT_SESSIONS')
+  assert.equal(rejectionReason('web', 1_000, '10.0.0.2'), undefined, 'another host is not touched')
+  assert.equal(rejectionReason('web', 30_000), undefined)
   assert.equal(drained[0]?.peer.service, 'evil 0')
 })
 
 test('the addresses of an IPv6 network are one host', () => {
-  const { open, rejection } = makeSessions()
+  const { open, rejectionReason } = makeSessions()
   for (let i = 0; i < 10; i += 1) open('web', 0, `2001:db8::${i + 1}`, `db ${i}`)
-  assert.equal(rejection('web', 0, '2001:db8::ff'), 'HM_LIMIT_SESSIONS')
-  assert.equal(rejection('web', 0, '2001:db8:0:1::1'), undefined)
+  assert.equal(rejectionReason('web', 0, '2001:db8::ff'), 'HM_LIMIT_SESSIONS')
+  assert.equal(rejectionReason('web', 0, '2001:db8:0:1::1'), undefined)
 })
 
 test('when there are as many as may be, who comes gets the place of an idle one of the host with most', () => {
-  const { open, rejection, drained } = makeSessions(12)
+  const { open, rejectionReason, drained } = makeSessions(12)
   for (let i = 0; i < 8; i += 1) open(`evil ${i}`, i)
   for (let i = 0; i < 4; i += 1) open(`service ${i}`, 0, `10.0.0.${i + 2}`)
-  assert.equal(rejection('web', 1_000, '10.0.0.9'), 'HM_LIMIT_SESSIONS')
-  assert.equal(rejection('web', 30_000, '10.0.0.9'), undefined)
+  assert.equal(rejectionReason('web', 1_000, '10.0.0.9'), 'HM_LIMIT_SESSIONS')
+  assert.equal(rejectionReason('web', 30_000, '10.0.0.9'), undefined)
   assert.deepEqual(
     drained.map(({ peer }) => peer.service),
     ['evil 0'],

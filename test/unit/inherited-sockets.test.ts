@@ -27,7 +27,7 @@ describe('the variables of systemd', () => {
     ])
   })
 
-  test('are believed only by the process they are for, and only when they make sense', () => {
+  test('are accepted only by the process they are for, and only when they are valid', () => {
     assert.deepEqual(inheritedSockets(environment, 78), [])
     for (const LISTEN_FDS of ['', '0', '-1', 'two', '1e9', undefined])
       assert.deepEqual(inheritedSockets({ ...environment, LISTEN_FDS }, 77), [])

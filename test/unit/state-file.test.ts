@@ -1,5 +1,5 @@
 /**
- * Claims about src/lib/state-file.ts, with real files: a file is believed whole or not at all, and nothing
+ * Claims about src/lib/state-file.ts, with real files: a file is accepted whole or not at all, and nothing
  * that is wrong with it or its folder is an error for the daemon.
  */
 import assert from 'node:assert/strict'
@@ -89,7 +89,7 @@ describe('a state file', () => {
     assert.deepEqual(warnings, [])
   })
 
-  test('with any one bit turned, or cut off anywhere, is absent and never half believed', async () => {
+  test('with any one bit turned, or cut off anywhere, is absent and never partly accepted', async () => {
     await write()
     const whole = readFileSync(path)
     const damage = fc.oneof(

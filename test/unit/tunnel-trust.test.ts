@@ -1,4 +1,4 @@
-/** What the data plane believes from one trust bundle to the next. */
+/** What the data plane trusts from one trust bundle to the next. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
@@ -8,7 +8,7 @@ import { readLeaf } from '../../src/controlplane/identity/x509.ts'
 import { Credentials } from '../../src/dataplane/tunnel/credentials.ts'
 import { makeAuthority, makeLeaf } from './identity-fixtures.ts'
 
-test('what was believed long ago is not kept, however often certificates are revoked', async () => {
+test('what was trusted long ago is not kept, however often certificates are revoked', async () => {
   setFlagsFromString('--expose-gc')
   const collect = runInNewContext('gc') as () => void
   const { bundle } = makeAuthority()
@@ -33,23 +33,23 @@ test('a revocation ends a connection after any number of bundles, and a bundle t
   const credentials = new Credentials('TLSv1.3')
   credentials.setLeaf(web)
   credentials.setLeaf(db)
-  const believe = (...revokedSerials: string[]): void =>
+  const trust = (...revokedSerials: string[]): void =>
     credentials.setBundle({ ...authority.bundle, revokedSerials })
-  believe()
+  trust()
   const own = credentials.of('web')?.proof
   const peer = credentials.of('db')?.proof
   assert.ok(own !== undefined && peer !== undefined)
   const rejection = (): string | undefined =>
     credentials.rejectionReason({ own, peer }, Date.now())?.code
   for (let i = 0; i < 3; i += 1) {
-    believe(`AB0${i}`)
+    trust(`AB0${i}`)
     assert.equal(rejection(), undefined)
   }
-  believe(peer.serialNumber)
+  trust(peer.serialNumber)
   assert.equal(rejection(), 'HM_TLS_REVOKED')
-  believe(own.serialNumber)
+  trust(own.serialNumber)
   assert.equal(rejection(), 'HM_TLS_REVOKED')
   assert.equal(credentials.of('web'), undefined, 'nor is it shown to anybody')
-  believe()
+  trust()
   assert.equal(rejection(), undefined)
 })

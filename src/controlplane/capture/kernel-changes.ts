@@ -25,21 +25,21 @@ const RTM_DELROUTE = 25
 const PROTOCOL_OFFSET = HEADER_BYTES + 5
 
 /** All callbacks, served by one listener. */
-const told = new Set<() => void>()
+const listeners = new Set<() => void>()
 let listening: Disposable | undefined
 
 /** Listens in the network namespace of this process; one listener serves all callbacks. */
 export function watchKernel(onChange: () => void): Disposable | undefined {
   listening ??= listen(() => {
-    for (const tell of told) tell()
+    for (const notify of listeners) notify()
   })
   if (listening === undefined) return undefined
-  const tell = (): void => onChange()
-  told.add(tell)
+  const notify = (): void => onChange()
+  listeners.add(notify)
   return {
     [Symbol.dispose]: () => {
-      told.delete(tell)
-      if (told.size > 0) return
+      listeners.delete(notify)
+      if (listeners.size > 0) return
       listening?.[Symbol.dispose]()
       listening = undefined
     },

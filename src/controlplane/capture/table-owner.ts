@@ -21,7 +21,7 @@ function startNft(): ChildProcess {
 }
 
 /** nft keeps every input line in its history: after this many bytes another nft replaces it. */
-const MOST_TOLD_BYTES = 2 * 1024 * 1024
+const MAX_SENT_BYTES = 2 * 1024 * 1024
 
 /** Characters of nft's error output that are kept for the log. */
 const MOST_WORDS = 500
@@ -57,7 +57,7 @@ export class TableOwner {
   readonly #start: StartNft
   readonly #tables = new Set<OwnedTable>()
   #current: Running | undefined
-  #told = 0
+  #sentBytes = 0
   #started = 0
 
   constructor(start: StartNft = startNft) {
@@ -66,7 +66,7 @@ export class TableOwner {
 
   /** Whether nft has received so many changes that {@link replace} is due. */
   get isWornOut(): boolean {
-    return this.#told > MOST_TOLD_BYTES
+    return this.#sentBytes > MAX_SENT_BYTES
   }
 
   /** The nft for a table, valid until {@link OwnedTable.onEnd} or {@link release}. */
@@ -96,7 +96,7 @@ export class TableOwner {
   #begin(): Running {
     const child = this.#start()
     this.#started += 1
-    this.#told = 0
+    this.#sentBytes = 0
     const fill = (line: string): void => {
       child.stdin?.write(`${line}\n`)
     }
@@ -104,7 +104,7 @@ export class TableOwner {
       suffix: this.#started === 1 ? '' : `_${this.#started}`,
       fill,
       write: (line) => {
-        this.#told += line.length
+        this.#sentBytes += line.length
         fill(line)
       },
     }

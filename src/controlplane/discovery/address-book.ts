@@ -146,12 +146,12 @@ export class AddressBook {
     const answers = [...followed].map(([name, { virtualIps }]) => [name, virtualIps] as const)
     for (const claims of [answers, [...listed]]) {
       const open = claims.filter(([name, ips]) => ips.length > 0 && !givenNow.has(name))
-      const believed = believable(open, ownerNow)
+      const accepted = uncontested(open, ownerNow)
       for (const [name, ips] of open) {
-        if (believed.has(name)) givenNow.set(name, ips)
+        if (accepted.has(name)) givenNow.set(name, ips)
         else refused.push(...refusalsOf(name, ips, ownerNow))
       }
-      for (const [name, ips] of believed) for (const ip of ips) ownerNow.set(ip, name)
+      for (const [name, ips] of accepted) for (const ip of ips) ownerNow.set(ip, name)
     }
     this.#refused = refused
     for (const [name, virtualIps] of givenNow) {
@@ -207,7 +207,7 @@ export class AddressBook {
 }
 
 /** The claims on addresses without another owner, and without a second claim. */
-function believable(
+function uncontested(
   claims: readonly (readonly [string, readonly string[]])[],
   ownerNow: ReadonlyMap<string, string>,
 ): Listed {

@@ -256,12 +256,12 @@ function subscribe<Value>(
   current: () => Value | undefined,
   onValue: (value: Value) => void,
 ): Disposable {
-  let told: Value | undefined
+  let notified: Value | undefined
   const subscription: Subscription = {
     notify() {
       const value = current()
-      if (value === undefined || value === told) return
-      told = value
+      if (value === undefined || value === notified) return
+      notified = value
       onValue(value)
     },
   }

@@ -65,7 +65,7 @@ export function describeLeaf(
   if (certificates.revokedSerials.includes(leaf.serialNumber)) return bad('is revoked')
   const expelled = membershipProblem(facts)
   if (expelled !== undefined)
-    return bad(`is believed by nobody who knows what the CA says: ${expelled.message}`)
+    return bad(`is rejected by every host that has the current trust bundle: ${expelled.message}`)
   draft.station('certificate', 'good', `${role} ${leaf.spiffeId}`, [
     `Serial number ${leaf.serialNumber}, valid until ${leaf.notAfter}`,
     ...trust,

@@ -94,9 +94,10 @@ function choicesOf(
       ? candidates(endpoints, (endpoint) => ejectionOf(loadsOf(endpoint)))
       : endpoints.map((endpoint) => ({
           endpoint,
-          excludedFor: endpoint.key === pinned.key ? undefined : 'another instance was asked for',
+          exclusionReason:
+            endpoint.key === pinned.key ? undefined : 'another instance was asked for',
         }))
-  return candidacies.map(({ endpoint, excludedFor }) => {
+  return candidacies.map(({ endpoint, exclusionReason }) => {
     const loads = loadsOf(endpoint)
     return {
       endpoint: endpoint.key,
@@ -108,7 +109,7 @@ function choicesOf(
       health: endpoint.health,
       weight: endpoint.weight,
       local: endpoint.local,
-      excluded: excludedFor ?? null,
+      excluded: exclusionReason ?? null,
       cost: loads.length === 0 ? null : Math.min(...loads.map(({ cost }) => cost)),
       inFlight: loads.reduce((sum, load) => sum + load.inFlight, 0),
       failures: loads.reduce((sum, load) => sum + load.failures, 0),
@@ -118,7 +119,9 @@ function choicesOf(
 
 /** Why all workers have ejected the endpoint; null when at least one has not. */
 function ejectionOf(loads: HostFacts['loads']): string | null {
-  return loads.some(({ ejectedFor }) => ejectedFor === null) ? null : (loads[0]?.ejectedFor ?? null)
+  return loads.some(({ ejectionReason }) => ejectionReason === null)
+    ? null
+    : (loads[0]?.ejectionReason ?? null)
 }
 
 /** A choice in one line, with service and datacenter if they differ from the requested ones. */

@@ -4,7 +4,7 @@
  *
  * A slow answer counts twice as much as a fast one, so that trouble is seen soon and recovery takes longer. But one
  * slow answer proves nothing. The slowest of many samples is slower than that of few, and an endpoint must not look
- * worse because it gets more connections. An endpoint avoided by accident must soon be tried again. So only the average
+ * worse because it gets more connections. An endpoint that is passed over by accident must soon be tried again. So only the average
  * minus the usual deviation counts against it. Without samples an estimate returns to {@link UNTRIED_MS} over
  * {@link DECAY_MS}.
  */

@@ -76,8 +76,8 @@ export class OutlierDetector {
     return this.outliers.get(key)?.ejectedUntilMs !== undefined
   }
 
-  /** Why the endpoint is avoided; null when it is not, or when the next connection may try it. */
-  avoidedFor(key: string, nowMs: number): string | null {
+  /** Why the endpoint is ejected; null when it is not, or when the next connection may try it. */
+  ejectionReason(key: string, nowMs: number): string | null {
     const outlier = this.outliers.get(key)
     if (outlier?.ejectedUntilMs === undefined || this.isDueForProbe(key, nowMs)) return null
     return outlier.reason

@@ -41,8 +41,8 @@ export interface EndpointStanding {
   readonly failures: number
   /** How slow it is estimated to be, milliseconds: one much slower than another is passed over. */
   readonly cost: number
-  /** Why it is avoided while any other remains; null when it is not, or when the next connection may try it. */
-  readonly ejectedFor: string | null
+  /** Why it is ejected; null when it is not, or when the next connection may try it. */
+  readonly ejectionReason: string | null
 }
 
 /** How an attempt failed. */
@@ -202,7 +202,7 @@ export class Balancer {
       inFlight,
       failures,
       cost: latencyOf(load, this.clock.monotonicMs()),
-      ejectedFor: this.outliers.avoidedFor(endpoint.key, this.clock.monotonicMs()),
+      ejectionReason: this.outliers.ejectionReason(endpoint.key, this.clock.monotonicMs()),
     }
   }
 
@@ -299,33 +299,33 @@ function exclusionOf(endpoint: Endpoint): string | undefined {
 export interface Candidacy {
   readonly endpoint: Endpoint
   /** Undefined for a candidate. */
-  readonly excludedFor: string | undefined
+  readonly exclusionReason: string | undefined
 }
 
 /**
  * The endpoints from which {@link Balancer.pick} picks, for explanations: the available ones of the first priority that
  * has any; if there is none at all, the ejected ones of the first priority.
- * @param ejectedFor {@link EndpointStanding.ejectedFor} of an endpoint, null for one that was never tried
+ * @param ejectionReason {@link EndpointStanding.ejectionReason} of an endpoint, null for one that was never tried
  */
 export function candidates(
   endpoints: readonly Endpoint[],
-  ejectedFor: (endpoint: Endpoint) => string | null,
+  ejectionReason: (endpoint: Endpoint) => string | null,
 ): readonly Candidacy[] {
   const standings = endpoints.map((endpoint) => {
-    const excludedFor = exclusionOf(endpoint)
-    return { endpoint, excludedFor, ejectedFor: ejectedFor(endpoint) }
+    const exclusionReason = exclusionOf(endpoint)
+    return { endpoint, exclusionReason, ejectionReason: ejectionReason(endpoint) }
   })
-  const offered = standings.filter(({ excludedFor }) => excludedFor === undefined)
-  const available = offered.filter((standing) => standing.ejectedFor === null)
+  const offered = standings.filter(({ exclusionReason }) => exclusionReason === undefined)
+  const available = offered.filter((standing) => standing.ejectionReason === null)
   const usable = available.length > 0 ? available : offered
   const first = Math.min(...usable.map(({ endpoint }) => endpoint.priority))
   return standings.map((standing) => {
-    const { endpoint, excludedFor } = standing
-    if (excludedFor !== undefined) return { endpoint, excludedFor }
+    const { endpoint, exclusionReason } = standing
+    if (exclusionReason !== undefined) return { endpoint, exclusionReason }
     if (!usable.includes(standing))
-      return { endpoint, excludedFor: `connections to it failed (${standing.ejectedFor})` }
-    if (endpoint.priority === first) return { endpoint, excludedFor: undefined }
-    return { endpoint, excludedFor: `it is for failover (step ${endpoint.priority})` }
+      return { endpoint, exclusionReason: `connections to it failed (${standing.ejectionReason})` }
+    if (endpoint.priority === first) return { endpoint, exclusionReason: undefined }
+    return { endpoint, exclusionReason: `it is for failover (step ${endpoint.priority})` }
   })
 }
 

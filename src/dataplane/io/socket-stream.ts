@@ -140,7 +140,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
   private failure: Error | undefined
   private gather: Buffer | undefined
   private gatheredBytes = 0
-  private toldFull = false
+  private isFullReported = false
   private ledger: Ledger | undefined
   private isPaused = true
   /** Not read in this turn: the share of the charged user is spent. */
@@ -222,7 +222,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
       : socket.write(bytes)
     if (copies) this.noteWaiting()
     const isKept = !copies && (this.encrypts ? !wasIdle : socket.writableLength > 0)
-    if (!hasRoom) this.toldFull = true
+    if (!hasRoom) this.isFullReported = true
     return (isKept ? KEPT : 0) | (hasRoom ? 0 : FULL)
   }
 
@@ -343,7 +343,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
     this.gather.set(bytes, this.gatheredBytes)
     this.gatheredBytes += bytes.length
     if (this.gatheredBytes + this.socket.writableLength < fullBytes) return 0
-    this.toldFull = true
+    this.isFullReported = true
     return FULL
   }
 
@@ -379,8 +379,8 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
   }
 
   private tellWritable(): void {
-    if (this.closed || !this.toldFull) return
-    this.toldFull = false
+    if (this.closed || !this.isFullReported) return
+    this.isFullReported = false
     this.receiver.onWritable()
   }
 

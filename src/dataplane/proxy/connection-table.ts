@@ -166,9 +166,9 @@ export class ConnectionTable {
   }
 
   /** Aborts the connections for whose certificates `rejection` returns an error. */
-  abortUntrusted(rejection: (certificates: CertificatePair) => MeshError | undefined): void {
+  abortUntrusted(rejectionReason: (certificates: CertificatePair) => MeshError | undefined): void {
     for (const [connection, certificates] of Array.from(this.certificates)) {
-      const reason = rejection(certificates)
+      const reason = rejectionReason(certificates)
       if (reason !== undefined) connection.abort('TLS', reason)
     }
   }

@@ -64,7 +64,7 @@ class ResourceWatch {
     if (limit.fullness >= SHORT || this.hasRefused) {
       this.shortUntilMs = nowMs + SHORT_FOR_MS
       const heaviest = accounts.heaviest(shareOf)
-      if (heaviest !== undefined) this.heaviest = told(heaviest, shareOf(heaviest))
+      if (heaviest !== undefined) this.heaviest = describeHeaviest(heaviest, shareOf(heaviest))
     }
     this.hasRefused = false
     const isShort = nowMs < this.shortUntilMs
@@ -78,7 +78,7 @@ class ResourceWatch {
 }
 
 /** The heaviest user: a caller, or one of several callers of the same host. */
-function told({ name, origin }: Account, share: Share): ResourcePressure['heaviest'] {
+function describeHeaviest({ name, origin }: Account, share: Share): ResourcePressure['heaviest'] {
   const used = share.group?.used ?? share.used
   return used === share.used || origin === undefined
     ? { name, used }

@@ -319,5 +319,5 @@ export function noteFailure(
   const failure = cost === undefined ? undefined : { cost, reason }
   if (!context.balancer.failed(endpoint, cluster.endpoints, failure)) return
   context.workerCounters.inc('outlierEjections')
-  context.log.warn('Instance is avoided', { service, endpoint: endpoint.key, reason })
+  context.log.warn('Instance is ejected', { service, endpoint: endpoint.key, reason })
 }

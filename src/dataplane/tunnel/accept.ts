@@ -47,7 +47,7 @@ export interface AcceptOptions {
   /** Resolves with the result of `look`, called again for each new leaf or root; undefined after the timeout. */
   readonly until: <T>(look: () => T | undefined, timeoutMs: number) => Promise<T | undefined>
   /** Why an authenticated peer is rejected at present; undefined when it is accepted. */
-  readonly rejection: (accepted: AcceptedPeer) => MeshError | undefined
+  readonly rejectionReason: (accepted: AcceptedPeer) => MeshError | undefined
   readonly onPeer: (accepted: AcceptedPeer) => void
   /** A handshake failed; `code` is a stable name of the reason, `detail` gives more where there is more. */
   readonly onRefused: (code: string, remoteAddress: string | undefined, detail?: string) => void
@@ -137,7 +137,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
         ...admit(socket, options, handshake?.trusted),
         wasFutile: () => noteFutile(options, raw),
       }
-      const rejection = options.rejection(accepted)
+      const rejection = options.rejectionReason(accepted)
       if (rejection !== undefined) throw rejection
       options.onPeer(accepted)
     } catch (error) {
@@ -190,7 +190,7 @@ function admit(
       `Cannot answer as ${destination}: ${credentials.unavailableReason(destination)}`,
     )
   const peer = identifyPeer(socket, trustDomain)
-  const rejection = credentials.newRootsRejection({ peer, own: own.proof }, trusted)
+  const rejection = credentials.handshakeRejectionReason({ peer, own: own.proof }, trusted)
   if (rejection !== undefined) throw rejection
   return { socket, peer, destination, own, isTunnel }
 }

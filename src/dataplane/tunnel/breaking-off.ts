@@ -14,7 +14,7 @@ export class BreakingOff implements PostponedWork {
   private readonly streams: readonly TunnelStream[]
   private readonly turns: TurnShare
   private readonly reason: MeshError
-  private told = 0
+  private resetCount = 0
 
   constructor(streams: readonly TunnelStream[], turns: TurnShare, reason: MeshError) {
     this.streams = streams
@@ -24,18 +24,18 @@ export class BreakingOff implements PostponedWork {
 
   /** Reports to as many as there is time for now, and postpones the rest. */
   begin(): void {
-    while (this.told < this.streams.length && this.turns.claim(RESET_COST)) this.tellNext()
-    if (this.told < this.streams.length) this.turns.postpone(this)
+    while (this.resetCount < this.streams.length && this.turns.claim(RESET_COST)) this.resetNext()
+    if (this.resetCount < this.streams.length) this.turns.postpone(this)
   }
 
   continueWork(): void {
-    this.tellNext()
-    if (this.told < this.streams.length) this.turns.postpone(this)
+    this.resetNext()
+    if (this.resetCount < this.streams.length) this.turns.postpone(this)
   }
 
-  private tellNext(): void {
-    const stream = this.streams[this.told]
-    this.told += 1
+  private resetNext(): void {
+    const stream = this.streams[this.resetCount]
+    this.resetCount += 1
     stream?.loseCarrier(this.reason)
   }
 }

@@ -58,7 +58,7 @@ export class Credentials {
   private readonly contexts = new Map<string, Credential>()
   /** Received with our own leaves; peers of the same CA have the same. */
   private readonly intermediates = new Map<string, X509Certificate>()
-  private readonly rejections = new Map<string, MeshError>()
+  private readonly rejectionReasons = new Map<string, MeshError>()
   private bundle: TrustBundle | undefined
   private trust: Trust | undefined
   private readonly minVersion: 'TLSv1.2' | 'TLSv1.3'
@@ -80,7 +80,7 @@ export class Credentials {
       this.intermediates.set(certificate.fingerprint256, certificate)
     this.leaves.set(leaf.service, leaf)
     this.contexts.delete(leaf.service)
-    this.rejections.delete(leaf.service)
+    this.rejectionReasons.delete(leaf.service)
   }
 
   /** Stores new roots; used from the next handshake on. */
@@ -88,7 +88,7 @@ export class Credentials {
     this.bundle = bundle
     this.trust = new Trust(bundle, this.intermediates, this.trust)
     this.contexts.clear()
-    this.rejections.clear()
+    this.rejectionReasons.clear()
   }
 
   /** The current trust; a new object for each bundle. */
@@ -105,7 +105,7 @@ export class Credentials {
    * Verifies a connection whose handshake has just succeeded. `verifiedBy` is the value of {@link trusted} when it
    * began: revocation is always checked, chains only when the roots have changed since.
    */
-  newRootsRejection(
+  handshakeRejectionReason(
     certificates: CertificatePair,
     verifiedBy: Trust | undefined,
   ): MeshError | undefined {
@@ -134,8 +134,8 @@ export class Credentials {
     const leaf = this.leaves.get(service)
     if (leaf === undefined) return 'it has no certificate yet'
     if (this.bundle === undefined) return 'there are no roots yet'
-    const rejection = this.rejections.get(service)
-    if (rejection !== undefined) return rejection.message
+    const reason = this.rejectionReasons.get(service)
+    if (reason !== undefined) return reason.message
     return `its certificate ended at ${clockText(leaf.notAfterMs)}, and the clock of this host says ${clockText(Date.now())}`
   }
 
@@ -143,11 +143,11 @@ export class Credentials {
     const leaf = this.leaves.get(service)
     const { bundle, trust } = this
     if (leaf === undefined || bundle === undefined || trust === undefined) return undefined
-    if (this.rejections.has(service)) return undefined
+    if (this.rejectionReasons.has(service)) return undefined
     const proof = proofOf(leaf)
-    const rejection = trust.proofRejectionReason(proof, Date.now())
-    if (rejection !== undefined) {
-      this.rejections.set(service, rejection)
+    const reason = trust.proofRejectionReason(proof, Date.now())
+    if (reason !== undefined) {
+      this.rejectionReasons.set(service, reason)
       return undefined
     }
     const secureContextOptions: SecureContextOptions = {

@@ -72,7 +72,7 @@ export interface PoolOptions extends Omit<SessionOptions, 'lane'> {
   /** A session without streams for this time is closed. */
   readonly idleMs: number
   /** Why a new connection must be rejected, as the roots may have changed since its handshake began; or undefined. */
-  readonly rejection: (
+  readonly rejectionReason: (
     certificates: CertificatePair,
     credential: Credential,
   ) => MeshError | undefined
@@ -227,7 +227,7 @@ export class TunnelPool {
       throw error
     }
     const certificates: CertificatePair = { peer: dialed.peer, own: request.credential.proof }
-    const rejection = this.options.rejection(certificates, request.credential)
+    const rejection = this.options.rejectionReason(certificates, request.credential)
     if (rejection !== undefined) {
       this.options.onDialed('failed')
       drop(dialed.socket)

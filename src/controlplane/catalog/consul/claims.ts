@@ -2,9 +2,9 @@
  * Decides which instance addresses of one service are accepted, and for how long after the catalog stops listing them.
  *
  * ```
- *   listed --nobody was there before--> believed --not listed any more--> gone --FORGET_MS--> forgotten
+ *   listed --no other service was there before--> accepted --no longer listed--> gone --FORGET_MS--> forgotten
  *      |--another service was--> refused, asked again every AGAIN_MS
- *      \--another may have been--> disputed: believed against nobody, asked again likewise
+ *      \--another may have been--> disputed: another service keeps the address; asked again likewise
  * ```
  *
  * Which service was at an address first is read from the node, once for each new address, because the service that
@@ -51,7 +51,7 @@ export interface ClaimsOptions {
 export class Claims implements Disposable {
   readonly #service: string
   readonly #options: ClaimsOptions
-  #believed: Map<string, InstanceAddress>
+  #accepted: Map<string, InstanceAddress>
   /** What the catalog lists now. */
   #listed: ReadonlyMap<string, PlainInstance> = new Map()
   readonly #refusals = new Map<string, string>()
@@ -66,7 +66,7 @@ export class Claims implements Disposable {
     this.#service = service
     this.#options = options
     // Of two equal keys the older claim comes last and stays.
-    this.#believed = indexAddresses(options.last.toSorted((a, b) => b.since - a.since))
+    this.#accepted = indexAddresses(options.last.toSorted((a, b) => b.since - a.since))
   }
 
   /** Takes what the catalog lists now. */
@@ -74,15 +74,15 @@ export class Claims implements Disposable {
     this.#listed = new Map(instances.map((instance) => [keyOfInstance(instance), instance]))
     for (const key of this.#refusals.keys()) if (!this.#listed.has(key)) this.#refusals.delete(key)
     const addresses = indexAddresses(instances.map(addressOf))
-    this.#believed = noteListed(this.#believed, addresses, this.#options.clock.wallMs())
+    this.#accepted = noteListed(this.#accepted, addresses, this.#options.clock.wallMs())
     this.#age()
     this.#askAll()
     this.#schedule()
   }
 
   /** Sorted. */
-  believed(): readonly InstanceAddress[] {
-    return sortedAddresses(this.#believed)
+  accepted(): readonly InstanceAddress[] {
+    return sortedAddresses(this.#accepted)
   }
 
   /** Whether every address that is listed has been judged. */
@@ -92,7 +92,7 @@ export class Claims implements Disposable {
 
   /** Accepts addresses that another judge of the same service has accepted. */
   adopt(addresses: readonly InstanceAddress[]): void {
-    for (const address of addresses) this.#believed.set(keyOf(address), address)
+    for (const address of addresses) this.#accepted.set(keyOf(address), address)
   }
 
   /** Refused claims, and claims that cannot be judged, one sentence each. */
@@ -113,7 +113,7 @@ export class Claims implements Disposable {
   #open(): readonly PlainInstance[] {
     // An address that yields was missing for so long that it is judged like a new one.
     return [...this.#listed.values()].filter(
-      (instance) => (this.#believed.get(keyOfInstance(instance))?.since ?? YIELDING) >= DISPUTED,
+      (instance) => (this.#accepted.get(keyOfInstance(instance))?.since ?? YIELDING) >= DISPUTED,
     )
   }
 
@@ -122,9 +122,9 @@ export class Claims implements Disposable {
   }
 
   #age(): boolean {
-    const aged = ageAddresses(this.#believed, this.#options.clock.wallMs(), YIELD_MS)
-    if (aged === this.#believed) return false
-    this.#believed = new Map(aged)
+    const aged = ageAddresses(this.#accepted, this.#options.clock.wallMs(), YIELD_MS)
+    if (aged === this.#accepted) return false
+    this.#accepted = new Map(aged)
     return true
   }
 
@@ -160,7 +160,7 @@ export class Claims implements Disposable {
       // An address that was here and yields stays until another service has it.
       if (rival?.wasFirst === true) continue
       const address = addressOf(instance)
-      this.#believed.set(key, rival === undefined ? address : { ...address, since: DISPUTED })
+      this.#accepted.set(key, rival === undefined ? address : { ...address, since: DISPUTED })
     }
     this.#options.onChange()
     this.#schedule()
@@ -168,7 +168,7 @@ export class Claims implements Disposable {
 
   #schedule(): void {
     clearTimeout(this.#timer)
-    const hasGone = [...this.#believed.values()].some(
+    const hasGone = [...this.#accepted.values()].some(
       ({ goneSinceMs }) => goneSinceMs !== undefined,
     )
     if (this.#isClosed || (!hasGone && this.#open().length === 0)) return

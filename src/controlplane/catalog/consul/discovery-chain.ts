@@ -113,14 +113,14 @@ export function decodeChain(service: string, body: unknown, datacenter = ''): De
     }
     nameByNode.set(next, cluster.name)
   }
-  const told = routes.flatMap((legs): Route[] => {
+  const catchAll = routes.flatMap((legs): Route[] => {
     const shares = legs.flatMap(({ next, weight }) => {
       const cluster = nameByNode.get(next)
       return cluster === undefined ? [] : [{ cluster, weight }]
     })
     return shares.length === 0 ? [] : [{ match: { kind: 'any' }, clusters: shares }]
   })
-  return { protocol, routes: told, clusters, problems }
+  return { protocol, routes: catchAll, clusters, problems }
 }
 
 /** One branch of a splitter. */

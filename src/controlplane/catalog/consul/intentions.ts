@@ -66,7 +66,7 @@ export class IntentionWatch implements Disposable {
   #decodeProblems: string[] = []
   #matchBlocks = false
   /** From the header of an answer. */
-  #toldDefaultPolicy: DefaultPolicy | undefined
+  #receivedDefaultPolicy: DefaultPolicy | undefined
   readonly #remembered: ReadonlySet<string>
   #defaultPolicy: DefaultPolicy | undefined
   #defaultProblem: Problem | undefined
@@ -149,7 +149,7 @@ export class IntentionWatch implements Disposable {
         this.#failuresByBatch.delete(batch)
       }
       this.#matchBlocks = answer.index !== undefined
-      this.#toldDefaultPolicy = parseDefaultPolicy(answer.defaultAclPolicy)
+      this.#receivedDefaultPolicy = parseDefaultPolicy(answer.defaultAclPolicy)
       return 'good'
     } catch (error) {
       if (this.#closing.signal.aborted) return 'failed'
@@ -195,8 +195,8 @@ export class IntentionWatch implements Disposable {
   }
 
   async #readDefaultPolicy(): Promise<void> {
-    if (this.#toldDefaultPolicy !== undefined) {
-      this.#defaultPolicy = this.#toldDefaultPolicy
+    if (this.#receivedDefaultPolicy !== undefined) {
+      this.#defaultPolicy = this.#receivedDefaultPolicy
       this.#defaultProblem = undefined
       return
     }

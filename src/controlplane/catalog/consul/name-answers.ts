@@ -34,7 +34,7 @@ const UNUSABLE: ReadonlySet<string> = new Set([
 ])
 
 /** Most names with unusable answers in a warning. */
-const MAX_TOLD = 5
+const MAX_LISTED = 5
 
 /** How long an answer about a name is valid, milliseconds. */
 const ANSWER_MS = 300_000
@@ -99,9 +99,10 @@ export class NameAnswers {
   /** Names with unusable answers, in one sentence. */
   warnings(): readonly string[] {
     if (this.#unusable.size === 0) return []
-    const told = [...this.#unusable].slice(0, MAX_TOLD).map(([name, why]) => `${name} (${why})`)
-    const more = this.#unusable.size > MAX_TOLD ? ` and ${this.#unusable.size - MAX_TOLD} more` : ''
-    return [`Cannot read what Consul has of service ${told.join(', ')}${more}`]
+    const listed = [...this.#unusable].slice(0, MAX_LISTED).map(([name, why]) => `${name} (${why})`)
+    const more =
+      this.#unusable.size > MAX_LISTED ? ` and ${this.#unusable.size - MAX_LISTED} more` : ''
+    return [`Cannot read what Consul has of service ${listed.join(', ')}${more}`]
   }
 
   async #ask(name: string): Promise<void> {

@@ -75,7 +75,7 @@ export class Registrar implements Disposable {
   #withdrawn: ReadonlySet<string> = new Set()
   #beatenAtMs = Number.NEGATIVE_INFINITY
   /** The health last sent to the TTL check of each service. */
-  readonly #toldHealth = new Map<string, Health>()
+  readonly #reportedHealth = new Map<string, Health>()
   #lastGoodAtMs: number | undefined
   #unreachable: string | undefined
   #problems: readonly string[] = []
@@ -202,7 +202,7 @@ export class Registrar implements Disposable {
 
   async #registerProxy(proxy: ConsulProxyRegistration): Promise<void> {
     const id = proxy.Proxy.DestinationServiceID
-    this.#toldHealth.delete(id)
+    this.#reportedHealth.delete(id)
     const health = this.#healthHistory.of(id)?.health ?? 'critical'
     await this.#agent.registerProxy(proxy, health, this.#closing.signal)
   }
@@ -212,7 +212,7 @@ export class Registrar implements Disposable {
     return this.#desired.flatMap((service) => {
       const now = this.#healthHistory.of(service.id)
       if (now === undefined || !hasProxy(present, service.id)) return []
-      const isDue = isTimeToBeat || this.#toldHealth.get(service.id) !== now.health
+      const isDue = isTimeToBeat || this.#reportedHealth.get(service.id) !== now.health
       return isDue ? [this.#beat(service, now, present)] : []
     })
   }
@@ -226,7 +226,7 @@ export class Registrar implements Disposable {
     const checkId = ttlCheckIdOf(service.id)
     try {
       await this.#agent.beat(checkId, now.health, now.failing ?? 'The daemon is up')
-      this.#toldHealth.set(service.id, now.health)
+      this.#reportedHealth.set(service.id, now.health)
     } catch (error) {
       this.#options.log.debug('Check is missing', { id: checkId, reason: describeError(error) })
       // Meanwhile leave() or deregister() may have given it up: it must not be registered once more.

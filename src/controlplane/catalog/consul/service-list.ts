@@ -137,7 +137,7 @@ export class ServiceListWatch implements Disposable {
 
   /** The accepted addresses of a service; empty for one that is not in the mesh. */
   addressesOf(name: string): readonly InstanceAddress[] {
-    return this.#members.get(name)?.claims.believed() ?? []
+    return this.#members.get(name)?.claims.accepted() ?? []
   }
 
   [Symbol.dispose](): void {
@@ -153,7 +153,7 @@ export class ServiceListWatch implements Disposable {
     if (names.length === 0)
       throw new MeshError(
         'HM_CONSUL_ANSWER_DOUBTED',
-        'Consul names no service, not even itself: the token seems to have lost service:read, so that is not believed',
+        'Consul names no service, not even itself: the token seems to have lost service:read, so this answer is not accepted',
       )
     const known = new Set(this.#names)
     for (const name of names) if (!known.has(name)) this.#answers.recheckParents(name)
@@ -242,7 +242,7 @@ export class ServiceListWatch implements Disposable {
   #listed(name: string, { claims, goneSinceMs }: Member): ListedService {
     // The watch of the service itself knows more, and earlier.
     claims.adopt(this.#options.followed?.(name) ?? [])
-    const addresses = claims.believed()
+    const addresses = claims.accepted()
     return {
       name,
       virtualIps: this.#answers.of(name)?.virtualIps ?? [],

@@ -157,7 +157,7 @@ export class ServiceWatch implements Disposable {
 
   /** Accepted addresses of instances in the agent's own datacenter. */
   addresses(): readonly InstanceAddress[] {
-    return this.#instanceWatches.get('')?.claims.believed() ?? []
+    return this.#instanceWatches.get('')?.claims.accepted() ?? []
   }
 
   [Symbol.dispose](): void {
@@ -196,7 +196,7 @@ export class ServiceWatch implements Disposable {
       }),
       clusters: [first, ...others],
       addresses: [...this.#instanceWatches].flatMap(([datacenter, { claims }]) =>
-        claims.believed().map((address) => asOf(datacenter, address)),
+        claims.accepted().map((address) => asOf(datacenter, address)),
       ),
     }
     const mark = JSON.stringify(service)
@@ -224,7 +224,7 @@ export class ServiceWatch implements Disposable {
     const own = this.#instanceWatches.get(target.isRemote ? target.datacenter : '')
     const { endpoints, problems } = placeEndpoints(this.#name, watch.instances.endpoints, [
       // An accepted address that is no longer listed is still valid if its proxy is still there.
-      ...(own?.claims.believed() ?? []).map(asInstance),
+      ...(own?.claims.accepted() ?? []).map(asInstance),
       ...(own?.listed?.instances ?? []),
     ])
     watch.warnings = own?.listed === undefined ? [] : problems
@@ -438,8 +438,8 @@ function createLossFilter(
           `Consul suddenly names ${there.length} instances of ${target.service} whose nodes it hears from in place of ` +
             `${trusted.length}: ` +
             (isOld
-              ? 'the token seems to have lost service:read, so that is not believed'
-              : 'asking again before that is believed'),
+              ? 'the token seems to have lost service:read, so this answer is not accepted'
+              : 'asking again before this answer is accepted'),
         )
     }
     doubtedAtMs = undefined
