@@ -113,7 +113,7 @@ export class CertificateAuthority implements Disposable {
     this.#roots = new Roots(directory, this.#database, log)
     this.trustDomain = this.#roots.oldest.trustDomain
     this.#bundle = this.#makeBundle()
-    this.upkeep()
+    this.maintain()
     this.#owned = owned.move()
   }
 
@@ -134,7 +134,7 @@ export class CertificateAuthority implements Disposable {
   }
 
   /** Deletes what has expired, and continues a rotation when that is possible; called every few seconds. */
-  upkeep(): void {
+  maintain(): void {
     if (forgetExpired(this.#database, this.clock.wallMs())) this.#bundleMayHaveChanged()
     else this.#advanceRotation()
   }
@@ -172,7 +172,7 @@ export class CertificateAuthority implements Disposable {
   }
 
   /**
-   * Makes a stranger with a token a host. `from` is used in the log.
+   * Enrolls a new host with a token. `from` is used in the log.
    * @throws MeshError HM_CA_TOKEN_REFUSED, HM_CA_CSR_INVALID, HM_CA_KEY_REFUSED, HM_CA_RATE_LIMITED, HM_CA_BUSY
    */
   enroll(request: EnrollRequest, from: string): string {

@@ -58,7 +58,7 @@ export function addToken(
   return { id, secret, address }
 }
 
-/** The token that a stranger presents, or why it is refused. */
+/** The token that a new host presents, or why it is refused. */
 export function findToken(
   database: CaDatabase,
   shown: { readonly id: string; readonly secret: string; readonly host: string },

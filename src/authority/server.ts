@@ -37,7 +37,7 @@ export interface CaServerLimits {
   /** For the handshake, for the head and for the whole request, each; milliseconds. */
   readonly deadlineMs: number
   readonly calls: Rate
-  readonly strangerCalls: Rate
+  readonly unauthenticatedCalls: Rate
   readonly failedEnrollments: Rate
 }
 
@@ -59,7 +59,7 @@ const LIMITS: CaServerLimits = {
   connectionsPerAddress: 64,
   deadlineMs: 10_000,
   calls: { burst: 500, perSecond: 50 },
-  strangerCalls: { burst: 60, perSecond: 2 },
+  unauthenticatedCalls: { burst: 60, perSecond: 2 },
   failedEnrollments: { burst: 10, perSecond: 0.1 },
 }
 
@@ -78,7 +78,7 @@ const STATUS_BY_CODE: Readonly<Record<string, number>> = {
 }
 
 /** How often the authority deletes what has expired, and the server checks its own certificate. */
-const UPKEEP_MS = 5_000
+const MAINTENANCE_MS = 5_000
 
 /**
  * Starts to serve.
@@ -122,15 +122,15 @@ export async function startCaServer(options: CaServerOptions): Promise<CaServer>
       handler.answerPolls()
     }),
   )
-  const upkeep = setInterval(() => {
+  const maintenance = setInterval(() => {
     try {
-      authority.upkeep()
+      authority.maintain()
       if (identity.isDue()) renewIdentity()
     } catch (thrown) {
-      log.error('Upkeep of the CA failed', { error: describeError(thrown) })
+      log.error('Maintenance of the CA failed', { error: describeError(thrown) })
     }
-  }, UPKEEP_MS)
-  owned.defer(() => clearInterval(upkeep))
+  }, MAINTENANCE_MS)
+  owned.defer(() => clearInterval(maintenance))
   const listening = once(server, 'listening')
   server.listen({ host: listen.ip, port: listen.port })
   try {
@@ -190,7 +190,7 @@ class RequestHandler implements Disposable {
   readonly #authority: CertificateAuthority
   readonly #log: Log
   readonly #calls: RateLimiter
-  readonly #strangerCalls: RateLimiter
+  readonly #unauthenticatedCalls: RateLimiter
   readonly #failedEnrollments: RateLimiter
   readonly #polls = new Map<string, Poll>()
 
@@ -198,7 +198,7 @@ class RequestHandler implements Disposable {
     this.#authority = authority
     this.#log = log
     this.#calls = new RateLimiter(limits.calls)
-    this.#strangerCalls = new RateLimiter(limits.strangerCalls)
+    this.#unauthenticatedCalls = new RateLimiter(limits.unauthenticatedCalls)
     this.#failedEnrollments = new RateLimiter(limits.failedEnrollments)
   }
 
@@ -232,7 +232,8 @@ class RequestHandler implements Disposable {
     if (!this.#calls.take(payer, nowMs)) throw rateLimited()
     const certificate =
       request.socket instanceof TLSSocket ? request.socket.getPeerX509Certificate() : undefined
-    if (!this.#isHost(certificate) && !this.#strangerCalls.take(payer, nowMs)) throw rateLimited()
+    if (!this.#isHost(certificate) && !this.#unauthenticatedCalls.take(payer, nowMs))
+      throw rateLimited()
     switch (`${request.method} ${url?.pathname}`) {
       case 'GET /v1/roots':
         return { trustDomain: authority.trustDomain, roots: authority.bundle.roots }

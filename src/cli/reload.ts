@@ -73,7 +73,7 @@ export type ReloadView = Pick<StatusDocument, 'pid' | 'reload'>
  * Compares an answer with the status `before` the request. A successor continues its predecessor's count; a process
  * that does not was started by something else, in place of one that has died. Pure.
  */
-export function judgeReload(
+export function reloadResult(
   before: ReloadView,
   now: ReloadView,
 ): 'under way' | 'done' | 'failed' | 'lost' {
@@ -102,7 +102,7 @@ async function awaitOutcome(address: string, before: ReloadView): Promise<Status
       throw lost(before.pid, 'no process has taken over')
     }
     aloneSinceMs = undefined
-    const outcome = judgeReload(before, answer)
+    const outcome = reloadResult(before, answer)
     if (outcome === 'done') return answer
     if (outcome === 'failed')
       throw new MeshError('HM_RELOAD_FAILED', answer.reload?.reason ?? 'The reload has failed')

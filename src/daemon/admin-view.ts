@@ -329,7 +329,7 @@ function connectionEntry(connection: WorkerConnections['connections'][number]): 
     source: connection.source,
     destination: connection.destination ?? '',
     downstreamAddress: connection.downstream ?? connection.peer ?? '',
-    originalDestination: connection.wanted ?? null,
+    originalDestination: connection.originalDestination ?? null,
     endpoint: connection.endpoint ?? null,
     openedAt: timeText(connection.openedAtMs),
     sentBytes: connection.sentBytes,

@@ -84,7 +84,7 @@ export async function runDaemon(configPath: string): Promise<void> {
   daemon.onProblems(daemon.currentProblems())
   serves = true
   // A successor serves already, or waits for what its predecessor waited for: systemd must not wait again.
-  void daemon.tellReady(systemd, link === undefined ? config.timeouts.ready : 0)
+  void daemon.notifyReady(systemd, link === undefined ? config.timeouts.ready : 0)
   const successor = await Promise.race([
     reloader.replaced,
     stopAsked.then((signal) => reloader.giveUp(signal)),
@@ -141,17 +141,17 @@ async function succeed(
   link: Link,
   stopAsked: Promise<NodeJS.Signals>,
 ): Promise<'serving' | 'abandoned'> {
-  link.tell({ kind: 'started', pid: process.pid })
+  link.send({ kind: 'started', pid: process.pid })
   const abandoned = Promise.race([stopAsked, link.closed]).then(() => 'abandoned' as const)
   try {
     const { awaited } = await link.next('hello')
     const prepared = await Promise.race([daemon.prepareToSucceed(awaited), abandoned])
     if (prepared === 'abandoned') return daemon.abandon()
-    link.tell({ kind: 'prepared' })
+    link.send({ kind: 'prepared' })
     const go = await Promise.race([link.next('takeOver'), abandoned])
     if (go === 'abandoned') return daemon.abandon()
     await daemon.takeOver()
-    link.tell({ kind: 'serving' })
+    link.send({ kind: 'serving' })
     // If the predecessor has ended, this process is the only daemon left.
     const main = await Promise.race([
       link.next('main').catch(() => 'main' as const),
@@ -159,7 +159,7 @@ async function succeed(
     ])
     return main === 'abandoned' ? daemon.abandon() : 'serving'
   } catch (error) {
-    link.tell({ kind: 'failed', reason: describeError(error) })
+    link.send({ kind: 'failed', reason: describeError(error) })
     await daemon.abandon()
     throw error
   }

@@ -22,8 +22,8 @@ export interface InstanceSetOptions {
   readonly permissive?: readonly string[]
   /** Addresses of services that are not followed: whether a proxy serves them is unknown until they are. */
   readonly dormant?: ReadonlyMap<string, readonly SocketAddress[]> | undefined
-  /** Whether this host carries connections; false during a stop, when permissive services bypass the mesh. */
-  readonly carries?: boolean
+  /** Whether this host accepts connections; false during a stop, when permissive services bypass the mesh. */
+  readonly acceptsConnections?: boolean
 }
 
 /**
@@ -32,7 +32,7 @@ export interface InstanceSetOptions {
  */
 export function instanceSets(
   services: Iterable<MeshService>,
-  { permissive = [], dormant = new Map(), carries = true }: InstanceSetOptions = {},
+  { permissive = [], dormant = new Map(), acceptsConnections = true }: InstanceSetOptions = {},
 ): InstanceSets {
   const captured: SocketAddress[] = []
   const permitted: SocketAddress[] = []
@@ -41,7 +41,7 @@ export function instanceSets(
   for (const service of services) {
     const served = !isPermissive(service.name)
       ? undefined
-      : carries
+      : acceptsConnections
         ? servedAddresses(service)
         : NOWHERE
     for (const { ip, port } of service.addresses) {
@@ -51,7 +51,7 @@ export function instanceSets(
     }
   }
   for (const [name, addresses] of dormant) {
-    const set = !carries && isPermissive(name) ? permitted : captured
+    const set = !acceptsConnections && isPermissive(name) ? permitted : captured
     set.push(...addresses.filter(({ ip }) => !isLoopback(ip)))
   }
   return { captured, permitted }

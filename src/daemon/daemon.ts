@@ -31,7 +31,7 @@ import { createExposition } from '../telemetry/exposition.ts'
 import { WorkerTotals } from '../telemetry/totals.ts'
 import { startAdminServer } from './admin-server.ts'
 import { createAdminView } from './admin-view.ts'
-import type { Incumbent } from './hand-over.ts'
+import type { Predecessor } from './hand-over.ts'
 import {
   type ControlPlane,
   type Host,
@@ -77,7 +77,7 @@ export interface DaemonOptions {
 }
 
 /** One daemon. Starts with {@link Daemon.start}, or as the successor of another one. */
-export class Daemon implements Incumbent {
+export class Daemon implements Predecessor {
   /** Called on every change of the list of problems. */
   onProblems: (problems: readonly ProblemEntry[]) => void = () => undefined
   /** State of the reloads. */
@@ -225,7 +225,7 @@ export class Daemon implements Incumbent {
    * one must not block the boot; their connections are refused, never sent in plaintext. A unit that needs a serving
    * host waits for the mark of serving.
    */
-  async tellReady(systemd: Systemd, patienceMs: number): Promise<void> {
+  async notifyReady(systemd: Systemd, patienceMs: number): Promise<void> {
     const awaited = (): readonly string[] => this.awaited()
     const { signal } = this.#stopping
     try {
@@ -289,7 +289,7 @@ export class Daemon implements Incumbent {
     await this.#owned.disposeAsync()
     this.#owned = new AsyncDisposableStack()
     this.#dns = undefined
-    this.#rules.letGo()
+    this.#rules.release()
     control.memory.hold(true)
   }
 
@@ -298,7 +298,7 @@ export class Daemon implements Incumbent {
     await this.#startAdmin()
     await this.#rules.hold(this.#owned)
     control.memory.hold(false)
-    // A failure must not stop the other steps; the upkeep of the rules retries them.
+    // A failure must not stop the other steps; the maintenance loop of the rules retries them.
     await this.#takeUp('DNS', () => this.#startDns(control))
     await this.#takeUp('The rules of ports', () =>
       this.#rules.guardPorts(this.#owned, control.memory),
@@ -428,7 +428,7 @@ export class Daemon implements Incumbent {
           virtualRanges: [config.capture.virtualRange, config.capture.virtualRange6],
           virtualAddresses: memory.virtualAddresses(),
           isCapturing: config.capture.mode !== 'off',
-          insistsOnDeny: config.intentions.default === 'deny',
+          forcesDefaultDeny: config.intentions.default === 'deny',
           onDormant: () => {
             const control = this.#control
             if (control !== undefined) void this.#rules.follow(control.discovery.current(), control)

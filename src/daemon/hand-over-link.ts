@@ -55,7 +55,7 @@ export class Link implements Disposable {
   }
 
   /** Sends a message; does nothing when the other process has ended. */
-  tell(message: LinkMessage): void {
+  send(message: LinkMessage): void {
     if (!this.isClosed) this.socket.write(`${JSON.stringify(message)}\n`)
   }
 
@@ -143,7 +143,7 @@ export function startSuccessor(options: SuccessorOptions): Successor & { readonl
   const pipe: unknown = launcher.stdio[3]
   if (!(pipe instanceof Socket)) throw new Error('a socket pair could not be made')
   const link = new Link(pipe)
-  link.tell(hello)
+  link.send(hello)
   let pid: number | undefined
   link.listen((message) => {
     if (message !== 'closed' && message.kind === 'started') pid = message.pid
@@ -157,7 +157,7 @@ export function startSuccessor(options: SuccessorOptions): Successor & { readonl
     },
     takeOver: async () => {
       const serving = link.next('serving')
-      link.tell({ kind: 'takeOver' })
+      link.send({ kind: 'takeOver' })
       await serving
     },
     end: async () => {

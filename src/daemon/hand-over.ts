@@ -23,7 +23,7 @@ export interface Successor {
 }
 
 /** The running daemon. */
-export interface Incumbent {
+export interface Predecessor {
   /** Releases everything with a single owner; continues to accept connections. */
   release(): Promise<void>
   /** Takes everything back. */
@@ -44,7 +44,7 @@ export interface HandOverLimits {
  * @throws MeshError HM_RELOAD_FAILED with the reason; everything is then as before
  */
 export async function handOver(
-  incumbent: Incumbent,
+  predecessor: Predecessor,
   successor: Successor,
   limits: HandOverLimits,
 ): Promise<number> {
@@ -53,14 +53,14 @@ export async function handOver(
     const { signal } = limits
     const { pid } = await within(limits.prepareMs, 'get ready', successor.prepared(), signal)
     hasReleased = true
-    await incumbent.release()
+    await predecessor.release()
     signal.throwIfAborted()
     await within(limits.takeOverMs, 'take over', successor.takeOver(), signal)
     return pid
   } catch (error) {
     // The successor ends before anything is taken back: two owners would undo each other's work.
     await successor.end()
-    if (hasReleased) await incumbent.resume()
+    if (hasReleased) await predecessor.resume()
     throw new MeshError(
       'HM_RELOAD_FAILED',
       `Cannot reload; this daemon goes on as it is: ${describeError(error)}`,

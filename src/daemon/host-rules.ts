@@ -2,7 +2,8 @@
  * The daemon's own rules in the kernel of this host: capture of its workloads' connections, and the guard of its ports
  * while no process serves them. A network namespace has one writer: see kernel-lock.ts.
  *
- * {@link HostRules.hold} takes the rules. Disposing `owned` ends their upkeep, so that another process can own them.
+ * {@link HostRules.hold} takes the rules. Disposing `owned` ends their maintenance, so that another process can own
+ * them.
  */
 import type { Config } from '../config/schema.ts'
 import type { MeshAddresses } from '../controlplane/capture/backend.ts'
@@ -28,7 +29,7 @@ import type { ListeningSockets } from './listening-sockets.ts'
 import type { HostState } from './memory.ts'
 
 /** How often the rules in the kernel are compared with the plan; new cgroups are noticed sooner. Milliseconds. */
-const CAPTURE_UPKEEP = {
+const CAPTURE_MAINTENANCE = {
   verifyEveryMs: 10_000,
   cgroupEveryMs: 1_000,
   watch: watchKernel,
@@ -68,7 +69,7 @@ export class HostRules {
   #plan: CapturePlan | undefined
   #portGuard: PortGuard | undefined
   /** False once new connections are refused: permissive connections then pass without the mesh. */
-  #carries = true
+  #acceptsConnections = true
 
   constructor(options: HostRulesOptions) {
     this.#options = options
@@ -125,7 +126,7 @@ export class HostRules {
     const capture = owned.use(
       createCapture({
         log,
-        maintain: { ...CAPTURE_UPKEEP, owner: this.#tableOwner },
+        maintain: { ...CAPTURE_MAINTENANCE, owner: this.#tableOwner },
         ...captureOptions(config),
       }),
     )
@@ -175,7 +176,7 @@ export class HostRules {
   }): Promise<void> {
     const capture = this.#capture
     if (capture === undefined) return
-    this.#carries = false
+    this.#acceptsConnections = false
     const snapshot = parts.discovery.current()
     if (snapshot.version > 0) await this.follow(snapshot, parts)
     try {
@@ -186,7 +187,7 @@ export class HostRules {
   }
 
   /** Forgets the rules: another process owns them now. */
-  letGo(): void {
+  release(): void {
     this.#capture = undefined
   }
 
@@ -199,7 +200,7 @@ export class HostRules {
     const { captured, permitted } = instanceSets(snapshot.services.values(), {
       permissive: this.#options.config.capture.permissive,
       dormant: discovery.dormant(),
-      carries: this.#carries,
+      acceptsConnections: this.#acceptsConnections,
     })
     return { instances: [...captured, ...permitted], permitted }
   }

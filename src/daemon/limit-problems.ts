@@ -1,5 +1,5 @@
 /**
- * The problems of a host that is short of a resource or bars callers, from the reports of its workers. Pure.
+ * The problems of a host that is short of a resource or bans callers, from the reports of its workers. Pure.
  */
 import type { Pressure, ResourcePressure } from '../dataplane/proxy/pressure.ts'
 import { Problem } from '../model/problem.ts'
@@ -41,12 +41,12 @@ export function limitProblems(pressures: readonly Pressure[]): readonly Problem[
         `Callers want more tunnels than they may have: ${tunnels.used} of ${tunnels.limit} are open, ${tunnels.refused} were refused; ${most(tunnels, String)}`,
       ),
     )
-  const names = [...new Set(pressures.flatMap(({ barred }) => barred.names))].toSorted()
-  const count = Math.max(names.length, ...pressures.map(({ barred }) => barred.count))
+  const names = [...new Set(pressures.flatMap(({ banned }) => banned.names))].toSorted()
+  const count = Math.max(names.length, ...pressures.map(({ banned }) => banned.count))
   if (count > 0)
     problems.push(
       new Problem(
-        'HM_LIMIT_CALLERS_BARRED',
+        'HM_LIMIT_CALLERS_BANNED',
         `Refused at the handshake, for breaking the tunnel protocol too often: ${names.join(', ')}${count > names.length ? ` and ${count - names.length} more` : ''}`,
       ),
     )

@@ -5,7 +5,7 @@
  * A keeper (systemd) holds duplicates while this process lives and passes them to the next one, which inherits them
  * together with the waiting connections and opens only the missing ones.
  */
-import { type GuardedPort, loopbackTwin } from '../controlplane/capture/port-rules.ts'
+import { type GuardedPort, matchingLoopback } from '../controlplane/capture/port-rules.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import {
   boundPort,
@@ -198,7 +198,7 @@ export class ListeningSockets implements Disposable {
 
   /** `localhost` may mean either loopback address: no other program may answer at the other one. */
   private holdTwin({ kind, address: { ip, port } }: PlannedSocket): void {
-    const twin = loopbackTwin(ip)
+    const twin = matchingLoopback(ip)
     const key = `${twin} ${port}`
     if (kind !== 'tcp' || twin === undefined || this.twins.has(key)) return
     try {

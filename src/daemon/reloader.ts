@@ -8,7 +8,7 @@ import type { Log } from '../lib/log.ts'
 import type { SystemdEnvironment } from '../lib/systemd.ts'
 import type { ReloadStatus } from '../model/admin.ts'
 import { Problem } from '../model/problem.ts'
-import { handOver, type Incumbent } from './hand-over.ts'
+import { handOver, type Predecessor } from './hand-over.ts'
 import { type Link, startSuccessor } from './hand-over-link.ts'
 import type { ListeningSockets } from './listening-sockets.ts'
 
@@ -18,7 +18,7 @@ export interface ReloaderOptions {
   readonly environment: SystemdEnvironment
   readonly log: Log
   readonly sockets: ListeningSockets
-  readonly daemon: Incumbent & {
+  readonly daemon: Predecessor & {
     awaited(): readonly string[]
     connectionCount(): Promise<number>
     retire(deadlineMs: number): Promise<void>
@@ -165,16 +165,16 @@ export class Reloader {
   async retire(successor: Link, stopAsked: Promise<unknown>): Promise<void> {
     const { daemon, predecessor, log } = this.options
     this.stopping.abort()
-    successor.tell({ kind: 'main' })
-    predecessor?.tell({ kind: 'mayGoOn', processes: MAX_DRAINING - 1 })
+    successor.send({ kind: 'main' })
+    predecessor?.send({ kind: 'mayGoOn', processes: MAX_DRAINING - 1 })
     successor.listen((message) => {
       if (message === 'closed') return
       if (message.kind === 'end') {
-        predecessor?.tell(message)
+        predecessor?.send(message)
         void daemon.retire(message.deadlineMs)
       } else if (message.kind === 'mayGoOn') {
         const { processes } = message
-        predecessor?.tell({ kind: 'mayGoOn', processes: Math.max(0, processes - 1) })
+        predecessor?.send({ kind: 'mayGoOn', processes: Math.max(0, processes - 1) })
         if (processes > 0) return
         log.warn('Too many reloads: the connections that this process still has are ended', {
           pid: process.pid,
@@ -188,7 +188,7 @@ export class Reloader {
     const timer = setInterval(() => {
       void daemon
         .connectionCount()
-        .then((connections) => successor.tell({ kind: 'draining', connections }))
+        .then((connections) => successor.send({ kind: 'draining', connections }))
     }, TELL_MS)
     await daemon.retire(this.drainMs)
     clearInterval(timer)
@@ -201,7 +201,7 @@ export class Reloader {
   async endPredecessor(graceMs: number): Promise<void> {
     const { predecessor } = this.options
     if (predecessor === undefined) return
-    predecessor.tell({ kind: 'end', deadlineMs: graceMs })
+    predecessor.send({ kind: 'end', deadlineMs: graceMs })
     const timer = setTimeout(() => predecessor[Symbol.dispose](), graceMs + END_MARGIN_MS)
     await predecessor.closed
     clearTimeout(timer)

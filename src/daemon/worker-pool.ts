@@ -202,19 +202,19 @@ export class WorkerPool {
   /** Sends a change to all workers. `snapshot` is the full state, kept for workers that start later. */
   publish(delta: SnapshotDelta, snapshot: Snapshot): void {
     this.snapshot = snapshot
-    this.tell({ kind: 'snapshot', delta })
+    this.broadcast({ kind: 'snapshot', delta })
   }
 
   /** Sends a new leaf to all workers. */
   setLeaf(leaf: Leaf): void {
     this.leaves.set(leaf.service, leaf)
-    this.tell({ kind: 'leaf', leaf })
+    this.broadcast({ kind: 'leaf', leaf })
   }
 
   /** Sends new roots to all workers. */
   setRoots(bundle: TrustBundle): void {
     this.bundle = bundle
-    this.tell({ kind: 'roots', bundle })
+    this.broadcast({ kind: 'roots', bundle })
   }
 
   /** The tunnels of all workers. */
@@ -509,7 +509,7 @@ export class WorkerPool {
     }
   }
 
-  private tell(message: ToWorker): void {
+  private broadcast(message: ToWorker): void {
     for (const { thread } of this.members) if (thread !== undefined) send(thread, message)
   }
 

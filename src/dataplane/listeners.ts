@@ -14,7 +14,7 @@ import type { LocalListener, TunnelListener } from './listener-plan.ts'
 import type { WorkerSocket } from './protocol.ts'
 import {
   type AcceptOptions,
-  createSideEntrance,
+  createAdditionalListener,
   createTunnelServer,
   setDefaultCredential,
 } from './tunnel/accept.ts'
@@ -89,7 +89,7 @@ export class Listeners {
       const own = byName.get(name) ?? []
       surplus += Math.max(0, 2 * (own.length - 1))
       for (const [i, { fd }] of own.entries())
-        await this.listen(i === 0 ? server : createSideEntrance(server), fd, name)
+        await this.listen(i === 0 ? server : createAdditionalListener(server), fd, name)
     }
     return surplus
   }

@@ -27,8 +27,8 @@ import { type CertificatePair, endOf } from './tunnel/trust.ts'
 const MAX_RETIRED_PER_TICK = 100
 
 /**
- * A tunnel that ends within this time without a stream counts as a futile handshake; one that lives longer was kept for
- * later use. Milliseconds.
+ * A tunnel that ends within this time without a stream counts as an unsuccessful handshake; one that lives longer was
+ * kept for later use. Milliseconds.
  */
 const UNUSED_MS = 30_000
 
@@ -98,18 +98,18 @@ export class Sessions {
     const nowMs = performance.now()
     const ip = canonicalIp(socket.remoteAddress ?? '')
     const lane = this.options.accounts.of(peer.spiffeId, nowMs, ip ?? '').lane(destination, nowMs)
-    const barredMs = lane.barredForMs(nowMs, ip)
-    if (barredMs > 0)
+    const bannedMs = lane.bannedForMs(nowMs, ip)
+    if (bannedMs > 0)
       return new MeshError(
-        'HM_TUNNEL_BARRED',
-        `Refused ${peer.service} -> ${destination} from ${ip ?? 'there'} for ${Math.ceil(barredMs / 1_000)} s more: it broke the tunnel protocol too often`,
+        'HM_TUNNEL_BANNED',
+        `Refused ${peer.service} -> ${destination} from ${ip ?? 'there'} for ${Math.ceil(bannedMs / 1_000)} s more: it broke the tunnel protocol too often`,
       )
     if (!isTunnel) return undefined
     return this.accepted.rejectionReason({ peer, destination, lane, ip }, nowMs)
   }
 
   /** Accepts a peer. */
-  accept({ socket, peer, destination, own, isTunnel, wasFutile }: AcceptedPeer): void {
+  accept({ socket, peer, destination, own, isTunnel, noteUnsuccessful }: AcceptedPeer): void {
     const { settings, accounts, counters, onStream, onConnection } = this.options
     const certificates: CertificatePair = { peer, own: own.proof }
     const ip = canonicalIp(socket.remoteAddress ?? '')
@@ -138,7 +138,7 @@ export class Sessions {
         },
         onClosed: (reason) => {
           this.accepted.delete(inbound)
-          if (!isUsed && performance.now() - session.openedAtMs < UNUSED_MS) wasFutile()
+          if (!isUsed && performance.now() - session.openedAtMs < UNUSED_MS) noteUnsuccessful()
           this.noteClosed(reason)
         },
       },

@@ -56,7 +56,7 @@ const limitByCode: Partial<Record<string, LimitName>> = {
   HM_LIMIT_DESCRIPTORS: 'descriptors',
   HM_LIMIT_SESSIONS: 'tunnels',
   HM_TLS_TOO_MANY_HANDSHAKES: 'handshakes',
-  HM_TUNNEL_BARRED: 'barred',
+  HM_TUNNEL_BANNED: 'banned',
 }
 
 /** The parts of a worker, and its current state. */
@@ -162,7 +162,7 @@ class Worker {
         handshakeTimeoutMs: timeouts.handshakeMs,
         maxPending: limits.pendingHandshakes,
         guard,
-        strangers: accounts.of('handshakes under way', nowMs),
+        unauthenticated: accounts.of('handshakes under way', nowMs),
         until: (look, timeoutMs) => waiting.until(look, timeoutMs),
         rejectionReason: (accepted) => sessions.rejectionReason(accepted),
         onPeer: (accepted) => sessions.accept(accepted),

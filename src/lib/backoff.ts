@@ -41,14 +41,14 @@ export class Retry {
   }
 
   /** Makes a retry due at once; the failures still count. */
-  hurry(): void {
+  makeDue(): void {
     this.#atMs = Number.NEGATIVE_INFINITY
   }
 
   /** Resets after a success. */
   reset(): void {
     this.#failures = 0
-    this.hurry()
+    this.makeDue()
   }
 
   /** Whether the operation has failed since its last success. */

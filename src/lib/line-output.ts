@@ -152,7 +152,7 @@ const NEWLINE = Buffer.from('\n')
 
 const STANDARD_ERROR = 2
 
-/** Writes to standard error as {@link WriteBytes}; {@link neverWaitForStandardError} must have been called. */
+/** Writes to standard error as {@link WriteBytes}; {@link makeStandardErrorNonBlocking} must have been called. */
 export function writeStandardError(bytes: Uint8Array, offset: number): number {
   keepNonBlocking()
   return writeSync(STANDARD_ERROR, bytes, offset)
@@ -163,7 +163,7 @@ export function writeStandardError(bytes: Uint8Array, offset: number): number {
  * A pipe or terminal is opened again, because its mode is shared with other processes; a
  * socket cannot be. Where native calls are unavailable nothing changes.
  */
-export function neverWaitForStandardError(): void {
+export function makeStandardErrorNonBlocking(): void {
   try {
     const status = fstatSync(STANDARD_ERROR)
     if (!status.isFIFO() && !status.isCharacterDevice()) return

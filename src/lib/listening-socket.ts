@@ -139,7 +139,7 @@ export function keepAcceptedAlive(fd: number): void {
  * From now on no other user can bind a UDP socket to this address (SO_REUSEADDR).
  * @throws Error with the system's `code`.
  */
-export function shareAddressNoMore(fd: number): void {
+export function stopSharingAddress(fd: number): void {
   setOption(requireNativeCalls(PURPOSE), fd, SOL_SOCKET, SO_REUSEADDR, 0)
 }
 

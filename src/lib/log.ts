@@ -7,7 +7,7 @@
  */
 import { isMainThread } from 'node:worker_threads'
 import { pino } from 'pino'
-import { LineOutput, neverWaitForStandardError, writeStandardError } from './line-output.ts'
+import { LineOutput, makeStandardErrorNonBlocking, writeStandardError } from './line-output.ts'
 
 /** The only logging interface of the code; `fields` must hold no secrets. */
 export interface Log {
@@ -43,7 +43,7 @@ const MAX_LINE_CHARS = 16_384
  * @param onLost called for each line that could not be written
  */
 export function createLog(options: LogOptions, onLost: () => void = () => undefined): Log {
-  if (isMainThread) neverWaitForStandardError()
+  if (isMainThread) makeStandardErrorNonBlocking()
   const format = options.format === 'text' ? textFormat : jsonFormat(options.level)
   const output = new LineOutput({
     write: writeStandardError,

@@ -145,7 +145,7 @@ export const problemCodes = {
     cause: 'An intention has a part that hostmesh cannot obey; it is taken as deny.',
     hint: 'Write it without the part that the message names: docs/limits.md has what is obeyed',
   },
-  HM_LIMIT_CALLERS_BARRED: {
+  HM_LIMIT_CALLERS_BANNED: {
     cause:
       'A caller breaks the tunnel protocol again and again; its handshakes are refused for a while.',
     hint: 'See what runs with that identity; if it is no attack, update hostmesh there',

@@ -99,7 +99,7 @@ export const workerColumns = {
     'Streams, connections and handshakes refused or broken off because a caller had its share of something',
     {
       label: 'limit',
-      values: ['barred', 'descriptors', 'handshakes', 'memory', 'streams', 'tunnels'],
+      values: ['banned', 'descriptors', 'handshakes', 'memory', 'streams', 'tunnels'],
     },
   ),
   heldBytes: connections.gauge(
@@ -110,8 +110,8 @@ export const workerColumns = {
     'hostmesh_connection_descriptors',
     'File descriptors that connections, tunnels and handshakes have',
   ),
-  barredCallers: connections.gauge(
-    'hostmesh_barred_callers',
+  bannedCallers: connections.gauge(
+    'hostmesh_banned_callers',
     'Callers that are refused at the handshake for now, by destination and worker, for breaking the tunnel protocol too often',
   ),
   tunnelHandshakes: tunnels.count(

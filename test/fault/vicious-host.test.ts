@@ -31,7 +31,7 @@ const attacks: readonly Attack[] = [
   {
     mode: 'tinycredit',
     identities: 10,
-    problem: 'HM_LIMIT_CALLERS_BARRED',
+    problem: 'HM_LIMIT_CALLERS_BANNED',
     judge: ({ sessions, thrownOut }) => {
       assert.ok(sessions >= 10, `it had ${sessions} sessions`)
       assert.ok(thrownOut > 20, `it was thrown out ${thrownOut} times`)

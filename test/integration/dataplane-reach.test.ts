@@ -59,7 +59,7 @@ function reach(ports: readonly number[], action: 'allow' | 'deny' = 'allow') {
     source: 'web',
     account,
     from: undefined,
-    wanted: undefined,
+    originalDestination: undefined,
     startedMs: performance.now(),
   }
   const [cluster] = snapshot.services.get('db')!.clusters

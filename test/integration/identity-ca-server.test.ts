@@ -605,7 +605,7 @@ describe('the server refuses', () => {
 
   test('more calls than an address may make', async () => {
     await using fixture = await Fixture.create({
-      limits: { strangerCalls: { burst: 2, perSecond: 0 } },
+      limits: { unauthenticatedCalls: { burst: 2, perSecond: 0 } },
     })
     const call = (): Promise<string> => rawCall(fixture, GET_BUNDLE.replace('bundle', 'roots'))
     assert.match(await call(), /200 OK/)
@@ -615,7 +615,7 @@ describe('the server refuses', () => {
 
   test('as many calls of a caller who brings a certificate of his own making', async () => {
     await using fixture = await Fixture.create({
-      limits: { strangerCalls: { burst: 2, perSecond: 0 } },
+      limits: { unauthenticatedCalls: { burst: 2, perSecond: 0 } },
     })
     const { credential } = await fixture.enroll()
     const stranger = makeLeaf(makeAuthority())

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { test } from 'node:test'
-import { judgeReload } from '../../src/cli/reload.ts'
+import { reloadResult } from '../../src/cli/reload.ts'
 import { hostmesh, scriptedView, startScripted, wellStatus } from './admin-fixtures.ts'
 
 const never = { count: 0, state: 'none', reason: null, earlierConnections: null } as const
@@ -22,14 +22,14 @@ async function mortal(): Promise<{ pid: number } & Disposable> {
 test('what an answer says of a reload', () => {
   const before = { pid: 1, reload: { ...never, count: 2, state: 'done' } } as const
   const of = (pid: number, count: number, state: 'running' | 'done' | 'failed' | 'none') =>
-    judgeReload(before, { pid, reload: { ...never, count, state } })
+    reloadResult(before, { pid, reload: { ...never, count, state } })
   assert.equal(of(1, 2, 'done'), 'under way', 'the signal has not come yet')
   assert.equal(of(1, 3, 'running'), 'under way')
   assert.equal(of(1, 3, 'failed'), 'failed')
   assert.equal(of(9, 3, 'running'), 'under way', 'the successor has the socket')
   assert.equal(of(9, 3, 'done'), 'done')
   assert.equal(of(9, 0, 'none'), 'lost', 'somebody has started it anew')
-  assert.equal(judgeReload({ pid: 1 }, { pid: 9 }), 'lost')
+  assert.equal(reloadResult({ pid: 1 }, { pid: 9 }), 'lost')
 })
 
 test('a daemon that somebody has started anew meanwhile is no successor', async () => {

@@ -84,7 +84,7 @@ export async function openTunnelPort(
       { maxPending: 100, maxPendingOfAll: 1_000, ratePerSecond: 1_000, burst: 4_000 },
       performance.now(),
     ),
-    strangers: looseAccount(),
+    unauthenticated: looseAccount(),
     until: (look) => Promise.resolve(look()),
     rejectionReason: () => undefined,
     onPeer: (peer) => {
@@ -346,7 +346,7 @@ export function looseConnection(stage: Open): Connection {
     source: 'web',
     account: looseAccount(),
     from: undefined,
-    wanted: undefined,
+    originalDestination: undefined,
     stage,
     descriptors: 0,
     openedAtMs: Date.now(),

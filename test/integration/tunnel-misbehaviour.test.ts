@@ -314,10 +314,10 @@ test('of 10,000 streams opened and reset in one write some are looked at, and al
   assert.ok(end.streams.every(({ isClosed, heldBytes }) => isClosed && heldBytes === 0))
 })
 
-test('a peer that opens and resets without end is thrown out, and barred the third time', async () => {
+test('a peer that opens and resets without end is thrown out, and banned the third time', async () => {
   const lane = looseLane()
   for (let session = 1; session <= 3; session += 1) {
-    assert.equal(lane.barredForMs(performance.now(), undefined), 0)
+    assert.equal(lane.bannedForMs(performance.now(), undefined), 0)
     await using tunnel = await rawTunnel('acceptor', { lane })
     const { end, peer } = tunnel
     for (let id = 1; !end.session.isRetired; ) {
@@ -329,9 +329,9 @@ test('a peer that opens and resets without end is thrown out, and barred the thi
     }
     assert.equal((await end.closed).code, 'HM_TUNNEL_FLOOD')
   }
-  assert.ok(lane.barredForMs(performance.now(), undefined) > 0)
+  assert.ok(lane.bannedForMs(performance.now(), undefined) > 0)
   const other = lane.account.lane('another destination', performance.now())
-  assert.equal(other.barredForMs(performance.now(), undefined), 0)
+  assert.equal(other.bannedForMs(performance.now(), undefined), 0)
 })
 
 test('an aborted stream that stood is no futile one: 2,000 of them after another change nothing', async () => {

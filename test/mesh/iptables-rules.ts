@@ -440,7 +440,7 @@ export function testRules(variant: Variant): void {
       assert.equal(await savedRules(run), pristine)
     })
 
-    test('upkeep restores rules and sets that others flushed, and counts it', async () => {
+    test('the maintenance loop restores rules and sets that others flushed, and counts it', async () => {
       await using kept = createCapture({
         run,
         backend,
@@ -494,7 +494,7 @@ export function testRules(variant: Variant): void {
       for (const tool of ['iptables', 'ip6tables']) await run(tool, ['-t', 'nat', '-F', 'OUTPUT'])
       tell()
       await eventually(() => assert.equal(flushesAgain, false))
-      // It looks after the upkeep has done what it does.
+      // It looks after the maintenance loop has done its work.
       const { inSync, repairs } = await kept.show()
       assert.deepEqual({ inSync, repairs }, { inSync: true, repairs: 2 })
       await kept.clear()

@@ -28,7 +28,7 @@ test('a thing that failed is due again after its wait, and at once when it works
   clock.pass(1)
   assert.deepEqual([retry.isDue, retry.isFailing], [true, true])
   assert.equal(retry.failed({ minMs: 5, maxMs: 10 }), 10, 'a failure of another kind')
-  retry.hurry()
+  retry.makeDue()
   assert.deepEqual([retry.isDue, retry.isFailing], [true, true])
   assert.equal(retry.failed(), 1_000, 'it has failed three times before')
   retry.reset()

@@ -1,5 +1,5 @@
 /**
- * Which of the kernel's messages wake the upkeep of capture, and how the held guard writes commands.
+ * Which of the kernel's messages wake the maintenance loop of capture, and how the held guard writes commands.
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'

@@ -94,15 +94,15 @@ describe('the owner of tables', () => {
     ports.update(holding())
     const many = Array.from({ length: 200_000 }, (_, index) => `10.0.0.1 . ${index}`)
     mesh.update(holding(many))
-    assert.equal(owner.isWornOut, false)
+    assert.equal(owner.mustBeReplaced, false)
     // Each of them adds what the one before has deleted.
-    for (let turn = 0; turn < 4 && !owner.isWornOut; turn += 1) {
+    for (let turn = 0; turn < 4 && !owner.mustBeReplaced; turn += 1) {
       mesh.update(holding(many.slice(0, 50_000)))
       mesh.update(holding(many))
     }
-    assert.equal(owner.isWornOut, true)
+    assert.equal(owner.mustBeReplaced, true)
     owner.replace()
-    assert.equal(owner.isWornOut, false)
+    assert.equal(owner.mustBeReplaced, false)
     await settle()
     const told = started[1]?.told.join('') ?? ''
     assert.match(told, /add table inet ports_2 /)

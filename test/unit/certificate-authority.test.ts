@@ -361,7 +361,7 @@ test('revoking a host lists every certificate of it that has not expired, across
   fixture.reopen()
   assert.deepEqual(fixture.authority.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
   fixture.clock.pass(DAY_MS + HOUR_MS)
-  fixture.authority.upkeep()
+  fixture.authority.maintain()
   assert.deepEqual(
     fixture.authority.bundle.revoked,
     [ofA, a.certificate.serialNumber].toSorted(),
@@ -376,7 +376,7 @@ test('a clock of the CA that was years ahead for a while has cost no revocation'
   const ofA = serialOf(await fixture.authority.sign(a, 'web', csr()))
   fixture.authority.revoke({ host: 'a' })
   fixture.clock.pass(2_000 * DAY_MS)
-  fixture.authority.upkeep()
+  fixture.authority.maintain()
   fixture.reopen()
   fixture.clock.setWall(fixture.nowMs - 2_000 * DAY_MS)
   assert.deepEqual(fixture.authority.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
@@ -390,14 +390,14 @@ test('of more than a thousand revocations the oldest go, a day after their certi
   let last = ''
   for (let i = 0; i < 1_000; i += 1) last = serialOf(await fixture.authority.sign(a, 'web', csr()))
   fixture.authority.revoke({ host: 'a' })
-  fixture.authority.upkeep()
+  fixture.authority.maintain()
   assert.equal(
     fixture.authority.bundle.revoked.length,
     1_002,
     'none has ended, and the host has one itself',
   )
   fixture.clock.pass(2 * DAY_MS + HOUR_MS)
-  fixture.authority.upkeep()
+  fixture.authority.maintain()
   assert.equal(fixture.authority.bundle.revoked.length, 1_001, 'that of the host has not ended')
   assert.ok(!fixture.authority.bundle.revoked.includes(first))
   assert.ok(fixture.authority.bundle.revoked.includes(last))
@@ -435,7 +435,7 @@ test('a host certificate that was revoked by its serial number cannot be renewed
   const stolen = new X509Certificate(fixture.authority.enroll({ ...token, csr: request }, 'here'))
   fixture.authority.revoke({ serial: stolen.serialNumber })
   for (let day = 0; day < 4; day += 1) {
-    fixture.authority.upkeep()
+    fixture.authority.maintain()
     assert.throws(() => fixture.authority.identifyHost(stolen, { mayHaveExpired: true }), {
       code: 'HM_CA_HOST_REFUSED',
     })

@@ -117,14 +117,14 @@ test('there is a policy for exactly the local services with a target whose rules
 })
 
 test('a host that insists on deny denies where no intention matches, whatever the catalog says', () => {
-  for (const [defaultPolicy, insistsOnDeny, expected] of [
+  for (const [defaultPolicy, forcesDefaultDeny, expected] of [
     ['allow', false, 'allow'],
     ['allow', true, 'deny'],
     ['deny', true, 'deny'],
     ['deny', false, 'deny'],
   ] as const) {
     const policies = new Map([['db', { destination: 'db', intentions: [], defaultPolicy }]])
-    const given = input({ localServices: [local('db')], policies, insistsOnDeny })
+    const given = input({ localServices: [local('db')], policies, forcesDefaultDeny })
     const { snapshot } = compile(given, nothingCompiled)
     assert.equal(snapshot.policies.get('db')?.defaultPolicy, expected)
   }

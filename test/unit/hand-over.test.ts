@@ -1,14 +1,14 @@
 /** The order of a hand-over, with a daemon and a successor that write down what is asked of them. */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { handOver, type Incumbent, type Successor } from '../../src/daemon/hand-over.ts'
+import { handOver, type Predecessor, type Successor } from '../../src/daemon/hand-over.ts'
 import { errorCode } from '../../src/lib/errors.ts'
 
 const LIMITS = { prepareMs: 50, takeOverMs: 50, signal: new AbortController().signal }
 const never = new Promise<never>(() => undefined)
 
 function script(parts: { readonly prepared?: Promise<void>; readonly takeOver?: Promise<void> }): {
-  readonly incumbent: Incumbent
+  readonly incumbent: Predecessor
   readonly successor: Successor
   readonly said: string[]
 } {

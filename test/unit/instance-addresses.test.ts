@@ -126,8 +126,11 @@ test('a host that carries nothing any more lets go of all that is permissive, fo
     ['web', [web]],
     ['cache', [cache]],
   ])
-  assert.deepEqual(instanceSets([db], { permissive: ['db', 'web'], dormant, carries: false }), {
-    captured: [cache],
-    permitted: [...db.addresses, web],
-  })
+  assert.deepEqual(
+    instanceSets([db], { permissive: ['db', 'web'], dormant, acceptsConnections: false }),
+    {
+      captured: [cache],
+      permitted: [...db.addresses, web],
+    },
+  )
 })

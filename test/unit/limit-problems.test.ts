@@ -118,20 +118,20 @@ test('the shortage of several workers is one problem, with the sums of those tha
   assert.match(problems[0]?.message ?? '', /245 of 300 are in use.* most had web: 155$/)
 })
 
-test('callers that are barred are named with their destination, the first three of a worker', () => {
+test('callers that are banned are named with their destination, the first three of a worker', () => {
   const { accounts } = makeAccounts()
-  const bar = (caller: string, destination: string): void => {
+  const ban = (caller: string, destination: string): void => {
     const lane = accounts.of(caller, 0).lane(destination, 0)
-    for (let i = 0; i < 3; i += 1) lane.strike(0, undefined)
+    for (let i = 0; i < 3; i += 1) lane.noteViolation(0, undefined)
   }
-  bar('b', 'db')
+  ban('b', 'db')
   const { watch, read } = watchOf(accounts)
   const one = watch.take(1_000)
-  assert.equal(read().barredCallers, 1)
+  assert.equal(read().bannedCallers, 1)
   const [problem] = limitProblems([one, one])
-  assert.equal(problem?.code, 'HM_LIMIT_CALLERS_BARRED')
+  assert.equal(problem?.code, 'HM_LIMIT_CALLERS_BANNED')
   assert.match(problem?.message ?? '', /: b at db$/)
-  for (const caller of ['c', 'd', 'e', 'f']) bar(caller, 'db')
+  for (const caller of ['c', 'd', 'e', 'f']) ban(caller, 'db')
   assert.match(
     limitProblems([watch.take(1_500)])[0]?.message ?? '',
     /: b at db, c at db, d at db and 2 more$/,

@@ -19,7 +19,7 @@ const service: LocalService = {
 const caller = {
   service: 'web',
   address: { ip: '10.0.0.1', port: 40_000 },
-  wanted: { ip: '240.0.0.10', port: 80 },
+  originalDestination: { ip: '240.0.0.10', port: 80 },
 }
 const withHeader: LocalService = { ...service, delivery: { from: undefined, proxyHeader: true } }
 
@@ -65,7 +65,10 @@ test('the header has both addresses and the name of the calling service, as the 
 })
 
 test('addresses of both families are written as IPv6, and without the caller’s address none is claimed', () => {
-  const mixed = localDial(withHeader, { ...caller, wanted: { ip: 'fd00::1', port: 80 } })?.header
+  const mixed = localDial(withHeader, {
+    ...caller,
+    originalDestination: { ip: 'fd00::1', port: 80 },
+  })?.header
   assert.equal(mixed?.[13], 0x21)
   const unknown = localDial(withHeader, { ...caller, address: undefined })?.header
   assert.deepEqual([unknown?.[12], unknown?.[13]], [0x20, 0x00])
@@ -76,9 +79,9 @@ test('addresses of both families are written as IPv6, and without the caller’s
   )
 })
 
-test('a caller that dialed a local port is said to have wanted the application', () => {
+test('a caller that dialed a local port is said to have originalDestination the application', () => {
   const header = Buffer.from(
-    localDial(withHeader, { ...caller, wanted: undefined })?.header ?? [],
+    localDial(withHeader, { ...caller, originalDestination: undefined })?.header ?? [],
   ).toString('hex')
   assert.ok(header.includes('7f0000019c401f90'), header)
 })

@@ -15,12 +15,12 @@ describe('opening', () => {
     let refused = 0
     for (let nowMs = 0; nowMs < 60_000; nowMs += 5) {
       if (!lane.mayOpen(nowMs)) refused += 1
-      lane.wasReset(nowMs)
+      lane.noteReset(nowMs)
       if (nowMs % 10_000 !== 0) continue
       // A burst that stands, of which some hundred are given up before.
       for (let i = 0; i < 8_000; i += 1) {
         if (!lane.mayOpen(nowMs)) refused += 1
-        if (i % 20 === 0) lane.wasFutile(nowMs)
+        if (i % 20 === 0) lane.noteUnsuccessful(nowMs)
       }
     }
     assert.equal(refused, 0)
@@ -36,7 +36,7 @@ describe('opening', () => {
         const nowMs = second * 1_000 + i / 20
         if (!lane.mayOpen(nowMs)) continue
         taken += 1
-        lane.wasFutile(nowMs)
+        lane.noteUnsuccessful(nowMs)
       }
       looked.push(taken)
     }
@@ -48,7 +48,7 @@ describe('opening', () => {
     const { accounts } = makeAccounts()
     const web = accounts.of('web', 0)
     const lane = web.lane('db', 0)
-    for (let i = 0; i < 5_000; i += 1) lane.wasFutile(0)
+    for (let i = 0; i < 5_000; i += 1) lane.noteUnsuccessful(0)
     assert.equal(lane.mayOpen(0), false)
     assert.equal(web.lane('api', 0).mayOpen(0), true)
     assert.equal(accounts.of('shop', 0).lane('db', 0).mayOpen(0), true)
@@ -69,51 +69,51 @@ describe('violations', () => {
   const HERE = '10.0.0.1'
   const THERE = '10.0.0.2'
 
-  test('the third bars, each further one for twice as long, and peace is forgiveness', () => {
+  test('the third bans, each further one for twice as long, and they are forgotten after a time without one', () => {
     const { accounts } = makeAccounts()
     const lane = accounts.of('web', 0).lane('db', 0)
-    lane.strike(1_000, HERE)
-    lane.strike(1_000, HERE)
-    assert.equal(lane.barredForMs(1_000, HERE), 0)
-    lane.strike(1_000, HERE)
-    assert.equal(lane.barredForMs(1_000, HERE), 5_000)
+    lane.noteViolation(1_000, HERE)
+    lane.noteViolation(1_000, HERE)
+    assert.equal(lane.bannedForMs(1_000, HERE), 0)
+    lane.noteViolation(1_000, HERE)
+    assert.equal(lane.bannedForMs(1_000, HERE), 5_000)
     assert.equal(accounts.tick(1_000).length, 1)
-    assert.equal(lane.barredForMs(6_000, HERE), 0)
-    lane.strike(6_000, HERE)
-    assert.equal(lane.barredForMs(6_000, HERE), 10_000)
+    assert.equal(lane.bannedForMs(6_000, HERE), 0)
+    lane.noteViolation(6_000, HERE)
+    assert.equal(lane.bannedForMs(6_000, HERE), 10_000)
     let at = 16_000
     for (let further = 0; further < 20; further += 1) {
-      lane.strike(at, HERE)
-      at += lane.barredForMs(at, HERE)
+      lane.noteViolation(at, HERE)
+      at += lane.bannedForMs(at, HERE)
     }
-    lane.strike(at, HERE)
-    assert.equal(lane.barredForMs(at, HERE), 300_000)
-    lane.strike(at + 600_001, HERE)
-    assert.equal(lane.barredForMs(at + 600_001, HERE), 0)
+    lane.noteViolation(at, HERE)
+    assert.equal(lane.bannedForMs(at, HERE), 300_000)
+    lane.noteViolation(at + 600_001, HERE)
+    assert.equal(lane.bannedForMs(at + 600_001, HERE), 0)
   })
 
-  test('those of sessions that were open when the bar came down do not make it longer', () => {
+  test('those of sessions that were open when the ban began do not make it longer', () => {
     const { accounts } = makeAccounts()
     const lane = accounts.of('web', 0).lane('db', 0)
-    for (let i = 0; i < 60; i += 1) lane.strike(1_000 + i, HERE)
-    assert.equal(lane.barredForMs(1_060, HERE), 5_002 - 60)
+    for (let i = 0; i < 60; i += 1) lane.noteViolation(1_000 + i, HERE)
+    assert.equal(lane.bannedForMs(1_060, HERE), 5_002 - 60)
   })
 
-  test('bar the address that they came from, and no other host of the service', () => {
+  test('ban the address that they came from, and no other host of the service', () => {
     const { accounts } = makeAccounts()
     const lane = accounts.of('web', 0).lane('db', 0)
-    for (let i = 0; i < 3; i += 1) lane.strike(1_000, HERE)
-    assert.equal(lane.barredForMs(1_000, THERE), 0)
-    assert.ok(lane.isBarred(1_000))
+    for (let i = 0; i < 3; i += 1) lane.noteViolation(1_000, HERE)
+    assert.equal(lane.bannedForMs(1_000, THERE), 0)
+    assert.ok(lane.isBanned(1_000))
   })
 
   test('from more addresses than are remembered count as one', () => {
     const { accounts } = makeAccounts()
     const lane = accounts.of('web', 0).lane('db', 0)
-    for (let i = 0; i < 256; i += 1) lane.strike(1_000, `10.1.0.${i}`)
-    for (let i = 0; i < 3; i += 1) lane.strike(1_000, `10.2.0.${i}`)
-    assert.equal(lane.barredForMs(1_000, '10.3.0.1'), 5_000)
-    assert.equal(lane.barredForMs(1_000, '10.1.0.7'), 0)
+    for (let i = 0; i < 256; i += 1) lane.noteViolation(1_000, `10.1.0.${i}`)
+    for (let i = 0; i < 3; i += 1) lane.noteViolation(1_000, `10.2.0.${i}`)
+    assert.equal(lane.bannedForMs(1_000, '10.3.0.1'), 5_000)
+    assert.equal(lane.bannedForMs(1_000, '10.1.0.7'), 0)
   })
 })
 
@@ -183,7 +183,7 @@ test('callers that have gone are forgotten, those that have or owe something are
   const { accounts } = makeAccounts()
   accounts.of('gone', 0).mayOpen(0)
   accounts.of('holds', 0).hold(1)
-  accounts.of('struck', 0).lane('db', 0).strike(0, undefined)
+  accounts.of('struck', 0).lane('db', 0).noteViolation(0, undefined)
   accounts.shared.sessions.add(accounts.of('open', 0).places, 1)
   accounts.tick(0)
   assert.equal(accounts.size, 4)

@@ -40,7 +40,7 @@ test('who makes handshakes that come to nothing is turned away long before who m
     for (let done = 0; done < 1_000; done += 1) {
       const address = guard.enter(ip, 0)
       if (address === undefined) return done
-      if (isFutile) guard.wasFutile(address, 0)
+      if (isFutile) guard.noteUnsuccessful(address, 0)
       guard.leave(address)
     }
     return 1_000
@@ -58,7 +58,7 @@ test('what was under way when the others came to nothing is paid for, too', () =
   )
   const under = Array.from({ length: 150 }, () => enter(guard, '10.0.0.1', 0))
   for (const address of under) {
-    guard.wasFutile(address, 0)
+    guard.noteUnsuccessful(address, 0)
     guard.leave(address)
   }
   assert.equal(guard.enter('10.0.0.1', 2_500), undefined)

@@ -79,10 +79,10 @@ export interface CaptureBackend {
   /** Updates only what depends on cgroups: the same workloads, but units have restarted. */
   renew(resolved: ResolvedPlan): Promise<void>
   /**
-   * Sets whether an upkeep renews the rules when a unit starts. If so, connections of a newly started process are
-   * delayed until then; otherwise they are refused where the process may be a workload.
+   * Sets whether a maintenance loop renews the rules when a unit starts. If so, connections of a newly started process
+   * are delayed until then; otherwise they are refused where the process may be a workload.
    */
-  setUpkeep(isKept: boolean): Promise<void>
+  setMaintained(isKept: boolean): Promise<void>
   /** Replaces all addresses that the sets hold. */
   setAddresses(addresses: MeshAddresses): Promise<void>
   /** The first difference from the plan, in words; undefined when there is none. */

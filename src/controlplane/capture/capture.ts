@@ -24,12 +24,12 @@ import { backends, selectBackend } from './backends.ts'
 import { createCommandRunner, ignoreMissingTool, type RunCommand } from './command.ts'
 import { HeldGuard } from './held-guard.ts'
 import type { WatchKernel } from './kernel-changes.ts'
+import { type Maintenance, pauseAfterCheckMs, startMaintenance } from './maintenance.ts'
 import { guardOf, readCaptured } from './nft-guard.ts'
 import { nftObstacle } from './nft-obstacle.ts'
 import { clearRouting } from './routing.ts'
 import type { CapturePlan, Family } from './rules.ts'
 import type { TableOwner } from './table-owner.ts'
-import { pauseAfterLookMs, startUpkeep, type Upkeep } from './upkeep.ts'
 import {
   cgroupParents,
   findCgroupRoot,
@@ -80,7 +80,7 @@ export interface CaptureState {
   readonly problems: readonly Problem[]
 }
 
-/** The condition of capture as the upkeep last saw it. */
+/** The condition of capture as the maintenance loop last saw it. */
 export interface CaptureCondition {
   /** Whether the rules match the plan; undefined before apply(). */
   readonly inSync: boolean | undefined
@@ -103,7 +103,7 @@ export interface ClearReport {
   readonly notes: readonly string[]
 }
 
-/** Capture of this host. Disposing it stops the upkeep and leaves the rules in place. */
+/** Capture of this host. Disposing it stops the maintenance loop and leaves the rules in place. */
 export interface Capture extends AsyncDisposable {
   /**
    * Makes the kernel capture as planned. A workload that does not exist (yet) is left out and
@@ -114,14 +114,14 @@ export interface Capture extends AsyncDisposable {
   updateAddresses(addresses: MeshAddresses): Promise<void>
   /**
    * No daemon accepts new connections from now on: those of newly started processes are refused instead of delayed. The
-   * upkeep continues until this is disposed, because open connections still depend on the rules.
+   * maintenance continues until this is disposed, because open connections still depend on the rules.
    */
   suspend(): Promise<void>
   /** Removes only our rules, chains, sets and routes, including those of a dead daemon. */
   clear(): Promise<ClearReport>
   /** The state in the kernel, compared with the given plan, or with the plan that this process applied. */
   show(plan?: CapturePlan): Promise<CaptureState>
-  /** The condition as the upkeep last saw it, without I/O. */
+  /** The condition as the maintenance loop last saw it, without I/O. */
   condition(): CaptureCondition
   /** What does not work now; empty when there are no problems. */
   problems(): readonly Problem[]
@@ -168,10 +168,10 @@ class KernelCapture implements Capture {
   #queue: Promise<unknown> = Promise.resolve()
   #resolved: ResolvedPlan | undefined
   #addresses: MeshAddresses | undefined
-  #upkeepProblem: Problem | undefined
+  #maintenanceProblem: Problem | undefined
   #repairs = 0
   #lastRepair: string | undefined
-  #upkeep: Upkeep | undefined
+  #maintenance: Maintenance | undefined
   #held: HeldGuard | undefined
   #canHold = false
   #isChanging = false
@@ -200,7 +200,7 @@ class KernelCapture implements Capture {
         await this.#applyFirst(plan, cgroupRoot)
       } finally {
         // A failed apply is tried again, unless the caller gives up.
-        if (maintain !== undefined) this.#startUpkeep(maintain, plan, cgroupRoot)
+        if (maintain !== undefined) this.#startMaintenance(maintain, plan, cgroupRoot)
       }
     })
   }
@@ -212,12 +212,12 @@ class KernelCapture implements Capture {
       this.#options.maintain?.owner !== undefined &&
       (this.#chosen.kind === 'nftables' || (await nftObstacle(this.#run, cgroupRoot)) === undefined)
     if (this.#addresses !== undefined) await this.#backend().setAddresses(this.#addresses)
-    await this.#backend().setUpkeep(this.#options.maintain !== undefined)
+    await this.#backend().setMaintained(this.#options.maintain !== undefined)
     await this.#applyPlan(plan, cgroupRoot)
     if (!this.#isAlone) await this.#clearOthers()
     this.#isAlone = true
     this.#inSync = true
-    this.#upkeepProblem = undefined
+    this.#maintenanceProblem = undefined
   }
 
   updateAddresses(addresses: MeshAddresses): Promise<void> {
@@ -231,17 +231,17 @@ class KernelCapture implements Capture {
 
   suspend(): Promise<void> {
     return this.#exclusive(async () => {
-      if (this.#chosen !== undefined) await this.#change(() => this.#backend().setUpkeep(false))
+      if (this.#chosen !== undefined) await this.#change(() => this.#backend().setMaintained(false))
     })
   }
 
   clear(): Promise<ClearReport> {
-    this.#stopUpkeep()
+    this.#stopMaintenance()
     return this.#exclusive(async () => {
       this.#release()
       this.#resolved = undefined
       this.#chosen = undefined
-      this.#upkeepProblem = undefined
+      this.#maintenanceProblem = undefined
       const notes: string[] = []
       let removed = false
       for (const backend of Object.values(this.#backends))
@@ -301,13 +301,13 @@ class KernelCapture implements Capture {
   }
 
   problems(): readonly Problem[] {
-    const upkeep = this.#upkeepProblem === undefined ? [] : [this.#upkeepProblem]
+    const maintenance = this.#maintenanceProblem === undefined ? [] : [this.#maintenanceProblem]
     const own = this.#chosen === undefined ? [] : this.#backend().problems()
-    return [...(this.#resolved?.problems ?? []), ...own, ...upkeep]
+    return [...(this.#resolved?.problems ?? []), ...own, ...maintenance]
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#stopUpkeep()
+    this.#stopMaintenance()
     await this.#queue
     this.#release()
   }
@@ -325,9 +325,9 @@ class KernelCapture implements Capture {
       addresses: this.#addresses ?? { instances: [], permitted: [] },
       by: backendTraits[this.#backend().kind].divertsBy,
     }
-    const isNew = !held.isHeld || owner.isWornOut
+    const isNew = !held.isHeld || owner.mustBeReplaced
     const open = isNew ? await readCaptured(this.#run, resolved.plan, given) : []
-    if (owner.isWornOut) owner.replace()
+    if (owner.mustBeReplaced) owner.replace()
     held.update((table) => guardOf(resolved, { ...given, table }), open)
   }
 
@@ -407,36 +407,36 @@ class KernelCapture implements Capture {
     }
   }
 
-  #startUpkeep(
+  #startMaintenance(
     every: NonNullable<CaptureOptions['maintain']>,
     plan: CapturePlan,
     root: string | undefined,
   ): void {
-    this.#stopUpkeep()
-    const upkeep = startUpkeep({
+    this.#stopMaintenance()
+    const maintenance = startMaintenance({
       folders: cgroupParents(plan, root),
       everyMs: every.cgroupEveryMs,
       watch: every.watch,
       isOwn: () => this.#isChanging || performance.now() - this.#changedAt < OWN_ECHO_MS,
       pass: (sinceVerifyMs, isChanged) =>
         this.#exclusive(async () => {
-          if (this.#upkeep !== upkeep) return false
+          if (this.#maintenance !== maintenance) return false
           const isHeard =
             this.#resolved !== undefined &&
             backends[this.#backend().kind].hearsChanges &&
             every.watch !== undefined
           const dueMs = isHeard
-            ? Math.max(every.verifyEveryMs, pauseAfterLookMs(this.#lookMs))
+            ? Math.max(every.verifyEveryMs, pauseAfterCheckMs(this.#lookMs))
             : Math.min(every.verifyEveryMs, UNHEARD_LOOK_MS)
           return await this.#keep(plan, root, isChanged || sinceVerifyMs >= dueMs)
         }),
     })
-    this.#upkeep = upkeep
+    this.#maintenance = maintenance
   }
 
-  #stopUpkeep(): void {
-    this.#upkeep?.stop()
-    this.#upkeep = undefined
+  #stopMaintenance(): void {
+    this.#maintenance?.stop()
+    this.#maintenance = undefined
   }
 
   /**
@@ -461,11 +461,11 @@ class KernelCapture implements Capture {
         this.#counts = await this.#backend().counts()
         this.#lookMs = performance.now() - beganAt
       }
-      this.#upkeepProblem = undefined
+      this.#maintenanceProblem = undefined
     } catch (error) {
       const message = `Capture rules could not be kept in place: ${describeError(error)}`
       this.#inSync = false
-      this.#upkeepProblem = Problem.of(error, 'HM_CAPTURE_FAILED', { message })
+      this.#maintenanceProblem = Problem.of(error, 'HM_CAPTURE_FAILED', { message })
       this.#log.error(message, { code: errorCode(error) })
     }
     return isDue
@@ -487,7 +487,7 @@ class KernelCapture implements Capture {
       this.#log.warn('Capture rules were changed by another program; applied again', { drift })
       // A program that changes much (a firewall reload) may not be finished, and its changes are taken for our own.
       await sleep(OWN_ECHO_MS)
-      if (this.#upkeep === undefined) return
+      if (this.#maintenance === undefined) return
     }
     // The nft process that holds the guard may have been killed.
     if (this.#held?.isHeld !== true) await this.#hold()

@@ -65,7 +65,7 @@ export class IptablesBackend implements CaptureBackend {
   #routeProblems: readonly Problem[] = []
   /** Native filters of other programs that drop diverted traffic. */
   #blocking: readonly Problem[] = []
-  /** Whether an upkeep renews the rules when a unit starts. */
+  /** Whether a maintenance loop renews the rules when a unit starts. */
   #isKept = false
 
   constructor(run: RunCommand, log: Log, settings: BackendSettings) {
@@ -88,7 +88,7 @@ export class IptablesBackend implements CaptureBackend {
     } else await this.#applyRules(resolved)
   }
 
-  async setUpkeep(isKept: boolean): Promise<void> {
+  async setMaintained(isKept: boolean): Promise<void> {
     if (this.#isKept === isKept) return
     this.#isKept = isKept
     if (this.#resolved !== undefined) await this.#renewUnits(this.#resolved)
@@ -160,7 +160,7 @@ export class IptablesBackend implements CaptureBackend {
     present: readonly TableRules[],
   ): string | undefined {
     const difference = firstDifference(this.#rulesOf(resolved, family), present)
-    // The rules may be those of another process, with or without an upkeep.
+    // The rules may be those of another process, with or without a maintenance loop.
     if (difference === undefined || this.#resolved !== undefined) return difference
     const others = this.#rulesOf(resolved, family, !this.#isKept)
     return firstDifference(others, present) === undefined ? undefined : difference

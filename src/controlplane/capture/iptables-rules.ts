@@ -8,8 +8,8 @@
  *                       -> HOSTMESH_LOCAL: one REDIRECT per cgroup or user, then the default identity
  *     nat PREROUTING  HOSTMESH_PREROUTING: the same for containers -> HOSTMESH_SOURCE: by address
  *     filter          what nat has diverted goes to loopback here; what still goes to a mesh address was not: the guard
- *       OUTPUT          HOSTMESH_VIRTUAL, HOSTMESH_GUARD: refuse traffic of workloads; HOSTMESH_LISTENERS: diverted traffic
- *                       goes to the port of its present caller; HOSTMESH_FLUSHED: another program has emptied the sets
+ *       OUTPUT          HOSTMESH_VIRTUAL, HOSTMESH_GUARD: refuse traffic of workloads; HOSTMESH_LISTENERS: diverted
+ *                       traffic goes to the port of its present caller; HOSTMESH_FLUSHED: another program has emptied the sets
  *       INPUT           HOSTMESH_INPUT: capture ports belong to the daemon, whatever process listens there
  *       FORWARD         HOSTMESH_REJECT, HOSTMESH_FORWARD, HOSTMESH_STALLED: the guard of containers
  */
@@ -57,7 +57,7 @@ export type SetKind = keyof typeof setNames
 export interface IptablesSettings {
   /** The cgroups above workloads, and all cgroups beside them. */
   readonly cgroups: readonly KnownCgroup[]
-  /** Whether connections of a newly started process are delayed until the upkeep has identified it; else refused. */
+  /** Whether connections of a newly started process wait until the maintenance loop has identified it; else refused. */
   readonly waits: boolean
   /** Whether processes in no known cgroup at the root are refused, too: before the daemon starts units have none. */
   readonly refusesUnseen: boolean

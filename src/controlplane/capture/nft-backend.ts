@@ -97,7 +97,7 @@ export class NftBackend implements CaptureBackend {
   #problems: readonly Problem[] = []
   /** Containers whose return route is looked up by the mark. */
   #returnRoutes: readonly string[] = []
-  /** Whether an upkeep renews the rules when a unit starts. */
+  /** Whether a maintenance loop renews the rules when a unit starts. */
   #isKept = false
   /** Filters of other programs that drop diverted traffic. */
   #blocking: readonly Problem[] = []
@@ -142,7 +142,7 @@ export class NftBackend implements CaptureBackend {
     )
   }
 
-  async setUpkeep(isKept: boolean): Promise<void> {
+  async setMaintained(isKept: boolean): Promise<void> {
     if (this.#isKept === isKept) return
     this.#isKept = isKept
     if (this.#listing !== undefined) await applyNft(this.#run, renderElements([this.#waiting()]))

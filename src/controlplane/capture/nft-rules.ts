@@ -63,7 +63,7 @@ export function renderCaptureTable(
   for (const { name, lines } of tree.chains('unclassified')) chain(name, lines)
   chain('callers', tree.levels === 0 ? callerLines(plan) : ['goto below_1'])
   if (tree.levels > 0) chain('others', callerLines(plan))
-  // Dropped if an upkeep will identify the process soon (the kernel sends the segment again in a second); else reset.
+  // Dropped if a maintenance loop will identify the process soon (the kernel repeats the segment in a second); else reset.
   chain('unclassified', [
     'counter name waited meta l4proto vmap @waiting',
     `meta l4proto tcp ${RESET}`,
@@ -135,7 +135,7 @@ export function renderCaptureTable(
  */
 const COUNTERS = ['refused_virtual', 'refused_instance', 'permitted', 'full', 'waited'] as const
 
-/** Contains {@link WAITING_ELEMENT} while an upkeep watches for units that start. */
+/** Contains {@link WAITING_ELEMENT} while a maintenance loop watches for units that start. */
 const WAITING = '  map waiting {\n    type inet_proto : verdict\n  }\n'
 export const WAITING_ELEMENT = 'tcp : drop'
 

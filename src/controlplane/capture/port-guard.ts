@@ -7,10 +7,10 @@ import { type Log, silentLog } from '../../lib/log.ts'
 import { createCommandRunner, type RunCommand } from './command.ts'
 import { HeldGuard } from './held-guard.ts'
 import type { WatchKernel } from './kernel-changes.ts'
+import { type Maintenance, pauseAfterCheckMs, startMaintenance } from './maintenance.ts'
 import { applyNft, checkNft, readCounters, readTable } from './nft.ts'
 import { PLAIN_COUNTER, PORT_TABLE, type PortPlan, renderPortTable } from './port-rules.ts'
 import type { TableOwner } from './table-owner.ts'
-import { pauseAfterLookMs, startUpkeep, type Upkeep } from './upkeep.ts'
 
 /** Intervals of reading the kernel's counters, and of verifying the table without a report. Milliseconds. */
 const COUNT_MS = 5_000
@@ -45,13 +45,13 @@ export interface PortGuardOptions {
   readonly owner?: TableOwner
 }
 
-/** The guard of the ports of a running daemon. Disposing it ends the upkeep and leaves the rules in place. */
+/** The guard of the ports of a running daemon. Disposing it ends the maintenance loop and leaves the rules in place. */
 export class PortGuard implements Disposable {
   readonly #run: RunCommand
   readonly #log: Log
   readonly #options: PortGuardOptions
   #held: HeldGuard | undefined
-  #upkeep: Upkeep | undefined
+  #maintenance: Maintenance | undefined
   #plainInbound = 0
   /** Duration of the last check: with tens of thousands of foreign rules it takes seconds. */
   #lookMs = 0
@@ -73,14 +73,14 @@ export class PortGuard implements Disposable {
       this.#hold()
     } finally {
       // A failed write is tried again, unless the caller gives up.
-      this.#upkeep ??= startUpkeep({
+      this.#maintenance ??= startMaintenance({
         folders: [],
         everyMs: COUNT_MS,
         watch: this.#options.watch,
         // Changes made by capture are reported, too: a check then finds everything as planned.
         isOwn: () => false,
         pass: async (sinceVerifyMs, isChanged) => {
-          const pauseMs = pauseAfterLookMs(this.#lookMs)
+          const pauseMs = pauseAfterCheckMs(this.#lookMs)
           const isDue = isChanged || sinceVerifyMs >= Math.max(VERIFY_MS, pauseMs)
           if (!isDue && sinceVerifyMs < pauseMs) return false
           const beganAt = performance.now()
@@ -99,7 +99,7 @@ export class PortGuard implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.#upkeep?.stop()
+    this.#maintenance?.stop()
     this.#plan = undefined
     this.#held?.[Symbol.dispose]()
   }
@@ -155,7 +155,7 @@ export class PortGuard implements Disposable {
   }
 }
 
-/** Guards ports once, without upkeep: for a boot unit. @throws MeshError HM_CAPTURE_* */
+/** Guards ports once, without maintenance: for a boot unit. @throws MeshError HM_CAPTURE_* */
 export async function applyPortGuard(
   plan: PortPlan,
   run: RunCommand = createCommandRunner(),

@@ -50,7 +50,7 @@ const REFUSE = [
 const LOOPBACKS: readonly string[] = ['127.0.0.1', '::1']
 
 /** The other loopback address, because programs use either for `localhost`. Undefined for another address. */
-export function loopbackTwin(ip: string): string | undefined {
+export function matchingLoopback(ip: string): string | undefined {
   return LOOPBACKS.includes(ip) ? LOOPBACKS.find((other) => other !== ip) : undefined
 }
 
@@ -104,7 +104,7 @@ function oursLines(ports: readonly GuardedPort[]): string[] {
   const [kind] = ports.map((port) => port.kind)
   const groups = new Map<string, Set<string>>()
   for (const { address } of ports)
-    for (const ip of [address.ip, loopbackTwin(address.ip)]) {
+    for (const ip of [address.ip, matchingLoopback(address.ip)]) {
       if (ip === undefined) continue
       const [match, element] = destinationOf(ip, address.port)
       groups.set(match, (groups.get(match) ?? new Set()).add(element))

@@ -65,7 +65,7 @@ export class TableOwner {
   }
 
   /** Whether nft has received so many changes that {@link replace} is due. */
-  get isWornOut(): boolean {
+  get mustBeReplaced(): boolean {
     return this.#sentBytes > MAX_SENT_BYTES
   }
 

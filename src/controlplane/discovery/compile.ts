@@ -40,7 +40,7 @@ export interface CompileInput {
   /** Whether a virtual address from the catalog is accepted for a service; all are by default. */
   readonly ownsVirtualIp?: (service: string, ip: string) => boolean
   /** Deny where no intention matches, whatever the catalog's default; by default the catalog decides. */
-  readonly insistsOnDeny?: boolean
+  readonly forcesDefaultDeny?: boolean
 }
 
 /** A problem of one service. */
@@ -364,7 +364,7 @@ function compilePolicies(
     if (target === undefined || source === undefined || policies.has(name)) continue
     const compiled = compilePolicy(source)
     const policy: ServicePolicy =
-      input.insistsOnDeny === true ? { ...compiled, defaultPolicy: 'deny' } : compiled
+      input.forcesDefaultDeny === true ? { ...compiled, defaultPolicy: 'deny' } : compiled
     const before = previous.policies.get(name)
     policies.set(
       name,

@@ -42,7 +42,7 @@ export interface DiscoveryOptions {
   /** False without capture: then no connection is refused at instances that no proxy serves. */
   readonly isCapturing?: boolean
   /** Deny where no intention matches, whatever the catalog says. */
-  readonly insistsOnDeny?: boolean
+  readonly forcesDefaultDeny?: boolean
   /** Called after every change of {@link Discovery.dormant}. */
   readonly onDormant?: () => void
   readonly log: Log
@@ -329,7 +329,7 @@ class RunningDiscovery implements Discovery {
         policies: this.#policies,
         virtualIps: (service) => this.#addresses.of(service),
         ownsVirtualIp: (service, ip) => this.#addresses.owns(service, ip),
-        insistsOnDeny: this.#options.insistsOnDeny === true,
+        forcesDefaultDeny: this.#options.forcesDefaultDeny === true,
       },
       this.#compiled,
     )

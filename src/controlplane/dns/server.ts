@@ -8,7 +8,7 @@ import { createSocket, type RemoteInfo, type Socket as UdpSocket } from 'node:dg
 import { createServer, type Server, type Socket } from 'node:net'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import { FairConnections } from '../../lib/fair-connections.ts'
-import { shareAddressNoMore } from '../../lib/listening-socket.ts'
+import { stopSharingAddress } from '../../lib/listening-socket.ts'
 import type { Log } from '../../lib/log.ts'
 import { formatAddress, isIpv6, type SocketAddress } from '../../model/address.ts'
 import {
@@ -178,7 +178,7 @@ class RunningDnsServer implements DnsServer {
         done,
       )
       // Node allows others to bind the same address, and the kernel delivers datagrams to the socket bound last.
-      if (sockets !== undefined) shareAddressNoMore(sockets.udp)
+      if (sockets !== undefined) stopSharingAddress(sockets.udp)
     })
     const { log } = this.#options
     this.#tcp.on('error', (error) =>

@@ -65,7 +65,7 @@ class BuiltinSource implements CertificateSource {
     const { clock = systemClock, random = systemRandom } = options
     const { signal } = this.#closing
     const onChange = (): void => this.#loop.wake()
-    const onBack = (): void => this.#hurry()
+    const onBack = (): void => this.#retryNow()
     const store = new CredentialStore(options.directory, log)
     const board = new CertificateBoard({
       log,
@@ -76,7 +76,7 @@ class BuiltinSource implements CertificateSource {
     const connection = new CaConnection({ log, clock, random, server, onBack })
     const bundle = new TrustedBundle({ board, store, log, clock, onChange })
     const parts = { connection, bundle, store, log, clock, random, signal, onChange }
-    const onEnrolled = (): void => this.#leaves.hurry()
+    const onEnrolled = (): void => this.#leaves.retryNow()
     const enrollment = new Enrollment({ ...parts, host, tokenFile, onEnrolled })
     this.#board = board
     this.#parts = parts
@@ -86,7 +86,7 @@ class BuiltinSource implements CertificateSource {
     this.#loop = new WakeableLoop({
       clock,
       signal,
-      pass: () => this.#freshen(),
+      pass: () => this.#renewAll(),
       onError(thrown) {
         connection.noteFailure(thrown)
         return TICK_MS
@@ -145,20 +145,20 @@ class BuiltinSource implements CertificateSource {
   }
 
   /** Does what is due now; returns how long to wait until the next check. */
-  async #freshen(): Promise<number> {
-    this.#leaves.alarm()
-    this.#enrollment.alarm()
+  async #renewAll(): Promise<number> {
+    this.#leaves.logOverdue()
+    this.#enrollment.logOverdue()
     if (this.#parts.connection.isDue) {
-      await this.#enrollment.freshen()
-      if (this.#enrollment.validHost !== undefined) await this.#leaves.freshen()
+      await this.#enrollment.enrollOrRenew()
+      if (this.#enrollment.validHost !== undefined) await this.#leaves.requestDue()
     }
     return TICK_MS
   }
 
   /** The CA is reachable again: everything that waits is retried at once. */
-  #hurry(): void {
-    this.#leaves.hurry()
-    this.#enrollment.hurry()
+  #retryNow(): void {
+    this.#leaves.retryNow()
+    this.#enrollment.retryNow()
     this.#loop.wake()
   }
 }

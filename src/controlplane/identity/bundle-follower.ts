@@ -37,8 +37,8 @@ async function poll(parts: CaParts, enrollment: Enrollment, retry: Retry): Promi
     retry.reset()
     enrollment.noteAccepted()
     // A bundle that cannot be used, or a server that does not wait, must not cause a tight loop.
-    const isNews = answer.id === bundle.current?.id && answer.id !== using.have
-    return isNews ? 0 : IDLE_MS - (clock.monotonicMs() - askedAtMs)
+    const isNew = answer.id === bundle.current?.id && answer.id !== using.have
+    return isNew ? 0 : IDLE_MS - (clock.monotonicMs() - askedAtMs)
   } catch (thrown) {
     // When a credential is replaced during the poll, its connections are closed: that is no failure of the CA.
     if (signal.aborted || host !== enrollment.host) return 0

@@ -3,7 +3,7 @@
  * for all other calls to the CA.
  *
  * ```
- *   stranger --join token--> member --half of life, new root--> member (new key)
+ *   notEnrolled --join token--> member --half of life, new root--> member (new key)
  *                             |  ^
  *    the CA says: it is over  |  | renewed
  *                             v  |
@@ -48,9 +48,9 @@ export interface EnrollmentOptions extends CaParts {
   readonly onEnrolled: () => void
 }
 
-/** The state of this host at the CA. Only a stranger has no certificate. */
+/** The state of this host at the CA. Only a host that is not enrolled has no certificate. */
 type Membership =
-  | { readonly state: 'stranger' }
+  | { readonly state: 'notEnrolled' }
   | { readonly state: 'member'; readonly host: HeldCredential }
   /** The CA reports that the certificate has expired, whatever our clock says. */
   | { readonly state: 'ended'; readonly host: HeldCredential }
@@ -64,7 +64,7 @@ type Membership =
 export class Enrollment {
   readonly #options: EnrollmentOptions
   readonly #retry: Retry
-  #membership: Membership = { state: 'stranger' }
+  #membership: Membership = { state: 'notEnrolled' }
   #problem: Problem | undefined
   #isAlarmed = false
   /** The key sent with a token whose answer may have been lost: the CA issues it again to that key only. */
@@ -78,9 +78,9 @@ export class Enrollment {
     this.#retry = new Retry(REFUSED_BACKOFF, options.clock, options.random)
   }
 
-  /** The host's own certificate; undefined while it is a stranger. */
+  /** The host's own certificate; undefined while it is not enrolled. */
   get host(): HeldCredential | undefined {
-    return this.#membership.state === 'stranger' ? undefined : this.#membership.host
+    return this.#membership.state === 'notEnrolled' ? undefined : this.#membership.host
   }
 
   /** The same, unless it has expired by our clock. */
@@ -103,12 +103,12 @@ export class Enrollment {
   }
 
   /** Does what is due: enrolls, or renews the certificate. */
-  async freshen(): Promise<void> {
+  async enrollOrRenew(): Promise<void> {
     // A new token is tried at once: the operator waits for it.
     if (!this.#retry.isDue && !this.#hasUnjudgedToken()) return
     try {
       const membership = this.#membership
-      if (membership.state === 'stranger' || this.#mayEnroll()) await this.#enroll()
+      if (membership.state === 'notEnrolled' || this.#mayEnroll()) await this.#enroll()
       else if (isEnded(membership) || this.#isRenewalDue(membership.host))
         await this.#renew(membership.host)
       else return
@@ -119,7 +119,7 @@ export class Enrollment {
   }
 
   /** Logs once when renewal is overdue. */
-  alarm(): void {
+  logOverdue(): void {
     const { host } = this
     if (host === undefined || this.#isAlarmed) return
     if (!isOverdue(this.#options.bundle.renewalOf(host))) return
@@ -130,8 +130,8 @@ export class Enrollment {
   }
 
   /** Makes the next attempt after a refusal due at once. */
-  hurry(): void {
-    this.#retry.hurry()
+  retryNow(): void {
+    this.#retry.makeDue()
   }
 
   /** Records that the CA accepts us. */
@@ -150,7 +150,7 @@ export class Enrollment {
   noteRefusal(thrown: unknown): void {
     const membership = this.#membership
     const code = errorCode(thrown)
-    if (membership.state === 'stranger') return
+    if (membership.state === 'notEnrolled') return
     if (code === 'HM_CA_HOST_EXPIRED') {
       this.#membership =
         membership.state === 'refused'
@@ -232,7 +232,7 @@ export class Enrollment {
       })
     this.#problem = problem
     const membership = this.#membership
-    if (membership.state !== 'stranger' && isMembershipRefused(errorCode(thrown)))
+    if (membership.state !== 'notEnrolled' && isMembershipRefused(errorCode(thrown)))
       this.#membership = {
         state: 'refused',
         host: membership.host,

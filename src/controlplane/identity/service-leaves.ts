@@ -2,8 +2,8 @@
  * Requests, renews and stores the certificates of this host's services.
  */
 import { Retry } from '../../lib/backoff.ts'
-import { eachAtOnce } from '../../lib/each-at-once.ts'
 import { describeError } from '../../lib/errors.ts'
+import { forEachConcurrent } from '../../lib/for-each-concurrent.ts'
 import { Problem } from '../../model/problem.ts'
 import type { HostCredential } from './ca-client.ts'
 import { isNetworkFailure, REFUSED_BACKOFF } from './ca-connection.ts'
@@ -56,19 +56,19 @@ export class ServiceLeaves {
   }
 
   /** Requests those that are due. */
-  async freshen(): Promise<void> {
+  async requestDue(): Promise<void> {
     const { connection, signal } = this.#options
     const due = [...this.#entries].filter(
       ([, entry]) => entry.retry.isDue && this.#isWanting(entry),
     )
-    await eachAtOnce(due, PARALLEL_SIGNS, signal, async ([service, entry]) => {
+    await forEachConcurrent(due, PARALLEL_SIGNS, signal, async ([service, entry]) => {
       if (connection.isDue) await this.#sign(service, entry)
     })
   }
 
   /** Makes the next attempts after refusals due at once. */
-  hurry(): void {
-    for (const { retry } of this.#entries.values()) retry.hurry()
+  retryNow(): void {
+    for (const { retry } of this.#entries.values()) retry.makeDue()
   }
 
   /** Problems of services whose new certificate the CA refused, or this host rejected. */
@@ -80,7 +80,7 @@ export class ServiceLeaves {
   }
 
   /** Logs once for each leaf whose renewal is overdue. */
-  alarm(): void {
+  logOverdue(): void {
     for (const [service, entry] of this.#entries) {
       if (entry.held === undefined || entry.isAlarmed) continue
       if (!isOverdue(this.#options.bundle.renewalOf(entry.held))) continue

@@ -17,8 +17,8 @@ export interface Evidence {
   /** The instance or service, as it is displayed. */
   readonly target: string
   /** `reached`: the host answered, but what it would do with a connection is unknown. */
-  readonly says: 'delivered' | 'reached' | 'refused'
-  readonly isAsked: boolean
+  readonly outcome: 'delivered' | 'reached' | 'refused'
+  readonly isProbe: boolean
   /** For `refused`. */
   readonly verdict: Verdict
   /** Whether a connection that ends like this is not tried with another instance. */
@@ -51,24 +51,24 @@ export function arrivalEvidence(
 }
 
 /** Whether all evidence is that the destination lets the caller in. */
-export function isLetIn(evidence: readonly Evidence[]): boolean {
-  return evidence.length > 0 && evidence.every(({ says }) => says === 'delivered')
+export function isAllowedByAnswer(evidence: readonly Evidence[]): boolean {
+  return evidence.length > 0 && evidence.every(({ outcome }) => outcome === 'delivered')
 }
 
 /** Whether that evidence comes from probes made just now. */
-export function isAskedAndLetIn(evidence: readonly Evidence[]): boolean {
-  return isLetIn(evidence) && evidence.every(({ isAsked }) => isAsked)
+export function isAllowedByProbe(evidence: readonly Evidence[]): boolean {
+  return isAllowedByAnswer(evidence) && evidence.every(({ isProbe }) => isProbe)
 }
 
 /** Adds the station; `count` instances may get the connection. Adds nothing without evidence. */
 export function describeAnswer(draft: Draft, evidence: readonly Evidence[], count: number): void {
-  const refusals = evidence.filter(({ says }) => says === 'refused')
+  const refusals = evidence.filter(({ outcome }) => outcome === 'refused')
   const lines = evidence.map(({ text }) => text)
   const [worst] = refusals.toSorted((a, b) => Number(b.isFinal) - Number(a.isFinal))
   if (worst === undefined) {
     const [first, ...rest] = lines
     if (first === undefined) return
-    const isProven = isLetIn(evidence)
+    const isProven = isAllowedByAnswer(evidence)
     draft.station('answer', isProven ? 'good' : 'warning', first, rest)
     return
   }
@@ -79,7 +79,7 @@ export function describeAnswer(draft: Draft, evidence: readonly Evidence[], coun
   draft.fail(
     worst.verdict,
     worst.text,
-    ...(worst.isAsked
+    ...(worst.isProbe
       ? ['On that host: hostmesh status, and hostmesh connections --refused']
       : ['If that has been mended since: hostmesh explain --probe asks again']),
   )
@@ -100,33 +100,37 @@ function probeEvidence(probe: ProbeFacts): Evidence {
   const { endpoint, kind, verdict, reason, flag, code } = probe
   const took = `asked just now, ${Math.max(1, Math.round(probe.tookMs))} ms`
   const because = reason === '' ? '' : `: ${reason}`
-  const base = { target: endpoint, isAsked: true, verdict: 'unreachable', isFinal: false } as const
+  const base = { target: endpoint, isProbe: true, verdict: 'unreachable', isFinal: false } as const
   if (kind === 'handshake')
     return {
       ...base,
-      says: 'reached',
+      outcome: 'reached',
       text: `${endpoint} is a Connect sidecar: the TLS handshake holds, and no more can be asked (${took})`,
     }
   if (kind === 'old')
     return {
       ...base,
-      says: 'reached',
+      outcome: 'reached',
       text: `${endpoint} is reached, but its daemon is too old to be asked (${took})`,
     }
   if (kind === 'failed')
     return {
       ...base,
-      says: 'refused',
+      outcome: 'refused',
       isFinal: !mayTryAnother(code ?? '', flag),
       verdict: verdictOf(flag),
       text: `${endpoint} cannot be asked${because} (${took})`,
     }
   if (verdict === 'delivered')
-    return { ...base, says: 'delivered', text: `${endpoint} would take the connection (${took})` }
+    return {
+      ...base,
+      outcome: 'delivered',
+      text: `${endpoint} would take the connection (${took})`,
+    }
   const reset = resetReasons.find((each) => each === verdict) ?? 'unspecified'
   return {
     ...base,
-    says: 'refused',
+    outcome: 'refused',
     verdict: verdict === 'denied' ? 'denied' : 'unreachable',
     isFinal: endingByReset[reset].mayRetry !== true,
     text: `${endpoint} would refuse the connection, ${REFUSALS[verdict ?? ''] ?? verdict}${because} (${took})`,
@@ -156,7 +160,7 @@ function recentEvidence(
   const failures = known.flatMap(({ failure }) => failure ?? [])
   const [failure] = failures.toSorted((a, b) => Date.parse(b.at) - Date.parse(a.at))
   const failedAtMs = latest(failures.map(({ at }) => at))
-  const base = { target, isAsked: false, verdict: 'unreachable', isFinal: false } as const
+  const base = { target, isProbe: false, verdict: 'unreachable', isFinal: false } as const
   if (failure !== undefined && failedAtMs > okAtMs) {
     if (nowMs - failedAtMs > LATELY_MS) return []
     const who =
@@ -166,7 +170,7 @@ function recentEvidence(
     return [
       {
         ...base,
-        says: 'refused',
+        outcome: 'refused',
         verdict: verdictOf(failure.flag),
         isFinal: !mayTryAnother(failure.code, failure.flag),
         text: `${who} ended with ${failure.flag} ${agoText(nowMs - failedAtMs)} ago: ${failure.reason}`,
@@ -178,7 +182,7 @@ function recentEvidence(
     direction === 'outbound'
       ? `${target} took a connection`
       : `A connection of ${source} was delivered`
-  return [{ ...base, says: 'delivered', text: `${what} ${agoText(nowMs - okAtMs)} ago` }]
+  return [{ ...base, outcome: 'delivered', text: `${what} ${agoText(nowMs - okAtMs)} ago` }]
 }
 
 /** For a stream that was reset only the flag is known; all resets with the same flag have the same answer here. */

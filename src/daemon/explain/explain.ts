@@ -13,8 +13,8 @@ import {
   describeAnswer,
   type Evidence,
   evidenceOf,
-  isAskedAndLetIn,
-  isLetIn,
+  isAllowedByAnswer,
+  isAllowedByProbe,
 } from './answer.ts'
 import { describeCaller, describeRemoteCaller, describeUnknownCaller, isCalled } from './caller.ts'
 import { describeEntry } from './capture.ts'
@@ -118,8 +118,8 @@ function explainArrival(facts: HostFacts, asked: Asked, name: string | undefined
 
 /** How certain the answer is. */
 function certaintyText(evidence: readonly Evidence[]): string {
-  if (isAskedAndLetIn(evidence)) return ': its host says so now'
-  if (isLetIn(evidence)) return ': it did lately'
+  if (isAllowedByProbe(evidence)) return ': its host says so now'
+  if (isAllowedByAnswer(evidence)) return ': it did lately'
   return '; whether its host and its application agree, --probe asks'
 }
 

@@ -10,7 +10,7 @@ import type { Endpoint } from '../../model/endpoint.ts'
 import type { HostFacts } from '../../model/facts.ts'
 import type { Intention } from '../../model/intention.ts'
 import type { MeshService, ServicePolicy } from '../../model/snapshot.ts'
-import { type Evidence, isAskedAndLetIn, isLetIn } from './answer.ts'
+import { type Evidence, isAllowedByAnswer, isAllowedByProbe } from './answer.ts'
 import type { Draft } from './draft.ts'
 import { listed } from './words.ts'
 
@@ -44,7 +44,7 @@ export function describePolicy(
     draft.station('policy', 'warning', `Not known here: ${reason}`, [
       `The destination decides: ${listed(hosts) || 'its host'}`,
     ])
-    if (isLetIn(evidence)) return
+    if (isAllowedByAnswer(evidence)) return
     draft.fail(
       'undecided',
       `Whether ${source} may reach ${service.name} is decided at the destination, and is not known here`,
@@ -76,7 +76,7 @@ export function describePolicy(
   ]
   const verb = decision.allow ? 'Allowed' : 'Denied'
   // The destination's rules decide, and a probe has just shown their result.
-  if (!decision.allow && !isHere && isAskedAndLetIn(evidence)) {
+  if (!decision.allow && !isHere && isAllowedByProbe(evidence)) {
     draft.station('policy', 'warning', `By the catalog it is denied: ${decision.reason}`, [
       ...details,
       'The destination allows it now: its rules are others, or of another moment',

@@ -5,7 +5,7 @@
 import { Socket } from 'node:net'
 import { MeshError } from '../../lib/errors.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
-import { openFrugalSocket } from '../io/kernel-buffers.ts'
+import { openSmallBufferSocket } from '../io/kernel-buffers.ts'
 import { resetOnClose } from '../io/linger.ts'
 import { SocketStream } from '../io/socket-stream.ts'
 
@@ -17,7 +17,7 @@ export interface LocalDial {
   /** Sent before anything else. */
   readonly header?: Uint8Array | undefined
   /** Whether the kernel should use small buffers for it: kernel-buffers.ts. */
-  readonly isFrugal?: boolean
+  readonly hasSmallBuffers?: boolean
 }
 
 /** A connection attempt to a local application. */
@@ -50,7 +50,7 @@ export function dialLocal(
 
 /** Like {@link dialLocal}, but can be cancelled. */
 export function startLocalDial(
-  { target, from, header, isFrugal = false }: LocalDial,
+  { target, from, header, hasSmallBuffers = false }: LocalDial,
   timeoutMs: number,
   memory: 'shared' | 'private',
 ): PendingDial {
@@ -61,7 +61,7 @@ export function startLocalDial(
     let again: NodeJS.Timeout | undefined
     let isOver = false
     const dial = (): void => {
-      const fd = isFrugal ? openFrugalSocket(target.ip) : undefined
+      const fd = hasSmallBuffers ? openSmallBufferSocket(target.ip) : undefined
       const attempt: Socket = new Socket({
         ...(fd !== undefined && { fd, manualStart: true }),
         noDelay: true,

@@ -16,7 +16,7 @@ export interface Caller {
   /** The caller's own address; for a caller on another host, as that host reports it. */
   readonly address: SocketAddress | undefined
   /** The address that the caller dialed. */
-  readonly wanted: SocketAddress | undefined
+  readonly originalDestination: SocketAddress | undefined
 }
 
 /** How to dial `local` for `caller`; undefined when its application does not listen. */
@@ -28,7 +28,7 @@ export function localDial(local: LocalService, caller: Caller): LocalDial | unde
   const header = delivery.proxyHeader
     ? encodeProxyHeader({
         source: caller.address,
-        destination: caller.wanted ?? target,
+        destination: caller.originalDestination ?? target,
         tlvs: [[TLV_CALLER, caller.service]],
       })
     : undefined

@@ -36,7 +36,7 @@ const BUFFER = new Int32Array([32_768])
  * A TCP socket for a connection to `ip` that uses little kernel memory at both ends.
  * @returns its descriptor, owned by the caller; undefined where none is available.
  */
-export function openFrugalSocket(ip: string): number | undefined {
+export function openSmallBufferSocket(ip: string): number | undefined {
   const calls = nativeCalls()
   const family = isIPv6(ip) ? AF_INET6 : AF_INET
   const fd = calls?.socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0) ?? -1

@@ -82,7 +82,7 @@ export function withHeadroom(length: number): Buffer {
 export type ReadMemory = 'shared' | 'private'
 
 /** Records what is spent on a user. */
-export interface Ledger {
+export interface ChargedAccount {
   /** Waiting memory changed by `bytes`. */
   hold(bytes: number): void
   /** The user's time on the thread. */
@@ -141,13 +141,13 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
   private gather: Buffer | undefined
   private gatheredBytes = 0
   private isFullReported = false
-  private ledger: Ledger | undefined
+  private account: ChargedAccount | undefined
   private isPaused = true
   /** Not read in this turn: the share of the charged user is spent. */
   private isResting = false
   /** Cost of its next read that is already charged. */
   private prepaid = 0
-  /** Bytes in the socket that the ledger has recorded. */
+  /** Bytes in the socket that are charged to the account. */
   private waiting = 0
 
   constructor(socket: Socket, memory: ReadMemory) {
@@ -167,7 +167,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
     })
     socket.on('drain', () => {
       this.noteWaiting()
-      this.tellWritable()
+      this.notifyWritable()
     })
     socket.on('close', () => {
       this.noteWaiting(0)
@@ -196,14 +196,14 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
     this.memory = 'private'
   }
 
-  /** Bytes that wait for the reader of the socket, as recorded by the ledger. */
+  /** Bytes that wait for the reader of the socket, as recorded by the account. */
   get heldMemory(): number {
     return this.waiting
   }
 
   /** Charges reads, and bytes waiting in the socket, to a user from now on. At most once. */
-  chargeTo(ledger: Ledger): void {
-    this.ledger = ledger
+  chargeTo(account: ChargedAccount): void {
+    this.account = account
   }
 
   write(bytes: Uint8Array): WriteResult {
@@ -228,7 +228,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
 
   endOfTurn(): void {
     if (this.gatheredBytes > 0) this.flushGather()
-    if (!this.socket.writableNeedDrain) this.tellWritable()
+    if (!this.socket.writableNeedDrain) this.notifyWritable()
   }
 
   end(): void {
@@ -264,7 +264,7 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
     this.isPaused = false
     if (this.isResting) return
     if (this.started) {
-      if (this.ledger?.turns.isSpent === true) this.rest(this.ledger.turns)
+      if (this.account?.turns.isSpent === true) this.rest(this.account.turns)
       else this.setFlowing(true)
     } else {
       this.start()
@@ -309,14 +309,14 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
 
   /** Charges a read; when the share of this turn is spent, the socket rests. */
   private spend(length: number): void {
-    const { ledger } = this
-    if (ledger === undefined) return
+    const { account } = this
+    if (account === undefined) return
     const cost = READ_COST + length * READ_COST_PER_BYTE
-    const isEnough = ledger.turns.spend(Math.max(0, cost - this.prepaid))
+    const isEnough = account.turns.spend(Math.max(0, cost - this.prepaid))
     this.prepaid = 0
     this.cost = GO_ON_COST + cost
     if (!isEnough || this.isResting || this.isPaused || this.closed) return
-    if (length >= LARGE_READ_BYTES || ledger.turns.isOverspent) this.rest(ledger.turns)
+    if (length >= LARGE_READ_BYTES || account.turns.isOverspent) this.rest(account.turns)
   }
 
   private rest(turns: TurnShare): void {
@@ -369,16 +369,16 @@ export class SocketStream implements ByteStream, DirectReader, TurnTask, Postpon
 
   private readonly onWritten = (): void => this.noteWaiting()
 
-  /** Reports the bytes that wait in the socket to the ledger, if the number changed. */
+  /** Reports the bytes that wait in the socket to the account, if the number changed. */
   private noteWaiting(waiting: number = this.closed ? 0 : this.socket.writableLength): void {
-    const { ledger } = this
-    if (ledger === undefined || waiting === this.waiting) return
+    const { account } = this
+    if (account === undefined || waiting === this.waiting) return
     const change = waiting - this.waiting
     this.waiting = waiting
-    ledger.hold(change)
+    account.hold(change)
   }
 
-  private tellWritable(): void {
+  private notifyWritable(): void {
     if (this.closed || !this.isFullReported) return
     this.isFullReported = false
     this.receiver.onWritable()

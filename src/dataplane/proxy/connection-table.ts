@@ -93,7 +93,7 @@ export class ConnectionTable {
       source,
       account,
       from,
-      wanted: undefined,
+      originalDestination: undefined,
       stage: UNROUTED,
       descriptors: 0,
       openedAtMs: Date.now(),

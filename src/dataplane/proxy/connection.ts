@@ -35,7 +35,7 @@ export interface Connection {
   /** The calling application: its socket, or its address; undefined when unknown. */
   from: RemoteEnd | SocketAddress | undefined
   /** The address that the application dialed; undefined when it called a service by name, or is unknown. */
-  wanted: SocketAddress | undefined
+  originalDestination: SocketAddress | undefined
   stage: Stage
   /** Number of descriptors that belong to this connection alone. */
   descriptors: number
@@ -127,7 +127,7 @@ export interface ConnectionView {
   readonly source: string
   readonly destination: string | undefined
   readonly downstream: string | undefined
-  readonly wanted: string | undefined
+  readonly originalDestination: string | undefined
   readonly endpoint: string | undefined
   readonly peer: string | undefined
   readonly state: 'opening' | 'open' | 'half-closed'
@@ -145,7 +145,7 @@ export function viewOf(connection: Connection): ConnectionView {
     source,
     destination: destinationOf(stage),
     downstream: textOf(addressOf(connection.from)),
-    wanted: textOf(connection.wanted),
+    originalDestination: textOf(connection.originalDestination),
     endpoint: endpointOf(stage),
     peer: textOf(peerOf(stage)),
     state: isOpen(stage) ? stage.state : 'opening',

@@ -32,8 +32,8 @@ import { splice } from './splice.ts'
 import { awaitPolicy, isPolicyAwaited, type WorkerContext } from './worker-context.ts'
 
 /**
- * Work per connection: deciding on it and connecting to the application; and refusing one that was futile before that.
- * Nanoseconds.
+ * Work per connection: deciding on it and connecting to the application; and refusing one that was unsuccessful before
+ * that. Nanoseconds.
  */
 const CONNECTION_COST = 200_000
 const REFUSAL_COST = 25_000
@@ -63,7 +63,7 @@ export function carryStream(context: WorkerContext, arrival: ArrivingStream): vo
     return
   }
   if (!context.isDraining()) {
-    arrival.lane.wasFutile(performance.now())
+    arrival.lane.noteUnsuccessful(performance.now())
     context.noteLimit('streams')
   }
   context.workerCounters.inc('overflow')
@@ -96,7 +96,7 @@ async function carry(
   }
   const dial = denial === undefined ? dialFor(context, arrival, preface) : undefined
   if (dial === undefined) {
-    lane.wasFutile(performance.now())
+    lane.noteUnsuccessful(performance.now())
     refuseArrival(context, arrival, preface, denial ?? notHere(preface?.instance ?? destination))
     return
   }
@@ -107,7 +107,7 @@ async function carry(
   try {
     context.connections.useDescriptors(connection, arrival.certificates === undefined ? 1 : 2)
     const dialing = startLocalDial(
-      { ...dial, isFrugal: lane.account.isCrowd },
+      { ...dial, hasSmallBuffers: lane.account.isShared },
       context.timeouts.connectMs,
       stream instanceof TunnelStream ? 'shared' : 'private',
     )
@@ -139,7 +139,7 @@ function enter(
   const { stream, peer, lane, address, certificates } = arrival
   const from = preface?.source ?? address
   const connection = context.connections.add('inbound', peer.service, lane.account, from)
-  connection.wanted = preface?.destination
+  connection.originalDestination = preface?.destination
   context.connections.setDestination(connection, stage)
   // A variable first, then the assignment, here and below: docs/performance.md, "Garbage".
   const abort: Connection['abort'] = (flag, reason) => {
@@ -193,7 +193,7 @@ function dialFor(
     localDial(instance, {
       service: peer.service,
       address: preface?.source ?? address,
-      wanted: preface?.destination,
+      originalDestination: preface?.destination,
     })
   )
 }
@@ -359,7 +359,7 @@ class StreamArrival extends EarlyBytes implements Arriving {
   private refuse(error: MeshError): void {
     const { context, arrival, account } = this
     context.arrivals.delete(this)
-    arrival.lane.wasFutile(performance.now())
+    arrival.lane.noteUnsuccessful(performance.now())
     if (account.turns.claim(REFUSAL_COST)) {
       this.refuseNow(error)
       return

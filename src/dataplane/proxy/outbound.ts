@@ -91,7 +91,7 @@ function wantedBy(
   const arrivedAt = destinationOf(socket, capturedBy)
   const address =
     capturedBy === 'transparent' ? beforeTranslation(context, socket, arrivedAt) : arrivedAt
-  connection.wanted = address
+  connection.originalDestination = address
   if (address === undefined || isOwn(socket, address, { capturedBy, listener: listener.address })) {
     context.workerCounters.inc('captureRefused')
     throw new MeshError(

@@ -40,20 +40,20 @@ export interface OutcomeView extends Readonly<Outcome> {
 
 /** The outcomes of one worker. */
 export class Outcomes {
-  private readonly outbound = new Book()
-  private readonly inbound = new Book()
+  private readonly outbound = new OutcomeTable()
+  private readonly inbound = new OutcomeTable()
   /** By the address of the application; no more than there are local services. */
   private readonly applications = new Map<string, Outcome>()
 
   /** A connection of `source` to the target has been opened. */
   succeeded(direction: 'outbound' | 'inbound', source: string, target: string): void {
-    this.bookOf(direction).of(source, target).okAtMs = Date.now()
+    this.tableOf(direction).of(source, target).okAtMs = Date.now()
   }
 
   /** The connection failed. A caller that hung up is not a failure of the target. */
   failed(direction: 'outbound' | 'inbound', source: string, target: string, thrown: unknown): void {
     const failure = failureOf(thrown)
-    if (failure.flag !== 'DC') this.bookOf(direction).of(source, target).failure = failure
+    if (failure.flag !== 'DC') this.tableOf(direction).of(source, target).failure = failure
   }
 
   /** The application at this address has accepted a connection. */
@@ -79,7 +79,7 @@ export class Outcomes {
     return [...this.outbound.list('outbound'), ...this.inbound.list('inbound')]
   }
 
-  private bookOf(direction: 'outbound' | 'inbound'): Book {
+  private tableOf(direction: 'outbound' | 'inbound'): OutcomeTable {
     return direction === 'outbound' ? this.outbound : this.inbound
   }
 
@@ -94,7 +94,7 @@ export class Outcomes {
 }
 
 /** Outcomes by caller and target. */
-class Book {
+class OutcomeTable {
   private readonly bySource = new Map<string, Map<string, Outcome>>()
   private size = 0
 

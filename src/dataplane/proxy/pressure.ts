@@ -12,8 +12,8 @@ const SHORT = 3 / 4
 /** How long a resource then counts as short, milliseconds: repeated short shortages are reported as one. */
 const SHORT_FOR_MS = 30_000
 
-/** Names in the list of barred callers. */
-const MAX_BARRED_NAMES = 3
+/** Names in the list of banned callers. */
+const MAX_BANNED_NAMES = 3
 
 /** One resource of a worker. */
 export interface ResourcePressure {
@@ -37,7 +37,7 @@ export interface Pressure {
   /** Sessions that peers have opened. */
   readonly tunnels: ResourcePressure
   /** Callers whose handshakes are refused now, each with its destination; some of them by name. */
-  readonly barred: { readonly count: number; readonly names: readonly string[] }
+  readonly banned: { readonly count: number; readonly names: readonly string[] }
 }
 
 /** The recent state of one resource. */
@@ -119,16 +119,16 @@ export class PressureWatch {
   take(nowMs: number): Pressure {
     const { accounts, counters } = this
     const { memory, descriptors, streams, tunnels } = this.watches
-    const barred = accounts.tick(nowMs)
+    const banned = accounts.tick(nowMs)
     counters.set('heldBytes', accounts.shared.held.used)
     counters.set('connectionDescriptors', accounts.shared.descriptors.used)
-    counters.set('barredCallers', barred.length)
+    counters.set('bannedCallers', banned.length)
     return {
       memory: memory.take(accounts, nowMs),
       descriptors: descriptors.take(accounts, nowMs),
       streams: streams.take(accounts, nowMs),
       tunnels: tunnels.take(accounts, nowMs),
-      barred: { count: barred.length, names: barred.slice(0, MAX_BARRED_NAMES) },
+      banned: { count: banned.length, names: banned.slice(0, MAX_BANNED_NAMES) },
     }
   }
 }

@@ -29,7 +29,7 @@ const MAX_TRIES = 3
 
 /** The caller for which an instance is reached. */
 export type ReachCaller = Readonly<
-  Pick<Connection, 'source' | 'account' | 'from' | 'wanted' | 'startedMs'>
+  Pick<Connection, 'source' | 'account' | 'from' | 'originalDestination' | 'startedMs'>
 >
 
 /** The acceptable instances. */
@@ -136,7 +136,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
   }
 
   /** Whether another instance can be tried if this one does not answer. */
-  private mayMove(): boolean {
+  private mayUseAnother(): boolean {
     const { cluster, pinned } = this.target
     return (
       pinned === undefined &&
@@ -167,7 +167,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
         service: source,
         // A system call: only where the address is needed.
         address: local.delivery?.proxyHeader === true ? addressOf(caller.from) : undefined,
-        wanted: caller.wanted,
+        originalDestination: caller.originalDestination,
       })
     if (dial === undefined)
       throw new MeshError(
@@ -178,8 +178,12 @@ export class Reach extends IdleReceiver implements ReachProgress {
     const { descriptors } = account.shared
     descriptors.add(account.descriptors, 1)
     try {
-      const isFrugal = account.isCrowd
-      const stream = await dialLocal({ ...dial, isFrugal }, context.timeouts.connectMs, 'private')
+      const hasSmallBuffers = account.isShared
+      const stream = await dialLocal(
+        { ...dial, hasSmallBuffers },
+        context.timeouts.connectMs,
+        'private',
+      )
       if (early.isGone) {
         stream.reset()
         throw early.goneError()
@@ -215,7 +219,9 @@ export class Reach extends IdleReceiver implements ReachProgress {
       credential,
       timeoutMs: Math.min(context.timeouts.connectMs, this.target.cluster.connectTimeoutMs),
       again: () =>
-        early.isGone || this.mayMove() ? undefined : (context.credentials.of(source) ?? credential),
+        early.isGone || this.mayUseAnother()
+          ? undefined
+          : (context.credentials.of(source) ?? credential),
     }
     const giveUpAtMs = performance.now() + context.timeouts.connectMs
     for (;;) {
@@ -233,7 +239,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
         const { certificates } = way
         return { stream, endpoint, peer, certificates, decidedHere: false }
       }
-      if (way.session.isSuspect && this.mayMove())
+      if (way.session.isSuspect && this.mayUseAnother())
         throw new MeshError(
           'HM_TUNNEL_UNANSWERED',
           `Cannot reach ${endpoint.key}: its host does not answer just now`,
@@ -262,8 +268,8 @@ export class Reach extends IdleReceiver implements ReachProgress {
     const { connectMs } = this.context.timeouts
     const stream = session.open(
       encodePreface({
-        source: caller.wanted === undefined ? undefined : addressOf(caller.from),
-        destination: caller.wanted,
+        source: caller.originalDestination === undefined ? undefined : addressOf(caller.from),
+        destination: caller.originalDestination,
         instance: endpoint.id,
         traceparent: undefined,
       }),
@@ -288,9 +294,9 @@ export class Reach extends IdleReceiver implements ReachProgress {
         clearTimeout(deadline)
         resolve(stream)
       }
-      const mayMove = (): boolean => this.mayMove()
+      const mayUseAnother = (): boolean => this.mayUseAnother()
       stream.onConfirmed = confirmed
-      stream.mayMove = mayMove
+      stream.mayUseAnother = mayUseAnother
       stream.receiver = this
       this.onFailed = fail
       early.forwardTo(stream, (gone) => {

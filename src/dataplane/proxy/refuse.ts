@@ -41,13 +41,18 @@ export function logBrokenOff(
   context.log.info('Connection broken off', { ...about(connection), flag, reason: reason.message })
 }
 
-function about({ direction, source, wanted, stage }: Connection): Record<string, unknown> {
+function about({
+  direction,
+  source,
+  originalDestination,
+  stage,
+}: Connection): Record<string, unknown> {
   return {
     direction,
     source,
     destination: destinationOf(stage) ?? 'unknown',
     peer: textOf(peerOf(stage)),
-    wanted: textOf(wanted),
+    originalDestination: textOf(originalDestination),
     endpoint: endpointOf(stage),
   }
 }

@@ -29,7 +29,7 @@ export interface AcceptedPeer {
   readonly own: Credential
   readonly isTunnel: boolean
   /** To be called if the handshake proves useless after all. */
-  readonly wasFutile: () => void
+  readonly noteUnsuccessful: () => void
 }
 
 /** Dependencies and limits of the tunnel port. */
@@ -43,7 +43,7 @@ export interface AcceptOptions {
   readonly maxPending: number
   readonly guard: AddressGuard
   /** The account of peers that are not yet authenticated. */
-  readonly strangers: Account
+  readonly unauthenticated: Account
   /** Resolves with the result of `look`, called again for each new leaf or root; undefined after the timeout. */
   readonly until: <T>(look: () => T | undefined, timeoutMs: number) => Promise<T | undefined>
   /** Why an authenticated peer is rejected at present; undefined when it is accepted. */
@@ -66,8 +66,8 @@ const FIRST_CERTIFICATE_MS = 2_000
 /** Creates the server of the tunnel port; it does not listen yet. The caller closes it. */
 export function createTunnelServer(options: AcceptOptions): Server {
   let pending = 0
-  const { strangers } = options
-  const { descriptors } = strangers.shared
+  const { unauthenticated } = options
+  const { descriptors } = unauthenticated.shared
   const server = createServer({
     ...options.credentials.protocolOptions,
     requestCert: true,
@@ -93,7 +93,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
   server.on('connection', (socket) => {
     const ip = canonicalIp(socket.remoteAddress ?? '') ?? ''
     const address = options.guard.enter(ip, performance.now())
-    const isShort = !descriptors.allows(strangers.descriptors, 1)
+    const isShort = !descriptors.allows(unauthenticated.descriptors, 1)
     if (address === undefined || isShort || pending >= options.maxPending) {
       if (address !== undefined) options.guard.leave(address)
       options.onRefused(
@@ -105,13 +105,13 @@ export function createTunnelServer(options: AcceptOptions): Server {
       return
     }
     pending += 1
-    descriptors.add(strangers.descriptors, 1)
+    descriptors.add(unauthenticated.descriptors, 1)
     let isPending = true
     const done = (): void => {
       if (!isPending) return
       isPending = false
       pending -= 1
-      descriptors.add(strangers.descriptors, -1)
+      descriptors.add(unauthenticated.descriptors, -1)
       options.guard.leave(address)
     }
     socket.once('close', done)
@@ -120,7 +120,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
   })
   server.on('tlsClientError', (error, socket) => {
     const raw = rawSocketOf(socket)
-    noteFutile(options, raw)
+    noteUnsuccessful(options, raw)
     // Node reports ECONNRESET for a peer that it has rejected itself; the result of the verification is here.
     const verdict: unknown = socket.authorizationError
     const code = typeof verdict === 'string' ? verdict : errorCode(error)
@@ -135,13 +135,13 @@ export function createTunnelServer(options: AcceptOptions): Server {
     try {
       const accepted = {
         ...admit(socket, options, handshake?.trusted),
-        wasFutile: () => noteFutile(options, raw),
+        noteUnsuccessful: () => noteUnsuccessful(options, raw),
       }
       const rejection = options.rejectionReason(accepted)
       if (rejection !== undefined) throw rejection
       options.onPeer(accepted)
     } catch (error) {
-      noteFutile(options, raw)
+      noteUnsuccessful(options, raw)
       options.onRefused(errorCode(error), socket.remoteAddress, describeError(error))
       socket.destroy()
     }
@@ -150,7 +150,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
 }
 
 /** Accepts for `server` from another listening socket of the same port; a server has only one. The caller closes it. */
-export function createSideEntrance(server: Server): TcpServer {
+export function createAdditionalListener(server: Server): TcpServer {
   return createTcpServer(ACCEPTED, (socket) => server.emit('connection', socket))
 }
 
@@ -164,16 +164,16 @@ interface PendingHandshake {
 /** By raw socket. */
 const pendingHandshakes = new WeakMap<object, PendingHandshake>()
 
-function noteFutile(options: AcceptOptions, raw: object | undefined): void {
+function noteUnsuccessful(options: AcceptOptions, raw: object | undefined): void {
   const handshake = raw === undefined ? undefined : pendingHandshakes.get(raw)
-  if (handshake !== undefined) options.guard.wasFutile(handshake.address, performance.now())
+  if (handshake !== undefined) options.guard.noteUnsuccessful(handshake.address, performance.now())
 }
 
 function admit(
   socket: TLSSocket,
   options: AcceptOptions,
   trusted: Trust | undefined,
-): Omit<AcceptedPeer, 'wasFutile'> {
+): Omit<AcceptedPeer, 'noteUnsuccessful'> {
   const { credentials } = options
   const { trustDomain } = credentials
   if (trustDomain === undefined) throw noRoots()

@@ -6,8 +6,8 @@
  * monotonic milliseconds; there are no timers.
  *
  * ```
- *   stream opened --tokens left--> taken --comes to nothing--> a futile token
- *         \--none--> reset, code 4, an excess token --none--> session closed, a strike --third--> barred for a while
+ *   stream opened --tokens left--> taken --comes to nothing--> an unsuccessful-stream token
+ *         \--none--> reset, code 4, an excess token --none--> session closed, a violation --third--> banned for a while
  * ```
  */
 import { networkOf } from '../../model/address.ts'
@@ -18,8 +18,8 @@ import { TurnGroup, TurnShare } from '../io/turn-share.ts'
 /** Streams that one caller may open: the capacity of a worker that has nothing else to do. */
 const OPENS = { rate: 20_000, burst: 20_000 } as const
 
-/** Futile streams of one caller and destination: denied, malformed, unknown, or reset before they were confirmed. */
-const FUTILE = { rate: 1_000, burst: 5_000 } as const
+/** Unsuccessful streams of one caller and destination: denied, malformed, unknown, or reset before confirmation. */
+const UNSUCCESSFUL = { rate: 1_000, burst: 5_000 } as const
 
 /** Confirmed streams of one caller and destination that the caller reset. */
 const RESETS = { rate: 5_000, burst: 20_000 } as const
@@ -36,11 +36,11 @@ const EMPTY_TLS_BYTES = { rate: 65_536, burst: 524_288 } as const
 /** Violations that have no consequence beyond the end of the session. */
 const FREE_STRIKES = 2
 
-/** How long the next violation bars an identity from that address; doubles each time, up to the second value. */
-const BAR_MS = 5_000
-const MAX_BAR_MS = 300_000
+/** How long the next violation bans an identity from that address; doubles each time, up to the second value. */
+const BAN_MS = 5_000
+const MAX_BAN_MS = 300_000
 
-/** Strikes are forgotten after this time without a new one. */
+/** Violations are forgotten after this time without a new one. */
 const FORGIVEN_AFTER_MS = 300_000
 
 /** Addresses remembered per identity and destination; all further ones share one entry. */
@@ -136,7 +136,7 @@ class Identity extends Sum {
   readonly excess: TokenBucket
   readonly ignored: TokenBucket
   readonly emptyTls: TokenBucket
-  readonly records = new Map<string, Conduct>()
+  readonly records = new Map<string, CallerRecord>()
 
   constructor(nowMs: number) {
     super()
@@ -146,10 +146,10 @@ class Identity extends Sum {
     this.emptyTls = new TokenBucket(EMPTY_TLS_BYTES.rate, EMPTY_TLS_BYTES.burst, nowMs)
   }
 
-  at(destination: string, nowMs: number): Conduct {
+  at(destination: string, nowMs: number): CallerRecord {
     const known = this.records.get(destination)
     if (known !== undefined) return known
-    const record = new Conduct(nowMs)
+    const record = new CallerRecord(nowMs)
     this.records.set(destination, record)
     return record
   }
@@ -258,7 +258,7 @@ export class Account {
   }
 
   /** Whether the caller, or all callers, have so many connections that each further one should use little memory. */
-  get isCrowd(): boolean {
+  get isShared(): boolean {
     return this.descriptors.used > CROWD || this.shared.descriptors.used > CROWD_OF_ALL
   }
 
@@ -274,9 +274,9 @@ export class Account {
 /** One caller at one destination: what it does there must not affect its other destinations. */
 export class Lane {
   readonly account: Account
-  private readonly record: Conduct
+  private readonly record: CallerRecord
 
-  constructor(account: Account, record: Conduct) {
+  constructor(account: Account, record: CallerRecord) {
     this.account = account
     this.record = record
   }
@@ -286,73 +286,73 @@ export class Lane {
     return this.record.mayOpen(nowMs) && this.account.mayOpen(nowMs)
   }
 
-  /** A stream was futile, and the caller caused it. */
-  wasFutile(nowMs: number): void {
-    this.record.wasFutile(nowMs)
+  /** A stream was unsuccessful, and the caller caused it. */
+  noteUnsuccessful(nowMs: number): void {
+    this.record.noteUnsuccessful(nowMs)
   }
 
   /** The caller reset a confirmed stream. */
-  wasReset(nowMs: number): void {
-    this.record.wasReset(nowMs)
+  noteReset(nowMs: number): void {
+    this.record.noteReset(nowMs)
   }
 
-  /** A session of the caller from `ip` broke the protocol. The third time bars the address, each further one longer. */
-  strike(nowMs: number, ip: string | undefined): void {
-    this.record.strike(nowMs, ip)
+  /** A session of the caller from `ip` broke the protocol. The third time bans the address, each further one longer. */
+  noteViolation(nowMs: number, ip: string | undefined): void {
+    this.record.noteViolation(nowMs, ip)
   }
 
   /** How long handshakes of the caller from `ip` are still refused, milliseconds; 0 when they are accepted. */
-  barredForMs(nowMs: number, ip: string | undefined): number {
-    return this.record.barredForMs(nowMs, ip)
+  bannedForMs(nowMs: number, ip: string | undefined): number {
+    return this.record.bannedForMs(nowMs, ip)
   }
 
-  /** Whether the caller is barred from any address. */
-  isBarred(nowMs: number): boolean {
-    return this.record.isBarred(nowMs)
+  /** Whether the caller is banned from any address. */
+  isBanned(nowMs: number): boolean {
+    return this.record.isBanned(nowMs)
   }
 }
 
 /** The conduct of one identity at one destination, from all its hosts. */
-class Conduct {
-  private readonly futile: TokenBucket
+class CallerRecord {
+  private readonly unsuccessful: TokenBucket
   private readonly resets: TokenBucket
-  /** By address: the violations of one compromised host must not bar the other hosts of the service. */
-  private readonly offenders = new Map<string, Offender>()
+  /** By address: the violations of one compromised host must not ban the other hosts of the service. */
+  private readonly offenders = new Map<string, ViolationRecord>()
 
   constructor(nowMs: number) {
-    this.futile = new TokenBucket(FUTILE.rate, FUTILE.burst, nowMs)
+    this.unsuccessful = new TokenBucket(UNSUCCESSFUL.rate, UNSUCCESSFUL.burst, nowMs)
     this.resets = new TokenBucket(RESETS.rate, RESETS.burst, nowMs)
   }
 
   mayOpen(nowMs: number): boolean {
-    return this.futile.hasAny(nowMs) && this.resets.hasAny(nowMs)
+    return this.unsuccessful.hasAny(nowMs) && this.resets.hasAny(nowMs)
   }
 
-  wasFutile(nowMs: number): void {
-    this.futile.drain(nowMs)
+  noteUnsuccessful(nowMs: number): void {
+    this.unsuccessful.drain(nowMs)
   }
 
-  wasReset(nowMs: number): void {
+  noteReset(nowMs: number): void {
     this.resets.drain(nowMs)
   }
 
-  strike(nowMs: number, ip: string | undefined): void {
-    this.offender(ip ?? OTHER_ADDRESSES, nowMs).strike(nowMs)
+  noteViolation(nowMs: number, ip: string | undefined): void {
+    this.offender(ip ?? OTHER_ADDRESSES, nowMs).noteViolation(nowMs)
   }
 
-  barredForMs(nowMs: number, ip: string | undefined): number {
+  bannedForMs(nowMs: number, ip: string | undefined): number {
     const known = this.offenders.get(ip ?? OTHER_ADDRESSES)
     const isOneOfMany = known === undefined && this.offenders.size >= MAX_OFFENDERS
     const offender = isOneOfMany ? this.offenders.get(OTHER_ADDRESSES) : known
-    return offender?.barredForMs(nowMs) ?? 0
+    return offender?.bannedForMs(nowMs) ?? 0
   }
 
-  isBarred(nowMs: number): boolean {
-    for (const offender of this.offenders.values()) if (offender.barredForMs(nowMs) > 0) return true
+  isBanned(nowMs: number): boolean {
+    for (const offender of this.offenders.values()) if (offender.bannedForMs(nowMs) > 0) return true
     return false
   }
 
-  private offender(ip: string, nowMs: number): Offender {
+  private offender(ip: string, nowMs: number): ViolationRecord {
     const known = this.offenders.get(ip)
     if (known !== undefined) return known
     if (this.offenders.size >= MAX_OFFENDERS) {
@@ -361,42 +361,42 @@ class Conduct {
       if (this.offenders.size >= MAX_OFFENDERS && ip !== OTHER_ADDRESSES)
         return this.offender(OTHER_ADDRESSES, nowMs)
     }
-    const offender = new Offender()
+    const offender = new ViolationRecord()
     this.offenders.set(ip, offender)
     return offender
   }
 
   /** Whether the record is in the same state as a new one. */
   isForgettable(nowMs: number): boolean {
-    if (!this.futile.isFull(nowMs) || !this.resets.isFull(nowMs)) return false
+    if (!this.unsuccessful.isFull(nowMs) || !this.resets.isFull(nowMs)) return false
     for (const offender of this.offenders.values()) if (!offender.isForgiven(nowMs)) return false
     return true
   }
 }
 
 /** Violations of one identity at one destination from one address. */
-class Offender {
-  private strikes = 0
-  private struckAtMs = 0
-  private barredUntilMs = 0
+class ViolationRecord {
+  private violations = 0
+  private lastViolationAtMs = 0
+  private bannedUntilMs = 0
 
-  /** While the address is barred, a violation does not extend the time: its session was open before. */
-  strike(nowMs: number): void {
-    if (nowMs < this.barredUntilMs) return
-    if (nowMs - this.struckAtMs > FORGIVEN_AFTER_MS) this.strikes = 0
-    this.strikes += 1
-    this.struckAtMs = nowMs
-    const beyond = this.strikes - FREE_STRIKES
+  /** While the address is banned, a violation does not extend the time: its session was open before. */
+  noteViolation(nowMs: number): void {
+    if (nowMs < this.bannedUntilMs) return
+    if (nowMs - this.lastViolationAtMs > FORGIVEN_AFTER_MS) this.violations = 0
+    this.violations += 1
+    this.lastViolationAtMs = nowMs
+    const beyond = this.violations - FREE_STRIKES
     if (beyond > 0)
-      this.barredUntilMs = nowMs + Math.min(MAX_BAR_MS, BAR_MS * 2 ** Math.min(beyond - 1, 10))
+      this.bannedUntilMs = nowMs + Math.min(MAX_BAN_MS, BAN_MS * 2 ** Math.min(beyond - 1, 10))
   }
 
-  barredForMs(nowMs: number): number {
-    return Math.max(0, this.barredUntilMs - nowMs)
+  bannedForMs(nowMs: number): number {
+    return Math.max(0, this.bannedUntilMs - nowMs)
   }
 
   isForgiven(nowMs: number): boolean {
-    return nowMs >= this.barredUntilMs && nowMs - this.struckAtMs > FORGIVEN_AFTER_MS
+    return nowMs >= this.bannedUntilMs && nowMs - this.lastViolationAtMs > FORGIVEN_AFTER_MS
   }
 }
 
@@ -461,15 +461,15 @@ export class Accounts {
     }
   }
 
-  /** Call it about once a second: removes idle accounts. @returns the barred callers, each as "name at destination". */
+  /** Call it about once a second: removes idle accounts. @returns the banned callers, each as "name at destination". */
   tick(nowMs: number): string[] {
-    const barred = []
+    const banned = []
     for (const [name, { records }] of this.identities)
       for (const [destination, record] of records)
-        if (record.isBarred(nowMs)) barred.push(`${name} at ${destination}`)
+        if (record.isBanned(nowMs)) banned.push(`${name} at ${destination}`)
     for (const [key, account] of this.byName)
       if (account.isForgettable(nowMs)) this.forget(key, account)
-    return barred
+    return banned
   }
 
   private forget(key: string, { name, identity, origin }: Account): void {

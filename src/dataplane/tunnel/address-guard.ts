@@ -8,10 +8,10 @@ import { type Share, SharedLimit } from '../io/shared-limit.ts'
 import { TokenBucket } from '../io/token-bucket.ts'
 
 /**
- * Futile handshakes of one address: each costs a signature and the verification of a chain. A host whose certificate
- * has just expired tries about this often. Above the limit, connections are reset before TLS.
+ * Unsuccessful handshakes of one address: each costs a signature and the verification of a chain. A host whose
+ * certificate has just expired tries about this often. Above the limit, connections are reset before TLS.
  */
-const FUTILE = { rate: 20, burst: 100 } as const
+const UNSUCCESSFUL = { rate: 20, burst: 100 } as const
 
 /** One address may have as many concurrent handshakes as are free: a few addresses cannot exclude the others. */
 const SHARE_FACTOR = 1
@@ -33,7 +33,7 @@ export interface TrackedAddress {
   /** Concurrent handshakes. */
   readonly pending: Share
   readonly handshakes: TokenBucket
-  readonly futile: TokenBucket
+  readonly unsuccessful: TokenBucket
 }
 
 /** The source addresses of a worker's tunnel ports. */
@@ -52,9 +52,9 @@ export class AddressGuard {
   /** A connection arrived from `ip`. @returns undefined when it must be reset; else the caller calls {@link leave}. */
   enter(ip: string, nowMs: number): TrackedAddress | undefined {
     const address = this.at(networkOf(ip), nowMs)
-    const { pending, futile, handshakes } = address
+    const { pending, unsuccessful, handshakes } = address
     if (pending.used >= this.limits.maxPending || !this.pending.allows(pending, 1)) return undefined
-    if (!futile.hasAny(nowMs) || !handshakes.take(nowMs)) return undefined
+    if (!unsuccessful.hasAny(nowMs) || !handshakes.take(nowMs)) return undefined
     this.pending.add(pending, 1)
     return address
   }
@@ -64,15 +64,15 @@ export class AddressGuard {
     this.pending.add(address.pending, -1)
   }
 
-  /** The handshake was futile: it failed, the peer was rejected, or the tunnel ended before it carried anything. */
-  wasFutile(address: TrackedAddress, nowMs: number): void {
-    address.futile.drain(nowMs)
+  /** The handshake failed, the peer was rejected, or the tunnel ended before it carried anything. */
+  noteUnsuccessful(address: TrackedAddress, nowMs: number): void {
+    address.unsuccessful.drain(nowMs)
   }
 
   /** Call it about once a second: removes addresses with nothing left to remember. */
   tick(nowMs: number): void {
-    for (const [key, { pending, handshakes, futile }] of this.addresses)
-      if (pending.used === 0 && handshakes.isFull(nowMs) && futile.isFull(nowMs))
+    for (const [key, { pending, handshakes, unsuccessful }] of this.addresses)
+      if (pending.used === 0 && handshakes.isFull(nowMs) && unsuccessful.isFull(nowMs))
         this.addresses.delete(key)
   }
 
@@ -90,7 +90,7 @@ export class AddressGuard {
     return {
       pending: { used: 0 },
       handshakes: new TokenBucket(ratePerSecond, burst, nowMs),
-      futile: new TokenBucket(FUTILE.rate, FUTILE.burst, nowMs),
+      unsuccessful: new TokenBucket(UNSUCCESSFUL.rate, UNSUCCESSFUL.burst, nowMs),
     }
   }
 }

@@ -112,7 +112,7 @@ export class Liveness {
     if (!streams.some((stream) => waitsTooLong(stream) && stream.openedMs > arrivedMs))
       return undefined
     this.suspectedMs = nowMs
-    return moveUnseenStreams(streams, arrivedMs, silentMs)
+    return abandonUnseenStreams(streams, arrivedMs, silentMs)
   }
 
   private patienceMs(): number {
@@ -123,13 +123,14 @@ export class Liveness {
 }
 
 /** Streams opened after `arrivedMs` have not reached the peer's host. @returns why the session must end, if it must. */
-function moveUnseenStreams(
+function abandonUnseenStreams(
   streams: readonly TunnelStream[],
   arrivedMs: number,
   silentMs: number,
 ): MeshError | undefined {
   const unseen = streams.filter(
-    (stream) => !stream.isConfirmed && stream.openedMs > arrivedMs && stream.mayMove?.() === true,
+    (stream) =>
+      !stream.isConfirmed && stream.openedMs > arrivedMs && stream.mayUseAnother?.() === true,
   )
   if (unseen.length === 0) return undefined
   const text = `no answer, and no sign of life from the host for ${Math.round(silentMs)} ms`
@@ -141,12 +142,12 @@ function moveUnseenStreams(
   if (unseen.length < streams.length && !isWorthAll) {
     // If the host recovered, it would read the application's bytes before it reads the reset.
     for (const stream of unseen)
-      if (!stream.hasSpoken)
+      if (!stream.hasSentData)
         stream.giveUp(new MeshError('HM_TUNNEL_UNANSWERED', `The stream was left: ${text}`))
     return undefined
   }
   for (const stream of streams)
-    if (isUnsure(stream) && stream.hasSpoken)
+    if (isUnsure(stream) && stream.hasSentData)
       stream.giveUp(
         new MeshError('HM_TUNNEL_UNSURE', `The tunnel broke, the instance may be reached: ${text}`),
       )

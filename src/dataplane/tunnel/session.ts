@@ -58,7 +58,7 @@ export interface SessionOwner {
   /** A stream was reset, by either side. */
   onStreamReset(): void
   /**
-   * A stream was refused without an inspection, because its caller opens too many futile ones (acceptor only), or
+   * A stream was refused without an inspection, because its caller opens too many unsuccessful ones (acceptor only), or
    * reset, because too much is held for its caller.
    */
   onStreamShed(limit: 'streams' | 'memory'): void
@@ -330,7 +330,7 @@ export class Session implements StreamCarrier, IncomingOwner {
     if (length > 0) this.turns.spend(PAYLOAD_COST)
     stream.expect(length)
     if (length === 0 && flags === 0) this.rates.countIdle()
-    if (length === 0 || !stream.isHeldUp || this.credit.mayHold(stream, length)) return
+    if (length === 0 || !stream.isReceiverBlocked || this.credit.mayHold(stream, length)) return
     this.owner.onStreamShed('memory')
     stream.fail('overloaded')
   }
@@ -439,8 +439,8 @@ export class Session implements StreamCarrier, IncomingOwner {
   /** A stream that its caller reset cost an inspection; a confirmed one also a connection. */
   private noteReset(stream: TunnelStream): void {
     const { lane } = this.options
-    if (stream.hasAnswered) lane.wasReset(this.incoming.lastReceivedMs)
-    else lane.wasFutile(this.incoming.lastReceivedMs)
+    if (stream.hasAnswered) lane.noteReset(this.incoming.lastReceivedMs)
+    else lane.noteUnsuccessful(this.incoming.lastReceivedMs)
   }
 
   /** Refuses a stream without creating an object: sends one frame. */
@@ -512,7 +512,7 @@ export class Session implements StreamCarrier, IncomingOwner {
     )
     this.state = 'closed'
     if (this.role === 'acceptor' && isViolation(reason.code))
-      this.options.lane.strike(this.incoming.lastReceivedMs, this.options.peerIp)
+      this.options.lane.noteViolation(this.incoming.lastReceivedMs, this.options.peerIp)
     this.incoming.close()
     new BreakingOff(this.streams.list(), this.turns, reason).begin()
     this.streams.clear()

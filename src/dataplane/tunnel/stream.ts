@@ -91,7 +91,7 @@ export class TunnelStream implements ByteStream {
   /** Called once, when the far end has reached the application. */
   onConfirmed: (() => void) | undefined
   /** Opener, until the stream is confirmed: whether its user can use another instance if the host is unreachable. */
-  mayMove: (() => boolean) | undefined
+  mayUseAnother: (() => boolean) | undefined
   /** Opener: monotonic milliseconds; none of its bytes was sent before. */
   readonly openedMs: number
   /** Opener: bytes written before the application's own bytes. */
@@ -147,7 +147,7 @@ export class TunnelStream implements ByteStream {
   }
 
   /** Opener, before confirmation: whether more than the preface was written. */
-  get hasSpoken(): boolean {
+  get hasSentData(): boolean {
     return INITIAL_CREDIT - this.sendCredit + this.outgoing.length > this.prefaceBytes
   }
 
@@ -162,7 +162,7 @@ export class TunnelStream implements ByteStream {
   }
 
   /** Whether arriving bytes would have to wait for the receiver. */
-  get isHeldUp(): boolean {
+  get isReceiverBlocked(): boolean {
     return this.paused || this.incoming.length > 0
   }
 
@@ -255,10 +255,10 @@ export class TunnelStream implements ByteStream {
   afterTake(): void {
     if (this.closed) return
     if (this.outgoing.length === 0 && this.finWanted && !this.finSent) this.sendFin()
-    this.tellWritable()
+    this.notifyWritable()
   }
 
-  private tellWritable(): void {
+  private notifyWritable(): void {
     if (!this.wantsWritable || this.outgoing.length >= QUEUE_LIMIT / 2) return
     if (this.carrier.isBusyWith(this) || this.isShortOfCredit()) return
     this.wantsWritable = false
@@ -300,7 +300,7 @@ export class TunnelStream implements ByteStream {
       this.confirmed = true
       this.onConfirmed?.()
       this.onConfirmed = undefined
-      this.mayMove = undefined
+      this.mayUseAnother = undefined
     }
     if ((flags & FIN) === 0 || this.closed) return
     if (this.finReceived) {
@@ -318,7 +318,7 @@ export class TunnelStream implements ByteStream {
       throw protocolError('HM_TUNNEL_CREDIT_OVERFLOW', `stream ${this.id}`)
     this.sendCredit += amount
     if (this.outgoing.length > 0) this.carrier.queue(this)
-    else this.tellWritable()
+    else this.notifyWritable()
   }
 
   /** Session: the peer violated the stream's order, or a limit was reached: both sides get a reset. */

@@ -77,7 +77,7 @@ async function play(one: Case): Promise<SilentOutcome> {
   await sleep(50)
   const stream = open()
   const mayMove = (): boolean => one.mayMove
-  stream.mayMove = mayMove
+  stream.mayUseAnother = mayMove
   if (one.says !== '') stream.write(Buffer.from(one.says))
   const watching = setInterval(() => session.watch(performance.now()), 50)
   await sleep(one.waitsMs)

@@ -8,9 +8,9 @@ import type { Health } from '../../../model/endpoint.ts'
 import { type AgentService, decodeAgentServices } from './decode.ts'
 import { decodeOwnHealth, type OwnHealth, ownChecksPath } from './own-health.ts'
 import {
-  beginningAs,
   type ConsulProxyRegistration,
   type PlainRegistration,
+  withInitialHealth,
 } from './registration-plan.ts'
 import { writeRule } from './rights.ts'
 import { type ConsulTransport, forbidden, requireOk } from './transport.ts'
@@ -120,7 +120,7 @@ export class AgentServices {
     const answer = await this.#transport.call(
       'PUT',
       '/v1/agent/service/register?replace-existing-checks=true',
-      { body: beginningAs(health, proxy), signal },
+      { body: withInitialHealth(health, proxy), signal },
     )
     const rule = [proxy.Proxy.DestinationServiceName, proxy.Name].map(writeRule).join(' ')
     requireOk(answer, `registering ${proxy.ID}`, rule)

@@ -322,7 +322,7 @@ class PathWatch implements FollowWatch {
     if (kind === 'unreachable') {
       if (isReachable) log.warn('Consul does not answer; the last good state stays', { problem })
       this.#agent.isReachable = false
-    } else if (this.#failures.isNews(problem))
+    } else if (this.#failures.shouldLog(problem))
       log[code === 'HM_CONSUL_ANSWER_DOUBTED' ? 'info' : 'warn'](
         'Watch failed; its last good answer stays',
         { path: this.#path, problem },

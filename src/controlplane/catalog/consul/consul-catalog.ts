@@ -20,9 +20,9 @@ import { SUMMARY_PATH, startChangeHints } from './change-hints.ts'
 import { type AgentSelf, decodeAgentSelf, decodeServiceNames, NAME_LEVELS } from './decode.ts'
 import { IntentionWatch, subjectOf } from './intentions.ts'
 import { createNodeReader, type NodeReader } from './node-reader.ts'
-import { Pulse } from './pulse.ts'
 import { Registrar } from './registration.ts'
 import { AGENT_RULE } from './rights.ts'
+import { ServerCheck } from './server-check.ts'
 import { ServiceListWatch } from './service-list.ts'
 import { ServiceWatch, TOKEN_PROBE_MS, type TokenProbe } from './service-watch.ts'
 import {
@@ -68,7 +68,7 @@ export class ConsulCatalog implements Catalog {
   readonly #tokenProbe: TokenProbe
   readonly #readNode: NodeReader
   readonly #hints: Disposable
-  readonly #pulse: Pulse
+  readonly #serverCheck: ServerCheck
   readonly #serviceWatches = new Set<ServiceWatch>()
   readonly #watchByName = new Map<string, ServiceWatch>()
   readonly #intentionWatches = new Set<IntentionWatch>()
@@ -90,10 +90,10 @@ export class ConsulCatalog implements Catalog {
     this.#tokenProbe = createTokenProbe(transport, clock)
     this.#readNode = createNodeReader(transport, clock)
     this.#hints = startChangeHints(this.follower)
-    this.#pulse = new Pulse({
+    this.#serverCheck = new ServerCheck({
       ...parts,
       wantsAll: () => this.#listWatches.size > 0,
-      onHealed: () => {
+      onRecovered: () => {
         for (const watch of this.#listWatches) watch.recheck()
         this.follower.retry()
       },
@@ -182,7 +182,7 @@ export class ConsulCatalog implements Catalog {
           [...this.#serviceWatches, ...this.#listWatches].flatMap((watch) => watch.warnings()),
         ),
       ].slice(0, MAX_PROBLEMS),
-      lastContactMs: this.#pulse.lastContactMs(),
+      lastContactMs: this.#serverCheck.lastContactMs(),
     }
   }
 
@@ -193,7 +193,7 @@ export class ConsulCatalog implements Catalog {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#registrar[Symbol.dispose]()
     this.#hints[Symbol.dispose]()
-    this.#pulse[Symbol.dispose]()
+    this.#serverCheck[Symbol.dispose]()
     for (const watches of [this.#serviceWatches, this.#intentionWatches, this.#listWatches])
       for (const watch of watches) watch[Symbol.dispose]()
     this.follower[Symbol.dispose]()
@@ -202,7 +202,7 @@ export class ConsulCatalog implements Catalog {
 
   #problems(watches: readonly FollowHealth[]): readonly Problem[] {
     const lists = [...this.#listWatches]
-    const hidden = [this.#pulse.problem()].filter((problem) => problem !== undefined)
+    const hidden = [this.#serverCheck.problem()].filter((problem) => problem !== undefined)
     return [
       ...watches.flatMap(watchProblem),
       ...named('HM_CONSUL_CREDENTIAL_UNUSABLE', this.#parts.transport.problems()),

@@ -10,26 +10,26 @@ export const REPEAT_MS = 60_000
 /** Remembers the last logged message about one thing. Pure but for its clock. */
 export class FailureLog {
   readonly #clock: Clock
-  #said: string | undefined
-  #saidAtMs = Number.NEGATIVE_INFINITY
+  #lastMessage: string | undefined
+  #loggedAtMs = Number.NEGATIVE_INFINITY
 
   constructor(clock: Clock) {
     this.#clock = clock
   }
 
   /** Whether a failure with this message is to be logged now; the caller logs it. */
-  isNews(words: string): boolean {
+  shouldLog(words: string): boolean {
     const nowMs = this.#clock.monotonicMs()
-    if (words === this.#said || nowMs - this.#saidAtMs < REPEAT_MS) return false
-    this.#said = words
-    this.#saidAtMs = nowMs
+    if (words === this.#lastMessage || nowMs - this.#loggedAtMs < REPEAT_MS) return false
+    this.#lastMessage = words
+    this.#loggedAtMs = nowMs
     return true
   }
 
   /** Notes that it works again. @returns whether the failure was logged */
   recover(): boolean {
-    const wasSaid = this.#said !== undefined
-    this.#said = undefined
-    return wasSaid
+    const wasLogged = this.#lastMessage !== undefined
+    this.#lastMessage = undefined
+    return wasLogged
   }
 }

@@ -187,7 +187,7 @@ export class IntentionWatch implements Disposable {
   #noteFailure(batch: string, problem: Problem): void {
     const failures = this.#failuresByBatch.get(batch) ?? new FailureLog(this.#clock)
     this.#failuresByBatch.set(batch, failures)
-    if (failures.isNews(problem.message))
+    if (failures.shouldLog(problem.message))
       this.#options.log.warn('Cannot read intentions; the last good ones stay', {
         problem: problem.message,
       })

@@ -6,8 +6,8 @@
  * prevent queries about the others.
  */
 import type { Clock, Random } from '../../../lib/clock.ts'
-import { eachAtOnce } from '../../../lib/each-at-once.ts'
 import { describeError, errorCode } from '../../../lib/errors.ts'
+import { forEachConcurrent } from '../../../lib/for-each-concurrent.ts'
 import { type DecodedConnect, decodeConnect } from './decode.ts'
 import { type ConsulTransport, requireOk } from './transport.ts'
 
@@ -62,8 +62,8 @@ export class NameAnswers {
     const { clock, signal } = this.#options
     const nowMs = clock.monotonicMs()
     const due = names.filter((name) => (this.#byName.get(name)?.untilMs ?? 0) <= nowMs)
-    await eachAtOnce(due, CONCURRENCY, signal, (name) => this.#ask(name))
-    await eachAtOnce(this.#outdated(nowMs), CONCURRENCY, signal, (name) => this.#ask(name))
+    await forEachConcurrent(due, CONCURRENCY, signal, (name) => this.#ask(name))
+    await forEachConcurrent(this.#outdated(nowMs), CONCURRENCY, signal, (name) => this.#ask(name))
   }
 
   /** Forgets all names but these. */

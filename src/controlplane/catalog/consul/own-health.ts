@@ -18,7 +18,7 @@ export interface OwnHealth {
   /** IDs of the checks that are critical. */
   readonly critical: readonly string[]
   /** IDs of the checks that have output, whatever their state. */
-  readonly speaking: ReadonlySet<string>
+  readonly withOutput: ReadonlySet<string>
 }
 
 /** The health of a service that its operator deregistered. */
@@ -26,7 +26,7 @@ const WITHDRAWN: OwnHealth = {
   health: 'critical',
   failing: 'Service is not registered',
   critical: [],
-  speaking: new Set(),
+  withOutput: new Set(),
 }
 
 /**
@@ -106,7 +106,7 @@ export function decodeOwnHealth(
 export function hasNotRun(before: OwnHealth, now: OwnHealth): boolean {
   return (
     now.health === 'critical' &&
-    now.critical.every((id) => before.speaking.has(id) && !now.speaking.has(id))
+    now.critical.every((id) => before.withOutput.has(id) && !now.withOutput.has(id))
   )
 }
 
@@ -118,7 +118,7 @@ function healthOf(checks: readonly unknown[]): OwnHealth {
     health,
     failing: worstCheck(checks, health),
     critical: idsOf((check) => !['passing', 'warning'].includes(textOf(check, 'Status'))),
-    speaking: new Set(idsOf((check) => textOf(check, 'Output') !== '')),
+    withOutput: new Set(idsOf((check) => textOf(check, 'Output') !== '')),
   }
 }
 

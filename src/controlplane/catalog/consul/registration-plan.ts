@@ -93,7 +93,7 @@ export function hasProxy(present: ReadonlyMap<string, AgentService>, serviceId: 
 }
 
 /** The registration of a proxy that starts with the health of its service: until that is good, callers avoid it. */
-export function beginningAs(
+export function withInitialHealth(
   health: Health,
   proxy: ConsulProxyRegistration,
 ): ConsulProxyRegistration {

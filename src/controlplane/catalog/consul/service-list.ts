@@ -13,9 +13,9 @@
  * accepted: that is what a token without rights receives.
  */
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
-import { eachAtOnce } from '../../../lib/each-at-once.ts'
 import { describeError, MeshError } from '../../../lib/errors.ts'
 import { fairOrder } from '../../../lib/fair-order.ts'
+import { forEachConcurrent } from '../../../lib/for-each-concurrent.ts'
 import type { Log } from '../../../lib/log.ts'
 import { WakeableLoop } from '../../../lib/wakeable-loop.ts'
 import type { InstanceAddress, ListedService } from '../catalog.ts'
@@ -263,7 +263,7 @@ export class ServiceListWatch implements Disposable {
           this.#options.followed?.(name) === undefined &&
           (!known.has(name) || (this.#answers.of(name)?.askedAtMs ?? 0) >= readAtMs),
       )
-      await eachAtOnce(due, CONCURRENCY, signal, async ([name, member]) => {
+      await forEachConcurrent(due, CONCURRENCY, signal, async ([name, member]) => {
         const readAtMs = this.#clock.monotonicMs()
         try {
           member.claims.take(known.has(name) ? await this.#instancesOf(name) : [])

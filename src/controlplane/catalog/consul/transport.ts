@@ -23,8 +23,8 @@ import {
   type AgentTlsMaterial,
   createAgentTls,
 } from './agent-tls.ts'
+import { createJsonFilter } from './json-filter.ts'
 import { createJsonLimiter } from './json-limits.ts'
-import { createJsonSieve } from './json-sieve.ts'
 import { createTokenSource } from './token-source.ts'
 
 /** The address of the agent and how to call it. Same fields as the `catalog` section of the configuration. */
@@ -64,7 +64,7 @@ export interface CallOptions {
   readonly signal?: AbortSignal
   /**
    * How many levels of the answer are read; deeper values and the end of long strings are removed as they arrive
-   * (json-sieve.ts). Default: all.
+   * (json-filter.ts). Default: all.
    */
   readonly levels?: number | undefined
   /** Sent as JSON. */
@@ -351,7 +351,7 @@ async function readAnswer(
   const status = response.statusCode ?? 0
   const isOk = status >= 200 && status < 300
   const limiter = createJsonLimiter()
-  const sieve = levels === undefined ? undefined : createJsonSieve(levels)
+  const filter = levels === undefined ? undefined : createJsonFilter(levels)
   const chunks: Buffer[] = []
   let bytes = 0
   for await (const chunk of plainBody(response)) {
@@ -361,7 +361,7 @@ async function readAnswer(
           'HM_CONSUL_ANSWER_TOO_LARGE',
           `Answer of Consul is longer than ${MAX_SIEVED_BYTES} bytes`,
         )
-      const read = sieve?.push(chunk) ?? chunk
+      const read = filter?.push(chunk) ?? chunk
       limiter.push(read)
       chunks.push(read)
     } else if (bytes < MAX_ERROR_TEXT) chunks.push(chunk)

@@ -33,7 +33,7 @@ import {
   noteContent,
   serviceOf,
 } from './former-instances.ts'
-import { type KeptFile, keepFile, recallFile } from './kept-file.ts'
+import { type KeptFile, loadKeptFile, saveKeptFile } from './kept-file.ts'
 
 /** The path of the file, and which of its nodes this host is. */
 export interface FileCatalogOptions {
@@ -114,7 +114,7 @@ class FileCatalog implements Catalog {
     this.#clock = options.clock ?? systemClock
     this.#log = log
     this.#state = options.state ?? noStateFile
-    const kept = recallFile(this.#state)
+    const kept = loadKeptFile(this.#state)
     this.#known = kept?.known ?? this.#known
     this.#read()
     if (this.#problems.length > 0 && (options.isStrict === true || !this.#takeKept(kept)))
@@ -326,7 +326,7 @@ class FileCatalog implements Catalog {
   #save(): void {
     const text = this.#goodText
     if (text === undefined) return
-    keepFile(this.#state, () => {
+    saveKeptFile(this.#state, () => {
       const ageMs = this.#clock.monotonicMs() - (this.#lastGoodAtMs ?? 0)
       const confirmedAtMs = Math.round(this.#clock.wallMs() - ageMs)
       return { path: this.#options.path, text, confirmedAtMs, known: this.#known }

@@ -33,7 +33,7 @@ const stored = z.object({
 })
 
 /** The data of an earlier run; undefined when there is none that can be used. */
-export function recallFile(state: StateFile): KeptFile | undefined {
+export function loadKeptFile(state: StateFile): KeptFile | undefined {
   if (state.stored === undefined) return undefined
   const parsed = stored.safeParse(state.stored.body)
   if (!parsed.success) {
@@ -48,7 +48,7 @@ export function recallFile(state: StateFile): KeptFile | undefined {
 }
 
 /** Schedules a write of the file; `kept` is called at that time for the content. */
-export function keepFile(state: StateFile, kept: () => KeptFile): void {
+export function saveKeptFile(state: StateFile, kept: () => KeptFile): void {
   state.save(() => {
     const { known, ...rest } = kept()
     const addresses = [...known].map(([name, each]) => [name, sortedAddresses(each)])

@@ -21,13 +21,13 @@ const CLOSE_ARRAY = 0x5d
 const AFTER_BACKSLASH = 5
 
 /** Filters one text. */
-export interface JsonSieve {
+export interface JsonFilter {
   /** Takes the next bytes. @returns those that are kept */
   push(chunk: Buffer): Buffer
 }
 
-/** A sieve for one text. The outermost value is at level 1. */
-export function createJsonSieve(levels: number): JsonSieve {
+/** A filter for one text. The outermost value is at level 1. */
+export function createJsonFilter(levels: number): JsonFilter {
   let depth = 0
   let inString = false
   let textBytes = 0

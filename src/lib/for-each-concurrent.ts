@@ -6,7 +6,7 @@
  * Calls `act` for each of `items` in order, at most `limit` at once; starts no more when `signal` aborts. A call that
  * throws reduces the limit by one; one such error is thrown again when all calls have ended.
  */
-export async function eachAtOnce<Item>(
+export async function forEachConcurrent<Item>(
   items: readonly Item[],
   limit: number,
   signal: AbortSignal,

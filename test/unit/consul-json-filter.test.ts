@@ -4,10 +4,10 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import * as fc from 'fast-check'
-import { createJsonSieve } from '../../src/controlplane/catalog/consul/json-sieve.ts'
+import { createJsonFilter } from '../../src/controlplane/catalog/consul/json-filter.ts'
 
-function sieve(text: string, levels: number, chunk: number = text.length + 1): string {
-  const one = createJsonSieve(levels)
+function filter(text: string, levels: number, chunk: number = text.length + 1): string {
+  const one = createJsonFilter(levels)
   const bytes = Buffer.from(text)
   const parts: Buffer[] = []
   for (let at = 0; at < bytes.length; at += chunk)
@@ -35,7 +35,7 @@ test('what is nested deeper is left out, and what is left is the same value with
       (value, levels, chunk) => {
         // A property may have any name, also that of a prototype.
         const text = JSON.stringify(value)
-        assert.deepEqual(JSON.parse(sieve(text, levels, chunk)), cut(JSON.parse(text), levels))
+        assert.deepEqual(JSON.parse(filter(text, levels, chunk)), cut(JSON.parse(text), levels))
       },
     ),
   )
@@ -45,7 +45,9 @@ test('of a long text the beginning is let through, whatever escapes it is made o
   for (const unit of ['x', '\\', '"', '\n', '\u0001', 'é', '\u2028', '\\"', 'a\u0001'])
     for (const chunk of [1, 2, 7, 10_000]) {
       const long = unit.repeat(700)
-      const got: unknown = JSON.parse(sieve(JSON.stringify({ a: long, b: [long], c: 1 }), 2, chunk))
+      const got: unknown = JSON.parse(
+        filter(JSON.stringify({ a: long, b: [long], c: 1 }), 2, chunk),
+      )
       assert.ok(typeof got === 'object' && got !== null && 'a' in got && 'c' in got && 'b' in got)
       assert.ok(typeof got.a === 'string' && got.a.length < 600 && got.a.length > 50)
       assert.ok(long.startsWith(got.a.slice(0, -1)), 'another text')
@@ -55,5 +57,5 @@ test('of a long text the beginning is let through, whatever escapes it is made o
 
 test('megabytes of tags and meta become a few bytes', () => {
   const services = { db: ['v1'], evil: Array.from({ length: 100_000 }, (_, i) => `tag${i}`) }
-  assert.equal(sieve(JSON.stringify(services), 1, 65_536), '{"db":[],"evil":[]}')
+  assert.equal(filter(JSON.stringify(services), 1, 65_536), '{"db":[],"evil":[]}')
 })

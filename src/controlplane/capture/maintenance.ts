@@ -8,7 +8,7 @@ import { WakeableLoop } from '../../lib/wakeable-loop.ts'
 import type { WatchKernel } from './kernel-changes.ts'
 
 /** Least pause between two passes, however often cgroups change. Milliseconds. */
-const MIN_UPKEEP_PAUSE_MS = 20
+const MIN_PASS_PAUSE_MS = 20
 
 /** Least pause between two full checks that reported changes cause: other programs may change much. Milliseconds. */
 const MIN_LOOK_PAUSE_MS = 250
@@ -21,12 +21,12 @@ const LONG_LOOK_MS = 2_000
 const LONG_LOOK_SHARE = 20
 
 /** Pause before the next regular full check, after one of this duration: at most 5 % of a processor. Milliseconds. */
-export function pauseAfterLookMs(lookMs: number): number {
+export function pauseAfterCheckMs(lookMs: number): number {
   return lookMs < LONG_LOOK_MS ? 0 : lookMs * LONG_LOOK_SHARE
 }
 
 /** A loop that runs until it is stopped. */
-export interface Upkeep {
+export interface Maintenance {
   stop(): void
 }
 
@@ -34,14 +34,14 @@ export interface Upkeep {
  * Calls `pass` every `everyMs`, and at once when a folder's content changes or `watch` reports a change; one call at a
  * time. `pass` receives the time since the last full check, and returns whether it has made one.
  */
-export function startUpkeep(options: {
+export function startMaintenance(options: {
   readonly folders: readonly string[]
   readonly everyMs: number
   readonly watch: WatchKernel | undefined
   /** Whether a change reported now may be our own. */
   readonly isOwn: () => boolean
   readonly pass: (sinceVerifyMs: number, isChanged: boolean) => Promise<boolean>
-}): Upkeep {
+}): Maintenance {
   const { folders, everyMs } = options
   const stopped = new AbortController()
   const { signal } = stopped
@@ -59,7 +59,7 @@ export function startUpkeep(options: {
       if (isChanged) lookAt = Infinity
       if (await options.pass(performance.now() - verifiedAt, isChanged))
         verifiedAt = performance.now()
-      const pauseMs = isChanged ? MIN_LOOK_PAUSE_MS : MIN_UPKEEP_PAUSE_MS
+      const pauseMs = isChanged ? MIN_LOOK_PAUSE_MS : MIN_PASS_PAUSE_MS
       await sleep(Math.min(pauseMs, everyMs), signal)
       // Entries created in a new folder before it was watched are found by an immediate pass.
       if (signal.aborted || watchFolders(folders, watchers, wake)) return 0

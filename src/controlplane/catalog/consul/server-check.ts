@@ -14,13 +14,13 @@ import { decodeServiceNames, NAME_LEVELS } from './decode.ts'
 import { NODE_RULE, SERVICES_RULE } from './rights.ts'
 import { type ConsulAnswer, type ConsulTransport, NEW_TOKEN, requireOk } from './transport.ts'
 
-/** What the pulse is built from. */
-export interface PulseOptions {
+/** What the check is built from. */
+export interface ServerCheckOptions {
   readonly transport: ConsulTransport
   /** Whether the host needs to see all services, so that a policy which hides some is a mistake. */
   readonly wantsAll: () => boolean
   /** Called when a problem is over. */
-  readonly onHealed: () => void
+  readonly onRecovered: () => void
   readonly log: Log
   readonly clock?: Clock
   readonly random?: Random
@@ -35,8 +35,8 @@ const LEADERLESS_MS = 5_000
 const SERVERS_PATH = '/v1/catalog/service/consul?stale'
 
 /** Queries at once and then until it is disposed. The caller keeps ownership of the transport. */
-export class Pulse implements Disposable {
-  readonly #options: PulseOptions
+export class ServerCheck implements Disposable {
+  readonly #options: ServerCheckOptions
   readonly #clock: Clock
   readonly #random: Random
   readonly #closing = new AbortController()
@@ -44,14 +44,14 @@ export class Pulse implements Disposable {
   #problem: string | undefined
   #lastContact: { readonly ms: number; readonly atMs: number } | undefined
 
-  constructor(options: PulseOptions) {
+  constructor(options: ServerCheckOptions) {
     this.#options = options
     this.#clock = options.clock ?? systemClock
     this.#random = options.random ?? systemRandom
     const loop = new WakeableLoop({
       clock: this.#clock,
       signal: this.#closing.signal,
-      pass: () => this.#beat(),
+      pass: () => this.#check(),
     })
     this.#stopListening = options.transport.onTokenChange(() => loop.wake())
   }
@@ -73,7 +73,7 @@ export class Pulse implements Disposable {
     this.#closing.abort()
   }
 
-  async #beat(): Promise<number> {
+  async #check(): Promise<number> {
     const { transport, wantsAll } = this.#options
     const { signal } = this.#closing
     try {
@@ -108,13 +108,13 @@ export class Pulse implements Disposable {
   }
 
   #note(problem: string | undefined): void {
-    const { log, onHealed } = this.#options
+    const { log, onRecovered } = this.#options
     const was = this.#problem
     if (problem === was) return
     this.#problem = problem
     if (problem === undefined) {
       log.info('Consul answers in full again', { was })
-      onHealed()
+      onRecovered()
     } else log.warn('Consul does not answer in full; the last good state stays', { problem })
   }
 }
