@@ -20,13 +20,8 @@ import type {
 import { ignoreMissingTool, type RunCommand } from './command.ts'
 import { EVERY_ADDRESS, ownSets, renderCreate, renderReplace } from './ipset.ts'
 import { allTools, applyRules, defaultTools, type IptablesTools, readRules } from './iptables.ts'
-import {
-  type IptablesSettings,
-  iptablesRules,
-  REFUSE_CHAIN,
-  type TableRules,
-  UNITS_CHAIN,
-} from './iptables-rules.ts'
+import { type IptablesSettings, iptablesRules, type TableRules } from './iptables-rules.ts'
+import { REFUSE_CHAIN, UNITS_CHAIN } from './iptables-words.ts'
 import { activeFamilies, KernelSets } from './kernel-sets.ts'
 import { clearNativeFilters, passNativeFilters, redirectedWords } from './native-filters.ts'
 import { countRefusals } from './refusals.ts'
