@@ -3,7 +3,7 @@
  *
  * Every export is imported by another file. A file whose header says "Pure." uses neither the system nor a clock, and
  * neither do its imports. Disk writes, native code, processes and Node's undocumented fields are used in listed files
- * only. Every path in .oxlintrc.json exists.
+ * only. No file of the program is too long. Every path in .oxlintrc.json exists.
  */
 import { globSync, readFileSync } from 'node:fs'
 import { dirname, join, normalize, resolve } from 'node:path'
@@ -61,6 +61,17 @@ const reserved: readonly {
   },
 ]
 
+/** Most lines of a file of the program: a longer one has several subjects. */
+const MAX_LINES = 500
+
+/** Files that are longer for now. */
+const tooLong: ReadonlySet<string> = new Set([
+  'src/authority/certificate-authority.ts',
+  'src/config/schema.ts',
+  'src/daemon/daemon.ts',
+  'src/daemon/worker-pool.ts',
+])
+
 /** Uses of the system, a clock or random numbers, which a pure file does not contain. */
 const impure =
   /\b(?:Date\.now|performance\.now|Math\.random|setTimeout|setInterval|setImmediate|fetch)\(|\bnew Date\(\)|\b(?:process|crypto)\.\w/
@@ -86,6 +97,7 @@ interface Import {
 
 interface Source {
   readonly path: string
+  readonly lines: number
   /** Without comments. */
   readonly code: string
   readonly header: string
@@ -97,7 +109,13 @@ const sources = new Map(
     .toSorted()
     .map((path) => [path, parse(path)]),
 )
-const problems = [...checkExports(), ...checkPure(), ...checkReserved(), ...checkLint()]
+const problems = [
+  ...checkExports(),
+  ...checkPure(),
+  ...checkReserved(),
+  ...checkLength(),
+  ...checkLint(),
+]
 for (const problem of problems) console.error(problem)
 process.exitCode = problems.length > 0 ? 1 : 0
 
@@ -121,7 +139,7 @@ function parse(path: string): Source {
   ))
     add(type, clause, from)
   for (const [, from = ''] of code.matchAll(/\bimport\(\s*'([^']+)'/g)) add('', '*', from)
-  return { path, code, header, imports }
+  return { path, lines: text.split('\n').length - 1, code, header, imports }
 }
 
 /** The words between the braces of an import or export, such as `type A` and `a as b`. */
@@ -210,6 +228,19 @@ function checkReserved(): string[] {
       .filter(({ pattern }) => pattern.test(code))
       .map(({ what, pattern }) => `${path}: ${what}, and here is ${pattern.exec(code)?.[0]}`),
   )
+}
+
+/** Files of the program that are too long, and exceptions that are not needed any more. */
+function checkLength(): string[] {
+  return [...sources.values()].flatMap(({ path, lines }) => {
+    const isLong = lines > MAX_LINES
+    if (!path.startsWith('src/') || isLong === tooLong.has(path)) return []
+    return [
+      isLong
+        ? `${path}: has ${lines} lines; the limit is ${MAX_LINES}, so give a part of it with a subject of its own a file`
+        : `scripts/check-source.ts: ${path} is not too long any more; remove it from the list`,
+    ]
+  })
 }
 
 /** Files and folders in .oxlintrc.json that do not exist; src/aggregator is planned. */

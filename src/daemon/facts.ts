@@ -18,7 +18,7 @@ import {
   type PolicyFacts,
 } from '../model/facts.ts'
 import type { LocalService } from '../model/service.ts'
-import type { MeshService } from '../model/snapshot.ts'
+import type { MeshService, Snapshot } from '../model/snapshot.ts'
 import type { Host } from './host.ts'
 
 /** Timeout of the catalog's answer with the rules of other hosts' services, milliseconds. */
@@ -67,28 +67,9 @@ export async function collectFacts(
     await host.now().mesh.discovery.lookup(scope.service, FIRST_ANSWER_MS)
   const { mesh, rules: hostRules, bundle } = host.now()
   const snapshot = mesh.discovery.current()
-  const known = [...snapshot.services.values()]
   const own = [...snapshot.policies.values()]
-  const asked =
-    scope === 'all' ? known : [snapshot.services.get(scope.service ?? '')].filter(isKnown)
-  // A redirect leads to another service, whose rules decide.
-  const wanted = new Set([
-    ...(scope === 'all' ? [] : [scope.service ?? '']),
-    ...asked.flatMap(({ name, clusters }) => [
-      name,
-      ...clusters[0].endpoints.map((each) => each.service),
-    ]),
-  ])
-  const elsewhere = [...wanted].filter((name) => name !== '' && !snapshot.policies.has(name))
-  // Rules of a local service must come from the snapshot only: if they are not loaded, the answer must show it.
-  const offered = new Set(
-    host.services.filter(({ target }) => target !== undefined).map(({ name }) => name),
-  )
   const [rules, loads, outcomes, listeners, probes] = await Promise.all([
-    askPolicies(
-      mesh.catalog,
-      elsewhere.filter((name) => !offered.has(name)).slice(0, MAX_POLICIES),
-    ),
+    askPolicies(mesh.catalog, destinationsElsewhere(snapshot, host.services, scope)),
     scope === 'all' || scope.service !== undefined
       ? host.pool.loads(scope === 'all' ? undefined : scope.service)
       : [],
@@ -112,7 +93,7 @@ export async function collectFacts(
     draining: status.draining,
     catalog: status.catalog,
     snapshotVersion: status.snapshotVersion,
-    services: known,
+    services: [...snapshot.services.values()],
     policies: [
       ...own.map((policy): PolicyFacts => ({ ...policy, origin: 'snapshot' })),
       ...rules.map((policy): PolicyFacts => ({ ...compilePolicy(policy), origin: 'catalog' })),
@@ -136,6 +117,31 @@ export async function collectFacts(
     listeners,
     probes,
   }
+}
+
+/** Destinations on other hosts that the scope concerns, and whose rules the snapshot does not have. */
+function destinationsElsewhere(
+  { services, policies }: Snapshot,
+  local: readonly LocalService[],
+  scope: FactScope,
+): readonly string[] {
+  const asked =
+    scope === 'all' ? [...services.values()] : [services.get(scope.service ?? '')].filter(isKnown)
+  // A redirect leads to another service, whose rules decide.
+  const wanted = new Set([
+    ...(scope === 'all' ? [] : [scope.service ?? '']),
+    ...asked.flatMap(({ name, clusters }) => [
+      name,
+      ...clusters[0].endpoints.map((each) => each.service),
+    ]),
+  ])
+  // Rules of a local service must come from the snapshot only: if they are not loaded, the answer must show it.
+  const offered = new Set(
+    local.filter(({ target }) => target !== undefined).map(({ name }) => name),
+  )
+  return [...wanted]
+    .filter((name) => name !== '' && !policies.has(name) && !offered.has(name))
+    .slice(0, MAX_POLICIES)
 }
 
 /** Whether a process listens at each application's address. */

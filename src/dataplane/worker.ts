@@ -17,7 +17,7 @@ import { watchEventLoopLag } from '../telemetry/event-loop-lag.ts'
 import { Balancer } from './balance/picker.ts'
 import { LifeCycle } from './life-cycle.ts'
 import { localListeners, tunnelListeners } from './listener-plan.ts'
-import { ACCEPTORS, Listeners } from './listeners.ts'
+import { ACCEPTORS, Listeners, type ListenersOptions } from './listeners.ts'
 import { MemoryShortage } from './memory-shortage.ts'
 import { evaluate } from './policy/evaluate.ts'
 import type { FromWorker, ToWorker, WorkerSettings, WorkerSocket } from './protocol.ts'
@@ -32,7 +32,7 @@ import { ProbeLimit } from './proxy/probe-limit.ts'
 import type { WorkerContext } from './proxy/worker-context.ts'
 import { AddressIndex } from './route/by-address.ts'
 import { Sessions } from './sessions.ts'
-import { Accounts, createSharedLimits } from './tunnel/accounts.ts'
+import { type Account, Accounts, createSharedLimits, type SharedLimits } from './tunnel/accounts.ts'
 import { AddressGuard } from './tunnel/address-guard.ts'
 import { Credentials } from './tunnel/credentials.ts'
 import type { CertificatePair } from './tunnel/trust.ts'
@@ -91,28 +91,8 @@ class Worker {
     const memory = new MemoryShortage(() =>
       accounts.shed((account, bytes) => pressure.note('memory', connections.shed(account, bytes))),
     )
-    const shared = createSharedLimits({
-      heldBytes: limits.heldBytes,
-      descriptors: Math.max(
-        LEAST_DESCRIPTORS,
-        limits.descriptors - local.length * (ACCEPTORS + 1) - OWN_DESCRIPTORS,
-      ),
-      sessions: limits.tunnels,
-    })
+    const { shared, guard, arrivals } = createLimits(limits, local.length, nowMs)
     const accounts = new Accounts(shared, nowMs, memory)
-    const guard = new AddressGuard(
-      {
-        maxPending: limits.pendingHandshakesPerAddress,
-        maxPendingOfAll: limits.pendingHandshakes,
-        ratePerSecond: limits.handshakesPerAddress,
-        burst: limits.handshakesPerAddress * 4,
-      },
-      nowMs,
-    )
-    const arrivals = new Arrivals({
-      perPeer: Math.min(MAX_UNAUTHORIZED, limits.inboundConnections),
-      all: Math.max(MAX_UNAUTHORIZED, limits.inboundConnections),
-    })
     const pressure = new PressureWatch(accounts, workerCounters, arrivals.all)
     const sessions = new Sessions({
       settings,
@@ -149,6 +129,7 @@ class Worker {
       want: (caller, address) => waiting.want(caller, address),
       until: (look, timeoutMs) => waiting.until(look, timeoutMs),
     }
+    const unauthenticated = accounts.of('handshakes under way', nowMs)
     const listeners = new Listeners({
       local,
       tunnels: tunnelListeners(settings),
@@ -156,23 +137,7 @@ class Worker {
         workerCounters.inc('acceptedConnections')
         void carryOutbound(context, socket, listener)
       },
-      accept: {
-        credentials,
-        datacenter: settings.datacenter,
-        handshakeTimeoutMs: timeouts.handshakeMs,
-        maxPending: limits.pendingHandshakes,
-        guard,
-        unauthenticated: accounts.of('handshakes under way', nowMs),
-        until: (look, timeoutMs) => waiting.until(look, timeoutMs),
-        rejectionReason: (accepted) => sessions.rejectionReason(accepted),
-        onPeer: (accepted) => sessions.accept(accepted),
-        onRefused: (code, remoteAddress, detail) => {
-          workerCounters.inc('tunnelHandshakeFailures')
-          const limit = limitByCode[code]
-          if (limit !== undefined) pressure.note(limit)
-          log.info('Handshake refused', { code, remoteAddress, detail })
-        },
-      },
+      accept: acceptOptions(settings, { context, sessions, guard, unauthenticated }),
     })
     watchEventLoopLag((longestMs) => workerCounters.set('eventLoopDelayMs', longestMs))
     const { reportUseMs } = settings
@@ -271,6 +236,72 @@ class Worker {
         hint: error instanceof MeshError ? error.hint : undefined,
       })
     }
+  }
+}
+
+/** The limits that do not depend on other parts of the worker; `localListeners` is the number of its local ports. */
+function createLimits(
+  limits: WorkerSettings['limits'],
+  localListenerCount: number,
+  nowMs: number,
+): {
+  readonly shared: SharedLimits
+  readonly guard: AddressGuard
+  readonly arrivals: Arrivals
+} {
+  const localDescriptors = localListenerCount * (ACCEPTORS + 1)
+  return {
+    shared: createSharedLimits({
+      heldBytes: limits.heldBytes,
+      descriptors: Math.max(
+        LEAST_DESCRIPTORS,
+        limits.descriptors - localDescriptors - OWN_DESCRIPTORS,
+      ),
+      sessions: limits.tunnels,
+    }),
+    guard: new AddressGuard(
+      {
+        maxPending: limits.pendingHandshakesPerAddress,
+        maxPendingOfAll: limits.pendingHandshakes,
+        ratePerSecond: limits.handshakesPerAddress,
+        burst: limits.handshakesPerAddress * 4,
+      },
+      nowMs,
+    ),
+    arrivals: new Arrivals({
+      perPeer: Math.min(MAX_UNAUTHORIZED, limits.inboundConnections),
+      all: Math.max(MAX_UNAUTHORIZED, limits.inboundConnections),
+    }),
+  }
+}
+
+/** How the tunnel ports accept peers. */
+function acceptOptions(
+  { datacenter, limits, timeouts }: WorkerSettings,
+  parts: {
+    readonly context: WorkerContext
+    readonly sessions: Sessions
+    readonly guard: AddressGuard
+    readonly unauthenticated: Account
+  },
+): ListenersOptions['accept'] {
+  const { context, sessions, guard, unauthenticated } = parts
+  return {
+    credentials: context.credentials,
+    datacenter,
+    handshakeTimeoutMs: timeouts.handshakeMs,
+    maxPending: limits.pendingHandshakes,
+    guard,
+    unauthenticated,
+    until: (look, timeoutMs) => context.until(look, timeoutMs),
+    rejectionReason: (accepted) => sessions.rejectionReason(accepted),
+    onPeer: (accepted) => sessions.accept(accepted),
+    onRefused: (code, remoteAddress, detail) => {
+      context.workerCounters.inc('tunnelHandshakeFailures')
+      const limit = limitByCode[code]
+      if (limit !== undefined) context.noteLimit(limit)
+      context.log.info('Handshake refused', { code, remoteAddress, detail })
+    },
   }
 }
 

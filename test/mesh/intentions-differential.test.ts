@@ -15,7 +15,7 @@ import { test } from 'node:test'
 import {
   decodeAgentSelf,
   parseDefaultPolicy,
-} from '../../src/controlplane/catalog/consul/decode.ts'
+} from '../../src/controlplane/catalog/consul/decode-agent.ts'
 import { decodeIntentions } from '../../src/controlplane/catalog/consul/decode-intentions.ts'
 import {
   type ConsulTransport,

@@ -6,11 +6,8 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, test } from 'node:test'
 import * as fc from 'fast-check'
-import {
-  iptablesRules,
-  setNames,
-  type TableRules,
-} from '../../src/controlplane/capture/iptables-rules.ts'
+import { iptablesRules, type TableRules } from '../../src/controlplane/capture/iptables-rules.ts'
+import { setNames } from '../../src/controlplane/capture/iptables-words.ts'
 import { cgroupElements } from '../../src/controlplane/capture/nft-cgroups.ts'
 import { renderElements, renderReplacement } from '../../src/controlplane/capture/nft-elements.ts'
 import { renderGuardTable } from '../../src/controlplane/capture/nft-guard-rules.ts'

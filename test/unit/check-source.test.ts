@@ -89,6 +89,17 @@ for (const [path, code, found] of [
     assert.ok(line.startsWith(`${path}: ${found}, and here is `), line)
   })
 
+test('a file of the program has 500 lines at most', () => {
+  const long = (lines: number): string => `/** Long. */\n${'\n'.repeat(lines - 1)}`
+  const [line = '', ...others] = check({
+    'src/lib/longest.ts': long(500),
+    'src/lib/longer.ts': long(501),
+    'test/unit/longer.test.ts': long(501),
+  })
+  assert.deepEqual(others, [])
+  assert.ok(line.startsWith('src/lib/longer.ts: has 501 lines; the limit is 500'), line)
+})
+
 test('a guard of lint for what is not there is named', () => {
   const found = check({
     '.oxlintrc.json': `{"overrides": [{"files": ["src/gone.ts"], "rules": {"no-restricted-imports": ["error", {"patterns": [{"group": ["../**", "!../model/moved.ts"]}]}]}}]}`,

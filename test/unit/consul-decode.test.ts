@@ -6,14 +6,16 @@ import { test } from 'node:test'
 import { assert as check, jsonValue, property } from 'fast-check'
 import { fingerprint } from '../../src/controlplane/catalog/consul/blocking-query.ts'
 import {
-  decodeAgentSelf,
-  decodeAgentServices,
   decodeConnect,
   decodeHealth,
   decodeServiceNames,
   MAX_INSTANCES,
   parseGoDuration,
 } from '../../src/controlplane/catalog/consul/decode.ts'
+import {
+  decodeAgentSelf,
+  decodeAgentServices,
+} from '../../src/controlplane/catalog/consul/decode-agent.ts'
 import { decodeIntentions } from '../../src/controlplane/catalog/consul/decode-intentions.ts'
 import { isDoubtful } from '../../src/controlplane/catalog/consul/service-watch.ts'
 import { errorCode } from '../../src/lib/errors.ts'

@@ -6,7 +6,7 @@ import { test } from 'node:test'
 import {
   type AgentService,
   decodeAgentServices,
-} from '../../src/controlplane/catalog/consul/decode.ts'
+} from '../../src/controlplane/catalog/consul/decode-agent.ts'
 import { planRegistration } from '../../src/controlplane/catalog/consul/registration-plan.ts'
 import type { LocalService } from '../../src/model/service.ts'
 

@@ -9,7 +9,7 @@ import { sleep } from '../../lib/abort.ts'
 import { describeError, errorCode } from '../../lib/errors.ts'
 import { type Log, silentLog } from '../../lib/log.ts'
 import { recordOf } from '../../lib/record.ts'
-import { type BackendKind, backendKinds, backendTraits } from '../../model/capture-backend.ts'
+import { type BackendKind, backendKinds } from '../../model/capture-backend.ts'
 import { Problem } from '../../model/problem.ts'
 import type {
   BackendChoice,
@@ -22,11 +22,9 @@ import type {
 } from './backend.ts'
 import { backends, selectBackend } from './backends.ts'
 import { createCommandRunner, ignoreMissingTool, type RunCommand } from './command.ts'
-import { HeldGuard } from './held-guard.ts'
+import { GuardCopy } from './guard-copy.ts'
 import type { WatchKernel } from './kernel-changes.ts'
 import { type Maintenance, pauseAfterCheckMs, startMaintenance } from './maintenance.ts'
-import { guardOf, readCaptured } from './nft-guard.ts'
-import { nftObstacle } from './nft-obstacle.ts'
 import { clearRouting } from './routing.ts'
 import type { CapturePlan, Family } from './rules.ts'
 import type { TableOwner } from './table-owner.ts'
@@ -36,6 +34,7 @@ import {
   type ResolvedPlan,
   readCgroupIds,
   resolvePlan,
+  sameIds,
 } from './workloads.ts'
 
 /** Options of {@link createCapture}. */
@@ -54,7 +53,7 @@ export interface CaptureOptions {
     readonly verifyEveryMs: number
     readonly cgroupEveryMs: number
     readonly watch?: WatchKernel
-    /** Owns a second guard ({@link HeldGuard}); if absent, there is none. */
+    /** Owns a second guard ({@link GuardCopy}); if absent, there is none. */
     readonly owner?: TableOwner
   }
 }
@@ -162,6 +161,7 @@ class KernelCapture implements Capture {
   readonly #log: Log
   readonly #options: CaptureOptions
   readonly #backends: Record<BackendKind, CaptureBackend>
+  readonly #copy: GuardCopy | undefined
   #chosen: ChosenBackend | undefined
   /** Whether rules left by another backend have been searched for. */
   #isAlone = false
@@ -172,8 +172,6 @@ class KernelCapture implements Capture {
   #repairs = 0
   #lastRepair: string | undefined
   #maintenance: Maintenance | undefined
-  #held: HeldGuard | undefined
-  #canHold = false
   #isChanging = false
   #changedAt = -Infinity
   #inSync: boolean | undefined
@@ -189,6 +187,9 @@ class KernelCapture implements Capture {
     this.#backends = recordOf(backendKinds, (kind) =>
       backends[kind].create(this.#run, this.#log, settings),
     )
+    const owner = options.maintain?.owner
+    this.#copy =
+      owner === undefined ? undefined : new GuardCopy(this.#run, this.#log, owner, settings)
   }
 
   apply(plan: CapturePlan): Promise<void> {
@@ -207,10 +208,7 @@ class KernelCapture implements Capture {
 
   async #applyFirst(plan: CapturePlan, cgroupRoot: string | undefined): Promise<void> {
     this.#chosen = await this.#choose(plan)
-    // Useful with iptables, too, if there is an nft to hold it: refuses new connections while rules and guard are gone.
-    this.#canHold =
-      this.#options.maintain?.owner !== undefined &&
-      (this.#chosen.kind === 'nftables' || (await nftObstacle(this.#run, cgroupRoot)) === undefined)
+    await this.#copy?.choose(this.#chosen, cgroupRoot)
     if (this.#addresses !== undefined) await this.#backend().setAddresses(this.#addresses)
     await this.#backend().setMaintained(this.#options.maintain !== undefined)
     await this.#applyPlan(plan, cgroupRoot)
@@ -238,7 +236,7 @@ class KernelCapture implements Capture {
   clear(): Promise<ClearReport> {
     this.#stopMaintenance()
     return this.#exclusive(async () => {
-      this.#release()
+      this.#copy?.release()
       this.#resolved = undefined
       this.#chosen = undefined
       this.#maintenanceProblem = undefined
@@ -296,7 +294,7 @@ class KernelCapture implements Capture {
       counts: this.#counts,
       repairs: this.#repairs,
       lastRepair: this.#lastRepair,
-      isGuardHeld: this.#held?.isHeld ?? false,
+      isGuardHeld: this.#copy?.isHeld ?? false,
     }
   }
 
@@ -309,31 +307,13 @@ class KernelCapture implements Capture {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stopMaintenance()
     await this.#queue
-    this.#release()
+    this.#copy?.release()
   }
 
   /** Updates the guard that no other program can flush. */
   async #hold(resolved = this.#resolved): Promise<void> {
-    const owner = this.#options.maintain?.owner
-    if (owner === undefined || resolved === undefined) return
-    if (!this.#canHold) return this.#release()
-    const held = (this.#held ??= new HeldGuard(owner, (words) => {
-      this.#log.warn('The guard is not held against a flush by others', { words })
-    }))
-    const given = {
-      settings: this.#options.nft ?? defaultNftSettings,
-      addresses: this.#addresses ?? { instances: [], permitted: [] },
-      by: backendTraits[this.#backend().kind].divertsBy,
-    }
-    const isNew = !held.isHeld || owner.mustBeReplaced
-    const open = isNew ? await readCaptured(this.#run, resolved.plan, given) : []
-    if (owner.mustBeReplaced) owner.replace()
-    held.update((table) => guardOf(resolved, { ...given, table }), open)
-  }
-
-  #release(): void {
-    this.#held?.[Symbol.dispose]()
-    this.#held = undefined
+    const addresses = this.#addresses ?? { instances: [], permitted: [] }
+    if (resolved !== undefined) await this.#copy?.hold(resolved, addresses)
   }
 
   #backend(): CaptureBackend {
@@ -490,7 +470,7 @@ class KernelCapture implements Capture {
       if (this.#maintenance === undefined) return
     }
     // The nft process that holds the guard may have been killed.
-    if (this.#held?.isHeld !== true) await this.#hold()
+    if (this.#copy?.isHeld !== true) await this.#hold()
   }
 }
 
@@ -499,8 +479,4 @@ function isSamePlan(a: ResolvedPlan | undefined, b: ResolvedPlan): boolean {
   const shape = ({ plan, cgroups }: ResolvedPlan): string =>
     JSON.stringify([plan, cgroups.filter(({ isAbove }) => isAbove)])
   return a !== undefined && shape(a) === shape(b)
-}
-
-function sameIds(a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>): boolean {
-  return a.size === b.size && [...a].every(([path, id]) => b.get(path) === id)
 }

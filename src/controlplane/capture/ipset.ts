@@ -6,7 +6,7 @@
  * half-filled set.
  */
 import type { SocketAddress } from '../../model/address.ts'
-import { type SetKind, setNames } from './iptables-rules.ts'
+import { type SetKind, setNames } from './iptables-words.ts'
 import { type Family, families } from './rules.ts'
 import { MAX_INSTANCE_ADDRESSES, membersByFamily, type SetMembers } from './set-members.ts'
 

@@ -20,13 +20,8 @@ import type {
 import { ignoreMissingTool, type RunCommand } from './command.ts'
 import { EVERY_ADDRESS, ownSets, renderCreate, renderReplace } from './ipset.ts'
 import { allTools, applyRules, defaultTools, type IptablesTools, readRules } from './iptables.ts'
-import {
-  type IptablesSettings,
-  iptablesRules,
-  REFUSE_CHAIN,
-  type TableRules,
-  UNITS_CHAIN,
-} from './iptables-rules.ts'
+import { type IptablesSettings, iptablesRules, type TableRules } from './iptables-rules.ts'
+import { REFUSE_CHAIN, UNITS_CHAIN } from './iptables-words.ts'
 import { activeFamilies, KernelSets } from './kernel-sets.ts'
 import { clearNativeFilters, passNativeFilters, redirectedWords } from './native-filters.ts'
 import { countRefusals } from './refusals.ts'
@@ -41,7 +36,7 @@ import {
   type SavedRules,
 } from './saved-rules.ts'
 import { destroySockets, listSockets, redirectedPairs } from './sockets.ts'
-import type { ResolvedPlan } from './workloads.ts'
+import { type ResolvedPlan, sameIds } from './workloads.ts'
 
 /** Other programs may change rules between reading and changing them: at most this many attempts. */
 const MAX_ATTEMPTS = 4
@@ -82,7 +77,7 @@ export class IptablesBackend implements CaptureBackend {
   }
 
   async renew(resolved: ResolvedPlan): Promise<void> {
-    if (isSameMap(resolved.unitIds, this.#resolved?.unitIds ?? new Map())) {
+    if (sameIds(resolved.unitIds, this.#resolved?.unitIds ?? new Map())) {
       await this.#renewUnits(resolved)
       this.#resolved = resolved
     } else await this.#applyRules(resolved)
@@ -185,7 +180,7 @@ export class IptablesBackend implements CaptureBackend {
       // The text of a rule does not identify its cgroup, so a new cgroup always needs a new rule.
       const hasUnits = wanted.v4.some(({ chains }) => chains.has(UNITS_CHAIN))
       const ids = hasUnits ? 'cgroupIds' : 'unitIds'
-      const isRenewed = !isSameMap(resolved[ids], former?.[ids] ?? new Map())
+      const isRenewed = !sameIds(resolved[ids], former?.[ids] ?? new Map())
       for (const family of active)
         before.set(family, ownRules(await readRules(this.#run, defaultTools[family])))
       await this.#sets.divert()
@@ -385,10 +380,6 @@ export function previewIptables(
     ),
   )
   return `${routes.join('')}# ipset restore -exist\n${sets}\n# iptables-restore --noflush\n${v4}\n# ip6tables-restore --noflush\n${v6}`
-}
-
-function isSameMap(a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>): boolean {
-  return a.size === b.size && [...a].every(([path, id]) => b.get(path) === id)
 }
 
 function shownRules(family: Family, saved: SavedRules): ShownRule[] {

@@ -13,12 +13,31 @@
  *       INPUT           HOSTMESH_INPUT: capture ports belong to the daemon, whatever process listens there
  *       FORWARD         HOSTMESH_REJECT, HOSTMESH_FORWARD, HOSTMESH_STALLED: the guard of containers
  */
-import { MeshError } from '../../lib/errors.ts'
-import type { WorkloadSelector } from '../../model/service.ts'
+import {
+  CHAIN_PREFIX,
+  cgroupMatch,
+  DIVERTED,
+  FIRST_SEGMENT,
+  inSet,
+  LATER_SEGMENT,
+  type Line,
+  matchesOf,
+  notIntact,
+  ORPHAN,
+  OWN_SOCKET,
+  portGroups,
+  REFUSE_CHAIN,
+  RESET,
+  setNames,
+  tagged,
+  UNITS_CHAIN,
+  UNKNOWN_TO_TRACKING,
+  UNREACHABLE,
+  unspare,
+} from './iptables-words.ts'
 import {
   BROADCAST,
   type CaptureHook,
-  type CaptureMatch,
   type CapturePlan,
   type CaptureRule,
   captureRules,
@@ -28,30 +47,6 @@ import {
   virtualNetwork,
 } from './rules.ts'
 import type { KnownCgroup } from './workloads.ts'
-
-/** Prefix of all our chains; no other chain is ever deleted. */
-export const CHAIN_PREFIX = 'HOSTMESH_'
-
-/**
- * The sets that rules match against, by family.
- *
- *     instances   `ip,port` of instances: diverted
- *     permitted   the subset that may be reached without the mesh now
- *     guarded     instances again: un-diverted traffic of workloads to them is refused. A separate set, so that
- *                 emptying `instances` does not bypass the guard; filled later, so that open connections are listed
- *     spared      `ip,port,ip`: open since before capture, or permitted when it began
- *     intact      every address. When it is empty, another program has flushed all sets
- */
-export const setNames = {
-  instances: { v4: 'hostmesh_instances', v6: 'hostmesh_instances6' },
-  permitted: { v4: 'hostmesh_permitted', v6: 'hostmesh_permitted6' },
-  guarded: { v4: 'hostmesh_guarded', v6: 'hostmesh_guarded6' },
-  spared: { v4: 'hostmesh_spared', v6: 'hostmesh_spared6' },
-  intact: { v4: 'hostmesh_intact', v6: 'hostmesh_intact6' },
-} as const satisfies Record<string, Record<Family, string>>
-
-/** What a set holds. */
-export type SetKind = keyof typeof setNames
 
 /** Settings of the rules that are not part of the plan. */
 export interface IptablesSettings {
@@ -92,13 +87,10 @@ export interface TableRules {
   readonly chains: ReadonlyMap<string, readonly string[]>
 }
 
-const TAG = '-m comment --comment hostmesh'
 const VIRTUAL = `${CHAIN_PREFIX}VIRTUAL`
 const REJECT = `${CHAIN_PREFIX}REJECT`
-const REFUSE = `${CHAIN_PREFIX}REFUSE`
 const UNKNOWN = `${CHAIN_PREFIX}UNKNOWN`
 const GUARD = `${CHAIN_PREFIX}GUARD`
-const UNITS = `${CHAIN_PREFIX}UNITS`
 const LISTENERS = `${CHAIN_PREFIX}LISTENERS`
 const CALLERS = `${CHAIN_PREFIX}CALLERS`
 const FLUSHED = `${CHAIN_PREFIX}FLUSHED`
@@ -107,44 +99,11 @@ const PORTS = `${CHAIN_PREFIX}PORTS`
 const FORWARD = `${CHAIN_PREFIX}FORWARD`
 const STALLED = `${CHAIN_PREFIX}STALLED`
 
-/** The chain that separates newly started processes from known ones: renewed when a cgroup is created. */
-export const UNITS_CHAIN: string = UNITS
-
-/** The last chain of everything that the guard refuses, so that one rule counts it. */
-export const REFUSE_CHAIN: string = REFUSE
-
 /** Chains of a hook: the first has the rules that decide by destination, the second those that decide by caller. */
 const hookChains: Record<CaptureHook, { readonly chain: string; readonly callers: string }> = {
   output: { chain: `${CHAIN_PREFIX}OUTPUT`, callers: `${CHAIN_PREFIX}LOCAL` },
   prerouting: { chain: `${CHAIN_PREFIX}PREROUTING`, callers: `${CHAIN_PREFIX}SOURCE` },
 }
-
-/** A refused caller receives a reset immediately, as if no process listened there. */
-const RESET = 'REJECT --reject-with tcp-reset'
-
-const UNREACHABLE: Record<Family, string> = {
-  v4: 'REJECT --reject-with icmp-port-unreachable',
-  v6: 'REJECT --reject-with icmp6-port-unreachable',
-}
-
-/** `--syn` and `! --syn`, as iptables-save prints them. */
-const FIRST_SEGMENT = '-m tcp --tcp-flags FIN,SYN,RST,ACK SYN'
-const LATER_SEGMENT = '-m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN'
-
-/** Connections that begin, and those that connection tracking has forgotten. */
-const UNKNOWN_TO_TRACKING = '-m conntrack ! --ctstate ESTABLISHED'
-
-/** Segments of a socket that has no owner because its process closed it. Resets are excluded: our rules send them. */
-const ORPHAN = '-m tcp --tcp-flags SYN,RST NONE -m owner ! --socket-exists'
-
-/** Packets that nat has diverted, and connections that it has diverted. */
-const DIVERTED = '-m conntrack --ctstate DNAT'
-
-/** The listener has IP_TRANSPARENT, which needs CAP_NET_ADMIN: only the daemon can have such a socket. */
-const OWN_SOCKET = '-m socket --transparent --nowildcard'
-
-/** The multiport match takes 15 slots; a range uses two. */
-const MULTIPORT_SLOTS = 15
 
 /** Input for both tables of a family. */
 interface Given {
@@ -234,19 +193,19 @@ function filterRules(given: Given): TableRules {
   const { plan, family } = given
   const virtual = `-d ${virtualNetwork(plan, family)}`
   const chains = new Map<string, readonly string[]>()
-  const chain = (name: string, rules: readonly (readonly [string, string])[]): void => {
+  const chain = (name: string, rules: readonly Line[]): void => {
     chains.set(
       name,
       rules.map(([match, target]) => `-A ${name} ${tagged(match, target)}`),
     )
   }
-  chain(REFUSE, [
+  chain(REFUSE_CHAIN, [
     ['-p tcp', RESET],
     ['', UNREACHABLE[family]],
   ])
   chain(REJECT, [
     [`-p tcp ${FIRST_SEGMENT}`, RESET],
-    ['', REFUSE],
+    ['', REFUSE_CHAIN],
   ])
   const heads: [string, string, string][] = [
     ['OUTPUT', virtual, VIRTUAL],
@@ -257,12 +216,10 @@ function filterRules(given: Given): TableRules {
     ['FORWARD', virtual, REJECT],
   ]
   const units = unitLines(given)
-  if (units.length > 0) chain(UNITS, units)
-  const asksUnits: readonly (readonly [string, string])[] =
-    units.length === 0 ? [] : [[`-p tcp ${FIRST_SEGMENT}`, UNITS]]
-  const passes: readonly (readonly [string, string])[] = coversBroadcast(
-    virtualNetwork(plan, family),
-  )
+  if (units.length > 0) chain(UNITS_CHAIN, units)
+  const asksUnits: readonly Line[] =
+    units.length === 0 ? [] : [[`-p tcp ${FIRST_SEGMENT}`, UNITS_CHAIN]]
+  const passes: readonly Line[] = coversBroadcast(virtualNetwork(plan, family))
     ? [[`-d ${BROADCAST}/32`, 'RETURN']]
     : []
   chain(VIRTUAL, [...passes, ...asksUnits, ['', REJECT]])
@@ -273,8 +230,8 @@ function filterRules(given: Given): TableRules {
   chain(FLUSHED, [
     [`-d ${loopbackRange[family]}`, 'RETURN'],
     ...exempted(given),
-    ...callersOf(given).map(({ match }) => [match, REFUSE] as const),
-    ...(callersOf(given).length > 0 ? [[`-p tcp ${ORPHAN}`, REFUSE] as const] : []),
+    ...callersOf(given).map(({ match }) => [match, REFUSE_CHAIN] as const),
+    ...(callersOf(given).length > 0 ? [[`-p tcp ${ORPHAN}`, REFUSE_CHAIN] as const] : []),
   ])
   const sources = sourcesOf(given)
   if (sources.length > 0) {
@@ -282,10 +239,10 @@ function filterRules(given: Given): TableRules {
       ['FORWARD', `-p tcp ${inSet('guarded', family)}`, FORWARD],
       ['FORWARD', `-p tcp ${UNKNOWN_TO_TRACKING} ${notIntact(family)}`, STALLED],
     )
-    const refused = sources.map(({ match }) => [match, REFUSE] as const)
+    const refused = sources.map(({ match }) => [match, REFUSE_CHAIN] as const)
     chain(FORWARD, [
       // Tracking has a diverted connection, but no rule diverts any more: nat has been emptied.
-      ...sources.map(({ match }) => [`${match} ${DIVERTED}`, REFUSE] as const),
+      ...sources.map(({ match }) => [`${match} ${DIVERTED}`, REFUSE_CHAIN] as const),
       [`-p tcp ${inSet('permitted', family)}`, 'RETURN'],
       // Open since before capture: diverted packets do not come here, and forgotten connections are not ESTABLISHED.
       ['-p tcp -m conntrack --ctstate ESTABLISHED', 'RETURN'],
@@ -301,8 +258,6 @@ function filterRules(given: Given): TableRules {
   })
   return { table: 'filter', jumps, chains }
 }
-
-type Line = readonly [match: string, target: string]
 
 /** Traffic of this host's processes to instances, un-diverted. */
 function guardLines(given: Given, asksUnits: readonly Line[]): readonly Line[] {
@@ -324,14 +279,14 @@ function guardLines(given: Given, asksUnits: readonly Line[]): readonly Line[] {
     [`-p tcp ${permitted}`, 'RETURN'],
     ...(settings.sparesWhileUsed ? [[spared, spare] as const] : []),
     [spared, 'RETURN'],
-    ...callers.map(({ match }) => [match, REFUSE] as const),
+    ...callers.map(({ match }) => [match, REFUSE_CHAIN] as const),
     ...(isEverybody
       ? []
       : [
           ...asksUnits,
           // Without a tracked connection, such a segment may belong to any caller.
           ...(callers.length > 0
-            ? [[`-p tcp ${ORPHAN} ${UNKNOWN_TO_TRACKING}`, REFUSE] as const]
+            ? [[`-p tcp ${ORPHAN} ${UNKNOWN_TO_TRACKING}`, REFUSE_CHAIN] as const]
             : []),
           // New connections only: those opened before the rules were applied continue.
           ...(refusesUnknown
@@ -365,9 +320,9 @@ function listenerChains(
     ...callersOf(given).flatMap(({ match, port }): Line[] => [
       // Filters of others would see it leave by a real interface.
       [`${match} -m tcp --dport ${port}`, 'ACCEPT'],
-      [match, REFUSE],
+      [match, REFUSE_CHAIN],
     ]),
-    ['-p tcp', REFUSE],
+    ['-p tcp', REFUSE_CHAIN],
   ])
   chain(
     INPUT,
@@ -378,7 +333,7 @@ function listenerChains(
     ...sourcesOf(given).map(
       ({ match, port }): Line => [`${match} -m tcp --dport ${port} ${OWN_SOCKET}`, 'ACCEPT'],
     ),
-    ['-p tcp', REFUSE],
+    ['-p tcp', REFUSE_CHAIN],
   ])
 }
 
@@ -411,8 +366,8 @@ function unitLines({ plan, settings }: Given): readonly Line[] {
   )
   return [
     ...[...paths, ...known].map((path): Line => [cgroupMatch(path), 'RETURN']),
-    ...above.map((path): Line => [cgroupMatch(path), waits ? 'DROP' : REFUSE]),
-    ...(refusesUnseen ? [['-p tcp', REFUSE] as const] : []),
+    ...above.map((path): Line => [cgroupMatch(path), waits ? 'DROP' : REFUSE_CHAIN]),
+    ...(refusesUnseen ? [['-p tcp', REFUSE_CHAIN] as const] : []),
   ]
 }
 
@@ -453,82 +408,4 @@ function passedBy(rules: readonly CaptureRule[], family: Family): string[] {
   return rules
     .filter(({ action }) => action.kind === 'pass')
     .flatMap(({ matches }) => matchesOf(matches, family))
-}
-
-function inSet(kind: 'instances' | 'permitted' | 'guarded' | 'spared', family: Family): string {
-  const numbers = kind === 'spared' ? 'src,src,dst' : 'dst,dst'
-  return `-m set --match-set ${setNames[kind][family]} ${numbers}`
-}
-
-function unspare(family: Family): string {
-  return `SET --del-set ${setNames.spared[family]} src,src,dst`
-}
-
-function notIntact(family: Family): string {
-  return `-m set ! --match-set ${setNames.intact[family]} dst`
-}
-
-/** The words of each condition in one line; only own ports may need several lines. */
-function matchesOf(matches: readonly CaptureMatch[], family: Family): string[] {
-  return matches.flatMap((match): string[] => {
-    switch (match.kind) {
-      case 'daemon':
-        return [`-p tcp -m owner --uid-owner ${match.uid}`]
-      case 'loopback':
-        return [`-d ${loopbackRange[family]} -p tcp`]
-      case 'ownPort':
-        return ownPortMatches(match.ports)
-      case 'permitted':
-        return [`-p tcp ${inSet('permitted', family)}`]
-      case 'caller':
-        return [callerMatch(match.selector, family)]
-      case 'mesh':
-        throw new MeshError('HM_CAPTURE_PLAN_INVALID', 'A mesh destination is a jump here')
-    }
-  })
-}
-
-function callerMatch(selector: WorkloadSelector, family: Family): string {
-  if (selector.kind === 'cgroup') return cgroupMatch(selector.path)
-  if (selector.kind === 'user') return `-p tcp -m owner --uid-owner ${Number(selector.user)}`
-  return `-s ${selector.ip}/${family === 'v4' ? 32 : 128} -p tcp`
-}
-
-function cgroupMatch(path: string): string {
-  return `-p tcp -m cgroup --path "${path.replaceAll('\\', '\\\\')}"`
-}
-
-function tagged(match: string, target: string): string {
-  return `${match === '' ? '' : `${match} `}${TAG} -j ${target}`
-}
-
-/** Matches connections to a port of the daemon on one of this host's addresses; the ports in ascending order. */
-function ownPortMatches(ports: readonly number[]): string[] {
-  return portGroups(ports).map((group) => `-p tcp -m addrtype --dst-type LOCAL ${group}`)
-}
-
-/** Ports in ascending order, in as few matches as possible. */
-function portGroups(ports: readonly number[]): string[] {
-  const ranges: { first: number; last: number }[] = []
-  for (const port of ports) {
-    const range = ranges.at(-1)
-    if (range !== undefined && range.last === port - 1) range.last = port
-    else ranges.push({ first: port, last: port })
-  }
-  const matches: string[] = []
-  let words: string[] = []
-  let slots = 0
-  const flush = (): void => {
-    if (words.length > 0) matches.push(`-m multiport --dports ${words.join(',')}`)
-    words = []
-    slots = 0
-  }
-  for (const { first, last } of ranges) {
-    const needed = first === last ? 1 : 2
-    if (slots + needed > MULTIPORT_SLOTS) flush()
-    words.push(first === last ? String(first) : `${first}:${last}`)
-    slots += needed
-  }
-  flush()
-  return matches
 }

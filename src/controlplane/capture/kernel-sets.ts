@@ -22,7 +22,7 @@ import {
   setMembers,
 } from './ipset.ts'
 import { toolError } from './iptables.ts'
-import { setNames } from './iptables-rules.ts'
+import { setNames } from './iptables-words.ts'
 import { type CapturePlan, capturePorts, type Family, families } from './rules.ts'
 import { isSameSet, type SetMembers } from './set-members.ts'
 import { listSockets, unredirected } from './sockets.ts'

@@ -1,15 +1,11 @@
 /**
  * Capture by a native nftables table and TPROXY, with a guard in a table of its own.
  *
- * One transaction changes both tables and both families. Elements that packets added to sets are kept. The address of a
- * new instance is announced first (`coming`), so that connections that are open to it are listed without a gap; the
- * address of a removed instance stays `known` until no connection to it is open.
+ * One transaction changes both tables and both families. Elements that packets added to sets are kept; which addresses
+ * the sets hold is the matter of nft-sets.ts.
  */
 import { describeError } from '../../lib/errors.ts'
-import { ownAddresses } from '../../lib/own-addresses.ts'
-import { recordOf } from '../../lib/record.ts'
 import { canonicalIp, formatAddress, isIpv6 } from '../../model/address.ts'
-import { cidrContains, parseCidr } from '../../model/cidr.ts'
 import { Problem } from '../../model/problem.ts'
 import type {
   BackendSettings,
@@ -26,28 +22,19 @@ import { clearNativeFilters, markedWords, passNativeFilters } from './native-fil
 import {
   applyNft,
   hasElement,
-  namesIn,
+  presentTable,
   readCounters,
   readRuleset,
-  readSets,
   readTable,
-  type SetName,
-  setKey,
   tableIn,
 } from './nft.ts'
 import { cgroupElements } from './nft-cgroups.ts'
-import {
-  changeLines,
-  instanceElement,
-  type NftElements,
-  type PresentTable,
-  renderElements,
-  renderReplacement,
-} from './nft-elements.ts'
+import { type NftElements, renderElements, renderReplacement } from './nft-elements.ts'
 import { renderGuardTable } from './nft-guard-rules.ts'
 import { cgroupPrefix } from './nft-obstacle.ts'
 import { renderCaptureTable, WAITING_ELEMENT } from './nft-rules.ts'
-import { CAPTURE_TABLE, GUARD_SETS, GUARD_TABLE, type NftSettings } from './nft-words.ts'
+import { NftSets } from './nft-sets.ts'
+import { CAPTURE_TABLE, GUARD_TABLE, type NftSettings } from './nft-words.ts'
 import {
   clearRouting,
   ensureRouting,
@@ -58,42 +45,17 @@ import {
   type WantedRouting,
 } from './routing.ts'
 import { type CapturePlan, type Family, families, virtualNetwork } from './rules.ts'
-import { isSameSet, membersByFamily, type SetMembers } from './set-members.ts'
-import {
-  abandoned,
-  acceptedAt,
-  destroySockets,
-  listSockets,
-  type SocketEnds,
-  uncaptured,
-} from './sockets.ts'
+import { destroySockets } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
-
-/** Suffix of the names of sets, by family. */
-export const NUMBERS: Record<Family, '4' | '6'> = { v4: '4', v6: '6' }
-
-/** Sets in both tables whose elements the daemon decides. */
-const STATIC_SETS = families.flatMap((family) => [
-  ...GUARD_SETS.map((name) => ({ table: CAPTURE_TABLE, name: `${name}${NUMBERS[family]}` })),
-  ...GUARD_SETS.map((name) => ({ table: GUARD_TABLE, name: `${name}${NUMBERS[family]}` })),
-])
-
-/** The members of one family's sets. */
-interface Members {
-  readonly instances: SetMembers
-  readonly permitted: SetMembers
-}
 
 /** The nftables backend. */
 export class NftBackend implements CaptureBackend {
   readonly kind = 'nftables'
   readonly #run: RunCommand
   readonly #settings: BackendSettings
-  #wanted: Record<Family, Members> | undefined
+  readonly #sets: NftSets
   /** nft's listing of both tables when they were as planned. */
   #listing: string | undefined
-  /** The content of our sets, as far as this process knows. */
-  #held: ReadonlyMap<string, SetMembers> | undefined
   #problems: readonly Problem[] = []
   /** Containers whose return route is looked up by the mark. */
   #returnRoutes: readonly string[] = []
@@ -105,11 +67,12 @@ export class NftBackend implements CaptureBackend {
   constructor(run: RunCommand, settings: BackendSettings) {
     this.#run = run
     this.#settings = settings
+    this.#sets = new NftSets(run)
   }
 
   async apply(resolved: ResolvedPlan): Promise<void> {
     const before = await presentTable(this.#run, CAPTURE_TABLE)
-    this.#held = undefined
+    this.#sets.forget()
     try {
       this.#problems = await this.#ensureRouting(resolved.plan)
       await passForeignFilters(this.#run, loopbackFamilies(), this.#settings.mark)
@@ -124,9 +87,9 @@ export class NftBackend implements CaptureBackend {
           renderElements([...cgroupElements(resolved.plan, settings), this.#waiting()]),
         ].join(''),
       )
-      await this.#syncSets()
+      await this.#sets.fill()
       // A program that removed rules may also have removed the elements that packets added to sets.
-      await this.#recall(resolved.plan)
+      await this.#sets.recall(resolved.plan)
       this.#listing = bothTables(await readRuleset(this.#run))
     } catch (error) {
       this.#listing = undefined
@@ -149,8 +112,8 @@ export class NftBackend implements CaptureBackend {
   }
 
   async setAddresses(addresses: MeshAddresses): Promise<void> {
-    this.#wanted = membersOf(addresses)
-    if (this.#listing !== undefined) await this.#syncSets()
+    this.#sets.want(addresses)
+    if (this.#listing !== undefined) await this.#sets.fill()
   }
 
   async drift(resolved: ResolvedPlan): Promise<string | undefined> {
@@ -168,7 +131,7 @@ export class NftBackend implements CaptureBackend {
     return (
       (await this.#elementDrift(resolved)) ??
       (await foreignFilterDrift(this.#run, loopbackFamilies())) ??
-      (await this.#removeExpired())
+      (await this.#sets.removeExpired())
     )
   }
 
@@ -177,11 +140,8 @@ export class NftBackend implements CaptureBackend {
     const rules = [CAPTURE_TABLE, GUARD_TABLE].flatMap((table) =>
       rulesIn(table, tableIn(ruleset, table) ?? ''),
     )
-    const held = await this.#readStatic()
-    const count = (family: Family): number | undefined =>
-      held.get(setKey({ table: CAPTURE_TABLE, name: `instances${NUMBERS[family]}` }))?.size
-    const instances = { v4: count('v4'), v6: count('v6') }
-    const spared = await this.#readSpared()
+    const instances = await this.#sets.instanceCounts()
+    const spared = await this.#sets.spared()
     const counts = await this.#counts(spared.length)
     return { rules, instances, counts, spared: spared.map(connectionText) }
   }
@@ -201,8 +161,7 @@ export class NftBackend implements CaptureBackend {
 
   /** Containers with instances that the table of marked packets does not route to the daemon. */
   #unreachable(): Problem[] {
-    const elements = families.flatMap((family) => [...(this.#wanted?.[family].instances ?? [])])
-    const ips = new Set(elements.map((element) => element.split(' . ')[0] ?? ''))
+    const ips = this.#sets.instanceIps()
     return [...this.#returnRoutes]
       .filter((ip) => ips.has(ip))
       .map(
@@ -232,18 +191,8 @@ export class NftBackend implements CaptureBackend {
       ...(capture === undefined ? [] : [CAPTURE_TABLE]),
     ]
     if (tables.length === 0) return
-    const inTables = (name: string): SetName[] =>
-      tables.flatMap((table) => inBothFamilies(name).map((set) => ({ table, name: set })))
     try {
-      const known = new Set([...(await readSets(this.#run, inTables('known'))).values()].flat())
-      const sockets = await listSockets(this.#run)
-      const candidates = sockets.filter(({ peer }) => known.has(peer))
-      if (candidates.length === 0) return
-      const open = new Set([...(await readSets(this.#run, inTables('open'))).values()].flat())
-      const captured = candidates
-        .map(({ local, peer }) => `${local} . ${peer}`)
-        .filter((tuple) => open.has(tuple))
-      const problem = await destroySockets(this.#run, captured)
+      const problem = await destroySockets(this.#run, await this.#sets.captured(tables))
       if (problem !== undefined) notes.push(problem)
     } catch (error) {
       notes.push(`Open captured connections could not be ended: ${describeError(error)}`)
@@ -310,27 +259,7 @@ export class NftBackend implements CaptureBackend {
       const difference = await this.#unitDrift(resolved, path)
       if (difference !== undefined) return difference
     }
-    const present = await this.#readStatic()
-    this.#held = present
-    for (const family of families) {
-      const n = NUMBERS[family]
-      const of = (name: string): SetMembers =>
-        present.get(`${GUARD_TABLE} ${name}${n}`) ?? new Set()
-      // A process other than the daemon does not know the addresses; but both tables must be equal.
-      const { instances, permitted } = this.#wanted?.[family] ?? {
-        instances: of('instances'),
-        permitted: of('permitted'),
-      }
-      for (const table of [CAPTURE_TABLE, GUARD_TABLE]) {
-        const known = present.get(`${table} known${n}`) ?? new Set()
-        const isHeld =
-          isSameSet(present.get(`${table} instances${n}`), instances) &&
-          isSameSet(present.get(`${table} permitted${n}`), permitted) &&
-          [...instances].every((element) => known.has(element))
-        if (!isHeld) return `a set of addresses of table ${table} (IP${family}) holds others`
-      }
-    }
-    return undefined
+    return this.#sets.drift()
   }
 
   /** Checks one workload's cgroup in its map, without a listing: nft would search all cgroups for each printed name. */
@@ -379,132 +308,8 @@ export class NftBackend implements CaptureBackend {
     return (await Promise.all(drifts)).find((drift) => drift !== undefined)
   }
 
-  /** Elements of {@link STATIC_SETS}, by {@link setKey}. */
-  async #readStatic(): Promise<ReadonlyMap<string, SetMembers>> {
-    const held = await readSets(this.#run, STATIC_SETS)
-    return new Map([...held].map(([key, elements]) => [key, new Set(elements)]))
-  }
-
-  /** Makes the sets hold what is wanted; connections that are open to a new address are spared. */
-  async #syncSets(): Promise<void> {
-    const wanted = this.#wanted
-    if (wanted === undefined) return
-    const present = this.#held ?? (await this.#readStatic())
-    const held = new Map(present)
-    const announced: string[] = []
-    const changes: string[] = []
-    const added = new Set<string>()
-    const change = (table: string, name: string, to: SetMembers, keeps: boolean): string[] => {
-      const now = present.get(`${table} ${name}`) ?? new Set()
-      const more = [...to].filter((element) => !now.has(element))
-      const less = keeps ? [] : [...now].filter((element) => !to.has(element))
-      changes.push(
-        ...changeLines('add', table, name, more),
-        ...changeLines('delete', table, name, less),
-      )
-      held.set(`${table} ${name}`, keeps ? new Set([...now, ...to]) : to)
-      return more
-    }
-    for (const family of families) {
-      const n = NUMBERS[family]
-      const { instances, permitted } = wanted[family]
-      for (const table of [GUARD_TABLE, CAPTURE_TABLE]) {
-        change(table, `known${n}`, instances, true)
-        change(table, `permitted${n}`, permitted, false)
-        const more = change(table, `instances${n}`, instances, false)
-        if (table !== CAPTURE_TABLE || more.length === 0) continue
-        announced.push(...changeLines('add', table, `coming${n}`, more))
-        changes.push(`flush set inet ${table} coming${n}\n`)
-        for (const element of more) added.add(element)
-      }
-    }
-    this.#held = undefined
-    if (changes.length > 0) {
-      await applyNft(this.#run, announced.join(''))
-      await applyNft(this.#run, (await this.#sparing(added)).join('') + changes.join(''))
-    }
-    this.#held = held
-  }
-
-  /**
-   * Adds the connections that are captured already to new tables. Otherwise their callers' later segments would be
-   * judged by the owner of the socket, and a socket that its process has closed has no owner.
-   */
-  async #recall(plan: CapturePlan): Promise<void> {
-    const { daemonUid } = plan
-    const wanted = this.#wanted
-    if (wanted === undefined) return
-    const sockets = await listSockets(this.#run)
-    const lines = families.flatMap((family) => {
-      const tuples = acceptedAt(sockets, daemonUid, wanted[family].instances)
-      return [CAPTURE_TABLE, GUARD_TABLE].flatMap((table) =>
-        changeLines('add', table, `open${NUMBERS[family]}`, tuples),
-      )
-    })
-    await applyNft(this.#run, lines.join(''))
-    await this.#endAbandoned(sockets, plan)
-  }
-
-  /** Ends connections whose caller's last packets were lost while nothing was diverted: keepalive takes a minute. */
-  async #endAbandoned(before: readonly SocketEnds[], plan: CapturePlan): Promise<void> {
-    const own = new Set([...ownAddresses()].flatMap((ip) => canonicalIp(ip) ?? []))
-    const ranges = families.flatMap((family) => parseCidr(virtualNetwork(plan, family)) ?? [])
-    const isMesh = (end: string): boolean =>
-      families.some((family) => this.#wanted?.[family].instances.has(end) === true) ||
-      ranges.some((range) => cidrContains(range, end.split(' . ')[0] ?? ''))
-    const suspects = abandoned(before, plan.daemonUid, { own, isMesh })
-    if (suspects.length === 0) return
-    // A listing is not a snapshot: it may lack one end of a connection that began meanwhile.
-    const still = new Set(abandoned(await listSockets(this.#run), plan.daemonUid, { own, isMesh }))
-    await destroySockets(
-      this.#run,
-      suspects.filter((tuple) => still.has(tuple)),
-    )
-  }
-
-  /** Lines that spare open connections to these addresses that are not captured. */
-  async #sparing(addresses: ReadonlySet<string>): Promise<string[]> {
-    if (addresses.size === 0) return []
-    const open = uncaptured(await listSockets(this.#run))
-    return families.flatMap((family) =>
-      changeLines(
-        'add',
-        CAPTURE_TABLE,
-        `spared${NUMBERS[family]}`,
-        open
-          .filter((socket) => socket.family === family && addresses.has(socket.peer))
-          .map(({ local, peer }) => `${local} . ${peer}`),
-      ),
-    )
-  }
-
-  /** Removes addresses of removed instances from `known`, once no connection to them is open. */
-  async #removeExpired(): Promise<undefined> {
-    const wanted = this.#wanted
-    if (wanted === undefined) return
-    const present = this.#held ?? (await this.#readStatic())
-    const leaving = families.flatMap((family) => {
-      const known = [...(present.get(`${CAPTURE_TABLE} known${NUMBERS[family]}`) ?? [])]
-      return known
-        .filter((element) => !wanted[family].instances.has(element))
-        .map((element) => ({ family, element }))
-    })
-    if (leaving.length === 0) return
-    const peers = new Set((await listSockets(this.#run)).map(({ peer }) => peer))
-    const lines = leaving
-      .filter(({ element }) => !peers.has(element))
-      .flatMap(({ family, element }) =>
-        [CAPTURE_TABLE, GUARD_TABLE].flatMap((table) =>
-          changeLines('delete', table, `known${NUMBERS[family]}`, [element]),
-        ),
-      )
-    if (lines.length === 0) return
-    this.#held = undefined
-    await applyNft(this.#run, lines.join(''))
-  }
-
   async counts(): Promise<CaptureCounts> {
-    return this.#counts((await this.#readSpared()).length)
+    return this.#counts((await this.#sets.spared()).length)
   }
 
   async #counts(spared: number): Promise<CaptureCounts> {
@@ -520,15 +325,6 @@ export class NftBackend implements CaptureBackend {
       spared,
     }
   }
-
-  async #readSpared(): Promise<readonly string[]> {
-    const names = inBothFamilies('spared').map((name) => ({ table: CAPTURE_TABLE, name }))
-    return [...(await readSets(this.#run, names)).values()].flat()
-  }
-}
-
-function inBothFamilies(name: string): readonly string[] {
-  return families.map((family) => `${name}${NUMBERS[family]}`)
 }
 
 /** Both ends of a connection, formatted for people. */
@@ -543,17 +339,6 @@ function bothTables(ruleset: string): string | undefined {
   const capture = tableIn(ruleset, CAPTURE_TABLE)
   const guard = tableIn(ruleset, GUARD_TABLE)
   return capture === undefined || guard === undefined ? undefined : capture + guard
-}
-
-/** The present content of a table; undefined when the table does not exist. */
-export async function presentTable(
-  run: RunCommand,
-  table: string,
-): Promise<PresentTable | undefined> {
-  const listing = await readTable(run, table)
-  if (listing === undefined) return undefined
-  const names = (kind: 'chain' | 'map' | 'set'): string[] => namesIn(listing, kind)
-  return { chains: names('chain'), maps: names('map'), sets: names('set') }
 }
 
 /** The shell commands that would apply a plan on a host that has no rules of ours. */
@@ -594,18 +379,6 @@ function routingOf(
       )
     : []
   return { mark, priority, table, family, range: virtualNetwork(plan, family), containers }
-}
-
-/** The elements of sets, by family. @throws as {@link membersByFamily} */
-export function membersOf({ instances, permitted }: MeshAddresses): Record<Family, Members> {
-  const all = {
-    instances: membersByFamily(instances, instanceElement),
-    permitted: membersByFamily(permitted, instanceElement),
-  }
-  return recordOf(families, (family) => ({
-    instances: all.instances[family],
-    permitted: all.permitted[family],
-  }))
 }
 
 function firstDifferentLine(wanted: string, now: string): string | undefined {

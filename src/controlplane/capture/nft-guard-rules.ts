@@ -1,6 +1,7 @@
 /**
  * The guard as a native nftables table. Pure.
  */
+import type { BackendTraits } from '../../model/capture-backend.ts'
 import { cgroupTree } from './nft-cgroups.ts'
 import { beforeCallers, sourcesOf } from './nft-rules.ts'
 import {
@@ -28,6 +29,8 @@ import {
   virtualNetwork,
 } from './rules.ts'
 
+const REFUSE = `counter name refused meta l4proto tcp ${RESET}`
+
 /**
  * The guard: a separate table that refuses traffic of captured workloads that would reach a mesh address un-diverted.
  *
@@ -42,7 +45,7 @@ export function renderGuardTable(
   plan: CapturePlan,
   settings: NftSettings,
   table = GUARD_TABLE,
-  by: 'tproxy' | 'redirect' = 'tproxy',
+  by: BackendTraits['divertsBy'] = 'tproxy',
 ): string {
   const { mark } = settings
   const chains: string[] = []
@@ -50,15 +53,14 @@ export function renderGuardTable(
   const users = plan.workloads.flatMap(({ selector }) =>
     selector.kind === 'user' ? [Number(selector.user)] : [],
   )
-  const refuse = `counter name refused meta l4proto tcp ${RESET}`
-  chain('refuse', [refuse])
+  chain('refuse', [REFUSE])
   const others = [
-    ...(users.length === 0 ? [] : [`meta skuid { ${users.join(', ')} } ${refuse}`]),
-    ...(plan.defaultCapturePort === undefined ? [] : [refuse]),
+    ...(users.length === 0 ? [] : [`meta skuid { ${users.join(', ')} } ${REFUSE}`]),
+    ...(plan.defaultCapturePort === undefined ? [] : [REFUSE]),
   ]
   const tree = cgroupTree(plan, settings)
   for (const { selector, capturePort } of plan.workloads)
-    if (selector.kind === 'cgroup') chain(`caller_${capturePort}`, [refuse])
+    if (selector.kind === 'cgroup') chain(`caller_${capturePort}`, [REFUSE])
   // A newly started process may be a workload.
   for (const { name, lines } of tree.chains('refuse')) chain(name, lines)
   chain('workload', tree.levels === 0 ? others : ['goto below_1'])
@@ -67,33 +69,10 @@ export function renderGuardTable(
     ...(coversBroadcast(virtualNetwork(plan, 'v4')) ? [`ip daddr ${BROADCAST} return`] : []),
     // Segments of open connections go to loopback by their route.
     `oif lo meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn return`,
-    refuse,
+    REFUSE,
     'counter name refused reject with icmpx port-unreachable',
   ])
-  for (const family of families) {
-    const { n, tuple, destination } = words(family)
-    chain(`diverted${n}`, [
-      `${SYN} update @open${n} { ${tuple} } return`,
-      `tcp flags & rst == rst update @open${n} { ${tuple} timeout ${RST_SECONDS}s } return`,
-      `tcp flags & fin == fin update @open${n} { ${tuple} timeout ${FIN_SECONDS}s } return`,
-      // As in the table that diverts: a connection stays known while it is used.
-      `tcp flags & psh == psh update @open${n} { ${tuple} }`,
-    ])
-    chain(`known${n}`, [
-      `${hasMark(mark)} goto diverted${n}`,
-      `${SYN} goto first${n}`,
-      `${tuple} @open${n} ${refuse}`,
-    ])
-    chain(`first${n}`, [
-      `delete @open${n} { ${tuple} }`,
-      `meta skuid ${plan.daemonUid} return`,
-      ...captureRules(plan, family)
-        .filter(({ hook, matches: [match] }) => hook === 'output' && match?.kind === 'ownPort')
-        .flatMap((rule) => beforeCallers(rule, words(family), '')),
-      `${destination} @permitted${n} return`,
-      `${destination} @instances${n} goto workload`,
-    ])
-  }
+  for (const family of families) recordChains(plan, family, mark, chain)
   chain('output', [
     'type filter hook output priority filter + 50; policy accept;',
     ...(by === 'redirect' ? families.flatMap(redirectedLines) : []),
@@ -107,24 +86,7 @@ export function renderGuardTable(
   ])
   chain('forward', [
     'type filter hook forward priority filter + 50; policy accept;',
-    ...families.flatMap((family) => {
-      const { n, ip, destination } = words(family)
-      const sources = sourcesOf(plan, family).map((source) => source.ip)
-      const from = `${ip} saddr { ${sources.join(', ')} } ${destination} @instances${n}`
-      return [
-        `${ip} daddr ${virtualNetwork(plan, family)} ${refuse}`,
-        `${ip} daddr ${virtualNetwork(plan, family)} counter name refused reject with icmpx port-unreachable`,
-        ...(sources.length === 0
-          ? []
-          : [
-              `${words(family).tuple} @open${n} ${refuse}`,
-              ...(by === 'redirect' ? [`${from} ct status dnat ${refuse}`] : []),
-              `${destination} @permitted${n} return`,
-              // After REDIRECT, tracking identifies captured connections, earlier ones included, until it forgets.
-              `${from} ${by === 'redirect' ? 'ct state != established' : SYN} ${refuse}`,
-            ]),
-      ]
-    }),
+    ...families.flatMap((family) => forwardLines(plan, family, by)),
   ])
   // Packets of a container are diverted before they are forwarded, and go to input.
   const captured = families.flatMap((family) => {
@@ -140,26 +102,81 @@ export function renderGuardTable(
     'type filter hook postrouting priority 300; policy accept;',
     'oif lo accept',
     `meta l4proto tcp ${hasMark(mark)} counter name refused drop`,
-    ...families.flatMap((family) => {
-      const { n, ip, tuple, destination } = words(family)
-      const range = virtualNetwork(plan, family)
-      const except = coversBroadcast(range) ? ` ip daddr != ${BROADCAST}` : ''
-      return [
-        `${ip} daddr ${range}${except} counter name refused drop`,
-        // Foreign rules may have removed the mark after all other checks and rerouted the packet.
-        `${destination} @known${n} ${tuple} @open${n} counter name refused drop`,
-      ]
-    }),
+    ...families.flatMap((family) => lastLines(plan, family)),
   ])
-  const sets = families.flatMap((family) => {
-    const { n, type } = words(family)
-    return [
-      ...GUARD_SETS.map((name) => `  set ${name}${n} {\n    type ${type} . inet_service\n  }\n`),
-      `  set open${n} {\n    type ${type} . inet_service . ${type} . inet_service\n    size ${MAX_OPEN}\n    flags dynamic,timeout\n    timeout 1d\n  }\n`,
-    ]
-  })
-  const all = ['  counter refused {\n  }\n', ...sets, ...tree.sets, ...chains]
+  const all = [
+    '  counter refused {\n  }\n',
+    ...families.flatMap(familySets),
+    ...tree.sets,
+    ...chains,
+  ]
   return `table inet ${table} {\n${all.join('')}}\n`
+}
+
+/** Chains that keep the record of captured connections of one family, and refuse them when they are not diverted. */
+function recordChains(plan: CapturePlan, family: Family, mark: number, chain: AddChain): void {
+  const { n, tuple, destination } = words(family)
+  chain(`diverted${n}`, [
+    `${SYN} update @open${n} { ${tuple} } return`,
+    `tcp flags & rst == rst update @open${n} { ${tuple} timeout ${RST_SECONDS}s } return`,
+    `tcp flags & fin == fin update @open${n} { ${tuple} timeout ${FIN_SECONDS}s } return`,
+    // As in the table that diverts: a connection stays known while it is used.
+    `tcp flags & psh == psh update @open${n} { ${tuple} }`,
+  ])
+  chain(`known${n}`, [
+    `${hasMark(mark)} goto diverted${n}`,
+    `${SYN} goto first${n}`,
+    `${tuple} @open${n} ${REFUSE}`,
+  ])
+  chain(`first${n}`, [
+    `delete @open${n} { ${tuple} }`,
+    `meta skuid ${plan.daemonUid} return`,
+    ...captureRules(plan, family)
+      .filter(({ hook, matches: [match] }) => hook === 'output' && match?.kind === 'ownPort')
+      .flatMap((rule) => beforeCallers(rule, words(family), '')),
+    `${destination} @permitted${n} return`,
+    `${destination} @instances${n} goto workload`,
+  ])
+}
+
+/** Traffic of containers, un-diverted. */
+function forwardLines(plan: CapturePlan, family: Family, by: BackendTraits['divertsBy']): string[] {
+  const { n, ip, destination } = words(family)
+  const sources = sourcesOf(plan, family).map((source) => source.ip)
+  const from = `${ip} saddr { ${sources.join(', ')} } ${destination} @instances${n}`
+  return [
+    `${ip} daddr ${virtualNetwork(plan, family)} ${REFUSE}`,
+    `${ip} daddr ${virtualNetwork(plan, family)} counter name refused reject with icmpx port-unreachable`,
+    ...(sources.length === 0
+      ? []
+      : [
+          `${words(family).tuple} @open${n} ${REFUSE}`,
+          ...(by === 'redirect' ? [`${from} ct status dnat ${REFUSE}`] : []),
+          `${destination} @permitted${n} return`,
+          // After REDIRECT, tracking identifies captured connections, earlier ones included, until it forgets.
+          `${from} ${by === 'redirect' ? 'ct state != established' : SYN} ${REFUSE}`,
+        ]),
+  ]
+}
+
+/** Packets that leave by another interface than loopback. */
+function lastLines(plan: CapturePlan, family: Family): string[] {
+  const { n, ip, tuple, destination } = words(family)
+  const range = virtualNetwork(plan, family)
+  const except = coversBroadcast(range) ? ` ip daddr != ${BROADCAST}` : ''
+  return [
+    `${ip} daddr ${range}${except} counter name refused drop`,
+    // Foreign rules may have removed the mark after all other checks and rerouted the packet.
+    `${destination} @known${n} ${tuple} @open${n} counter name refused drop`,
+  ]
+}
+
+function familySets(family: Family): string[] {
+  const { n, type } = words(family)
+  return [
+    ...GUARD_SETS.map((name) => `  set ${name}${n} {\n    type ${type} . inet_service\n  }\n`),
+    `  set open${n} {\n    type ${type} . inet_service . ${type} . inet_service\n    size ${MAX_OPEN}\n    flags dynamic,timeout\n    timeout 1d\n  }\n`,
+  ]
 }
 
 /** A packet diverted by REDIRECT has another destination already: tracking has the original one. */

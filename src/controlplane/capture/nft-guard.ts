@@ -4,12 +4,13 @@
 import type { BackendTraits } from '../../model/capture-backend.ts'
 import type { BackendSettings, MeshAddresses } from './backend.ts'
 import type { RunCommand } from './command.ts'
-import { applyNft, readTable } from './nft.ts'
-import { membersOf, NUMBERS, nftSettingsOf, presentTable } from './nft-backend.ts'
+import { applyNft, presentTable, readTable } from './nft.ts'
+import { nftSettingsOf } from './nft-backend.ts'
 import { cgroupElements } from './nft-cgroups.ts'
 import { type NftElements, renderElements, renderReplacement } from './nft-elements.ts'
 import { renderGuardTable } from './nft-guard-rules.ts'
-import { GUARD_TABLE } from './nft-words.ts'
+import { membersOf } from './nft-sets.ts'
+import { GUARD_TABLE, words } from './nft-words.ts'
 import { type CapturePlan, capturePorts, families } from './rules.ts'
 import { acceptedAt, listSockets, redirectedAt } from './sockets.ts'
 import type { ResolvedPlan } from './workloads.ts'
@@ -46,7 +47,7 @@ export function guardOf(
   const settings = nftSettingsOf(resolved, given.settings)
   const members = membersOf(given.addresses)
   const addresses = families.flatMap((family) => {
-    const n = NUMBERS[family]
+    const { n } = words(family)
     const { instances, permitted } = members[family]
     return [
       { name: `instances${n}`, elements: [...instances] },
@@ -80,7 +81,7 @@ export async function readCaptured(
     return {
       table: GUARD_TABLE,
       kind: 'set',
-      name: `open${NUMBERS[family]}`,
+      name: `open${words(family).n}`,
       elements:
         given.by === 'tproxy'
           ? acceptedAt(sockets, plan.daemonUid, instances)

@@ -99,7 +99,25 @@ export function renderCaptureTable(
     `meta l4proto tcp ${RESET}`,
   ])
   chain('captured', [`${SYN} goto listeners`, 'goto later'])
-  chain('prerouting', [
+  chain('prerouting', preroutingLines(plan, mark))
+  const sets = [...families.flatMap(familySets(settings)), ...tree.sets, WAITING]
+  const counters = COUNTERS.map((name) => `  counter ${name} {\n  }\n`)
+  return `table inet ${table} {\n${counters.join('')}${sets.join('')}${chains.join('')}}\n`
+}
+
+/**
+ * Counters of connections: refused at virtual and instance addresses, permitted, refused because sets were full,
+ * delayed.
+ */
+const COUNTERS = ['refused_virtual', 'refused_instance', 'permitted', 'full', 'waited'] as const
+
+/** Contains {@link WAITING_ELEMENT} while a maintenance loop watches for units that start. */
+const WAITING = '  map waiting {\n    type inet_proto : verdict\n  }\n'
+export const WAITING_ELEMENT = 'tcp : drop'
+
+/** Packets that were sent to loopback, then those of containers. */
+function preroutingLines(plan: CapturePlan, mark: number): string[] {
+  return [
     // After firewalld's reverse-path rule at 10, which drops IPv6 segments that already have a socket.
     'type filter hook prerouting priority 20; policy accept;',
     `iif lo ${hasMark(mark)} meta l4proto tcp goto captured`,
@@ -123,21 +141,8 @@ export function renderCaptureTable(
         ...(hasContainers ? [`${destination} @known${n} goto source${n}`] : []),
       ]
     }),
-  ])
-  const sets = [...families.flatMap(familySets(settings)), ...tree.sets, WAITING]
-  const counters = COUNTERS.map((name) => `  counter ${name} {\n  }\n`)
-  return `table inet ${table} {\n${counters.join('')}${sets.join('')}${chains.join('')}}\n`
+  ]
 }
-
-/**
- * Counters of connections: refused at virtual and instance addresses, permitted, refused because sets were full,
- * delayed.
- */
-const COUNTERS = ['refused_virtual', 'refused_instance', 'permitted', 'full', 'waited'] as const
-
-/** Contains {@link WAITING_ELEMENT} while a maintenance loop watches for units that start. */
-const WAITING = '  map waiting {\n    type inet_proto : verdict\n  }\n'
-export const WAITING_ELEMENT = 'tcp : drop'
 
 /** Chains of one family: those of local callers, then those of containers. */
 function familyChains(

@@ -3,6 +3,7 @@
  */
 import { MeshError } from '../../lib/errors.ts'
 import type { CommandResult, RunCommand } from './command.ts'
+import type { PresentTable } from './nft-elements.ts'
 
 /** Runs one atomic transaction. @throws MeshError */
 export async function applyNft(run: RunCommand, text: string): Promise<void> {
@@ -131,8 +132,19 @@ function parseElements(text: string): string[] {
     .filter((element) => element !== '')
 }
 
+/** The present content of a table; undefined when the table does not exist. @throws MeshError */
+export async function presentTable(
+  run: RunCommand,
+  table: string,
+): Promise<PresentTable | undefined> {
+  const listing = await readTable(run, table)
+  if (listing === undefined) return undefined
+  const names = (kind: 'chain' | 'map' | 'set'): string[] => namesIn(listing, kind)
+  return { chains: names('chain'), maps: names('map'), sets: names('set') }
+}
+
 /** Names of all objects of one kind in a listing. */
-export function namesIn(listing: string, kind: 'chain' | 'map' | 'set'): string[] {
+function namesIn(listing: string, kind: 'chain' | 'map' | 'set'): string[] {
   return [...listing.matchAll(new RegExp(`^\\t${kind} (\\S+) \\{`, 'gm'))].map(
     ([, name = '']) => name,
   )

@@ -2,7 +2,7 @@
  * Counts what iptables rules have refused, from the kernel's counters. Pure.
  */
 import type { CaptureCounts, ShownRule } from './backend.ts'
-import { REFUSE_CHAIN, setNames, UNITS_CHAIN } from './iptables-rules.ts'
+import { REFUSE_CHAIN, setNames, UNITS_CHAIN } from './iptables-words.ts'
 
 /** Sums the rules of both families. A SYN is answered with a reset, so one packet is one attempt. */
 export function countRefusals(rules: readonly ShownRule[]): Omit<CaptureCounts, 'full' | 'spared'> {

@@ -6,7 +6,8 @@
  * stays, so each text is one idempotent transaction per table. Jumps are the exception (inserting one twice
  * makes two), so the text first deletes each own jump that was found.
  */
-import { CHAIN_PREFIX, type Jump, type TableRules } from './iptables-rules.ts'
+import type { Jump, TableRules } from './iptables-rules.ts'
+import { CHAIN_PREFIX } from './iptables-words.ts'
 
 /** One rule and its counters; they are 0 when the save was made without `-c`. */
 export interface SavedRule {

@@ -115,6 +115,11 @@ export function readCgroupIds(
   return ids
 }
 
+/** Whether both have the same cgroups: none is new, gone, or the successor of another one. */
+export function sameIds(a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>): boolean {
+  return a.size === b.size && [...a].every(([path, id]) => b.get(path) === id)
+}
+
 /** The folders in which the cgroups of a plan are created and removed, for a file watcher. */
 export function cgroupParents(plan: CapturePlan, cgroupRoot: string | undefined): string[] {
   if (cgroupRoot === undefined) return []

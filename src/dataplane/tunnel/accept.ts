@@ -7,7 +7,7 @@
  * throw, because the exception would be uncaught; each reports an error instead.
  */
 import { createServer as createTcpServer, type Server as TcpServer } from 'node:net'
-import { createServer, type Server, TLSSocket } from 'node:tls'
+import { createServer, type SecureContext, type Server, TLSSocket } from 'node:tls'
 import { describeError, errorCode, MeshError } from '../../lib/errors.ts'
 import { rawSocketOf } from '../../lib/node-internals.ts'
 import { canonicalIp } from '../../model/address.ts'
@@ -76,14 +76,7 @@ export function createTunnelServer(options: AcceptOptions): Server {
     ...ACCEPTED,
     SNICallback(this: unknown, name, callback) {
       if (this instanceof TLSSocket) noteValidity(this)
-      const answer = (): void => {
-        const credential = credentialFor(name, options)
-        if (credential === undefined) callback(noCertificateError(name, options))
-        else callback(null, credential.context)
-      }
-      const isAnswerable = (): true | undefined => (isAwaited(name, options) ? undefined : true)
-      if (isAnswerable()) answer()
-      else void options.until(isAnswerable, FIRST_CERTIFICATE_MS).then(answer)
+      chooseCertificate(name, options, callback)
     },
     ALPNCallback: ({ protocols }) => (protocols.includes(ALPN) ? ALPN : protocols[0]),
   })
@@ -147,6 +140,22 @@ export function createTunnelServer(options: AcceptOptions): Server {
     }
   })
   return server
+}
+
+/** Calls back with the certificate for a server name, or why there is none; waits for one that may still arrive. */
+function chooseCertificate(
+  name: string,
+  options: AcceptOptions,
+  callback: (error: Error | null, context?: SecureContext) => void,
+): void {
+  const answer = (): void => {
+    const credential = credentialFor(name, options)
+    if (credential === undefined) callback(noCertificateError(name, options))
+    else callback(null, credential.context)
+  }
+  const isAnswerable = (): true | undefined => (isAwaited(name, options) ? undefined : true)
+  if (isAnswerable()) answer()
+  else void options.until(isAnswerable, FIRST_CERTIFICATE_MS).then(answer)
 }
 
 /** Accepts for `server` from another listening socket of the same port; a server has only one. The caller closes it. */

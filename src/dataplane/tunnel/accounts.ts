@@ -2,8 +2,8 @@
  * What a worker spends on each caller, and the limits: docs/tunnel-protocol.md, "Fair shares".
  *
  * A caller is a peer identity (the SPIFFE ID of its certificate, in whichever session) or a service of this host. It
- * has one {@link Account} for each host that it comes from, with a {@link Lane} per destination. Time is passed in, in
- * monotonic milliseconds; there are no timers.
+ * has one {@link Account} for each host that it comes from, with a {@link Lane} per destination; what it has done
+ * wrong there is in conduct.ts. Time is passed in, in monotonic milliseconds; there are no timers.
  *
  * ```
  *   stream opened --tokens left--> taken --comes to nothing--> an unsuccessful-stream token
@@ -14,15 +14,10 @@ import { networkOf } from '../../model/address.ts'
 import { type GroupShare, type Share, SharedLimit } from '../io/shared-limit.ts'
 import { TokenBucket } from '../io/token-bucket.ts'
 import { TurnGroup, TurnShare } from '../io/turn-share.ts'
+import { Conduct } from './conduct.ts'
 
 /** Streams that one caller may open: the capacity of a worker that has nothing else to do. */
 const OPENS = { rate: 20_000, burst: 20_000 } as const
-
-/** Unsuccessful streams of one caller and destination: denied, malformed, unknown, or reset before confirmation. */
-const UNSUCCESSFUL = { rate: 1_000, burst: 5_000 } as const
-
-/** Confirmed streams of one caller and destination that the caller reset. */
-const RESETS = { rate: 5_000, burst: 20_000 } as const
 
 /** Streams of one caller that are reset because another bucket is empty; beyond this the session ends. */
 const EXCESS = { rate: 2_000, burst: 10_000 } as const
@@ -32,20 +27,6 @@ const IGNORED_BYTES = { rate: 64 * 1_048_576, burst: 128 * 1_048_576 } as const
 
 /** TLS bytes without data: TLS's own messages (a key update costs as much CPU time as 100 frames) and padding. */
 const EMPTY_TLS_BYTES = { rate: 65_536, burst: 524_288 } as const
-
-/** Violations that have no consequence beyond the end of the session. */
-const FREE_STRIKES = 2
-
-/** How long the next violation bans an identity from that address; doubles each time, up to the second value. */
-const BAN_MS = 5_000
-const MAX_BAN_MS = 300_000
-
-/** Violations are forgotten after this time without a new one. */
-const FORGIVEN_AFTER_MS = 300_000
-
-/** Addresses remembered per identity and destination; all further ones share one entry. */
-const MAX_OFFENDERS = 256
-const OTHER_ADDRESSES = ''
 
 /** Limit of accounts; further callers share one. The CA issues identities, so there are not many. */
 const MAX_ACCOUNTS = 10_000
@@ -136,7 +117,7 @@ class Identity extends Sum {
   readonly excess: TokenBucket
   readonly ignored: TokenBucket
   readonly emptyTls: TokenBucket
-  readonly records = new Map<string, CallerRecord>()
+  readonly records = new Map<string, Conduct>()
 
   constructor(nowMs: number) {
     super()
@@ -146,10 +127,10 @@ class Identity extends Sum {
     this.emptyTls = new TokenBucket(EMPTY_TLS_BYTES.rate, EMPTY_TLS_BYTES.burst, nowMs)
   }
 
-  at(destination: string, nowMs: number): CallerRecord {
+  at(destination: string, nowMs: number): Conduct {
     const known = this.records.get(destination)
     if (known !== undefined) return known
-    const record = new CallerRecord(nowMs)
+    const record = new Conduct(nowMs)
     this.records.set(destination, record)
     return record
   }
@@ -274,9 +255,9 @@ export class Account {
 /** One caller at one destination: what it does there must not affect its other destinations. */
 export class Lane {
   readonly account: Account
-  private readonly record: CallerRecord
+  private readonly record: Conduct
 
-  constructor(account: Account, record: CallerRecord) {
+  constructor(account: Account, record: Conduct) {
     this.account = account
     this.record = record
   }
@@ -309,94 +290,6 @@ export class Lane {
   /** Whether the caller is banned from any address. */
   isBanned(nowMs: number): boolean {
     return this.record.isBanned(nowMs)
-  }
-}
-
-/** The conduct of one identity at one destination, from all its hosts. */
-class CallerRecord {
-  private readonly unsuccessful: TokenBucket
-  private readonly resets: TokenBucket
-  /** By address: the violations of one compromised host must not ban the other hosts of the service. */
-  private readonly offenders = new Map<string, ViolationRecord>()
-
-  constructor(nowMs: number) {
-    this.unsuccessful = new TokenBucket(UNSUCCESSFUL.rate, UNSUCCESSFUL.burst, nowMs)
-    this.resets = new TokenBucket(RESETS.rate, RESETS.burst, nowMs)
-  }
-
-  mayOpen(nowMs: number): boolean {
-    return this.unsuccessful.hasAny(nowMs) && this.resets.hasAny(nowMs)
-  }
-
-  noteUnsuccessful(nowMs: number): void {
-    this.unsuccessful.drain(nowMs)
-  }
-
-  noteReset(nowMs: number): void {
-    this.resets.drain(nowMs)
-  }
-
-  noteViolation(nowMs: number, ip: string | undefined): void {
-    this.offender(ip ?? OTHER_ADDRESSES, nowMs).noteViolation(nowMs)
-  }
-
-  bannedForMs(nowMs: number, ip: string | undefined): number {
-    const known = this.offenders.get(ip ?? OTHER_ADDRESSES)
-    const isOneOfMany = known === undefined && this.offenders.size >= MAX_OFFENDERS
-    const offender = isOneOfMany ? this.offenders.get(OTHER_ADDRESSES) : known
-    return offender?.bannedForMs(nowMs) ?? 0
-  }
-
-  isBanned(nowMs: number): boolean {
-    for (const offender of this.offenders.values()) if (offender.bannedForMs(nowMs) > 0) return true
-    return false
-  }
-
-  private offender(ip: string, nowMs: number): ViolationRecord {
-    const known = this.offenders.get(ip)
-    if (known !== undefined) return known
-    if (this.offenders.size >= MAX_OFFENDERS) {
-      for (const [address, offender] of this.offenders)
-        if (offender.isForgiven(nowMs)) this.offenders.delete(address)
-      if (this.offenders.size >= MAX_OFFENDERS && ip !== OTHER_ADDRESSES)
-        return this.offender(OTHER_ADDRESSES, nowMs)
-    }
-    const offender = new ViolationRecord()
-    this.offenders.set(ip, offender)
-    return offender
-  }
-
-  /** Whether the record is in the same state as a new one. */
-  isForgettable(nowMs: number): boolean {
-    if (!this.unsuccessful.isFull(nowMs) || !this.resets.isFull(nowMs)) return false
-    for (const offender of this.offenders.values()) if (!offender.isForgiven(nowMs)) return false
-    return true
-  }
-}
-
-/** Violations of one identity at one destination from one address. */
-class ViolationRecord {
-  private violations = 0
-  private lastViolationAtMs = 0
-  private bannedUntilMs = 0
-
-  /** While the address is banned, a violation does not extend the time: its session was open before. */
-  noteViolation(nowMs: number): void {
-    if (nowMs < this.bannedUntilMs) return
-    if (nowMs - this.lastViolationAtMs > FORGIVEN_AFTER_MS) this.violations = 0
-    this.violations += 1
-    this.lastViolationAtMs = nowMs
-    const beyond = this.violations - FREE_STRIKES
-    if (beyond > 0)
-      this.bannedUntilMs = nowMs + Math.min(MAX_BAN_MS, BAN_MS * 2 ** Math.min(beyond - 1, 10))
-  }
-
-  bannedForMs(nowMs: number): number {
-    return Math.max(0, this.bannedUntilMs - nowMs)
-  }
-
-  isForgiven(nowMs: number): boolean {
-    return nowMs >= this.bannedUntilMs && nowMs - this.lastViolationAtMs > FORGIVEN_AFTER_MS
   }
 }
 

@@ -15,6 +15,17 @@ import { resetOnClose } from '../io/linger.ts'
 import type { TurnShare } from '../io/turn-share.ts'
 import type { Lane } from './accounts.ts'
 import { BreakingOff, RESET_COST } from './breaking-off.ts'
+import {
+  drained,
+  expired,
+  goAwayCodeOf,
+  lost,
+  readableForMs,
+  refused,
+  rejected,
+  stalled,
+  unreadable,
+} from './close-reasons.ts'
 import { Credit } from './credit.ts'
 import {
   ACK,
@@ -78,9 +89,6 @@ const LEAST_USEFUL_CREDIT = 1_024
 
 /** Keepalive times that one write may wait for a peer that does not read, while its caller has much held. */
 const STALLED_KEEPALIVES = 2
-
-/** How long a peer has to read the go-away that reports an error, milliseconds. */
-const GO_AWAY_MS = 1_000
 
 /** Largest stream ID; the opener dials a new session before it is reached. */
 const MAX_STREAM_ID = 2 ** 31 - 1
@@ -202,8 +210,7 @@ export class Session implements StreamCarrier, IncomingOwner {
     if (this.isOver) return
     this.state = 'draining'
     this.outgoing.sendControl(GO_AWAY, 0, 0, goAwayCodes.normal)
-    this.admitWaiting()
-    if (this.streams.size === 0) this.finish()
+    this.endWhenUnused()
   }
 
   /**
@@ -235,9 +242,7 @@ export class Session implements StreamCarrier, IncomingOwner {
 
   /** A certificate of this connection has expired: ends the session now. */
   expire(): void {
-    this.close(
-      new MeshError('HM_TUNNEL_EXPIRED', 'The tunnel was closed: a certificate of it has expired'),
-    )
+    this.close(expired())
   }
 
   /** Call it about once a second: keepalive and rate limits. Times are monotonic milliseconds. */
@@ -249,9 +254,7 @@ export class Session implements StreamCarrier, IncomingOwner {
       return
     }
     if (this.isStalled(nowMs)) {
-      this.close(
-        new MeshError('HM_TUNNEL_STALLED', 'The tunnel was closed: the peer does not read'),
-      )
+      this.close(stalled())
       return
     }
     // A resumed caller may not open a stream after all; the next one must not wait for another event.
@@ -297,7 +300,7 @@ export class Session implements StreamCarrier, IncomingOwner {
     this.admitWaiting()
     if (this.streams.size > 0) return
     this.idleSinceMs = performance.now()
-    if (this.state === 'draining') this.finish()
+    if (this.state === 'draining') this.close(drained())
   }
 
   windowTarget(): number {
@@ -370,26 +373,15 @@ export class Session implements StreamCarrier, IncomingOwner {
   }
 
   onGoAway(code: number): void {
-    if (code !== goAwayCodes.normal)
-      throw new MeshError(
-        'HM_TUNNEL_REJECTED',
-        `The peer ended the tunnel with go-away code ${code}`,
-      )
+    if (code !== goAwayCodes.normal) throw rejected(code)
     if (this.isOver) this.rates.countIdle()
     if (this.state === 'closed') return
     this.state = 'draining'
-    this.admitWaiting()
-    if (this.streams.size === 0) this.finish()
+    this.endWhenUnused()
   }
 
   onUnreadable(error: unknown): void {
-    this.close(
-      error instanceof MeshError
-        ? error
-        : new MeshError('HM_TUNNEL_INTERNAL', `The tunnel broke: ${describeError(error)}`, {
-            cause: error,
-          }),
-    )
+    this.close(unreadable(error))
   }
 
   /** Whether no new stream may begin. */
@@ -471,31 +463,21 @@ export class Session implements StreamCarrier, IncomingOwner {
     this.rates.countIdle()
   }
 
-  private finish(): void {
-    this.close(new MeshError('HM_TUNNEL_DRAINED', 'The tunnel was closed in order'))
+  /** Draining has begun. */
+  private endWhenUnused(): void {
+    this.admitWaiting()
+    if (this.streams.size === 0) this.close(drained())
   }
 
   private peerEnded(): void {
-    if (this.state === 'retiring' && this.streams.size === 0) this.finish()
+    if (this.state === 'retiring' && this.streams.size === 0) this.close(drained())
     else this.lose('the peer ended it')
   }
 
   /** The connection broke, or ended without an orderly close. */
   private lose(how: string, cause?: Error): void {
-    // In TLS 1.3 the opener's handshake ends before the acceptor has verified the opener's certificate.
     const isRefused = this.role === 'opener' && this.receivedBytes === 0
-    this.close(
-      isRefused
-        ? new MeshError(
-            'HM_TUNNEL_REFUSED',
-            `The tunnel broke before the peer's first word: ${how}`,
-            {
-              cause,
-              hint: 'The peer may have refused the certificate of the caller; its log says why',
-            },
-          )
-        : new MeshError('HM_TUNNEL_LOST', `The tunnel broke: ${how}`, { cause }),
-    )
+    this.close(isRefused ? refused(how, cause) : lost(how, cause))
   }
 
   /** Ends the session now; its streams get `reason`. */
@@ -503,13 +485,7 @@ export class Session implements StreamCarrier, IncomingOwner {
     if (this.state === 'closed') return
     const goAway = goAwayCodeOf(reason)
     if (goAway !== undefined) this.outgoing.sendControl(GO_AWAY, 0, 0, goAway)
-    this.outgoing.close(
-      reason.code === 'HM_TUNNEL_DRAINED'
-        ? this.options.keepaliveMs
-        : goAway === undefined
-          ? undefined
-          : GO_AWAY_MS,
-    )
+    this.outgoing.close(readableForMs(reason, this.options.keepaliveMs))
     this.state = 'closed'
     if (this.role === 'acceptor' && isViolation(reason.code))
       this.options.lane.noteViolation(this.incoming.lastReceivedMs, this.options.peerIp)
@@ -519,10 +495,4 @@ export class Session implements StreamCarrier, IncomingOwner {
     for (const resume of this.waiting.splice(0)) resume()
     this.owner.onClosed(reason)
   }
-}
-
-/** The go-away code for a violation or an internal error; undefined for other reasons. */
-function goAwayCodeOf(reason: MeshError): number | undefined {
-  if (reason.code === 'HM_TUNNEL_INTERNAL') return goAwayCodes.internalError
-  return isViolation(reason.code) ? goAwayCodes.protocolError : undefined
 }

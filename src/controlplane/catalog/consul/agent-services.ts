@@ -5,7 +5,7 @@ import Consul from 'consul'
 import { describeError, errorCode, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
 import type { Health } from '../../../model/endpoint.ts'
-import { type AgentService, decodeAgentServices } from './decode.ts'
+import { type AgentService, decodeAgentServices } from './decode-agent.ts'
 import { decodeOwnHealth, type OwnHealth, ownChecksPath } from './own-health.ts'
 import {
   type ConsulProxyRegistration,

@@ -7,7 +7,7 @@
 import { formatAddress, isLoopback, type SocketAddress } from '../../../model/address.ts'
 import type { Health } from '../../../model/endpoint.ts'
 import type { LocalService } from '../../../model/service.ts'
-import { type AgentService, USUAL_WEIGHTS, type Weights } from './decode.ts'
+import { type AgentService, USUAL_WEIGHTS, type Weights } from './decode-agent.ts'
 
 /** A plain service to register. */
 export interface PlainRegistration {

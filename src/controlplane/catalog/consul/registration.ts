@@ -19,7 +19,7 @@ import { WakeableLoop } from '../../../lib/wakeable-loop.ts'
 import type { Health } from '../../../model/endpoint.ts'
 import type { LocalService } from '../../../model/service.ts'
 import { AgentServices } from './agent-services.ts'
-import type { AgentService } from './decode.ts'
+import type { AgentService } from './decode-agent.ts'
 import { type OwnHealth, OwnHealthHistory } from './own-health.ts'
 import {
   type ConsulProxyRegistration,
