@@ -50,7 +50,7 @@ function serveCommand(): Command {
     .addOption(durationOption('--leaf-lifetime <duration>', 'of certificates of services', '24h'))
     .addOption(durationOption('--host-lifetime <duration>', 'of certificates of hosts', '7d'))
     .addOption(
-      durationOption('--grace <duration>', 'in which an ended host certificate is renewed', '7d'),
+      durationOption('--grace <duration>', 'in which an expired host certificate is renewed', '7d'),
     )
     .addOption(
       durationOption('--renew-within <duration>', 'in which hosts follow a new root', '5m'),
@@ -145,7 +145,7 @@ function describeStatus(status: CaStatus): string[] {
     `Refused joins  ${status.failedEnrollments} since the start`,
     '',
     renderTable(
-      ['HOST', 'DATACENTER', 'BY TOKEN', 'CERTIFICATES', 'ENDS'],
+      ['HOST', 'DATACENTER', 'BY TOKEN', 'CERTIFICATES', 'EXPIRES'],
       status.hosts.map(({ name, datacenter, services, certificates, notAfterMs }) => [
         name,
         datacenter,

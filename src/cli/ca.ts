@@ -31,7 +31,7 @@ export function caCommand(): Command {
     'The certificate authority of a mesh without Consul: serve it, or issue files by hand',
   )
   ca.command('init')
-    .description('Make a certificate authority: ca.pem and ca.key; an existing one is left alone')
+    .description('Make a certificate authority: ca.pem and ca.key; an existing one is not changed')
     .requiredOption('--directory <dir>', 'directory of the CA; keep it off the hosts of the mesh')
     .requiredOption('--trust-domain <name>', 'name of the mesh, such as mesh.example.com')
     .action((options: { directory: string; trustDomain: string }) => {

@@ -57,7 +57,9 @@ export function captureCommand(): Command {
     })
   command
     .command('show')
-    .description('Show the rules in the kernel and what they have refused and let pass')
+    .description(
+      'Show the rules in the kernel and how many connections they have refused and passed',
+    )
     .option('--config <file>', 'compare with the rules of this configuration')
     .addOption(
       new Option('-o, --output <format>', 'output format')
@@ -78,14 +80,14 @@ export function captureCommand(): Command {
 
 function guardCommand(): Command {
   const guard = new Command('guard').description(
-    'The rules that refuse what would leave in plaintext, alone: without a daemon and without diverting',
+    'Only the rules that refuse connections in plaintext to the mesh: for a host without a daemon',
   )
   guard
     .command('apply')
-    .description('Refuse what a kept plan captures, until a daemon diverts it')
+    .description('Refuse the connections that a stored plan captures, until a daemon diverts them')
     .requiredOption(
       '--from <file>',
-      'plan that a daemon kept (capture.json in its state directory)',
+      'plan that a daemon stored (capture.json in its state directory)',
     )
     .action(async (options: { from: string }) => {
       warn(await guardFromFile(options.from))
@@ -93,7 +95,7 @@ function guardCommand(): Command {
     })
   guard
     .command('clear')
-    .description('Remove the guard; only what diverts stays')
+    .description('Remove the guard, but not the diverting rules')
     .action(async (_options: unknown, clear: Command) => {
       const isRemoved = await clearGuard()
       await warnOfDaemon(clear)
@@ -101,7 +103,7 @@ function guardCommand(): Command {
     })
   guard
     .command('show')
-    .description('Show the guard with what it has refused')
+    .description('Show the guard and its count of refusals')
     .action(async () => {
       const { rules, counts } = await showCapture(undefined)
       // The iptables guard is what we have in its filter table.

@@ -38,7 +38,7 @@ async function showRefused(addr: string, output: AdminOptions['output']): Promis
 /** The refused connections as a table, newest first. */
 function renderRefused(document: RefusedDocument, nowMs: number): string {
   return renderTable(
-    ['ID', 'DIRECTION', 'SOURCE', 'DESTINATION', 'FROM', 'ASKED FOR', 'AGE', 'FLAG', 'REASON'],
+    ['ID', 'DIRECTION', 'SOURCE', 'DESTINATION', 'FROM', 'REQUESTED', 'AGE', 'FLAG', 'REASON'],
     document.refused.map((refused) => [
       refused.id,
       refused.direction,
@@ -62,7 +62,7 @@ function renderConnections(document: ConnectionsDocument, nowMs: number): string
       'SOURCE',
       'DESTINATION',
       'FROM',
-      'ASKED FOR',
+      'REQUESTED',
       'INSTANCE',
       'STATE',
       'SENT',

@@ -22,7 +22,7 @@ import { versionCommand } from './version.ts'
 const HELP = 'help'
 
 const DAEMON_GROUP = 'The daemon of this host:'
-const ASK_GROUP = 'What the daemon says:'
+const ASK_GROUP = 'Querying the daemon:'
 const OTHER_GROUP = 'Without a daemon:'
 
 const EXIT_CODE_HELP = `

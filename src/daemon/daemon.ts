@@ -174,7 +174,7 @@ export class Daemon implements Predecessor {
         node: this.#nodeName,
         awaited: this.awaited(),
         isDraining: this.#draining,
-        problems: this.#problems.look(),
+        problems: this.#problems.check(),
         reload: this.reloads(),
         rules: this.#rules.view(),
         leaves: [...this.#leaves.values()],
@@ -204,7 +204,7 @@ export class Daemon implements Predecessor {
 
   /** The current list of problems. */
   currentProblems(): readonly ProblemEntry[] {
-    return this.#problems.look()
+    return this.#problems.check()
   }
 
   /** Names of the services of this host. */

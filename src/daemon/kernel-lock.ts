@@ -18,7 +18,7 @@ import { descriptorOf } from '../lib/node-internals.ts'
 const NAME = '\0hostmesh-kernel-rules'
 
 /** How long to wait for the lock: a killed daemon needs a moment to end; a hand-over frees it at once. Milliseconds. */
-const PATIENCE_MS = 3_000
+const DEFAULT_TIMEOUT_MS = 3_000
 const AGAIN_MS = 50
 
 const SO_PEERCRED = 17
@@ -37,10 +37,10 @@ export interface Holder {
  */
 export async function holdKernelRules(
   log: Log,
-  options: { readonly name?: string; readonly patienceMs?: number } = {},
+  options: { readonly name?: string; readonly timeoutMs?: number } = {},
 ): Promise<AsyncDisposable | undefined> {
-  const { name = NAME, patienceMs = PATIENCE_MS } = options
-  const endMs = performance.now() + patienceMs
+  const { name = NAME, timeoutMs = DEFAULT_TIMEOUT_MS } = options
+  const endMs = performance.now() + timeoutMs
   for (;;) {
     const held = await tryToListen(name)
     if (held !== undefined) return held

@@ -23,7 +23,7 @@ export interface HostCondition {
 }
 
 /** Interval of the checks for the log and systemd, milliseconds. */
-const LOOK_MS = 1_000
+const CHECK_EVERY_MS = 1_000
 
 /** All problems, most important first. Pure. */
 export function hostProblems(condition: HostCondition): readonly Problem[] {
@@ -84,12 +84,12 @@ export class ProblemWatch implements Disposable {
   constructor(options: ProblemWatchOptions) {
     this.options = options
     this.clock = options.clock ?? systemClock
-    this.timer = setInterval(() => this.look(), LOOK_MS)
+    this.timer = setInterval(() => this.check(), CHECK_EVERY_MS)
     this.timer.unref()
   }
 
   /** The current problems. */
-  look(): readonly ProblemEntry[] {
+  check(): readonly ProblemEntry[] {
     const { log } = this.options
     const before = this.standing
     const problems = this.options.list()

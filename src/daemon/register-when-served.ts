@@ -21,25 +21,32 @@ export interface RegisterOptions {
   /** Ends the wait; nothing is registered afterwards. */
   readonly signal: AbortSignal
   /** How long ready services wait for the others, milliseconds. */
-  readonly patienceMs?: number
+  readonly timeoutMs?: number
 }
 
 /** A leaf of Consul takes at most a second or two; a longer wait means a missing right or an outage. */
-const PATIENCE_MS = 10_000
+const DEFAULT_TIMEOUT_MS = 10_000
 
 /** Interval of the checks, milliseconds; a check costs a few map lookups. */
 const LOOK_MS = 50
 
 /** Registers each service once it can be served. Returns when all are registered or the signal is aborted. */
 export async function registerWhenServed(options: RegisterOptions): Promise<void> {
-  const { registry, services, tunnelPort, canServe, signal, patienceMs = PATIENCE_MS } = options
-  const patienceEndsAtMs = performance.now() + patienceMs
+  const {
+    registry,
+    services,
+    tunnelPort,
+    canServe,
+    signal,
+    timeoutMs = DEFAULT_TIMEOUT_MS,
+  } = options
+  const timeoutAtMs = performance.now() + timeoutMs
   // An empty list is registered, too: it removes what a crashed daemon left registered.
   let registered = -1
   while (!signal.aborted) {
     const ready = services.filter(canServe)
     const isComplete = ready.length === services.length
-    const mayGoAhead = isComplete || (ready.length > 0 && performance.now() >= patienceEndsAtMs)
+    const mayGoAhead = isComplete || (ready.length > 0 && performance.now() >= timeoutAtMs)
     if (mayGoAhead && ready.length > registered) {
       await registry.register(ready, tunnelPort)
       registered = ready.length

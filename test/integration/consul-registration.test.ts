@@ -56,7 +56,7 @@ async function afterCrash(): Promise<
     ])
       agent.always(path, () => ({}))
   const registrar = started.use(
-    new Registrar({ transport, log: silentLog, clock, lookMs: LOOK_MS }),
+    new Registrar({ transport, log: silentLog, clock, checkEveryMs: LOOK_MS }),
   )
   await eventually('the first look', () => clock.sleeping > 0)
   const beats = (service: LocalService, as?: string): number =>

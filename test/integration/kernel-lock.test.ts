@@ -31,7 +31,7 @@ test('a second holder is refused by name, and the lock is free when the first le
   const name = nameOf('own')
   const first = await holdKernelRules(silentLog, { name })
   assert.ok(first !== undefined)
-  await assert.rejects(holdKernelRules(silentLog, { name, patienceMs: 100 }), (error) => {
+  await assert.rejects(holdKernelRules(silentLog, { name, timeoutMs: 100 }), (error) => {
     assert.equal(errorCode(error), 'HM_CAPTURE_HELD')
     assert.match(String(error), new RegExp(`process ${process.pid}, `))
     return true
@@ -48,7 +48,7 @@ test('after a kill the lock is free', async () => {
   const name = nameOf('killed')
   const child = await otherHolder(name)
   assert.deepEqual(await holderOf(name), { pid: child.pid, uid: process.geteuid?.() })
-  await assert.rejects(holdKernelRules(silentLog, { name, patienceMs: 0 }))
+  await assert.rejects(holdKernelRules(silentLog, { name, timeoutMs: 0 }))
   child.kill('SIGKILL')
   await using held = await holdKernelRules(silentLog, { name })
   assert.ok(held !== undefined)
@@ -63,7 +63,7 @@ test('a local user who takes the name keeps no daemon from starting', async () =
     const holder = await holderOf(name)
     assert.equal(holder?.uid, NOBODY)
     assert.equal(mayWriteRules(holder), false)
-    assert.equal(await holdKernelRules(log, { name, patienceMs: 0 }), undefined)
+    assert.equal(await holdKernelRules(log, { name, timeoutMs: 0 }), undefined)
     assert.match(warnings.join(), /is no daemon/)
   } finally {
     child.kill('SIGKILL')

@@ -111,7 +111,7 @@ test('a host is ready while nothing that is wrong keeps it from its work', () =>
     const entries = new ProblemWatch({ list: () => hostProblems(condition), log: silentLog })
     using watch = entries
     const { awaited, isDraining } = condition
-    return readinessOf({ awaited, isDraining, problems: watch.look() })
+    return readinessOf({ awaited, isDraining, problems: watch.check() })
   }
   assert.deepEqual(ready(well), { ready: true, serving: true })
   assert.deepEqual(ready({ ...well, captureProblems: [notCaptured] }), {
@@ -140,16 +140,16 @@ test('a problem is logged once when it comes and once when it is gone, whatever 
     onChange: (entries) => changes.push(entries.length),
     clock,
   })
-  assert.deepEqual(watch.look(), [])
+  assert.deepEqual(watch.check(), [])
   problems = [new Problem('HM_STATE_REMEMBERED', '2 s ago', { subject: 'services' })]
-  watch.look()
+  watch.check()
   clock.pass(59_000)
   problems = [new Problem('HM_STATE_REMEMBERED', '61 s ago', { subject: 'services' })]
-  const [entry] = watch.look()
+  const [entry] = watch.check()
   assert.equal(entry?.message, '61 s ago')
   assert.equal(entry?.since, '1970-01-01T00:00:01.000Z')
   problems = []
-  assert.deepEqual(watch.look(), [])
+  assert.deepEqual(watch.check(), [])
   assert.deepEqual(lines, [
     'warn 2 s ago HM_STATE_REMEMBERED',
     'info A problem is over HM_STATE_REMEMBERED',

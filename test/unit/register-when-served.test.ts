@@ -21,7 +21,7 @@ function local(name: string): LocalService {
 }
 
 /** A catalog that records what was registered, and services that are ready when they are told. */
-function scene(patienceMs: number) {
+function scene(timeoutMs: number) {
   const ready = new Set<string>()
   const registered: string[][] = []
   let looks = 0
@@ -39,7 +39,7 @@ function scene(patienceMs: number) {
       return ready.has(name)
     },
     signal: stopping.signal,
-    patienceMs,
+    timeoutMs,
   })
   return { ready, registered, stopping, finished, looks: () => looks }
 }

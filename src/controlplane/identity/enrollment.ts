@@ -66,7 +66,7 @@ export class Enrollment {
   readonly #retry: Retry
   #membership: Membership = { state: 'notEnrolled' }
   #problem: Problem | undefined
-  #isAlarmed = false
+  #isOverdueLogged = false
   /** The key sent with a token whose answer may have been lost: the CA issues it again to that key only. */
   #pending: { readonly tokenId: string; readonly request: SigningRequest } | undefined
   /** The last token with a result other than a network failure; below, the last one that the CA refused. */
@@ -121,9 +121,9 @@ export class Enrollment {
   /** Logs once when renewal is overdue. */
   logOverdue(): void {
     const { host } = this
-    if (host === undefined || this.#isAlarmed) return
+    if (host === undefined || this.#isOverdueLogged) return
     if (!isOverdue(this.#options.bundle.renewalOf(host))) return
-    this.#isAlarmed = true
+    this.#isOverdueLogged = true
     this.#options.log.error('The certificate of this host ends soon and cannot be renewed', {
       notAfter: host.certificate.validToDate.toISOString(),
     })
@@ -210,7 +210,7 @@ export class Enrollment {
     const { store, log, onChange } = this.#options
     store.writeHost(host.credential)
     this.#membership = { state: 'member', host }
-    this.#isAlarmed = false
+    this.#isOverdueLogged = false
     log.info('Host certificate taken', {
       serialNumber: host.certificate.serialNumber,
       notAfter: host.certificate.validToDate.toISOString(),

@@ -27,7 +27,7 @@ interface Entry {
   held: HeldCredential | undefined
   readonly retry: Retry
   problem: Problem | undefined
-  isAlarmed: boolean
+  isOverdueLogged: boolean
 }
 
 /** Most certificate requests at the same time. */
@@ -49,7 +49,7 @@ export class ServiceLeaves {
       held: this.#restore(service),
       retry: new Retry(REFUSED_BACKOFF, clock, random),
       problem: undefined,
-      isAlarmed: false,
+      isOverdueLogged: false,
     })
     onChange()
     return { [Symbol.dispose]: () => this.#entries.delete(service) }
@@ -82,9 +82,9 @@ export class ServiceLeaves {
   /** Logs once for each leaf whose renewal is overdue. */
   logOverdue(): void {
     for (const [service, entry] of this.#entries) {
-      if (entry.held === undefined || entry.isAlarmed) continue
+      if (entry.held === undefined || entry.isOverdueLogged) continue
       if (!isOverdue(this.#options.bundle.renewalOf(entry.held))) continue
-      entry.isAlarmed = true
+      entry.isOverdueLogged = true
       this.#options.log.error('The certificate of a service ends soon and cannot be renewed', {
         service,
         notAfter: entry.held.certificate.validToDate.toISOString(),
@@ -149,7 +149,7 @@ export class ServiceLeaves {
     readLeaf({ ...leaf, datacenter }, bundle.roots, clock.wallMs())
     store.writeService(service, credential)
     entry.held = holdCredential(credential)
-    entry.isAlarmed = false
+    entry.isOverdueLogged = false
     board.offerLeaf(service, () => leaf)
   }
 }

@@ -92,8 +92,8 @@ export class Liveness {
   }
 
   /**
-   * Checks whether streams wait for an unreachable host. If so, those that can use another instance (`mayMove`) are
-   * given up, but none from which the peer may have seen a byte of the application.
+   * Checks whether streams wait for an unreachable host. If so, those that can use another instance (`mayUseAnother`)
+   * are given up, but none from which the peer may have seen a byte of the application.
    * @returns why the session must end, when these streams are worth more than the session.
    */
   watch(nowMs: number, all: IdMap<TunnelStream>): MeshError | undefined {

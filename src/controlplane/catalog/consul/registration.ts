@@ -40,11 +40,11 @@ export interface RegistrarOptions {
   readonly clock?: Clock
   readonly random?: Random
   /** Milliseconds between two reads of the agent's services. */
-  readonly lookMs?: number
+  readonly checkEveryMs?: number
 }
 
 /** How often the agent's own list of services is read: a local answer of less than a millisecond. */
-const LOOK_MS = 2_000
+const CHECK_EVERY_MS = 2_000
 
 /** How often the TTL checks are updated; they expire after 30 s. */
 const BEAT_MS = 10_000
@@ -144,7 +144,7 @@ export class Registrar implements Disposable {
       const failures = await this.#keep(signal)
       if (failures.length > 0) return this.#retry.failed()
       this.#retry.reset()
-      return this.#options.lookMs ?? LOOK_MS
+      return this.#options.checkEveryMs ?? CHECK_EVERY_MS
     } catch (error) {
       if (signal.aborted) return 0
       this.#unreachable = describeError(error)
