@@ -122,92 +122,124 @@ export function connectSystemd(options: SystemdOptions): Systemd {
   const { environment, log } = options
   const socket = openSocket(environment, log)
   if (socket === undefined) return silentSystemd
+  return new NotifiedSystemd(socket, options)
+}
 
-  let state: 'starting' | 'ready' | 'stopping' = 'starting'
-  let isMain = options.isSuccessor !== true
-  let isReadyHeld = false
-  let watchdog: NodeJS.Timeout | undefined
-  const { RUNTIME_DIRECTORY: folder } = environment
-  const mark = folder === undefined ? undefined : join(folder, SERVING_MARK)
-  const send = (message: string): void => {
-    if (isMain && !socket.send(message)) log.warn('Cannot notify systemd', { message })
+class NotifiedSystemd implements Systemd {
+  readonly #socket: SystemdSocket
+  readonly #options: SystemdOptions
+  /** The file that says that the host serves; undefined without a runtime directory. */
+  readonly #mark: string | undefined
+  #state: 'starting' | 'ready' | 'stopping' = 'starting'
+  #isMain: boolean
+  #isReadyHeld = false
+  #watchdog: NodeJS.Timeout | undefined
+  /** Messages about sockets, in order. */
+  readonly #unsent: { readonly message: string; readonly fd: number | undefined }[] = []
+  #sendingAgain: NodeJS.Timeout | undefined
+
+  constructor(socket: SystemdSocket, options: SystemdOptions) {
+    const { RUNTIME_DIRECTORY: folder } = options.environment
+    this.#socket = socket
+    this.#options = options
+    this.#mark = folder === undefined ? undefined : join(folder, SERVING_MARK)
+    this.#isMain = options.isSuccessor !== true
   }
-  const unsent: { readonly message: string; readonly fd: number | undefined }[] = []
-  let sendingAgain: NodeJS.Timeout | undefined
-  const sendAll = (): void => {
-    sendingAgain = undefined
-    if (!isMain) return
-    for (let next = unsent[0]; next !== undefined; next = unsent[0]) {
-      if (!socket.send(next.message, next.fd)) {
-        sendingAgain = setTimeout(sendAll, SEND_AGAIN_MS).unref()
-        return
-      }
-      unsent.shift()
+
+  ready(): void {
+    if (this.#state !== 'starting') return
+    this.#isReadyHeld = !this.#isMain
+    if (this.#isReadyHeld) return
+    this.#state = 'ready'
+    this.#send('READY=1')
+    this.#startWatchdog()
+  }
+
+  serves(): void {
+    const mark = this.#mark
+    if (mark === undefined || !this.#isMain || this.#state === 'stopping') return
+    try {
+      writeFileSync(mark, '')
+    } catch (error) {
+      this.#options.log.error(
+        'Cannot say that this host serves: hostmesh-ready.target is not reached',
+        { path: mark, error: describeError(error) },
+      )
     }
   }
-  const sendSurely = (message: string, fd?: number): void => {
-    unsent.push({ message, fd })
-    if (sendingAgain === undefined) sendAll()
+
+  stopping(): void {
+    if (this.#state === 'stopping') return
+    this.#state = 'stopping'
+    if (this.#mark !== undefined) rmSync(this.#mark, { force: true })
+    this.#send('STOPPING=1')
   }
-  const startWatchdog = (): void => {
+
+  status(text: string): void {
+    // A newline would begin another message: all control characters are replaced.
+    this.#send(`STATUS=${text.replaceAll(/\p{Cc}+/gu, ' ').slice(0, MAX_STATUS)}`)
+  }
+
+  keep(name: string, fd: number): void {
+    // FDPOLL=0: a listening socket is kept until it is taken back, whatever its state is.
+    this.#sendSurely(`FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, fd)
+  }
+
+  forget(name: string): void {
+    this.#sendSurely(`FDSTOREREMOVE=1\nFDNAME=${name}`)
+  }
+
+  handOver(pid: number): void {
+    this.#send(`MAINPID=${pid}`)
+    this.#isMain = false
+    clearInterval(this.#watchdog)
+  }
+
+  takeOver(): void {
+    this.#isMain = true
+    this.#sendAll()
+    if (this.#isReadyHeld) this.ready()
+  }
+
+  [Symbol.dispose](): void {
+    clearTimeout(this.#sendingAgain)
+    clearInterval(this.#watchdog)
+    this.#socket[Symbol.dispose]()
+  }
+
+  #send(message: string): void {
+    if (this.#isMain && !this.#socket.send(message))
+      this.#options.log.warn('Cannot notify systemd', { message })
+  }
+
+  #sendSurely(message: string, fd?: number): void {
+    this.#unsent.push({ message, fd })
+    if (this.#sendingAgain === undefined) this.#sendAll()
+  }
+
+  #sendAll(): void {
+    this.#sendingAgain = undefined
+    if (!this.#isMain) return
+    for (let next = this.#unsent[0]; next !== undefined; next = this.#unsent[0]) {
+      if (!this.#socket.send(next.message, next.fd)) {
+        this.#sendingAgain = setTimeout(() => this.#sendAll(), SEND_AGAIN_MS).unref()
+        return
+      }
+      this.#unsent.shift()
+    }
+  }
+
+  #startWatchdog(): void {
+    const { environment, log, isAlive } = this.#options
     const periodMs = watchdogPeriodMs(environment)
     if (periodMs === undefined) return
     const feed = (): void => {
-      if (options.isAlive?.() ?? true) send('WATCHDOG=1')
+      if (isAlive?.() ?? true) this.#send('WATCHDOG=1')
       else log.error('Withholding the systemd watchdog: the daemon does not do its work')
     }
     feed()
-    watchdog = setInterval(feed, periodMs)
-    watchdog.unref()
+    this.#watchdog = setInterval(feed, periodMs).unref()
   }
-  const systemd: Systemd = {
-    ready: () => {
-      if (state !== 'starting') return
-      isReadyHeld = !isMain
-      if (isReadyHeld) return
-      state = 'ready'
-      send('READY=1')
-      startWatchdog()
-    },
-    serves: () => {
-      if (mark === undefined || !isMain || state === 'stopping') return
-      try {
-        writeFileSync(mark, '')
-      } catch (error) {
-        log.error('Cannot say that this host serves: hostmesh-ready.target is not reached', {
-          path: mark,
-          error: describeError(error),
-        })
-      }
-    },
-    stopping: () => {
-      if (state === 'stopping') return
-      state = 'stopping'
-      if (mark !== undefined) rmSync(mark, { force: true })
-      send('STOPPING=1')
-    },
-    // A newline would begin another message: all control characters are replaced.
-    status: (text) => send(`STATUS=${text.replaceAll(/\p{Cc}+/gu, ' ').slice(0, MAX_STATUS)}`),
-    // FDPOLL=0: a listening socket is kept until it is taken back, whatever its state is.
-    keep: (name, fd) => sendSurely(`FDSTORE=1\nFDNAME=${name}\nFDPOLL=0`, fd),
-    forget: (name) => sendSurely(`FDSTOREREMOVE=1\nFDNAME=${name}`),
-    handOver: (pid) => {
-      send(`MAINPID=${pid}`)
-      isMain = false
-      clearInterval(watchdog)
-    },
-    takeOver: () => {
-      isMain = true
-      sendAll()
-      if (isReadyHeld) systemd.ready()
-    },
-    [Symbol.dispose]: () => {
-      clearTimeout(sendingAgain)
-      clearInterval(watchdog)
-      socket[Symbol.dispose]()
-    },
-  }
-  return systemd
 }
 
 const silentSystemd: Systemd = {

@@ -25,7 +25,7 @@ import {
 } from './agent-tls.ts'
 import { createJsonFilter } from './json-filter.ts'
 import { createJsonLimiter } from './json-limits.ts'
-import { createTokenSource } from './token-source.ts'
+import { createTokenSource, type TokenSource } from './token-source.ts'
 
 /** The address of the agent and how to call it. Same fields as the `catalog` section of the configuration. */
 export interface ConsulAddress extends AgentTlsFiles {
@@ -113,34 +113,65 @@ export function createTransport(
   options: ConsulAddress,
   clock: Clock = systemClock,
 ): ConsulTransport {
-  const target = parseTarget(options, clock)
-  const agentOptions: https.AgentOptions = {
-    keepAlive: true,
-    scheduling: 'lifo',
-    // The agents hold the address themselves, so that the `consul` package needs only one of them.
-    ...(target.socketPath === undefined ? {} : { socketPath: target.socketPath }),
-    ...(target.host === undefined ? {} : { host: target.host, port: target.port }),
-    ...(options.tlsServerName === undefined ? {} : { servername: options.tlsServerName }),
-    ...target.tls?.current(),
-  }
-  const { protocol } = target
-  const watchAgent = protocol.createAgent({ ...agentOptions, maxSockets: WATCH_SOCKETS })
-  const plainAgent = protocol.createAgent({ ...agentOptions, maxSockets: PLAIN_SOCKETS })
-  const token = createTokenSource(options, clock)
-  const closing = new AbortController()
+  return new AgentTransport(options, clock)
+}
 
-  async function call(
+class AgentTransport implements ConsulTransport {
+  readonly address: string
+  readonly plainAgent: Agent
+  readonly requestTimeoutMs: number
+  readonly #target: Target
+  readonly #watchAgent: Agent
+  readonly #token: TokenSource
+  readonly #closing = new AbortController()
+
+  constructor(options: ConsulAddress, clock: Clock) {
+    this.address = options.address
+    this.requestTimeoutMs = options.requestTimeout
+    const target = parseTarget(options, clock)
+    const agentOptions: https.AgentOptions = {
+      keepAlive: true,
+      scheduling: 'lifo',
+      // The agents hold the address themselves, so that the `consul` package needs only one of them.
+      ...(target.socketPath === undefined ? {} : { socketPath: target.socketPath }),
+      ...(target.host === undefined ? {} : { host: target.host, port: target.port }),
+      ...(options.tlsServerName === undefined ? {} : { servername: options.tlsServerName }),
+      ...target.tls?.current(),
+    }
+    const { protocol } = target
+    this.#target = target
+    this.#watchAgent = protocol.createAgent({ ...agentOptions, maxSockets: WATCH_SOCKETS })
+    this.plainAgent = protocol.createAgent({ ...agentOptions, maxSockets: PLAIN_SOCKETS })
+    this.#token = createTokenSource(options, clock)
+  }
+
+  token(): string | undefined {
+    return this.#token.current()
+  }
+
+  problems(): readonly string[] {
+    return [this.#token.problem(), this.#target.tls?.problem()].filter(
+      (problem) => problem !== undefined,
+    )
+  }
+
+  onTokenChange(listener: () => void): () => void {
+    return this.#token.onChange(listener)
+  }
+
+  async call(
     method: 'GET' | 'PUT',
     path: string,
     callOptions: CallOptions = {},
   ): Promise<ConsulAnswer> {
-    if (closing.signal.aborted)
-      throw new MeshError('HM_CONSUL_CLOSED', 'Connection to Consul is closed')
-    const timeoutMs = Math.ceil(callOptions.timeoutMs ?? options.requestTimeout)
+    const { protocol, host, port, tls } = this.#target
+    const closing = this.#closing.signal
+    if (closing.aborted) throw new MeshError('HM_CONSUL_CLOSED', 'Connection to Consul is closed')
+    const timeoutMs = Math.ceil(callOptions.timeoutMs ?? this.requestTimeoutMs)
     const payload =
       callOptions.body === undefined ? undefined : Buffer.from(JSON.stringify(callOptions.body))
-    if (target.tls !== undefined)
-      for (const agent of [watchAgent, plainAgent]) useForNext(agent, target.tls.current())
+    if (tls !== undefined)
+      for (const agent of [this.#watchAgent, this.plainAgent]) useForNext(agent, tls.current())
     const headers: OutgoingHttpHeaders = {
       accept: 'application/json',
       'accept-encoding': 'gzip',
@@ -150,20 +181,20 @@ export function createTransport(
       else headers['x-consul-token'] = value
       return value
     }
-    const usedToken = setToken(token.current())
+    const usedToken = setToken(this.#token.current())
     if (payload !== undefined) headers['content-type'] = 'application/json'
     if (method === 'PUT') headers['content-length'] = payload?.length ?? 0
     const request = {
       method,
       path,
       headers,
-      agent: callOptions.pool === 'watch' ? watchAgent : plainAgent,
-      ...(target.host === undefined ? {} : { host: target.host, port: target.port }),
+      agent: callOptions.pool === 'watch' ? this.#watchAgent : this.plainAgent,
+      ...(host === undefined ? {} : { host, port }),
     }
     const deadline = AbortSignal.timeout(timeoutMs)
     const signal = AbortSignal.any([
       deadline,
-      closing.signal,
+      closing,
       ...(callOptions.signal === undefined ? [] : [callOptions.signal]),
     ])
     const exchangeOnce = (): Promise<ConsulAnswer> =>
@@ -179,33 +210,23 @@ export function createTransport(
       const answer = await exchangeOrRepeat()
       if (answer.status !== 401 && answer.status !== 403) return answer
       // Rotating a token ends with deleting the old one: a call that was refused with it is repeated with the new one.
-      return setToken(token.latest()) === usedToken ? answer : await exchangeOrRepeat()
+      return setToken(this.#token.latest()) === usedToken ? answer : await exchangeOrRepeat()
     } catch (error) {
       throw asCallError(error, {
         what: `${method} ${path.split('?', 1)[0]}`,
-        address: options.address,
+        address: this.address,
         timeoutMs,
         timedOut: deadline.aborted,
-        aborted: callOptions.signal?.aborted === true || closing.signal.aborted,
+        aborted: callOptions.signal?.aborted === true || closing.aborted,
       })
     }
   }
 
-  return {
-    address: options.address,
-    plainAgent,
-    requestTimeoutMs: options.requestTimeout,
-    token: () => token.current(),
-    problems: () =>
-      [token.problem(), target.tls?.problem()].filter((problem) => problem !== undefined),
-    onTokenChange: (listener) => token.onChange(listener),
-    call,
-    [Symbol.dispose]() {
-      // Also ends calls that wait for a connection; destroying the agents does not.
-      closing.abort()
-      watchAgent.destroy()
-      plainAgent.destroy()
-    },
+  [Symbol.dispose](): void {
+    // Also ends calls that wait for a connection; destroying the agents does not.
+    this.#closing.abort()
+    this.#watchAgent.destroy()
+    this.plainAgent.destroy()
   }
 }
 
