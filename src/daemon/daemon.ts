@@ -110,13 +110,11 @@ export class Daemon implements Incumbent {
   #control: ControlPlane | undefined
   #dns: DnsServer | undefined
   #draining = false
-  /** Whether the rules stay in the kernel when this process ends, because the next process takes them over. */
-  #leavesRules = false
   /** The parts that only one daemon of a host may own; a reload hands them over. */
   #owned = new AsyncDisposableStack()
   /** Aborted when another process has taken over the registration. */
   #registering = new AbortController()
-  /** Aborted when a stop begins: new connections must no longer be sent to this host. */
+  /** Aborted when this daemon is to end: new connections must no longer be sent to it. */
   readonly #stopping = new AbortController()
   #eventLoopLagMs = 0
 
@@ -250,13 +248,17 @@ export class Daemon implements Incumbent {
     }
   }
 
-  /** For a successor: starts what may run twice on a host. Resolves when it waits for no more than its predecessor. */
+  /**
+   * For a successor: starts what may run twice on a host. Resolves when it waits for no more than its predecessor.
+   * @throws MeshError HM_RELOAD_NOT_READY; an AbortError after {@link Daemon.abandon}
+   */
   async prepareToSucceed(awaited: readonly string[]): Promise<void> {
     await this.#prepare(this.#startWorkers(), { holdsMemory: true })
     const allowed = new Set([...awaited, ...OWN_PARTS])
     const missing = await untilNothingAwaited(
-      () => (this.#leavesRules ? [] : this.awaited().filter((what) => !allowed.has(what))),
+      () => this.awaited().filter((what) => !allowed.has(what)),
       PREPARE_MS,
+      this.#stopping.signal,
     )
     if (missing.length > 0)
       throw new MeshError('HM_RELOAD_NOT_READY', `The new process waits for ${missing.join(', ')}`)
@@ -265,17 +267,15 @@ export class Daemon implements Incumbent {
   /** For a prepared successor: takes over the parts with a single owner. The daemon serves when this resolves. */
   async takeOver(): Promise<void> {
     const control = this.#prepared()
-    this.#leavesRules = true
     await this.#startAdmin()
     await this.#rules.hold(this.#owned)
     control.memory.hold(false)
     await this.#own(control)
-    this.#leavesRules = false
   }
 
   /** For a successor whose hand-over is cancelled: ends its workers and changes nothing else. */
   async abandon(): Promise<'abandoned'> {
-    this.#leavesRules = true
+    this.#stopping.abort()
     this.#control?.memory.hold(true)
     await this.#pool.retire(0)
     return 'abandoned'
@@ -283,7 +283,6 @@ export class Daemon implements Incumbent {
 
   async release(): Promise<void> {
     const control = this.#prepared()
-    this.#leavesRules = true
     this.#registering.abort()
     control.catalog.leave?.()
     await this.#owned.disposeAsync()
@@ -305,7 +304,6 @@ export class Daemon implements Incumbent {
     )
     await this.#takeUp('Capture', () => this.#rules.capture(this.#owned, control))
     this.#startRegistration(control)
-    this.#leavesRules = false
   }
 
   /** For a replaced daemon: connections continue until they end or the deadline passes. A later call can shorten it. */
@@ -336,7 +334,6 @@ export class Daemon implements Incumbent {
   async endForRestart(): Promise<void> {
     this.#draining = true
     this.#stopping.abort()
-    this.#leavesRules = true
     await this.#pool.drainForRestart(this.#config.timeouts.restartGrace)
   }
 
@@ -413,6 +410,8 @@ export class Daemon implements Incumbent {
     const catalog = parts.use(memory.catalog(source))
     if ('readAgentSelf' in source && config.node.name === undefined)
       this.#nodeName = await memory.nodeName(source, this.#nodeName)
+    // What starts after the end of `parts` would have no owner.
+    this.#stopping.signal.throwIfAborted()
     const certificates = parts.use(
       memory.certificates(openCertificates(config, source, this.#nodeName, log)),
     )
