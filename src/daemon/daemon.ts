@@ -316,7 +316,7 @@ export class Daemon implements Incumbent {
 
   /** Number of open connections. */
   async connectionCount(): Promise<number> {
-    const { countByWorker } = await this.#pool.connections(0)
+    const { countByWorker } = await this.#pool.views.connections(0)
     return countByWorker.reduce((sum, count) => sum + count, 0)
   }
 
