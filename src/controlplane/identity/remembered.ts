@@ -10,6 +10,7 @@ import { type Clock, systemClock } from '../../lib/clock.ts'
 import type { Log } from '../../lib/log.ts'
 import type { StateFile } from '../../lib/state-file.ts'
 import type { Leaf, TrustBundle } from '../../model/certificate.ts'
+import type { Problem } from '../../model/problem.ts'
 import { CertificateBoard } from './certificate-board.ts'
 import type { CertificateSource } from './certificate-source.ts'
 import { readRoots } from './x509.ts'
@@ -28,11 +29,6 @@ export interface RememberedCertificatesOptions {
   /** Leaves for another datacenter are rejected. Default: any datacenter. */
   readonly datacenter?: string | undefined
   readonly clock?: Clock
-}
-
-/** A source that also reports how many of its certificates are only remembered. */
-export interface RememberedCertificates extends CertificateSource {
-  remembered(): UnconfirmedCertificates
 }
 
 /** Certificates in use that have not come from the inner source since the start. */
@@ -65,69 +61,108 @@ type StoredCertificates = z.output<typeof storedCertificates>
 
 type Origin = Pick<CertificateSource, 'watchLeaf' | 'watchRoots'>
 
-/** Wraps `inner`, which is disposed with the result. */
-export function rememberCertificates(
-  inner: CertificateSource,
-  options: RememberedCertificatesOptions,
-): RememberedCertificates {
-  const { file, log, datacenter, clock = systemClock } = options
-  const earlier = new CertificateBoard({
-    log: log.child('remembered'),
-    clock,
-    datacenter,
-    renewalOverdueShare: RENEWAL_OVERDUE_SHARE,
-  })
-  const stored = recall(file, inner.description)
-  if (stored !== undefined)
-    earlier.offerRoots(() => ({
-      ...readRoots(stored.rootsPem.join('\n'), stored.trustDomain),
-      revokedSerials: stored.revokedSerials,
-    }))
+/** A source that uses the certificates of the earlier run until `inner`, which it owns, supplies something. */
+export class RememberedCertificates implements CertificateSource {
+  readonly description: string
+  readonly #inner: CertificateSource
+  readonly #file: StateFile
+  readonly #stored: StoredCertificates | undefined
+  /** The certificates of the file. */
+  readonly #earlier: CertificateBoard
   /** Subjects in use from the file; and those that the inner source has supplied. */
-  const unconfirmed = new Set<string>()
-  const confirmed = new Set<string>()
+  readonly #unconfirmed = new Set<string>()
+  readonly #confirmed = new Set<string>()
   /** The services of this run: those of earlier runs are not written again. */
-  const leafByService = new Map<string, Leaf | undefined>()
-  let bundle: TrustBundle | undefined
+  readonly #leafByService = new Map<string, Leaf | undefined>()
+  #bundle: TrustBundle | undefined
 
-  function save(): void {
-    if (bundle === undefined) return
-    const content: StoredCertificates = {
-      source: inner.description,
-      trustDomain: bundle.trustDomain,
-      rootsPem: [...bundle.rootsPem],
-      revokedSerials: [...bundle.revokedSerials],
-      leaves: [...leafByService.values()].flatMap((leaf) =>
-        leaf === undefined
-          ? []
-          : {
-              service: leaf.service,
-              certificatePem: leaf.certificatePem,
-              privateKeyPem: leaf.privateKeyPem,
-            },
-      ),
+  constructor(inner: CertificateSource, options: RememberedCertificatesOptions) {
+    const { file, log, datacenter, clock = systemClock } = options
+    this.description = inner.description
+    this.#inner = inner
+    this.#file = file
+    this.#earlier = new CertificateBoard({
+      log: log.child('remembered'),
+      clock,
+      datacenter,
+      renewalOverdueShare: RENEWAL_OVERDUE_SHARE,
+    })
+    const stored = recall(file, inner.description)
+    this.#stored = stored
+    if (stored !== undefined)
+      this.#earlier.offerRoots(() => ({
+        ...readRoots(stored.rootsPem.join('\n'), stored.trustDomain),
+        revokedSerials: stored.revokedSerials,
+      }))
+  }
+
+  watchLeaf(service: string, onLeaf: (leaf: Leaf) => void): Disposable {
+    if (!this.#leafByService.has(service)) this.#leafByService.set(service, undefined)
+    const known = this.#stored?.leaves.find((leaf) => leaf.service === service)
+    if (known !== undefined && !this.#confirmed.has(service))
+      this.#earlier.offerLeaf(service, () => known)
+    return this.#follow<Leaf>(
+      service,
+      (origin, take) => origin.watchLeaf(service, take),
+      (leaf) => {
+        this.#leafByService.set(service, leaf)
+        onLeaf(leaf)
+      },
+    )
+  }
+
+  watchRoots(onRoots: (bundle: TrustBundle) => void): Disposable {
+    return this.#follow<TrustBundle>(
+      ROOTS,
+      (origin, take) => origin.watchRoots(take),
+      (roots) => {
+        this.#bundle = roots
+        onRoots(roots)
+      },
+    )
+  }
+
+  problems(): readonly Problem[] {
+    const isPending = [ROOTS, ...this.#leafByService.keys()].some(
+      (subject) => !this.#confirmed.has(subject),
+    )
+    return [...this.#inner.problems(), ...(isPending ? this.#earlier.problems() : [])]
+  }
+
+  /** How many of the certificates in use are only remembered. */
+  remembered(): UnconfirmedCertificates {
+    const count = this.#unconfirmed.size
+    return {
+      count,
+      isKnown: count + this.#confirmed.size > 0,
+      sinceMs: count === 0 ? undefined : this.#file.stored?.writtenAtMs,
     }
-    file.save(() => JSON.stringify(content))
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#earlier[Symbol.dispose]()
+    await this.#inner[Symbol.asyncDispose]()
+    await this.#file[Symbol.asyncDispose]()
   }
 
   /** Follows the stored value until the inner source has supplied `subject`, and the inner source from then on. */
-  function follow<Value>(
+  #follow<Value>(
     subject: string,
     open: (origin: Origin, take: (value: Value) => void) => Disposable,
     onValue: (value: Value) => void,
   ): Disposable {
-    const memory = open(earlier, (value) => {
-      if (confirmed.has(subject)) return
-      unconfirmed.add(subject)
+    const memory = open(this.#earlier, (value) => {
+      if (this.#confirmed.has(subject)) return
+      this.#unconfirmed.add(subject)
       onValue(value)
     })
-    const current = open(inner, (value) => {
-      confirmed.add(subject)
-      unconfirmed.delete(subject)
+    const current = open(this.#inner, (value) => {
+      this.#confirmed.add(subject)
+      this.#unconfirmed.delete(subject)
       // Problems of the stored value no longer matter.
-      earlier.forget(subject)
+      this.#earlier.forget(subject)
       onValue(value)
-      save()
+      this.#save()
     })
     return {
       [Symbol.dispose]() {
@@ -137,44 +172,25 @@ export function rememberCertificates(
     }
   }
 
-  return {
-    description: inner.description,
-    watchLeaf(service, onLeaf) {
-      if (!leafByService.has(service)) leafByService.set(service, undefined)
-      const known = stored?.leaves.find((leaf) => leaf.service === service)
-      if (known !== undefined && !confirmed.has(service)) earlier.offerLeaf(service, () => known)
-      return follow<Leaf>(
-        service,
-        (origin, take) => origin.watchLeaf(service, take),
-        (leaf) => {
-          leafByService.set(service, leaf)
-          onLeaf(leaf)
-        },
-      )
-    },
-    watchRoots: (onRoots) =>
-      follow<TrustBundle>(
-        ROOTS,
-        (origin, take) => origin.watchRoots(take),
-        (roots) => {
-          bundle = roots
-          onRoots(roots)
-        },
+  #save(): void {
+    const bundle = this.#bundle
+    if (bundle === undefined) return
+    const content: StoredCertificates = {
+      source: this.description,
+      trustDomain: bundle.trustDomain,
+      rootsPem: [...bundle.rootsPem],
+      revokedSerials: [...bundle.revokedSerials],
+      leaves: [...this.#leafByService.values()].flatMap((leaf) =>
+        leaf === undefined
+          ? []
+          : {
+              service: leaf.service,
+              certificatePem: leaf.certificatePem,
+              privateKeyPem: leaf.privateKeyPem,
+            },
       ),
-    problems() {
-      const isPending = [ROOTS, ...leafByService.keys()].some((subject) => !confirmed.has(subject))
-      return [...inner.problems(), ...(isPending ? earlier.problems() : [])]
-    },
-    remembered: () => ({
-      count: unconfirmed.size,
-      isKnown: unconfirmed.size + confirmed.size > 0,
-      sinceMs: unconfirmed.size === 0 ? undefined : file.stored?.writtenAtMs,
-    }),
-    async [Symbol.asyncDispose]() {
-      earlier[Symbol.dispose]()
-      await inner[Symbol.asyncDispose]()
-      await file[Symbol.asyncDispose]()
-    },
+    }
+    this.#file.save(() => JSON.stringify(content))
   }
 }
 
