@@ -1,11 +1,11 @@
 /**
- * The CA itself: decides who gets which certificate, and what all hosts trust (docs/ca-protocol.md).
+ * The CA itself: decides who gets which certificate (docs/ca-protocol.md); what all hosts trust is mesh-trust.ts.
  *
  * It does no network I/O: the server and the commands call it. It holds the lock of its directory, so only one is open
  * at a time. Every change is on disk before anyone is informed of it; a certificate is in the database before it is
  * issued. Whatever cannot be decided is refused. No message contains a secret or a key.
  */
-import { createHash, type KeyObject, X509Certificate } from 'node:crypto'
+import { type KeyObject, X509Certificate } from 'node:crypto'
 import type { z } from 'zod'
 import { isSameKey, readSigningRequest } from '../controlplane/identity/csr.ts'
 import type { Clock } from '../lib/clock.ts'
@@ -13,7 +13,7 @@ import { describeError, MeshError } from '../lib/errors.ts'
 import { tryLockFile } from '../lib/file-lock.ts'
 import type { Log } from '../lib/log.ts'
 import { singleUriSan } from '../lib/uri-san.ts'
-import { type CaBundle, caUri, type enrollRequest, hostUri } from '../model/ca-protocol.ts'
+import { caUri, type enrollRequest, hostUri } from '../model/ca-protocol.ts'
 import { formatJoinToken } from '../model/join-token.ts'
 import { isServiceName } from '../model/spiffe-id.ts'
 import type { CaDatabase, Run } from './database.ts'
@@ -32,16 +32,9 @@ import {
 } from './hosts.ts'
 import { BACKDATE_MS, certify, certifyService, type Lifetime } from './issue-certificate.ts'
 import { addToken, findToken, hashKey, type TokenRequest } from './join-tokens.ts'
+import { MeshTrust } from './mesh-trust.ts'
 import { lockFile, openDatabase, Roots } from './roots.ts'
-import {
-  areRootsSpread,
-  type CaStatus,
-  type RotationStatus,
-  readAddress,
-  readCaStatus,
-  readRotationStatus,
-  type StatusInput,
-} from './status.ts'
+import { type CaStatus, readAddress, readCaStatus } from './status.ts'
 
 /** Lifetimes and intervals, milliseconds. */
 export interface CaLifetimes {
@@ -80,15 +73,13 @@ export class CertificateAuthority implements Disposable {
   readonly trustDomain: string
   readonly lifetimes: CaLifetimes
   readonly clock: Clock
+  /** What every host must trust. */
+  readonly trust: MeshTrust
   readonly #log: Log
   readonly #runsService: RunsService
   readonly #database: CaDatabase
   readonly #roots: Roots
   readonly #owned: DisposableStack
-  readonly #listeners = new Set<() => void>()
-  /** The roots that each host reported to use. Not stored: after a restart hosts report them again within moments. */
-  readonly #rootsIdByHost = new Map<string, string>()
-  #bundle: CaBundle
   #failedEnrollments = 0
 
   /**
@@ -112,31 +103,21 @@ export class CertificateAuthority implements Disposable {
     owned.use(lock)
     this.#roots = new Roots(directory, this.#database, log)
     this.trustDomain = this.#roots.oldest.trustDomain
-    this.#bundle = this.#makeBundle()
+    const { graceMs, renewWithinMs } = this.lifetimes
+    const shared = { database: this.#database, roots: this.#roots, clock, log }
+    this.trust = owned.use(new MeshTrust({ ...shared, graceMs, renewWithinMs }))
     this.maintain()
     this.#owned = owned.move()
   }
 
   [Symbol.dispose](): void {
-    this.#listeners.clear()
     this.#owned.dispose()
-  }
-
-  /** What every host must trust now. */
-  get bundle(): CaBundle {
-    return this.#bundle
-  }
-
-  /** Calls back after every change of {@link CertificateAuthority.bundle}. */
-  onBundle(listener: () => void): Disposable {
-    this.#listeners.add(listener)
-    return { [Symbol.dispose]: () => this.#listeners.delete(listener) }
   }
 
   /** Deletes what has expired, and continues a rotation when that is possible; called every few seconds. */
   maintain(): void {
-    if (forgetExpired(this.#database, this.clock.wallMs())) this.#bundleMayHaveChanged()
-    else this.#advanceRotation()
+    if (forgetExpired(this.#database, this.clock.wallMs())) this.trust.update()
+    else this.trust.advance()
   }
 
   /** Where hosts reach the server; null until one was started. Included in tokens. */
@@ -191,7 +172,7 @@ export class CertificateAuthority implements Disposable {
       putHost(run, { name: host, datacenter, services })
       run('UPDATE token SET usedByKey = ? WHERE id = ?', keyHash, id)
     })
-    this.#rootsIdByHost.delete(host)
+    this.trust.forgetRoots(host)
     this.#log.info('Host enrolled', { host, from, services: splitNames(services) })
     return certificatePem
   }
@@ -267,13 +248,6 @@ export class CertificateAuthority implements Disposable {
     return certificatePem
   }
 
-  /** Records which set of roots a host reports to use now. */
-  noteRoots(caller: HostCaller, rootsId: string): void {
-    if (this.#rootsIdByHost.get(caller.name) === rootsId) return
-    this.#rootsIdByHost.set(caller.name, rootsId)
-    this.#advanceRotation()
-  }
-
   /**
    * Revokes certificates that have not expired; returns their serial numbers. A host revoked as a whole is removed.
    * @throws MeshError HM_CA_NOTHING_TO_REVOKE
@@ -281,66 +255,12 @@ export class CertificateAuthority implements Disposable {
   revoke(request: RevokeRequest): { readonly serials: readonly string[] } {
     const { serials, added } = revokeCertificates(this.#database, request, this.clock.wallMs())
     this.#log.warn('Certificates revoked', { ...request, count: added })
-    this.#bundleMayHaveChanged()
+    this.trust.update()
     return { serials }
   }
 
-  /** Adds a new root. @throws MeshError HM_CA_ROTATION_STATE, HM_CA_UNWRITABLE */
-  startRotation(): RotationStatus {
-    if (this.#roots.phase !== 'none')
-      throw new MeshError('HM_CA_ROTATION_STATE', 'Cannot start: a rotation is going on', {
-        hint: 'hostmesh ca rotate status says how far it is',
-      })
-    this.#roots.startRotation(this.clock.wallMs())
-    this.#log.warn('Root rotation started', { target: this.#roots.all.at(-1)?.id })
-    this.#bundleMayHaveChanged()
-    return this.rotationStatus()
-  }
-
-  rotationStatus(): RotationStatus {
-    return readRotationStatus(this.#statusInput())
-  }
-
-  /** Removes the retiring root. @throws MeshError HM_CA_ROTATION_STATE, HM_CA_ROTATION_LAGGING */
-  finishRotation(force: boolean): RotationStatus {
-    this.#requireRotation()
-    const { lagging, phase } = this.rotationStatus()
-    if (!force && (lagging.length > 0 || phase === 'spreading'))
-      throw new MeshError(
-        'HM_CA_ROTATION_LAGGING',
-        `Cannot finish: ${lagging.length} hosts are not done: ${lagging.slice(0, 10).join(', ')}`,
-        {
-          hint: 'Wait (hostmesh ca rotate status), revoke hosts that are gone, or lose them with --force',
-        },
-      )
-    this.#roots.finishRotation()
-    this.#log.warn('Root rotation finished', { activeRoot: this.#roots.active.id, forced: force })
-    this.#bundleMayHaveChanged()
-    return this.rotationStatus()
-  }
-
-  /** Returns to the previous root. @throws MeshError HM_CA_ROTATION_STATE */
-  abortRotation(): RotationStatus {
-    this.#requireRotation()
-    this.#roots.abortRotation()
-    this.#log.warn('Root rotation aborted', { activeRoot: this.#roots.active.id })
-    this.#bundleMayHaveChanged()
-    return this.rotationStatus()
-  }
-
   status(): CaStatus {
-    return readCaStatus(this.#statusInput(), this.#failedEnrollments)
-  }
-
-  #statusInput(): StatusInput {
-    const { rootsId } = this.#bundle
-    return {
-      database: this.#database,
-      roots: this.#roots,
-      nowMs: this.clock.wallMs(),
-      graceMs: this.lifetimes.graceMs,
-      hasRoots: (host) => this.#rootsIdByHost.get(host) === rootsId,
-    }
+    return readCaStatus(this.trust.statusInput(), this.#failedEnrollments)
   }
 
   #requireHost(caller: HostCaller): Host {
@@ -436,48 +356,6 @@ export class CertificateAuthority implements Disposable {
     const backdateMs = Math.min(BACKDATE_MS, lifetimeMs / 10)
     return { nowMs: this.clock.wallMs(), lifetimeMs, backdateMs }
   }
-
-  #requireRotation(): void {
-    if (this.#roots.phase === 'none')
-      throw new MeshError('HM_CA_ROTATION_STATE', 'Cannot do this: no rotation is going on', {
-        hint: 'Start one with: hostmesh ca rotate start',
-      })
-  }
-
-  #advanceRotation(): void {
-    if (this.#roots.phase !== 'spreading' || !areRootsSpread(this.#statusInput())) return
-    this.#roots.signWithTarget()
-    this.#log.warn('Every host has both roots; the new one signs from now on', {
-      activeRoot: this.#roots.active.id,
-    })
-    this.#bundleMayHaveChanged()
-  }
-
-  #bundleMayHaveChanged(): void {
-    const bundle = this.#makeBundle()
-    if (bundle.id !== this.#bundle.id) {
-      this.#bundle = bundle
-      for (const listener of this.#listeners) listener()
-    }
-    this.#advanceRotation()
-  }
-
-  #makeBundle(): CaBundle {
-    const revoked = this.#database
-      .rows<{ serial: string }>('SELECT serial FROM revocation ORDER BY serial')
-      .map(({ serial }) => serial)
-    const activeRoot = this.#roots.active.id
-    const rootsId = contentIdOf(this.#roots.all.map(({ id }) => id).toSorted())
-    return {
-      id: contentIdOf([rootsId, activeRoot, ...revoked]),
-      rootsId,
-      trustDomain: this.trustDomain,
-      roots: this.#roots.all.map(({ certificatePem }) => certificatePem),
-      activeRoot,
-      revoked,
-      renewWithinSeconds: this.lifetimes.renewWithinMs / 1_000,
-    }
-  }
 }
 
 /** The key of a request; must differ from that of the caller's own certificate. */
@@ -489,11 +367,6 @@ function newKey(caller: HostCaller, csr: string): KeyObject {
       'Cannot certify the key of the host certificate again: every certificate has a new key',
     )
   return publicKey
-}
-
-/** A short identifier of content: equal content has an equal identifier. */
-function contentIdOf(parts: readonly string[]): string {
-  return createHash('sha256').update(parts.join('\n')).digest('hex').slice(0, 16)
 }
 
 function timeText(ms: number): string {

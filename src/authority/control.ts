@@ -55,7 +55,7 @@ const caCommand = z.discriminatedUnion('do', [
   z.strictObject({ do: z.literal('status') }),
 ])
 
-/** A command; the methods of CertificateAuthority document what it does and throws. */
+/** A command; the methods of CertificateAuthority and MeshTrust document what it does and throws. */
 export type CaCommand = z.output<typeof caCommand>
 
 /** Steps of a rotation. */
@@ -117,13 +117,13 @@ function rotate(
 ): RotationStatus {
   switch (step) {
     case 'start':
-      return authority.startRotation()
+      return authority.trust.startRotation()
     case 'status':
-      return authority.rotationStatus()
+      return authority.trust.rotationStatus()
     case 'finish':
-      return authority.finishRotation(force)
+      return authority.trust.finishRotation(force)
     case 'abort':
-      return authority.abortRotation()
+      return authority.trust.abortRotation()
     default:
       return step satisfies never
   }

@@ -117,7 +117,7 @@ export async function startCaServer(options: CaServerOptions): Promise<CaServer>
     server.setSecureContext(identity.context())
   }
   owned.use(
-    authority.onBundle(() => {
+    authority.trust.onBundle(() => {
       renewIdentity()
       handler.answerPolls()
     }),
@@ -174,7 +174,7 @@ class ServerIdentity {
   }
 
   context(): { cert: string; key: string; ca: string[] } {
-    return { cert: this.#certificatePem, key: this.#keyPem, ca: this.#authority.bundle.roots }
+    return { cert: this.#certificatePem, key: this.#keyPem, ca: this.#authority.trust.bundle.roots }
   }
 }
 
@@ -236,12 +236,12 @@ class RequestHandler implements Disposable {
       throw rateLimited()
     switch (`${request.method} ${url?.pathname}`) {
       case 'GET /v1/roots':
-        return { trustDomain: authority.trustDomain, roots: authority.bundle.roots }
+        return { trustDomain: authority.trustDomain, roots: authority.trust.bundle.roots }
       case 'POST /v1/enroll': {
         if (!this.#failedEnrollments.has(payer, nowMs)) throw rateLimited()
         const body = await readRequest(request, enrollRequest)
         try {
-          return { certificate: authority.enroll(body, from), bundle: authority.bundle }
+          return { certificate: authority.enroll(body, from), bundle: authority.trust.bundle }
         } catch (thrown) {
           this.#failedEnrollments.take(payer, nowMs)
           throw thrown
@@ -250,7 +250,7 @@ class RequestHandler implements Disposable {
       case 'POST /v1/renew': {
         const caller = authority.identifyHost(certificate, { mayHaveExpired: true })
         const { csr } = await readRequest(request, renewRequest)
-        return { certificate: authority.renew(caller, csr), bundle: authority.bundle }
+        return { certificate: authority.renew(caller, csr), bundle: authority.trust.bundle }
       }
       case 'POST /v1/sign': {
         const caller = authority.identifyHost(certificate)
@@ -259,8 +259,9 @@ class RequestHandler implements Disposable {
       }
       case 'GET /v1/bundle': {
         const caller = authority.identifyHost(certificate)
-        authority.noteRoots(caller, (url?.searchParams.get('roots') ?? '').slice(0, 64))
-        if (url?.searchParams.get('have') !== authority.bundle.id) return authority.bundle
+        authority.trust.noteRoots(caller.name, (url?.searchParams.get('roots') ?? '').slice(0, 64))
+        if (url?.searchParams.get('have') !== authority.trust.bundle.id)
+          return authority.trust.bundle
         this.#addPoll(caller, response)
         return undefined
       }
@@ -300,7 +301,7 @@ class RequestHandler implements Disposable {
     this.#dropPoll(poll)
     try {
       this.#authority.identifyHost(poll.caller.certificate)
-      replyJson(poll.response, 200, this.#authority.bundle)
+      replyJson(poll.response, 200, this.#authority.trust.bundle)
     } catch (thrown) {
       this.#refuse(poll.response, thrown)
     }

@@ -6,7 +6,8 @@
  * server could pose as the agent and receive the token.
  */
 import { resolve } from 'node:path'
-import { type Config, consulAddress } from './schema.ts'
+import type { Config } from './schema.ts'
+import { consulAddress } from './source-sections.ts'
 
 /** Environment variables by name, as in `process.env`. */
 export type Environment = Readonly<Record<string, string | undefined>>

@@ -29,9 +29,9 @@ import { serviceAskedFor } from './explain/route.ts'
 import { selectorText } from './explain/words.ts'
 import { collectFacts, type FactScope } from './facts.ts'
 import { type Host, type HostMoment, readinessOf } from './host.ts'
-import type { WorkerConnections, WorkerPool } from './worker-pool.ts'
+import type { WorkerConnections, WorkerViews } from './worker-views.ts'
 
-type Refused = Awaited<ReturnType<WorkerPool['refusals']>>[number]
+type Refused = Awaited<ReturnType<WorkerViews['refusals']>>[number]
 
 /** Maximum instances that one question probes, and maximum questions that probe at the same time. */
 const MAX_PROBED = 16
@@ -51,17 +51,20 @@ export function createAdminView(host: Host, exposition: Exposition): AdminView {
   const certs = (): CertsDocument => certsOf(host.now())
   let probing = 0
   const peers = async (): Promise<PeersDocument> => ({
-    tunnels: (await host.pool.peers()).map(tunnelEntry),
+    tunnels: (await host.pool.views.peers()).map(tunnelEntry),
   })
   const facts = async (scope: FactScope): Promise<HostFacts> => {
-    const [{ countByWorker }, { tunnels }] = await Promise.all([host.pool.connections(0), peers()])
+    const [{ countByWorker }, { tunnels }] = await Promise.all([
+      host.pool.views.connections(0),
+      peers(),
+    ])
     const sources = { status: statusOf(host, countByWorker), certs: certs(), tunnels }
     return collectFacts(host, sources, scope)
   }
   return {
-    status: async () => statusOf(host, (await host.pool.connections(0)).countByWorker),
+    status: async () => statusOf(host, (await host.pool.views.connections(0)).countByWorker),
     services: async () => {
-      const ejections = ejectionsByKey(await host.pool.ejections())
+      const ejections = ejectionsByKey(await host.pool.views.ejections())
       const { catalog, discovery } = host.now().mesh
       const failing = catalog.failingChecks?.() ?? new Map<string, string>()
       const services = [...discovery.current().services.values()]
@@ -72,12 +75,12 @@ export function createAdminView(host: Host, exposition: Exposition): AdminView {
     },
     peers,
     connections: async () => {
-      const { connections, countByWorker } = await host.pool.connections(MAX_CONNECTIONS)
+      const { connections, countByWorker } = await host.pool.views.connections(MAX_CONNECTIONS)
       const listed = connections.slice(0, MAX_CONNECTIONS).map(connectionEntry)
       const total = countByWorker.reduce((sum, count) => sum + count, 0)
       return { connections: listed, omitted: Math.max(0, total - listed.length) }
     },
-    refused: async () => ({ refused: (await host.pool.refusals()).map(refusedEntry) }),
+    refused: async () => ({ refused: (await host.pool.views.refusals()).map(refusedEntry) }),
     snapshot: () => facts('all'),
     explain: async (query) => {
       const { question, isProbed } = await questionOf(host, query)
@@ -146,9 +149,9 @@ async function pairOrConnection({ pool }: Host, words: URLSearchParams): Promise
       'HM_USAGE_QUESTION',
       'Cannot explain: ask for from and to, or for a connection',
     )
-  const open = await pool.connection(id)
+  const open = await pool.views.connection(id)
   if (open !== undefined) return { kind: 'connection', connection: connectionEntry(open) }
-  const refused = (await pool.refusals()).find((each) => each.id === id)
+  const refused = (await pool.views.refusals()).find((each) => each.id === id)
   if (refused !== undefined) return { kind: 'connection', connection: refusedEntry(refused) }
   throw new MeshError(
     'HM_CONNECTION_NOT_FOUND',
@@ -252,7 +255,7 @@ function messages(problems: readonly Problem[]): readonly string[] {
 
 /** The ejections of all workers, merged. */
 function ejectionsByKey(
-  byWorker: Awaited<ReturnType<WorkerPool['ejections']>>,
+  byWorker: Awaited<ReturnType<WorkerViews['ejections']>>,
 ): ReadonlyMap<string, EjectionEntry> {
   const entries = new Map<string, EjectionEntry>()
   for (const { key, reason, leftMs } of byWorker.flat()) {
@@ -306,7 +309,7 @@ function localEntry(service: LocalService): LocalServiceEntry {
   }
 }
 
-function tunnelEntry(peer: Awaited<ReturnType<WorkerPool['peers']>>[number]): TunnelEntry {
+function tunnelEntry(peer: Awaited<ReturnType<WorkerViews['peers']>>[number]): TunnelEntry {
   return {
     source: peer.source,
     destination: peer.destination,

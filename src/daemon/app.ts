@@ -85,14 +85,14 @@ export async function runDaemon(configPath: string): Promise<void> {
   serves = true
   // A successor serves already, or waits for what its predecessor waited for: systemd must not wait again.
   void daemon.notifyReady(systemd, link === undefined ? config.timeouts.ready : 0)
-  const successor = await Promise.race([
+  const replacement = await Promise.race([
     reloader.replaced,
-    stopAsked.then((signal) => reloader.giveUp(signal)),
+    stopAsked.then(() => reloader.giveUp()),
   ])
-  if (successor !== undefined) {
-    log.info('Handed over', { to: successor.pid })
-    systemd.handOver(successor.pid)
-    await reloader.retire(successor.link, stopAsked)
+  if (replacement !== undefined) {
+    log.info('Handed over', { to: replacement.pid })
+    systemd.handOver(replacement.pid)
+    await reloader.retire(stopAsked)
     log.info('Ended after a reload')
     return
   }
@@ -135,13 +135,22 @@ function predecessorAmong(all: readonly InheritedSocket[]): {
   return { link: Link.of(fd), inherited }
 }
 
-/** The successor's side of a reload, see hand-over.ts. `abandoned`: the predecessor continues unchanged. */
+/**
+ * The successor's side of a reload, see hand-over.ts. `abandoned`: the predecessor continues unchanged.
+ *
+ * Until it reports that it serves, a stop ends this process alone, and the predecessor takes everything back. After
+ * that report only the predecessor knows which of the two is the daemon: a stop waits until it has decided.
+ */
 async function succeed(
   daemon: Daemon,
   link: Link,
   stopAsked: Promise<NodeJS.Signals>,
 ): Promise<'serving' | 'abandoned'> {
   link.send({ kind: 'started', pid: process.pid })
+  let isStopAsked = false
+  void stopAsked.then(() => {
+    isStopAsked = true
+  })
   const abandoned = Promise.race([stopAsked, link.closed]).then(() => 'abandoned' as const)
   try {
     const { awaited } = await link.next('hello')
@@ -151,13 +160,14 @@ async function succeed(
     const go = await Promise.race([link.next('takeOver'), abandoned])
     if (go === 'abandoned') return daemon.abandon()
     await daemon.takeOver()
+    // If the predecessor has ended, this process is the only daemon left, and stops as such.
+    if (isStopAsked && !link.isClosed) {
+      link.send({ kind: 'failed', reason: 'the new process was told to stop' })
+      return await daemon.abandon()
+    }
     link.send({ kind: 'serving' })
-    // If the predecessor has ended, this process is the only daemon left.
-    const main = await Promise.race([
-      link.next('main').catch(() => 'main' as const),
-      stopAsked.then(() => 'abandoned' as const),
-    ])
-    return main === 'abandoned' ? daemon.abandon() : 'serving'
+    const decided = await link.next('main', 'cancelled').catch(() => ({ kind: 'main' }))
+    return decided.kind === 'main' ? 'serving' : await daemon.abandon()
   } catch (error) {
     link.send({ kind: 'failed', reason: describeError(error) })
     await daemon.abandon()

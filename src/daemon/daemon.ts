@@ -8,40 +8,29 @@
  */
 import { hostname } from 'node:os'
 import { localServices } from '../config/local-services.ts'
-import { type Config, isDnsOn } from '../config/schema.ts'
+import type { Config } from '../config/schema.ts'
 import type { ChosenBackend } from '../controlplane/capture/backend.ts'
 import { startDiscovery } from '../controlplane/discovery/publisher.ts'
-import { type DnsServer, startDnsServer } from '../controlplane/dns/server.ts'
-import type { CertificateSource } from '../controlplane/identity/certificate-source.ts'
 import { capturedService } from '../dataplane/listener-plan.ts'
 import { sleep } from '../lib/abort.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
-import { duplicateDescriptor, isPortFree } from '../lib/listening-socket.ts'
+import { isPortFree } from '../lib/listening-socket.ts'
 import type { Log } from '../lib/log.ts'
 import { localPortRange, reservedPorts } from '../lib/port-holder.ts'
 import { collectGarbage } from '../lib/return-memory.ts'
 import type { Systemd } from '../lib/systemd.ts'
 import { hostmeshVersion } from '../lib/version.ts'
 import type { ProblemEntry, ReloadStatus } from '../model/admin.ts'
-import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import type { Problem } from '../model/problem.ts'
 import type { LocalService } from '../model/service.ts'
 import { watchEventLoopLag } from '../telemetry/event-loop-lag.ts'
-import { createExposition } from '../telemetry/exposition.ts'
 import { WorkerTotals } from '../telemetry/totals.ts'
-import { startAdminServer } from './admin-server.ts'
-import { createAdminView } from './admin-view.ts'
 import type { Predecessor } from './hand-over.ts'
-import {
-  type ControlPlane,
-  type Host,
-  type MeshKnowledge,
-  NOTHING_KNOWN,
-  readMetrics,
-} from './host.ts'
+import { type ControlPlane, type Host, type MeshKnowledge, NOTHING_KNOWN } from './host.ts'
 import { HostRules } from './host-rules.ts'
 import { limitProblems } from './limit-problems.ts'
-import type { ListeningSockets, PlannedSocket } from './listening-sockets.ts'
+import type { ListeningSockets } from './listening-sockets.ts'
+import { MainServers } from './main-servers.ts'
 import { HostState } from './memory.ts'
 import { hostProblems, ProblemWatch } from './problems.ts'
 import { type Blocker, Readiness, untilNothingAwaited } from './readiness.ts'
@@ -49,11 +38,9 @@ import { registerWhenServed } from './register-when-served.ts'
 import { NEVER_RELOADED } from './reloader.ts'
 import { unreservedPorts } from './reserved-ports.ts'
 import { openCatalog, openCertificates } from './sources.ts'
+import { UsedCertificates } from './used-certificates.ts'
 import { WorkerPool } from './worker-pool.ts'
 import { workerSettings } from './worker-settings.ts'
-
-/** How long a DNS query waits for the catalog's first answer about a service that was not followed. Milliseconds. */
-const DNS_PATIENCE_MS = 2_000
 
 /** Timeout of the deregistration during a stop, milliseconds. */
 const STOP_STEP_TIMEOUT_MS = 6_000
@@ -93,30 +80,24 @@ export class Daemon implements Predecessor {
   readonly #rules: HostRules
   readonly #problems: ProblemWatch
   readonly #pool: WorkerPool
-  readonly #host: Host
+  readonly #servers: MainServers
+  readonly #certificates: UsedCertificates
   /** All blockers exist from the beginning: a part that has not started yet must not count as ready. */
   readonly #awaitedParts: {
     readonly workers: Blocker
     readonly firstSnapshot: Blocker
-    readonly roots: Blocker
-    readonly certificates: ReadonlyMap<string, Blocker>
     readonly dns: Blocker
     readonly capture: Blocker
   }
-  readonly #leaves = new Map<string, Leaf>()
-  #bundle: TrustBundle | undefined
   #nodeName: string
   /** Set by `#prepare`. */
   #control: ControlPlane | undefined
-  #dns: DnsServer | undefined
   #draining = false
-  /** Whether the rules stay in the kernel when this process ends, because the next process takes them over. */
-  #leavesRules = false
   /** The parts that only one daemon of a host may own; a reload hands them over. */
   #owned = new AsyncDisposableStack()
   /** Aborted when another process has taken over the registration. */
   #registering = new AbortController()
-  /** Aborted when a stop begins: new connections must no longer be sent to this host. */
+  /** Aborted when this daemon is to end: new connections must no longer be sent to it. */
   readonly #stopping = new AbortController()
   #eventLoopLagMs = 0
 
@@ -130,26 +111,6 @@ export class Daemon implements Predecessor {
     const bound = capturePorts(sockets.inheritedPorts())
     this.#services = localServices(config, { bound, isFree: isPortFree })
     this.#nodeName = config.node.name ?? hostname()
-    const wait = (name: string): Blocker => this.#readiness.block(name)
-    this.#awaitedParts = {
-      workers: wait(WORKERS),
-      firstSnapshot: wait('the first snapshot'),
-      roots: wait('roots'),
-      certificates: new Map(
-        this.serviceNames().map((name) => [name, wait(`the certificate of ${name}`)]),
-      ),
-      dns: wait(RESOLVER),
-      capture: wait(CAPTURE_RULES),
-    }
-    this.#rules = new HostRules({
-      config,
-      services: this.#services,
-      sockets,
-      guardsPorts: options.guardsPorts,
-      hadCapture: bound.size > 0,
-      log,
-      onInPlace: () => this.#awaitedParts.capture.release(),
-    })
     this.#pool = new WorkerPool({
       count: config.workers,
       settings: workerSettings(config, this.#services, options.backend),
@@ -163,7 +124,26 @@ export class Daemon implements Predecessor {
         else discovery.used(message.services)
       },
     })
-    this.#host = {
+    const wait = (name: string): Blocker => this.#readiness.block(name)
+    const workers = wait(WORKERS)
+    const firstSnapshot = wait('the first snapshot')
+    this.#certificates = new UsedCertificates({
+      services: this.serviceNames(),
+      pool: this.#pool,
+      readiness: this.#readiness,
+    })
+    const [dns, capture] = [wait(RESOLVER), wait(CAPTURE_RULES)]
+    this.#awaitedParts = { workers, firstSnapshot, dns, capture }
+    this.#rules = new HostRules({
+      config,
+      services: this.#services,
+      sockets,
+      guardsPorts: options.guardsPorts,
+      hadCapture: bound.size > 0,
+      log,
+      onInPlace: () => this.#awaitedParts.capture.release(),
+    })
+    const host: Host = {
       version: hostmeshVersion,
       datacenter: config.datacenter,
       startedAtMs: Date.now(),
@@ -177,14 +157,15 @@ export class Daemon implements Predecessor {
         problems: this.#problems.check(),
         reload: this.reloads(),
         rules: this.#rules.view(),
-        leaves: [...this.#leaves.values()],
-        bundle: this.#bundle,
-        dns: this.#dns,
+        leaves: this.#certificates.leaves,
+        bundle: this.#certificates.bundle,
+        dns: this.#servers.dns,
         mesh: this.#mesh,
         logLinesLost: options.logLinesLost(),
         eventLoopLagMs: this.#eventLoopLagMs,
       }),
     }
+    this.#servers = new MainServers({ config, sockets, totals: this.#totals, host, log })
     this.#problems = parts.use(
       new ProblemWatch({
         list: () => this.#listProblems(),
@@ -215,7 +196,7 @@ export class Daemon implements Predecessor {
   /** Starts on a host without a running daemon. The daemon serves when this resolves. */
   async start(): Promise<void> {
     const workers = this.#startWorkers()
-    await this.#startAdmin()
+    await this.#servers.startAdmin(this.#owned)
     await this.#rules.hold(this.#owned)
     await this.#own(await this.#prepare(workers))
   }
@@ -250,13 +231,17 @@ export class Daemon implements Predecessor {
     }
   }
 
-  /** For a successor: starts what may run twice on a host. Resolves when it waits for no more than its predecessor. */
+  /**
+   * For a successor: starts what may run twice on a host. Resolves when it waits for no more than its predecessor.
+   * @throws MeshError HM_RELOAD_NOT_READY; an AbortError after {@link Daemon.abandon}
+   */
   async prepareToSucceed(awaited: readonly string[]): Promise<void> {
     await this.#prepare(this.#startWorkers(), { holdsMemory: true })
     const allowed = new Set([...awaited, ...OWN_PARTS])
     const missing = await untilNothingAwaited(
-      () => (this.#leavesRules ? [] : this.awaited().filter((what) => !allowed.has(what))),
+      () => this.awaited().filter((what) => !allowed.has(what)),
       PREPARE_MS,
+      this.#stopping.signal,
     )
     if (missing.length > 0)
       throw new MeshError('HM_RELOAD_NOT_READY', `The new process waits for ${missing.join(', ')}`)
@@ -265,17 +250,15 @@ export class Daemon implements Predecessor {
   /** For a prepared successor: takes over the parts with a single owner. The daemon serves when this resolves. */
   async takeOver(): Promise<void> {
     const control = this.#prepared()
-    this.#leavesRules = true
-    await this.#startAdmin()
+    await this.#servers.startAdmin(this.#owned)
     await this.#rules.hold(this.#owned)
     control.memory.hold(false)
     await this.#own(control)
-    this.#leavesRules = false
   }
 
   /** For a successor whose hand-over is cancelled: ends its workers and changes nothing else. */
   async abandon(): Promise<'abandoned'> {
-    this.#leavesRules = true
+    this.#stopping.abort()
     this.#control?.memory.hold(true)
     await this.#pool.retire(0)
     return 'abandoned'
@@ -283,29 +266,27 @@ export class Daemon implements Predecessor {
 
   async release(): Promise<void> {
     const control = this.#prepared()
-    this.#leavesRules = true
     this.#registering.abort()
     control.catalog.leave?.()
     await this.#owned.disposeAsync()
     this.#owned = new AsyncDisposableStack()
-    this.#dns = undefined
+    this.#servers.release()
     this.#rules.release()
     control.memory.hold(true)
   }
 
   async resume(): Promise<void> {
     const control = this.#prepared()
-    await this.#startAdmin()
+    await this.#servers.startAdmin(this.#owned)
     await this.#rules.hold(this.#owned)
     control.memory.hold(false)
-    // A failure must not stop the other steps; the maintenance loop of the rules retries them.
-    await this.#takeUp('DNS', () => this.#startDns(control))
+    // A failure must not stop the other steps; the maintain of the rules retries them.
+    await this.#takeUp('DNS', () => this.#servers.startDns(this.#owned, control.discovery))
     await this.#takeUp('The rules of ports', () =>
       this.#rules.guardPorts(this.#owned, control.memory),
     )
     await this.#takeUp('Capture', () => this.#rules.capture(this.#owned, control))
     this.#startRegistration(control)
-    this.#leavesRules = false
   }
 
   /** For a replaced daemon: connections continue until they end or the deadline passes. A later call can shorten it. */
@@ -318,7 +299,7 @@ export class Daemon implements Predecessor {
 
   /** Number of open connections. */
   async connectionCount(): Promise<number> {
-    const { countByWorker } = await this.#pool.connections(0)
+    const { countByWorker } = await this.#pool.views.connections(0)
     return countByWorker.reduce((sum, count) => sum + count, 0)
   }
 
@@ -336,7 +317,6 @@ export class Daemon implements Predecessor {
   async endForRestart(): Promise<void> {
     this.#draining = true
     this.#stopping.abort()
-    this.#leavesRules = true
     await this.#pool.drainForRestart(this.#config.timeouts.restartGrace)
   }
 
@@ -413,10 +393,12 @@ export class Daemon implements Predecessor {
     const catalog = parts.use(memory.catalog(source))
     if ('readAgentSelf' in source && config.node.name === undefined)
       this.#nodeName = await memory.nodeName(source, this.#nodeName)
+    // What starts after the end of `parts` would have no owner.
+    this.#stopping.signal.throwIfAborted()
     const certificates = parts.use(
       memory.certificates(openCertificates(config, source, this.#nodeName, log)),
     )
-    this.#followCertificates(certificates)
+    this.#certificates.follow(certificates, parts)
     const discovery = parts.use(
       startDiscovery(
         {
@@ -456,13 +438,12 @@ export class Daemon implements Predecessor {
 
   /** Takes ports, resolver, rules and registration. */
   async #own(control: ControlPlane): Promise<void> {
-    const { sockets } = this.#options
     // Before listen(), which closes every inherited socket that was not taken.
-    if (isDnsOn(this.#config)) for (const socket of this.#dnsSockets()) sockets.take(socket)
+    this.#servers.takeDnsSockets()
     await this.#pool.listen()
     await this.#rules.guardPorts(this.#owned, control.memory)
     this.#awaitedParts.workers.release()
-    await this.#startDns(control)
+    await this.#servers.startDns(this.#owned, control.discovery)
     this.#awaitedParts.dns.release()
     await this.#rules.capture(this.#owned, control)
     if (!this.#rules.isCapturing) this.#awaitedParts.capture.release()
@@ -476,90 +457,10 @@ export class Daemon implements Predecessor {
       services: this.#services.filter(({ target }) => target !== undefined),
       tunnelPort: this.#config.tunnel.port,
       canServe: ({ name }) =>
-        discovery.current().policies.has(name) &&
-        this.#bundle !== undefined &&
-        this.#leaves.has(name),
+        discovery.current().policies.has(name) && this.#certificates.has(name),
       signal: AbortSignal.any([this.#stopping.signal, this.#registering.signal]),
     })
   }
-
-  async #startAdmin(): Promise<void> {
-    const { admin, metrics } = this.#config
-    const { address, port } = metrics
-    const exposition = createExposition({
-      version: hostmeshVersion,
-      totals: this.#totals,
-      host: () => readMetrics(this.#host),
-    })
-    this.#owned.use(
-      await startAdminServer({
-        socketPath: admin.socket,
-        group: admin.group,
-        metrics:
-          port === undefined
-            ? undefined
-            : {
-                ip: address,
-                port,
-                open: () => this.#borrow(ownSocket('metrics', 'tcp', address, port)),
-              },
-        view: createAdminView(this.#host, exposition),
-        log: this.#log,
-      }),
-    )
-  }
-
-  #followCertificates(source: CertificateSource): void {
-    const { parts } = this.#options
-    const rootsWatch = source.watchRoots((bundle) => {
-      this.#bundle = bundle
-      this.#pool.setRoots(bundle)
-      this.#awaitedParts.roots.release()
-    })
-    parts.use(rootsWatch)
-    for (const name of this.serviceNames()) {
-      const watch = source.watchLeaf(name, (leaf) => {
-        this.#leaves.set(name, leaf)
-        this.#pool.setLeaf(leaf)
-        this.#awaitedParts.certificates.get(name)?.release()
-      })
-      parts.use(watch)
-    }
-  }
-
-  #dnsSockets(): readonly [tcp: OwnSocket, udp: OwnSocket] {
-    const { address, port } = this.#config.dns
-    return [ownSocket('dns/tcp', 'tcp', address, port), ownSocket('dns/udp', 'udp', address, port)]
-  }
-
-  /** A duplicate of the descriptor of a main-thread socket; the caller closes it. */
-  #borrow(socket: OwnSocket): number {
-    return duplicateDescriptor(this.#options.sockets.take(socket))
-  }
-
-  async #startDns({ discovery }: ControlPlane): Promise<void> {
-    const { dns, datacenter } = this.#config
-    if (!isDnsOn(this.#config)) return
-    const [tcp, udp] = this.#dnsSockets()
-    this.#dns = this.#owned.use(
-      await startDnsServer({
-        address: { ip: dns.address, port: dns.port },
-        sockets: { tcp: this.#borrow(tcp), udp: this.#borrow(udp) },
-        datacenter,
-        ttlS: Math.floor(dns.ttl / 1_000),
-        lookup: (service, needs, { wait }) =>
-          discovery.lookup(service, wait ? DNS_PATIENCE_MS : 0, needs),
-        log: this.#log.child('dns'),
-      }),
-    )
-  }
-}
-
-/** A socket that the main thread serves itself. */
-type OwnSocket = PlannedSocket & { readonly isOptional: false }
-
-function ownSocket(name: string, kind: 'tcp' | 'udp', ip: string, port: number): OwnSocket {
-  return { name, kind, address: { ip, port }, transparent: false, isOptional: false }
 }
 
 /** Capture ports of the sockets of an earlier daemon, by service ID. */

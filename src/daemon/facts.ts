@@ -71,13 +71,13 @@ export async function collectFacts(
   const [rules, loads, outcomes, listeners, probes] = await Promise.all([
     askPolicies(mesh.catalog, destinationsElsewhere(snapshot, host.services, scope)),
     scope === 'all' || scope.service !== undefined
-      ? host.pool.loads(scope === 'all' ? undefined : scope.service)
+      ? host.pool.views.loads(scope === 'all' ? undefined : scope.service)
       : [],
-    host.pool.outcomes(),
+    host.pool.views.outcomes(),
     listenersOf(host.services),
     scope === 'all' || scope.probe === undefined
       ? []
-      : host.pool.probe(scope.probe.source, scope.probe.service, scope.probe.endpoints),
+      : host.pool.views.probe(scope.probe.source, scope.probe.service, scope.probe.endpoints),
   ])
   return {
     format: FACTS_FORMAT,

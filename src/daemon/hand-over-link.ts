@@ -15,6 +15,8 @@ export type LinkMessage =
   | { readonly kind: 'takeOver' }
   /** From the predecessor: the successor is systemd's main process from now on. */
   | { readonly kind: 'main' }
+  /** From the predecessor: the hand-over is cancelled, and it takes everything back once the successor has ended. */
+  | { readonly kind: 'cancelled' }
   /** From the predecessor: the number of its open connections. */
   | { readonly kind: 'draining'; readonly connections: number }
   /** From the successor, like the next three. */
@@ -32,20 +34,20 @@ export const LINK_NAME = 'hand-over'
 
 /** One end of the link. */
 export class Link implements Disposable {
-  private readonly socket: Socket
-  private readonly listeners = new Set<(message: LinkMessage | 'closed') => void>()
-  private readonly heard: LinkMessage[] = []
-  private unread = ''
-  private isClosed = false
+  readonly #socket: Socket
+  readonly #listeners = new Set<(message: LinkMessage | 'closed') => void>()
+  readonly #heard: LinkMessage[] = []
+  #unread = ''
+  #isClosed = false
 
   constructor(socket: Socket) {
-    this.socket = socket
+    this.#socket = socket
     socket.setEncoding('utf8')
     socket.on('error', () => undefined)
-    socket.on('data', (chunk) => this.read(String(chunk)))
+    socket.on('data', (chunk) => this.#read(String(chunk)))
     socket.on('close', () => {
-      this.isClosed = true
-      for (const listener of this.listeners) listener('closed')
+      this.#isClosed = true
+      for (const listener of this.#listeners) listener('closed')
     })
   }
 
@@ -56,22 +58,27 @@ export class Link implements Disposable {
 
   /** Sends a message; does nothing when the other process has ended. */
   send(message: LinkMessage): void {
-    if (!this.isClosed) this.socket.write(`${JSON.stringify(message)}\n`)
+    if (!this.#isClosed) this.#socket.write(`${JSON.stringify(message)}\n`)
   }
 
   /** Calls `listener` with all messages, earlier ones too (but not `draining`); `closed` comes last. */
   listen(listener: (message: LinkMessage | 'closed') => void): void {
-    this.listeners.add(listener)
-    for (const message of this.heard) listener(message)
-    if (this.isClosed) listener('closed')
+    this.#listeners.add(listener)
+    for (const message of this.#heard) listener(message)
+    if (this.#isClosed) listener('closed')
   }
 
-  /** The first message of a kind, received already or later. @throws when the other process fails or ends first */
-  next<K extends LinkMessage['kind']>(kind: K): Promise<Extract<LinkMessage, { kind: K }>> {
+  /** Whether the other process has ended. */
+  get isClosed(): boolean {
+    return this.#isClosed
+  }
+
+  /** The first message of these kinds, received already or later. @throws when the other process fails or ends first */
+  next<K extends LinkMessage['kind']>(...kinds: K[]): Promise<Extract<LinkMessage, { kind: K }>> {
     return new Promise((resolve, reject) => {
       this.listen((message) => {
         if (message === 'closed') reject(new Error('the other process has ended'))
-        else if (isOfKind(message, kind)) resolve(message)
+        else if (isOfKind(message, kinds)) resolve(message)
         else if (message.kind === 'failed') reject(new Error(message.reason))
       })
     })
@@ -87,17 +94,17 @@ export class Link implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.socket.destroy()
+    this.#socket.destroy()
   }
 
-  private read(text: string): void {
-    const lines = (this.unread + text).split('\n')
-    this.unread = lines.pop() ?? ''
+  #read(text: string): void {
+    const lines = (this.#unread + text).split('\n')
+    this.#unread = lines.pop() ?? ''
     for (const line of lines) {
       const message: unknown = JSON.parse(line)
       if (!isMessage(message)) continue
-      if (message.kind !== 'draining') this.heard.push(message)
-      for (const listener of this.listeners) listener(message)
+      if (message.kind !== 'draining') this.#heard.push(message)
+      for (const listener of this.#listeners) listener(message)
     }
   }
 }
@@ -161,6 +168,8 @@ export function startSuccessor(options: SuccessorOptions): Successor & { readonl
       await serving
     },
     end: async () => {
+      link.send({ kind: 'cancelled' })
+      // Also the signal, for a program that does not read the link yet, or hangs.
       if (pid !== undefined) signal(pid, 'SIGTERM')
       const timer = setTimeout(() => {
         if (pid !== undefined) signal(pid, 'SIGKILL')
@@ -187,7 +196,7 @@ function isMessage(value: unknown): value is LinkMessage {
 
 function isOfKind<K extends LinkMessage['kind']>(
   message: LinkMessage,
-  kind: K,
+  kinds: readonly K[],
 ): message is Extract<LinkMessage, { kind: K }> {
-  return message.kind === kind
+  return kinds.some((kind) => message.kind === kind)
 }

@@ -7,8 +7,8 @@
  * ```
  *
  * The parts with a single owner (admin socket, state files, capture rules, registration, resolver) belong to one
- * process at any time: this one until release(), the successor from 'takeOver' on. If the successor fails, it is ended
- * first, and then resume() takes everything back. One of the two accepts connections at all times.
+ * process at any time: this one until release(), the successor from 'takeOver' on. If the successor fails or is told to
+ * stop, it is ended first, and then resume() takes everything back. One of the two accepts connections at all times.
  */
 import { describeError, MeshError } from '../lib/errors.ts'
 

@@ -25,8 +25,7 @@ import type { CertificateSource } from '../controlplane/identity/certificate-sou
 import {
   CERTIFICATE_STATE_VERSION,
   MAX_CERTIFICATE_STATE_BYTES,
-  type RememberedCertificates,
-  rememberCertificates,
+  RememberedCertificates,
 } from '../controlplane/identity/remembered.ts'
 import { sleep } from '../lib/abort.ts'
 import { describeError } from '../lib/errors.ts'
@@ -105,7 +104,7 @@ export class HostState implements AsyncDisposable {
   /** The certificates to use. A source with files of its own needs no other memory. */
   certificates(inner: CertificateSource): CertificateSource {
     if (this.config.certificates.kind !== 'consul') return inner
-    this.certificateMemory = rememberCertificates(inner, {
+    this.certificateMemory = new RememberedCertificates(inner, {
       file: this.open('certificates', CERTIFICATE_STATE_VERSION, MAX_CERTIFICATE_STATE_BYTES),
       log: this.log,
       datacenter: this.config.datacenter,

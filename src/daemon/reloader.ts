@@ -61,82 +61,82 @@ const END_MARGIN_MS = 3_000
 
 /** Runs reloads, see the file's head. */
 export class Reloader {
-  private readonly options: ReloaderOptions
-  private readonly wasReplaced = Promise.withResolvers<Replacement>()
-  private readonly stopping = new AbortController()
-  private current: ReloadStatus = NEVER_RELOADED
+  readonly #options: ReloaderOptions
+  readonly #wasReplaced = Promise.withResolvers<Replacement>()
+  readonly #stopping = new AbortController()
+  #current: ReloadStatus = NEVER_RELOADED
   /** Whether the reload that started this process is not finished. */
-  private isSucceeding = false
-  private underWay: Promise<Replacement | undefined> = Promise.resolve(undefined)
-  private failure: Problem | undefined
-  private drainMs = 0
+  #isSucceeding = false
+  #underWay: Promise<Replacement | undefined> = Promise.resolve(undefined)
+  #failure: Problem | undefined
+  #drainMs = 0
 
   constructor(options: ReloaderOptions) {
-    this.options = options
+    this.#options = options
     options.predecessor?.listen((message) => {
       if (message === 'closed') {
         // The predecessor ended before it sent `main`: this is the main process, or it has given up by itself.
-        if (this.isSucceeding) this.succeeded()
-        this.current = { ...this.current, earlierConnections: null }
+        if (this.#isSucceeding) this.#succeeded()
+        this.#current = { ...this.#current, earlierConnections: null }
       } else if (message.kind === 'draining')
-        this.current = { ...this.current, earlierConnections: message.connections }
+        this.#current = { ...this.#current, earlierConnections: message.connections }
       else if (message.kind === 'hello') {
-        this.isSucceeding = true
-        this.current = { ...this.current, count: message.reloads, state: 'running' }
+        this.#isSucceeding = true
+        this.#current = { ...this.#current, count: message.reloads, state: 'running' }
       } else if (message.kind === 'main') {
-        this.succeeded()
-        this.current = { ...this.current, earlierConnections: 0 }
+        this.#succeeded()
+        this.#current = { ...this.#current, earlierConnections: 0 }
       }
     })
   }
 
   /** Resolves when another process has taken over. */
   get replaced(): Promise<Replacement> {
-    return this.wasReplaced.promise
+    return this.#wasReplaced.promise
   }
 
   status(): ReloadStatus {
-    return this.current
+    return this.#current
   }
 
   /** Why the last reload failed; undefined when it succeeded. */
   problem(): Problem | undefined {
-    return this.failure
+    return this.#failure
   }
 
   /** Never rejects: log and status report a failure, and the daemon continues as before. */
   async reload(): Promise<void> {
-    const { log } = this.options
-    if (this.stopping.signal.aborted) log.warn('This process ends: it does not reload')
-    else if (this.current.state === 'running') log.warn('A reload is under way already')
-    else await (this.underWay = this.replace())
+    const { log } = this.#options
+    if (this.#stopping.signal.aborted) log.warn('This process ends: it does not reload')
+    else if (this.#current.state === 'running') log.warn('A reload is under way already')
+    else await (this.#underWay = this.#replace())
   }
 
   /**
    * Called when the daemon must stop: ends the successor of a reload in progress, and this process owns everything
-   * again. If the take-over is complete, sends the signal to the new process instead and returns it.
+   * again. If the take-over is complete, tells the replacement to stop instead and returns it.
    */
-  async giveUp(signal: NodeJS.Signals): Promise<Replacement | undefined> {
-    if (this.stopping.signal.aborted) return undefined
-    this.stopping.abort(new Error('the daemon was told to stop'))
-    const replacement = await this.underWay
-    if (replacement !== undefined) process.kill(replacement.pid, signal)
+  async giveUp(): Promise<Replacement | undefined> {
+    if (this.#stopping.signal.aborted) return undefined
+    this.#stopping.abort(new Error('the daemon was told to stop'))
+    const replacement = await this.#underWay
+    if (replacement !== undefined) process.kill(replacement.pid, 'SIGTERM')
     return replacement
   }
 
-  private succeeded(): void {
-    this.isSucceeding = false
-    this.current = { ...this.current, state: 'done' }
+  #succeeded(): void {
+    this.#isSucceeding = false
+    this.#current = { ...this.#current, state: 'done' }
   }
 
-  private async replace(): Promise<Replacement | undefined> {
-    const { log, sockets, daemon, environment, configPath } = this.options
-    const count = this.current.count + 1
-    this.current = { ...this.current, count, state: 'running', reason: null }
+  async #replace(): Promise<Replacement | undefined> {
+    const { log, sockets, daemon, environment, configPath } = this.#options
+    const count = this.#current.count + 1
+    this.#current = { ...this.#current, count, state: 'running', reason: null }
     log.info('Reloading', { configPath })
     try {
       const { timeouts } = loadConfig(configPath)
-      this.drainMs = timeouts.reloadDrain
+      this.#drainMs = timeouts.reloadDrain
       const successor = startSuccessor({
         command: ownCommand(environment, configPath),
         sockets: sockets.all(),
@@ -145,26 +145,27 @@ export class Reloader {
       })
       const pid = await handOver(daemon, successor, {
         ...LIMITS,
-        signal: this.stopping.signal,
+        signal: this.#stopping.signal,
       })
-      this.current = { ...this.current, state: 'done' }
+      this.#current = { ...this.#current, state: 'done' }
       const replacement = { pid, link: successor.link }
-      this.wasReplaced.resolve(replacement)
+      this.#wasReplaced.resolve(replacement)
       return replacement
     } catch (error) {
       const reason = describeError(error)
       // The reason is the subject: a new reason makes a new problem, which the log and systemd report.
-      this.failure = Problem.of(error, 'HM_RELOAD_FAILED', { subject: reason })
-      this.current = { ...this.current, state: 'failed', reason }
+      this.#failure = Problem.of(error, 'HM_RELOAD_FAILED', { subject: reason })
+      this.#current = { ...this.#current, state: 'failed', reason }
       log.error('The reload has failed; the running configuration stays', { error: reason })
       return undefined
     }
   }
 
   /** After a reload: lets connections continue until they end, their time is over, or the host stops. */
-  async retire(successor: Link, stopAsked: Promise<unknown>): Promise<void> {
-    const { daemon, predecessor, log } = this.options
-    this.stopping.abort()
+  async retire(stopAsked: Promise<unknown>): Promise<void> {
+    const { daemon, predecessor, log } = this.#options
+    const { link: successor } = await this.replaced
+    this.#stopping.abort()
     successor.send({ kind: 'main' })
     predecessor?.send({ kind: 'mayGoOn', processes: MAX_DRAINING - 1 })
     successor.listen((message) => {
@@ -190,7 +191,7 @@ export class Reloader {
         .connectionCount()
         .then((connections) => successor.send({ kind: 'draining', connections }))
     }, TELL_MS)
-    await daemon.retire(this.drainMs)
+    await daemon.retire(this.#drainMs)
     clearInterval(timer)
     // This link also passes on a stop to the process that this one replaced, so wait for that process.
     await predecessor?.closed
@@ -199,7 +200,7 @@ export class Reloader {
 
   /** The host stops: ends the replaced process. Resolves when it is gone. */
   async endPredecessor(graceMs: number): Promise<void> {
-    const { predecessor } = this.options
+    const { predecessor } = this.#options
     if (predecessor === undefined) return
     predecessor.send({ kind: 'end', deadlineMs: graceMs })
     const timer = setTimeout(() => predecessor[Symbol.dispose](), graceMs + END_MARGIN_MS)

@@ -6,8 +6,8 @@ import type { ChosenBackend } from '../controlplane/capture/backend.ts'
 import { loopbackFamilies } from '../controlplane/capture/routing.ts'
 import { backendTraits } from '../model/capture-backend.ts'
 import type { LocalService } from '../model/service.ts'
+import type { PooledWorkerOptions } from './pooled-worker.ts'
 import { readProcessLimits, tunnelShare, workerShare } from './resources.ts'
-import type { WorkerPoolOptions } from './worker-pool.ts'
 
 /** Number of times that workers report services in use within the time after which unused services are dropped. */
 const REPORTS_PER_IDLE_TIME = 10
@@ -20,7 +20,7 @@ export function workerSettings(
   config: Config,
   services: readonly LocalService[],
   backend: ChosenBackend | undefined,
-): WorkerPoolOptions['settings'] {
+): PooledWorkerOptions['settings'] {
   const { timeouts, limits } = config
   const processLimits = readProcessLimits()
   const isTransparent = backend !== undefined && backendTraits[backend.kind].divertsBy === 'tproxy'

@@ -40,7 +40,7 @@ test('nothing that was handed out is forgotten, and the next one opens; a reader
       for (const [, what, serial = ''] of process.output.matchAll(/^(issued|revoked) (\w+)\n/gm))
         (what === 'issued' ? issued : revoked).add(serial)
       using authority = open()
-      const list = new Set(authority.bundle.revoked)
+      const list = new Set(authority.trust.bundle.revoked)
       assert.deepEqual([...revoked.difference(list)], [], 'forgotten revocations')
     }
     assert.ok(issued.size > ROUNDS && revoked.size > 0)

@@ -40,7 +40,7 @@ test('a certificate is recorded or refused while the disk is full, and room make
       await assert.rejects(fill, refused)
       await assert.rejects(give, refused, 'and the next one')
       assert.throws(() => authority.revoke({ host: 'a' }), refused)
-      assert.deepEqual(authority.bundle.revoked, [], 'all of a change or nothing')
+      assert.deepEqual(authority.trust.bundle.revoked, [], 'all of a change or nothing')
       assert.equal(authority.status().hosts.length, 1)
       assert.ok(given.length > 5, String(given.length))
       assert.equal(authority.status().certificates, given.length)

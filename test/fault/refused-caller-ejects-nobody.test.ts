@@ -14,5 +14,5 @@ test('a caller whose certificate is refused has no instance ejected', async () =
   await pair.web.publish(snapshotOf('db', instances))
   pair.db.pool.setRoots(revoking(pair.webLeaf.serialNumber))
   for (let i = 0; i < 8; i += 1) assert.equal(await pair.call(), 'ECONNRESET')
-  assert.deepEqual((await pair.web.pool.ejections()).flat(), [])
+  assert.deepEqual((await pair.web.pool.views.ejections()).flat(), [])
 })

@@ -3,7 +3,7 @@
  * does not work changes nothing.
  */
 import assert from 'node:assert/strict'
-import { writeFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
 import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import { eventually, within } from '../harness/eventually.ts'
@@ -185,6 +185,42 @@ test('a stop in the midst of a reload stops the host: no successor goes on', asy
   }
 })
 
+test('a successor that is stopped while it takes over gives everything back', async (t) => {
+  await using pair = await startPair({ behavior: echo })
+  const { mesh, web } = pair
+  const host = mesh.host('a')
+  const { daemon } = host
+  for (const when of [20, 200, 500, 800, 1_000, 'it accepts'] as const)
+    await t.test(typeof when === 'number' ? `after ${when} ms` : `when ${when}`, async () => {
+      // It may have stopped in the step before.
+      await mesh.up()
+      await eventually(() => web.call('db'))
+      const { ip, port } = await mesh.virtualAddress('db', host)
+      const { pid } = daemon
+      const earlier = daemon.log.length
+      const log = (): string => daemon.log.slice(earlier)
+      process.kill(pid, 'SIGHUP')
+      if (typeof when === 'number') await delay(when)
+      else await eventually(() => assert.match(log(), /"msg":"Listening"/), { everyMs: 1 })
+      const successor = await eventually(() => successorOf(host), { everyMs: 1 })
+      process.kill(successor, 'SIGTERM')
+      await eventually(() => assert.ok(!isRunning(successor)))
+      if (/"msg":"Handed over"/.test(log())) {
+        // It was the daemon already, and this was a stop of the host.
+        assert.match(log(), /"msg":"Stopped"/)
+        await within(20_000, 'the end of the one that was replaced', daemon.exited)
+        return
+      }
+      const status = await eventually(async () => {
+        const current = await daemon.status()
+        assert.deepEqual([current.pid, current.ready, current.reload?.state], [pid, true, 'failed'])
+        return current
+      })
+      assert.match(status.problems.map(({ code }) => code).join(), /HM_RELOAD_FAILED/)
+      await web.callAddress(ip, port)
+    })
+})
+
 test('of the processes that were replaced and still have connections, four go on and the oldest ends in order', async () => {
   await using pair = await startPair()
   const { mesh, web, db } = pair
@@ -214,6 +250,18 @@ test('of the processes that were replaced and still have connections, four go on
     assert.equal((await caller.readRest()).ending, 'end')
   }
 })
+
+/** The process that a reload has started on this host. @throws when there is none */
+async function successorOf({ daemon, namespace }: Host): Promise<number> {
+  for (const pid of await namespace.pids()) {
+    const commandLine = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')
+    const status = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => '')
+    // A child of the daemon only starts it.
+    const isStarter = status.includes(`PPid:\t${daemon.pid}\n`)
+    if (pid !== daemon.pid && !isStarter && commandLine.includes(daemon.configPath)) return pid
+  }
+  throw new Error('No successor')
+}
 
 async function endSuccessor(pid: number): Promise<void> {
   // One that has been replaced since may have ended.

@@ -102,7 +102,7 @@ function descriptors(): number {
 async function idle(...hosts: readonly TestHost[]): Promise<void> {
   await eventually(async () => {
     for (const { pool } of hosts) {
-      const { countByWorker } = await pool.connections(0)
+      const { countByWorker } = await pool.views.connections(0)
       assert.deepEqual([...countByWorker], [0])
     }
   })

@@ -19,11 +19,6 @@ export class MemoryWatch implements Disposable {
     this.timer = setInterval(() => this.look(), EVERY_MS)
   }
 
-  /** The most that was seen. */
-  get mostMiB(): number {
-    return this.highestMiB
-  }
-
   get grownMiB(): number {
     return this.highestMiB - this.beforeMiB
   }

@@ -185,9 +185,9 @@ export async function startHost(options: HostOptions): Promise<TestHost> {
       pool.publish(diffSnapshots(current, next), next)
       current = next
       // Messages are read in order: who answers this has read that.
-      await pool.connections(0)
+      await pool.views.connections(0)
     },
-    peers: () => pool.peers(),
+    peers: () => pool.views.peers(),
     closedByFlag: (reporter) => {
       const sums: Record<string, number> = {}
       for (const row of totals.traffic())

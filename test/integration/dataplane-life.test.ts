@@ -42,7 +42,7 @@ describe('a worker that dies', () => {
         ['running 1', 'running 0'],
       )
     })
-    const { connections } = await web.pool.connections(1_000)
+    const { connections } = await web.pool.views.connections(1_000)
     const survivors = connections.filter(({ state }) => state === 'open')
     assert.ok(survivors.length > 0 && survivors.length < 24, `${survivors.length} are left`)
     let alive = 0

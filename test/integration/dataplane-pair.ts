@@ -76,6 +76,5 @@ export const large: Buffer = randomBytes(6_000_000)
 
 /** The living threads of a host's workers. */
 export function threadsOf(host: TestHost): Worker[] {
-  const members = Reflect.get(host.pool, 'members') as { thread: Worker | undefined }[]
-  return members.flatMap(({ thread }) => (thread === undefined ? [] : [thread]))
+  return host.pool.workers.flatMap(({ thread }) => (thread === undefined ? [] : [thread]))
 }

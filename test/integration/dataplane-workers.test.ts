@@ -154,7 +154,7 @@ describe('policy at the destination', () => {
     const caller = await dial(port)
     caller.write('early')
     await eventually(async () => assert.equal((await db.peers())[0]?.streams, 1))
-    assert.equal((await db.pool.connections(9)).connections.length, 0, 'it has no place yet')
+    assert.equal((await db.pool.views.connections(9)).connections.length, 0, 'it has no place yet')
     assert.equal(application.connections.length, 0)
     await db.publish(rules)
     const called = await within(5_000, 'the call', application.next())

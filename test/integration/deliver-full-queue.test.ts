@@ -94,7 +94,7 @@ test('a connection that is denied while it waits is not in flight any more', asy
   )
   const instances = [endpoint('db', host.tunnelPort, { local: true })]
   const inFlight = async (): Promise<number[]> =>
-    (await host.pool.loads('db')).map((load) => load.inFlight)
+    (await host.pool.views.loads('db')).map((load) => load.inFlight)
   await host.publish(snapshotOf('db', instances))
   const caller = ending(await dial(port))
   await eventually(async () => assert.deepEqual(await inFlight(), [1]))

@@ -30,6 +30,25 @@ test('a program that hangs before it has said anything, and does not hear SIGTER
   }
 })
 
+test('a program that is ended is told that the hand-over is cancelled, whatever it makes of the signal', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'hmt-successor-'))
+  try {
+    const file = join(folder, 'heard')
+    const reading = 'trap "" TERM; while read -r line <&3; do echo "$line"; done >"$1"'
+    const successor = startSuccessor({
+      command: ['sh', '-c', reading, 'sh', file],
+      sockets: new Map(),
+      environment: {},
+      hello: { kind: 'hello', awaited: [], reloads: 1 },
+    })
+    await eventually(() => assert.match(readFileSync(file, 'utf8'), /"hello"/))
+    await successor.end()
+    assert.match(readFileSync(file, 'utf8'), /"hello".*\n\{"kind":"cancelled"\}\n$/)
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+})
+
 function isRunning(pid: number): boolean {
   try {
     return !/\) [ZX] /.test(readFileSync(`/proc/${pid}/stat`, 'latin1'))

@@ -277,7 +277,7 @@ test('a revocation and a new root reach every host within moments', async () => 
   const serial = a.leaves[0]?.serialNumber ?? ''
   await eventually(() =>
     assert.equal(
-      fixture.authority.rotationStatus().hosts.filter(({ hasRoots }) => hasRoots).length,
+      fixture.authority.trust.rotationStatus().hosts.filter(({ hasRoots }) => hasRoots).length,
       2,
     ),
   )
@@ -288,15 +288,15 @@ test('a revocation and a new root reach every host within moments', async () => 
     })
   await eventually(() => assert.equal(a.leaves.length, 2), { withinMs: 5_000 })
 
-  const old = fixture.authority.bundle.activeRoot
-  fixture.authority.startRotation()
-  await eventually(() => assert.deepEqual(fixture.authority.rotationStatus().lagging, []), {
+  const old = fixture.authority.trust.bundle.activeRoot
+  fixture.authority.trust.startRotation()
+  await eventually(() => assert.deepEqual(fixture.authority.trust.rotationStatus().lagging, []), {
     withinMs: 30_000,
   })
-  fixture.authority.finishRotation(false)
+  fixture.authority.trust.finishRotation(false)
   for (const { bundles } of [a, b])
     await eventually(() => assert.equal(bundles.at(-1)?.rootsPem.length, 1))
-  assert.notEqual(fixture.authority.bundle.activeRoot, old)
+  assert.notEqual(fixture.authority.trust.bundle.activeRoot, old)
   await eventually(() => assert.deepEqual(a.source.problems(), []))
   // The server proves itself by the new root now, and hosts still know it.
   fixture.authority.revoke({ serial: b.leaves.at(-1)?.serialNumber })

@@ -112,7 +112,7 @@ test('a token makes one host: its certificate names the host and is no identity 
   assert.equal(singleUriSan(certificate.raw), 'spiffe://mesh.test/host/a')
   assert.equal(certificate.ca, false)
   assert.deepEqual(certificate.keyUsage, ['1.3.6.1.5.5.7.3.2'], 'a client and nothing else')
-  const { roots, trustDomain } = fixture.authority.bundle
+  const { roots, trustDomain } = fixture.authority.trust.bundle
   const asService = {
     service: 'a',
     certificatePem: certificate.toString(),
@@ -207,7 +207,7 @@ test('a leaf is for the service that was asked for, whatever the request says, a
   const caller = fixture.enroll()
   const request = makeSigningRequest()
   const certificatePem = await fixture.authority.sign(caller, 'web', request.csrPem)
-  const { roots, trustDomain } = fixture.authority.bundle
+  const { roots, trustDomain } = fixture.authority.trust.bundle
   const leaf = readLeaf(
     { service: 'web', datacenter: 'dc1', certificatePem, privateKeyPem: request.privateKeyPem },
     readRoots(roots.join(''), trustDomain),
@@ -350,20 +350,26 @@ test('revoking a host lists every certificate of it that has not expired, across
   const ofA = serialOf(await fixture.authority.sign(a, 'web', csr()))
   const ofB = serialOf(await fixture.authority.sign(b, 'web', csr()))
   let changes = 0
-  fixture.authority.onBundle(() => (changes += 1))
-  const before = fixture.authority.bundle
+  fixture.authority.trust.onBundle(() => (changes += 1))
+  const before = fixture.authority.trust.bundle
   fixture.authority.revoke({ host: 'a' })
   assert.equal(changes, 1)
-  assert.notEqual(fixture.authority.bundle.id, before.id)
-  assert.equal(fixture.authority.bundle.rootsId, before.rootsId)
-  assert.deepEqual(fixture.authority.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
-  assert.ok(!fixture.authority.bundle.revoked.includes(ofB))
+  assert.notEqual(fixture.authority.trust.bundle.id, before.id)
+  assert.equal(fixture.authority.trust.bundle.rootsId, before.rootsId)
+  assert.deepEqual(
+    fixture.authority.trust.bundle.revoked,
+    [ofA, a.certificate.serialNumber].toSorted(),
+  )
+  assert.ok(!fixture.authority.trust.bundle.revoked.includes(ofB))
   fixture.reopen()
-  assert.deepEqual(fixture.authority.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
+  assert.deepEqual(
+    fixture.authority.trust.bundle.revoked,
+    [ofA, a.certificate.serialNumber].toSorted(),
+  )
   fixture.clock.pass(DAY_MS + HOUR_MS)
   fixture.authority.maintain()
   assert.deepEqual(
-    fixture.authority.bundle.revoked,
+    fixture.authority.trust.bundle.revoked,
     [ofA, a.certificate.serialNumber].toSorted(),
     'a host whose clock is late may still take the leaf for one that holds',
   )
@@ -379,7 +385,10 @@ test('a clock of the CA that was years ahead for a while has cost no revocation'
   fixture.authority.maintain()
   fixture.reopen()
   fixture.clock.setWall(fixture.nowMs - 2_000 * DAY_MS)
-  assert.deepEqual(fixture.authority.bundle.revoked, [ofA, a.certificate.serialNumber].toSorted())
+  assert.deepEqual(
+    fixture.authority.trust.bundle.revoked,
+    [ofA, a.certificate.serialNumber].toSorted(),
+  )
 })
 
 test('of more than a thousand revocations the oldest go, a day after their certificates have ended', async () => {
@@ -392,15 +401,19 @@ test('of more than a thousand revocations the oldest go, a day after their certi
   fixture.authority.revoke({ host: 'a' })
   fixture.authority.maintain()
   assert.equal(
-    fixture.authority.bundle.revoked.length,
+    fixture.authority.trust.bundle.revoked.length,
     1_002,
     'none has ended, and the host has one itself',
   )
   fixture.clock.pass(2 * DAY_MS + HOUR_MS)
   fixture.authority.maintain()
-  assert.equal(fixture.authority.bundle.revoked.length, 1_001, 'that of the host has not ended')
-  assert.ok(!fixture.authority.bundle.revoked.includes(first))
-  assert.ok(fixture.authority.bundle.revoked.includes(last))
+  assert.equal(
+    fixture.authority.trust.bundle.revoked.length,
+    1_001,
+    'that of the host has not ended',
+  )
+  assert.ok(!fixture.authority.trust.bundle.revoked.includes(first))
+  assert.ok(fixture.authority.trust.bundle.revoked.includes(last))
 })
 
 test('revoking a service of a host takes it off its token too; the rest of the host goes on', async () => {
@@ -409,7 +422,7 @@ test('revoking a service of a host takes it off its token too; the rest of the h
   const web = serialOf(await fixture.authority.sign(caller, 'web', csr()))
   await fixture.authority.sign(caller, 'api', csr())
   fixture.authority.revoke({ host: 'a', service: 'web' })
-  assert.deepEqual(fixture.authority.bundle.revoked, [web])
+  assert.deepEqual(fixture.authority.trust.bundle.revoked, [web])
   await assert.rejects(fixture.authority.sign(caller, 'web', csr()), {
     code: 'HM_CA_SERVICE_REFUSED',
   })
@@ -473,7 +486,7 @@ test('a host has a bounded number of certificates, by its token too, and room ag
 test('a CA does not open without its database, makes no other one, and loses no key over it', () => {
   using fixture = new Fixture()
   fixture.enroll()
-  fixture.authority.startRotation()
+  fixture.authority.trust.startRotation()
   fixture.authority[Symbol.dispose]()
   rmSync(join(fixture.directory, 'state.db'))
   const files = readdirSync(fixture.directory)
@@ -562,14 +575,14 @@ test('a copy of the database file alone has all that the CA knew', async () => {
   await fixture.authority.sign(caller, 'web', csr())
   fixture.authority.revoke({ serial: caller.certificate.serialNumber })
   const path = join(fixture.directory, 'state.db')
-  const { bundle } = fixture.authority
+  const { bundle } = fixture.authority.trust
   const status = fixture.authority.status()
   const copy = readFileSync(path)
   fixture.authority.revoke({ host: 'a' })
   fixture.authority[Symbol.dispose]()
   writeFileSync(path, copy)
   fixture.reopen()
-  assert.deepEqual(fixture.authority.bundle, bundle)
+  assert.deepEqual(fixture.authority.trust.bundle, bundle)
   assert.deepEqual(fixture.authority.status(), status)
 })
 
@@ -580,7 +593,7 @@ test('what the CA keeps is its own to read, holds no secret of a token, and no l
   const pem = fixture.authority.enroll({ ...token, csr: request.csrPem }, 'here')
   const caller = fixture.authority.identifyHost(new X509Certificate(pem))
   await fixture.authority.sign(caller, 'web', csr())
-  fixture.authority.startRotation()
+  fixture.authority.trust.startRotation()
   for (const file of readdirSync(fixture.directory)) {
     const path = join(fixture.directory, file)
     const isPublic = file.endsWith('.pem')
@@ -597,41 +610,43 @@ describe('a root is replaced', () => {
     using fixture = new Fixture()
     const [a, b] = [fixture.enroll('a'), fixture.enroll('b')]
     for (const caller of [a, b]) {
-      fixture.authority.noteRoots(caller, fixture.authority.bundle.rootsId)
+      fixture.authority.trust.noteRoots(caller.name, fixture.authority.trust.bundle.rootsId)
       await fixture.authority.sign(caller, 'web', csr())
     }
-    const old = fixture.authority.bundle.activeRoot
-    assert.equal(fixture.authority.startRotation().phase, 'spreading')
-    const { rootsId, roots, activeRoot } = fixture.authority.bundle
+    const old = fixture.authority.trust.bundle.activeRoot
+    assert.equal(fixture.authority.trust.startRotation().phase, 'spreading')
+    const { rootsId, roots, activeRoot } = fixture.authority.trust.bundle
     assert.equal(roots.length, 2)
     assert.equal(activeRoot, old, 'the old one signs')
-    fixture.authority.noteRoots(a, rootsId)
-    assert.deepEqual(fixture.authority.rotationStatus().lagging, ['b'])
-    assert.throws(() => fixture.authority.finishRotation(false), { code: 'HM_CA_ROTATION_LAGGING' })
+    fixture.authority.trust.noteRoots(a.name, rootsId)
+    assert.deepEqual(fixture.authority.trust.rotationStatus().lagging, ['b'])
+    assert.throws(() => fixture.authority.trust.finishRotation(false), {
+      code: 'HM_CA_ROTATION_LAGGING',
+    })
     fixture.reopen()
     assert.deepEqual(
-      fixture.authority.rotationStatus().lagging,
+      fixture.authority.trust.rotationStatus().lagging,
       ['a', 'b'],
       'they have to say it again',
     )
-    fixture.authority.noteRoots(a, rootsId)
-    fixture.authority.noteRoots(b, rootsId)
-    assert.equal(fixture.authority.rotationStatus().phase, 'reissuing')
-    assert.notEqual(fixture.authority.bundle.activeRoot, old)
-    assert.deepEqual(fixture.authority.rotationStatus().lagging, ['a', 'b'])
+    fixture.authority.trust.noteRoots(a.name, rootsId)
+    fixture.authority.trust.noteRoots(b.name, rootsId)
+    assert.equal(fixture.authority.trust.rotationStatus().phase, 'reissuing')
+    assert.notEqual(fixture.authority.trust.bundle.activeRoot, old)
+    assert.deepEqual(fixture.authority.trust.rotationStatus().lagging, ['a', 'b'])
     for (const caller of [a, b]) {
       fixture.authority.renew(caller, csr())
-      assert.throws(() => fixture.authority.finishRotation(false), {
+      assert.throws(() => fixture.authority.trust.finishRotation(false), {
         code: 'HM_CA_ROTATION_LAGGING',
       })
       await fixture.authority.sign(caller, 'web', csr())
     }
-    assert.deepEqual(fixture.authority.rotationStatus().lagging, [])
-    const status = fixture.authority.finishRotation(false)
+    assert.deepEqual(fixture.authority.trust.rotationStatus().lagging, [])
+    const status = fixture.authority.trust.finishRotation(false)
     assert.equal(status.phase, 'none')
-    assert.equal(fixture.authority.bundle.roots.length, 1)
+    assert.equal(fixture.authority.trust.bundle.roots.length, 1)
     fixture.reopen()
-    assert.notEqual(fixture.authority.bundle.activeRoot, old)
+    assert.notEqual(fixture.authority.trust.bundle.activeRoot, old)
     assert.deepEqual(
       readdirSync(fixture.directory).filter((file) => file.startsWith('ca.')),
       [],
@@ -644,36 +659,38 @@ describe('a root is replaced', () => {
 
   test('not by two rotations at once, and not without one', () => {
     using fixture = new Fixture()
-    assert.throws(() => fixture.authority.finishRotation(true), { code: 'HM_CA_ROTATION_STATE' })
-    assert.throws(() => fixture.authority.abortRotation(), { code: 'HM_CA_ROTATION_STATE' })
-    fixture.authority.startRotation()
-    assert.throws(() => fixture.authority.startRotation(), { code: 'HM_CA_ROTATION_STATE' })
+    assert.throws(() => fixture.authority.trust.finishRotation(true), {
+      code: 'HM_CA_ROTATION_STATE',
+    })
+    assert.throws(() => fixture.authority.trust.abortRotation(), { code: 'HM_CA_ROTATION_STATE' })
+    fixture.authority.trust.startRotation()
+    assert.throws(() => fixture.authority.trust.startRotation(), { code: 'HM_CA_ROTATION_STATE' })
   })
 
   test('and a change of mind before the new one signs simply drops it', () => {
     using fixture = new Fixture()
     fixture.enroll('a')
-    const before = fixture.authority.bundle
-    fixture.authority.startRotation()
-    assert.equal(fixture.authority.abortRotation().phase, 'none')
-    assert.deepEqual(fixture.authority.bundle, before)
+    const before = fixture.authority.trust.bundle
+    fixture.authority.trust.startRotation()
+    assert.equal(fixture.authority.trust.abortRotation().phase, 'none')
+    assert.deepEqual(fixture.authority.trust.bundle, before)
     assert.equal(readdirSync(fixture.directory).filter((file) => file.endsWith('.key')).length, 1)
   })
 
   test('and a change of mind after that issues everything again before the new one goes', () => {
     using fixture = new Fixture()
     const a = fixture.enroll('a')
-    const old = fixture.authority.bundle.activeRoot
-    fixture.authority.startRotation()
-    fixture.authority.noteRoots(a, fixture.authority.bundle.rootsId)
+    const old = fixture.authority.trust.bundle.activeRoot
+    fixture.authority.trust.startRotation()
+    fixture.authority.trust.noteRoots(a.name, fixture.authority.trust.bundle.rootsId)
     fixture.authority.renew(a, csr())
-    assert.equal(fixture.authority.abortRotation().phase, 'reissuing')
-    assert.equal(fixture.authority.bundle.activeRoot, old)
-    assert.deepEqual(fixture.authority.rotationStatus().lagging, ['a'])
+    assert.equal(fixture.authority.trust.abortRotation().phase, 'reissuing')
+    assert.equal(fixture.authority.trust.bundle.activeRoot, old)
+    assert.deepEqual(fixture.authority.trust.rotationStatus().lagging, ['a'])
     fixture.authority.renew(a, csr())
-    fixture.authority.finishRotation(false)
-    assert.equal(fixture.authority.bundle.activeRoot, old)
-    assert.equal(fixture.authority.bundle.roots.length, 1)
+    fixture.authority.trust.finishRotation(false)
+    assert.equal(fixture.authority.trust.bundle.activeRoot, old)
+    assert.equal(fixture.authority.trust.bundle.roots.length, 1)
   })
 
   test('and a host that is long gone or revoked is not waited for', () => {
@@ -681,10 +698,10 @@ describe('a root is replaced', () => {
     fixture.enroll('gone')
     fixture.clock.pass(15 * DAY_MS)
     const revoked = fixture.enroll('revoked')
-    fixture.authority.startRotation()
-    assert.deepEqual(fixture.authority.rotationStatus().lagging, [revoked.name])
+    fixture.authority.trust.startRotation()
+    assert.deepEqual(fixture.authority.trust.rotationStatus().lagging, [revoked.name])
     fixture.authority.revoke({ host: 'revoked' })
-    assert.equal(fixture.authority.rotationStatus().phase, 'reissuing')
+    assert.equal(fixture.authority.trust.rotationStatus().phase, 'reissuing')
   })
 
   test('and what a crash left of a new root is removed', () => {

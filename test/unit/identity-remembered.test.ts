@@ -5,10 +5,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import type { CertificateSource } from '../../src/controlplane/identity/certificate-source.ts'
-import {
-  type RememberedCertificates,
-  rememberCertificates,
-} from '../../src/controlplane/identity/remembered.ts'
+import { RememberedCertificates } from '../../src/controlplane/identity/remembered.ts'
 import { readLeaf } from '../../src/controlplane/identity/x509.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import type { Leaf, TrustBundle } from '../../src/model/certificate.ts'
@@ -53,7 +50,7 @@ class Scene {
     this.inner = new ScriptedSource()
     this.leaves = []
     this.bundles = []
-    const source = rememberCertificates(this.inner, {
+    const source = new RememberedCertificates(this.inner, {
       file: this.disk.open(),
       log,
       datacenter: 'dc1',

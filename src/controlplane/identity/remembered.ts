@@ -31,11 +31,6 @@ export interface RememberedCertificatesOptions {
   readonly clock?: Clock
 }
 
-/** A source that also reports how many of its certificates are only remembered. */
-export interface RememberedCertificates extends CertificateSource {
-  remembered(): UnconfirmedCertificates
-}
-
 /** Certificates in use that have not come from the inner source since the start. */
 export interface UnconfirmedCertificates {
   /** Leaves, and one more for the roots. */
@@ -66,24 +61,16 @@ type StoredCertificates = z.output<typeof storedCertificates>
 
 type Origin = Pick<CertificateSource, 'watchLeaf' | 'watchRoots'>
 
-/** Wraps `inner`, which is disposed with the result. */
-export function rememberCertificates(
-  inner: CertificateSource,
-  options: RememberedCertificatesOptions,
-): RememberedCertificates {
-  return new RememberedSource(inner, options)
-}
-
-class RememberedSource implements RememberedCertificates {
+/** A source that uses the certificates of the earlier run until `inner`, which it owns, supplies something. */
+export class RememberedCertificates implements CertificateSource {
   readonly description: string
   readonly #inner: CertificateSource
   readonly #file: StateFile
-  /** Supplies the stored certificates. */
-  readonly #earlier: CertificateBoard
   readonly #stored: StoredCertificates | undefined
-  /** Subjects in use from the file. */
+  /** The certificates of the file. */
+  readonly #earlier: CertificateBoard
+  /** Subjects in use from the file; and those that the inner source has supplied. */
   readonly #unconfirmed = new Set<string>()
-  /** Subjects that the inner source has supplied. */
   readonly #confirmed = new Set<string>()
   /** The services of this run: those of earlier runs are not written again. */
   readonly #leafByService = new Map<string, Leaf | undefined>()
@@ -128,19 +115,21 @@ class RememberedSource implements RememberedCertificates {
     return this.#follow<TrustBundle>(
       ROOTS,
       (origin, take) => origin.watchRoots(take),
-      (bundle) => {
-        this.#bundle = bundle
-        onRoots(bundle)
+      (roots) => {
+        this.#bundle = roots
+        onRoots(roots)
       },
     )
   }
 
   problems(): readonly Problem[] {
-    const subjects = [ROOTS, ...this.#leafByService.keys()]
-    const isPending = subjects.some((subject) => !this.#confirmed.has(subject))
+    const isPending = [ROOTS, ...this.#leafByService.keys()].some(
+      (subject) => !this.#confirmed.has(subject),
+    )
     return [...this.#inner.problems(), ...(isPending ? this.#earlier.problems() : [])]
   }
 
+  /** How many of the certificates in use are only remembered. */
   remembered(): UnconfirmedCertificates {
     const count = this.#unconfirmed.size
     return {
