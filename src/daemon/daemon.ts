@@ -280,7 +280,7 @@ export class Daemon implements Predecessor {
     await this.#servers.startAdmin(this.#owned)
     await this.#rules.hold(this.#owned)
     control.memory.hold(false)
-    // A failure must not stop the other steps; the maintain of the rules retries them.
+    // A failure must not stop the other steps; the maintenance of the rules retries them.
     await this.#takeUp('DNS', () => this.#servers.startDns(this.#owned, control.discovery))
     await this.#takeUp('The rules of ports', () =>
       this.#rules.guardPorts(this.#owned, control.memory),
