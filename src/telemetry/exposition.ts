@@ -39,11 +39,11 @@ export function createExposition(source: MetricsSource): Exposition {
     const reading = read(source)
     const parts: string[] = []
     for (const metric of metrics) {
-      const samples = await collect(metric, reading)
-      for (let from = 0; from === 0 || from < samples.length; from += SLICE_SAMPLES) {
-        slice = samples.slice(from, from + SLICE_SAMPLES)
+      let isFirst = true
+      for (slice of slices(await collect(metric, reading))) {
         const text = await registry.getSingleMetricAsString(metric.name)
-        parts.push(from === 0 ? text : withoutHead(text))
+        parts.push(isFirst ? text : withoutHead(text))
+        isFirst = false
         await new Promise((resolve) => setImmediate(resolve))
       }
     }
@@ -73,7 +73,20 @@ function read(source: MetricsSource): Reading {
   }
 }
 
-async function collect(metric: Metric, reading: Reading): Promise<readonly Sample[]> {
+/** At least one slice, all but the last full. Each is made when it is asked for. */
+function* slices(samples: Iterable<Sample>): Iterable<readonly Sample[]> {
+  let slice: Sample[] = []
+  for (const sample of samples) {
+    if (slice.length === SLICE_SAMPLES) {
+      yield slice
+      slice = []
+    }
+    slice.push(sample)
+  }
+  yield slice
+}
+
+async function collect(metric: Metric, reading: Reading): Promise<Iterable<Sample>> {
   const values = await metric.collect(reading)
   if (values === undefined) return []
   return typeof values === 'number' ? [{ value: values, labels: {} }] : values

@@ -35,7 +35,7 @@ export interface Reading {
 }
 
 /** One number, samples with labels, or undefined when there is no value. */
-type Values = number | undefined | readonly Sample[]
+type Values = number | undefined | Iterable<Sample>
 
 /** One metric. */
 export interface Metric extends MetricHead {
@@ -275,9 +275,7 @@ const hostMetrics: readonly Metric[] = [
 
 /** All metrics, in the order of docs/metrics.md. */
 export const metrics: readonly Metric[] = [
-  ...metricsOf(trafficLayout, PAIR_LABELS, ({ traffic }, render) =>
-    traffic.flatMap(({ labels, cells }) => render(cells, pairLabels(labels))),
-  ),
+  ...metricsOf(trafficLayout, PAIR_LABELS, ({ traffic }, render) => eachPair(traffic, render)),
   ...metricsOf(workerLayout, [], ({ cells, cellsByWorker }, render, column) =>
     column.kind === 'gauge' && column.by === 'thread'
       ? [...cellsByWorker].flatMap(([worker, own]) => render(own, { thread: String(worker) }))
@@ -286,15 +284,19 @@ export const metrics: readonly Metric[] = [
   ...hostMetrics,
 ]
 
+/** The samples of one column of a row with these labels. */
+type Render = (cells: Float64Array, labels: Labels) => readonly Sample[]
+
+/** One pair after the other, as the samples are asked for: those of all pairs at once would block for long. */
+function* eachPair(traffic: readonly TrafficTotal[], render: Render): Iterable<Sample> {
+  for (const { labels, cells } of traffic) yield* render(cells, pairLabels(labels))
+}
+
 /** The metrics of the columns of one kind of row; `read` finds the rows. */
 function metricsOf<All extends Columns>(
   layout: Layout<All>,
   rowLabels: readonly string[],
-  read: (
-    reading: Reading,
-    render: (cells: Float64Array, labels: Labels) => readonly Sample[],
-    column: Column,
-  ) => readonly Sample[],
+  read: (reading: Reading, render: Render, column: Column) => Iterable<Sample>,
 ): readonly Metric[] {
   return Object.entries(layout.columns).flatMap(([name, column]) => {
     const { metric } = column

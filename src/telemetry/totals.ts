@@ -95,7 +95,8 @@ export class WorkerTotals {
   /** All service pairs that were ever counted, each once. */
   traffic(): readonly TrafficTotal[] {
     const totals = new Map<string, TrafficTotal>()
-    for (const row of this.retiredTraffic.values()) addRow(totals, row)
+    for (const row of this.retiredTraffic.values())
+      addRow(totals, { ...row, cells: new Float64Array(row.cells) })
     for (const memory of this.live.values())
       for (const row of readTraffic(memory.traffic, memory.labels))
         addRow(totals, { ...row, active: openIn(row), lost: 0 })
@@ -132,10 +133,11 @@ function otherLabels(reporter: Reporter): TrafficLabels {
   return { reporter, source: OTHER_SERVICE, destination: OTHER_SERVICE }
 }
 
+/** Adds a row to the sum of its pair; its cells become those of the sum. */
 function addRow(totals: Map<string, TrafficTotal>, row: TrafficTotal): void {
   const key = keyOf(row.labels)
   const before = totals.get(key)
-  const cells = Float64Array.from(row.cells)
+  const { cells } = row
   if (before !== undefined) addCells(cells, before.cells)
   totals.set(key, {
     labels: row.labels,
