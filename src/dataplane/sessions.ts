@@ -122,7 +122,7 @@ export class Sessions {
       watchTlsEnd(socket)
       const stream = new SocketStream(socket, 'private')
       stream.chargeTo(lane.account)
-      onConnection({ stream, peer, lane, address, destination, certificates })
+      onConnection({ stream, peer, lane, address, destination, certificates, arrivedMs: nowMs })
       return
     }
     let isUsed = false
@@ -134,7 +134,15 @@ export class Sessions {
         onStream: (stream) => {
           isUsed = true
           counters.inc('tunnelStreamsOpened')
-          onStream({ stream, peer, lane, address, destination, certificates: undefined })
+          onStream({
+            stream,
+            peer,
+            lane,
+            address,
+            destination,
+            certificates: undefined,
+            arrivedMs: performance.now(),
+          })
         },
         onClosed: (reason) => {
           this.accepted.delete(inbound)

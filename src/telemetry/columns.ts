@@ -5,6 +5,7 @@
  * A reading is a plain array of cells in the order of the columns, so that sums and differences of readings do not
  * depend on their meaning.
  */
+import { bucketCount, type ExponentialRange } from './exponential.ts'
 
 /** How a column is exported; a column without it is part of a metric that `metrics.ts` assembles. */
 export interface MetricHead {
@@ -36,6 +37,12 @@ export type Column =
       readonly metric: MetricHead
       readonly boundsSeconds: readonly number[]
     }
+  /** Counts by bucket of `ExponentialBuckets` (exponential.ts), then the sum of all values, in seconds. */
+  | {
+      readonly kind: 'exponential'
+      readonly metric: MetricHead
+      readonly rangeSeconds: ExponentialRange
+    }
 
 type ColumnOf<Kind extends Column['kind']> = Extract<Column, { readonly kind: Kind }>
 
@@ -51,6 +58,7 @@ interface ColumnMakers {
     by: { readonly label: string; readonly values: readonly Value[]; readonly always?: Value },
   ): ColumnOf<'split'> & { readonly values: readonly Value[] }
   histogram(name: string, help: string, boundsSeconds: readonly number[]): ColumnOf<'histogram'>
+  exponential(name: string, help: string, rangeSeconds: ExponentialRange): ColumnOf<'exponential'>
 }
 
 /** The makers of one section. */
@@ -63,6 +71,11 @@ export function columnsIn(group: MetricGroup): ColumnMakers {
     histogram: (name, help, boundsSeconds) => ({
       kind: 'histogram',
       boundsSeconds,
+      metric: { group, name, help },
+    }),
+    exponential: (name, help, rangeSeconds) => ({
+      kind: 'exponential',
+      rangeSeconds,
       metric: { group, name, help },
     }),
   }
@@ -83,7 +96,7 @@ export type ValueOf<All extends Columns, Name extends keyof All> = All[Name] ext
   ? Value
   : never
 
-/** A histogram: counts by upper bound, then the count above the last (not cumulative), and the sum of all values. */
+/** A histogram of either kind: counts by bucket (not cumulative), and the sum of all values. */
 export interface BucketCounts {
   readonly buckets: readonly number[]
   readonly seconds: number
@@ -93,7 +106,7 @@ export interface BucketCounts {
 export type Numbers<All extends Columns> = {
   readonly [Name in keyof All]: All[Name] extends { readonly kind: 'split' }
     ? Readonly<Record<ValueOf<All, Name>, number>>
-    : All[Name] extends { readonly kind: 'histogram' }
+    : All[Name] extends { readonly kind: 'histogram' | 'exponential' }
       ? BucketCounts
       : number
 }
@@ -147,7 +160,7 @@ export class Layout<All extends Columns> {
     const column = this.columns[name]
     const start = this.start[name]
     if (column === undefined) return new Float64Array(0)
-    const count = column.kind === 'histogram' ? cellsOf(column) - 1 : cellsOf(column)
+    const count = isHistogram(column) ? cellsOf(column) - 1 : cellsOf(column)
     return cells.subarray(start, start + count)
   }
 
@@ -163,7 +176,7 @@ export class Layout<All extends Columns> {
       const counts = this.counts(cells, name)
       if (column.kind === 'split')
         return [name, Object.fromEntries(column.values.map((value, i) => [value, counts[i] ?? 0]))]
-      if (column.kind === 'histogram')
+      if (isHistogram(column))
         return [name, { buckets: [...counts], seconds: this.seconds(cells, name) }]
       return [name, counts[0] ?? 0]
     })
@@ -189,7 +202,12 @@ export function bucketOf(bounds: readonly number[], value: number): number {
   return bucket
 }
 
+function isHistogram(column: Column): boolean {
+  return column.kind === 'histogram' || column.kind === 'exponential'
+}
+
 function cellsOf(column: Column): number {
   if (column.kind === 'split') return column.values.length
+  if (column.kind === 'exponential') return bucketCount(column.rangeSeconds) + 1
   return column.kind === 'histogram' ? column.boundsSeconds.length + 2 : 1
 }

@@ -11,6 +11,7 @@
  */
 import { type ResponseFlag, responseFlags } from '../model/response-flag.ts'
 import { bucketOf, type Columns, columnsIn, Layout, type NameOf, type ValueOf } from './columns.ts'
+import { bucketCount, ExponentialBuckets, type ExponentialRange } from './exponential.ts'
 
 /** Who counted: the host of the calling service or the host of the called one. */
 export type Reporter = 'source' | 'destination'
@@ -35,10 +36,13 @@ function isFlag(text: string): text is ResponseFlag {
   return Object.hasOwn(responseFlags, text)
 }
 
+/** From 61 µs to 64 s, each bucket 9 % wider than the one before. */
+const LATENCY_SECONDS: ExponentialRange = { scale: 3, fromPower: -14, toPower: 6 }
+
 const connections = columnsIn('Connections')
 const tunnels = columnsIn('Tunnels')
 
-/** What is counted per service pair. */
+/** What is counted per service pair. What is counted for each chunk comes first: it shares cache lines. */
 export const trafficColumns = {
   opened: connections.count(
     'hostmesh_tcp_connections_opened_total',
@@ -66,6 +70,16 @@ export const trafficColumns = {
     'How long ended connections were open',
     // From a single exchange to a connection that is kept for a day.
     [0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 30, 60, 300, 1_800, 3_600, 86_400],
+  ),
+  connectLatency: connections.exponential(
+    'hostmesh_tcp_connect_duration_seconds',
+    "Time to reach an instance: at the source from accepting the application's connection until the instance has confirmed, at the destination from the arrival of the stream until the application is connected; only connections that got there",
+    LATENCY_SECONDS,
+  ),
+  firstByte: connections.exponential(
+    'hostmesh_tcp_first_byte_seconds',
+    'From the first bytes of the caller until the first byte of the answer; only connections with both, and not if the called side speaks first',
+    LATENCY_SECONDS,
   ),
 } satisfies Columns
 
@@ -178,6 +192,7 @@ const {
   receivedBytes: RECEIVED,
 } = trafficLayout.start
 const { connectFailures: CONNECT_FAILURES, duration: DURATION } = trafficLayout.start
+const { connectLatency: CONNECT_LATENCY, firstByte: FIRST_BYTE } = trafficLayout.start
 const offsetByFlag = trafficLayout.offsets('closed')
 
 /** The labels of a worker's rows before any row is announced: the two `other` rows. */
@@ -198,7 +213,7 @@ export class TrafficCounters {
   }
   private nextRow = OTHER_ROWS
 
-  /** Zeroed memory for one worker, 257 KiB. */
+  /** Zeroed memory for one worker: 2.8 MiB, but the kernel provides a page only when a row on it is used. */
   static createMemory(): SharedArrayBuffer {
     return new SharedArrayBuffer(ROWS * WIDTH * Float64Array.BYTES_PER_ELEMENT)
   }
@@ -235,6 +250,16 @@ export class TrafficCounters {
     this.add(row, OPENED, 1)
   }
 
+  /** The called instance is connected, `tookMs` after the connection or stream arrived. */
+  connected(row: number, tookMs: number): void {
+    this.addLatency(row * WIDTH + CONNECT_LATENCY, tookMs / 1_000)
+  }
+
+  /** The first byte of the answer came `tookMs` after the first bytes of the caller. */
+  answered(row: number, tookMs: number): void {
+    this.addLatency(row * WIDTH + FIRST_BYTE, tookMs / 1_000)
+  }
+
   /** The connection ended, `durationMs` after it was accepted. */
   closed(row: number, flag: ResponseFlag, durationMs: number): void {
     this.add(row, CLOSED + offsetByFlag[flag], 1)
@@ -260,7 +285,18 @@ export class TrafficCounters {
     const index = row * WIDTH + column
     this.cells[index] = (this.cells[index] ?? 0) + amount
   }
+
+  private addLatency(start: number, seconds: number): void {
+    const { cells } = this
+    const bucket = start + latencyBuckets.bucketOf(seconds)
+    const sum = start + LATENCY_BUCKETS
+    cells[bucket] = (cells[bucket] ?? 0) + 1
+    cells[sum] = (cells[sum] ?? 0) + seconds
+  }
 }
+
+const latencyBuckets = new ExponentialBuckets(LATENCY_SECONDS)
+const LATENCY_BUCKETS = bucketCount(LATENCY_SECONDS)
 
 const durationBounds: readonly number[] = trafficColumns.duration.boundsSeconds
 const roundTripBounds: readonly number[] = workerColumns.tunnelRoundTrip.boundsSeconds

@@ -44,6 +44,8 @@ export interface Metric extends MetricHead {
   readonly collect: (reading: Reading) => Values | Promise<Values>
 }
 
+type HistogramColumn = Extract<Column, { readonly kind: 'histogram' | 'exponential' }>
+
 const PAIR_LABELS = ['reporter', 'source_service', 'destination_service'] as const
 
 const typeByKind = {
@@ -51,6 +53,7 @@ const typeByKind = {
   gauge: 'gauge',
   split: 'counter',
   histogram: 'histogram',
+  exponential: 'histogram',
 } as const
 
 type MetricMaker = (
@@ -334,30 +337,55 @@ function samplesOf<All extends Columns>(
       return [{ value, labels: { ...labels, [label]: text } }]
     })
   }
-  if (column?.kind === 'histogram') return histogram(layout, name, column, cells, labels)
+  if (column?.kind === 'histogram' || column?.kind === 'exponential')
+    return histogram(layout, name, column, cells, labels)
   return [{ value: layout.total(cells, name), labels }]
 }
 
 function histogram<All extends Columns>(
   layout: Layout<All>,
   name: keyof All & string,
-  { metric, boundsSeconds }: Extract<Column, { kind: 'histogram' }>,
+  column: HistogramColumn,
   cells: Float64Array,
   sharedLabels: Labels,
 ): readonly Sample[] {
+  const metricName = `${column.metric.name}_bucket`
+  const { boundsSeconds, bucketsPerBound } = exportedBounds(column)
+  const counts = layout.counts(cells, name)
+  const samples: Sample[] = []
   let cumulative = 0
-  const buckets = Array.from(layout.counts(cells, name), (count, index) => {
-    cumulative += count
-    const le = index < boundsSeconds.length ? String(boundsSeconds[index]) : '+Inf'
-    return { metricName: `${metric.name}_bucket`, value: cumulative, labels: { le }, sharedLabels }
-  })
+  for (let bound = 0; bound <= boundsSeconds.length; bound += 1) {
+    const end = (bound + 1) * bucketsPerBound
+    for (let at = end - bucketsPerBound; at < end; at += 1) cumulative += counts[at] ?? 0
+    const le = bound < boundsSeconds.length ? String(boundsSeconds[bound]) : '+Inf'
+    samples.push({ metricName, value: cumulative, labels: { le }, sharedLabels })
+  }
   const single = (suffix: string, value: number): Sample => ({
-    metricName: `${metric.name}_${suffix}`,
+    metricName: `${column.metric.name}_${suffix}`,
     value,
     labels: {},
     sharedLabels,
   })
-  return [...buckets, single('sum', layout.seconds(cells, name)), single('count', cumulative)]
+  samples.push(single('sum', layout.seconds(cells, name)), single('count', cumulative))
+  return samples
+}
+
+/**
+ * The finite bounds of a histogram's series. The buckets of an exponential one have one bound for each doubling, to
+ * limit the number of series; its last bucket has all greater values, so its upper bound is none.
+ */
+function exportedBounds(column: HistogramColumn): {
+  readonly boundsSeconds: readonly number[]
+  readonly bucketsPerBound: number
+} {
+  if (column.kind === 'histogram')
+    return { boundsSeconds: column.boundsSeconds, bucketsPerBound: 1 }
+  const { scale, fromPower, toPower } = column.rangeSeconds
+  const boundsSeconds = Array.from(
+    { length: toPower - fromPower - 1 },
+    (_, at) => 2 ** (fromPower + at + 1),
+  )
+  return { boundsSeconds, bucketsPerBound: 2 ** scale }
 }
 
 function pairLabels({ reporter, source, destination }: TrafficLabels): Labels {

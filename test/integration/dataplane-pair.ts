@@ -1,5 +1,5 @@
 /**
- * Two hosts of dataplane-fixtures.ts: web on one, which may reach db on the other.
+ * Hosts of dataplane-fixtures.ts: web on one, which may reach db on the other, or both on one.
  */
 import { randomBytes } from 'node:crypto'
 import type { Worker } from 'node:worker_threads'
@@ -58,6 +58,30 @@ export async function startPair(
   await web.publish(snapshot)
   await db.publish(snapshot)
   return { web, db, port }
+}
+
+/** web and db on one host; what web may do is the `action`. */
+export async function startTogether(
+  undo: AsyncDisposableStack,
+  application: Application,
+  action: 'allow' | 'deny' = 'allow',
+): Promise<{ host: TestHost; port: number }> {
+  undo.use(application)
+  const port = await freePort()
+  const host = undo.use(
+    await startHost({
+      services: [
+        localService('web', {
+          upstreams: [{ destination: 'db', bind: { ip: '127.0.0.1', port } }],
+        }),
+        localService('db', { target: { ip: '127.0.0.1', port: application.port } }),
+      ],
+    }),
+  )
+  await host.publish(
+    snapshotOf('db', [endpoint('db', host.tunnelPort, { local: true })], [['web', action]]),
+  )
+  return { host, port }
 }
 
 /** Sends `bytes`, ends, and returns all that comes back. */

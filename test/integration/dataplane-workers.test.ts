@@ -21,7 +21,15 @@ import {
   startHost,
   type TestHost,
 } from './dataplane-fixtures.ts'
-import { large, roundTrip, startDb, startPair, startWeb, threadsOf } from './dataplane-pair.ts'
+import {
+  large,
+  roundTrip,
+  startDb,
+  startPair,
+  startTogether,
+  startWeb,
+  threadsOf,
+} from './dataplane-pair.ts'
 import { Collector, leafOf, openTunnelPort, startSession } from './tunnel-fixtures.ts'
 
 function connectFailuresOf({ totals }: TestHost): number {
@@ -406,31 +414,9 @@ describe('another instance is tried', () => {
 })
 
 describe('an instance on the same host', () => {
-  async function startTogether(
-    undo: AsyncDisposableStack,
-    action: 'allow' | 'deny',
-  ): Promise<{ host: TestHost; port: number }> {
-    const echo = undo.use(await startEcho())
-    const port = await freePort()
-    const host = undo.use(
-      await startHost({
-        services: [
-          localService('web', {
-            upstreams: [{ destination: 'db', bind: { ip: '127.0.0.1', port } }],
-          }),
-          localService('db', { target: { ip: '127.0.0.1', port: echo.port } }),
-        ],
-      }),
-    )
-    await host.publish(
-      snapshotOf('db', [endpoint('db', host.tunnelPort, { local: true })], [['web', action]]),
-    )
-    return { host, port }
-  }
-
   test('is reached without a tunnel, with large writes too', async () => {
     await using undo = new AsyncDisposableStack()
-    const { host, port } = await startTogether(undo, 'allow')
+    const { host, port } = await startTogether(undo, await startEcho(), 'allow')
     const { bytes, how } = await roundTrip(port, large)
     assert.equal(how, 'end')
     assert.ok(bytes.equals(large))
@@ -439,7 +425,7 @@ describe('an instance on the same host', () => {
 
   test('is guarded by the same policy, also for live connections', async () => {
     await using undo = new AsyncDisposableStack()
-    const { host, port } = await startTogether(undo, 'deny')
+    const { host, port } = await startTogether(undo, await startEcho(), 'deny')
     assert.equal((await roundTrip(port, Buffer.from('x'))).how, 'ECONNRESET')
     await host.publish(snapshotOf('db', [endpoint('db', host.tunnelPort, { local: true })]))
     assert.equal((await roundTrip(port, Buffer.from('x'))).how, 'end')

@@ -351,6 +351,7 @@ export function looseConnection(stage: Open): Connection {
     descriptors: 0,
     openedAtMs: Date.now(),
     startedMs: performance.now(),
+    firstSentMs: 0,
     sentBytes: 0,
     receivedBytes: 0,
     abort: () => undefined,

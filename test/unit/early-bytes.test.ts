@@ -56,6 +56,21 @@ test('a caller is not read before there is somebody to speak to; what it says is
   assert.equal(heard(first), '', 'it has it all')
 })
 
+test('the time of the first bytes stays, whatever is said later and to whom', () => {
+  const { source, early } = makeCaller()
+  early.forwardTo(new FakeStream(), () => undefined)
+  assert.equal(early.firstMs, 0)
+  const beforeMs = performance.now()
+  say(source, 'one ')
+  const { firstMs } = early
+  assert.ok(firstMs >= beforeMs && firstMs <= performance.now())
+  early.stopForwarding()
+  early.forwardTo(new FakeStream(), () => undefined)
+  say(source, 'two')
+  early.handOver(new FakeStream())
+  assert.equal(early.firstMs, firstMs)
+})
+
 test('another instance hears all of it from the beginning, with the end', () => {
   const { source, early } = makeCaller()
   const [first, second, third] = [new FakeStream(), new FakeStream(), new FakeStream()]

@@ -71,6 +71,42 @@ test('both sides are started, and bytes go through untouched and counted', () =>
   assert.deepEqual([sentBytes, receivedBytes], [7, 10])
 })
 
+/** How often the splice has counted a first byte. */
+function answersIn(memory: SharedArrayBuffer): number {
+  const labels = { reporter: 'source', source: 'web', destination: 'db' } as const
+  const [row] = readTraffic(memory, [undefined, undefined, labels])
+  return row === undefined ? 0 : trafficLayout.total(row.cells, 'firstByte')
+}
+
+test('the first byte of an answer is counted once, with early bytes of the caller or without', () => {
+  for (const isEarly of [false, true]) {
+    const { caller, called, connection, memory } = join({
+      before: (parts) => {
+        if (!isEarly) return
+        parts.connection.sentBytes = 5
+        parts.connection.firstSentMs = performance.now()
+      },
+    })
+    const { firstSentMs } = connection
+    caller.receiver.onBytes(bytes('request'))
+    if (isEarly) assert.equal(connection.firstSentMs, firstSentMs, 'those came first')
+    assert.equal(answersIn(memory), 0)
+    called.receiver.onBytes(bytes('the'))
+    called.receiver.onBytes(bytes('answer'))
+    caller.receiver.onBytes(bytes('another request'))
+    called.receiver.onBytes(bytes('its answer'))
+    assert.equal(answersIn(memory), 1)
+  }
+})
+
+test('where the called side speaks first no answer is counted, not even a later one', () => {
+  const { caller, called, memory } = join()
+  called.receiver.onBytes(bytes('220 ready'))
+  caller.receiver.onBytes(bytes('request'))
+  called.receiver.onBytes(bytes('the answer'))
+  assert.equal(answersIn(memory), 0)
+})
+
 test('that memory is still in use is passed on to whoever read it', () => {
   const { caller, called } = join()
   called.answer = KEPT

@@ -127,6 +127,30 @@ test('a duration is counted in the first bucket whose bound is not below it', ()
   )
 })
 
+test('latencies are counted in buckets of their own column, and summed in seconds', () => {
+  const { counters, read } = setUp()
+  const row = counters.row('source', 'a', 'b')
+  counters.row('source', 'c', 'd')
+  counters.connected(row, 1_000)
+  counters.connected(row, 1_000)
+  counters.answered(row, 250)
+  counters.answered(row, 1e9)
+  const [ab, cd] = read()
+  assert.ok(ab !== undefined && cd !== undefined)
+  const counted = ({ buckets }: { readonly buckets: readonly number[] }): unknown =>
+    buckets.flatMap((count, bucket) => (count === 0 ? [] : [[bucket, count]]))
+  // 8 buckets for each doubling from 2^-14 s on; a bound belongs to the bucket below it.
+  assert.deepEqual(counted(ab.connectLatency), [[14 * 8 - 1, 2]])
+  assert.equal(ab.connectLatency.seconds, 2)
+  assert.deepEqual(counted(ab.firstByte), [
+    [12 * 8 - 1, 1],
+    [159, 1],
+  ])
+  assert.equal(ab.firstByte.seconds, 1_000_000.25)
+  assert.equal(ab.duration.buckets.length, durationBoundsSeconds.length + 1)
+  assert.deepEqual([counted(cd.connectLatency), counted(cd.firstByte)], [[], []])
+})
+
 test('pairs beyond the last row share one row per reporter, and memory does not grow', () => {
   const { counters, memory, announced, read } = setUp()
   const bytes = memory.byteLength

@@ -8,7 +8,7 @@ import { TrafficCounters, WorkerCounters } from '../../src/telemetry/counters.ts
 import { createExposition, type MetricsSource } from '../../src/telemetry/exposition.ts'
 import type { HostReading } from '../../src/telemetry/host-reading.ts'
 import { metrics } from '../../src/telemetry/metrics.ts'
-import { WorkerTotals } from '../../src/telemetry/totals.ts'
+import { MAX_NODE_PAIRS, WorkerTotals } from '../../src/telemetry/totals.ts'
 
 interface Sample {
   readonly name: string
@@ -222,6 +222,11 @@ test('counts appear under the labels they were counted with', async () => {
   traffic.sent(row, 1_000)
   traffic.received(row, 2 ** 52)
   traffic.connectFailed(row)
+  traffic.connected(row, 0.01)
+  traffic.connected(row, 250)
+  traffic.connected(row, 251)
+  traffic.answered(row, 33_000)
+  traffic.answered(row, 1e6)
   worker.inc('tunnelHandshakeFailures', 3)
   worker.inc('logLinesLost', 2)
   worker.set('tunnelSessionsActive', 2)
@@ -272,6 +277,15 @@ test('counts appear under the labels they were counted with', async () => {
     ['hostmesh_tcp_connection_duration_seconds_bucket', { ...pair, le: '0.5' }, 2],
     ['hostmesh_tcp_connection_duration_seconds_bucket', { ...pair, le: '+Inf' }, 3],
     ['hostmesh_tcp_connection_duration_seconds_sum', pair, 1_000_000.202],
+    ['hostmesh_tcp_connect_duration_seconds_bucket', { ...pair, le: '0.0001220703125' }, 1],
+    ['hostmesh_tcp_connect_duration_seconds_bucket', { ...pair, le: '0.125' }, 1],
+    ['hostmesh_tcp_connect_duration_seconds_bucket', { ...pair, le: '0.25' }, 2],
+    ['hostmesh_tcp_connect_duration_seconds_bucket', { ...pair, le: '0.5' }, 3],
+    ['hostmesh_tcp_connect_duration_seconds_bucket', { ...pair, le: '+Inf' }, 3],
+    ['hostmesh_tcp_connect_duration_seconds_sum', pair, 0.501_01],
+    ['hostmesh_tcp_first_byte_seconds_bucket', { ...pair, le: '32' }, 0],
+    ['hostmesh_tcp_first_byte_seconds_bucket', { ...pair, le: '+Inf' }, 2],
+    ['hostmesh_tcp_first_byte_seconds_count', pair, 2],
     ['hostmesh_tunnel_handshake_failures_total', {}, 3],
     ['hostmesh_tunnel_sessions_active', {}, 2],
     ['hostmesh_tunnel_rtt_seconds_bucket', { le: '0.005' }, 1],
@@ -295,6 +309,9 @@ test('counts appear under the labels they were counted with', async () => {
   ]
   for (const [name, labels, wanted] of expected)
     assert.equal(value(families, name, labels), wanted, `${name} ${JSON.stringify(labels)}`)
+  const { samples = [] } = families.get('hostmesh_tcp_first_byte_seconds') ?? {}
+  const bounds = samples.flatMap(({ labels }) => labels['le'] ?? [])
+  assert.deepEqual(bounds, [...Array.from({ length: 19 }, (_, i) => String(2 ** (i - 13))), '+Inf'])
   assert.equal(
     value(families, 'hostmesh_tcp_connections_closed_total', { ...pair, response_flags: 'UF' }),
     undefined,
@@ -346,6 +363,30 @@ test('hundreds of service pairs, rendered in slices, are one well-formed text wi
   assert.equal(families.get('hostmesh_tcp_connections_closed_total')?.samples.length, pairs)
   const buckets = families.get('hostmesh_tcp_connection_duration_seconds')?.samples
   assert.equal(buckets?.length, pairs * 16, 'more than a slice holds')
+})
+
+test('a scrape of the most service pairs of a host leaves room for others after each slice', async () => {
+  const totals = new WorkerTotals()
+  for (const id of [0, 1]) {
+    const memory = totals.attach(id)
+    const traffic = new TrafficCounters(memory.traffic, (row, labels) =>
+      totals.announce(id, row, labels),
+    )
+    for (let i = 0; i < MAX_NODE_PAIRS / 2; i += 1)
+      traffic.connected(traffic.row('source', `s${id}-${i}`, 'db'), 1)
+  }
+  let turns = 0
+  let isOver = false
+  const turn = (): void => {
+    turns += 1
+    if (!isOver) setImmediate(turn)
+  }
+  setImmediate(turn)
+  const text = await createExposition(source(totals)).metrics()
+  isOver = true
+  const lines = text.split('\n').length
+  assert.ok(lines > 60 * MAX_NODE_PAIRS, `${lines} lines`)
+  assert.ok(turns >= lines / 1_000, `${turns} turns`)
 })
 
 test('scrapes that arrive during a scrape share its answer, later ones see new counts', async () => {

@@ -46,6 +46,10 @@ function onlyRow(totals: WorkerTotals): Row {
   return row
 }
 
+function sumOf(counts: readonly number[]): number {
+  return counts.reduce((sum, count) => sum + count, 0)
+}
+
 test('workers that count the same pair in different rows are summed', () => {
   const totals = new WorkerTotals()
   const first = startWorker(totals, 0)
@@ -71,6 +75,8 @@ test('totals do not go backwards when a worker crashes and another takes its pla
   before.traffic.opened(row)
   before.traffic.closed(row, 'UF', 5)
   before.traffic.sent(row, 100)
+  before.traffic.connected(row, 500)
+  before.traffic.answered(row, 2_000)
   before.counters.inc('acceptedConnections', 9)
   before.counters.set('tunnelSessionsActive', 4)
   assert.equal(onlyRow(totals).active, 1)
@@ -81,6 +87,7 @@ test('totals do not go backwards when a worker crashes and another takes its pla
   assert.equal(crashed.active, 0)
   assert.equal(crashed.lost, 1)
   assert.equal(crashed.sentBytes, 100)
+  assert.deepEqual([crashed.connectLatency.seconds, crashed.firstByte.seconds], [0.5, 2])
   assert.equal(totals.numbers().acceptedConnections, 9)
   assert.equal(totals.numbers().tunnelSessionsActive, 0, 'gauges end with their worker')
 
@@ -88,12 +95,19 @@ test('totals do not go backwards when a worker crashes and another takes its pla
   const again = after.traffic.row('source', 'web', 'db')
   after.traffic.opened(again)
   after.traffic.sent(again, 11)
+  after.traffic.connected(again, 500)
+  after.traffic.answered(again, 1_000)
   after.counters.inc('acceptedConnections')
   const sum = onlyRow(totals)
   assert.equal(sum.opened, 3)
   assert.equal(sum.active, 1)
   assert.equal(sum.lost, 1)
   assert.equal(sum.sentBytes, 111)
+  assert.equal(sum.connectLatency.seconds, 1)
+  assert.equal(sum.connectLatency.buckets[13 * 8 - 1], 2, '0.5 s, of both workers')
+  assert.equal(sum.firstByte.seconds, 3)
+  assert.equal(sumOf(sum.firstByte.buckets), 2)
+  assert.deepEqual(onlyRow(totals), sum, 'a reading changes nothing')
   assert.equal(totals.numbers().acceptedConnections, 10)
   assert.equal(totals.numbers().tunnelSessionsActive, 0)
 })

@@ -98,6 +98,7 @@ export class ConnectionTable {
       descriptors: 0,
       openedAtMs: Date.now(),
       startedMs: nowMs,
+      firstSentMs: 0,
       sentBytes: 0,
       receivedBytes: 0,
       abort: () => undefined,

@@ -43,6 +43,8 @@ export interface Connection {
   readonly openedAtMs: number
   /** Monotonic; for durations. */
   readonly startedMs: number
+  /** Monotonic: when the first bytes of the calling side could be passed on; 0 before that. */
+  firstSentMs: number
   sentBytes: number
   receivedBytes: number
   /** Aborts the connection in its present stage, with this ending. */

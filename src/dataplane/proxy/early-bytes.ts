@@ -53,6 +53,8 @@ export class ReplayableBytes extends EarlyBytes {
   hasEnded = false
   /** Whether the source has been resumed. */
   isReading = false
+  /** Monotonic: when the first bytes were read; 0 before that. */
+  firstMs = 0
   private readonly source: ByteStream
   private readonly account: Account
   private target: ByteStream | undefined
@@ -119,6 +121,7 @@ export class ReplayableBytes extends EarlyBytes {
   }
 
   override onBytes(bytes: Uint8Array): WriteResult {
+    if (this.bytes.length === 0) this.firstMs = performance.now()
     super.onBytes(bytes)
     // With many callers that send to instances which do not answer, reading is postponed.
     if (this.bytes.length >= UNCONFIRMED_LIMIT || this.account.isTight) this.source.pause()

@@ -50,6 +50,8 @@ export interface Arrival {
   readonly destination: string
   /** The certificates of a Connect peer's connection; undefined for a stream, whose session checks them. */
   readonly certificates: CertificatePair | undefined
+  /** Monotonic: when the stream was opened, or the TLS connection was. */
+  readonly arrivedMs: number
 }
 
 /** A stream of a tunnel; it has a preface. */
@@ -63,7 +65,7 @@ export function carryStream(context: WorkerContext, arrival: ArrivingStream): vo
     return
   }
   if (!context.isDraining()) {
-    arrival.lane.noteUnsuccessful(performance.now())
+    arrival.lane.noteUnsuccessful(arrival.arrivedMs)
     context.noteLimit('streams')
   }
   context.workerCounters.inc('overflow')
@@ -121,6 +123,10 @@ async function carry(
     }
     if (stream instanceof TunnelStream) stream.confirm()
     context.outcomes.succeeded('inbound', source, destination)
+    const nowMs = performance.now()
+    context.counters.connected(row, nowMs - arrival.arrivedMs)
+    // Bytes that came before had to wait for the application: their time begins now, like that of bytes still unread.
+    if (early.bytes.length > 0) connection.firstSentMs = nowMs
     join(context, connection, { stage, stream, local, early })
   } catch (error) {
     context.outcomes.failed('inbound', source, destination, error)
@@ -282,7 +288,7 @@ class StreamArrival extends EarlyBytes implements Arriving {
     this.context = context
     this.arrival = arrival
     this.account = arrival.lane.account
-    this.expiresAtMs = performance.now() + context.timeouts.handshakeMs
+    this.expiresAtMs = arrival.arrivedMs + context.timeouts.handshakeMs
   }
 
   begin(): void {

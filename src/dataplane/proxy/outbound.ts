@@ -209,6 +209,7 @@ function join(
     local: downstream,
   }
   connection.stage = stage
+  context.counters.connected(row, performance.now() - connection.startedMs)
   if (certificates !== undefined) context.connections.bindCertificates(connection, certificates)
   if (upstream instanceof SocketStream) context.connections.useDescriptors(connection, 2)
   const finish = (flag: Parameters<typeof context.connections.end>[1], reason?: unknown): void => {
@@ -222,6 +223,7 @@ function join(
     downstream.reset()
   }
   connection.abort = abort
+  connection.firstSentMs = early.firstMs
   connection.sentBytes += early.bytes.length
   context.counters.sent(row, early.bytes.length)
   early.handOver(upstream)

@@ -107,7 +107,9 @@ class SendLeg implements Receiver {
   }
 
   onBytes(bytes: Uint8Array): WriteResult {
-    this.connection.sentBytes += bytes.length
+    const { connection } = this
+    if (connection.sentBytes === 0) connection.firstSentMs = performance.now()
+    connection.sentBytes += bytes.length
     this.counters.sent(this.row, bytes.length)
     if (!this.copies) {
       const result = this.to.write(bytes)
@@ -156,6 +158,7 @@ class ReceiveLeg implements Receiver {
   }
 
   onBytes(bytes: Uint8Array): WriteResult {
+    if (this.connection.receivedBytes === 0) this.noteAnswer()
     this.connection.receivedBytes += bytes.length
     this.counters.received(this.row, bytes.length)
     const result = this.to.write(bytes)
@@ -180,5 +183,11 @@ class ReceiveLeg implements Receiver {
 
   onWritable(): void {
     this.to.resume()
+  }
+
+  /** The first byte from the called side: an answer, unless that speaks first. */
+  private noteAnswer(): void {
+    const { firstSentMs } = this.connection
+    if (firstSentMs > 0) this.counters.answered(this.row, performance.now() - firstSentMs)
   }
 }
