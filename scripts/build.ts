@@ -1,7 +1,7 @@
 /**
  * Makes the program that hosts run: `node scripts/build.ts [FOLDER]` writes it to dist, or to FOLDER without maps.
  *
- * Both threads' programs are bundled with what they use, without comments and white space: the text of a program stays in
+ * The programs of all threads are bundled with what they use, without comments and white space: the text of a program stays in
  * memory as long as it runs, and a file less is a file less to open (docs/performance.md, "Memory"). Names stay, for profiles and
  * stack traces. koffi stays a package, since it loads its native part from its own folder. Types are not looked at: `npm run check`
  * is for that.
@@ -21,6 +21,7 @@ try {
     entryPoints: [
       { in: 'src/main.ts', out: 'program/main' },
       { in: 'src/dataplane/worker.ts', out: 'dataplane/worker' },
+      { in: 'src/aggregator/store-thread.ts', out: 'aggregator/store-thread' },
     ],
     outdir: making,
     chunkNames: 'program/[name]-[hash]',

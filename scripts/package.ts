@@ -3,7 +3,7 @@
  * its SHA-256 beside it, as sha256sum prints it, and prints the path of the first.
  *
  * The tarball holds one folder of its own name: compiled program, production packages, private Node, unit
- * files. It is for the architecture of the machine that makes it, since npm installs only that. Equal inputs
+ * files, manual pages and completion scripts. It is for the architecture of the machine that makes it, since npm installs only that. Equal inputs
  * make equal bytes: an installer sees by the checksum whether a host has it already. With --if-older nothing is
  * made where the tarball is newer than everything that goes into it.
  */
@@ -66,6 +66,11 @@ function makeIn(work: string): void {
   const tree = join(work, name)
   mkdirSync(tree)
   compile(join(tree, 'dist'))
+  run(process.execPath, [
+    '--disable-warning=ExperimentalWarning',
+    join(root, 'scripts/man.ts'),
+    tree,
+  ])
   for (const file of files) if (existsSync(join(root, file))) copy(file, tree)
   for (const place of productionPackages()) copy(place, tree)
   writeManifest(tree)
@@ -82,7 +87,8 @@ function makeIn(work: string): void {
 function isOlder(): boolean {
   if (!existsSync(`${tarball}.sha256`) || !existsSync(tarball)) return true
   const madeAtMs = statSync(tarball).mtimeMs
-  const single = ['package.json', 'scripts/build.ts', 'node_modules/.package-lock.json']
+  const made = ['scripts/build.ts', 'scripts/man.ts', 'scripts/manual-pages.ts']
+  const single = ['package.json', ...made, 'node_modules/.package-lock.json']
   const inputs = [...files, ...single, 'src/**', 'systemd/**', 'scripts/package.ts']
   return globSync(inputs, { cwd: root }).some(
     (place) => statSync(join(root, place)).mtimeMs >= madeAtMs,

@@ -18,6 +18,7 @@ import { FairConnections } from '../lib/fair-connections.ts'
 import { BodyTooLong, closeServer, portOf, readBody, replyJson } from '../lib/json-http.ts'
 import { parseJson } from '../lib/json-value.ts'
 import type { Log } from '../lib/log.ts'
+import { type Rate, RateLimiter } from '../lib/rate-limit.ts'
 import type { SocketAddress } from '../model/address.ts'
 import {
   enrollRequest,
@@ -26,9 +27,9 @@ import {
   renewRequest,
   signRequest,
 } from '../model/ca-protocol.ts'
+import { callerAt } from '../model/caller-address.ts'
 import type { CertificateAuthority } from './certificate-authority.ts'
 import type { HostCaller } from './hosts.ts'
-import { callerAt, type Rate, RateLimiter } from './rate-limit.ts'
 
 /** The limits of the protocol; tests make them smaller. */
 export interface CaServerLimits {

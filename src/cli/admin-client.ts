@@ -3,8 +3,8 @@
  */
 import { statSync } from 'node:fs'
 import { type ErrorCode, errorCode, MeshError } from '../lib/errors.ts'
-import { callJson, type JsonAnswer, readError } from '../lib/json-http.ts'
-import { member } from '../lib/json-value.ts'
+import { callHttp, type JsonAnswer, readError } from '../lib/json-http.ts'
+import { member, parseJson } from '../lib/json-value.ts'
 import { http } from '../lib/node-http.ts'
 
 /** The default address of the daemon. */
@@ -33,6 +33,28 @@ export async function fetchDocument<T>(
   path: string,
   isDocument: (value: unknown) => value is T,
 ): Promise<T> {
+  const { socketPath, status, bytes } = await call(address, path)
+  const body = parseJson(bytes)
+  if (status !== 200) throw refused(socketPath, path, { status, body })
+  if (isDocument(body)) return body
+  throw new MeshError(
+    'HM_ADMIN_ANSWER_UNREADABLE',
+    `Cannot read the answer of the daemon at ${socketPath} to ${path}`,
+    { hint: 'The daemon may be of another version: compare hostmesh version and hostmesh status' },
+  )
+}
+
+/** Fetches a text, such as `/metrics`. @throws MeshError as {@link fetchDocument} */
+export async function fetchText(address: string, path: string): Promise<string> {
+  const { socketPath, status, bytes } = await call(address, path)
+  if (status === 200) return bytes.toString('utf8')
+  throw refused(socketPath, path, { status, body: parseJson(bytes) })
+}
+
+async function call(
+  address: string,
+  path: string,
+): Promise<{ readonly socketPath: string; readonly status: number; readonly bytes: Buffer }> {
   const socketPath = socketPathOf(address)
   if (socketPath === undefined) {
     throw new MeshError('HM_USAGE_ADDRESS', `Cannot use the address ${JSON.stringify(address)}`, {
@@ -41,18 +63,12 @@ export async function fetchDocument<T>(
   }
   const signal = AbortSignal.timeout(DEADLINE_MS)
   const options = { socketPath, path, agent: false, signal }
-  const answer = await callJson(http.request, options, { maxBytes: MAX_ANSWER_BYTES }).catch(
+  const answer = await callHttp(http.request, options, { maxBytes: MAX_ANSWER_BYTES }).catch(
     (thrown: unknown) => {
       throw connectionFailed(socketPath, thrown)
     },
   )
-  if (answer.status !== 200) throw refused(socketPath, path, answer)
-  if (isDocument(answer.body)) return answer.body
-  throw new MeshError(
-    'HM_ADMIN_ANSWER_UNREADABLE',
-    `Cannot read the answer of the daemon at ${socketPath} to ${path}`,
-    { hint: 'The daemon may be of another version: compare hostmesh version and hostmesh status' },
-  )
+  return { socketPath, ...answer }
 }
 
 function connectionFailed(socketPath: string, cause: unknown): MeshError {

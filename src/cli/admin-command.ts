@@ -1,17 +1,14 @@
 /**
- * Common parts of the commands that show one admin document: options, fetching, output as table or JSON.
+ * Common parts of the commands that show one admin document: the address, fetching, checking.
  */
-import { Command, Option } from 'commander'
+import { Option } from 'commander'
 import { member } from '../lib/json-value.ts'
 import { DEFAULT_ADDRESS, fetchDocument } from './admin-client.ts'
-
-/** How a document is printed. */
-export type OutputFormat = 'table' | 'json'
+import type { ReadingOptions } from './reading-command.ts'
 
 /** The options of such a command, its own and the global ones. */
-export interface AdminOptions {
+export interface AdminOptions extends ReadingOptions {
   readonly addr: string
-  readonly output: OutputFormat
 }
 
 /** The global option with the address of the daemon. */
@@ -19,18 +16,6 @@ export function addressOption(): Option {
   return new Option('--addr <address>', "the daemon's admin socket")
     .env('HOSTMESH_ADDR')
     .default(DEFAULT_ADDRESS)
-}
-
-/** The option `-o table|json`. */
-export function outputOption(): Option {
-  return new Option('-o, --output <format>', 'output format')
-    .choices(['table', 'json'])
-    .default('table')
-}
-
-/** A command with `-o`; the caller adds arguments and the action. */
-export function adminCommand(name: string, description: string): Command {
-  return new Command(name).description(description).addOption(outputOption())
 }
 
 /** Fetches a document that must have a list under `listKey`. */

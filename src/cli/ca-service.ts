@@ -8,9 +8,10 @@ import type { CaStatus, RotationStatus } from '../authority/status.ts'
 import { parseDuration } from '../lib/duration.ts'
 import { MeshError } from '../lib/errors.ts'
 import type { LogLevel } from '../lib/log.ts'
-import { outputOption, printJson, printLines } from './admin-command.ts'
+import { printLines } from './admin-command.ts'
+import { addReadingOptions, type ReadingOptions, show } from './reading-command.ts'
 import { formatTime } from './render/format.ts'
-import { renderTable } from './render/table.ts'
+import { renderTable, type TableStyle } from './render/table.ts'
 
 interface ServeOptions {
   readonly directory: string
@@ -118,18 +119,20 @@ function tokenCommand(): Command {
 }
 
 function statusCommand(): Command {
-  return new Command('status')
+  const command = new Command('status')
     .description('Show hosts, open tokens and roots of a certificate authority')
     .addOption(directoryOption())
-    .addOption(outputOption())
-    .action(async (options: { directory: string; output: 'table' | 'json' }) => {
-      const status = await runCommand(options.directory, { do: 'status' })
-      if (options.output === 'json') printJson(status)
-      else printLines(describeStatus(status))
-    })
+  return addReadingOptions(command).action(
+    async (options: ReadingOptions & { directory: string }) => {
+      await show(options, async () => {
+        const status = await runCommand(options.directory, { do: 'status' })
+        return { document: status, text: (style) => describeStatus(status, style).join('\n') }
+      })
+    },
+  )
 }
 
-function describeStatus(status: CaStatus): string[] {
+function describeStatus(status: CaStatus, style: TableStyle): string[] {
   return [
     `Trust domain   ${status.trustDomain}`,
     `Address        ${status.address ?? 'never served'}`,
@@ -153,6 +156,7 @@ function describeStatus(status: CaStatus): string[] {
         String(certificates),
         formatTime(notAfterMs),
       ]),
+      style,
     ),
   ]
 }
@@ -191,17 +195,15 @@ function rotateCommand(): Command {
     const command = new Command(step).description(steps[step]).addOption(directoryOption())
     if (step === 'finish')
       command.option('--force', 'cut off the hosts that are not done: they need a new token')
-    command
-      .addOption(outputOption())
-      .action(async (options: { directory: string; force?: boolean; output: 'table' | 'json' }) => {
-        const status = await runCommand(options.directory, {
-          do: 'rotate',
-          step,
-          force: options.force === true,
+    addReadingOptions(command, { isRepeatable: step === 'status' }).action(
+      async (options: ReadingOptions & { directory: string; force?: boolean }) => {
+        await show(options, async () => {
+          const force = options.force === true
+          const status = await runCommand(options.directory, { do: 'rotate', step, force })
+          return { document: status, text: (style) => describeRotation(status, style).join('\n') }
         })
-        if (options.output === 'json') printJson(status)
-        else printLines(describeRotation(status))
-      })
+      },
+    )
     rotate.addCommand(command)
   }
   return rotate
@@ -213,7 +215,7 @@ const NEXT: Readonly<Record<RotationStatus['phase'], string>> = {
   reissuing: 'The new root signs; hosts renew their certificates',
 }
 
-function describeRotation(status: RotationStatus): string[] {
+function describeRotation(status: RotationStatus, style: TableStyle): string[] {
   const { phase, lagging, hosts } = status
   const isReady = phase === 'reissuing' && lagging.length === 0
   return [
@@ -237,6 +239,7 @@ function describeRotation(status: RotationStatus): string[] {
         reissued.join(',') || '-',
         pending.join(',') || '-',
       ]),
+      style,
     ),
   ]
 }

@@ -5,7 +5,7 @@
  * connections that no daemon carries yet, by the plan that the daemon kept when it ran.
  */
 import { stat } from 'node:fs/promises'
-import { Command, Option } from 'commander'
+import { Command } from 'commander'
 import { loadConfig } from '../config/load.ts'
 import type { Config } from '../config/schema.ts'
 import {
@@ -22,7 +22,8 @@ import {
 import type { ServicesDocument } from '../model/admin.ts'
 import { backendTraits } from '../model/capture-backend.ts'
 import { daemonPid, fetchDocument } from './admin-client.ts'
-import { renderTable } from './render/table.ts'
+import { addReadingOptions, type ReadingOptions, show } from './reading-command.ts'
+import { plainStyle, renderTable, type TableStyle } from './render/table.ts'
 
 /** The `capture` command and its subcommands. */
 export function captureCommand(): Command {
@@ -55,25 +56,22 @@ export function captureCommand(): Command {
       await warnOfDaemon(clear)
       console.log(removed ? 'Capture rules are removed' : 'There were no capture rules')
     })
-  command
-    .command('show')
-    .description(
-      'Show the rules in the kernel and how many connections they have refused and passed',
-    )
-    .option('--config <file>', 'compare with the rules of this configuration')
-    .addOption(
-      new Option('-o, --output <format>', 'output format')
-        .choices(['table', 'json'])
-        .default('table'),
-    )
-    .action(async (options: { config?: string; output: string }) => {
+  addReadingOptions(
+    command
+      .command('show')
+      .description(
+        'Show the rules in the kernel and how many connections they have refused and passed',
+      )
+      .option('--config <file>', 'compare with the rules of this configuration'),
+  ).action(async (options: ReadingOptions & { config?: string }) => {
+    await show(options, async () => {
       const state =
         options.config === undefined
           ? await showCapture(undefined)
           : await withDaemon(options.config, showCapture)
-      if (options.output === 'json') console.log(JSON.stringify(state, null, 2))
-      else for (const line of stateLines(state)) console.log(line)
+      return { document: state, text: (style) => stateLines(state, style).join('\n') }
     })
+  })
   command.addCommand(guardCommand())
   return command
 }
@@ -108,7 +106,7 @@ function guardCommand(): Command {
       const { rules, counts } = await showCapture(undefined)
       // The iptables guard is what we have in its filter table.
       const own = rules.filter(({ table }) => table === GUARD_TABLE || table === 'filter')
-      console.log(own.length === 0 ? 'There is no guard' : ruleTable(own))
+      console.log(own.length === 0 ? 'There is no guard' : ruleTable(own, plainStyle))
       const isIptables = own.some(({ table }) => table === 'filter')
       const atVirtual = isIptables ? counts.refusedVirtual : 0
       if (own.length > 0) console.log(`Refused: ${(counts.guarded ?? 0) + atVirtual}`)
@@ -154,7 +152,7 @@ function warn(sentences: readonly string[]): void {
   for (const sentence of sentences) console.error(`hostmesh: ${sentence}`)
 }
 
-function stateLines(state: CaptureState): string[] {
+function stateLines(state: CaptureState, style: TableStyle): string[] {
   const problems = state.problems.map(({ message }) => message)
   if (!state.present) return ['There are no capture rules', ...problems]
   const { counts, backend } = state
@@ -166,7 +164,7 @@ function stateLines(state: CaptureState): string[] {
   const count = (value: number | undefined, what: string): string[] =>
     value === undefined ? [] : [`${what}: ${value}`]
   return [
-    ruleTable(state.rules),
+    ruleTable(state.rules, style),
     '',
     ...(backend === undefined ? [] : [`Diverted by ${backend.kind}: ${backend.reason}`]),
     ...(backend !== undefined && backendTraits[backend.kind].limits !== undefined
@@ -185,7 +183,7 @@ function stateLines(state: CaptureState): string[] {
   ]
 }
 
-function ruleTable(rules: CaptureState['rules']): string {
+function ruleTable(rules: CaptureState['rules'], style: TableStyle): string {
   // Counts by name, not by rule, are printed below the table.
   const isCounted = rules.some(({ packets }) => packets !== null)
   const rows = rules.map(({ family, table, chain, packets, bytes, rule }) => [
@@ -196,5 +194,5 @@ function ruleTable(rules: CaptureState['rules']): string {
     rule,
   ])
   const counted = isCounted ? ['PACKETS', 'BYTES'] : []
-  return renderTable(['FAMILY', 'TABLE', 'CHAIN', ...counted, 'RULE'], rows)
+  return renderTable(['FAMILY', 'TABLE', 'CHAIN', ...counted, 'RULE'], rows, style)
 }

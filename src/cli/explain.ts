@@ -6,8 +6,9 @@ import { Command } from 'commander'
 import { MeshError } from '../lib/errors.ts'
 import type { Explanation, Verdict } from '../model/explanation.ts'
 import { fetchDocument } from './admin-client.ts'
-import { type AdminOptions, adminCommand, hasKey, printJson } from './admin-command.ts'
+import { type AdminOptions, hasKey, printJson } from './admin-command.ts'
 import { type ExitCode, exitCodes } from './failure.ts'
+import { readingCommand, show } from './reading-command.ts'
 import { renderExplanation } from './render/explanation.ts'
 
 interface ExplainOptions extends AdminOptions {
@@ -30,7 +31,7 @@ const EXIT_BY_VERDICT: Record<Verdict, ExitCode> = {
 
 /** The `explain` command. */
 export function explainCommand(): Command {
-  return adminCommand('explain', 'Explain why a connection goes where it goes, or does not')
+  return readingCommand('explain', 'Explain why a connection goes where it goes, or does not')
     .option('--from <service>', 'who calls: a service, or an instance id of this host')
     .option('--to <destination>', 'what is called: db, db.mesh, db:5432, 240.0.0.1:5432')
     .option('--connection <id>', 'an open or refused connection, as hostmesh connections names it')
@@ -38,14 +39,17 @@ export function explainCommand(): Command {
     .option('--snapshot <file>', 'answer from what hostmesh snapshot wrote, without a daemon')
     .action(async (_options: unknown, command: Command) => {
       const options = command.optsWithGlobals<ExplainOptions>()
-      const explanation =
-        options.snapshot === undefined
-          ? await askDaemon(options)
-          : await readSnapshot(options, options.snapshot)
-      if (options.output === 'json') printJson(explanation)
-      else console.log(renderExplanation(explanation, Date.now()))
-      const code = EXIT_BY_VERDICT[explanation.verdict]
-      if (code !== exitCodes.ok) process.exitCode = code
+      await show(options, async () => {
+        const explanation =
+          options.snapshot === undefined
+            ? await askDaemon(options)
+            : await readSnapshot(options, options.snapshot)
+        return {
+          document: explanation,
+          text: () => renderExplanation(explanation, Date.now()),
+          exitCode: EXIT_BY_VERDICT[explanation.verdict],
+        }
+      })
     })
 }
 

@@ -10,7 +10,7 @@ export const exitCodes = {
   failed: 1,
   /** The command line or the configuration is wrong. */
   usage: 2,
-  /** No daemon answers (LSB: not running). */
+  /** No daemon, or no aggregator, answers (LSB: not running). */
   unreachable: 3,
   /** systemd reads 4 of a service as "no permission" and 5 as "not installed", as LSB does. */
   denied: 4,
@@ -22,6 +22,8 @@ export type ExitCode = (typeof exitCodes)[keyof typeof exitCodes]
 
 const CODE_BY_ERROR: Readonly<Record<string, ExitCode>> = {
   HM_ADMIN_UNREACHABLE: exitCodes.unreachable,
+  HM_FLEET_UNREACHABLE: exitCodes.unreachable,
+  HM_HOST_NOT_FOUND: exitCodes.notFound,
   HM_SERVICE_NOT_FOUND: exitCodes.notFound,
   HM_CONNECTION_NOT_FOUND: exitCodes.notFound,
   EACCES: exitCodes.denied,

@@ -8,8 +8,12 @@ import { Command, CommanderError, Help } from 'commander'
 import { MeshError } from '../lib/errors.ts'
 import { hostmeshVersion } from '../lib/version.ts'
 import { addressOption } from './admin-command.ts'
+import { aggregatorCommand } from './aggregator.ts'
 import { certsCommand } from './certs.ts'
+import { completionCommand } from './completion.ts'
 import { connectionsCommand } from './connections.ts'
+import { edgesCommand, topCommand } from './edges.ts'
+import { exampleHelp } from './examples.ts'
 import { explainCommand, snapshotCommand } from './explain.ts'
 import { describeFailure, type ExitCode, exitCodeOf, exitCodes } from './failure.ts'
 import { peersCommand } from './peers.ts'
@@ -23,17 +27,20 @@ const HELP = 'help'
 
 const DAEMON_GROUP = 'The daemon of this host:'
 const ASK_GROUP = 'Querying the daemon:'
+const FLEET_GROUP = 'Querying the aggregator:'
 const OTHER_GROUP = 'Without a daemon:'
 
 const EXIT_CODE_HELP = `
-Exit codes: 0 ok; 1 failed, or not well; 2 wrong usage or configuration; 3 no daemon answers;
+Exit codes: 0 ok; 1 failed, or not well; 2 wrong usage or configuration; 3 nobody answers;
 4 permission denied; 5 not found.`
 
 /** Commands that load much code, in the order of the help. */
 const groups: Readonly<Record<string, () => Promise<Command>>> = {
+  fleet: async () => (await import('./fleet.ts')).fleetCommand().helpGroup(FLEET_GROUP),
   config: async () => (await import('./config.ts')).configCommand(),
   ca: async () => (await import('./ca.ts')).caCommand(),
   capture: async () => (await import('./capture.ts')).captureCommand(),
+  simulate: async () => (await import('./simulate.ts')).simulateCommand(),
   uninstall: async () => (await import('./uninstall.ts')).uninstallCommand(),
 }
 
@@ -65,17 +72,24 @@ export async function buildProgram(words: readonly string[] = []): Promise<Comma
       servicesCommand(),
       peersCommand(),
       connectionsCommand(),
+      edgesCommand(),
+      topCommand(),
       certsCommand(),
       explainCommand(),
       snapshotCommand(),
     ].map((command) => command.helpGroup(ASK_GROUP)),
+    aggregatorCommand().helpGroup(FLEET_GROUP),
     versionCommand().helpGroup(OTHER_GROUP),
+    completionCommand(() => buildProgram()).helpGroup(OTHER_GROUP),
     helpCommand(program).helpGroup(OTHER_GROUP),
   ]
   for (const command of cheap) mount(program, command)
-  for (const load of groupsFor(words[0] ?? HELP, cheap))
-    mount(program, (await load()).helpGroup(OTHER_GROUP))
+  for (const load of groupsFor(words[0] ?? HELP, cheap)) mount(program, groupedHelp(await load()))
   return program
+}
+
+function groupedHelp(command: Command): Command {
+  return command.helpGroup() === '' ? command.helpGroup(OTHER_GROUP) : command
 }
 
 /** `hostmesh help ca token`: commander's own help takes a single word, and shows something for an unknown one. */
@@ -110,6 +124,13 @@ function groupsFor(word: string, others: readonly Command[]): readonly (() => Pr
 function mount(parent: Command, command: Command): void {
   parent.addCommand(command)
   inheritSettings(parent, command)
+  addExamples(command, command.name())
+}
+
+function addExamples(command: Command, words: string): void {
+  const text = exampleHelp(words)
+  if (text !== undefined) command.addHelpText('after', text)
+  for (const child of command.commands) addExamples(child, `${words} ${child.name()}`)
 }
 
 function inheritSettings(parent: Command, command: Command): void {

@@ -2,15 +2,16 @@
  * `hostmesh status`: whether this host has problems, and which. Exit code 0 only when nothing is wrong.
  */
 import { setTimeout as delay } from 'node:timers/promises'
-import { type Command, InvalidArgumentError } from 'commander'
+import { type Command, InvalidArgumentError, Option } from 'commander'
 import { parseDuration } from '../lib/duration.ts'
 import { MeshError } from '../lib/errors.ts'
-import type { ProblemEntry, StatusDocument, WorkerStatus } from '../model/admin.ts'
+import type { ProblemEntry, ReportStatus, StatusDocument, WorkerStatus } from '../model/admin.ts'
 import { fetchDocument } from './admin-client.ts'
-import { type AdminOptions, adminCommand, hasKey, printJson } from './admin-command.ts'
+import { type AdminOptions, hasKey } from './admin-command.ts'
 import { exitCodes } from './failure.ts'
+import { readingCommand, show } from './reading-command.ts'
 import { formatAge, formatSince } from './render/format.ts'
-import { type Cell, paint, renderTable, type Tone } from './render/table.ts'
+import { type Cell, paint, renderTable, type TableStyle, type Tone } from './render/table.ts'
 
 /** Servers with a leader are asked every 7 s; an older contact is shown. Milliseconds. */
 const LEADER_MS = 12_000
@@ -27,14 +28,22 @@ interface StatusOptions extends AdminOptions {
 
 /** The `status` command. */
 export function statusCommand(): Command {
-  return adminCommand('status', 'Show whether this host is well, and what is wrong if not')
-    .option('--wait <duration>', 'wait until the host is well, at most this long (60s)', toDuration)
+  return readingCommand('status', 'Show whether this host is well, and what is wrong if not')
+    .addOption(
+      new Option('--wait <duration>', 'wait until the host is well, at most this long (60s)')
+        .argParser(toDuration)
+        .conflicts('watch'),
+    )
     .action(async (_options: unknown, command: Command) => {
       const options = command.optsWithGlobals<StatusOptions>()
-      const status = await awaitStatus(options.addr, options.wait ?? 0)
-      if (options.output === 'json') printJson(status)
-      else console.log(renderStatus(status, Date.now()))
-      if (reasons(status).length > 0) process.exitCode = exitCodes.failed
+      await show(options, async () => {
+        const status = await awaitStatus(options.addr, options.wait ?? 0)
+        return {
+          document: status,
+          text: (style) => renderStatus(status, Date.now(), style),
+          exitCode: reasons(status).length > 0 ? exitCodes.failed : exitCodes.ok,
+        }
+      })
     })
 }
 
@@ -90,8 +99,14 @@ function isStatusDocument(value: unknown): value is StatusDocument {
   )
 }
 
+function reportText({ aggregator, waiting, lastSuccessAt }: ReportStatus, nowMs: number): string {
+  const last =
+    lastSuccessAt === null ? 'none taken yet' : `${formatSince(lastSuccessAt, nowMs)} ago`
+  return `to ${aggregator}, ${last}${waiting > 1 ? `, ${waiting} records wait` : ''}`
+}
+
 /** The status as text. */
-function renderStatus(status: StatusDocument, nowMs: number): string {
+function renderStatus(status: StatusDocument, nowMs: number, style: TableStyle): string {
   const { problems } = status
   const uptime = formatSince(status.startedAt, nowMs)
   const { catalog, certificates, capture, dns } = status
@@ -113,9 +128,14 @@ function renderStatus(status: StatusDocument, nowMs: number): string {
       ['Capture', captureText(capture.mode, capture.inSync)],
       ...(capture.details ?? []).map(([name, value]): [string, string] => [`  ${name}`, value]),
       ['DNS', dns.address ?? 'off'],
+      ...(status.reports ?? []).map((report): [string, string] => [
+        'Reports',
+        reportText(report, nowMs),
+      ]),
       ...stateRows(status.state),
       ['Snapshot', status.snapshotVersion === 0 ? 'none yet' : `version ${status.snapshotVersion}`],
     ],
+    style,
   )
   const workers = renderTable(
     ['WORKER', 'STATE', 'CONNECTIONS', 'RESTARTS'],
@@ -125,6 +145,7 @@ function renderStatus(status: StatusDocument, nowMs: number): string {
       String(worker.connections),
       String(worker.restarts),
     ]),
+    style,
   )
   const wrong = problems.flatMap((problem) => problemLines(problem, nowMs))
   const known = (status.warnings ?? []).map((text) => `  ${paint({ text, tone: 'warning' })}`)

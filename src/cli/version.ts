@@ -3,7 +3,7 @@
  */
 import { Command, Option } from 'commander'
 import { hostmeshVersion } from '../lib/version.ts'
-import { printJson } from './admin-command.ts'
+import { formatAnswer } from './answer.ts'
 
 /** The `version` command. */
 export function versionCommand(): Command {
@@ -11,12 +11,14 @@ export function versionCommand(): Command {
     .description('Print the version of this program')
     .addOption(
       new Option('-o, --output <format>', 'output format')
-        .choices(['text', 'json'])
+        .choices(['text', 'json', 'yaml'])
         .default('text'),
     )
-    .action(({ output }: { output: string }) => {
-      const version = { version: hostmeshVersion, node: process.version, arch: process.arch }
-      if (output === 'json') printJson(version)
-      else console.log(`hostmesh ${version.version} (Node ${version.node}, ${version.arch})`)
+    .action(async ({ output }: { output: 'text' | 'json' | 'yaml' }) => {
+      const document = { version: hostmeshVersion, node: process.version, arch: process.arch }
+      const text = (): string =>
+        `hostmesh ${document.version} (Node ${document.node}, ${document.arch})`
+      const format = output === 'text' ? 'table' : output
+      console.log(await formatAnswer({ document, text }, format, undefined))
     })
 }

@@ -6,10 +6,11 @@
  * The parsed value is the daemon's {@link Config}. Rules that involve several keys are in validate.ts.
  */
 import { z } from 'zod'
+import { REPORTER_SERVICE } from '../model/report.ts'
 import { captureSection } from './capture-section.ts'
 import { service } from './service-section.ts'
 import { catalogSection, certificatesSection } from './source-sections.ts'
-import { duration, ip, path, port } from './values.ts'
+import { duration, ip, path, port, serviceName } from './values.ts'
 
 /** The whole file. */
 export const configSchema = z.strictObject({
@@ -25,6 +26,11 @@ export const configSchema = z.strictObject({
         .describe(
           "Address under which Consul lists this host's proxies; the agent's own unless given",
         ),
+      zone: z
+        .string()
+        .regex(/^[A-Za-z0-9._-]{1,64}$/, 'Must be 1 to 64 of A-Z a-z 0-9 . _ -')
+        .optional()
+        .describe('Where the host is (rack, zone, room): aggregators group by it'),
     })
     .prefault({}),
   datacenter: z
@@ -107,6 +113,25 @@ export const configSchema = z.strictObject({
       port: port
         .optional()
         .describe('Port of /metrics over HTTP; only on the admin socket unless given'),
+    })
+    .prefault({}),
+  reports: z
+    .strictObject({
+      to: z
+        .array(serviceName)
+        .max(8)
+        .default([])
+        .describe(
+          'Services of aggregators (docs/observability.md) to which this host reports, each for itself; to none unless given',
+        ),
+      as: serviceName
+        .default(REPORTER_SERVICE)
+        .describe('Service as which this host reports: its name in intentions and its certificate'),
+      keep: duration(
+        '1h',
+        'How long reports are kept one by one while an aggregator takes none; older ones are summed up',
+        60_000,
+      ),
     })
     .prefault({}),
   timeouts: z

@@ -2,6 +2,7 @@
  * The kinds of values in the configuration file, each with the message for an invalid one.
  */
 import { z } from 'zod'
+import { formatSize, parseSize, SIZE_PATTERN } from '../lib/byte-size.ts'
 import { DURATION_PATTERN, formatDuration, parseDuration } from '../lib/duration.ts'
 import { canonicalIp } from '../model/address.ts'
 import { isServiceName } from '../model/spiffe-id.ts'
@@ -24,6 +25,23 @@ export function duration(defaultText: string, meaning: string, minMs = 1): Durat
     })
     .prefault(defaultText)
     .meta({ description: meaning, pattern: DURATION_PATTERN })
+}
+
+/** A size: text in the file, bytes in the value. */
+export function size(defaultText: string, meaning: string, minBytes: number): Duration {
+  return z
+    .codec(z.string(), z.number(), {
+      decode: (text, context) => {
+        const bytes = parseSize(text)
+        if (bytes !== undefined && bytes >= minBytes) return bytes
+        const message = `Must be a size such as 512MiB or 10GiB, at least ${formatSize(minBytes)}`
+        context.issues.push({ code: 'custom', message, input: text })
+        return z.NEVER
+      },
+      encode: formatSize,
+    })
+    .prefault(defaultText)
+    .meta({ description: meaning, pattern: SIZE_PATTERN })
 }
 
 /** A port number. */

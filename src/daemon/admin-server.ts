@@ -5,19 +5,16 @@
  * are bounded in number, memory and time, because the server shares its thread with the control plane. Paths are
  * compared as bytes: nothing is decoded or normalized.
  */
-import { execFile } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync } from 'node:fs'
-import { chown, lstat, unlink } from 'node:fs/promises'
 import type { IncomingMessage, Server, ServerResponse } from 'node:http'
-import { connect, type Socket } from 'node:net'
-import { dirname } from 'node:path'
-import { promisify } from 'node:util'
-import { describeError, errorCode, MeshError } from '../lib/errors.ts'
+import type { Socket } from 'node:net'
+import { describeError, MeshError } from '../lib/errors.ts'
 import { FairConnections } from '../lib/fair-connections.ts'
+import { groupId } from '../lib/group-id.ts'
 import { closeServer, errorDocument, portOf, reply } from '../lib/json-http.ts'
 import type { Log } from '../lib/log.ts'
 import { http } from '../lib/node-http.ts'
+import { giveToGroup, listenOnUnixSocket } from '../lib/unix-socket.ts'
 import { isLoopback, type SocketAddress } from '../model/address.ts'
 import type { AdminDocuments } from '../model/admin.ts'
 import type { Explanation } from '../model/explanation.ts'
@@ -75,9 +72,6 @@ const MAX_UNFETCHED_BYTES = 64 * 1_024 * 1_024
 
 const DEADLINES_MS = { view: 10_000, reader: 30_000 } as const
 
-/** Timeout of the probe of a socket file; a live daemon accepts at once. */
-const PROBE_MS = 2_000
-
 const STATUS_BY_CODE: Readonly<Record<string, number>> = {
   HM_ADMIN_PATH_NOT_FOUND: 404,
   HM_ADMIN_METHOD_REFUSED: 405,
@@ -105,9 +99,10 @@ export async function startAdminServer(options: AdminServerOptions): Promise<Adm
 
   const answers = new Answers(options)
   const server = createAdminHttpServer(adminRoutes(options.view), answers)
-  await listenOnSocket(server, socketPath)
+  const spec = { path: socketPath, mode: 0o660, name: 'admin socket', key: 'admin.socket' }
+  await listenOnUnixSocket(server, spec)
   cleanup.defer(() => closeServer(server))
-  if (gid !== undefined) await giveToGroup(socketPath, gid, options.group ?? '')
+  if (gid !== undefined) await giveToGroup(spec, { gid, group: options.group ?? '' })
 
   let metricsAddress: SocketAddress | undefined
   if (options.metrics !== undefined) {
@@ -304,104 +299,6 @@ function withDeadline<T>(promise: Promise<T>, ms: number): Promise<T> {
   })
 }
 
-async function listenOnSocket(server: Server, socketPath: string): Promise<void> {
-  await clearStaleSocket(socketPath)
-  const listening = once(server, 'listening')
-  const umask = process.umask()
-  try {
-    // The group must be able to reach the socket through the directory; an existing directory keeps its mode.
-    process.umask(0o022)
-    mkdirSync(dirname(socketPath), { recursive: true, mode: 0o755 })
-    // The socket must never exist with a wider mode: listen() binds it under this umask.
-    process.umask(0o117)
-    server.listen(socketPath)
-  } catch (error) {
-    throw socketFailed(socketPath, error)
-  } finally {
-    process.umask(umask)
-  }
-  try {
-    await listening
-  } catch (error) {
-    if (errorCode(error) === 'EADDRINUSE') throw socketInUse(socketPath)
-    throw socketFailed(socketPath, error)
-  }
-}
-
-/** Removes the socket file of a daemon that has ended; leaves any other file alone. */
-async function clearStaleSocket(socketPath: string): Promise<void> {
-  try {
-    const entry = await lstat(socketPath)
-    if (!entry.isSocket()) {
-      throw new MeshError(
-        'HM_ADMIN_SOCKET_PATH_TAKEN',
-        `Cannot make the admin socket ${socketPath}: something that is not a socket is there`,
-        { hint: 'Move it away, or set admin.socket to another path' },
-      )
-    }
-    if (await isAnswering(socketPath)) throw socketInUse(socketPath)
-    await unlink(socketPath)
-  } catch (error) {
-    if (error instanceof MeshError) throw error
-    if (errorCode(error) === 'ENOENT') return
-    throw socketFailed(socketPath, error)
-  }
-}
-
-/** Whether a process listens on that socket. When unsure, returns true: a live socket is never removed. */
-function isAnswering(socketPath: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(socketPath)
-    const finish = (answer: boolean): void => {
-      socket.destroy()
-      resolve(answer)
-    }
-    socket.setTimeout(PROBE_MS, () => finish(true))
-    socket.once('connect', () => finish(true))
-    socket.once('error', (error) => {
-      const code = errorCode(error)
-      finish(code !== 'ECONNREFUSED' && code !== 'ENOENT')
-    })
-  })
-}
-
-async function giveToGroup(socketPath: string, gid: number, group: string): Promise<void> {
-  try {
-    // -1 leaves the owner as it is.
-    await chown(socketPath, -1, gid)
-  } catch (error) {
-    throw new MeshError(
-      'HM_ADMIN_GROUP_DENIED',
-      `Cannot give the admin socket ${socketPath} to group ${group}`,
-      {
-        cause: error,
-        hint: `Make the daemon's user a member of ${group}, or leave out admin.group`,
-      },
-    )
-  }
-}
-
-/** The number of a group, from any database of this machine. */
-async function groupId(group: string): Promise<number> {
-  if (/^\d{1,9}$/.test(group)) return Number(group)
-  try {
-    // Node has no getgrnam; getent asks the same sources, LDAP included.
-    const { stdout } = await promisify(execFile)('getent', ['group', '--', group], {
-      timeout: 5_000,
-      maxBuffer: 1_048_576,
-    })
-    const gid = Number(stdout.split(':')[2])
-    if (Number.isInteger(gid) && stdout.startsWith(`${group}:`)) return gid
-    throw new Error(`getent answered ${JSON.stringify(stdout.slice(0, 100))}`)
-  } catch (error) {
-    throw new MeshError(
-      'HM_ADMIN_GROUP_UNKNOWN',
-      `Cannot give the admin socket to group ${group}: no such group`,
-      { cause: error, hint: `Make it with groupadd --system ${group}, or leave out admin.group` },
-    )
-  }
-}
-
 async function listenOnTcp(server: Server, address: MetricsPort): Promise<SocketAddress> {
   const fd = address.open?.()
   const listening = once(server, 'listening')
@@ -416,19 +313,4 @@ async function listenOnTcp(server: Server, address: MetricsPort): Promise<Socket
     )
   }
   return { ip: address.ip, port: portOf(server) }
-}
-
-function socketInUse(socketPath: string): MeshError {
-  return new MeshError(
-    'HM_ADMIN_SOCKET_IN_USE',
-    `Cannot make the admin socket ${socketPath}: another daemon answers there`,
-    { hint: 'Stop it first (systemctl stop hostmesh), or set admin.socket to another path' },
-  )
-}
-
-function socketFailed(socketPath: string, cause: unknown): MeshError {
-  return new MeshError('HM_ADMIN_SOCKET_FAILED', `Cannot make the admin socket ${socketPath}`, {
-    cause,
-    hint: 'Its directory must be one that the daemon may write to; systemd makes /run/hostmesh',
-  })
 }

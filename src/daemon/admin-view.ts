@@ -223,6 +223,11 @@ function statusOf(host: Host, countByWorker: readonly number[]): StatusDocument 
     },
     state: memory.status(),
     dns: { address: dns === undefined ? null : formatAddress(dns.address) },
+    reports: moment.reports.map(({ aggregator, waiting, lastSuccessMs }) => ({
+      aggregator,
+      waiting,
+      lastSuccessAt: lastSuccessMs === undefined ? null : new Date(lastSuccessMs).toISOString(),
+    })),
     snapshotVersion: discovery.current().version,
     problems,
     warnings: discovery.warnings(),

@@ -11,7 +11,6 @@ import { localServices } from '../config/local-services.ts'
 import type { Config } from '../config/schema.ts'
 import type { ChosenBackend } from '../controlplane/capture/backend.ts'
 import { startDiscovery } from '../controlplane/discovery/publisher.ts'
-import { capturedService } from '../dataplane/listener-plan.ts'
 import { sleep } from '../lib/abort.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import { isPortFree } from '../lib/listening-socket.ts'
@@ -29,13 +28,14 @@ import type { Predecessor } from './hand-over.ts'
 import { type ControlPlane, type Host, type MeshKnowledge, NOTHING_KNOWN } from './host.ts'
 import { HostRules } from './host-rules.ts'
 import { limitProblems } from './limit-problems.ts'
-import type { ListeningSockets } from './listening-sockets.ts'
+import { capturePorts, type ListeningSockets } from './listening-sockets.ts'
 import { MainServers } from './main-servers.ts'
 import { HostState } from './memory.ts'
 import { hostProblems, ProblemWatch } from './problems.ts'
 import { type Blocker, Readiness, untilNothingAwaited } from './readiness.ts'
 import { registerWhenServed } from './register-when-served.ts'
 import { NEVER_RELOADED } from './reloader.ts'
+import { Reporting } from './reports/reporting.ts'
 import { unreservedPorts } from './reserved-ports.ts'
 import { openCatalog, openCertificates } from './sources.ts'
 import { UsedCertificates } from './used-certificates.ts'
@@ -71,15 +71,20 @@ export class Daemon implements Predecessor {
   reloads: () => ReloadStatus = () => NEVER_RELOADED
   /** Why the last reload failed. */
   reloadProblem: () => Problem | undefined = () => undefined
+  /** The reports to aggregators. */
+  readonly reporting: Reporting
   readonly #config: Config
   readonly #log: Log
   readonly #options: DaemonOptions
   readonly #services: readonly LocalService[]
+  /** With the one as which this host reports. */
+  readonly #carried: readonly LocalService[]
   readonly #totals = new WorkerTotals()
   readonly #readiness = new Readiness()
   readonly #rules: HostRules
   readonly #problems: ProblemWatch
   readonly #pool: WorkerPool
+  readonly #host: Host
   readonly #servers: MainServers
   readonly #certificates: UsedCertificates
   /** All blockers exist from the beginning: a part that has not started yet must not count as ready. */
@@ -108,12 +113,15 @@ export class Daemon implements Predecessor {
     this.#options = options
     // Deferred here for parts owned before `#prepare`, and again after it, so that owned parts are disposed first.
     parts.defer(() => this.#owned.disposeAsync())
-    const bound = capturePorts(sockets.inheritedPorts())
+    const bound = capturePorts(sockets)
     this.#services = localServices(config, { bound, isFree: isPortFree })
+    this.reporting = new Reporting(config)
+    const { service: reporter } = this.reporting
+    this.#carried = reporter === undefined ? this.#services : [...this.#services, reporter]
     this.#nodeName = config.node.name ?? hostname()
     this.#pool = new WorkerPool({
       count: config.workers,
-      settings: workerSettings(config, this.#services, options.backend),
+      settings: workerSettings(config, this.#carried, options.backend),
       maxSegment: config.tunnel.maxSegment,
       totals: this.#totals,
       log,
@@ -129,6 +137,7 @@ export class Daemon implements Predecessor {
     const firstSnapshot = wait('the first snapshot')
     this.#certificates = new UsedCertificates({
       services: this.serviceNames(),
+      unawaited: reporter?.name,
       pool: this.#pool,
       readiness: this.#readiness,
     })
@@ -143,29 +152,14 @@ export class Daemon implements Predecessor {
       log,
       onInPlace: () => this.#awaitedParts.capture.release(),
     })
-    const host: Host = {
-      version: hostmeshVersion,
-      datacenter: config.datacenter,
-      startedAtMs: Date.now(),
-      captureMode: config.capture.mode,
-      services: this.#services,
-      pool: this.#pool,
-      now: () => ({
-        node: this.#nodeName,
-        awaited: this.awaited(),
-        isDraining: this.#draining,
-        problems: this.#problems.check(),
-        reload: this.reloads(),
-        rules: this.#rules.view(),
-        leaves: this.#certificates.leaves,
-        bundle: this.#certificates.bundle,
-        dns: this.#servers.dns,
-        mesh: this.#mesh,
-        logLinesLost: options.logLinesLost(),
-        eventLoopLagMs: this.#eventLoopLagMs,
-      }),
-    }
-    this.#servers = new MainServers({ config, sockets, totals: this.#totals, host, log })
+    this.#host = this.#createHost()
+    this.#servers = new MainServers({
+      config,
+      sockets,
+      totals: this.#totals,
+      host: this.#host,
+      log,
+    })
     this.#problems = parts.use(
       new ProblemWatch({
         list: () => this.#listProblems(),
@@ -198,7 +192,7 @@ export class Daemon implements Predecessor {
     const workers = this.#startWorkers()
     await this.#servers.startAdmin(this.#owned)
     await this.#rules.hold(this.#owned)
-    await this.#own(await this.#prepare(workers))
+    await this.#own(await this.#prepare(workers), true)
   }
 
   /**
@@ -253,7 +247,8 @@ export class Daemon implements Predecessor {
     await this.#servers.startAdmin(this.#owned)
     await this.#rules.hold(this.#owned)
     control.memory.hold(false)
-    await this.#own(control)
+    // The predecessor hands over what it could not deliver.
+    await this.#own(control, false)
   }
 
   /** For a successor whose hand-over is cancelled: ends its workers and changes nothing else. */
@@ -267,6 +262,7 @@ export class Daemon implements Predecessor {
   async release(): Promise<void> {
     const control = this.#prepared()
     this.#registering.abort()
+    this.reporting.suspend()
     control.catalog.leave?.()
     await this.#owned.disposeAsync()
     this.#owned = new AsyncDisposableStack()
@@ -287,6 +283,7 @@ export class Daemon implements Predecessor {
     )
     await this.#takeUp('Capture', () => this.#rules.capture(this.#owned, control))
     this.#startRegistration(control)
+    this.reporting.resume()
   }
 
   /** For a replaced daemon: connections continue until they end or the deadline passes. A later call can shorten it. */
@@ -294,6 +291,7 @@ export class Daemon implements Predecessor {
     this.#draining = true
     // Closes only the descriptors of this process: the sockets belong to the successor.
     this.#options.sockets[Symbol.dispose]()
+    this.reporting.suspend()
     await this.#pool.retire(deadlineMs)
   }
 
@@ -310,6 +308,7 @@ export class Daemon implements Predecessor {
     const control = this.#prepared()
     await Promise.race([control.catalog.deregister(), sleep(STOP_STEP_TIMEOUT_MS)])
     await this.#rules.suspend(control)
+    this.reporting.suspend()
     await this.#pool.drain(this.#config.timeouts.drain)
   }
 
@@ -317,11 +316,38 @@ export class Daemon implements Predecessor {
   async endForRestart(): Promise<void> {
     this.#draining = true
     this.#stopping.abort()
+    this.reporting.suspend()
     await this.#pool.drainForRestart(this.#config.timeouts.restartGrace)
   }
 
   get #mesh(): MeshKnowledge {
     return this.#control ?? NOTHING_KNOWN
+  }
+
+  #createHost(): Host {
+    return {
+      version: hostmeshVersion,
+      datacenter: this.#config.datacenter,
+      startedAtMs: Date.now(),
+      captureMode: this.#config.capture.mode,
+      services: this.#services,
+      pool: this.#pool,
+      now: () => ({
+        node: this.#nodeName,
+        awaited: this.awaited(),
+        isDraining: this.#draining,
+        problems: this.#problems.check(),
+        reload: this.reloads(),
+        rules: this.#rules.view(),
+        leaves: this.#certificates.leaves,
+        bundle: this.#certificates.bundle,
+        dns: this.#servers.dns,
+        mesh: this.#mesh,
+        reports: this.reporting.statuses(),
+        logLinesLost: this.#options.logLinesLost(),
+        eventLoopLagMs: this.#eventLoopLagMs,
+      }),
+    }
   }
 
   #prepared(): ControlPlane {
@@ -350,6 +376,7 @@ export class Daemon implements Predecessor {
         ...catalog.health().problems,
         ...discovery.problems(),
         ...memory.problems(),
+        ...this.reporting.problems(),
         ...limitProblems(this.#pool.pressures()),
       ],
     })
@@ -384,6 +411,7 @@ export class Daemon implements Predecessor {
     parts.use(watchEventLoopLag((longestMs) => (this.#eventLoopLagMs = longestMs)))
     const memory = parts.use(new HostState(config, log))
     memory.hold(holdsMemory)
+    parts.use(this.reporting)
     const source = openCatalog(config, log, {
       node: this.#nodeName,
       memory,
@@ -405,7 +433,7 @@ export class Daemon implements Predecessor {
           catalog,
           datacenter: config.datacenter,
           nodeName: this.#nodeName,
-          localServices: this.#services,
+          localServices: this.#carried,
           mode: config.catalog.kind === 'consul' ? config.catalog.watch : 'all',
           virtualRanges: [config.capture.virtualRange, config.capture.virtualRange6],
           virtualAddresses: memory.virtualAddresses(),
@@ -436,8 +464,8 @@ export class Daemon implements Predecessor {
     return control
   }
 
-  /** Takes ports, resolver, rules and registration. */
-  async #own(control: ControlPlane): Promise<void> {
+  /** Takes ports, resolver, rules and registration; `takesKept`: reports too, which a former process kept. */
+  async #own(control: ControlPlane, takesKept: boolean): Promise<void> {
     // Before listen(), which closes every inherited socket that was not taken.
     this.#servers.takeDnsSockets()
     await this.#pool.listen()
@@ -448,6 +476,14 @@ export class Daemon implements Predecessor {
     await this.#rules.capture(this.#owned, control)
     if (!this.#rules.isCapturing) this.#awaitedParts.capture.release()
     this.#startRegistration(control)
+    await this.reporting.start({
+      host: this.#host,
+      totals: this.#totals,
+      backend: this.#options.backend?.kind,
+      ...control.memory.reports(),
+      takesKept,
+      log: this.#log,
+    })
   }
 
   #startRegistration({ catalog, discovery }: ControlPlane): void {
@@ -461,14 +497,4 @@ export class Daemon implements Predecessor {
       signal: AbortSignal.any([this.#stopping.signal, this.#registering.signal]),
     })
   }
-}
-
-/** Capture ports of the sockets of an earlier daemon, by service ID. */
-function capturePorts(inherited: ReadonlyMap<string, number>): ReadonlyMap<string, number> {
-  const ports = new Map<string, number>()
-  for (const [name, port] of inherited) {
-    const service = capturedService(name)
-    if (service !== undefined) ports.set(service, port)
-  }
-  return ports
 }

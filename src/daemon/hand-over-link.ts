@@ -24,6 +24,8 @@ export type LinkMessage =
   | { readonly kind: 'prepared' }
   | { readonly kind: 'serving' }
   | { readonly kind: 'failed'; readonly reason: string }
+  /** From the predecessor: records that the successor is to deliver, src/daemon/reports/kept-reports.ts. */
+  | { readonly kind: 'reports'; readonly kept: unknown }
   /** How many replaced processes may continue, the receiver included: too many reloads end the oldest. */
   | { readonly kind: 'mayGoOn'; readonly processes: number }
   /** The host stops: open connections may continue for this time. */
@@ -61,7 +63,7 @@ export class Link implements Disposable {
     if (!this.#isClosed) this.#socket.write(`${JSON.stringify(message)}\n`)
   }
 
-  /** Calls `listener` with all messages, earlier ones too (but not `draining`); `closed` comes last. */
+  /** Calls `listener` with all messages, earlier ones too (but not `draining` and `reports`); `closed` comes last. */
   listen(listener: (message: LinkMessage | 'closed') => void): void {
     this.#listeners.add(listener)
     for (const message of this.#heard) listener(message)
@@ -103,10 +105,15 @@ export class Link implements Disposable {
     for (const line of lines) {
       const message: unknown = JSON.parse(line)
       if (!isMessage(message)) continue
-      if (message.kind !== 'draining') this.#heard.push(message)
+      if (!isPassing(message)) this.#heard.push(message)
       for (const listener of this.#listeners) listener(message)
     }
   }
+}
+
+/** Whether a message matters only to who listens when it comes. */
+function isPassing({ kind }: LinkMessage): boolean {
+  return kind === 'draining' || kind === 'reports'
 }
 
 /** Options of a successor. */

@@ -12,6 +12,7 @@ import { emptySnapshot } from '../model/snapshot.ts'
 import type { HostReading } from '../telemetry/host-reading.ts'
 import type { RulesView } from './host-rules.ts'
 import type { HostState } from './memory.ts'
+import type { DeliveryStatus } from './reports/reporter.ts'
 import type { WorkerPool } from './worker-pool.ts'
 
 /** The parts that provide this host's knowledge of the mesh. */
@@ -82,6 +83,8 @@ export interface HostMoment {
   /** Undefined while the resolver is off. */
   readonly dns: DnsServer | undefined
   readonly mesh: MeshKnowledge
+  /** One entry for each aggregator of this host. */
+  readonly reports: readonly DeliveryStatus[]
   /** Of the main thread. */
   readonly logLinesLost: number
   readonly eventLoopLagMs: number
@@ -124,6 +127,7 @@ export function readMetrics(host: Host): HostReading {
     captureCounts: counts,
     plainInbound: rules.plainInbound,
     captureRepairs: rules.condition?.repairs,
+    reports: moment.reports,
     certificates: leaves,
     workersRunning: workers.filter(({ state }) => state === 'running').length,
     workerRestarts: workers.reduce((sum, { restarts }) => sum + restarts, 0),

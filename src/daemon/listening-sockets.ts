@@ -6,6 +6,7 @@
  * together with the waiting connections and opens only the missing ones.
  */
 import { type GuardedPort, matchingLoopback } from '../controlplane/capture/port-rules.ts'
+import { capturedService } from '../dataplane/listener-plan.ts'
 import { describeError, errorCode, MeshError } from '../lib/errors.ts'
 import {
   boundPort,
@@ -321,4 +322,14 @@ function rangeText(port: number): string {
   const range = localPortRange()
   if (range === undefined || port < range[0] || port > range[1]) return ''
   return ` (net.ipv4.ip_local_port_range ${range[0]}-${range[1]} reaches it)`
+}
+
+/** Capture ports of the sockets of an earlier daemon, by service ID. */
+export function capturePorts(sockets: ListeningSockets): ReadonlyMap<string, number> {
+  const ports = new Map<string, number>()
+  for (const [name, port] of sockets.inheritedPorts()) {
+    const service = capturedService(name)
+    if (service !== undefined) ports.set(service, port)
+  }
+  return ports
 }

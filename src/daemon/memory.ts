@@ -45,6 +45,7 @@ import {
   keepCapture,
   keptCapture,
 } from './kept-capture.ts'
+import { KEPT_REPORTS, REPORT_KEY } from './reports/kept-reports.ts'
 import type { StateName } from './state-files.ts'
 
 /** How long a start waits for the agent to report its node name when a remembered name exists, milliseconds. */
@@ -190,6 +191,14 @@ export class HostState implements AsyncDisposable {
         const ports = plan.ports.map(({ kind, address }) => ({ kind, address }))
         return JSON.stringify({ ...plan, ports })
       })
+  }
+
+  /** The host's key among reporting hosts, and the records that no aggregator has accepted yet. */
+  reports(): { readonly keyFile: StateFile; readonly recordsFile: StateFile } {
+    return {
+      keyFile: this.open('report-key', REPORT_KEY.version, REPORT_KEY.maxBytes),
+      recordsFile: this.open('reports', KEPT_REPORTS.version, KEPT_REPORTS.maxBytes),
+    }
   }
 
   /** What is live, what is remembered, and the problems of the files. */

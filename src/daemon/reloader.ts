@@ -8,9 +8,11 @@ import type { Log } from '../lib/log.ts'
 import type { SystemdEnvironment } from '../lib/systemd.ts'
 import type { ReloadStatus } from '../model/admin.ts'
 import { Problem } from '../model/problem.ts'
+import { RECORD_SPAN_MS } from '../model/report.ts'
 import { handOver, type Predecessor } from './hand-over.ts'
 import { type Link, startSuccessor } from './hand-over-link.ts'
 import type { ListeningSockets } from './listening-sockets.ts'
+import type { Reporting } from './reports/reporting.ts'
 
 /** Options of a reloader. */
 export interface ReloaderOptions {
@@ -19,6 +21,7 @@ export interface ReloaderOptions {
   readonly log: Log
   readonly sockets: ListeningSockets
   readonly daemon: Predecessor & {
+    readonly reporting: Pick<Reporting, 'release' | 'adopt'>
     awaited(): readonly string[]
     connectionCount(): Promise<number>
     retire(deadlineMs: number): Promise<void>
@@ -80,6 +83,7 @@ export class Reloader {
         this.#current = { ...this.#current, earlierConnections: null }
       } else if (message.kind === 'draining')
         this.#current = { ...this.#current, earlierConnections: message.connections }
+      else if (message.kind === 'reports') options.daemon.reporting.adopt(message.kept)
       else if (message.kind === 'hello') {
         this.#isSucceeding = true
         this.#current = { ...this.#current, count: message.reloads, state: 'running' }
@@ -191,10 +195,19 @@ export class Reloader {
         .connectionCount()
         .then((connections) => successor.send({ kind: 'draining', connections }))
     }, TELL_MS)
+    const handReports = async (isLast: boolean): Promise<void> => {
+      const kept = await daemon.reporting.release(isLast)
+      if (Object.values(kept).some(({ length }) => length > 0))
+        successor.send({ kind: 'reports', kept })
+    }
+    void handReports(false)
+    const reportTimer = setInterval(() => void handReports(false), RECORD_SPAN_MS)
     await daemon.retire(this.#drainMs)
     clearInterval(timer)
-    // This link also passes on a stop to the process that this one replaced, so wait for that process.
+    // This link also passes on a stop, and reports, to and from the process that this one replaced: wait for it.
     await predecessor?.closed
+    clearInterval(reportTimer)
+    await handReports(true)
     successor[Symbol.dispose]()
   }
 

@@ -8,6 +8,8 @@ export const stateNames = [
   'catalog-file',
   'certificates',
   'node',
+  'report-key',
+  'reports',
   'virtual-addresses',
 ] as const
 

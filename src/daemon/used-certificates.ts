@@ -10,6 +10,8 @@ import type { WorkerPool } from './worker-pool.ts'
 export interface UsedCertificatesOptions {
   /** Names of the services of this host. */
   readonly services: readonly string[]
+  /** A service for whose certificate no start waits; undefined if there is none. */
+  readonly unawaited: string | undefined
   readonly pool: WorkerPool
   /** A start waits for the roots, and for the certificate of each service. */
   readonly readiness: Readiness
@@ -20,15 +22,17 @@ export class UsedCertificates {
   readonly #pool: WorkerPool
   readonly #awaitedRoots: Blocker
   readonly #awaitedLeaves: ReadonlyMap<string, Blocker>
+  readonly #names: ReadonlySet<string>
   readonly #leaves = new Map<string, Leaf>()
   #bundle: TrustBundle | undefined
 
-  constructor({ services, pool, readiness }: UsedCertificatesOptions) {
+  constructor({ services, unawaited, pool, readiness }: UsedCertificatesOptions) {
     this.#pool = pool
     this.#awaitedRoots = readiness.block('roots')
     this.#awaitedLeaves = new Map(
       services.map((name) => [name, readiness.block(`the certificate of ${name}`)]),
     )
+    this.#names = new Set(unawaited === undefined ? services : [...services, unawaited])
   }
 
   /** Those in use now. */
@@ -55,12 +59,12 @@ export class UsedCertificates {
         this.#awaitedRoots.release()
       }),
     )
-    for (const [name, awaited] of this.#awaitedLeaves)
+    for (const name of this.#names)
       parts.use(
         source.watchLeaf(name, (leaf) => {
           this.#leaves.set(name, leaf)
           this.#pool.setLeaf(leaf)
-          awaited.release()
+          this.#awaitedLeaves.get(name)?.release()
         }),
       )
   }

@@ -5,10 +5,14 @@
  * the main thread keeps. A crashed worker loses only its own connections: new ones wait in its sockets until the
  * replacement accepts them. The pool keeps the current state and sends it to a replacement first.
  */
+
+import type { Socket } from 'node:net'
 import { localListeners, tunnelListeners } from '../dataplane/listener-plan.ts'
 import type { ToWorker, WorkerSocket } from '../dataplane/protocol.ts'
 import type { Pressure } from '../dataplane/proxy/pressure.ts'
+import { MeshError } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
+import { socketPair } from '../lib/socket-pair.ts'
 import { formatAddress, isIpv6 } from '../model/address.ts'
 import type { WorkerStatus } from '../model/admin.ts'
 import type { Leaf, TrustBundle } from '../model/certificate.ts'
@@ -121,6 +125,19 @@ export class WorkerPool {
   setRoots(bundle: TrustBundle): void {
     this.#bundle = bundle
     this.#send({ kind: 'roots', bundle })
+  }
+
+  /**
+   * A connection of this thread to a service, carried by a running worker like one of the service `caller`. It ends
+   * where a connection of an application would be refused.
+   * @throws MeshError HM_WORKER_FAILED when no worker runs, HM_FFI_UNAVAILABLE
+   */
+  dial(caller: string, destination: string): Socket {
+    const worker = this.workers.find(({ isRunning }) => isRunning)
+    if (worker === undefined) throw new MeshError('HM_WORKER_FAILED', 'No data-plane worker runs')
+    const { near, far } = socketPair()
+    worker.send({ kind: 'dial', fd: far, caller, destination })
+    return near
   }
 
   /** State of each worker, with the number of connections that `connectionsOf` returns for it. */

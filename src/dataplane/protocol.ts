@@ -77,6 +77,13 @@ export type ToWorker =
   | { readonly kind: 'leaf'; readonly leaf: Leaf }
   | { readonly kind: 'roots'; readonly bundle: TrustBundle }
   | { readonly kind: 'listen'; readonly sockets: readonly WorkerSocket[] }
+  /** A connection of the main thread to a service; the worker owns the descriptor, one end of a socket pair. */
+  | {
+      readonly kind: 'dial'
+      readonly fd: number
+      readonly caller: string
+      readonly destination: string
+    }
   /**
    * `stop`: new connections are refused. `restart`: new connections are accepted until the present ones have ended or
    * the deadline has passed; then they wait for the next process. `handOver`: another process accepts them already. A

@@ -9,7 +9,10 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { systemClock, systemRandom } from '../lib/clock.ts'
 import { describeError, errorCode, isErrorCode, MeshError } from '../lib/errors.ts'
 import { createLog } from '../lib/log.ts'
+import { farSocket } from '../lib/socket-pair.ts'
 import { nameThread } from '../lib/thread-name.ts'
+import type { SocketAddress } from '../model/address.ts'
+import { evaluate } from '../model/evaluate.ts'
 import type { LocalService } from '../model/service.ts'
 import { applyDelta, emptySnapshot, type Snapshot } from '../model/snapshot.ts'
 import { type LimitName, TrafficCounters, WorkerCounters } from '../telemetry/counters.ts'
@@ -19,7 +22,6 @@ import { LifeCycle } from './life-cycle.ts'
 import { localListeners, tunnelListeners } from './listener-plan.ts'
 import { ACCEPTORS, Listeners, type ListenersOptions } from './listeners.ts'
 import { MemoryShortage } from './memory-shortage.ts'
-import { evaluate } from './policy/evaluate.ts'
 import type { FromWorker, ToWorker, WorkerSettings, WorkerSocket } from './protocol.ts'
 import { Arrivals } from './proxy/arrivals.ts'
 import { decidedFor } from './proxy/connection.ts'
@@ -50,6 +52,9 @@ const OWN_DESCRIPTORS = 16
 
 /** Descriptors that are available for connections, however low the limit is. */
 const LEAST_DESCRIPTORS = 16
+
+/** A connection of the main thread arrives at no port. */
+const NO_ADDRESS: SocketAddress = { ip: '127.0.0.1', port: 0 }
 
 /** The limit that a refused handshake is counted for, by error code. */
 const limitByCode: Partial<Record<string, LimitName>> = {
@@ -173,6 +178,9 @@ class Worker {
       case 'listen':
         void this.listen(message.sockets)
         return
+      case 'dial':
+        this.dial(message)
+        return
       case 'drain':
         void this.lifeCycle.drain(message)
         return
@@ -215,6 +223,16 @@ class Worker {
       this.context.credentials.rejectionReason(certificates, nowMs)
     this.sessions.endWhere(rejectionReason)
     this.context.connections.abortUntrusted(rejectionReason)
+  }
+
+  /** Handles a connection of the main thread as one that an application makes to an upstream port. */
+  private dial({ fd, caller, destination }: Extract<ToWorker, { kind: 'dial' }>): void {
+    void carryOutbound(this.context, farSocket(fd), {
+      caller,
+      destination,
+      capturedBy: undefined,
+      address: NO_ADDRESS,
+    })
   }
 
   private credentialsChanged(): void {

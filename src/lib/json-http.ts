@@ -43,11 +43,30 @@ export async function readBody(message: AsyncIterable<Buffer>, maxBytes: number)
  * Makes a request by `open` and reads the response: POST with `body` as JSON if there is one, else GET.
  * @throws BodyTooLong, and what node:http throws
  */
-export function callJson(
+export async function callJson(
   open: (options: RequestOptions) => ClientRequest,
   options: RequestOptions,
-  { body, maxBytes }: { readonly body?: unknown; readonly maxBytes: number },
+  limits: CallOptions,
 ): Promise<JsonAnswer> {
+  const { status, bytes } = await callHttp(open, options, limits)
+  return { status, body: parseJson(bytes) }
+}
+
+/** What a request has beside Node's options. */
+export interface CallOptions {
+  /** Sent as JSON. */
+  readonly body?: unknown
+  /** Of the response. */
+  readonly maxBytes: number
+  readonly headers?: Readonly<Record<string, string>>
+}
+
+/** The same for a response of any type. @throws BodyTooLong, and what node:http throws */
+export function callHttp(
+  open: (options: RequestOptions) => ClientRequest,
+  options: RequestOptions,
+  { body, maxBytes, headers = {} }: CallOptions,
+): Promise<{ readonly status: number; readonly bytes: Buffer }> {
   const payload = body === undefined ? undefined : Buffer.from(JSON.stringify(body))
   return new Promise((resolve, reject) => {
     const request = open({
@@ -55,6 +74,7 @@ export function callJson(
       method: payload === undefined ? 'GET' : 'POST',
       headers: {
         accept: 'application/json',
+        ...headers,
         ...(payload !== undefined && {
           'content-type': 'application/json',
           'content-length': payload.length,
@@ -64,7 +84,7 @@ export function callJson(
     request.on('error', reject)
     request.on('response', (response: IncomingMessage) => {
       readBody(response, maxBytes).then(
-        (bytes) => resolve({ status: response.statusCode ?? 0, body: parseJson(bytes) }),
+        (bytes) => resolve({ status: response.statusCode ?? 0, bytes }),
         (thrown: unknown) => {
           request.destroy()
           reject(thrown instanceof Error ? thrown : new Error(String(thrown)))

@@ -39,6 +39,8 @@ export interface MessageHeader {
 /** The functions, by their names in sections 2 and 3 of the manual. Results below zero are failures. */
 export interface NativeCalls {
   socket(family: number, type: number, protocol: number): number
+  /** Fills `fds` with two descriptors. */
+  socketpair(family: number, type: number, protocol: number, fds: Int32Array): number
   bind(fd: number, address: Uint8Array, length: number): number
   listen(fd: number, backlog: number): number
   getsockname(fd: number, address: Uint8Array, length: Uint32Array): number
@@ -118,6 +120,7 @@ function bindCalls(koffi: typeof Koffi): NativeCalls {
   })
   return {
     socket: program.func('int socket(int, int, int)'),
+    socketpair: program.func('int socketpair(int, int, int, void *)'),
     bind: program.func('int bind(int, void *, uint32_t)'),
     listen: program.func('int listen(int, int)'),
     getsockname: program.func('int getsockname(int, void *, void *)'),

@@ -24,6 +24,8 @@ const ENOBUFS = 105
 /** Size of a message's header, which has the type in its fifth and sixth byte. */
 const HEADER_BYTES = 16
 const ANSWER_BYTES = 1_024
+const NLMSG_ERROR = 2
+const NLMSG_DONE = 3
 
 /** Maximum number of datagrams in one poll, so that a flood does not block the thread. */
 const MOST_AT_ONCE = 4_096
@@ -66,6 +68,11 @@ export interface NetlinkTalk extends Disposable {
   send(datagram: Uint8Array): void
   /** Sends a message and returns the type of the kernel's immediate answer; undefined when there is none. */
   ask(datagram: Uint8Array): number | undefined
+  /**
+   * Asks for a listing and calls `hear` with the type of each message and its bytes, header included, until it returns
+   * false. The buffer is reused. Returns whether the listing was read to its end.
+   */
+  dump(datagram: Uint8Array, hear: (type: number, message: Buffer) => boolean): boolean
 }
 
 /** Opens a socket; undefined where that is not possible. `sockets` addresses the sockets of this host. */
@@ -87,6 +94,23 @@ export function talkToNetlink(protocol: 'netfilter' | 'sockets'): NetlinkTalk | 
       while (hear());
       calls.send(fd, datagram, datagram.length, 0)
       return hear() ? answer.readUInt16LE(4) : undefined
+    },
+    dump: (datagram, hearMessage) => {
+      if (!isOpen || calls.send(fd, datagram, datagram.length, 0) < 0) return false
+      const buffer = Buffer.alloc(DATAGRAM_BYTES)
+      for (;;) {
+        // The kernel fills in the next part of a listing when the one before is read: nothing to wait for.
+        const length = calls.recv(fd, buffer, buffer.length, 0)
+        if (length <= 0) return false
+        for (let at = 0; at + HEADER_BYTES <= length; ) {
+          const bytes = buffer.readUInt32LE(at)
+          const type = buffer.readUInt16LE(at + 4)
+          if (type === NLMSG_DONE) return true
+          if (type === NLMSG_ERROR || bytes < HEADER_BYTES || at + bytes > length) return false
+          if (!hearMessage(type, buffer.subarray(at, at + bytes))) return false
+          at += (bytes + 3) & ~3
+        }
+      }
     },
     [Symbol.dispose]: () => {
       if (isOpen) calls.close(fd)

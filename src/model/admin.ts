@@ -38,6 +38,8 @@ export interface StatusDocument {
   readonly capture: CaptureStatus
   readonly state: StateStatus
   readonly dns: DnsStatus
+  /** One entry for each aggregator of this host; absent from older daemons. */
+  readonly reports?: readonly ReportStatus[]
   /** 0 before the first snapshot. */
   readonly snapshotVersion: number
   /** All problems, including those of the parts above; empty when the host is healthy. */
@@ -130,6 +132,16 @@ export interface StatePart {
 export interface DnsStatus {
   /** Where it listens, `ip:port`; null while it is off. */
   readonly address: string | null
+}
+
+/** How reports reach one aggregator. */
+export interface ReportStatus {
+  /** Its service. */
+  readonly aggregator: string
+  /** Records of 10 s that it has not accepted yet. */
+  readonly waiting: number
+  /** When it last took a report; null before the first. */
+  readonly lastSuccessAt: string | null
 }
 
 /** `/v1/services`: the mesh as this host sees it, and the services of this host. */

@@ -175,6 +175,10 @@ export const problemCodes = {
       'A reload did not work out: the daemon runs on with the configuration it was started with.',
     hint: 'Correct what is named, then systemctl reload hostmesh again; journalctl -u hostmesh has what the new process said',
   },
+  HM_REPORTS_UNDELIVERED: {
+    cause: 'An aggregator takes no reports of this host; they are kept and delivered later.',
+    hint: 'See whether the aggregator runs, and whether an intention allows hostmesh to call it: hostmesh explain hostmesh hostmesh-aggregator',
+  },
   HM_STATE_NOT_KEPT: {
     cause:
       'Something is not kept for a restart: the state directory or a file in it cannot be used.',

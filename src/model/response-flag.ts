@@ -24,3 +24,26 @@ export const responseFlags = {
 
 /** Short code of how a connection ended. */
 export type ResponseFlag = keyof typeof responseFlags
+
+/** Whose doing an ending is: nobody's, a rule's, the caller's, or a failure of the mesh or the instance. */
+const kinds = {
+  '-': 'order',
+  DENY: 'rule',
+  NC: 'failure',
+  UH: 'failure',
+  UF: 'failure',
+  UC: 'failure',
+  UO: 'failure',
+  DC: 'caller',
+  UT: 'failure',
+  SELF: 'rule',
+  TLS: 'failure',
+  // The host was told to end, and its callers were sent elsewhere.
+  DR: 'order',
+  PE: 'failure',
+} as const satisfies Readonly<Record<ResponseFlag, 'order' | 'rule' | 'caller' | 'failure'>>
+
+/** The flags that count as errors: NC, UH, UF, UC, UO, UT, TLS and PE. A flag of a later version does not. */
+export const failureFlags: ReadonlySet<string> = new Set(
+  Object.entries(kinds).flatMap(([flag, kind]) => (kind === 'failure' ? [flag] : [])),
+)

@@ -118,16 +118,17 @@ export class Layout<All extends Columns> {
   readonly width: number
   /** The first cell of each column. */
   readonly start: { readonly [Name in keyof All]: number }
-  private readonly gaugeCells: readonly number[]
+  /** The cells that hold present values. */
+  readonly gaugeCells: ReadonlySet<number>
 
   constructor(columns: All) {
     this.columns = columns
     const start: Record<string, number> = {}
-    const gaugeCells: number[] = []
+    const gaugeCells = new Set<number>()
     let width = 0
     for (const [name, column] of Object.entries(columns)) {
       start[name] = width
-      if (column.kind === 'gauge') gaugeCells.push(width)
+      if (column.kind === 'gauge') gaugeCells.add(width)
       width += cellsOf(column)
     }
     this.width = width
@@ -182,6 +183,13 @@ export class Layout<All extends Columns> {
     })
     // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- the type is made from the same columns
     return Object.fromEntries(numbers) as Numbers<All>
+  }
+
+  /** What was counted since an earlier reading. A gauge is a present value: it stays as it is. */
+  since(cells: Float64Array, earlier: Float64Array): Float64Array {
+    const difference = cells.map((cell, at) => cell - (earlier[at] ?? 0))
+    for (const cell of this.gaugeCells) difference[cell] = cells[cell] ?? 0
+    return difference
   }
 
   /** Clears the gauges of a worker that has ended. */

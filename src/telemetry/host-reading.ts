@@ -42,6 +42,13 @@ export interface HostReading {
   readonly plainInbound?: number | undefined
   /** Undefined while capture is off. */
   readonly captureRepairs?: number | undefined
+  /** One entry for each aggregator of this host. */
+  readonly reports: readonly {
+    readonly aggregator: string
+    readonly waiting: number
+    readonly dropped: number
+    readonly lastSuccessMs: number | undefined
+  }[]
   readonly certificates: readonly { readonly service: string; readonly notAfterMs: number }[]
   readonly workersRunning: number
   readonly workerRestarts: number

@@ -214,6 +214,31 @@ const hostMetrics: readonly Metric[] = [
     ({ host }) => host.captureCounts?.spared,
   ),
   ofHost.gauge(
+    'hostmesh_report_records_waiting',
+    'Records that an aggregator has not accepted yet; absent while this host reports to none',
+    ({ host }) =>
+      host.reports.map(({ aggregator, waiting }) => ({ value: waiting, labels: { aggregator } })),
+    ['aggregator'],
+  ),
+  ofHost.counter(
+    'hostmesh_report_spans_dropped_total',
+    'Spans of 10 s whose counts an aggregator refused, so that it will never have them',
+    ({ host }) =>
+      host.reports.map(({ aggregator, dropped }) => ({ value: dropped, labels: { aggregator } })),
+    ['aggregator'],
+  ),
+  ofHost.gauge(
+    'hostmesh_report_last_success_timestamp_seconds',
+    'When an aggregator last took a report, seconds since the epoch; absent before the first',
+    ({ host }) =>
+      host.reports.flatMap(({ aggregator, lastSuccessMs }) =>
+        lastSuccessMs === undefined
+          ? []
+          : [{ value: lastSuccessMs / 1_000, labels: { aggregator } }],
+      ),
+    ['aggregator'],
+  ),
+  ofHost.gauge(
     'hostmesh_workers',
     'Data-plane workers that are running',
     ({ host }) => host.workersRunning,

@@ -19,6 +19,7 @@ import { chmod, mkdir, mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { ConfigInput } from '../../src/config/schema.ts'
+import { REPORTER_SERVICE } from '../../src/model/report.ts'
 import {
   type ClusterOptions,
   CONSUL_HOST,
@@ -171,11 +172,13 @@ export class Mesh<C extends TestCatalog = TestCatalog> implements AsyncDisposabl
   /** Writes a host's configuration and has its certificates made; its daemon may be started then. */
   async prepare(host: Host): Promise<void> {
     if (!this.rulesBefore.has(host)) this.rulesBefore.set(host, await host.namespace.rules())
-    await this.catalog.prepare(
-      host.name,
-      host.services.map(({ name }) => name),
-    )
-    await host.daemon.writeConfig(host.config())
+    const config = host.config()
+    const reports = (config.reports?.to ?? []).length > 0
+    await this.catalog.prepare(host.name, [
+      ...host.services.map(({ name }) => name),
+      ...(reports ? [REPORTER_SERVICE] : []),
+    ])
+    await host.daemon.writeConfig(config)
   }
 
   /** Waits until every live daemon knows exactly the instances that are in the catalog, all healthy. */

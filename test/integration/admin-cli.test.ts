@@ -344,7 +344,7 @@ test('wrong usage exits 2 with the reason on standard error', async () => {
   const wrong: [string[], RegExp][] = [
     [['statsu'], /^hostmesh: Unknown command 'statsu'\n\(Did you mean status\?\)/],
     [['status', '--wiat', '1s'], /^hostmesh: Unknown option '--wiat'/],
-    [['status', '-o', 'yaml'], /Allowed choices are table, json/],
+    [['status', '-o', 'xml'], /Allowed choices are table, wide, json, yaml/],
     [['status', '--wait', 'soon'], /It must be a duration such as 30s/],
     [['status', 'extra'], /^hostmesh: Too many arguments/],
     [['status', '--addr', 'http://127.0.0.1'], /It must be unix:\/\/\/path/],

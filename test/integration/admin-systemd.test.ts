@@ -307,6 +307,7 @@ test("systemd's variables are taken out of the environment that child processes 
 for (const unit of [
   'hostmesh.service',
   'hostmesh-ca.service',
+  'hostmesh-aggregator.service',
   'hostmesh-guard.service',
   'hostmesh-ready.target',
   'hostmesh-ready.path',
@@ -324,7 +325,14 @@ for (const unit of [
   })
 }
 
-for (const unit of ['hostmesh.service', 'hostmesh-ca.service', 'hostmesh-guard.service']) {
+const services = [
+  'hostmesh.service',
+  'hostmesh-ca.service',
+  'hostmesh-aggregator.service',
+  'hostmesh-guard.service',
+]
+
+for (const unit of services) {
   test(`${unit} exposes at most 2.0 of 10 by systemd-analyze security`, async () => {
     const { stdout } = await run('systemd-analyze', [
       'security',
@@ -333,20 +341,18 @@ for (const unit of ['hostmesh.service', 'hostmesh-ca.service', 'hostmesh-guard.s
       '--threshold=20',
       join(root, 'systemd', unit),
     ])
-    assert.match(stdout, /Overall exposure level for hostmesh(-ca|-guard)?\.service: [01]\.\d OK/)
+    assert.match(stdout, /Overall exposure level for hostmesh(-\w+)?\.service: [01]\.\d OK/)
   })
 }
 
 test('every hostmesh command in the units exists, and so does every option it is given', async () => {
   const units = await Promise.all(
-    ['hostmesh.service', 'hostmesh-ca.service', 'hostmesh-guard.service'].map((unit) =>
-      readFile(join(root, 'systemd', unit), 'utf8'),
-    ),
+    services.map((unit) => readFile(join(root, 'systemd', unit), 'utf8')),
   )
   const commands = [...units.join('\n').matchAll(/^Exec\w+=[-+]*\/usr\/bin\/hostmesh (.+)$/gm)].map(
     ([, words]) => (words ?? '').split(' '),
   )
-  assert.equal(commands.length, 4)
+  assert.equal(commands.length, 5)
   const program = await buildProgram()
   for (const words of commands) {
     let command = program

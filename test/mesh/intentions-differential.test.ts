@@ -23,7 +23,7 @@ import {
   requireOk,
 } from '../../src/controlplane/catalog/consul/transport.ts'
 import { compile, nothingCompiled } from '../../src/controlplane/discovery/compile.ts'
-import { evaluate } from '../../src/dataplane/policy/evaluate.ts'
+import { evaluate } from '../../src/model/evaluate.ts'
 import type { DefaultPolicy } from '../../src/model/intention.ts'
 import type { Snapshot } from '../../src/model/snapshot.ts'
 import { eventually } from '../harness/eventually.ts'

@@ -6,6 +6,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import type { Command } from 'commander'
 import { socketPathOf } from '../../src/cli/admin-client.ts'
+import { examples } from '../../src/cli/examples.ts'
 import { describeFailure, exitCodeOf, exitCodes } from '../../src/cli/failure.ts'
 import { buildProgram } from '../../src/cli/program.ts'
 import { MeshError } from '../../src/lib/errors.ts'
@@ -25,6 +26,19 @@ function sectionOf(words: string): string | undefined {
     .find((section) => section.startsWith(`\`hostmesh ${words}`) && /^`[^`]+`\n/.test(section))
 }
 
+/** What is said once, at the top, for all commands that have it. */
+const intro = doc.slice(0, doc.indexOf('\n## '))
+const shared = new Set([
+  '--output',
+  '--watch',
+  '--interval',
+  '--aggregator',
+  '--token-file',
+  '--ca-file',
+  '--cert-file',
+  '--key-file',
+])
+
 test('docs/cli.md has a section for every command, naming each of its options and arguments', async () => {
   const commands = leafCommands(await buildProgram())
   assert.ok(commands.length >= 12, 'the whole tree is looked at')
@@ -32,7 +46,8 @@ test('docs/cli.md has a section for every command, naming each of its options an
     const section = sectionOf(words)
     assert.ok(section !== undefined, `docs/cli.md has no heading \`hostmesh ${words} …\``)
     for (const { short, long } of command.options) {
-      const isNamed = [short, long].some((name) => name !== undefined && section.includes(name))
+      const text = shared.has(long ?? '') ? `${section}\n${intro}` : section
+      const isNamed = [short, long].some((name) => name !== undefined && text.includes(name))
       assert.ok(isNamed, `hostmesh ${words}: ${long} is not in docs/cli.md`)
     }
     for (const argument of command.registeredArguments)
@@ -93,7 +108,10 @@ test('no command ends the process itself: help of each, in other groups too, com
 test('each kind of failure has the exit code that docs/cli.md gives it', () => {
   const expected: [unknown, number][] = [
     [new MeshError('HM_ADMIN_UNREACHABLE', 'x'), 3],
+    [new MeshError('HM_FLEET_UNREACHABLE', 'x'), 3],
     [new MeshError('HM_SERVICE_NOT_FOUND', 'x'), 5],
+    [new MeshError('HM_HOST_NOT_FOUND', 'x'), 5],
+    [new MeshError('HM_FLEET_DENIED', 'x'), 4],
     [new MeshError('HM_ADMIN_DENIED', 'x'), 4],
     [new MeshError('HM_CAPTURE_PERMISSION_DENIED', 'x'), 4],
     [new MeshError('HM_CA_NAME_INVALID', 'x'), 2],
@@ -136,6 +154,58 @@ test('a document that a hint names is one that is there', () => {
   const path = /hint: See (\S+configuration\.md),/.exec(text)?.[1] ?? ''
   assert.ok(path.startsWith('/') && existsSync(path), text)
 })
+
+test('every command has an example in its help, and each example is a command line that parses', async () => {
+  for (const [words] of leafCommands(await buildProgram())) {
+    const own = examples[words] ?? []
+    assert.ok(own.length > 0, `hostmesh ${words} has no example`)
+    const help = await helpOf(words.split(' '))
+    for (const [line] of own) {
+      assert.ok(help.includes(`  hostmesh ${line}\n`), line)
+      assert.ok(line === words || line.startsWith(`${words} `), `${line} is one of ${words}`)
+      assert.equal(await runsAs(line), words)
+    }
+  }
+})
+
+test('there is no example for a command that does not exist', async () => {
+  const known = leafCommands(await buildProgram()).map(([words]) => words)
+  assert.deepEqual(
+    Object.keys(examples).filter((words) => !known.includes(words)),
+    [],
+  )
+})
+
+/** The words of the command that a line would run; nothing is run. @throws if it does not parse */
+async function runsAs(line: string): Promise<string> {
+  const [command = ''] = line.split(' > ')
+  const program = await buildProgram()
+  let ran = ''
+  for (const [words, leaf] of leafCommands(program)) {
+    leaf.action(() => {
+      ran = words
+    })
+  }
+  await program.parseAsync(command.split(' '), { from: 'user' })
+  return ran
+}
+
+/** The help of a command. */
+async function helpOf(words: readonly string[]): Promise<string> {
+  const program = await buildProgram()
+  let printed = ''
+  const listen = (command: Command): void => {
+    command.configureOutput({
+      writeOut: (text) => {
+        printed += text
+      },
+    })
+    command.commands.forEach(listen)
+  }
+  listen(program)
+  await assert.rejects(program.parseAsync([...words, '--help'], { from: 'user' }))
+  return printed
+}
 
 /** What the command prints, with the command tree as it is run. */
 async function printedBy(...words: string[]): Promise<string> {

@@ -1,7 +1,8 @@
 /** Token buckets of the CA: what an address may do at once, in the long run, and at whose cost. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { callerAt, RateLimiter } from '../../src/authority/rate-limit.ts'
+import { RateLimiter } from '../../src/lib/rate-limit.ts'
+import { callerAt } from '../../src/model/caller-address.ts'
 
 test('an address has its burst at once and its rate after that, whatever others do', () => {
   const limiter = new RateLimiter({ burst: 3, perSecond: 2 })

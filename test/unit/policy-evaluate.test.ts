@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import * as fc from 'fast-check'
-import { evaluate } from '../../src/dataplane/policy/evaluate.ts'
+import { evaluate } from '../../src/model/evaluate.ts'
 import { type Intention, precedenceOf } from '../../src/model/intention.ts'
 import type { ServicePolicy } from '../../src/model/snapshot.ts'
 import { intention as rule } from '../harness/builders.ts'

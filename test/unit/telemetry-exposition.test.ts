@@ -116,6 +116,7 @@ const quietHost: HostReading = {
   state: { parts: [], problems: [] },
   consulLastContactMs: undefined,
   captureInSync: undefined,
+  reports: [],
   dnsQueries: undefined,
   watchedServices: 0,
   certificates: [],
@@ -182,6 +183,9 @@ test('every metric of the table is in the text, with its type, its help and no o
       unknownCallersRefused: { virtual: 3, instance: 4 },
       captureCounts: { permitted: 5, waited: 6, full: 7, guarded: 8, spared: 9 },
       plainInbound: 10,
+      reports: [
+        { aggregator: 'hostmesh-aggregator', waiting: 2, dropped: 1, lastSuccessMs: 1_000 },
+      ],
       certificates: [{ service: 'web', notAfterMs: 1 }],
     }),
   ).metrics()

@@ -49,6 +49,21 @@ export function formatRoundTrip(ms: number): string {
   return ms < 9.95 ? `${ms.toFixed(1)}ms` : `${Math.round(ms)}ms`
 }
 
+/** So many a second: `0`, `<0.1`, `3.4`, `120`. */
+export function formatRate(perSecond: number): string {
+  if (perSecond <= 0) return '0'
+  if (perSecond < 0.05) return '<0.1'
+  return perSecond < 9.95 ? perSecond.toFixed(1) : String(Math.round(perSecond))
+}
+
+/** A share of 1 as percent: `0%`, `<0.1%`, `2.5%`, `40%`. */
+export function formatShare(share: number): string {
+  if (share <= 0) return '0%'
+  const percent = share * 100
+  if (percent < 0.05) return '<0.1%'
+  return `${percent < 9.95 ? percent.toFixed(1) : Math.round(percent)}%`
+}
+
 function pairOf(
   ms: number,
   big: number,

@@ -5,8 +5,9 @@
  * The destination's host decides. If that is this host, rules that are not loaded deny. If it is another host, the
  * catalog's rules are shown, and without them the answer is `undecided`, never a guess.
  */
-import { appliesTo, evaluate } from '../../dataplane/policy/evaluate.ts'
+
 import type { Endpoint } from '../../model/endpoint.ts'
+import { appliesTo, evaluate } from '../../model/evaluate.ts'
 import type { HostFacts } from '../../model/facts.ts'
 import type { Intention } from '../../model/intention.ts'
 import type { MeshService, ServicePolicy } from '../../model/snapshot.ts'

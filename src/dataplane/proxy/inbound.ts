@@ -12,11 +12,11 @@
  */
 import { errorCode, MeshError } from '../../lib/errors.ts'
 import { formatAddress, type SocketAddress } from '../../model/address.ts'
+import { evaluate } from '../../model/evaluate.ts'
 import { type LocalDial, startLocalDial } from '../deliver/dial-local.ts'
 import { localDial } from '../deliver/local-dial.ts'
 import type { ByteStream, WriteResult } from '../io/byte-stream.ts'
 import type { SocketStream } from '../io/socket-stream.ts'
-import { evaluate } from '../policy/evaluate.ts'
 import type { Account, Lane } from '../tunnel/accounts.ts'
 import type { PeerIdentity } from '../tunnel/peer.ts'
 import { MAX_PREFACE_BYTES, type Preface, readPreface } from '../tunnel/preface.ts'

@@ -4,8 +4,8 @@
  * Names are compared as text; only the whole name `*` is a wildcard. Rules are sorted by precedence, so the first match
  * decides. A rule with L7 permissions, or one that cannot be enforced, denies.
  */
-import type { Decision, Intention } from '../../model/intention.ts'
-import type { ServicePolicy } from '../../model/snapshot.ts'
+import type { Decision, Intention } from './intention.ts'
+import type { ServicePolicy } from './snapshot.ts'
 
 /** Decides for one source and destination. `policy` undefined means it is not loaded: denied. */
 export function evaluate(source: string, policy: ServicePolicy | undefined): Decision {
