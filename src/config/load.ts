@@ -90,9 +90,22 @@ export function checkConfigText(text: string, origin: ConfigOrigin): CheckedConf
         'Every user of this machine may read the file; run: chmod o-r FILE, or use tokenFile',
       ),
     )
+  if (origin.isReadableByAll && hasSecretHeader(config))
+    problems.push(
+      document.problemAt(
+        ['metrics', 'otlp', 'headers'],
+        'Every user of this machine may read the file; run: chmod o-r FILE',
+      ),
+    )
   for (const { path, message } of validateConfig(config))
     problems.push(document.problemAt(path, message))
   return problems.length === 0 ? { config } : { problems: formatProblems(origin.path, problems) }
+}
+
+function hasSecretHeader({ metrics }: Config): boolean {
+  return Object.keys(metrics.otlp?.headers ?? {}).some((name) =>
+    /auth|token|key|secret|password|cookie/i.test(name),
+  )
 }
 
 function withAbsolutePaths(config: Config, folder: string): Config {

@@ -8,6 +8,7 @@
 import { z } from 'zod'
 import { REPORTER_SERVICE } from '../model/report.ts'
 import { captureSection } from './capture-section.ts'
+import { metricsSection } from './metrics-section.ts'
 import { service } from './service-section.ts'
 import { catalogSection, certificatesSection } from './source-sections.ts'
 import { duration, ip, path, port, serviceName } from './values.ts'
@@ -105,16 +106,7 @@ export const configSchema = z.strictObject({
       group: z.string().optional().describe('Group that may use the socket beside root'),
     })
     .prefault({}),
-  metrics: z
-    .strictObject({
-      address: ip
-        .default('127.0.0.1')
-        .describe('Address of the metrics port; anyone who reaches it may read'),
-      port: port
-        .optional()
-        .describe('Port of /metrics over HTTP; only on the admin socket unless given'),
-    })
-    .prefault({}),
+  metrics: metricsSection,
   reports: z
     .strictObject({
       to: z

@@ -27,6 +27,7 @@ export function validateConfig(config: Config): readonly ConfigProblem[] {
     ...captureProblems(config),
     ...rangeProblems(config),
     ...adminProblems(config),
+    ...otlpProblems(config),
   ]
 }
 
@@ -44,6 +45,24 @@ export function configWarnings(config: Config): readonly string[] {
   const names = [...new Set(identified.map(({ name }) => name))].join(', ')
   return [
     `Capture is off, so the identity of ${names} diverts nothing and calls leave without the mesh, but for explicit upstreams; set capture.mode: on, or leave out identity`,
+  ]
+}
+
+function otlpProblems({ metrics: { otlp } }: Config): ConfigProblem[] {
+  if (otlp === undefined) return []
+  const { protocol, hostname, username, password } = new URL(otlp.endpoint)
+  const path = ['metrics', 'otlp', 'endpoint']
+  if (username !== '' || password !== '')
+    return [{ path, message: 'Give the user and password as an authorization header instead' }]
+  const ip = canonicalIp(hostname.replace(/^\[(.*)\]$/, '$1'))
+  const isLocal = hostname === 'localhost' || (ip !== undefined && isLoopback(ip))
+  if (protocol === 'https:' || isLocal || otlp.insecure) return []
+  return [
+    {
+      path,
+      message:
+        'Metrics would leave this host in plaintext; use https://, a collector on this host, or set metrics.otlp.insecure: true',
+    },
   ]
 }
 

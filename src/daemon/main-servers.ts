@@ -9,13 +9,12 @@ import type { Discovery } from '../controlplane/discovery/publisher.ts'
 import { type DnsServer, startDnsServer } from '../controlplane/dns/server.ts'
 import { duplicateDescriptor } from '../lib/listening-socket.ts'
 import type { Log } from '../lib/log.ts'
-import { hostmeshVersion } from '../lib/version.ts'
-import { createExposition } from '../telemetry/exposition.ts'
 import type { WorkerTotals } from '../telemetry/totals.ts'
 import { startAdminServer } from './admin-server.ts'
 import { createAdminView } from './admin-view.ts'
-import { type Host, readMetrics } from './host.ts'
+import type { Host } from './host.ts'
 import type { ListeningSockets, PlannedSocket } from './listening-sockets.ts'
+import { exportMetrics } from './metrics-export.ts'
 
 /** How long a DNS query waits for the catalog's first answer about a service that was not followed. Milliseconds. */
 const DNS_PATIENCE_MS = 2_000
@@ -48,11 +47,7 @@ export class MainServers {
     const { config, totals, host, log } = this.#options
     const { admin, metrics } = config
     const { address, port } = metrics
-    const exposition = createExposition({
-      version: hostmeshVersion,
-      totals,
-      host: () => readMetrics(host),
-    })
+    const exposition = exportMetrics({ config, host, totals, log, owner: owned })
     owned.use(
       await startAdminServer({
         socketPath: admin.socket,

@@ -33,11 +33,13 @@ export function openCatalog(
       log.child('catalog'),
     )
   }
+  const { address, port } = config.metrics
   return new ConsulCatalog(
     {
       ...config.catalog,
       node: config.node.name,
       nodeAddress: config.node.address,
+      metrics: port === undefined ? undefined : { ip: address, port },
       datacenter: config.datacenter,
     },
     log.child('consul'),

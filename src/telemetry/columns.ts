@@ -15,7 +15,7 @@ export interface MetricHead {
 }
 
 /** The sections of docs/metrics.md. */
-export type MetricGroup = 'Connections' | 'Tunnels' | 'Host' | 'Process'
+export type MetricGroup = 'Connections' | 'Tunnels' | 'Host' | 'Process' | 'Istio names'
 
 /** One kind of thing that is counted. */
 export type Column =

@@ -23,6 +23,11 @@ export interface TrafficLabels {
   readonly destination: string
 }
 
+/** Identifies a row among those of a host. */
+export function trafficKey({ reporter, source, destination }: TrafficLabels): string {
+  return `${reporter}\n${source}\n${destination}`
+}
+
 /** Maximum service pairs of one worker with a row of their own. */
 export const MAX_TRAFFIC_ROWS = 1_024
 

@@ -6,17 +6,7 @@
  * the main thread for long; scrapes that arrive meanwhile share the result.
  */
 import { type Metric as PromMetric, Registry } from 'prom-client'
-import type { HostReading } from './host-reading.ts'
 import { type Metric, metrics, type Reading, type Sample } from './metrics.ts'
-import type { WorkerTotals } from './totals.ts'
-
-/** The sources of the values. */
-export interface MetricsSource {
-  readonly version: string
-  readonly totals: WorkerTotals
-  /** Called once per scrape; must be quick and must not throw. */
-  host(): HostReading
-}
 
 /** Renders metrics. */
 export interface Exposition {
@@ -29,16 +19,17 @@ export interface Exposition {
 /** Number of samples rendered without a pause: about 3 ms. */
 const SLICE_SAMPLES = 1_000
 
-/** Builds the exposition of one daemon. */
-export function createExposition(source: MetricsSource): Exposition {
+/** Builds the exposition of one daemon: of {@link metrics}, and of others after them. `read` is called once for each scrape. */
+export function createExposition(read: () => Reading, others: readonly Metric[] = []): Exposition {
   const registry = new Registry()
   let slice: readonly Sample[] = []
-  for (const metric of metrics) register(registry, metric, () => slice)
+  const all = [...metrics, ...others]
+  for (const metric of all) register(registry, metric, () => slice)
 
   const render = async (): Promise<string> => {
-    const reading = read(source)
+    const reading = read()
     const parts: string[] = []
-    for (const metric of metrics) {
+    for (const metric of all) {
       let isFirst = true
       for (slice of slices(await collect(metric, reading))) {
         const text = await registry.getSingleMetricAsString(metric.name)
@@ -59,17 +50,6 @@ export function createExposition(source: MetricsSource): Exposition {
       })
       return inFlight
     },
-  }
-}
-
-function read(source: MetricsSource): Reading {
-  const { totals, version } = source
-  return {
-    host: source.host(),
-    traffic: totals.traffic(),
-    cells: totals.cells(),
-    cellsByWorker: totals.cellsByWorker(),
-    version,
   }
 }
 

@@ -2,6 +2,14 @@
  * The main thread's values of the host at one moment, for the metrics.
  */
 
+/** What became of the metrics that were sent to an OTLP endpoint. */
+export interface OtlpCounts {
+  /** Requests. `failed`: no answer, or not now; `refused`: any other answer. */
+  readonly requests: Readonly<Record<'accepted' | 'failed' | 'refused', number>>
+  /** Of accepted requests. */
+  readonly rejectedPoints: number
+}
+
 /** The control plane's values at the moment of a scrape. */
 export interface HostReading {
   readonly ready: boolean
@@ -49,6 +57,8 @@ export interface HostReading {
     readonly dropped: number
     readonly lastSuccessMs: number | undefined
   }[]
+  /** Undefined without an OTLP endpoint. */
+  readonly otlp?: OtlpCounts | undefined
   readonly certificates: readonly { readonly service: string; readonly notAfterMs: number }[]
   readonly workersRunning: number
   readonly workerRestarts: number

@@ -3,7 +3,7 @@
  * readings that a meter remembers.
  */
 import type { Interval, ReportPair, SparseCells } from '../model/report.ts'
-import { type TrafficLabels, trafficLayout, workerLayout } from './counters.ts'
+import { trafficKey, trafficLayout, workerLayout } from './counters.ts'
 import { sparse } from './report-columns.ts'
 import type { TrafficTotal } from './totals.ts'
 
@@ -42,7 +42,7 @@ export class IntervalMeter {
 
   /** Undefined for a pair of which nothing was counted and that has no open connection. */
   #row({ labels, cells, active, lost }: TrafficTotal): Row | undefined {
-    const key = keyOf(labels)
+    const key = trafficKey(labels)
     const before = this.#before.get(key)
     this.#before.set(key, { cells, lost })
     const changes = sparse(before === undefined ? cells : trafficLayout.since(cells, before.cells))
@@ -130,9 +130,5 @@ function rowsOf({ names, pairs }: Interval): readonly Row[] {
 }
 
 function rowKey({ reporter, source, destination }: Row): string {
-  return `${reporter}\n${source}\n${destination}`
-}
-
-function keyOf({ reporter, source, destination }: TrafficLabels): string {
   return `${reporter}\n${source}\n${destination}`
 }

@@ -42,6 +42,18 @@ export interface Metric extends MetricHead {
   readonly type: 'counter' | 'gauge' | 'histogram'
   readonly labels: readonly string[]
   readonly collect: (reading: Reading) => Values | Promise<Values>
+  /** Of a histogram: the counts that {@link collect} sums up for its series. */
+  readonly distributions?: (reading: Reading) => Iterable<Distribution>
+}
+
+/** One row of a histogram, with all its buckets. */
+export interface Distribution {
+  readonly labels: Labels
+  readonly column: HistogramColumn
+  /** One for each bucket, not cumulative. */
+  readonly counts: Float64Array
+  /** Of all values, in seconds. */
+  readonly sum: number
 }
 
 type HistogramColumn = Extract<Column, { readonly kind: 'histogram' | 'exponential' }>
@@ -238,6 +250,21 @@ const hostMetrics: readonly Metric[] = [
       ),
     ['aggregator'],
   ),
+  ofHost.counter(
+    'hostmesh_otlp_requests_total',
+    'Requests to the OTLP endpoint, by outcome; absent while metrics are not exported there',
+    ({ host }) =>
+      Object.entries(host.otlp?.requests ?? {}).map(([outcome, value]) => ({
+        value,
+        labels: { outcome },
+      })),
+    ['outcome'],
+  ),
+  ofHost.counter(
+    'hostmesh_otlp_rejected_points_total',
+    'Values that the OTLP endpoint did not take from requests that it accepted; absent while metrics are not exported there',
+    ({ host }) => host.otlp?.rejectedPoints,
+  ),
   ofHost.gauge(
     'hostmesh_workers',
     'Data-plane workers that are running',
@@ -312,11 +339,14 @@ export const metrics: readonly Metric[] = [
   ...hostMetrics,
 ]
 
-/** The samples of one column of a row with these labels. */
-type Render = (cells: Float64Array, labels: Labels) => readonly Sample[]
+/** The samples, or the distribution, of one column of a row with these labels. */
+type Render<Item> = (cells: Float64Array, labels: Labels) => readonly Item[]
+
+/** Finds the rows of a reading. */
+type ReadRows = <Item>(reading: Reading, render: Render<Item>, column: Column) => Iterable<Item>
 
 /** One pair after the other, as the samples are asked for: those of all pairs at once would block for long. */
-function* eachPair(traffic: readonly TrafficTotal[], render: Render): Iterable<Sample> {
+function* eachPair<Item>(traffic: readonly TrafficTotal[], render: Render<Item>): Iterable<Item> {
   for (const { labels, cells } of traffic) yield* render(cells, pairLabels(labels))
 }
 
@@ -324,7 +354,7 @@ function* eachPair(traffic: readonly TrafficTotal[], render: Render): Iterable<S
 function metricsOf<All extends Columns>(
   layout: Layout<All>,
   rowLabels: readonly string[],
-  read: (reading: Reading, render: Render, column: Column) => Iterable<Sample>,
+  read: ReadRows,
 ): readonly Metric[] {
   return Object.entries(layout.columns).flatMap(([name, column]) => {
     const { metric } = column
@@ -336,8 +366,23 @@ function metricsOf<All extends Columns>(
       labels: [...rowLabels, ...ownLabels],
       collect: (reading) =>
         read(reading, (cells, labels) => samplesOf(layout, name, cells, labels), column),
+      ...(isHistogram(column) && {
+        distributions: (reading) =>
+          read(
+            reading,
+            (cells, labels) => {
+              const [counts, sum] = [layout.counts(cells, name), layout.seconds(cells, name)]
+              return [{ labels, column, counts, sum }]
+            },
+            column,
+          ),
+      }),
     } satisfies Metric
   })
+}
+
+function isHistogram(column: Column): column is HistogramColumn {
+  return column.kind === 'histogram' || column.kind === 'exponential'
 }
 
 function labelsOf(column: Column): readonly string[] {
@@ -362,7 +407,7 @@ function samplesOf<All extends Columns>(
       return [{ value, labels: { ...labels, [label]: text } }]
     })
   }
-  if (column?.kind === 'histogram' || column?.kind === 'exponential')
+  if (column !== undefined && isHistogram(column))
     return histogram(layout, name, column, cells, labels)
   return [{ value: layout.total(cells, name), labels }]
 }

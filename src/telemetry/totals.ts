@@ -14,6 +14,7 @@ import {
   TrafficCounters,
   type TrafficLabels,
   type TrafficRow,
+  trafficKey,
   trafficLayout,
   WorkerCounters,
   type workerColumns,
@@ -67,7 +68,7 @@ export class WorkerTotals {
   announce(worker: number, row: number, labels: TrafficLabels): void {
     const memory = this.live.get(worker)
     if (memory === undefined) return
-    const key = keyOf(labels)
+    const key = trafficKey(labels)
     const isKnown = this.pairs.has(key)
     if (!isKnown && this.pairs.size >= MAX_NODE_PAIRS) {
       memory.labels[row] = otherLabels(labels.reporter)
@@ -125,17 +126,13 @@ function openIn({ cells }: TrafficRow): number {
   return Math.max(0, trafficLayout.total(cells, 'opened') - trafficLayout.total(cells, 'closed'))
 }
 
-function keyOf(labels: TrafficLabels): string {
-  return `${labels.reporter}\n${labels.source}\n${labels.destination}`
-}
-
 function otherLabels(reporter: Reporter): TrafficLabels {
   return { reporter, source: OTHER_SERVICE, destination: OTHER_SERVICE }
 }
 
 /** Adds a row to the sum of its pair; its cells become those of the sum. */
 function addRow(totals: Map<string, TrafficTotal>, row: TrafficTotal): void {
-  const key = keyOf(row.labels)
+  const key = trafficKey(row.labels)
   const before = totals.get(key)
   const { cells } = row
   if (before !== undefined) addCells(cells, before.cells)

@@ -104,6 +104,19 @@ test('show fills in defaults and leaves out secrets, in YAML and in JSON', () =>
   assert.ok(!`${yaml.stdout}${json.stdout}`.includes('SECRET'))
 })
 
+test('show leaves out the headers of an OTLP endpoint', () => {
+  const { stdout, status, stderr } = run(
+    'show',
+    file(
+      'otlp.yaml',
+      `${CONSUL}\nmetrics: {otlp: {endpoint: 'https://h', headers: {authorization: SECRET-HEADER}}}\n`,
+    ),
+  )
+  assert.equal(status, 0, stderr)
+  assert.match(stdout, /authorization: \(redacted\)/)
+  assert.ok(!stdout.includes('SECRET'))
+})
+
 test('show leaves out a secret that came from the environment', () => {
   const { stdout } = run(
     'show',

@@ -175,6 +175,21 @@ const MISTAKES: readonly [claim: string, text: string, problem: RegExp][] = [
     /Unknown key "qqqqqq"; known here: node, datacenter, catalog/,
   ],
   [
+    'an OTLP endpoint that is no HTTP URL',
+    `${LEAST}metrics: {otlp: {endpoint: 'ftp://h'}}\n`,
+    /metrics\.otlp\.endpoint: Must be a URL that begins with http/,
+  ],
+  [
+    'a header that breaks the request',
+    `${LEAST}metrics: {otlp: {endpoint: 'https://h', headers: {a: "b\\r\\nc: d"}}}\n`,
+    /metrics\.otlp\.headers\.a: Must be printable ASCII/,
+  ],
+  [
+    'a header that the request sets itself',
+    `${LEAST}metrics: {otlp: {endpoint: 'https://h', headers: {Content-Type: x}}}\n`,
+    /metrics\.otlp\.headers: Must have names of headers as keys, but none that a request sets/,
+  ],
+  [
     'a key of the other kind of catalog',
     `catalog: {kind: file, path: x, token: y}\ncertificates: {kind: files, directory: c}\n`,
     /Unknown key "token"; known here: kind, path$/,

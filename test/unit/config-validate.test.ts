@@ -25,6 +25,24 @@ const BROKEN: readonly [claim: string, change: Change, key: string, says: RegExp
     /the catalog is a file/,
   ],
   [
+    'metrics in plaintext to another host',
+    { metrics: { otlp: { endpoint: 'http://collector.example:4318' } } },
+    'metrics.otlp.endpoint',
+    /would leave this host in plaintext/,
+  ],
+  [
+    'metrics in plaintext to an address that only begins as a local one',
+    { metrics: { otlp: { endpoint: 'http://127.0.0.1.example:4318' } } },
+    'metrics.otlp.endpoint',
+    /would leave this host in plaintext/,
+  ],
+  [
+    'a password in the URL of an endpoint',
+    { metrics: { otlp: { endpoint: 'https://user:secret@collector.example' } } },
+    'metrics.otlp.endpoint',
+    /as an authorization header/,
+  ],
+  [
     'neither a directory nor paths of certificates',
     { certificates: { kind: 'files' } },
     'certificates.kind',
@@ -419,6 +437,17 @@ for (const [claim, change] of SOUND)
   test(`${claim} is sound`, () => {
     assert.deepEqual(problemsOf(change), [])
   })
+
+test('metrics may go in plaintext to this host, and anywhere by TLS or when that is asked for', () => {
+  for (const otlp of [
+    { endpoint: 'http://127.0.0.1:4318' },
+    { endpoint: 'http://[::1]:4318/otlp' },
+    { endpoint: 'http://localhost:4318' },
+    { endpoint: 'https://collector.example' },
+    { endpoint: 'http://collector.example:4318', insecure: true },
+  ])
+    assert.deepEqual(problemsOf({ metrics: { otlp } }), [], otlp.endpoint)
+})
 
 test('all problems of a configuration are reported, not the first', () => {
   const problems = problemsOf({

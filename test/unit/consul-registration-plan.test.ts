@@ -245,3 +245,35 @@ test('another service that is registered at the port of one of ours is named', (
     'both are of this configuration',
   )
 })
+
+test('the proxy says where metrics are scraped, but not where only this host can', () => {
+  const markOf = (ip: string): unknown =>
+    planRegistration([local('db')], 15_443, new Map(), { metrics: { ip, port: 9_464 } }).proxies[0]
+      ?.Meta['hostmesh-metrics']
+  assert.equal(markOf('0.0.0.0'), '9464')
+  assert.equal(markOf('::'), '9464')
+  assert.equal(markOf('10.0.0.7'), '10.0.0.7:9464')
+  assert.equal(markOf('127.0.0.1'), undefined)
+  const [proxy] = planRegistration([local('db')], 15_443, new Map()).proxies
+  assert.equal(proxy?.Meta['hostmesh-metrics'], undefined)
+})
+
+test('a proxy is registered again when metrics move, end, or begin', () => {
+  const there = (metrics?: { ip: string; port: number }): ReadonlyMap<string, AgentService> => {
+    const before = { db: { Service: 'db', Port: 5_432, Meta: { 'hostmesh-metrics': 'forged' } } }
+    const plan = planRegistration([local('db')], 15_443, decodeAgentServices(before), { metrics })
+    const body: Record<string, unknown> = { ...before }
+    for (const proxy of plan.proxies) body[proxy.ID] = { ...proxy, Service: proxy.Name }
+    return decodeAgentServices(body)
+  }
+  const proxiesOf = (
+    present: ReadonlyMap<string, AgentService>,
+    metrics?: { ip: string; port: number },
+  ): number => planRegistration([local('db')], 15_443, present, { metrics }).proxies.length
+  const at = (port: number) => ({ ip: '0.0.0.0', port })
+  assert.equal(proxiesOf(there(at(1)), at(1)), 0)
+  assert.equal(proxiesOf(there(at(1)), at(2)), 1)
+  assert.equal(proxiesOf(there(at(1))), 1)
+  assert.equal(proxiesOf(there(), at(1)), 1)
+  assert.equal(proxiesOf(there()), 0)
+})

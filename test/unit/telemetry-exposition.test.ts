@@ -5,10 +5,12 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { TrafficCounters, WorkerCounters } from '../../src/telemetry/counters.ts'
-import { createExposition, type MetricsSource } from '../../src/telemetry/exposition.ts'
+import { createExposition } from '../../src/telemetry/exposition.ts'
 import type { HostReading } from '../../src/telemetry/host-reading.ts'
-import { metrics } from '../../src/telemetry/metrics.ts'
+import { metrics, type Reading } from '../../src/telemetry/metrics.ts'
+import { MetricsReader, type MetricsSource } from '../../src/telemetry/metrics-reader.ts'
 import { MAX_NODE_PAIRS, WorkerTotals } from '../../src/telemetry/totals.ts'
+import { quietHost } from './telemetry-fixtures.ts'
 
 interface Sample {
   readonly name: string
@@ -107,27 +109,13 @@ function checkHistogram(family: Family): void {
   }
 }
 
-const quietHost: HostReading = {
-  ready: false,
-  serving: false,
-  problems: new Map(),
-  snapshotVersion: 0,
-  catalogLastSuccessMs: undefined,
-  state: { parts: [], problems: [] },
-  consulLastContactMs: undefined,
-  captureInSync: undefined,
-  reports: [],
-  dnsQueries: undefined,
-  watchedServices: 0,
-  certificates: [],
-  workersRunning: 0,
-  workerRestarts: 0,
-  logLinesLost: 0,
-  eventLoopLagMs: 0,
+function source(totals: WorkerTotals, host: Partial<HostReading> = {}): () => Reading {
+  return readingOf({ version: '1.2.3', totals, host: () => ({ ...quietHost, ...host }) })
 }
 
-function source(totals: WorkerTotals, host: Partial<HostReading> = {}): MetricsSource {
-  return { version: '1.2.3', totals, host: () => ({ ...quietHost, ...host }) }
+function readingOf(from: MetricsSource): () => Reading {
+  const reader = new MetricsReader(from)
+  return () => reader.read()
 }
 
 function value(
@@ -186,6 +174,7 @@ test('every metric of the table is in the text, with its type, its help and no o
       reports: [
         { aggregator: 'hostmesh-aggregator', waiting: 2, dropped: 1, lastSuccessMs: 1_000 },
       ],
+      otlp: { requests: { accepted: 1, failed: 2, refused: 3 }, rejectedPoints: 4 },
       certificates: [{ service: 'web', notAfterMs: 1 }],
     }),
   ).metrics()
@@ -397,14 +386,16 @@ test('scrapes that arrive during a scrape share its answer, later ones see new c
   const totals = new WorkerTotals()
   const worker = new WorkerCounters(totals.attach(0).counters)
   let readings = 0
-  const exposition = createExposition({
-    version: '1',
-    totals,
-    host: () => {
-      readings += 1
-      return quietHost
-    },
-  })
+  const exposition = createExposition(
+    readingOf({
+      version: '1',
+      totals,
+      host: () => {
+        readings += 1
+        return quietHost
+      },
+    }),
+  )
   const texts = await Promise.all(Array.from({ length: 100 }, () => exposition.metrics()))
   assert.equal(readings, 1)
   assert.equal(new Set(texts).size, 1)
@@ -416,14 +407,16 @@ test('scrapes that arrive during a scrape share its answer, later ones see new c
 
 test('a scrape that fails does not fail the next one', async () => {
   let fails = true
-  const exposition = createExposition({
-    version: '1',
-    totals: new WorkerTotals(),
-    host: () => {
-      if (fails) throw new Error('not yet')
-      return quietHost
-    },
-  })
+  const exposition = createExposition(
+    readingOf({
+      version: '1',
+      totals: new WorkerTotals(),
+      host: () => {
+        if (fails) throw new Error('not yet')
+        return quietHost
+      },
+    }),
+  )
   await assert.rejects(exposition.metrics(), /not yet/)
   fails = false
   parseExposition(await exposition.metrics())

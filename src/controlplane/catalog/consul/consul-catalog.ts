@@ -6,6 +6,7 @@
 import { type Clock, type Random, systemClock, systemRandom } from '../../../lib/clock.ts'
 import { isErrorCode, MeshError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
+import type { SocketAddress } from '../../../model/address.ts'
 import { Problem, type ProblemCode } from '../../../model/problem.ts'
 import type { LocalService } from '../../../model/service.ts'
 import type {
@@ -39,6 +40,8 @@ export interface ConsulCatalogOptions extends ConsulAddress {
   readonly node?: string | undefined
   /** Where other hosts reach this one. Default: the agent's address. */
   readonly nodeAddress?: string | undefined
+  /** Where this host listens for scrapes, if it does: registered for those who scrape it. */
+  readonly metrics?: SocketAddress | undefined
   /** Answers from another datacenter are rejected. */
   readonly datacenter?: string | undefined
   /** False leaves registration to the operator: register() then does nothing. */
@@ -80,14 +83,14 @@ export class ConsulCatalog implements Catalog {
    * HM_CONSUL_TOKEN_INVALID
    */
   constructor(options: ConsulCatalogOptions, log: Log) {
-    const { clock = systemClock, random = systemRandom, nodeAddress } = options
+    const { clock = systemClock, random = systemRandom, nodeAddress, metrics } = options
     const transport = createTransport(options, clock)
     const parts = { transport, log, clock, random }
     this.description = `consul ${options.address}`
     this.#options = options
     this.#parts = parts
     this.follower = new Follower(transport, parts)
-    this.#registrar = new Registrar({ ...parts, nodeAddress })
+    this.#registrar = new Registrar({ ...parts, nodeAddress, metrics })
     this.#tokenProbe = createTokenProbe(transport, clock)
     this.#readNode = createNodeReader(transport, clock)
     this.#hints = startChangeHints(this.follower)

@@ -4,7 +4,12 @@
  * Our registrations are recognized by marks in `Meta` together with the tunnel port, so that a daemon finds what it
  * left behind before a crash, and never changes what an operator, or another daemon, registered.
  */
-import { formatAddress, isLoopback, type SocketAddress } from '../../../model/address.ts'
+import {
+  formatAddress,
+  isLoopback,
+  isUndialable,
+  type SocketAddress,
+} from '../../../model/address.ts'
 import type { Health } from '../../../model/endpoint.ts'
 import type { LocalService } from '../../../model/service.ts'
 import { type AgentService, USUAL_WEIGHTS, type Weights } from './decode-agent.ts'
@@ -71,6 +76,12 @@ const OWNER_MARK = 'hostmesh-plain'
  */
 const HEALTH_MARK = 'hostmesh-health'
 
+/**
+ * On a proxy: where `/metrics` of this host is, if it can be reached from others: a port at the address of the node, or
+ * an address with port. docs/metrics.md has the Prometheus configuration that reads it.
+ */
+const METRICS_MARK = 'hostmesh-metrics'
+
 /** Without an update for this long the proxy is critical. */
 const TTL = '30s'
 
@@ -104,6 +115,8 @@ export function withInitialHealth(
 export interface RegistrationContext {
   /** Where other hosts reach this one, if that is not the agent's address. */
   readonly nodeAddress?: string | undefined
+  /** Where this host listens for scrapes, if it does. */
+  readonly metrics?: SocketAddress | undefined
   /** {@link RegistrationPlan.withdrawn} of the plan before: the agent may have removed those proxies since. */
   readonly withdrawn?: ReadonlySet<string>
 }
@@ -113,7 +126,7 @@ export function planRegistration(
   desired: readonly LocalService[],
   tunnelPort: number,
   present: ReadonlyMap<string, AgentService>,
-  { nodeAddress, withdrawn: before }: RegistrationContext = {},
+  { nodeAddress, metrics, withdrawn: before }: RegistrationContext = {},
 ): RegistrationPlan {
   const plain: PlainRegistration[] = []
   const proxies: ConsulProxyRegistration[] = []
@@ -159,6 +172,7 @@ export function planRegistration(
       tunnelPort,
       owner,
       nodeAddress,
+      metrics,
       plain: isOperators ? there : undefined,
     })
     if (proxyThere !== undefined && !hasProxy(present, id))
@@ -187,11 +201,13 @@ function proxyRegistration(
     readonly tunnelPort: number
     readonly owner: 'hostmesh' | 'operator'
     readonly nodeAddress: string | undefined
+    readonly metrics: SocketAddress | undefined
     /** The operator's registration, if there is one. */
     readonly plain: AgentService | undefined
   },
 ): ConsulProxyRegistration {
-  const { tunnelPort, owner, nodeAddress, plain } = place
+  const { tunnelPort, owner, nodeAddress, metrics, plain } = place
+  const scrapedAt = metrics === undefined ? undefined : scrapeAddress(metrics)
   return {
     Kind: 'connect-proxy',
     Name: `${service.name}-hostmesh`,
@@ -206,6 +222,7 @@ function proxyRegistration(
       [HOST_MARK]: String(tunnelPort),
       [OWNER_MARK]: owner,
       [HEALTH_MARK]: 'daemon',
+      ...(scrapedAt !== undefined && { [METRICS_MARK]: scrapedAt }),
     },
     Proxy: {
       DestinationServiceName: service.name,
@@ -227,10 +244,15 @@ function proxyRegistration(
 /** Meta copied to the proxy: the filters of a resolver's subsets are applied to proxies. */
 function inherited(plain: AgentService | undefined): Record<string, string> {
   const entries = Object.entries(plain?.meta ?? {}).filter(
-    (entry): entry is [string, string] => typeof entry[1] === 'string',
+    (entry): entry is [string, string] => typeof entry[1] === 'string' && entry[0] !== METRICS_MARK,
   )
-  // Consul accepts 64 pairs, and four of them are ours.
-  return Object.fromEntries(entries.slice(0, 60))
+  // Consul accepts 64 pairs, and five of them are ours.
+  return Object.fromEntries(entries.slice(0, 59))
+}
+
+function scrapeAddress(metrics: SocketAddress): string | undefined {
+  if (isLoopback(metrics.ip)) return undefined
+  return isUndialable(metrics.ip) ? String(metrics.port) : formatAddress(metrics)
 }
 
 function isOurPlain(service: AgentService): boolean {
@@ -256,6 +278,7 @@ function isSameProxy(there: AgentService, wanted: ConsulProxyRegistration): bool
     there.port === wanted.Port &&
     (there.address ?? '') === (wanted.Address ?? '') &&
     isSameMeta(there.meta, wanted.Meta) &&
+    there.meta[METRICS_MARK] === wanted.Meta[METRICS_MARK] &&
     isSameWeights(there.weights, wanted.Weights) &&
     there.tags.toSorted().join('\n') === (wanted.Tags ?? []).toSorted().join('\n') &&
     there.proxy.destinationName === wanted.Proxy.DestinationServiceName &&

@@ -16,6 +16,7 @@ import { type Clock, type Random, systemClock, systemRandom } from '../../../lib
 import { describeError } from '../../../lib/errors.ts'
 import type { Log } from '../../../lib/log.ts'
 import { WakeableLoop } from '../../../lib/wakeable-loop.ts'
+import type { SocketAddress } from '../../../model/address.ts'
 import type { Health } from '../../../model/endpoint.ts'
 import type { LocalService } from '../../../model/service.ts'
 import { AgentServices } from './agent-services.ts'
@@ -37,6 +38,8 @@ export interface RegistrarOptions {
   readonly log: Log
   /** Where other hosts reach this one. Default: the agent's address. */
   readonly nodeAddress?: string | undefined
+  /** Where this host listens for scrapes, if it does. */
+  readonly metrics?: SocketAddress | undefined
   readonly clock?: Clock
   readonly random?: Random
   /** Milliseconds between two reads of the agent's services. */
@@ -181,6 +184,7 @@ export class Registrar implements Disposable {
   ): RegistrationPlan {
     return planRegistration(desired, this.#tunnelPort, present, {
       nodeAddress: this.#options.nodeAddress,
+      metrics: this.#options.metrics,
       withdrawn: this.#withdrawn,
     })
   }
