@@ -4,11 +4,14 @@
  * The programs of all threads are bundled with what they use, without comments and white space: the text of a program stays in
  * memory as long as it runs, and a file less is a file less to open (docs/performance.md, "Memory"). Names stay, for profiles and
  * stack traces. koffi stays a package, since it loads its native part from its own folder. Types are not looked at: `npm run check`
- * is for that.
+ * is for that. The dashboard (dist/dashboard) is bundled for browsers: what a page needs at once, and what it loads later.
  */
 import { renameSync, rmSync } from 'node:fs'
 import { join, resolve } from 'node:path'
+
 import { build } from 'esbuild'
+
+import { buildDashboard } from './build-dashboard.ts'
 
 const root = resolve(import.meta.dirname, '..')
 const target = resolve(process.argv[2] ?? join(root, 'dist'))
@@ -43,6 +46,12 @@ try {
     },
     logLevel: 'warning',
   })
+  const { totalBytes, parts } = await buildDashboard(
+    join(making, 'dashboard'),
+    process.argv[2] === undefined,
+  )
+  const listed = parts.map(({ file, bytes }) => `${file} ${(bytes / 1_000).toFixed(1)}`)
+  console.log(`dashboard: ${(totalBytes / 1_000).toFixed(1)} KB gzipped (${listed.join(', ')})`)
   rmSync(target, { recursive: true, force: true })
   renameSync(making, target)
 } finally {

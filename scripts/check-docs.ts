@@ -40,7 +40,7 @@ const generatedParts: readonly { path: string; name: string; render: () => strin
 ]
 
 const documents = readAll(['*.md', 'docs/**/*.md', 'ansible/**/*.md', 'bench/**/*.md'])
-const program = readAll(['src/**/*.ts'])
+const program = readAll(['src/**/*.{ts,tsx}'])
 const code = [
   ...program,
   ...readAll(['test/**/*.ts', 'scripts/**/*.ts', 'bench/**/*.ts', '.oxlintrc.json', 'systemd/*']),
@@ -158,7 +158,7 @@ function checkFolders(): string[] {
 
 function checkHeaders(): string[] {
   return code
-    .filter(({ path, text }) => path.endsWith('.ts') && !/^(?:#!.*\n)?\/\*\*?\s/.test(text))
+    .filter(({ path, text }) => /\.tsx?$/.test(path) && !/^(?:#!.*\n)?\/\*\*?\s/.test(text))
     .map(
       ({ path }) =>
         `${path}: does not open with its header comment (/** …, 2-6 lines: what it owns)`,

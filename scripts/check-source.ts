@@ -100,7 +100,7 @@ interface Source {
 }
 
 const sources = new Map(
-  globSync(['src/**/*.ts', 'test/**/*.ts', 'scripts/**/*.ts', 'bench/**/*.ts'], { cwd: root })
+  globSync(['src/**/*.{ts,tsx}', 'test/**/*.ts', 'scripts/**/*.ts', 'bench/**/*.ts'], { cwd: root })
     .toSorted()
     .map((path) => [path, parse(path)]),
 )

@@ -43,7 +43,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 in_demo='iptables nft:nftables ipset ip:iproute2 conntrack nginx redis-server redis-cli:redis-tools psql:postgresql-client
   /usr/lib/postgresql/*/bin/postgres:postgresql tcpdump nsenter:util-linux setpriv:util-linux openssl curl sysctl:procps'
 in_test='systemd-analyze:systemd systemd-sysusers:systemd systemd-tmpfiles:systemd /usr/bin/python3:python3 perl:perl-base faketime
-  getent:libc-bin go:golang-go dnsmasq:dnsmasq-base dig:bind9-dnsutils
+  getent:libc-bin go:golang-go chromium dnsmasq:dnsmasq-base dig:bind9-dnsutils
   /usr/share/gocode/src/github.com/hashicorp/yamux:golang-github-hashicorp-yamux-dev promtool:prometheus'
 in_bench='ip:iproute2 iptables nft:nftables ipset nginx haproxy wrk openssl'
 in_fleet='systemd-nspawn:systemd-container debootstrap ansible-playbook:ansible-core ansible-lint ssh:openssh-client
