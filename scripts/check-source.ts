@@ -31,6 +31,8 @@ const reserved: readonly {
       'src/lib/atomic-file.ts',
       // Appends, and renames its own file when it is full.
       'src/aggregator/audit.ts',
+      // The same, for several files.
+      'src/daemon/access-log-file.ts',
       // Rename a file that they reject.
       'src/lib/state-file.ts',
       'src/aggregator/store/database.ts',

@@ -1,24 +1,31 @@
 /**
- * `npm run demo [-- --consul] [-- --keep]`: a mesh of three hosts on this machine, with real applications.
+ * `npm run demo [-- --consul] [-- --keep] [-- --dashboard]`: a mesh of three hosts on this machine, with real applications.
  *
  * The hosts are network namespaces; nothing outside of them is touched and nothing stays behind. As an
  * ordinary user it starts itself again as root of a user namespace of its own (demo/privilege.ts).
  */
 import { parseArgs } from 'node:util'
 
+import { showDashboard } from './demo/dashboard.ts'
 import { findMissing } from './demo/preflight.ts'
 import { obtainPrivilege, PrivilegeError } from './demo/privilege.ts'
 import { tellStory } from './demo/story.ts'
+import { openWindow } from './demo/window.ts'
 
-const usage = `Usage: npm run demo [-- --consul] [-- --keep]
-  --consul  services and certificates from a real Consul, in place of files
-  --keep    leave everything running at the end, until Ctrl-C`
+const usage = `Usage: npm run demo [-- --consul] [-- --keep | --dashboard]
+  --consul     services and certificates from a real Consul, in place of files
+  --keep       leave everything running at the end, until Ctrl-C
+  --dashboard  the hosts report to an aggregator: steady traffic and its picture, until Ctrl-C`
+
+/** Where the dashboard is on the machine of the user, unless another program has the port. */
+const DASHBOARD_PORT = 15_190
 
 async function main(): Promise<number> {
   const { values } = parseArgs({
     options: {
       consul: { type: 'boolean', default: false },
       keep: { type: 'boolean', default: false },
+      dashboard: { type: 'boolean', default: false },
       help: { type: 'boolean', default: false },
     },
   })
@@ -37,9 +44,13 @@ async function main(): Promise<number> {
     )
     return 1
   }
-  const privilege = await obtainPrivilege(process.argv.slice(2))
+  const privilege = await obtainPrivilege(process.argv.slice(2), async () =>
+    values.dashboard ? openWindow(DASHBOARD_PORT) : undefined,
+  )
   if ('exitCode' in privilege) return privilege.exitCode
-  await tellStory({ consul: values.consul, keep: values.keep, means: privilege })
+  const options = { consul: values.consul, keep: values.keep, means: privilege }
+  if (privilege.window === undefined) await tellStory(options)
+  else await showDashboard(options, privilege.window)
   return 0
 }
 

@@ -12,12 +12,15 @@ import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
 import { userInfo } from 'node:os'
 import { join } from 'node:path'
+import type { Window } from './window.ts'
 
 /** How services of one host are told apart. */
 export interface Means {
   readonly identity: 'user' | 'upstream'
   /** A sentence to show when something cannot be done here, and what it would take. */
   readonly limitation?: string
+  /** Where the dashboard is to be seen, when it was asked for. */
+  readonly window?: Window
 }
 
 /** Why the demo cannot run here, with what to do. */
@@ -29,17 +32,18 @@ const INSIDE = 'HOSTMESH_DEMO_MEANS'
 
 /**
  * Says what this process may do. As an ordinary user it runs the demo again inside a user namespace
- * instead, and returns that run's exit code.
+ * instead, and returns that run's exit code. `openWindow` is called once, in the network of the user.
  * @throws PrivilegeError naming the setting or package that is missing.
  */
 export async function obtainPrivilege(
   args: readonly string[],
+  openWindow: () => Promise<Window | undefined>,
 ): Promise<Means | { readonly exitCode: number }> {
   const inside = process.env[INSIDE]
   if (inside !== undefined) return JSON.parse(inside) as Means
   if (process.getuid?.() === 0) {
     const trial = spawnSync('unshare', ['--net', 'true'], { encoding: 'utf8' })
-    if (trial.status === 0) return { identity: 'user' }
+    if (trial.status === 0) return withWindow({ identity: 'user' }, await openWindow())
     throw new PrivilegeError(
       `Cannot make a network namespace as root: ${trial.stderr.trim()}\n  it takes CAP_SYS_ADMIN and CAP_NET_ADMIN: in a container, start it with --privileged`,
     )
@@ -48,7 +52,11 @@ export async function obtainPrivilege(
     encoding: 'utf8',
   })
   if (trial.status !== 0) throw new PrivilegeError(whyNoNamespace(trial.stderr))
-  return runInside(findMeans(), args)
+  return runInside(withWindow(findMeans(), await openWindow()), args)
+}
+
+function withWindow(means: Means, window: Window | undefined): Means {
+  return window === undefined ? means : { ...means, window }
 }
 
 function runInside(means: Means, args: readonly string[]): Promise<{ readonly exitCode: number }> {

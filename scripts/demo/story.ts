@@ -10,6 +10,7 @@
  * ```
  */
 
+import { AGGREGATOR } from '../../test/harness/aggregator.ts'
 import { eventually } from '../../test/harness/eventually.ts'
 import { type Mesh, startMesh } from '../../test/harness/mesh.ts'
 import type { Service } from '../../test/harness/service.ts'
@@ -83,7 +84,8 @@ export async function tellStory(options: DemoOptions): Promise<void> {
   ])
 }
 
-interface Cast {
+/** The services of the demo. */
+export interface Cast {
   readonly storefront: Service
   readonly reports: Service
   readonly pages: Service
@@ -94,13 +96,15 @@ interface Cast {
   readonly outsider: Service
 }
 
-async function buildHosts(options: DemoOptions, note: Note): Promise<Mesh> {
+/** Builds the network, its hosts and the catalog. */
+export async function buildHosts(options: DemoOptions, note: Note): Promise<Mesh> {
   const { means } = options
   const mesh = await startMesh({
     hosts: ['alpha', 'beta', 'gamma'],
     catalog: options.consul ? 'consul' : 'file',
     capture: means.identity === 'upstream' ? 'off' : 'on',
     users: means.identity === 'user' ? 'distinct' : 'one',
+    ...(means.window !== undefined && { config: { reports: { to: [AGGREGATOR] } } }),
   })
   for (const name of ['alpha', 'beta', 'gamma']) {
     const { namespace } = mesh.host(name)
@@ -114,7 +118,8 @@ async function buildHosts(options: DemoOptions, note: Note): Promise<Mesh> {
   return mesh
 }
 
-function declareServices(mesh: Mesh, means: Means, postgres: number): Cast {
+/** Declares what runs on which host. */
+export function declareServices(mesh: Mesh, means: Means, postgres: number): Cast {
   const [alpha, beta, gamma] = [mesh.host('alpha'), mesh.host('beta'), mesh.host('gamma')]
   const identity = means.identity === 'upstream' ? 'none' : means.identity
   const base = { identity } as const
@@ -138,7 +143,8 @@ function declareServices(mesh: Mesh, means: Means, postgres: number): Cast {
   }
 }
 
-async function startApplications(mesh: Mesh, cast: Cast, note: Note): Promise<void> {
+/** Starts nginx, Redis and PostgreSQL. */
+export async function startApplications(mesh: Mesh, cast: Cast, note: Note): Promise<void> {
   await Promise.all([
     startNginx(mesh, cast.pages),
     startNginx(mesh, cast.morePages),
@@ -180,7 +186,8 @@ async function showPlaintext(mesh: Mesh, cast: Cast, note: Note): Promise<Times>
   }
 }
 
-async function startDaemons(mesh: Mesh, cast: Cast, note: Note): Promise<void> {
+/** Says who may call whom, and starts the daemons. */
+export async function startDaemons(mesh: Mesh, cast: Cast, note: Note): Promise<void> {
   for (const destination of ['pages', 'cache', 'orders'])
     await mesh.allow('storefront', destination)
   await mesh.allow('reports', 'orders')
@@ -306,7 +313,8 @@ function realTargets(cast: Cast): Record<Destination, Target> {
   return { pages: at(cast.pages), cache: at(cast.cache), orders: at(cast.orders) }
 }
 
-async function target(mesh: Mesh, caller: Service, name: Destination): Promise<Target> {
+/** Where a service calls another one. */
+export async function target(mesh: Mesh, caller: Service, name: Destination): Promise<Target> {
   const port = caller.options.upstreams?.[name]
   if (port !== undefined) return { ip: '127.0.0.1', port }
   return mesh.virtualAddress(name, caller.host)

@@ -14,6 +14,7 @@ import { graphDocument } from './documents/graph.ts'
 import { historyDocument, type StepFigures, stepFigures } from './documents/history.ts'
 import { hostDocument, hostsDocument } from './documents/hosts.ts'
 import { overviewDocument, type StoreReading } from './documents/overview.ts'
+import { sidesOf } from './documents/pairs.ts'
 import { risksDocument } from './documents/risks.ts'
 import { serviceDocument, servicesDocument } from './documents/services.ts'
 import { versionsDocument } from './documents/versions.ts'
@@ -202,6 +203,7 @@ export class FleetReader implements DocumentMakers {
     filter: Query<'source' | 'destination' | 'host'>,
     signal: AbortSignal,
   ): Promise<StepFigures[]> {
+    const sides = sidesOf(await this.#store.pairs({ fromMs, toMs }, { ...ALL_HOSTS, ...filter }))
     const isFiltered = Object.values(filter).some((value) => value !== undefined)
     const chunkMs = stepMs * STEPS_AT_ONCE[isFiltered ? 'filtered' : 'all']
     const figures = new Map<number, StepFigures>()
@@ -209,12 +211,12 @@ export class FleetReader implements DocumentMakers {
       signal.throwIfAborted()
       const span = { fromMs: at, toMs: Math.min(at + chunkMs, toMs), stepMs }
       for (const step of await this.#store.history(span, { ...ALL_HOSTS, ...filter }))
-        figures.set(step.atMs, stepFigures(step, stepMs))
+        figures.set(step.atMs, stepFigures(step, stepMs, sides))
     }
     const count = Math.round((toMs - fromMs) / stepMs)
     return Array.from({ length: count }, (_, i) => {
       const atMs = fromMs + (i + 1) * stepMs
-      return figures.get(atMs) ?? stepFigures({ atMs, pairs: [], reporting: 0 }, stepMs)
+      return figures.get(atMs) ?? stepFigures({ atMs, pairs: [], reporting: 0 }, stepMs, sides)
     })
   }
 }

@@ -8,6 +8,7 @@ import type { Clock } from '../lib/clock.ts'
 import { describeError, MeshError } from '../lib/errors.ts'
 import type { Log } from '../lib/log.ts'
 import type { HostReport, ReportedFacts } from '../model/report.ts'
+import { FactsBudget } from './facts-budget.ts'
 import type { Figures, PairFigures } from './figures.ts'
 import type {
   Accepted,
@@ -19,9 +20,10 @@ import type {
   WorkloadReading,
 } from './fleet-store.ts'
 import { LiveViews } from './live-views.ts'
+import { RecentAnswers } from './recent-answers.ts'
 import type { Answers, KnownHost, PastHost, PastWorkload } from './store/protocol.ts'
 import { readHostFigures, readPairs, readSteps } from './store/read-answer.ts'
-import { stepMs, type TierName, tierNames } from './store/steps.ts'
+import { stepMs, stepOf, type TierName, tierNames } from './store/steps.ts'
 import { StoreClient } from './store-client.ts'
 
 /** Settings of the store; what is left out is {@link storeDefaults}. */
@@ -139,6 +141,11 @@ export class SqliteFleetStore implements FleetStore {
   readonly #client: StoreClient
   readonly #hosts = new Map<string, Host>()
   readonly #live = new LiveViews()
+  /** Sums of all hosts together. */
+  readonly #recentPairs = new RecentAnswers<readonly PairFigures[]>()
+  /** Of all hosts. */
+  readonly #recentWorkloads = new RecentAnswers<readonly WorkloadReading[]>()
+  readonly #facts = new FactsBudget<Host>()
   readonly #timer: NodeJS.Timeout
   #maintaining: Promise<boolean> | undefined
   #latestAtMs = 0
@@ -146,7 +153,11 @@ export class SqliteFleetStore implements FleetStore {
   constructor(parts: StoreParts) {
     this.#parts = parts
     this.#client = parts.client
-    for (const known of parts.known) this.#hosts.set(known.name, rememberedHost(known))
+    for (const known of parts.known) {
+      const host = rememberedHost(known)
+      this.#hosts.set(host.name, host)
+      if (host.facts !== undefined) this.#facts.set(host, host.facts)
+    }
     this.#timer = setInterval(() => this.#maintainUnasked(), MAINTAIN_EVERY_MS)
     this.#timer.unref()
   }
@@ -169,18 +180,23 @@ export class SqliteFleetStore implements FleetStore {
       return { kind: 'accepted', accepted }
     try {
       const answer = await this.#store(report, receivedAtMs, keyHash)
-      learn(host, report, receivedAtMs, answer)
+      this.#noteChange(report, receivedAtMs)
+      const facts = learn(host, report, receivedAtMs, answer)
+      if (facts !== undefined) this.#facts.set(host, facts)
       return { kind: 'accepted', accepted: answer.accepted }
     } catch (thrown) {
       // The name is free again, as if nobody had reported.
-      if (!host.isStored && this.#hosts.get(host.name) === host) this.#hosts.delete(host.name)
+      if (!host.isStored && this.#hosts.get(host.name) === host) this.#forget(host)
       throw thrown
     }
   }
 
   async pairs(span: Span, filter: PairFilter = {}): Promise<readonly PairFigures[]> {
-    const answer = await this.#client.ask({ kind: 'pairs', span, filter })
-    return readPairs(answer, this.#client.meanings)
+    const ask = async (): Promise<readonly PairFigures[]> =>
+      readPairs(await this.#client.ask({ kind: 'pairs', span, filter }), this.#client.meanings)
+    const { sumHosts, host, source, destination } = filter
+    const isOfAll = sumHosts === true && (host ?? source ?? destination) === undefined
+    return await (isOfAll ? this.#recentPairs.get(span, this.#nowMs(), ask) : ask())
   }
 
   livePairs(nowMs: number): { readonly spanMs: number; readonly pairs: readonly PairFigures[] } {
@@ -208,8 +224,11 @@ export class SqliteFleetStore implements FleetStore {
   }
 
   async workloads(span: Span, host?: string): Promise<readonly WorkloadReading[]> {
-    const found = await this.#client.ask({ kind: 'workloads', span, host })
-    return found.map(toWorkloadReading)
+    const ask = async (): Promise<readonly WorkloadReading[]> => {
+      const found = await this.#client.ask({ kind: 'workloads', span, host })
+      return found.map(toWorkloadReading)
+    }
+    return await (host === undefined ? this.#recentWorkloads.get(span, this.#nowMs(), ask) : ask())
   }
 
   async status(): Promise<Answers['status']> {
@@ -222,14 +241,30 @@ export class SqliteFleetStore implements FleetStore {
    */
   async maintain(nowMs: number, budgetMs: number = MAINTAIN_BUDGET_MS): Promise<boolean> {
     this.#live.expire(nowMs)
-    for (const [name, { lastAtMs }] of this.#hosts)
-      if (lastAtMs < nowMs - this.#parts.hoursMs - DAY_MS) this.#hosts.delete(name)
+    this.#recentPairs.expire(nowMs)
+    this.#recentWorkloads.expire(nowMs)
+    for (const host of this.#hosts.values())
+      if (host.lastAtMs < nowMs - this.#parts.hoursMs - DAY_MS) this.#forget(host)
     return await this.#client.ask({ kind: 'maintain', nowMs, budgetMs })
+  }
+
+  /** Answers about the time of these records are void. */
+  #noteChange({ records }: HostReport, receivedAtMs: number): void {
+    for (const { ageMs } of records) {
+      const step = stepOf('seconds', receivedAtMs - ageMs)
+      const [fromMs, toMs] = [step * stepMs.seconds, (step + 1) * stepMs.seconds]
+      this.#recentPairs.changed(fromMs, toMs)
+      this.#recentWorkloads.changed(fromMs, toMs)
+    }
+  }
+
+  #nowMs(): number {
+    return this.#parts.clock.wallMs()
   }
 
   #maintainUnasked(): void {
     if (this.#maintaining !== undefined) return
-    this.#maintaining = this.maintain(this.#parts.clock.wallMs())
+    this.#maintaining = this.maintain(this.#nowMs())
     this.#maintaining
       .catch((thrown: unknown) =>
         this.#parts.log.error('Cannot maintain the store', { error: describeError(thrown) }),
@@ -287,6 +322,11 @@ export class SqliteFleetStore implements FleetStore {
     return known
   }
 
+  #forget(host: Host): void {
+    this.#hosts.delete(host.name)
+    this.#facts.forget(host)
+  }
+
   #noteConflict(host: Host, nowMs: number): void {
     if (host.conflictToMs === undefined || nowMs - host.conflictToMs > CONFLICT_MS)
       host.conflictFromMs = nowMs
@@ -322,13 +362,13 @@ export class SqliteFleetStore implements FleetStore {
   }
 }
 
-/** Takes what the thread says about a host. */
+/** Takes what the thread says about a host; returns its facts if they are new. */
 function learn(
   host: Host,
   report: HostReport,
   receivedAtMs: number,
   answer: Answers['accept'],
-): void {
+): ReportedFacts | undefined {
   host.isStored = true
   host.lost = answer.lost
   host.lateMs = answer.lateMs
@@ -336,12 +376,13 @@ function learn(
   host.accepted.set(report.run, answer.accepted)
   const [oldest] = host.accepted.keys()
   if (host.accepted.size > MAX_RUNS && oldest !== undefined) host.accepted.delete(oldest)
-  if (answer.factsAtMs === undefined || answer.factsAtMs < (host.factsAtMs ?? 0)) return
+  if (answer.factsAtMs === undefined || answer.factsAtMs < (host.factsAtMs ?? 0)) return undefined
   for (const { facts, ageMs } of report.records)
     if (facts !== undefined && receivedAtMs - ageMs === answer.factsAtMs) {
-      host.facts = facts
       host.factsAtMs = answer.factsAtMs
+      return facts
     }
+  return undefined
 }
 
 function newHost(name: string, keyHash: string, nowMs: number): Host {

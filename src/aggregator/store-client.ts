@@ -30,6 +30,9 @@ interface Pending {
   readonly reject: (error: MeshError) => void
 }
 
+/** What the thread allocates is garbage within a question, and mostly not in its heap. */
+const YOUNG_GENERATION_MB = 16
+
 const RESTART_BACKOFF = { minMs: 100, maxMs: 10_000 }
 
 /** See the head of this file. */
@@ -108,7 +111,9 @@ export class StoreClient implements AsyncDisposable {
   }
 
   #start(): void {
-    const thread = new Worker(threadFile())
+    const thread = new Worker(threadFile(), {
+      resourceLimits: { maxYoungGenerationSizeMb: YOUNG_GENERATION_MB },
+    })
     this.#thread = thread
     thread.on('message', (message: FromThread) => this.#onMessage(message))
     thread.on('error', (error) =>

@@ -15,6 +15,7 @@ import type { Log } from '../lib/log.ts'
 import { singleUriSan } from '../lib/uri-san.ts'
 import { caUri, type enrollRequest, hostUri } from '../model/ca-protocol.ts'
 import { formatJoinToken } from '../model/join-token.ts'
+import { REPORTER_SERVICE } from '../model/report.ts'
 import { isServiceName } from '../model/spiffe-id.ts'
 import type { CaDatabase, Run } from './database.ts'
 import {
@@ -298,7 +299,8 @@ export class CertificateAuthority implements Disposable {
   }
 
   async #mayRun({ name, services }: Host, service: string): Promise<boolean> {
-    if (splitNames(services).includes(service)) return true
+    // Every host reports as this service; that no catalog lists it must not keep a host from reporting.
+    if (service === REPORTER_SERVICE || splitNames(services).includes(service)) return true
     try {
       return await this.#runsService(name, service)
     } catch (thrown) {

@@ -6,10 +6,15 @@
 export const examples: Readonly<Record<string, readonly (readonly [line: string, why: string])[]>> =
   {
     run: [['run --config /etc/hostmesh/hostmesh.yaml', 'as systemd runs it']],
+    aggregator: [['aggregator --config /etc/hostmesh/aggregator.yaml', 'as systemd runs it']],
     reload: [['reload', 'after a change of the configuration, or a new version']],
     status: [
       ['status', 'what is wrong with this host'],
       ['status --wait 60s', 'in a roll-out: wait until it is well'],
+    ],
+    check: [
+      ['check', 'what to do next on this host'],
+      ['check --pre --config /etc/hostmesh/hostmesh.yaml', 'before the first start'],
     ],
     services: [
       ['services', 'what this host knows'],
@@ -30,11 +35,24 @@ export const examples: Readonly<Record<string, readonly (readonly [line: string,
       ['top --fleet', 'the busiest pairs of the fleet'],
       ['top --fleet --sort errors --once', 'the worst ones, once'],
     ],
+    routes: [
+      ['routes', 'clusters, weights and failover of every service'],
+      ['routes db', 'with the instances of each cluster'],
+    ],
+    intentions: [
+      ['intentions db', 'who may call db on this host, and which rule decides'],
+      ['intentions -o json', 'for programs'],
+    ],
     certs: [['certs web', 'until when the certificate of web holds']],
     explain: [
       ['explain --from web --to db', 'why it works, or does not'],
       ['explain --connection 0-17', 'an open or refused connection'],
     ],
+    ping: [
+      ['ping db', 'every instance of db, and where the time goes'],
+      ['ping db --from web --count 5', 'as web, five times'],
+    ],
+    bundle: [['bundle -o host-a.tar.gz', 'for a report to support, as root for all of it']],
     snapshot: [['snapshot -o facts.json', 'for explain --snapshot on another machine']],
     'fleet status': [['fleet status', 'the fleet in one look']],
     'fleet hosts': [
@@ -49,6 +67,14 @@ export const examples: Readonly<Record<string, readonly (readonly [line: string,
         'simulate --intentions entries.json --seen seen.json --changed',
         'offline, as in a pipeline',
       ],
+    ],
+    mcp: [['mcp', 'as the configuration of an agent starts it']],
+    'policy propose': [
+      ['policy propose --fleet > entries.yaml', 'config entries for what the aggregator has seen'],
+      ['policy propose --seen seen.json -o commands', 'offline, as commands of consul'],
+    ],
+    'policy lint': [
+      ['policy lint intentions.yaml resolvers.json', 'in the pipeline of a repository'],
     ],
     version: [['version -o json', 'for programs']],
     help: [['help ca rotate start', 'help for a nested command']],

@@ -16,8 +16,11 @@ import { edgesCommand, topCommand } from './edges.ts'
 import { exampleHelp } from './examples.ts'
 import { explainCommand, snapshotCommand } from './explain.ts'
 import { describeFailure, type ExitCode, exitCodeOf, exitCodes } from './failure.ts'
+import { intentionsCommand } from './intentions.ts'
 import { peersCommand } from './peers.ts'
+import { pingCommand } from './ping.ts'
 import { reloadCommand } from './reload.ts'
+import { routesCommand } from './routes.ts'
 import { runCommand } from './run.ts'
 import { servicesCommand } from './services.ts'
 import { statusCommand } from './status.ts'
@@ -36,11 +39,15 @@ Exit codes: 0 ok; 1 failed, or not well; 2 wrong usage or configuration; 3 nobod
 
 /** Commands that load much code, in the order of the help. */
 const groups: Readonly<Record<string, () => Promise<Command>>> = {
+  check: async () => (await import('./check.ts')).checkCommand().helpGroup(ASK_GROUP),
+  bundle: async () => (await import('./bundle.ts')).bundleCommand().helpGroup(ASK_GROUP),
   fleet: async () => (await import('./fleet.ts')).fleetCommand().helpGroup(FLEET_GROUP),
   config: async () => (await import('./config.ts')).configCommand(),
   ca: async () => (await import('./ca.ts')).caCommand(),
   capture: async () => (await import('./capture.ts')).captureCommand(),
   simulate: async () => (await import('./simulate.ts')).simulateCommand(),
+  mcp: async () => (await import('./mcp.ts')).mcpCommand().helpGroup(FLEET_GROUP),
+  policy: async () => (await import('./policy.ts')).policyCommand(),
   uninstall: async () => (await import('./uninstall.ts')).uninstallCommand(),
 }
 
@@ -74,8 +81,11 @@ export async function buildProgram(words: readonly string[] = []): Promise<Comma
       connectionsCommand(),
       edgesCommand(),
       topCommand(),
+      routesCommand(),
+      intentionsCommand(),
       certsCommand(),
       explainCommand(),
+      pingCommand(),
       snapshotCommand(),
     ].map((command) => command.helpGroup(ASK_GROUP)),
     aggregatorCommand().helpGroup(FLEET_GROUP),

@@ -4,31 +4,22 @@
 import { Command, Option } from 'commander'
 import { readIntentions } from '../daemon/intention-file.ts'
 import { type SimulatedPair, type Simulation, simulate } from '../daemon/simulate.ts'
-import { MeshError } from '../lib/errors.ts'
 import { readTextFile } from '../lib/read-text-file.ts'
-import type { GraphDocument } from '../model/fleet.ts'
 import type { DefaultPolicy } from '../model/intention.ts'
-import { hasKey } from './admin-command.ts'
 import type { Answer } from './answer.ts'
 import { exitCodes } from './failure.ts'
-import { fetchFleet, isDocument } from './fleet-client.ts'
-import { addFleetOptions, coverageNotes, type FleetOptions } from './fleet-command.ts'
+import { coverageNotes } from './fleet-command.ts'
 import { addPairFilter, isWanted, type PairFilter } from './pair-filter.ts'
 import { addReadingOptions, show } from './reading-command.ts'
 import { formatRate } from './render/format.ts'
 import { type Column, renderList, type Tone } from './render/table.ts'
+import { addSeenOptions, MAX_FILE_BYTES, type SeenOptions, seenGraph } from './seen-graph.ts'
 
-interface Options extends FleetOptions, PairFilter {
+interface Options extends SeenOptions, PairFilter {
   readonly intentions: string
-  readonly fleet?: true
-  readonly seen?: string
-  readonly window: string
   readonly defaultPolicy: DefaultPolicy
   readonly changed?: true
 }
-
-/** As much as a catalog file may have. */
-const MAX_FILE_BYTES = 64 * 1_024 * 1_024
 
 /** The `simulate` command. */
 export function simulateCommand(): Command {
@@ -40,33 +31,22 @@ export function simulateCommand(): Command {
       '--intentions <file>',
       'the whole set: config entries of Consul, or a catalog file; JSON or YAML',
     )
-    .option('--fleet', 'what the aggregator has seen; this unless --seen is given')
-    .addOption(
-      new Option(
-        '--seen <file>',
-        'what hostmesh edges --fleet -o json has written; no aggregator is asked',
-      ).conflicts('fleet'),
-    )
-    .option('--window <duration>', 'span in which the aggregator has seen it, 10s to 1d', '1d')
     .addOption(
       new Option('--default-policy <action>', 'what no intention matches; a catalog file says it')
         .choices(['allow', 'deny'])
         .default('deny'),
     )
     .option('--changed', 'list only pairs for which the decision changes')
-  addFleetOptions(addPairFilter(command))
+  addSeenOptions(addPairFilter(command))
   return addReadingOptions(command, { isRepeatable: false }).action(async (options: Options) => {
     await show(options, () => answer(options))
   })
 }
 
 async function answer(options: Options): Promise<Answer> {
-  const { intentions: fileName, defaultPolicy, window } = options
+  const { intentions: fileName, defaultPolicy } = options
   const { text } = readTextFile(fileName, MAX_FILE_BYTES)
-  const graph =
-    options.seen === undefined
-      ? await fetchFleet(options, 'graph', { window })
-      : readGraph(options.seen)
+  const graph = await seenGraph(options)
   const edges = graph.edges.filter((edge) => isWanted(options, edge))
   const destinations = [...new Set(edges.map(({ destination }) => destination))]
   const set = readIntentions(text, { fileName, defaultPolicy, destinations })
@@ -108,37 +88,4 @@ const columns: readonly Column<SimulatedPair>[] = [
 
 function summary({ pairs, cut, opened, allowed, denied, defaultPolicy }: Simulation): string {
   return `${pairs.length} pairs seen: ${allowed} would be allowed, ${denied} denied (default policy ${defaultPolicy}); ${cut} would be cut, ${opened} opened`
-}
-
-function readGraph(file: string): GraphDocument {
-  const { text } = readTextFile(file, MAX_FILE_BYTES)
-  let document: unknown
-  try {
-    document = JSON.parse(text)
-  } catch (cause) {
-    throw unreadable(file, 'it is not JSON', cause)
-  }
-  if (!isDocument('graph', document) || !document.edges.every(isEdge))
-    throw unreadable(file, 'it is not a graph of the aggregator')
-  if (document.group !== 'service')
-    throw unreadable(file, `it is grouped by ${document.group}, and intentions are about services`)
-  return document
-}
-
-function isEdge(edge: unknown): boolean {
-  const isText = (value: unknown): boolean => typeof value === 'string'
-  return (
-    hasKey(edge, 'source', isText) &&
-    hasKey(edge, 'destination', isText) &&
-    hasKey(edge, 'traffic', (traffic) =>
-      hasKey(traffic, 'closed', (closed) => typeof closed === 'object' && closed !== null),
-    )
-  )
-}
-
-function unreadable(file: string, reason: string, cause?: unknown): MeshError {
-  return new MeshError('HM_USAGE_SEEN', `Cannot use ${file} as what was seen: ${reason}`, {
-    ...(cause !== undefined && { cause }),
-    hint: 'Write it with: hostmesh edges --fleet --window 1d -o json > FILE',
-  })
 }

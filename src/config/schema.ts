@@ -7,6 +7,7 @@
  */
 import { z } from 'zod'
 import { REPORTER_SERVICE } from '../model/report.ts'
+import { accessLogSection } from './access-log-section.ts'
 import { captureSection } from './capture-section.ts'
 import { metricsSection } from './metrics-section.ts'
 import { service } from './service-section.ts'
@@ -244,11 +245,12 @@ export const configSchema = z.strictObject({
         .default('info')
         .describe('Least severity that is logged'),
       format: z
-        .enum(['json', 'text'])
+        .enum(['json', 'logfmt', 'text'])
         .default('json')
-        .describe('`json` for machines, `text` for people; on standard error'),
+        .describe('`json` and `logfmt` for machines, `text` for people; on standard error'),
     })
     .prefault({}),
+  accessLog: accessLogSection,
 })
 
 /** A parsed configuration: with all defaults, durations in milliseconds, addresses canonical. */

@@ -8,11 +8,9 @@ import { formatAddress } from '../model/address.ts'
 import type {
   CertsDocument,
   ConnectionEntry,
-  EjectionEntry,
   LocalServiceEntry,
   PeersDocument,
   RefusedEntry,
-  ServiceEntry,
   StatusDocument,
   TunnelEntry,
 } from '../model/admin.ts'
@@ -29,6 +27,13 @@ import { serviceAskedFor } from './explain/route.ts'
 import { selectorText } from './explain/words.ts'
 import { collectFacts, type FactScope } from './facts.ts'
 import { type Host, type HostMoment, readinessOf } from './host.ts'
+import {
+  ejectionsByKey,
+  type InstanceKnowledge,
+  policiesOf,
+  serviceEntry,
+  serviceRoutes,
+} from './service-documents.ts'
 import type { WorkerConnections, WorkerViews } from './worker-views.ts'
 
 type Refused = Awaited<ReturnType<WorkerViews['refusals']>>[number]
@@ -64,12 +69,9 @@ export function createAdminView(host: Host, exposition: Exposition): AdminView {
   return {
     status: async () => statusOf(host, (await host.pool.views.connections(0)).countByWorker),
     services: async () => {
-      const ejections = ejectionsByKey(await host.pool.views.ejections())
-      const { catalog, discovery } = host.now().mesh
-      const failing = catalog.failingChecks?.() ?? new Map<string, string>()
-      const services = [...discovery.current().services.values()]
+      const known = await instanceKnowledge(host)
       return {
-        services: services.map((service) => serviceEntry(service, ejections, failing)),
+        services: servicesOf(host).map((service) => serviceEntry(service, known)),
         local: host.services.map(localEntry),
       }
     },
@@ -105,12 +107,20 @@ export function createAdminView(host: Host, exposition: Exposition): AdminView {
           service: explanation.service,
           endpoints: endpoints.slice(0, MAX_PROBED),
         }
-        return explain(await facts({ service, probe }), question)
+        const known = await facts({ service, probe })
+        return { ...explain(known, question), probes: known.probes }
       } finally {
         probing -= 1
       }
     },
     certs: async () => certs(),
+    intentions: async () => ({
+      destinations: policiesOf(host.services, host.now().mesh.discovery.current()),
+    }),
+    routes: async () => {
+      const known = await instanceKnowledge(host)
+      return { services: servicesOf(host).map((service) => serviceRoutes(service, known)) }
+    },
     metrics: () => exposition.metrics(),
   }
 }
@@ -258,45 +268,14 @@ function messages(problems: readonly Problem[]): readonly string[] {
   return problems.map(({ message }) => message)
 }
 
-/** The ejections of all workers, merged. */
-function ejectionsByKey(
-  byWorker: Awaited<ReturnType<WorkerViews['ejections']>>,
-): ReadonlyMap<string, EjectionEntry> {
-  const entries = new Map<string, EjectionEntry>()
-  for (const { key, reason, leftMs } of byWorker.flat()) {
-    const before = entries.get(key)
-    entries.set(key, {
-      workers: (before?.workers ?? 0) + 1,
-      ofWorkers: byWorker.length,
-      reason,
-      leftMs: Math.round(Math.max(before?.leftMs ?? 0, leftMs)),
-    })
-  }
-  return entries
+function servicesOf(host: Host): MeshService[] {
+  return [...host.now().mesh.discovery.current().services.values()]
 }
 
-function serviceEntry(
-  service: MeshService,
-  ejections: ReadonlyMap<string, EjectionEntry>,
-  failing: ReadonlyMap<string, string>,
-): ServiceEntry {
+async function instanceKnowledge(host: Host): Promise<InstanceKnowledge> {
   return {
-    name: service.name,
-    datacenter: service.datacenter,
-    protocol: service.protocol,
-    virtualIps: service.virtualIps,
-    endpoints: service.clusters[0].endpoints.map((endpoint) => ({
-      id: endpoint.id,
-      node: endpoint.node,
-      address: formatAddress(endpoint.tunnel),
-      health: endpoint.health,
-      failingCheck: failing.get(endpoint.key) ?? null,
-      local: endpoint.local,
-      service: endpoint.service,
-      datacenter: endpoint.datacenter,
-      priority: endpoint.priority,
-      ejected: ejections.get(endpoint.key) ?? null,
-    })),
+    ejections: ejectionsByKey(await host.pool.views.ejections()),
+    failing: host.now().mesh.catalog.failingChecks?.() ?? new Map<string, string>(),
   }
 }
 

@@ -20,6 +20,7 @@ import {
   takeSystemdEnvironment,
 } from '../lib/systemd.ts'
 import { nameThread } from '../lib/thread-name.ts'
+import { AccessLogFile } from './access-log-file.ts'
 import { chosenBackend, earlierPorts } from './capture-operations.ts'
 import { Daemon } from './daemon.ts'
 import { LINK_NAME, Link } from './hand-over-link.ts'
@@ -46,6 +47,8 @@ export async function runDaemon(configPath: string): Promise<void> {
   using _link = link
   using systemd = connectSystemd({ log, environment, isSuccessor: link !== undefined })
   await using parts = new AsyncDisposableStack()
+  const accessLog = openAccessLog(config, log)
+  if (accessLog !== undefined) parts.use(accessLog)
   const sockets = parts.use(new ListeningSockets(log, { keeper: systemd, inherited }))
   const isUnit = environment.NOTIFY_SOCKET !== undefined
   const [backend, guardsPorts] = await Promise.all([
@@ -58,7 +61,8 @@ export async function runDaemon(configPath: string): Promise<void> {
     sockets,
     backend,
     guardsPorts,
-    logLinesLost: () => logLinesLost,
+    linesLost: () => ({ logLinesLost, accessLinesLost: accessLog?.lost ?? 0 }),
+    accessLog,
   })
   const stopAsked = stopSignal(log)
   const reloader = new Reloader({
@@ -91,6 +95,7 @@ export async function runDaemon(configPath: string): Promise<void> {
   ])
   if (replacement !== undefined) {
     log.info('Handed over', { to: replacement.pid })
+    accessLog?.handOver()
     systemd.handOver(replacement.pid)
     await reloader.retire(stopAsked)
     log.info('Ended after a reload')
@@ -106,6 +111,13 @@ export async function runDaemon(configPath: string): Promise<void> {
   else await daemon.stop()
   await predecessorGone
   log.info('Stopped')
+}
+
+/** The file of the access log; undefined when it is off, or the workers write it to standard error themselves. */
+function openAccessLog({ accessLog }: Config, log: Log): AccessLogFile | undefined {
+  const { mode, to, maxBytes, keep } = accessLog
+  if (mode === 'off' || to === 'journal') return undefined
+  return new AccessLogFile({ path: to, maxBytes, keep, log: log.child('access log') })
 }
 
 /**

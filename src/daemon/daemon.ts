@@ -24,6 +24,7 @@ import type { Problem } from '../model/problem.ts'
 import type { LocalService } from '../model/service.ts'
 import { watchEventLoopLag } from '../telemetry/event-loop-lag.ts'
 import { WorkerTotals } from '../telemetry/totals.ts'
+import type { AccessLogFile, LinesLost } from './access-log-file.ts'
 import type { Predecessor } from './hand-over.ts'
 import { type ControlPlane, type Host, type MeshKnowledge, NOTHING_KNOWN } from './host.ts'
 import { HostRules } from './host-rules.ts'
@@ -60,7 +61,9 @@ export interface DaemonOptions {
   readonly sockets: ListeningSockets
   readonly backend: ChosenBackend | undefined
   readonly guardsPorts: boolean
-  readonly logLinesLost: () => number
+  readonly linesLost: () => LinesLost
+  /** Undefined unless the access log goes to a file. */
+  readonly accessLog: AccessLogFile | undefined
 }
 
 /** One daemon. Starts with {@link Daemon.start}, or as the successor of another one. */
@@ -88,12 +91,7 @@ export class Daemon implements Predecessor {
   readonly #servers: MainServers
   readonly #certificates: UsedCertificates
   /** All blockers exist from the beginning: a part that has not started yet must not count as ready. */
-  readonly #awaitedParts: {
-    readonly workers: Blocker
-    readonly firstSnapshot: Blocker
-    readonly dns: Blocker
-    readonly capture: Blocker
-  }
+  readonly #awaitedParts: Record<'workers' | 'firstSnapshot' | 'dns' | 'capture', Blocker>
   #nodeName: string
   /** Set by `#prepare`. */
   #control: ControlPlane | undefined
@@ -126,6 +124,7 @@ export class Daemon implements Predecessor {
       totals: this.#totals,
       log,
       sockets,
+      writeAccessLines: async (text, lines) => options.accessLog?.write(text, lines),
       onUse: (message) => {
         const { discovery } = this.#mesh
         if (message.kind === 'wanted') discovery.wanted(message.address.ip, message.address.port)
@@ -344,7 +343,7 @@ export class Daemon implements Predecessor {
         dns: this.#servers.dns,
         mesh: this.#mesh,
         reports: this.reporting.statuses(),
-        logLinesLost: this.#options.logLinesLost(),
+        ...this.#options.linesLost(),
         eventLoopLagMs: this.#eventLoopLagMs,
       }),
     }
@@ -368,7 +367,7 @@ export class Daemon implements Predecessor {
       captureInSync: condition?.inSync,
       captureProblems: problems,
       stateParts: memory.status().parts,
-      others: [
+      others: this.reporting.withoutOwnBlocking([
         ...(reloadProblem === undefined ? [] : [reloadProblem]),
         ...(portProblem === undefined ? [] : [portProblem]),
         ...sockets.problems(),
@@ -378,7 +377,8 @@ export class Daemon implements Predecessor {
         ...memory.problems(),
         ...this.reporting.problems(),
         ...limitProblems(this.#pool.pressures()),
-      ],
+        ...(this.#options.accessLog?.problems() ?? []),
+      ]),
     })
   }
 

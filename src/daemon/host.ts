@@ -10,6 +10,7 @@ import type { Leaf, TrustBundle } from '../model/certificate.ts'
 import type { LocalService } from '../model/service.ts'
 import { emptySnapshot } from '../model/snapshot.ts'
 import type { HostReading } from '../telemetry/host-reading.ts'
+import type { LinesLost } from './access-log-file.ts'
 import type { RulesView } from './host-rules.ts'
 import type { HostState } from './memory.ts'
 import type { DeliveryStatus } from './reports/reporter.ts'
@@ -69,7 +70,7 @@ export interface Host {
 }
 
 /** A host at one moment. */
-export interface HostMoment {
+export interface HostMoment extends LinesLost {
   readonly node: string
   /** What the host still waits for before it is ready. */
   readonly awaited: readonly string[]
@@ -85,8 +86,6 @@ export interface HostMoment {
   readonly mesh: MeshKnowledge
   /** One entry for each aggregator of this host. */
   readonly reports: readonly DeliveryStatus[]
-  /** Of the main thread. */
-  readonly logLinesLost: number
   readonly eventLoopLagMs: number
 }
 
@@ -106,7 +105,7 @@ export function readinessOf({
 /** The input of the main thread's metrics. */
 export function readMetrics(host: Host): HostReading {
   const moment = host.now()
-  const { mesh, rules, dns, leaves, logLinesLost, eventLoopLagMs } = moment
+  const { mesh, rules, dns, leaves, logLinesLost, accessLinesLost, eventLoopLagMs } = moment
   const health = mesh.catalog.health()
   const workers = host.pool.statuses(() => 0)
   const counts = rules.condition?.counts
@@ -132,6 +131,7 @@ export function readMetrics(host: Host): HostReading {
     workersRunning: workers.filter(({ state }) => state === 'running').length,
     workerRestarts: workers.reduce((sum, { restarts }) => sum + restarts, 0),
     logLinesLost,
+    accessLinesLost,
     eventLoopLagMs,
   }
 }

@@ -41,9 +41,14 @@ export function readIntentions(text: string, request: IntentionRequest): Intenti
   const [first] = documents
   // An empty set would cut everything: it is written as [].
   if (first === undefined) throw invalid(request.fileName, 'it is empty')
-  const isCatalog =
-    documents.length === 1 && isRecord(first) && CATALOG_KEYS.some((key) => key in first)
-  return isCatalog ? fromCatalog(text, request) : fromConsul(documents.flat(), request)
+  return documents.length === 1 && isCatalogFile(first)
+    ? fromCatalog(text, request)
+    : fromConsul(documents.flat(), request)
+}
+
+/** Whether a document has the form of a catalog file. */
+export function isCatalogFile(document: unknown): boolean {
+  return isRecord(document) && CATALOG_KEYS.some((key) => key in document)
 }
 
 function fromCatalog(text: string, { fileName, destinations }: IntentionRequest): IntentionSet {
@@ -147,7 +152,7 @@ const SOURCE_KEYS: Readonly<Record<string, string>> = {
 }
 
 /** An object of Consul's operator: the destination and its sources are below `spec`. */
-function fromKubernetes(entry: Entry): Entry {
+export function fromKubernetes(entry: Entry): Entry {
   const spec = isRecord(entry['Spec']) ? entry['Spec'] : {}
   const { Destination: destination, Sources: sources, ...others } = spec
   const { Name: name, Namespace: namespace } = isRecord(destination) ? destination : {}
@@ -157,7 +162,7 @@ function fromKubernetes(entry: Entry): Entry {
 const ACRONYMS: Readonly<Record<string, string>> = { http: 'HTTP', jwt: 'JWT', id: 'ID' }
 
 /** Keys as Consul's API writes them: HCL has `path_prefix`, Kubernetes `pathPrefix`. */
-function withConsulKeys(value: unknown): unknown {
+export function withConsulKeys(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(withConsulKeys)
   if (!isRecord(value)) return value
   return Object.fromEntries(
@@ -171,8 +176,8 @@ function withConsulKeys(value: unknown): unknown {
   )
 }
 
-/** The documents of a text, which YAML separates by lines `---`. */
-function parseDocuments(text: string, fileName: string): unknown[] {
+/** The documents of a text, which YAML separates by lines `---`. @throws MeshError HM_USAGE_INTENTIONS */
+export function parseDocuments(text: string, fileName: string): unknown[] {
   return text
     .split(/^---[ \t]*$/m)
     .filter((part) => part.trim() !== '')

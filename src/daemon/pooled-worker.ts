@@ -6,6 +6,7 @@
  *       \________________ exit __/  (new one after a back-off, unless ending)
  * ```
  */
+import { closeSync } from 'node:fs'
 import { Worker } from 'node:worker_threads'
 import type { FromWorker, ToWorker, WorkerSettings, WorkerSocket } from '../dataplane/protocol.ts'
 import type { Pressure } from '../dataplane/proxy/pressure.ts'
@@ -20,7 +21,7 @@ import type { WorkerTotals } from '../telemetry/totals.ts'
 export interface PooledWorkerOptions {
   readonly id: number
   /** The settings of every worker, without the individual ones. */
-  readonly settings: Omit<WorkerSettings, 'id' | 'trafficMemory' | 'workerMemory'>
+  readonly settings: Omit<WorkerSettings, 'id' | 'idPrefix' | 'trafficMemory' | 'workerMemory'>
   readonly totals: WorkerTotals
   readonly log: Log
   /** A number for the memory of a new thread, unique in the totals. */
@@ -29,6 +30,8 @@ export interface PooledWorkerOptions {
   readonly state: () => readonly ToWorker[]
   /** Receives the reports about the use of services; must not throw. */
   readonly onUse: (message: UseMessage) => void
+  /** Writes lines of the access log to its file; resolves when they are written or lost, never rejects. */
+  readonly writeAccessLines: (text: string, lines: number) => Promise<void>
 }
 
 /** An address is wanted, or services are in use. */
@@ -79,6 +82,8 @@ export class PooledWorker {
   /** The number of the thread's memory in the totals. */
   #memoryId = 0
   #nextQuestion = 0
+  /** Descriptors that the thread will own, and has not taken yet. */
+  readonly #handed = new Set<number>()
 
   constructor(options: PooledWorkerOptions) {
     this.id = options.id
@@ -141,6 +146,13 @@ export class PooledWorker {
     this.#thread?.postMessage(message)
   }
 
+  /** Sends a connection; its descriptor is closed if there is no thread, or the thread ends before it takes it. */
+  dial(message: Extract<ToWorker, { kind: 'dial' }>): void {
+    this.#handed.add(message.fd)
+    if (this.#thread === undefined) this.#closeHanded()
+    else this.send(message)
+  }
+
   /** The answer; undefined when it does not come within `timeoutMs`. */
   ask(question: Question, timeoutMs: number): Promise<Answer | undefined> {
     return new Promise((resolve) => {
@@ -189,6 +201,7 @@ export class PooledWorker {
     const workerData: WorkerSettings = {
       ...settings,
       id,
+      idPrefix: this.prefix,
       trafficMemory: memory.traffic,
       workerMemory: memory.counters,
     }
@@ -214,7 +227,7 @@ export class PooledWorker {
   }
 
   #onMessage(message: FromWorker): void {
-    const { totals, log, onUse } = this.#options
+    const { totals, log, onUse, writeAccessLines } = this.#options
     switch (message.kind) {
       case 'row':
         totals.announce(this.#memoryId, message.row, message.labels)
@@ -242,6 +255,15 @@ export class PooledWorker {
       case 'used':
         onUse(message)
         break
+      case 'dialed':
+        this.#handed.delete(message.fd)
+        break
+      case 'accessLines': {
+        const { text, lines } = message
+        const written = (): void => this.send({ kind: 'accessWritten', bytes: text.length })
+        void writeAccessLines(text, lines).then(written)
+        break
+      }
       case 'alive':
         this.#aliveAtMs = performance.now()
         this.#pressure = message.pressure
@@ -260,6 +282,8 @@ export class PooledWorker {
     totals.retire(this.#memoryId)
     const wasRunning = this.isRunning
     this.#thread = undefined
+    // All that the thread sent has been received: nobody owns what it has not taken.
+    this.#closeHanded()
     this.#pressure = undefined
     this.#state = 'stopped'
     for (const listener of this.#listeners) listener('exit')
@@ -275,6 +299,11 @@ export class PooledWorker {
     setTimeout(() => {
       if (!this.#isEnding) this.#spawn()
     }, waitMs)
+  }
+
+  #closeHanded(): void {
+    for (const fd of this.#handed) closeSync(fd)
+    this.#handed.clear()
   }
 
   /** The next event that `wanted` accepts. */

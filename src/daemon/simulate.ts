@@ -36,7 +36,7 @@ export interface Simulation {
 }
 
 /** The name under which hosts count pairs beyond their limit together. */
-const OTHER = 'other'
+export const OTHER = 'other'
 
 const CHANGES: readonly SimulatedPair['change'][] = ['cut', 'opened', 'same']
 
@@ -97,7 +97,7 @@ function changeOf(
 }
 
 /** Whether connections have passed; all that ended denied have not. */
-function seenOutcome({ active, closed }: Traffic): SimulatedPair['today'] {
+export function seenOutcome({ active, closed }: Traffic): SimulatedPair['today'] {
   const flags = Object.entries(closed).flatMap(([flag, count]) => (count > 0 ? [flag] : []))
   if (active > 0 || flags.some((flag) => flag !== 'DENY')) return 'allow'
   return flags.length > 0 ? 'deny' : 'unknown'
@@ -107,7 +107,8 @@ function actionOf(isAllowed: boolean): 'allow' | 'deny' {
   return isAllowed ? 'allow' : 'deny'
 }
 
-function compareText(left: string, right: string): number {
+/** Order of texts by their code units. */
+export function compareText(left: string, right: string): number {
   if (left === right) return 0
   return left < right ? -1 : 1
 }

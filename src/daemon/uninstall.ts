@@ -86,10 +86,16 @@ const NEEDS_US =
 /** Only hostmesh writes there. */
 const OWN_FOLDERS = ['/var/lib/hostmesh', '/run/hostmesh']
 
-/** Removed unless the CA, which uses them too, runs on this machine. */
-const SHARED_WITH_CA = ['/etc/hostmesh', '/usr/bin/hostmesh', '/opt/hostmesh']
+/** Other programs of hostmesh that may run on this machine, by the name of their unit; they stay. */
+const NEIGHBORS = [
+  { name: 'hostmesh-ca', what: 'the certificate authority' },
+  { name: 'hostmesh-aggregator', what: 'the aggregator' },
+] as const
 
-/** The daemon's own files in `/etc/hostmesh`, where the CA runs on the same machine. */
+/** Removed unless a neighbor, which uses them too, runs on this machine. */
+const SHARED_WITH_NEIGHBORS = ['/etc/hostmesh', '/usr/bin/hostmesh', '/opt/hostmesh']
+
+/** The daemon's own files in `/etc/hostmesh`, where a neighbor runs on the same machine. */
 const OWN_IN_ETC = ['hostmesh.yaml', 'catalog.yaml', 'consul.token', 'join-token', 'certs']
 
 /** Timeout of a tool: a draining unit stops slowly; a tool that takes longer than this hangs. Milliseconds. */
@@ -116,15 +122,20 @@ export function planUninstall(
   const { root } = options
   const isThere = (path: string): boolean => hasEntry(join(root, path))
   const config = readLoosely(join(root, options.configPath))
-  const hasCa = UNIT_FOLDERS.some((folder) => isThere(join(folder, 'hostmesh-ca.service')))
+  const neighbors = NEIGHBORS.filter(({ name }) =>
+    UNIT_FOLDERS.some((folder) => isThere(join(folder, `${name}.service`))),
+  )
   const folders = distinctFolders(root, [...UNIT_FOLDERS, ...OVERRIDE_FOLDERS])
   const unitFiles = folders.flatMap((folder) =>
     globSync('hostmesh*', { cwd: join(root, folder) })
-      .filter((name) => !name.startsWith('hostmesh-ca'))
+      .filter((file) => !NEIGHBORS.some(({ name }) => file.startsWith(name)))
       .map((name) => join(folder, name)),
   )
   const named = namedByConfig(config)
-  const shared = hasCa ? OWN_IN_ETC.map((name) => join('/etc/hostmesh', name)) : SHARED_WITH_CA
+  const shared =
+    neighbors.length > 0
+      ? OWN_IN_ETC.map((name) => join('/etc/hostmesh', name))
+      : SHARED_WITH_NEIGHBORS
   const systemFiles = ['sysusers.d', 'tmpfiles.d'].map((folder) =>
     join('/usr/lib', folder, 'hostmesh.conf'),
   )
@@ -139,9 +150,9 @@ export function planUninstall(
     users: ['hostmesh'],
     kept: [
       ...named.shared.filter(isThere).map((path) => `${path}: others may use it`),
-      ...(hasCa
-        ? ['/opt/hostmesh, /usr/bin/hostmesh: the certificate authority runs on this machine']
-        : []),
+      ...neighbors.map(
+        ({ what }) => `/opt/hostmesh, /usr/bin/hostmesh: ${what} runs on this machine`,
+      ),
     ],
     dependents: folders.flatMap((folder) => dependentsIn(root, folder)),
   }
@@ -292,7 +303,7 @@ function namedByConfig(config: unknown): Named {
       text('catalog', 'tokenFile'),
       text('catalog', 'path'),
       text('certificates', 'roots'),
-    ].flatMap((path) => (path === undefined || isIn(path, SHARED_WITH_CA) ? [] : path)),
+    ].flatMap((path) => (path === undefined || isIn(path, SHARED_WITH_NEIGHBORS) ? [] : path)),
   }
 }
 

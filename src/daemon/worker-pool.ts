@@ -45,6 +45,8 @@ export interface WorkerPoolOptions {
   readonly sockets?: ListeningSockets
   /** Receives the workers' reports about the use of services; must not throw. */
   readonly onUse?: (message: UseMessage) => void
+  /** As in {@link PooledWorkerOptions}; without it the lines are dropped. */
+  readonly writeAccessLines?: PooledWorkerOptions['writeAccessLines']
 }
 
 /** A worker that sends nothing for this long is stuck: it is ended and replaced. Milliseconds. */
@@ -77,6 +79,7 @@ export class WorkerPool {
       nextMemoryId: () => memories++,
       state: () => this.#state(),
       onUse,
+      writeAccessLines: options.writeAccessLines ?? (() => Promise.resolve()),
     }
     this.workers = Array.from({ length: count }, (_, id) => new PooledWorker({ ...shared, id }))
     this.views = new WorkerViews(this.workers)
@@ -136,7 +139,7 @@ export class WorkerPool {
     const worker = this.workers.find(({ isRunning }) => isRunning)
     if (worker === undefined) throw new MeshError('HM_WORKER_FAILED', 'No data-plane worker runs')
     const { near, far } = socketPair()
-    worker.send({ kind: 'dial', fd: far, caller, destination })
+    worker.dial({ kind: 'dial', fd: far, caller, destination })
     return near
   }
 

@@ -53,6 +53,22 @@ export function workerSettings(
         ? Math.min(MAX_REPORT_USE_MS, config.catalog.unusedAfter / REPORTS_PER_IDLE_TIME)
         : MAX_REPORT_USE_MS,
     log: config.log,
+    accessLog: accessLogSettings(config),
+  }
+}
+
+function accessLogSettings({
+  accessLog,
+  workers,
+}: Config): PooledWorkerOptions['settings']['accessLog'] {
+  const { mode, to, format, include, sample, linesPerSecond } = accessLog
+  if (mode === 'off') return undefined
+  return {
+    format,
+    include,
+    sample,
+    linesPerSecond: Math.max(1, linesPerSecond / workers),
+    to: to === 'journal' ? 'standardError' : 'mainThread',
   }
 }
 

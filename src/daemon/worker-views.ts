@@ -129,8 +129,12 @@ export class WorkerViews {
     const answer = await worker.ask(question, PROBE_TIMEOUT_MS)
     return answer?.kind !== 'probes'
       ? []
-      : answer.probes.map(({ answer: said, flag, code, ...result }) => ({
+      : answer.probes.map(({ answer: said, flag, code, timing, ...result }) => ({
           ...result,
+          tunnel: timing.tunnel ?? null,
+          dialMs: timing.dialMs ?? null,
+          roundTripMs: timing.roundTripMs ?? null,
+          answerMs: timing.answerMs ?? null,
           verdict: said?.verdict ?? null,
           application: said?.application ?? null,
           flag: flag ?? null,

@@ -22,9 +22,11 @@ const SETTLE_MS = 120
 
 /** The controls, below the navigation of every page. */
 export function Timeline(): ComponentChild {
-  const { params } = view.value
+  const { page, params } = view.value
   const at = params['at']
   const span = spanOf(params)
+  // The live events are of services; everything else is of the last minute.
+  const isSeconds = page === 'graph' && at === undefined && params['group'] === undefined
   return (
     <section class="timeline" aria-label="Time">
       <button
@@ -41,7 +43,7 @@ export function Timeline(): ComponentChild {
           value={params['window'] ?? ''}
           onChange={(event) => change({ window: event.currentTarget.value }, 'push')}
         >
-          <option value="">{at === undefined ? 'last seconds' : 'last minute'}</option>
+          <option value="">{isSeconds ? 'last seconds' : 'last minute'}</option>
           {windows.map((name) => (
             <option key={name} value={name}>
               last {name}

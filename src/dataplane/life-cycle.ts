@@ -7,6 +7,7 @@
  */
 import { sleep } from '../lib/abort.ts'
 import { MeshError } from '../lib/errors.ts'
+import type { AccessLines } from './access-lines.ts'
 import type { Listeners } from './listeners.ts'
 import type { MemoryShortage } from './memory-shortage.ts'
 import type { FromWorker, ToWorker } from './protocol.ts'
@@ -49,6 +50,7 @@ export interface LifeCycleParts {
   readonly guard: AddressGuard
   readonly pressure: PressureWatch
   readonly memory: MemoryShortage
+  readonly accessLines: AccessLines
   /** How often to report the services in use, milliseconds. */
   readonly reportUseMs: number
   readonly post: (message: FromWorker) => void
@@ -68,7 +70,7 @@ export class LifeCycle {
 
   /** Ends everything in order, then posts `drained`. A further call can only bring the deadline forward. */
   async drain({ deadlineMs, why }: Extract<ToWorker, { readonly kind: 'drain' }>): Promise<void> {
-    const { context, sessions, listeners, post } = this.parts
+    const { context, sessions, listeners, accessLines, post } = this.parts
     const { connections } = context
     const isAskedAgain = this.drainEndAtMs !== Number.POSITIVE_INFINITY
     this.drainEndAtMs = Math.min(this.drainEndAtMs, performance.now() + deadlineMs)
@@ -95,6 +97,7 @@ export class LifeCycle {
     const goneAtMs = performance.now() + (why === 'restart' ? LAST_ACCEPTED_MS : CARRIER_DRAIN_MS)
     do await sleep(DRAIN_LOOK_MS)
     while (open.some(({ isGone }) => !isGone) && performance.now() < goneAtMs)
+    accessLines.flush()
     post({ kind: 'drained' })
   }
 

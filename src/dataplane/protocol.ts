@@ -10,6 +10,7 @@ import type { SnapshotDelta } from '../model/snapshot.ts'
 import type { TrafficLabels } from '../telemetry/counters.ts'
 import type { Ejection } from './balance/outlier.ts'
 import type { EndpointStanding } from './balance/picker.ts'
+import type { AccessLogSettings } from './proxy/access-log.ts'
 import type { ConnectionView } from './proxy/connection.ts'
 import type { OutcomeView } from './proxy/outcomes.ts'
 import type { Pressure } from './proxy/pressure.ts'
@@ -59,8 +60,12 @@ export interface WorkerSettings {
   readonly reportUseMs: number
   readonly log: {
     readonly level: 'debug' | 'info' | 'warn' | 'error'
-    readonly format: 'json' | 'text'
+    readonly format: 'json' | 'logfmt' | 'text'
   }
+  /** Undefined while it is off. */
+  readonly accessLog: AccessLogSettings | undefined
+  /** Prefix of the numbers of this thread's connections. */
+  readonly idPrefix: string
   readonly trafficMemory: SharedArrayBuffer
   readonly workerMemory: SharedArrayBuffer
 }
@@ -94,6 +99,8 @@ export type ToWorker =
       readonly deadlineMs: number
       readonly why: 'stop' | 'restart' | 'handOver'
     }
+  /** So many bytes of `accessLines` are written, or lost. */
+  | { readonly kind: 'accessWritten'; readonly bytes: number }
   | { readonly kind: 'ask'; readonly id: number; readonly what: 'peers' | 'ejections' }
   /** At most `limit` connections are listed; all are counted. */
   | {
@@ -140,6 +147,10 @@ export type FromWorker =
     }
   | { readonly kind: 'row'; readonly row: number; readonly labels: TrafficLabels }
   | { readonly kind: 'drained' }
+  /** The worker owns the descriptor of a `dial` now. */
+  | { readonly kind: 'dialed'; readonly fd: number }
+  /** Lines of the access log for its file: ASCII, each with its newline. */
+  | { readonly kind: 'accessLines'; readonly text: string; readonly lines: number }
   /** An application dialed this address, and the snapshot has no service there. */
   | { readonly kind: 'wanted'; readonly address: SocketAddress }
   /** Services that local applications have called since the last message, or have open connections to. */

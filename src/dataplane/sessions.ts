@@ -109,7 +109,8 @@ export class Sessions {
   }
 
   /** Accepts a peer. */
-  accept({ socket, peer, destination, own, isTunnel, noteUnsuccessful }: AcceptedPeer): void {
+  accept(accepted: AcceptedPeer): void {
+    const { socket, peer, destination, serverName, own, isTunnel, noteUnsuccessful } = accepted
     const { settings, accounts, counters, onStream, onConnection } = this.options
     const certificates: CertificatePair = { peer, own: own.proof }
     const ip = canonicalIp(socket.remoteAddress ?? '')
@@ -122,7 +123,8 @@ export class Sessions {
       watchTlsEnd(socket)
       const stream = new SocketStream(socket, 'private')
       stream.chargeTo(lane.account)
-      onConnection({ stream, peer, lane, address, destination, certificates, arrivedMs: nowMs })
+      const arrival = { stream, peer, lane, address, destination, serverName, certificates }
+      onConnection({ ...arrival, arrivedMs: nowMs })
       return
     }
     let isUsed = false
@@ -140,6 +142,7 @@ export class Sessions {
             lane,
             address,
             destination,
+            serverName,
             certificates: undefined,
             arrivedMs: performance.now(),
           })

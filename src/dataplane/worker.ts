@@ -8,7 +8,7 @@
 import { parentPort, workerData } from 'node:worker_threads'
 import { systemClock, systemRandom } from '../lib/clock.ts'
 import { describeError, errorCode, isErrorCode, MeshError } from '../lib/errors.ts'
-import { createLog } from '../lib/log.ts'
+import { createLogOn, openStandardError } from '../lib/log.ts'
 import { farSocket } from '../lib/socket-pair.ts'
 import { nameThread } from '../lib/thread-name.ts'
 import type { SocketAddress } from '../model/address.ts'
@@ -17,6 +17,7 @@ import type { LocalService } from '../model/service.ts'
 import { applyDelta, emptySnapshot, type Snapshot } from '../model/snapshot.ts'
 import { type LimitName, TrafficCounters, WorkerCounters } from '../telemetry/counters.ts'
 import { watchEventLoopLag } from '../telemetry/event-loop-lag.ts'
+import { AccessLines } from './access-lines.ts'
 import { Balancer } from './balance/picker.ts'
 import { LifeCycle } from './life-cycle.ts'
 import { localListeners, tunnelListeners } from './listener-plan.ts'
@@ -74,6 +75,7 @@ class Worker {
   private readonly listeners: Listeners
   private readonly waiting: Waiting
   private readonly lifeCycle: LifeCycle
+  private readonly accessLines: AccessLines
   private snapshot: Snapshot = emptySnapshot
 
   constructor(settings: WorkerSettings, post: (message: FromWorker) => void) {
@@ -84,13 +86,13 @@ class Worker {
       post({ kind: 'row', row, labels }),
     )
     const workerCounters = new WorkerCounters(settings.workerMemory)
-    const log = createLog(settings.log, () => workerCounters.inc('logLinesLost')).child(
-      `worker ${settings.id}`,
-    )
+    const output = openStandardError(settings.log, () => workerCounters.inc('logLinesLost'))
+    const log = createLogOn(output, settings.log).child(`worker ${settings.id}`)
+    const accessLines = new AccessLines(settings, { post, output, counters: workerCounters })
     const credentials = new Credentials(
       settings.inboundMinVersion === '1.2' ? 'TLSv1.2' : 'TLSv1.3',
     )
-    const connections = new ConnectionTable({ ...limits, ...timeouts }, counters)
+    const connections = new ConnectionTable({ ...limits, ...timeouts }, counters, accessLines.log)
     const waiting = new Waiting((address) => post({ kind: 'wanted', address }))
     const local = localListeners(settings)
     const memory = new MemoryShortage(() =>
@@ -147,7 +149,8 @@ class Worker {
     watchEventLoopLag((longestMs) => workerCounters.set('eventLoopDelayMs', longestMs))
     const { reportUseMs } = settings
     const parts = { context, sessions, listeners, waiting, accounts, guard, pressure, memory }
-    this.lifeCycle = new LifeCycle({ ...parts, reportUseMs, post })
+    this.lifeCycle = new LifeCycle({ ...parts, accessLines, reportUseMs, post })
+    this.accessLines = accessLines
     this.accounts = accounts
     this.context = context
     this.sessions = sessions
@@ -184,6 +187,9 @@ class Worker {
       case 'drain':
         void this.lifeCycle.drain(message)
         return
+      case 'accessWritten':
+        this.accessLines.written(message.bytes)
+        return
       case 'ask':
         answer(this.context, this.sessions, message, this.post)
         return
@@ -202,6 +208,7 @@ class Worker {
       'UC',
       new MeshError('HM_WORKER_FAILED', 'The data-plane worker has crashed'),
     )
+    this.accessLines.flush()
   }
 
   /** Intentions changed: ends open connections that they now deny (Consul's own proxies keep them). */
@@ -227,6 +234,8 @@ class Worker {
 
   /** Handles a connection of the main thread as one that an application makes to an upstream port. */
   private dial({ fd, caller, destination }: Extract<ToWorker, { kind: 'dial' }>): void {
+    // Said first: if this thread ends in between, a descriptor stays open, and none is closed twice.
+    this.post({ kind: 'dialed', fd })
     void carryOutbound(this.context, farSocket(fd), {
       caller,
       destination,

@@ -66,7 +66,7 @@ export function writeFileAtomically(
 }
 
 /** The same for a file named by a person: follows a link; writes into a device or a pipe instead of replacing it. */
-export function writeNamedFile(path: string, content: string, mode: number): void {
+export function writeNamedFile(path: string, content: string | Uint8Array, mode: number): void {
   const there = statSync(path, { throwIfNoEntry: false })
   if (there !== undefined && !there.isFile()) writeFileSync(path, content)
   else

@@ -82,7 +82,11 @@ export function callHttp(
       },
     })
     request.on('error', reject)
+    // Node reports neither error nor response where a peer switches protocols that nobody asked it to.
+    const noResponse = (): void => reject(new Error('The connection closed without a response'))
+    request.on('close', noResponse)
     request.on('response', (response: IncomingMessage) => {
+      request.off('close', noResponse)
       readBody(response, maxBytes).then(
         (bytes) => resolve({ status: response.statusCode ?? 0, bytes }),
         (thrown: unknown) => {
@@ -129,13 +133,13 @@ export function reply(
   contentType = 'application/json',
 ): void {
   if (response.destroyed) return
-  const body = Buffer.from(text)
   response.writeHead(status, {
     'content-type': contentType,
-    'content-length': body.length,
+    'content-length': Buffer.byteLength(text),
     'cache-control': 'no-store',
   })
-  response.end(body)
+  // Text goes out with the head in one buffer.
+  response.end(text)
 }
 
 /** Responds with a JSON document. */

@@ -37,6 +37,8 @@ interface KeptLine {
   readonly bytes: Uint8Array
   /** Lost lines that this one reports; 0 for any other. */
   readonly reports: number
+  /** Called if it is lost. */
+  readonly onLost: () => void
 }
 
 /** Writes lines in order to one descriptor. Never throws, and waits only in {@link finish}. */
@@ -60,9 +62,9 @@ export class LineOutput {
   }
 
   /** Writes a line, newline included; what cannot be written now is kept or lost. */
-  line(text: string): void {
+  line(text: string, onLost: () => void = this.options.onLost): void {
     this.keepReport()
-    const line = { bytes: Buffer.from(text), reports: 0 }
+    const line = { bytes: Buffer.from(text), reports: 0, onLost }
     // A line after lost lines that are not reported yet would hide the gap.
     if (this.lost > 0 || !this.hasRoom(line)) return this.lose(line, 'EAGAIN')
     this.keep(line)
@@ -118,7 +120,7 @@ export class LineOutput {
   private keepReport(): void {
     if (this.lost === 0) return
     const text = this.options.report(this.lost, this.reason)
-    const line = { bytes: Buffer.from(text), reports: this.lost }
+    const line = { bytes: Buffer.from(text), reports: this.lost, onLost: () => undefined }
     if (!this.hasRoom(line)) return
     this.keep(line)
     this.lost = 0
@@ -136,7 +138,7 @@ export class LineOutput {
   private lose(line: KeptLine, reason: string): void {
     this.reason = reason
     this.lost += line.reports === 0 ? 1 : line.reports
-    if (line.reports === 0) this.options.onLost()
+    line.onLost()
   }
 
   private tryAgainIn(ms: number): void {

@@ -1,6 +1,6 @@
 /**
- * Diagnostic log: one JSON object per line on standard error (journald keeps it), or logfmt-like text for
- * people. Not the access log. Repeated messages are rate-limited by key so that a peer cannot flood the disk.
+ * Diagnostic log: one JSON object per line on standard error (journald keeps it), logfmt, or text for people. The
+ * access log may write to the same output. Repeated messages are rate-limited by key so that a peer cannot flood the disk.
  *
  * Never makes a thread wait and never fails: with a full disk, or a slow or closed reader, lines are
  * lost and counted (`line-output.ts`).
@@ -8,6 +8,7 @@
 import { isMainThread } from 'node:worker_threads'
 import { pino } from 'pino'
 import { LineOutput, makeStandardErrorNonBlocking, writeStandardError } from './line-output.ts'
+import { logfmtValue, quoted } from './log-text.ts'
 
 /** The only logging interface of the code; `fields` must hold no secrets. */
 export interface Log {
@@ -25,7 +26,7 @@ export type LogLevel = 'debug' | 'info' | 'warn' | 'error'
 /** Options of a log. */
 export interface LogOptions {
   readonly level: LogLevel
-  readonly format: 'json' | 'text'
+  readonly format: 'json' | 'logfmt' | 'text'
 }
 
 /** Maximum number of lines per minute with the same message; the rest is counted and reported as a sum. */
@@ -43,14 +44,25 @@ const MAX_LINE_CHARS = 16_384
  * @param onLost called for each line that could not be written
  */
 export function createLog(options: LogOptions, onLost: () => void = () => undefined): Log {
+  return createLogOn(openStandardError(options, onLost), options)
+}
+
+/** Standard error for whole lines of this thread: all that it writes there must go through one output. */
+export function openStandardError(options: LogOptions, onLost: () => void): LineOutput {
   if (isMainThread) makeStandardErrorNonBlocking()
-  const format = options.format === 'text' ? textFormat : jsonFormat(options.level)
+  const format = formatOf(options)
   const output = new LineOutput({
     write: writeStandardError,
     report: (lines, reason) => format('warn', '', 'Log lines were lost', { lines, reason }),
     onLost,
   })
   process.on('exit', () => output.finish())
+  return output
+}
+
+/** Creates the log of this thread on its output. */
+export function createLogOn(output: LineOutput, options: LogOptions): Log {
+  const format = formatOf(options)
   return limited((level, subsystem, message, fields) => {
     if (SEVERITY[level] < SEVERITY[options.level]) return
     const line = format(level, subsystem, message, fields)
@@ -90,6 +102,21 @@ const textFormat: FormatLine = (level, subsystem, message, fields) => {
   const time = new Date().toISOString().slice(11, 23)
   const where = subsystem === '' ? '' : `${subsystem}: `
   return `${time} ${level.padEnd(5)} ${where}${message}${pairs}\n`
+}
+
+const logfmtFormat: FormatLine = (level, subsystem, message, fields) => {
+  const pairs = Object.entries(fields).map(([key, value]) => {
+    const text = typeof value === 'string' ? value : toJson(value)
+    return ` ${key.replaceAll(/[^\w.-]/g, '_')}=${logfmtValue(text, MAX_LINE_CHARS)}`
+  })
+  const where = subsystem === '' ? '' : ` subsystem=${logfmtValue(subsystem, MAX_LINE_CHARS)}`
+  const text = quoted(message, MAX_LINE_CHARS)
+  return `time=${new Date().toISOString()} level=${level}${where} msg=${text}${pairs.join('')}\n`
+}
+
+function formatOf({ level, format }: LogOptions): FormatLine {
+  if (format === 'text') return textFormat
+  return format === 'logfmt' ? logfmtFormat : jsonFormat(level)
 }
 
 /** Never throws: a field may hold a value that JSON cannot represent. */

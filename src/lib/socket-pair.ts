@@ -2,6 +2,7 @@
  * Two connected stream sockets inside this process: one thread has each end. No other process can connect to them.
  */
 import { Socket } from 'node:net'
+import { MeshError } from './errors.ts'
 import {
   AF_UNIX,
   requireNativeCalls,
@@ -34,5 +35,10 @@ export function farSocket(fd: number): Socket {
   const socket = new Socket({ fd, readable: true, writable: true, allowHalfOpen: true })
   // Node resets TCP sockets only, and throws otherwise.
   socket.resetAndDestroy = () => socket.destroy()
+  // A pair has no reset either: the near end, which never ends first to go on reading, is gone. Waiting for the called
+  // side to end as well would leave it to that side how long a stop takes.
+  socket.on('end', () => {
+    if (!socket.writableEnded) socket.destroy(new MeshError('HM_CALLER_GONE', 'The caller hung up'))
+  })
   return socket
 }

@@ -4,7 +4,9 @@
  * Plain JSON: times are RFC 3339 text, durations end in `Ms`, unknown values are null. No document ever contains a
  * private key, a token or payload. Fields are added in `/v1`, never renamed or removed.
  */
+import type { DefaultPolicy, Intention } from './intention.ts'
 import type { ResponseFlag } from './response-flag.ts'
+import type { Route } from './route.ts'
 
 /** The documents by name; each is served at `/v1/<name>`. */
 export interface AdminDocuments {
@@ -14,6 +16,8 @@ export interface AdminDocuments {
   readonly connections: ConnectionsDocument
   readonly refused: RefusedDocument
   readonly certs: CertsDocument
+  readonly intentions: IntentionsDocument
+  readonly routes: RoutesDocument
 }
 
 /** `/v1/status`: whether this host is healthy, and if not, why. */
@@ -294,4 +298,55 @@ export interface LeafEntry {
   readonly serialNumber: string
   readonly notBefore: string
   readonly notAfter: string
+}
+
+/** `/v1/intentions`: what this host decides by when its services are called. */
+export interface IntentionsDocument {
+  readonly destinations: readonly DestinationPolicy[]
+}
+
+/** The intentions for one service of this host. */
+export interface DestinationPolicy {
+  readonly destination: string
+  /** What no intention matches; null while nothing is loaded: then every caller is denied. */
+  readonly defaultPolicy: DefaultPolicy | null
+  /** In the order of evaluation, highest precedence first. */
+  readonly intentions: readonly IntentionEntry[]
+}
+
+/** One intention, and its effect on opaque TCP. */
+export interface IntentionEntry extends Omit<Intention, 'action'> {
+  /** Null for a rule that decides by HTTP request. */
+  readonly action: 'allow' | 'deny' | null
+  readonly effect: 'allow' | 'deny'
+  /** Why the rule cannot be enforced as it is written, so that it denies; null for one that can. */
+  readonly notEnforced: string | null
+}
+
+/** `/v1/routes`: where traffic to a service goes. */
+export interface RoutesDocument {
+  readonly services: readonly ServiceRoutes[]
+}
+
+/** The routes and clusters of one service. */
+export interface ServiceRoutes {
+  readonly name: string
+  readonly protocol: string
+  /** The first one that matches is used. */
+  readonly routes: readonly Route[]
+  readonly clusters: readonly ClusterEntry[]
+}
+
+/** The instances for a part of the traffic. */
+export interface ClusterEntry {
+  readonly name: string
+  readonly service: string
+  readonly datacenter: string
+  /** Null: all instances. */
+  readonly subset: string | null
+  readonly connectTimeoutMs: number
+  /** Whether this cluster receives the connections of this host: opaque bytes are not split. */
+  readonly isUsed: boolean
+  /** In order of priority; 1 and higher are for failover. */
+  readonly endpoints: readonly EndpointEntry[]
 }

@@ -41,8 +41,12 @@ function nameOf({ source, destination, precedence }: Intention): string {
   return `intention ${source} -> ${destination} (precedence ${precedence})`
 }
 
-function effectOf({ undecidable, action }: Intention): string {
+function effectOf(rule: Intention): string {
+  return unenforcedPart(rule) ?? `says ${rule.action}`
+}
+
+/** Why a rule cannot be enforced for opaque TCP, so that it denies; undefined for a rule that can. */
+export function unenforcedPart({ undecidable, action }: Intention): string | undefined {
   if (undecidable !== undefined) return `${undecidable}, which cannot be obeyed`
-  if (action === undefined) return 'decides by HTTP request, and this is opaque TCP'
-  return `says ${action}`
+  return action === undefined ? 'decides by HTTP request, and this is opaque TCP' : undefined
 }

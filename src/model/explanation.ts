@@ -2,6 +2,7 @@
  * The answer of `hostmesh explain`: the path of one connection, station by station, and a verdict.
  */
 import type { LeafEntry, TunnelEntry } from './admin.ts'
+import type { ProbeFacts } from './facts.ts'
 
 /**
  * The verdict in one word. `allowed` is the only good one. `uncaptured`: the connection would not enter the mesh, or
@@ -120,4 +121,6 @@ export interface Explanation {
   readonly serverName: string | null
   /** Open sessions that the connection uses or would use. */
   readonly tunnels: readonly TunnelEntry[]
+  /** What the daemons of instances have answered; absent unless they were asked. */
+  readonly probes?: readonly ProbeFacts[]
 }

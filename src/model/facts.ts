@@ -104,6 +104,14 @@ export interface ProbeFacts {
   readonly code: string | null
   readonly reason: string
   readonly tookMs: number
+  /** `here`: on this host. `open`: the tunnel was open. `new`: it was dialed. Null when no dial began. */
+  readonly tunnel?: 'here' | 'open' | 'new' | null
+  /** TCP connection and TLS handshake of a new tunnel; null where there was none. */
+  readonly dialMs?: number | null
+  /** The last measured round trip of the tunnel; null where it is not known. */
+  readonly roundTripMs?: number | null
+  /** From the question to the answer: a round trip and the decision; null without an answer. */
+  readonly answerMs?: number | null
 }
 
 /** The rules for one destination. */

@@ -19,6 +19,11 @@ export interface ProblemKind {
 
 /** The codes of problems, with cause and default hint. */
 export const problemCodes = {
+  HM_ACCESS_LOG_FAILED: {
+    cause: 'The file of the access log cannot be written: its lines are lost, and counted.',
+    hint: 'Make room on its disk, or set accessLog.to to a file in a folder that the daemon may write',
+    blocks: false,
+  },
   HM_CAPTURE_BLOCKED: {
     cause: 'A filter of another program drops what capture diverts: captured connections time out.',
     hint: 'Let packets with the mark of capture pass in that chain; the message names it',
@@ -270,6 +275,15 @@ export class Problem {
     const problem = new Problem(kind, message, { ...details, hint })
     const isOurs = isErrorCode(code) && code !== 'HM_INTERNAL'
     return isOurs ? Object.assign(problem, { code }) : problem
+  }
+
+  /** The same problem, where the host is ready all the same. */
+  withoutBlocking(): Problem {
+    const { code, message, hint, subject } = this
+    return Object.assign(new Problem('HM_HOST_NOT_READY', message, { hint, subject }), {
+      code,
+      blocks: false,
+    })
   }
 
   /** Identifies this problem among the current ones, and stays the same while the problem lasts. */

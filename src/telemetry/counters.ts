@@ -173,6 +173,8 @@ export const workerColumns = {
   ),
   eventLoopDelayMs: { kind: 'gauge' as const },
   logLinesLost: { kind: 'count' as const },
+  accessLinesLimited: { kind: 'count' as const },
+  accessLinesLost: { kind: 'count' as const },
 } satisfies Columns
 
 /** The cells of a worker. */

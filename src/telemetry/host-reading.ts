@@ -64,6 +64,8 @@ export interface HostReading {
   readonly workerRestarts: number
   /** Of the main thread; the workers' are in their counters. */
   readonly logLinesLost: number
+  /** Of the file of the access log. */
+  readonly accessLinesLost: number
   /** Longest delay of the main thread's event loop, from watchEventLoopLag. */
   readonly eventLoopLagMs: number
 }

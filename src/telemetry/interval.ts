@@ -80,14 +80,26 @@ export function mergeIntervals(earlier: Interval, later: Interval): Interval {
   )
 }
 
+/** Both lists are in order of their cells, as {@link sparse} makes them. Linear: a busy host merges 4,000 rows at once. */
 function addSparse(left: SparseCells, right: SparseCells): SparseCells {
-  const sums = new Map<number, number>()
-  for (const cells of [left, right])
-    for (let i = 0; i + 1 < cells.length; i += 2) {
-      const cell = cells[i] ?? 0
-      sums.set(cell, (sums.get(cell) ?? 0) + (cells[i + 1] ?? 0))
+  const sums: number[] = []
+  let i = 0
+  let k = 0
+  while (i + 1 < left.length || k + 1 < right.length) {
+    const ofLeft = left[i] ?? Infinity
+    const ofRight = right[k] ?? Infinity
+    let sum = 0
+    if (ofLeft <= ofRight) {
+      sum += left[i + 1] ?? 0
+      i += 2
     }
-  return [...sums].toSorted(([a], [b]) => a - b).flat()
+    if (ofRight <= ofLeft) {
+      sum += right[k + 1] ?? 0
+      k += 2
+    }
+    sums.push(Math.min(ofLeft, ofRight), sum)
+  }
+  return sums
 }
 
 function withoutGauges(cells: SparseCells): SparseCells {

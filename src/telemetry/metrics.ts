@@ -234,7 +234,7 @@ const hostMetrics: readonly Metric[] = [
   ),
   ofHost.counter(
     'hostmesh_report_spans_dropped_total',
-    'Spans of 10 s whose counts an aggregator refused, so that it will never have them',
+    'Spans of 10 s whose counts an aggregator will never have: it refused them, or there was no room to keep them',
     ({ host }) =>
       host.reports.map(({ aggregator, dropped }) => ({ value: dropped, labels: { aggregator } })),
     ['aggregator'],
@@ -279,6 +279,16 @@ const hostMetrics: readonly Metric[] = [
     'hostmesh_log_lines_lost_total',
     'Lines of the log that could not be written: a full disk, or a reader that is too slow or gone',
     ({ host, cells }) => host.logLinesLost + workerLayout.total(cells, 'logLinesLost'),
+  ),
+  ofHost.counter(
+    'hostmesh_access_log_lines_lost_total',
+    'Lines of the access log that were not written. `limit`: more than accessLog.linesPerSecond; `slow`: its reader or its disk is too slow or gone; `failed`: the file could not be written',
+    ({ host, cells }) => [
+      { value: workerLayout.total(cells, 'accessLinesLimited'), labels: { reason: 'limit' } },
+      { value: workerLayout.total(cells, 'accessLinesLost'), labels: { reason: 'slow' } },
+      { value: host.accessLinesLost, labels: { reason: 'failed' } },
+    ],
+    ['reason'],
   ),
   ofHost.gauge(
     'hostmesh_event_loop_lag_seconds',

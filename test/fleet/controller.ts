@@ -30,7 +30,7 @@ export interface HostResult {
 }
 
 /** The playbooks of the collection. */
-export type Playbook = 'site' | 'uninstall' | 'uninstall_ca'
+export type Playbook = 'site' | 'uninstall' | 'uninstall_aggregator' | 'uninstall_ca'
 
 /** How one run of a playbook ended. */
 export interface PlayResult {

@@ -38,6 +38,13 @@ export function documentedPolicy(service: string): readonly string[] {
     )
 }
 
+/** The line that docs/consul.md gives for a host that reports to an aggregator. */
+export function documentedReporterLine(): string {
+  const [, line] = /```text\n(service +"hostmesh".*)\n```/.exec(readFileSync(manual, 'utf8')) ?? []
+  if (line === undefined) throw new Error('docs/consul.md has no line for hosts that report')
+  return line
+}
+
 /** The ACL system of one Consul. */
 export class ConsulAcl {
   /** The token that may do everything; never given to a daemon. */

@@ -10,7 +10,8 @@ import { mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 
 import type { ConfigInput } from '../../src/config/schema.ts'
-import { ConsulAcl, documentedPolicy } from './consul-acl.ts'
+import { REPORTER_SERVICE } from '../../src/model/report.ts'
+import { ConsulAcl, documentedPolicy, documentedReporterLine } from './consul-acl.ts'
 import { httpOverSocket } from './daemon.ts'
 import { eventually } from './eventually.ts'
 import type { Namespace, Network } from './network.ts'
@@ -329,7 +330,11 @@ export class Consul implements TestCatalog {
   async prepare(host: string, services: readonly string[]): Promise<void> {
     const acl = this.aclOrNone
     if (acl === undefined || acl.hasToken(host)) return
-    const lines = new Set(services.flatMap(documentedPolicy))
+    const lines = new Set(
+      services.flatMap((service) =>
+        service === REPORTER_SERVICE ? documentedReporterLine() : documentedPolicy(service),
+      ),
+    )
     await acl.giveToken(host, await acl.createToken(`hostmesh-${host}`, [...lines]))
   }
 

@@ -4,7 +4,6 @@
  */
 import type {
   Coverage,
-  EdgePolicy,
   FleetDocuments,
   FleetServiceDocument,
   GraphDocument,
@@ -17,11 +16,11 @@ import type {
   HostEntry,
   InstanceEntry,
   LiveEvent,
-  Risk,
   ServiceSummary,
   Traffic,
   WorkloadEntry,
 } from '../../src/model/fleet.ts'
+import { layersOf, policyOf, quiet, risksOf } from './fleet-words.ts'
 
 /** What fleet. */
 export interface FleetOptions {
@@ -39,15 +38,6 @@ export type Answers = {
     query: URLSearchParams,
   ) => FleetDocuments[Name] | undefined
 }
-
-/** Names of a shop, in the order in which they call each other. */
-const words = [
-  ['edge', 'gateway', 'web', 'mobile', 'partner'],
-  ['cart', 'checkout', 'catalog', 'search', 'account', 'session', 'recommend'],
-  ['orders', 'payments', 'pricing', 'inventory', 'shipping', 'reviews', 'tax'],
-  ['ledger', 'fraud', 'mail', 'events', 'stock', 'index', 'invoices'],
-  ['postgres', 'redis', 'kafka', 'search-db', 'objects', 'mysql'],
-] as const
 
 const zones = ['fra-1', 'fra-2', 'ams-1'] as const
 
@@ -110,7 +100,10 @@ export class ImaginedFleet {
       }),
       host: (query) => this.#hostDocument(query.get('name') ?? ''),
       history: (query) => this.#history(query),
-      risks: () => ({ coverage: this.#coverage(60_000), risks: this.#risks() }),
+      risks: () => ({
+        coverage: this.#coverage(60_000),
+        risks: this.#hosts.length === 0 ? [] : risksOf(this.services),
+      }),
       versions: () => this.#versions(),
     }
   }
@@ -452,47 +445,6 @@ export class ImaginedFleet {
     }
   }
 
-  #risks(): Risk[] {
-    if (this.#hosts.length === 0) return []
-    return [
-      {
-        kind: 'silentHost',
-        severity: 'high',
-        subject: 'node-03',
-        message: 'The host has not reported for 94 s.',
-        hint: 'Look whether hostmesh runs there: systemctl status hostmesh.',
-      },
-      {
-        kind: 'singleInstance',
-        severity: 'high',
-        subject: this.services[4] ?? '',
-        message: 'One instance serves 6 callers.',
-        hint: 'Run a second one on another host.',
-      },
-      {
-        kind: 'certificateLife',
-        severity: 'medium',
-        subject: this.services[3] ?? '',
-        message: 'The certificate on node-07 has 12% of its life left and was not renewed.',
-        hint: 'Look at hostmesh certs there, and at the log of the certificate authority.',
-      },
-      {
-        kind: 'unusedAllow',
-        severity: 'low',
-        subject: 'legacy-batch > orders',
-        message: 'The intention allows what nobody did for 14 days.',
-        hint: 'Delete it, or keep it knowingly.',
-      },
-      {
-        kind: 'plaintext',
-        severity: 'medium',
-        subject: 'node-02',
-        message: '17 connections reached a service around the mesh.',
-        hint: 'Find the caller in hostmesh connections, then close the port for others.',
-      },
-    ]
-  }
-
   #versions(): FleetDocuments['versions'] {
     const old = this.#hosts.filter((name) => this.#host(name).version === '0.0.9')
     const now = this.#hosts.filter((name) => this.#host(name).version === '0.1.0')
@@ -515,56 +467,6 @@ export class ImaginedFleet {
       })),
     }
   }
-}
-
-const quiet: Traffic = {
-  openedPerSecond: 0,
-  active: 0,
-  closed: {},
-  errorShare: null,
-  connectFailures: 0,
-  sentBytesPerSecond: 0,
-  receivedBytesPerSecond: 0,
-  connectMs: null,
-  firstByteMs: null,
-  durationMs: null,
-}
-
-function policyOf(
-  source: string,
-  destination: string,
-  index: number,
-  isDenied: boolean,
-): EdgePolicy | null {
-  if (index % 29 === 21) return null
-  if (isDenied)
-    return {
-      allow: false,
-      rule: { source: '*', destination, action: 'deny', precedence: 8 },
-      reason: `intention * -> ${destination} (precedence 8) says deny`,
-    }
-  if (index % 5 === 2)
-    return { allow: true, rule: null, reason: 'no intention fits; the default policy says allow' }
-  return {
-    allow: true,
-    rule: { source, destination, action: 'allow', precedence: 9 },
-    reason: `intention ${source} -> ${destination} (precedence 9) says allow`,
-  }
-}
-
-/** Names in five layers, as many as wanted; those after the first thirty have a number. */
-function layersOf(count: number): string[][] {
-  const layers = words.map((): string[] => [])
-  for (let index = 0, made = 0; made < count; index += 1) {
-    const layer = index % words.length
-    const round = Math.floor(index / words.length)
-    const names = words[layer] ?? []
-    const turn = Math.floor(round / names.length)
-    const name = names[round % names.length] ?? ''
-    layers[layer]?.push(turn === 0 ? name : `${name}-${turn + 1}`)
-    made += 1
-  }
-  return layers
 }
 
 function indexesOf(names: readonly string[]): ReadonlyMap<string, number> {

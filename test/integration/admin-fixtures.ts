@@ -8,14 +8,18 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { type AdminView, startAdminServer } from '../../src/daemon/admin-server.ts'
+import { policiesOf, serviceRoutes } from '../../src/daemon/service-documents.ts'
 import { silentLog } from '../../src/lib/log.ts'
 import type {
   CertsDocument,
   ConnectionsDocument,
+  IntentionsDocument,
   PeersDocument,
+  RoutesDocument,
   ServicesDocument,
   StatusDocument,
 } from '../../src/model/admin.ts'
+import { endpoint, intention, meshService } from '../harness/builders.ts'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 
@@ -168,6 +172,74 @@ export const certs: CertsDocument = {
   ],
 }
 
+/** A service with a rule that is enforced and one that is not, and a service without loaded rules. */
+const intentions: IntentionsDocument = {
+  destinations: policiesOf(
+    [
+      { name: 'web', target: { ip: '127.0.0.1', port: 8_080 } },
+      { name: 'new', target: { ip: '127.0.0.1', port: 8_081 } },
+      { name: 'batch', target: undefined },
+    ],
+    {
+      policies: new Map([
+        [
+          'web',
+          {
+            destination: 'web',
+            defaultPolicy: 'deny',
+            intentions: [
+              intention('ingress', 'web', 'allow'),
+              { ...intention('legacy', 'web', 'allow'), undecidable: 'has JWT requirements' },
+              intention('*', '*', 'deny'),
+            ],
+          },
+        ],
+      ]),
+    },
+  ),
+}
+
+/** A service with a split and a failover. */
+const routes: RoutesDocument = {
+  services: [
+    serviceRoutes(
+      meshService('db', {
+        routes: [
+          {
+            match: { kind: 'any' },
+            clusters: [
+              { cluster: 'db:v2', weight: 90 },
+              { cluster: 'db:v1', weight: 10 },
+            ],
+          },
+        ],
+        clusters: [
+          {
+            name: 'db:v2',
+            service: 'db',
+            datacenter: 'dc1',
+            subset: 'v2',
+            connectTimeoutMs: 5_000,
+            endpoints: [
+              endpoint('host-b/db-2'),
+              endpoint('host-x/db-9', { datacenter: 'dc2', priority: 1 }),
+            ],
+          },
+          {
+            name: 'db:v1',
+            service: 'db',
+            datacenter: 'dc1',
+            subset: 'v1',
+            connectTimeoutMs: 5_000,
+            endpoints: [endpoint('host-c/db-1', { health: 'critical' })],
+          },
+        ],
+      }),
+      { ejections: new Map(), failing: new Map() },
+    ),
+  ],
+}
+
 /** The view of a well host, with parts replaced. */
 export function scriptedView(parts: Partial<AdminView> = {}): AdminView {
   return {
@@ -176,6 +248,8 @@ export function scriptedView(parts: Partial<AdminView> = {}): AdminView {
     peers: () => Promise.resolve(peers),
     connections: () => Promise.resolve(connections),
     certs: () => Promise.resolve(certs),
+    intentions: () => Promise.resolve(intentions),
+    routes: () => Promise.resolve(routes),
     refused: () => Promise.resolve({ refused: [] }),
     snapshot: () => Promise.reject(new Error('this view has no snapshot')),
     explain: () => Promise.reject(new Error('this view explains nothing')),

@@ -6,7 +6,7 @@ import { once } from 'node:events'
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net'
 import type { ListeningSockets } from '../../src/daemon/listening-sockets.ts'
 import { WorkerPool } from '../../src/daemon/worker-pool.ts'
-import type { PeerView } from '../../src/dataplane/protocol.ts'
+import type { PeerView, WorkerSettings } from '../../src/dataplane/protocol.ts'
 import { errorCode } from '../../src/lib/errors.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import type { Endpoint } from '../../src/model/endpoint.ts'
@@ -91,6 +91,8 @@ export interface HostOptions {
   readonly heldBytes?: number
   readonly descriptors?: number
   readonly log?: Log
+  readonly accessLog?: WorkerSettings['accessLog']
+  readonly writeAccessLines?: (text: string, lines: number) => Promise<void>
   /** What an earlier daemon has left; the tunnel port is then the test's to choose. */
   readonly sockets?: ListeningSockets
   readonly tunnelPort?: number
@@ -135,6 +137,7 @@ export async function startHost(options: HostOptions): Promise<TestHost> {
     totals,
     log: options.log ?? silentLog,
     ...(options.sockets !== undefined && { sockets: options.sockets }),
+    ...(options.writeAccessLines !== undefined && { writeAccessLines: options.writeAccessLines }),
     settings: {
       datacenter: DATACENTER,
       services: options.services,
@@ -168,6 +171,7 @@ export async function startHost(options: HostOptions): Promise<TestHost> {
         descriptors: options.descriptors ?? 100_000,
       },
       log: { level: 'error', format: 'text' },
+      accessLog: options.accessLog,
     },
   })
   pool.setRoots(authority.bundle)

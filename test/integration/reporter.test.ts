@@ -200,6 +200,21 @@ test('an aggregator that hangs, redirects, says nonsense or answers without end 
       for (let i = 0; i < 100; i += 1) response.write('x'.repeat(10_000))
     },
     (response) => response.socket?.end('HTTP/9.9 nonsense\r\n\r\n'),
+    (response) => response.end('{"accepted":-9007199254740991}'),
+    (response) => response.end('{"accepted":0,"__proto__":{"accepted":5}}'),
+    (response) =>
+      response.socket?.write(
+        'HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n',
+      ),
+    (response) => response.socket?.end('HTTP/1.1 103 Early Hints\r\n\r\n'.repeat(10_000)),
+    (response) => {
+      response.writeHead(200, { 'content-length': 100_000_000 })
+      response.write('{"accepted":', () => response.socket?.resetAndDestroy())
+    },
+    (response) =>
+      response.writeHead(200, { 'x-filler': 'x'.repeat(100_000) }).end('{"accepted":1}'),
+    (response) => response.writeHead(204).end(),
+    (response) => response.writeHead(500).end('{"accepted":1}'),
   ]
   for (const behave of behaviours) {
     const aggregator = new FakeAggregator()

@@ -168,6 +168,25 @@ test('beside the certificate authority its program, user and files stay', async 
   assert.match(kept.join(), /certificate authority/)
 })
 
+test('beside the aggregator its program, unit, configuration and database stay', async () => {
+  using root = new Root()
+  installed(root)
+  const kept = [
+    '/usr/lib/systemd/system/hostmesh-aggregator.service',
+    '/etc/systemd/system/hostmesh-aggregator.service.d/override.conf',
+    '/etc/hostmesh/aggregator.yaml',
+    '/opt/hostmesh/releases/1/scripts/hostmesh',
+    '/var/lib/hostmesh-aggregator/fleet.db',
+  ]
+  root.put(...kept)
+  const report = await root.uninstall()
+  assert.deepEqual(report.failed, [])
+  for (const path of kept) assert.ok(root.has(path), path)
+  assert.ok(!root.has('/usr/lib/systemd/system/hostmesh.service') && !root.has('/var/lib/hostmesh'))
+  assert.ok(!root.commands.some((line) => line.includes('hostmesh-aggregator')))
+  assert.match(report.kept.join(), /the aggregator runs on this machine/)
+})
+
 test('what systemctl set-property has written goes too', async () => {
   using root = new Root()
   installed(root)

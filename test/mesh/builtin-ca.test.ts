@@ -8,6 +8,7 @@ import { X509Certificate } from 'node:crypto'
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { AGGREGATOR, Aggregator } from '../harness/aggregator.ts'
 import { CaProcess, certificatesFromCa } from '../harness/ca.ts'
 import { eventually, within } from '../harness/eventually.ts'
 import { underLoad } from '../harness/load.ts'
@@ -172,4 +173,35 @@ test('with hosts that joined by token', async (t) => {
     for (const secret of secrets) assert.ok(!all.includes(secret))
     assert.doesNotMatch(all, /PRIVATE KEY/)
   })
+})
+
+test('hosts that joined by token report as a service that neither their token nor the catalog has', async () => {
+  let folder = ''
+  const certificates = certificatesFromCa(() => folder)
+  await using mesh = await startMesh({
+    hosts: ['a', 'b', 'ca'],
+    catalog: 'file',
+    daemonless: ['ca'],
+    config: (host) => ({ ...certificates(host), reports: { to: [AGGREGATOR] } }),
+  })
+  folder = mesh.folder
+  const ca = await CaProcess.start(mesh, {
+    host: 'ca',
+    arguments: ['--catalog-file', mesh.catalog.path],
+  })
+  const aggregator = new Aggregator(mesh, mesh.host('b'))
+  await aggregator.join()
+  await aggregator.start()
+  for (const host of ['a', 'b']) await ca.admit(host, [])
+  await mesh.up()
+  await eventually(
+    async () => {
+      const { hosts } = await aggregator.ask('hosts')
+      assert.deepEqual(hosts.map(({ name, state }) => `${name} ${state}`).toSorted(), [
+        'a ready',
+        'b ready',
+      ])
+    },
+    { withinMs: 30_000 },
+  )
 })

@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import type { RefusedDocument, StatusDocument } from '../../src/model/admin.ts'
 import type { Explanation } from '../../src/model/explanation.ts'
+import type { ProbeFacts } from '../../src/model/facts.ts'
 import { eventually } from '../harness/eventually.ts'
 import type { Host } from '../harness/host.ts'
 import { startMesh } from '../harness/mesh.ts'
@@ -78,6 +79,19 @@ test('what the destination would do', async (t) => {
     })
     await web.call('db')
     assert.match((await explained(a, '--from', 'web', '--to', 'db')).summary, /it did lately/)
+  })
+
+  await t.test('ping says what the instance would do, and where the time goes', async () => {
+    const run = await a.daemon.cli('ping', 'db', '--from', 'web', '-o', 'json')
+    assert.equal(run.code, 0, run.stderr)
+    const { replies } = JSON.parse(run.stdout) as { readonly replies: readonly ProbeFacts[] }
+    const [reply] = replies
+    assert.equal(reply?.verdict, 'delivered')
+    assert.equal(reply.tunnel, 'open')
+    assert.equal(reply.dialMs, null)
+    assert.ok((reply.roundTripMs ?? 0) > 0)
+    assert.ok((reply.answerMs ?? 0) > 0)
+    assert.ok(reply.tookMs >= (reply.answerMs ?? 0))
   })
 
   await t.test('an application that is down: known by a probe, and at its own host', async () => {

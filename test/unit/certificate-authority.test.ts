@@ -29,6 +29,7 @@ import { MeshError } from '../../src/lib/errors.ts'
 import { type Log, silentLog } from '../../src/lib/log.ts'
 import { singleUriSan } from '../../src/lib/uri-san.ts'
 import { type JoinToken, parseJoinToken } from '../../src/model/join-token.ts'
+import { REPORTER_SERVICE } from '../../src/model/report.ts'
 import { TestClock } from '../harness/test-clock.ts'
 
 const HOUR_MS = 3_600_000
@@ -240,6 +241,24 @@ test('a host gets no certificate for a service that neither its token nor the ca
       code: 'HM_CA_SERVICE_REFUSED',
     })
   assert.deepEqual(asked, ['a api', 'a db', 'a broken'])
+})
+
+test('every enrolled host gets a certificate of the service as which it reports, whatever token and catalog say', async () => {
+  using fixture = new Fixture({
+    runsService: async () => {
+      throw new Error('the catalog is not asked')
+    },
+  })
+  const caller = fixture.enroll('a', [])
+  const pem = await fixture.authority.sign(caller, REPORTER_SERVICE, csr())
+  assert.equal(
+    singleUriSan(new X509Certificate(pem).raw),
+    'spiffe://mesh.test/ns/default/dc/dc1/svc/hostmesh',
+  )
+  fixture.authority.revoke({ host: 'a' })
+  await assert.rejects(fixture.authority.sign(caller, REPORTER_SERVICE, csr()), {
+    code: 'HM_CA_HOST_REFUSED',
+  })
 })
 
 test('what was certified while the clock of the CA was ahead is good for renewal alone once it is right', async () => {

@@ -6,6 +6,7 @@ import { Fleet } from '../../src/aggregator/documents/fleet.ts'
 import { graphDocument } from '../../src/aggregator/documents/graph.ts'
 import { historyDocument, stepFigures } from '../../src/aggregator/documents/history.ts'
 import { hostDocument, hostsDocument } from '../../src/aggregator/documents/hosts.ts'
+import { sidesOf } from '../../src/aggregator/documents/pairs.ts'
 import { risksDocument } from '../../src/aggregator/documents/risks.ts'
 import { serviceDocument, servicesDocument } from '../../src/aggregator/documents/services.ts'
 import { compareVersions, versionsDocument } from '../../src/aggregator/documents/versions.ts'
@@ -251,10 +252,11 @@ test('a step in which no host reported is null, one in which nothing happened is
     row('a', 'destination', ['web', 'db'], { opened: 20, closed: { UF: 5, DENY: 10 }, lost: 5 }),
     row('a', 'source', ['web', 'db'], { opened: 19 }),
   ]
+  const sides = sidesOf(rows)
   const steps = [
-    stepFigures({ atMs: NOW - 20_000, pairs: rows, reporting: 1 }, 10_000),
-    stepFigures({ atMs: NOW - 10_000, pairs: [], reporting: 1 }, 10_000),
-    stepFigures({ atMs: NOW, pairs: [], reporting: 0 }, 10_000),
+    stepFigures({ atMs: NOW - 20_000, pairs: rows, reporting: 1 }, 10_000, sides),
+    stepFigures({ atMs: NOW - 10_000, pairs: [], reporting: 1 }, 10_000, sides),
+    stepFigures({ atMs: NOW, pairs: [], reporting: 0 }, 10_000, sides),
   ]
   const hosts = [reading('a'), reading('b', [], { firstReportAtMs: NOW - 15_000 })]
   const { series, missing } = historyDocument(momentOf(hosts), steps, { stepMs: 10_000 })
@@ -263,6 +265,20 @@ test('a step in which no host reported is null, one in which nothing happened is
   assert.deepEqual(series.deniedPerSecond, [1, 0, null])
   assert.deepEqual(series.connectP50Ms, [null, null, null])
   assert.deepEqual(missing, [0, 1, 2])
+})
+
+test('records of both sides in neighbouring steps are not added', () => {
+  const rows = [
+    row('a', 'source', ['web', 'db'], { opened: 15 }),
+    row('b', 'destination', ['web', 'db'], { opened: 15 }),
+  ]
+  const figures = rows.map((one, i) =>
+    stepFigures({ atMs: NOW + i * 10_000, pairs: [one], reporting: 1 }, 10_000, sidesOf(rows)),
+  )
+  assert.deepEqual(
+    figures.map(({ values }) => values.openedPerSecond),
+    [1.5, 0],
+  )
 })
 
 function risksOf(

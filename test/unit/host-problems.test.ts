@@ -164,3 +164,15 @@ test("systemd's line says what is served, or the first problem and how many more
   assert.equal(problemLine(['web'], [entry]), 'HM_X: One')
   assert.equal(problemLine(['web'], [entry, entry]), 'HM_X: One (and 1 more: hostmesh status)')
 })
+
+test('a problem that does not block is the same one otherwise', () => {
+  const ended = new Problem('HM_CERT_ENDED', 'The certificate of hostmesh expired', {
+    subject: 'hostmesh',
+  })
+  const harmless = ended.withoutBlocking()
+  assert.equal(harmless.code, ended.code)
+  assert.equal(harmless.message, ended.message)
+  assert.equal(harmless.hint, ended.hint)
+  assert.equal(harmless.key, ended.key)
+  assert.deepEqual([ended.blocks, harmless.blocks], [true, false])
+})

@@ -29,7 +29,7 @@ function countIn(records: readonly Pick<ReportRecord, 'pairs'>[]): number {
 }
 
 test('records are sent oldest first, with their age, until they are accepted', () => {
-  const queue = new RecordQueue(RUN, { records: 10, batch: 2 })
+  const queue = new RecordQueue(RUN, { records: 10, weight: 1e9, batch: 2 })
   for (const sequence of [1, 2, 3]) queue.add(record(sequence, 1))
   const sent = queue.next(32_000)
   assert.deepEqual(
@@ -49,13 +49,13 @@ test('records are sent oldest first, with their age, until they are accepted', (
 })
 
 test('a clock that went back gives an age of zero', () => {
-  const queue = new RecordQueue(RUN, { records: 10, batch: 2 })
+  const queue = new RecordQueue(RUN, { records: 10, weight: 1e9, batch: 2 })
   queue.add(record(5, 1))
   assert.equal(queue.next(0)[0]?.ageMs, 0)
 })
 
 test('beyond the limit records that were never sent are merged, the oldest first, and their use of CPU is added', () => {
-  const queue = new RecordQueue(RUN, { records: 6, batch: 1 })
+  const queue = new RecordQueue(RUN, { records: 6, weight: 1e9, batch: 1 })
   queue.add(record(1, 1))
   queue.next(0)
   for (let sequence = 2; sequence <= 7; sequence += 1) queue.add(record(sequence, 1))
@@ -79,7 +79,7 @@ test('with an aggregator that stores each record once, nothing is lost and nothi
   )
   fc.assert(
     fc.property(fc.array(step, { maxLength: 80 }), (steps) => {
-      const queue = new RecordQueue(RUN, { records: 5, batch: 3 })
+      const queue = new RecordQueue(RUN, { records: 5, weight: 1e9, batch: 3 })
       let sequence = 0
       let counted = 0
       let last = 0
@@ -108,4 +108,55 @@ test('with an aggregator that stores each record once, nothing is lost and nothi
       assert.equal(lost, 0)
     }),
   )
+})
+
+/** A record of `pairs` busy pairs, whose names begin with `prefix`. */
+function busy(sequence: number, pairs: number, prefix = 'service'): KeptRecord {
+  const names = Array.from({ length: pairs }, (_, i) => `${prefix}-${i}`)
+  return {
+    endMs: sequence * 10_000,
+    record: {
+      ...record(sequence, 1).record,
+      names,
+      pairs: names.map((_, i) => [0, i, i, 0, 0, [0, 1, 1, 1]]),
+    },
+  }
+}
+
+test('the size of all records is bounded, and what is merged for it is not lost', () => {
+  const queue = new RecordQueue(RUN, { records: 360, weight: 10_000, batch: 1 })
+  for (let sequence = 1; sequence <= 300; sequence += 1) {
+    assert.equal(queue.add(busy(sequence, 100)), 0)
+    assert.ok(queue.weight <= 10_000, `${queue.weight}`)
+  }
+  assert.equal(queue.spans, 300)
+  assert.equal(
+    countIn(queue.next(0, 1_000)),
+    300 * 100,
+    'every connection of every record is still there',
+  )
+})
+
+test('records that would be too long for a report are not merged; what has no room is counted', () => {
+  const queue = new RecordQueue(RUN, { records: 8, weight: 1e9, batch: 1 })
+  let givenUp = 0
+  for (let sequence = 1; sequence <= 20; sequence += 1)
+    givenUp += queue.add(busy(sequence, 4_000, `s${sequence}`))
+  assert.equal(queue.length, 8)
+  assert.equal(queue.spans + givenUp, 20)
+  for (const { record: kept } of queue.all) assert.ok(kept.pairs.length <= 4_200)
+})
+
+test('an aggregator can have no record forgotten that was not sent', () => {
+  const queue = new RecordQueue(RUN, { records: 10, weight: 1e9, batch: 2 })
+  for (const sequence of [1, 2, 3, 4]) queue.add(record(sequence, 1))
+  queue.next(0)
+  assert.equal(queue.accepted(Number.MAX_SAFE_INTEGER), 2)
+  assert.deepEqual(
+    queue.all.map(({ record: { sequence } }) => sequence),
+    [3, 4],
+  )
+  assert.equal(queue.accepted(Number.MAX_SAFE_INTEGER), 0)
+  assert.equal(queue.drop(1), 0)
+  assert.equal(queue.length, 2)
 })

@@ -222,6 +222,8 @@ test('counts appear under the labels they were counted with', async () => {
   traffic.answered(row, 1e6)
   worker.inc('tunnelHandshakeFailures', 3)
   worker.inc('logLinesLost', 2)
+  worker.inc('accessLinesLimited', 6)
+  worker.inc('accessLinesLost', 7)
   worker.set('tunnelSessionsActive', 2)
   worker.set('eventLoopDelayMs', 250)
   worker.roundTrip(3)
@@ -248,6 +250,7 @@ test('counts appear under the labels they were counted with', async () => {
         workersRunning: 2,
         workerRestarts: 1,
         logLinesLost: 3,
+        accessLinesLost: 4,
         eventLoopLagMs: 5,
       }),
     ).metrics(),
@@ -258,6 +261,9 @@ test('counts appear under the labels they were counted with', async () => {
     ['hostmesh_dns_queries_total', { outcome: 'not_implemented' }, 7],
     ['hostmesh_watched_services', {}, 8],
     ['hostmesh_log_lines_lost_total', {}, 5],
+    ['hostmesh_access_log_lines_lost_total', { reason: 'limit' }, 6],
+    ['hostmesh_access_log_lines_lost_total', { reason: 'slow' }, 7],
+    ['hostmesh_access_log_lines_lost_total', { reason: 'failed' }, 4],
     ['hostmesh_tcp_connections_opened_total', pair, 4],
     ['hostmesh_tcp_connections_closed_total', { ...pair, response_flags: '-' }, 2],
     ['hostmesh_tcp_connections_closed_total', { ...pair, response_flags: 'DENY' }, 1],

@@ -19,5 +19,6 @@ export const quietHost: HostReading = {
   workersRunning: 0,
   workerRestarts: 0,
   logLinesLost: 0,
+  accessLinesLost: 0,
   eventLoopLagMs: 0,
 }

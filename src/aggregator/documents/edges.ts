@@ -22,15 +22,21 @@ export interface SummedPair extends EdgeDraft {
   readonly pair: ServicePair
 }
 
-/** All pairs of some rows, with their sums. */
+/** All pairs of some rows, with their sums; the same for the same rows, from which several documents are made. */
 export function summedPairs(rows: readonly PairFigures[]): readonly SummedPair[] {
-  return pairsOf(rows).map((pair) => {
+  const known = sums.get(rows)
+  if (known !== undefined) return known
+  const summed = pairsOf(rows).map((pair) => {
     const sum = new TrafficSum()
     for (const row of countedRows(pair)) sum.add(row)
     const { source, destination } = pair
     return { source, destination, reporter: reporterOf(pair), sum, pair }
   })
+  sums.set(rows, summed)
+  return summed
 }
+
+const sums = new WeakMap<readonly PairFigures[], readonly SummedPair[]>()
 
 /** States an edge; without a fleet there is no policy. */
 export function edgeOf(

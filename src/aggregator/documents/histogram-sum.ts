@@ -19,7 +19,7 @@ export class HistogramSum {
   /** By upper bound: what has a layout that came after {@link MAX_LAYERS} others. */
   readonly #points = new Map<number, number>()
 
-  add({ bounds, counts }: Histogram): void {
+  add({ bounds, counts }: Layer | Histogram): void {
     const layer = this.#layerOf(bounds)
     if (layer === undefined) {
       for (const [i, bound] of bounds.entries())
@@ -28,6 +28,13 @@ export class HistogramSum {
     }
     const sums = layer.counts
     for (let i = 0; i < sums.length; i += 1) sums[i] = (sums[i] ?? 0) + (counts[i] ?? 0)
+  }
+
+  /** Adds all of another sum. */
+  addSum(other: HistogramSum): void {
+    for (const layer of other.#layers) this.add(layer)
+    for (const [bound, count] of other.#points)
+      this.#points.set(bound, (this.#points.get(bound) ?? 0) + count)
   }
 
   /**

@@ -5,7 +5,7 @@ import type { HistoryDocument, HistorySeries } from '../../model/fleet.ts'
 import type { Step } from '../fleet-store.ts'
 import { coverageOf, isoTime } from './coverage.ts'
 import { Fleet, type Moment } from './fleet.ts'
-import { countedRows, pairsOf } from './pairs.ts'
+import type { Sides } from './pairs.ts'
 import { TrafficSum } from './traffic.ts'
 
 /** What one step comes down to. */
@@ -16,11 +16,19 @@ export interface StepFigures {
   readonly values: Readonly<Record<keyof HistorySeries, number | null>>
 }
 
-/** The figures of one step; null throughout where no host has reported. */
-export function stepFigures({ atMs, pairs: rows, reporting }: Step, stepMs: number): StepFigures {
+/**
+ * The figures of one step; null throughout where no host has reported. `sides` has the side of each pair in the whole
+ * span: records of both sides do not end at the same moment, so a step alone may have one side, and the next the other.
+ */
+export function stepFigures(
+  { atMs, pairs: rows, reporting }: Step,
+  stepMs: number,
+  sides: Sides,
+): StepFigures {
   const seconds = stepMs / 1_000
   const sum = new TrafficSum()
-  for (const pair of pairsOf(rows)) for (const row of countedRows(pair)) sum.add(row)
+  for (const row of rows)
+    if (row.reporter === sides.get(row.source)?.get(row.destination)) sum.add(row)
   const isKnown = reporting > 0
   const known = (value: number): number | null => (isKnown ? value : null)
   const connect = sum.quantiles('connectLatency')

@@ -5,9 +5,8 @@ import type { OverviewDocument, StoreStatus } from '../../model/fleet.ts'
 import type { PairFigures } from '../figures.ts'
 import type { FleetStore } from '../fleet-store.ts'
 import { coverageOf, isoTime } from './coverage.ts'
-import { compare } from './edges.ts'
+import { compare, summedPairs } from './edges.ts'
 import { coveredMs, Fleet, type Moment } from './fleet.ts'
-import { countedRows, pairsOf } from './pairs.ts'
 import { TrafficSum } from './traffic.ts'
 
 /** What the store says of itself. */
@@ -20,12 +19,12 @@ export function overviewDocument(
   { version, store }: { readonly version: string; readonly store: StoreReading },
 ): OverviewDocument {
   const fleet = new Fleet(moment)
-  const pairs = pairsOf(rows)
-  const sum = new TrafficSum()
+  const pairs = summedPairs(rows)
+  const total = new TrafficSum()
   const services = new Set(fleet.services)
-  for (const pair of pairs) {
-    services.add(pair.source).add(pair.destination)
-    for (const row of countedRows(pair)) sum.add(row)
+  for (const { source, destination, sum } of pairs) {
+    services.add(source).add(destination)
+    total.addSum(sum)
   }
   return {
     coverage: coverageOf(moment, fleet, rows.length > 0),
@@ -33,7 +32,7 @@ export function overviewDocument(
     hosts: fleet.counts(),
     services: services.size,
     pairs: pairs.length,
-    traffic: sum.over(coveredMs(moment)),
+    traffic: total.over(coveredMs(moment)),
     problems: problemsOf(fleet),
     store: storeStatus(store),
   }

@@ -48,6 +48,19 @@ function openedIn(rows: readonly PairFigures[]): number {
   return rows.reduce((sum, { figures }) => sum + (figures.counts.get('opened') ?? 0), 0)
 }
 
+/** By source and destination: the side whose figures count. */
+export type Sides = ReadonlyMap<string, ReadonlyMap<string, PairFigures['reporter']>>
+
+/** The side of each pair of some rows. */
+export function sidesOf(rows: readonly PairFigures[]): Sides {
+  const sides = new Map<string, Map<string, PairFigures['reporter']>>()
+  for (const pair of pairsOf(rows)) {
+    const ofSource = sides.get(pair.source) ?? new Map<string, PairFigures['reporter']>()
+    sides.set(pair.source, ofSource.set(pair.destination, reporterOf(pair)))
+  }
+  return sides
+}
+
 /** The rows that count. */
 export function countedRows(pair: ServicePair): readonly PairFigures[] {
   return pair.rows[reporterOf(pair)]

@@ -87,10 +87,17 @@ export function policyRule({ source, destination, action, precedence }: Intentio
   return { source, destination, action: action ?? 'deny', precedence }
 }
 
+/** The same for the same facts, which are those of many documents. */
 function servicePolicy(destination: string, policy: ReportedPolicy): ServicePolicy {
-  return {
+  const known = policies.get(policy)
+  if (known?.destination === destination) return known
+  const sorted = {
     destination,
     defaultPolicy: policy.defaultAction,
     intentions: policy.intentions.toSorted((a, b) => b.precedence - a.precedence),
   }
+  policies.set(policy, sorted)
+  return sorted
 }
+
+const policies = new WeakMap<ReportedPolicy, ServicePolicy>()

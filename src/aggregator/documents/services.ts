@@ -16,7 +16,6 @@ import { coverageOf, isoTime } from './coverage.ts'
 import { byDestination, compare, edgeOf, type SummedPair, summedPairs } from './edges.ts'
 import { coveredMs, Fleet, type Instance, type Moment } from './fleet.ts'
 import { serviceHealth } from './health.ts'
-import { countedRows } from './pairs.ts'
 import { policyRule } from './policy-book.ts'
 import { TrafficSum } from './traffic.ts'
 import { workloadEntry } from './workloads.ts'
@@ -114,7 +113,7 @@ function summaryOf(
 ): ServiceSummary {
   const instances = fleet.instancesOf(name)
   const sum = new TrafficSum()
-  for (const { pair } of inbound) for (const row of countedRows(pair)) sum.add(row)
+  for (const pair of inbound) sum.addSum(pair.sum)
   return {
     name,
     protocol: instances[0]?.service.protocol ?? 'tcp',

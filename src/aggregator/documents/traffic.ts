@@ -76,6 +76,16 @@ export class TrafficSum {
     })
   }
 
+  /** Adds all of another sum. */
+  addSum(other: TrafficSum): void {
+    this.addShare(other, 1)
+    other.#histograms.forEach((histogram, column) => {
+      let sum = this.#histograms.get(column)
+      if (sum === undefined) this.#histograms.set(column, (sum = new HistogramSum()))
+      sum.addSum(histogram)
+    })
+  }
+
   /** Adds a share of another sum, without its histograms: what was measured of a whole says nothing of a part. */
   addShare(other: TrafficSum, share: number): void {
     this.#active += other.#active * share

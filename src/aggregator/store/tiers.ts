@@ -11,7 +11,6 @@ import type { HostTable, StoredHost } from './host-table.ts'
 import type { RowJoiner } from './rows.ts'
 import {
   floorTo,
-  LAST_STEP,
   type Reach,
   rowId,
   stepMs,
@@ -92,19 +91,12 @@ export class Tiers {
 
   /** The oldest time of which a tier has figures. */
   oldestMs(tier: TierName): number | undefined {
-    const { database, hosts } = this.#options
-    let oldest: number | undefined
-    const first = Math.ceil(this.#keptFromMs[tier] / stepMs[tier])
-    for (const { id } of hosts.all()) {
-      const found = database.number(
-        `SELECT min(id) FROM ${tier} WHERE id BETWEEN ? AND ?`,
-        rowId(id, first),
-        rowId(id, oldest === undefined ? LAST_STEP : oldest / stepMs[tier]),
-      )
-      if (found !== undefined)
-        oldest = Math.min(oldest ?? Infinity, stepOfRow(found) * stepMs[tier])
-    }
-    return oldest
+    const step = this.#options.database.number(
+      'SELECT min(number) FROM step WHERE tier = ? AND number >= ?',
+      tierNames.indexOf(tier),
+      Math.ceil(this.#keptFromMs[tier] / stepMs[tier]),
+    )
+    return step === undefined ? undefined : step * stepMs[tier]
   }
 
   /**

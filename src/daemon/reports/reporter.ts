@@ -25,7 +25,12 @@ import {
 } from '../../model/report.ts'
 import { type CounterReading, IntervalMeter, mergeIntervals } from '../../telemetry/interval.ts'
 import { Delivery } from './delivery.ts'
-import { type KeptRecord, RecordQueue, type RunOfRecords } from './record-queue.ts'
+import {
+  type KeptRecord,
+  type QueueLimits,
+  RecordQueue,
+  type RunOfRecords,
+} from './record-queue.ts'
 
 /** The parts of the host that are reported. */
 export interface ReporterOptions {
@@ -63,7 +68,7 @@ export interface DeliveryStatus {
   readonly aggregator: string
   /** Records that wait for it. */
   readonly waiting: number
-  /** Spans of 10 s that it refused. */
+  /** Spans of 10 s that it refused, or that could not be kept until it took them. */
   readonly dropped: number
   /** Wall clock of the last accepted report; undefined before the first. */
   readonly lastSuccessMs: number | undefined
@@ -77,6 +82,10 @@ const FACTS_MS = 300_000
 
 /** With the first reports of a run, and always with records, the columns are sent. */
 const FIRST_REPORTS = 3
+
+/** Numbers in the waiting records of one run, and of all: what a file of 32 MiB can hold for two aggregators. */
+const MAX_WEIGHT = 1_000_000
+const MAX_WEIGHT_OF_ALL = 2 * MAX_WEIGHT
 
 /** Runs of which records are kept for one aggregator; of older ones they are given up. */
 const MAX_RUNS = 16
@@ -255,7 +264,7 @@ class Sender {
   #delivery: Delivery | undefined
   readonly #retry: Retry
   readonly #log: Log
-  readonly #limits: { readonly records: number; readonly batch: number }
+  readonly #limits: QueueLimits
   /** The one of this process is the last. */
   #queues: RecordQueue[]
   #isSending = false
@@ -272,14 +281,16 @@ class Sender {
     this.#clock = clock
     this.#log = options.log
     this.#retry = new Retry(BACKOFF, clock, random)
-    this.#limits = { records: Math.max(4, Math.ceil(keepMs / RECORD_SPAN_MS)), batch: BATCH }
+    const records = Math.max(4, Math.ceil(keepMs / RECORD_SPAN_MS))
+    this.#limits = { records, weight: MAX_WEIGHT, batch: BATCH }
     this.#queues = [new RecordQueue(run, this.#limits)]
     this.adopt(kept[aggregator] ?? [])
     this.resume()
   }
 
   add(record: KeptRecord): void {
-    this.#own.add(record)
+    this.#giveUp(this.#own.add(record))
+    this.#bound()
   }
 
   /** Sends a report, unless one is under way or a failure was just now. */
@@ -336,9 +347,32 @@ class Sender {
       const known = earlier.find((queue) => queue.of.run === of.run)
       // What follows records that are here already was never sent.
       if (known === undefined) earlier.push(new RecordQueue(of, this.#limits, records))
-      else for (const record of records) known.add(record)
+      else for (const record of records) this.#giveUp(known.add(record))
     }
-    this.#queues = [...earlier.slice(-MAX_RUNS), own]
+    this.#queues = [...earlier, own]
+    this.#bound()
+  }
+
+  /** Gives up the oldest runs while there is too much of all. */
+  #bound(): void {
+    let weight = this.#queues.reduce((sum, queue) => sum + queue.weight, 0)
+    while (
+      this.#queues.length > 1 &&
+      (this.#queues.length > MAX_RUNS + 1 || weight > MAX_WEIGHT_OF_ALL)
+    ) {
+      const oldest = this.#queues.shift()
+      weight -= oldest?.weight ?? 0
+      this.#giveUp(oldest?.spans ?? 0)
+    }
+  }
+
+  #giveUp(spans: number): void {
+    if (spans === 0) return
+    this.#dropped += spans
+    this.#log.warn('Records are given up: there is no room to keep them', {
+      aggregator: this.aggregator,
+      spans,
+    })
   }
 
   get #own(): RecordQueue {
@@ -351,8 +385,11 @@ class Sender {
     const queue = this.#queues.find(({ length }) => length > 0) ?? this.#own
     const isOwn = queue === this.#own
     const { of } = queue
-    const records = queue.next(this.#clock.wallMs(), this.#retry.isFailing ? 1 : BATCH)
+    const isFailing = this.#retry.isFailing
+    const records = queue.next(this.#clock.wallMs(), isFailing ? 1 : BATCH)
     const isFirst = this.#sentReports < FIRST_REPORTS
+    // After a failure a record goes alone: whether it is refused must not depend on the live view.
+    const hasLive = isOwn && !(isFailing && records.length > 0)
     const report: HostReport = {
       version: REPORT_VERSION,
       host: this.#options.host(),
@@ -361,30 +398,37 @@ class Sender {
       clockMs: this.#clock.wallMs(),
       layout: of.layout,
       ...((records.length > 0 || isFirst) && { columns: of.columns }),
-      ...(isOwn && { live }),
+      ...(hasLive && { live }),
       records,
     }
     const outcome = await delivery.post(report)
     // Suspended meanwhile: the records may belong to another process by now.
     if (this.#delivery !== delivery) return
     if (outcome.kind === 'accepted') {
-      this.#sentReports += 1
-      this.#succeeded()
-      queue.accepted(outcome.accepted)
-      if (!isOwn && queue.length === 0) this.#queues = this.#queues.filter((one) => one !== queue)
-      if (records.length > 0) this.#onUndelivered()
+      this.#accepted(queue, records, outcome.accepted)
+    } else {
+      const [alone] = records
+      if (outcome.kind === 'refused' && isFailing && alone !== undefined) {
+        this.#dropped += queue.drop(alone.sequence)
+        this.#log.warn('An aggregator refuses a record, which is given up', {
+          aggregator: this.aggregator,
+          reason: outcome.reason,
+        })
+      }
+      this.#failed(outcome.reason)
+    }
+    if (records.length > 0) this.#onUndelivered()
+  }
+
+  #accepted(queue: RecordQueue, sent: readonly unknown[], sequence: number): void {
+    if (queue.accepted(sequence) === 0 && sent.length > 0) {
+      this.#failed('it accepts none of the records')
       return
     }
-    if (outcome.kind === 'refused' && this.#retry.isFailing && records.length > 0) {
-      const spans = queue.drop()
-      this.#dropped += spans
-      this.#log.warn('An aggregator refuses a record, which is given up', {
-        aggregator: this.aggregator,
-        reason: outcome.reason,
-      })
-    }
-    this.#failed(outcome.reason)
-    if (records.length > 0) this.#onUndelivered()
+    this.#sentReports += 1
+    this.#succeeded()
+    if (queue !== this.#own && queue.length === 0)
+      this.#queues = this.#queues.filter((one) => one !== queue)
   }
 
   #succeeded(): void {

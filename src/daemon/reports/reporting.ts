@@ -60,6 +60,16 @@ export class Reporting implements AsyncDisposable {
     return this.#reporter?.problems() ?? []
   }
 
+  /** Problems of the host; those of the service as which it only reports do not keep it from being ready. */
+  withoutOwnBlocking(problems: readonly Problem[]): readonly Problem[] {
+    const { service } = this
+    const isServed = this.#config.services.some(({ name }) => name === service?.name)
+    if (service === undefined || isServed) return problems
+    return problems.map((problem) =>
+      problem.subject === service.name ? problem.withoutBlocking() : problem,
+    )
+  }
+
   /** Ends the connections to aggregators, which a drain would wait for; counts are kept. */
   suspend(): void {
     this.#reporter?.suspend()

@@ -34,6 +34,7 @@ const REST_MS = 250
 const PRESS_PX = 4
 const MARGIN_PX = 28
 const NARROW_PX = 600
+const WIDE_PX = 2_000
 const READABLE_SCALE = 0.62
 
 /** One frame with its picture. */
@@ -112,7 +113,7 @@ export class Camera {
     const whole = Math.min(
       (clientWidth - 2 * MARGIN_PX) / box.width,
       (clientHeight - 2 * MARGIN_PX) / box.height,
-      1.25,
+      clientWidth < WIDE_PX ? 1.25 : 2,
     )
     const scale = clientWidth < NARROW_PX ? Math.max(whole, READABLE_SCALE) : whole
     const isCut = scale > whole && box.width * scale > clientWidth

@@ -171,7 +171,7 @@ function cubicsOf(edge: SceneEdge, { places, routes }: Layout): Cubic[] {
   if (from === undefined || to === undefined) return []
   const start = { x: from.x + NODE_WIDTH / 2, y: from.y }
   const end = { x: to.x - NODE_WIDTH / 2, y: to.y }
-  if (end.x <= start.x) return [around(from, to, start, end)]
+  if (end.x <= start.x) return [around(start, end)]
   // Straight through each layer that it passes, bent between them.
   const stops = [start]
   for (const { x, y } of routes.get(edge.key) ?? [])
@@ -188,18 +188,13 @@ function cubicsOf(edge: SceneEdge, { places, routes }: Layout): Cubic[] {
   return cubics
 }
 
-/** Backwards, or to itself: around the nodes. */
-function around(from: Point, to: Point, start: Point, end: Point): Cubic {
-  const isLoop = from === to
-  const bend = 64 + Math.min(160, (start.x - end.x) * 0.12)
-  const dip = NODE_HEIGHT * (isLoop ? 1.6 : 1.1)
-  const side = to.y >= from.y ? 1 : -1
-  return [
-    start,
-    { x: start.x + bend, y: start.y + side * dip },
-    { x: end.x - bend, y: end.y + (isLoop ? side : -side) * dip },
-    end,
-  ]
+/** Backwards, or to itself: around the nodes, below them. */
+function around(start: Point, end: Point): Cubic {
+  const back = start.x - end.x
+  const bend = 56 + Math.min(120, back * 0.1)
+  const dip = Math.min(180, 50 + back * 0.12)
+  const low = Math.max(start.y, end.y) + dip
+  return [start, { x: start.x + bend, y: low }, { x: end.x - bend, y: low }, end]
 }
 
 function pointAt([a, b, c, d]: Cubic, t: number): Point {

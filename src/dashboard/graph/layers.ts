@@ -38,6 +38,9 @@ const ORDER_SWEEPS = 12
 const LEVEL_SWEEPS = 80
 /** A graph whose edges cross more layers in all is drawn with edges behind its nodes. */
 const MOST_PASSES = 250
+const FEW_LAYERS = 8
+/** A graph with fewer levels than this has no tiers. */
+const FLAT_HEIGHT = 3
 
 /** Columns of a connected graph. */
 export function layeredOf(ids: readonly string[], pairs: readonly Pair[]): Layered {
@@ -117,8 +120,11 @@ function findLayers(vertices: readonly Vertex[], edges: readonly RisingEdge[]): 
   const lowest = rising[0]?.level ?? 0
   const height = (rising.at(-1)?.level ?? 0) - lowest
   const layers = Math.max(...vertices.map(({ layer }) => layer))
-  if (layers > 2 * height + 3)
-    for (const vertex of vertices) vertex.layer = Math.round(vertex.level - lowest)
+  if (layers <= Math.max(FEW_LAYERS, 2 * height + 3)) return
+  // A tangle has hardly any levels: stretched, so that few edges stay within a layer.
+  const stretch = Math.max(1, Math.sqrt(vertices.length) / Math.max(height, 0.01))
+  for (const vertex of vertices)
+    vertex.layer = Math.round((vertex.level - lowest) * (height < FLAT_HEIGHT ? stretch : 1))
 }
 
 /** Puts a vertex into each layer that an edge crosses, unless that were too many. */

@@ -59,8 +59,8 @@ export function Picture(props: PictureProps): ComponentChild {
     return () => clearTimeout(timer)
   }, [structure, layout])
   const current = useSignal<string | null>(null)
-  const state = useRef({ props, nearest })
-  state.current.props = props
+  const state = useRef({ props, nearest, curves })
+  state.current = { props, nearest, curves }
   useCamera(frame, state)
 
   const isThere = scene.nodes.some(({ node }) => node.id === current.value)
@@ -257,18 +257,23 @@ function Lit(props: {
   )
 }
 
-type State = RefObject<{ props: PictureProps; nearest: RefObject<NearestEdge | null> }>
+type State = RefObject<{
+  readonly props: PictureProps
+  readonly curves: ReadonlyMap<string, Curve>
+  readonly nearest: RefObject<NearestEdge | null>
+}>
 
 function useCamera(frame: RefObject<HTMLDivElement | null>, state: State): void {
   useLayoutEffect(() => {
     const element = frame.current
     if (element === null) return undefined
     const at = (point: Point, reach: number): Selection => {
-      const { props, nearest } = state.current ?? {}
-      if (props === undefined) return null
+      if (state.current === null) return null
+      const { props, nearest, curves } = state.current
       const id = nodeAt(point, props)
       if (id !== null) return { kind: 'node', id }
-      const key = nearest?.current?.find(point, reach) ?? null
+      nearest.current ??= new NearestEdge(curves)
+      const key = nearest.current.find(point, reach)
       return key === null ? null : { kind: 'edge', key }
     }
     const camera = new Camera(element, [...element.querySelectorAll<SVGSVGElement>('.layer')], {

@@ -76,42 +76,48 @@ export function Toolbar(props: {
           />
         </label>
       </details>
-      <span class="buttons" role="group" aria-label="Picture">
-        <button
-          type="button"
-          class="button"
-          aria-label="Larger"
-          title="Larger (+)"
-          onClick={() => actions.zoom(1.3)}
-        >
-          +
-        </button>
-        <button
-          type="button"
-          class="button"
-          aria-label="Smaller"
-          title="Smaller (-)"
-          onClick={() => actions.zoom(1 / 1.3)}
-        >
-          −
-        </button>
-        <button type="button" class="button" title="All in view (0)" onClick={actions.fit}>
-          Fit
-        </button>
-        <button type="button" class="button" title="Place all nodes anew" onClick={actions.arrange}>
-          Arrange
-        </button>
-        <button
-          type="button"
-          class="button"
-          title="Save the picture as a file"
-          onClick={actions.save}
-        >
-          SVG
-        </button>
-      </span>
+      <Buttons actions={actions} />
       <Legend document={document} options={options} hidden={hidden} />
     </div>
+  )
+}
+
+function Buttons({ actions }: { readonly actions: GraphActions }): ComponentChild {
+  return (
+    <span class="buttons" role="group" aria-label="Picture">
+      <button
+        type="button"
+        class="button"
+        aria-label="Larger"
+        title="Larger (+)"
+        onClick={() => actions.zoom(1.3)}
+      >
+        +
+      </button>
+      <button
+        type="button"
+        class="button"
+        aria-label="Smaller"
+        title="Smaller (-)"
+        onClick={() => actions.zoom(1 / 1.3)}
+      >
+        −
+      </button>
+      <button type="button" class="button" title="All in view (0)" onClick={actions.fit}>
+        Fit
+      </button>
+      <button type="button" class="button" title="Place all nodes anew" onClick={actions.arrange}>
+        Arrange
+      </button>
+      <button
+        type="button"
+        class="button"
+        title="Save the picture as a file"
+        onClick={actions.save}
+      >
+        SVG
+      </button>
+    </span>
   )
 }
 

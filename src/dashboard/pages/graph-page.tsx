@@ -2,7 +2,7 @@
  * The graph of who calls whom: toolbar, picture, details, table of pairs.
  */
 import { useComputed, useSignal } from '@preact/signals'
-import type { ComponentChild } from 'preact'
+import type { ComponentChild, RefObject } from 'preact'
 import { useMemo, useRef } from 'preact/hooks'
 
 import type { GraphDocument, GroupBy } from '../../model/fleet.ts'
@@ -27,7 +27,7 @@ import {
 } from '../graph/scene.ts'
 import { formatSelection, parseSelection, type Selection } from '../graph/selection.ts'
 import { svgFile } from '../graph/svg-file.ts'
-import { Toolbar } from '../graph/toolbar.tsx'
+import { type GraphActions, Toolbar } from '../graph/toolbar.tsx'
 import { liveEvent, liveStatus } from '../live.ts'
 import { change, view } from '../location.ts'
 import { Pairs } from '../parts/pairs.tsx'
@@ -124,33 +124,9 @@ function Graph(props: {
   const matches = useMemo(() => found(scene.nodes, params['find'] ?? ''), [scene, params['find']])
   const foundSet = useMemo(() => new Set(matches), [matches.join('\u0000')])
   const select = (next: Selection): void => change({ sel: formatSelection(next) }, 'push')
-  const actions = {
-    fit: () => {
-      const box = boundsOf(scene, layout)
-      if (box !== null) camera.current?.fit(box)
-      change({ cam: undefined })
-    },
-    zoom: (factor: number) => camera.current?.zoom(factor),
-    arrange: () => {
-      layouts.set(
-        document.group,
-        arrange(
-          scene.nodes.map(({ node }) => node.id),
-          pairsOf(scene.edges.map(({ edge }) => edge)),
-        ),
-      )
-      arranged.value += 1
-    },
-    save: () => saveSvg(scene, layout, document),
-    next: () => {
-      const now = selection?.kind === 'node' ? matches.indexOf(selection.id) : -1
-      const id = matches[(now + 1) % Math.max(1, matches.length)]
-      if (id === undefined) return
-      select({ kind: 'node', id })
-      const place = layout.places.get(id)
-      if (place !== undefined) camera.current?.reveal(place, 90)
-    },
-  }
+  const actions = actionsOf({ document, scene, layout, selection, matches, camera, select }, () => {
+    arranged.value += 1
+  })
   const pose = useComputed(() => parsePose(view.value.params['cam']))
   return (
     <div class={`graph${props.isOld ? ' old' : ''}`}>
@@ -186,6 +162,48 @@ function Graph(props: {
       )}
     </div>
   )
+}
+
+/** What the buttons of the toolbar act on. */
+interface Shown {
+  readonly document: GraphDocument
+  readonly scene: Scene
+  readonly layout: Layout
+  readonly selection: Selection
+  readonly matches: readonly string[]
+  readonly camera: RefObject<Camera | null>
+  readonly select: (selection: Selection) => void
+}
+
+function actionsOf(shown: Shown, isArranged: () => void): GraphActions {
+  const { document, scene, layout, selection, matches, camera, select } = shown
+  return {
+    fit: () => {
+      const box = boundsOf(scene, layout)
+      if (box !== null) camera.current?.fit(box)
+      change({ cam: undefined })
+    },
+    zoom: (factor: number) => camera.current?.zoom(factor),
+    arrange: () => {
+      layouts.set(
+        document.group,
+        arrange(
+          scene.nodes.map(({ node }) => node.id),
+          pairsOf(scene.edges.map(({ edge }) => edge)),
+        ),
+      )
+      isArranged()
+    },
+    save: () => saveSvg(scene, layout, document),
+    next: () => {
+      const now = selection?.kind === 'node' ? matches.indexOf(selection.id) : -1
+      const id = matches[(now + 1) % Math.max(1, matches.length)]
+      if (id === undefined) return
+      select({ kind: 'node', id })
+      const place = layout.places.get(id)
+      if (place !== undefined) camera.current?.reveal(place, 90)
+    },
+  }
 }
 
 function PairsOfScene(props: {

@@ -61,15 +61,17 @@ const columns: readonly Column<HostEntry>[] = [
   {
     key: 'problems',
     title: 'Problems',
+    width: 29,
     sortBy: ({ problems }) => (problems.length === 0 ? null : -problems.length),
     cell: ({ problems }) => <ProblemCodes problems={problems} />,
   },
   {
     key: 'services',
     title: 'Services',
+    width: 24,
     sortBy: ({ services }) => services.length,
     cell: ({ services }) => (
-      <Names names={services} most={3} link={(name) => <ServiceLink name={name} />} />
+      <Names names={services} most={2} link={(name) => <ServiceLink name={name} />} />
     ),
   },
   {
@@ -82,7 +84,7 @@ const columns: readonly Column<HostEntry>[] = [
   {
     key: 'datacenter',
     title: 'Datacenter',
-    width: 13,
+    width: 12,
     sortBy: ({ datacenter }) => datacenter,
     cell: ({ datacenter }) => <span class="name">{datacenter ?? UNKNOWN}</span>,
   },
@@ -96,6 +98,7 @@ const columns: readonly Column<HostEntry>[] = [
   {
     key: 'clock',
     title: 'Clock',
+    width: 10,
     hint: "The host's clock less the aggregator's",
     isNumber: true,
     sortBy: ({ clockOffsetMs }) => (clockOffsetMs === null ? null : Math.abs(clockOffsetMs)),
@@ -104,6 +107,7 @@ const columns: readonly Column<HostEntry>[] = [
   {
     key: 'cpu',
     title: 'CPU',
+    width: 8,
     hint: 'Cores that the daemon uses',
     isNumber: true,
     sortBy: ({ cpu }) => cpu,
@@ -112,6 +116,7 @@ const columns: readonly Column<HostEntry>[] = [
   {
     key: 'memory',
     title: 'Memory',
+    width: 10,
     hint: 'Of the daemon',
     isNumber: true,
     sortBy: ({ memoryBytes }) => memoryBytes,

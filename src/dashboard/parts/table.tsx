@@ -39,7 +39,7 @@ export interface TableProps<Row> {
 const PART = 100
 /** Characters, with the space beside them. */
 const NUMBER_WIDTH = 12
-const TEXT_WIDTH = 18
+const TEXT_WIDTH = 14
 
 /** The table, in a frame that scrolls sideways. */
 export function Table<Row>(props: TableProps<Row>): ComponentChild {

@@ -11,6 +11,7 @@ import type { TrafficCounters } from '../../telemetry/counters.ts'
 import { type Share, SharedLimit } from '../io/shared-limit.ts'
 import type { Account } from '../tunnel/accounts.ts'
 import type { CertificatePair } from '../tunnel/trust.ts'
+import type { AccessLog } from './access-log.ts'
 import {
   type Connection,
   type ConnectionView,
@@ -53,12 +54,15 @@ export class ConnectionTable {
   private readonly called = new Set<string>()
   private readonly limits: ConnectionLimits
   private readonly counters: TrafficCounters
+  /** Undefined while it is off. */
+  private readonly accessLog: AccessLog | undefined
   private readonly refused = new Refusals()
   private nextId = 1
 
-  constructor(limits: ConnectionLimits, counters: TrafficCounters) {
+  constructor(limits: ConnectionLimits, counters: TrafficCounters, accessLog?: AccessLog) {
     this.limits = limits
     this.counters = counters
+    this.accessLog = accessLog
     this.outbound = new Tally(limits.connections, limits.connectionsPerService)
     this.inbound = new Tally(limits.inboundConnections, limits.inboundConnectionsPerService)
   }
@@ -95,10 +99,16 @@ export class ConnectionTable {
       from,
       originalDestination: undefined,
       stage: UNROUTED,
+      transport: undefined,
+      peerSpiffeId: undefined,
+      serverName: undefined,
+      traceparent: undefined,
       descriptors: 0,
       openedAtMs: Date.now(),
       startedMs: nowMs,
       firstSentMs: 0,
+      connectedMs: 0,
+      firstByteMs: -1,
       sentBytes: 0,
       receivedBytes: 0,
       abort: () => undefined,
@@ -110,6 +120,7 @@ export class ConnectionTable {
     this.nextId += 1
     this.enter(connection)
     this.tally(direction).change(source, account.connections, 1)
+    if (this.accessLog !== undefined) this.accessLog.begin(connection)
     return connection
   }
 
@@ -176,10 +187,11 @@ export class ConnectionTable {
 
   /**
    * Ends and removes a connection. Further calls do nothing. With a `reason` the ending is listed among the refusals
-   * for a while, unless the caller itself hung up.
+   * for a while, unless the caller itself hung up; the access log has `cause`.
    */
-  end(connection: Connection, flag: ResponseFlag, reason?: unknown): void {
+  end(connection: Connection, flag: ResponseFlag, reason?: unknown, cause: unknown = reason): void {
     if (!this.has(connection)) return
+    const nowMs = performance.now()
     this.leave(connection)
     this.certificates.delete(connection)
     if (reason !== undefined && flag !== 'DC' && flag !== '-')
@@ -189,7 +201,8 @@ export class ConnectionTable {
       const { account, descriptors } = connection
       account.shared.descriptors.add(account.descriptors, -descriptors)
     }
-    this.counters.closed(this.rowOf(connection), flag, performance.now() - connection.startedMs)
+    this.counters.closed(this.rowOf(connection), flag, nowMs - connection.startedMs)
+    if (this.accessLog !== undefined) this.accessLog.end(connection, flag, cause, nowMs)
   }
 
   /** Its row in the traffic counters. A connection that ends before its destination is known has one, too. */

@@ -12,6 +12,7 @@ import type { MeshError } from '../../lib/errors.ts'
 import { canonicalIp, formatAddress, type SocketAddress } from '../../model/address.ts'
 import type { ResponseFlag } from '../../model/response-flag.ts'
 import type { Account } from '../tunnel/accounts.ts'
+import type { Transport } from './access-log-line.ts'
 
 /** An open socket that can be asked for its remote address: a system call. */
 export interface RemoteEnd {
@@ -37,6 +38,14 @@ export interface Connection {
   /** The address that the application dialed; undefined when it called a service by name, or is unknown. */
   originalDestination: SocketAddress | undefined
   stage: Stage
+  /** How bytes reach the other side, of the last instance that was tried; undefined before the first. */
+  transport: Transport | undefined
+  /** The identity of the other host's end, verified by its certificate. */
+  peerSpiffeId: string | undefined
+  /** Inbound: the server name of the TLS handshake. */
+  serverName: string | undefined
+  /** W3C trace context: of the caller's preface, or our own; undefined while the access log is off. */
+  traceparent: string | undefined
   /** Number of descriptors that belong to this connection alone. */
   descriptors: number
   /** Wall clock, milliseconds. */
@@ -45,6 +54,10 @@ export interface Connection {
   readonly startedMs: number
   /** Monotonic: when the first bytes of the calling side could be passed on; 0 before that. */
   firstSentMs: number
+  /** Monotonic: when the instance had confirmed; 0 before that. */
+  connectedMs: number
+  /** Milliseconds from the first bytes of the calling side to the first ones of the called side; -1 before these. */
+  firstByteMs: number
   sentBytes: number
   receivedBytes: number
   /** Aborts the connection in its present stage, with this ending. */

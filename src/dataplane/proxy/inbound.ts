@@ -48,6 +48,8 @@ export interface Arrival {
   readonly address: SocketAddress | undefined
   /** The local service whose certificate the peer accepted. */
   readonly destination: string
+  /** The server name of its TLS handshake. */
+  readonly serverName: string | undefined
   /** The certificates of a Connect peer's connection; undefined for a stream, whose session checks them. */
   readonly certificates: CertificatePair | undefined
   /** Monotonic: when the stream was opened, or the TLS connection was. */
@@ -124,6 +126,7 @@ async function carry(
     if (stream instanceof TunnelStream) stream.confirm()
     context.outcomes.succeeded('inbound', source, destination)
     const nowMs = performance.now()
+    connection.connectedMs = nowMs
     context.counters.connected(row, nowMs - arrival.arrivedMs)
     // Bytes that came before had to wait for the application: their time begins now, like that of bytes still unread.
     if (early.bytes.length > 0) connection.firstSentMs = nowMs
@@ -146,6 +149,10 @@ function enter(
   const from = preface?.source ?? address
   const connection = context.connections.add('inbound', peer.service, lane.account, from)
   connection.originalDestination = preface?.destination
+  connection.transport = certificates === undefined ? 'tunnel' : 'connect'
+  connection.peerSpiffeId = peer.spiffeId
+  connection.serverName = arrival.serverName
+  connection.traceparent = preface?.traceparent
   context.connections.setDestination(connection, stage)
   // A variable first, then the assignment, here and below: docs/performance.md, "Garbage".
   const abort: Connection['abort'] = (flag, reason) => {
@@ -258,8 +265,8 @@ function join(
       const flag = ending.kind === 'done' ? '-' : inboundFlagOf(ending.side, ending.reason)
       if (ending.kind === 'broken' && isCutOff(ending.reason))
         logBrokenOff(context, connection, flag, ending.reason)
-      const isOurVerdict = ending.kind === 'broken' && flag === 'TLS'
-      context.connections.end(connection, flag, isOurVerdict ? ending.reason : undefined)
+      const cause = ending.kind === 'broken' ? ending.reason : undefined
+      context.connections.end(connection, flag, flag === 'TLS' ? cause : undefined, cause)
     },
   })
 }

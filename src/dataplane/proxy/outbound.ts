@@ -209,7 +209,8 @@ function join(
     local: downstream,
   }
   connection.stage = stage
-  context.counters.connected(row, performance.now() - connection.startedMs)
+  connection.connectedMs = performance.now()
+  context.counters.connected(row, connection.connectedMs - connection.startedMs)
   if (certificates !== undefined) context.connections.bindCertificates(connection, certificates)
   if (upstream instanceof SocketStream) context.connections.useDescriptors(connection, 2)
   const finish = (flag: Parameters<typeof context.connections.end>[1], reason?: unknown): void => {

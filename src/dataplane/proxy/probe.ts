@@ -122,6 +122,19 @@ export interface ProbeResult {
   readonly code: string | undefined
   readonly reason: string
   readonly tookMs: number
+  readonly timing: ProbeTiming
+}
+
+/** Where the time of a probe went; undefined parts were not reached. */
+interface ProbeTiming {
+  /** `here`: the instance is on this host. `open`: a tunnel was open. `new`: one was dialed. */
+  tunnel: 'here' | 'open' | 'new' | undefined
+  /** For a new tunnel: TCP connection and TLS handshake, milliseconds. */
+  dialMs: number | undefined
+  /** The last measured round trip of the tunnel, milliseconds. */
+  roundTripMs: number | undefined
+  /** From the question in the tunnel to the answer, milliseconds: a round trip, and the decision. */
+  answerMs: number | undefined
 }
 
 /** Asks the daemon of one instance what would happen to a connection of `source`. Never rejects. */
@@ -132,6 +145,12 @@ export async function probe(
   endpoint: Endpoint,
 ): Promise<ProbeResult> {
   const startedMs = performance.now()
+  const timing: ProbeTiming = {
+    tunnel: undefined,
+    dialMs: undefined,
+    roundTripMs: undefined,
+    answerMs: undefined,
+  }
   const result = (parts: Partial<ProbeResult> & Pick<ProbeResult, 'kind'>): ProbeResult => ({
     endpoint: endpoint.key,
     answer: undefined,
@@ -139,18 +158,13 @@ export async function probe(
     code: undefined,
     reason: '',
     tookMs: performance.now() - startedMs,
+    timing,
     ...parts,
   })
   try {
     const answer = endpoint.local
-      ? await judge(context, {
-          direction: 'outbound',
-          source,
-          account: context.localAccount(source),
-          destination: endpoint.service,
-          instance: endpoint.id,
-        })
-      : await ask(context, source, service, endpoint)
+      ? await askHere(context, source, endpoint, timing)
+      : await ask(context, source, { service, endpoint }, timing)
     return typeof answer === 'string'
       ? result({ kind: answer })
       : result({ kind: 'answered', answer, reason: answer.reason })
@@ -166,11 +180,30 @@ export async function probe(
   }
 }
 
+async function askHere(
+  context: WorkerContext,
+  source: string,
+  endpoint: Endpoint,
+  timing: ProbeTiming,
+): Promise<ProbeAnswer> {
+  timing.tunnel = 'here'
+  const startedMs = performance.now()
+  const answer = await judge(context, {
+    direction: 'outbound',
+    source,
+    account: context.localAccount(source),
+    destination: endpoint.service,
+    instance: endpoint.id,
+  })
+  timing.answerMs = performance.now() - startedMs
+  return answer
+}
+
 async function ask(
   context: WorkerContext,
   source: string,
-  service: MeshService,
-  endpoint: Endpoint,
+  { service, endpoint }: { readonly service: MeshService; readonly endpoint: Endpoint },
+  timing: ProbeTiming,
 ): Promise<ProbeAnswer | 'handshake'> {
   const credential = context.credentials.of(source)
   if (credential === undefined)
@@ -178,15 +211,27 @@ async function ask(
       'HM_TLS_NOT_READY',
       `Cannot call as ${source}: ${context.credentials.unavailableReason(source)}`,
     )
-  const reached = await context.pool.reach({
+  const request = {
     source,
     destination: endpoint.service,
     datacenter: endpoint.datacenter,
     address: endpoint.tunnel,
     credential,
     timeoutMs: Math.min(PROBE_MS, context.timeouts.connectMs, service.clusters[0].connectTimeoutMs),
-  })
-  if (reached.kind === 'session') return await askStream(reached.session, endpoint)
+  }
+  const ready = context.pool.ready(request)
+  timing.tunnel = ready === undefined ? 'new' : 'open'
+  const dialedMs = performance.now()
+  const reached = ready ?? (await context.pool.reach(request))
+  const reachedMs = performance.now()
+  if (ready === undefined) timing.dialMs = reachedMs - dialedMs
+  if (reached.kind === 'session') {
+    const answer = await askStream(reached.session, endpoint)
+    timing.answerMs = performance.now() - reachedMs
+    // A new session sends a ping before anything else, so its round trip is known by now.
+    timing.roundTripMs = reached.session.roundTripMs
+    return answer
+  }
   const { socket } = reached
   try {
     await new Promise<void>((resolve, reject) => {

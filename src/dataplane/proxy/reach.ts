@@ -30,7 +30,12 @@ const MAX_TRIES = 3
 /** The caller for which an instance is reached. */
 export type ReachCaller = Readonly<
   Pick<Connection, 'source' | 'account' | 'from' | 'originalDestination' | 'startedMs'>
->
+> & {
+  readonly traceparent?: string | undefined
+  /** Set with each try. */
+  transport?: Connection['transport']
+  peerSpiffeId?: string | undefined
+}
 
 /** The acceptable instances. */
 export interface Target {
@@ -152,6 +157,8 @@ export class Reach extends IdleReceiver implements ReachProgress {
     const { source, account } = caller
     this.endpoint = endpoint
     this.decidedHere = false
+    caller.transport = 'local'
+    caller.peerSpiffeId = undefined
     // The policy is that of the instance's service, which may differ from the called one.
     if (isPolicyAwaited(context, endpoint.service)) await awaitPolicy(context, endpoint.service)
     const decision = evaluate(source, context.snapshot().policies.get(endpoint.service))
@@ -210,6 +217,8 @@ export class Reach extends IdleReceiver implements ReachProgress {
       )
     this.endpoint = endpoint
     this.decidedHere = false
+    caller.transport = undefined
+    caller.peerSpiffeId = undefined
     const peer = endpoint.tunnel
     const request = {
       source,
@@ -228,6 +237,8 @@ export class Reach extends IdleReceiver implements ReachProgress {
       // If a new leaf has arrived meanwhile, use that.
       request.credential = context.credentials.of(source) ?? credential
       const way = context.pool.ready(request) ?? (await context.pool.reach(request))
+      caller.peerSpiffeId = way.peerSpiffeId
+      caller.transport = way.kind === 'connection' ? 'connect' : 'tunnel'
       if (early.isGone) {
         if (way.kind === 'connection') way.socket.destroy()
         throw early.goneError()
@@ -271,7 +282,7 @@ export class Reach extends IdleReceiver implements ReachProgress {
         source: caller.originalDestination === undefined ? undefined : addressOf(caller.from),
         destination: caller.originalDestination,
         instance: endpoint.id,
-        traceparent: undefined,
+        traceparent: caller.traceparent,
       }),
     )
     this.stream = stream

@@ -188,6 +188,8 @@ class ReceiveLeg implements Receiver {
   /** The first byte from the called side: an answer, unless that speaks first. */
   private noteAnswer(): void {
     const { firstSentMs } = this.connection
-    if (firstSentMs > 0) this.counters.answered(this.row, performance.now() - firstSentMs)
+    if (firstSentMs === 0) return
+    this.connection.firstByteMs = performance.now() - firstSentMs
+    this.counters.answered(this.row, this.connection.firstByteMs)
   }
 }

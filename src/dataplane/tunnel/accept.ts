@@ -25,6 +25,8 @@ export interface AcceptedPeer {
   readonly peer: PeerIdentity
   /** Name of the local service whose certificate was presented. */
   readonly destination: string
+  /** The server name that the peer requested. */
+  readonly serverName: string | undefined
   /** The certificate that this host presented. */
   readonly own: Credential
   readonly isTunnel: boolean
@@ -201,14 +203,19 @@ function admit(
   const peer = identifyPeer(socket, trustDomain)
   const rejection = credentials.handshakeRejectionReason({ peer, own: own.proof }, trusted)
   if (rejection !== undefined) throw rejection
-  return { socket, peer, destination, own, isTunnel }
+  return { socket, peer, destination, serverName: serverNameOf(socket), own, isTunnel }
 }
 
 /** The local service that a handshake requested; without a server name, the host's only service. */
 function destinationOf(socket: TLSSocket, options: AcceptOptions): string | undefined {
-  const name: unknown = Reflect.get(socket, 'servername')
-  if (typeof name === 'string' && name !== '') return serviceFor(name, options)
+  const name = serverNameOf(socket)
+  if (name !== undefined) return serviceFor(name, options)
   return options.services.size === 1 ? [...options.services][0] : undefined
+}
+
+function serverNameOf(socket: TLSSocket): string | undefined {
+  const name: unknown = Reflect.get(socket, 'servername')
+  return typeof name === 'string' && name !== '' ? name : undefined
 }
 
 function serviceFor(serverName: string, options: AcceptOptions): string | undefined {

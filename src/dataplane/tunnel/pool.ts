@@ -35,10 +35,11 @@ export interface PoolRequest {
 
 /** The way to a peer: a session that accepts streams, or a connection for this caller alone. */
 export type Reached =
-  | { readonly kind: 'session'; readonly session: Session }
+  | { readonly kind: 'session'; readonly session: Session; readonly peerSpiffeId: string }
   | {
       readonly kind: 'connection'
       readonly socket: TLSSocket
+      readonly peerSpiffeId: string
       readonly certificates: CertificatePair
     }
 
@@ -104,8 +105,7 @@ export class TunnelPool {
 
   /** The open session to the peer; undefined when one must be dialed. */
   ready(request: PoolRequest): Reached | undefined {
-    const session = this.usable(keyOf(request), request.credential)
-    return session === undefined ? undefined : { kind: 'session', session }
+    return this.usable(keyOf(request), request.credential)
   }
 
   /**
@@ -118,7 +118,7 @@ export class TunnelPool {
     let { credential } = request
     for (;;) {
       const ready = this.usable(key, credential)
-      if (ready !== undefined) return { kind: 'session', session: ready }
+      if (ready !== undefined) return ready
       const leftMs = giveUpAtMs - this.clock.monotonicMs()
       if (this.plainPeers.has(key))
         return this.dial(key, { ...request, credential, timeoutMs: leftMs })
@@ -173,13 +173,13 @@ export class TunnelPool {
     for (const [key, pooled] of this.sessions) this.retire(key, pooled)
   }
 
-  private usable(key: string, credential: Credential): Session | undefined {
+  private usable(key: string, credential: Credential): Reached | undefined {
     const pooled = this.sessions.get(key)
     if (pooled === undefined) return undefined
     const isCurrent =
       pooled.certificates.own.serialNumber === credential.leaf.serialNumber &&
       Date.now() < pooled.renewAtMs
-    if (!pooled.session.isRetired && isCurrent) return pooled.session
+    if (!pooled.session.isRetired && isCurrent) return wayOf(pooled)
     this.retire(key, pooled)
     return undefined
   }
@@ -237,11 +237,12 @@ export class TunnelPool {
       this.options.onDialed('connection')
       if (this.plainPeers.size > 10_000) this.plainPeers.clear()
       this.plainPeers.add(key)
-      return { kind: 'connection', socket: dialed.socket, certificates }
+      const { socket, peer } = dialed
+      return { kind: 'connection', socket, certificates, peerSpiffeId: peer.spiffeId }
     }
     this.options.onDialed('tunnel')
     this.plainPeers.delete(key)
-    return { kind: 'session', session: this.pool(key, request, { dialed, certificates }) }
+    return wayOf(this.pool(key, request, { dialed, certificates }))
   }
 
   private pool(
@@ -251,7 +252,7 @@ export class TunnelPool {
       dialed,
       certificates,
     }: { readonly dialed: DialedPeer; readonly certificates: CertificatePair },
-  ): Session {
+  ): PooledSession {
     const notAfterMs = endOf(certificates)
     const leftMs = notAfterMs - Date.now()
     const lane = this.options.lane(request.source, request.destination)
@@ -287,7 +288,7 @@ export class TunnelPool {
     const before = this.sessions.get(key)
     if (before !== undefined) this.retire(key, before)
     this.sessions.set(key, pooled)
-    return session
+    return pooled
   }
 
   private retire(key: string, pooled: PooledSession): void {
@@ -296,6 +297,10 @@ export class TunnelPool {
     // This may close the session at once; onClosed then removes it from `retiring`.
     pooled.session.drain()
   }
+}
+
+function wayOf({ session, peer }: PooledSession): Reached {
+  return { kind: 'session', session, peerSpiffeId: peer.spiffeId }
 }
 
 /** Closes a connection whose caller has given up. A session stays for the next caller. */
