@@ -34,7 +34,8 @@ export function socketPair(): SocketPair {
 export function farSocket(fd: number): Socket {
   const socket = new Socket({ fd, readable: true, writable: true, allowHalfOpen: true })
   // Node resets TCP sockets only, and throws otherwise.
-  socket.resetAndDestroy = () => socket.destroy()
+  const destroy = (): Socket => socket.destroy()
+  socket.resetAndDestroy = destroy
   // A pair has no reset either: the near end, which never ends first to go on reading, is gone. Waiting for the called
   // side to end as well would leave it to that side how long a stop takes.
   socket.on('end', () => {
