@@ -65,7 +65,7 @@ function accessProblems({ listen, tls, access }: AggregatorConfig): ConfigProble
     problems.push({
       path: ['access', 'proxy'],
       message:
-        'Must have either socket or certificate: the header is believed only of a proxy that is known',
+        'Must have either socket or certificate: the header is accepted only from a known proxy',
     })
   if (proxy.certificate !== undefined && clientCertificates === undefined)
     problems.push({
@@ -75,7 +75,7 @@ function accessProblems({ listen, tls, access }: AggregatorConfig): ConfigProble
   if (proxy.socket === listen.socket)
     problems.push({
       path: ['access', 'proxy', 'socket'],
-      message: 'Is the socket of listen, where nobody is believed by a header',
+      message: 'Is the socket of listen, where no header is accepted',
     })
   if (proxy.roles.length === 0 && proxy.role === undefined)
     problems.push({

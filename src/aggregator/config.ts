@@ -39,7 +39,9 @@ const proxy = z.strictObject({
     .describe('Header in which the proxy says who the user is, such as X-Forwarded-User'),
   socket: path
     .optional()
-    .describe('Unix socket for the proxy alone: whoever may connect there is believed'),
+    .describe(
+      'Unix socket for the proxy alone: the header of whoever may connect there is accepted',
+    ),
   certificate: z
     .string()
     .min(1)

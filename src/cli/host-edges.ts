@@ -3,13 +3,11 @@
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import type { GraphDocument, GraphEdge, Quantiles, Traffic } from '../model/fleet.ts'
+import { failureFlags } from '../model/response-flag.ts'
 import { fetchText } from './admin-client.ts'
 
 /** Span of the first answer, milliseconds. */
 const SPAN_MS = 1_000
-
-/** Endings that say that the mesh or the instance failed, and not the caller or a rule. */
-const FAILED = new Set(['NC', 'UH', 'UF', 'UC', 'UO', 'UT', 'TLS', 'PE'])
 
 const HISTOGRAMS = {
   connectMs: 'hostmesh_tcp_connect_duration_seconds_bucket',
@@ -125,7 +123,7 @@ function trafficOf(
     if (key.startsWith(prefix) && grown(key) > 0) closed[key.slice(prefix.length)] = grown(key)
   const ended = Object.values(closed).reduce((sum, count) => sum + count, 0)
   const failed = Object.entries(closed).reduce(
-    (sum, [flag, count]) => sum + (FAILED.has(flag) ? count : 0),
+    (sum, [flag, count]) => sum + (failureFlags.has(flag) ? count : 0),
     0,
   )
   const quantiles = (name: string): Quantiles | null =>

@@ -177,7 +177,7 @@ export class ConnectionTable {
     if (this.has(connection)) this.certificates.set(connection, certificates)
   }
 
-  /** Aborts the connections for whose certificates `rejection` returns an error. */
+  /** Aborts the connections for whose certificates `rejectionReason` returns an error. */
   abortUntrusted(rejectionReason: (certificates: CertificatePair) => MeshError | undefined): void {
     for (const [connection, certificates] of Array.from(this.certificates)) {
       const reason = rejectionReason(certificates)
